@@ -1,0 +1,56 @@
+"""Train soft prompts on a frozen language model and generate with any number of them, exactly.
+
+The names below are the public interface. Importing the package imports no torch: each name is loaded at first use.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from foreword.backbone import Backbone
+    from foreword.config import EncodingConfig, TrainConfig
+    from foreword.data import Example, read_examples
+    from foreword.encoding import Row
+    from foreword.errors import ForewordError
+    from foreword.prefix import Prefix
+    from foreword.prompt import SoftPrompt
+    from foreword.training import TrainEvent, train
+
+_HOMES = {
+    "Backbone": "backbone",
+    "EncodingConfig": "config",
+    "Example": "data",
+    "ForewordError": "errors",
+    "Prefix": "prefix",
+    "Row": "encoding",
+    "SoftPrompt": "prompt",
+    "TrainConfig": "config",
+    "TrainEvent": "training",
+    "read_examples": "data",
+    "train": "training",
+}
+__all__ = [
+    "Backbone",
+    "EncodingConfig",
+    "Example",
+    "ForewordError",
+    "Prefix",
+    "Row",
+    "SoftPrompt",
+    "TrainConfig",
+    "TrainEvent",
+    "read_examples",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'foreword' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"foreword.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,197 @@
+"""One directory is one soft prompt, in PEFT's own format plus our facts.
+
+In: a tensor `prompt_embeddings`, an adapter configuration, facts. Out: the same, verified. The tensor file is
+safetensors, whose metadata carries the facts as JSON under `foreword`; PEFT ignores them. Writes are atomic. Nothing
+here knows a model, a method or how a prompt is used; no pickle is ever read.
+"""
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from foreword.errors import ArtifactError, StorageError
+
+FORMAT_VERSION = 1
+CONFIG_FILE = "adapter_config.json"
+TENSOR_FILE = "adapter_model.safetensors"
+TENSOR_NAME = "prompt_embeddings"
+MAX_CONFIG_BYTES = 1 << 20
+
+EMBEDDING_TYPES = ("PROMPT_TUNING", "P_TUNING", "CPT")
+KEY_VALUE_TYPES = ("PREFIX_TUNING", "CARTRIDGE")
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """What a prompt directory holds: the tensor as PEFT lays it out, PEFT's configuration, our facts."""
+
+    tensor: Tensor
+    config: dict[str, Any]
+    facts: dict[str, Any]
+
+
+def content_hash(tensors: list[Tensor]) -> str:
+    """Return the SHA-256 of values, shapes and dtypes: equal for equal prompts, on any machine."""
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        value = tensor.detach().cpu().contiguous()
+        digest.update(f"{value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def write(directory: str | os.PathLike[str], artifact: Artifact) -> None:
+    """Write an artifact; a reader sees the old files or the new ones, never a half-written one.
+
+    Raises:
+        StorageError: the directory cannot be written or the disk is full; what was there is kept.
+    """
+    target = Path(directory)
+    metadata = {"format": "pt"}
+    if artifact.facts:
+        metadata["foreword"] = json.dumps(artifact.facts, sort_keys=True)
+    tensors = {TENSOR_NAME: artifact.tensor.detach().cpu().contiguous()}
+    with storage_errors(target):
+        target.mkdir(parents=True, exist_ok=True)
+        with replacing(target / TENSOR_FILE) as temporary:
+            save_file(tensors, temporary, metadata=metadata)
+        with replacing(target / CONFIG_FILE) as temporary:
+            temporary.write_text(json.dumps(artifact.config, indent=2, sort_keys=True) + "\n")
+
+
+def read(directory: str | os.PathLike[str]) -> Artifact:
+    """Read and verify an artifact written here or by stock PEFT.
+
+    Raises:
+        ArtifactError: missing, truncated or hostile files, or an adapter that is not a soft prompt.
+    """
+    source = Path(directory)
+    config = _read_config(source)
+    tensor, facts = _read_tensor(source)
+    if not tensor.is_floating_point():
+        raise ArtifactError(
+            f"{source / TENSOR_FILE}: expected floating point values, got {tensor.dtype}"
+        )
+    if not bool(torch.isfinite(tensor).all()):
+        raise ArtifactError(
+            f"{source / TENSOR_FILE}: the prompt holds NaN or infinite values; train it again "
+            "with a lower learning rate or restore a copy"
+        )
+    expected = config.get("num_virtual_tokens")
+    if tensor.ndim != 2 or (expected is not None and tensor.shape[0] != expected):
+        raise ArtifactError(
+            f"{source}: {TENSOR_NAME} has shape {list(tensor.shape)}, but {CONFIG_FILE} says "
+            f"num_virtual_tokens = {expected}; the two files are not from one save"
+        )
+    return Artifact(tensor, config, facts)
+
+
+def _read_config(source: Path) -> dict[str, Any]:
+    path = source / CONFIG_FILE
+    if not source.is_dir():
+        raise ArtifactError(f"{source}: no such directory; expected a soft prompt's directory")
+    if not path.is_file():
+        raise ArtifactError(f"{source}: no {CONFIG_FILE}; this directory holds no soft prompt")
+    if path.stat().st_size > MAX_CONFIG_BYTES:
+        raise ArtifactError(f"{path}: larger than {MAX_CONFIG_BYTES} bytes; not a configuration")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise ArtifactError(f"{path}: not readable as JSON ({error})") from None
+    if not isinstance(config, dict):
+        raise ArtifactError(f"{path}: expected a JSON object, got {type(config).__name__}")
+    kind = config.get("peft_type")
+    if kind not in EMBEDDING_TYPES + KEY_VALUE_TYPES:
+        supported = ", ".join(EMBEDDING_TYPES + KEY_VALUE_TYPES)
+        raise ArtifactError(
+            f"{path}: peft_type is {kind!r}, which is not a soft prompt that can be read; "
+            f"expected one of {supported}"
+        )
+    if config.get("num_transformer_submodules") not in (None, 1):
+        raise ArtifactError(
+            f"{path}: num_transformer_submodules is {config['num_transformer_submodules']} (an "
+            "encoder-decoder prompt); only decoder prompts are supported"
+        )
+    return config
+
+
+def _read_tensor(source: Path) -> tuple[Tensor, dict[str, Any]]:
+    path = source / TENSOR_FILE
+    if not path.is_file():
+        pickled = (source / "adapter_model.bin").exists()
+        hint = "adapter_model.bin is a pickle and is never read; save it again as safetensors"
+        raise ArtifactError(f"{source}: no {TENSOR_FILE}" + (f"; {hint}" if pickled else ""))
+    try:
+        with safe_open(path, framework="pt") as file:
+            names = list(file.keys())
+            if TENSOR_NAME not in names:
+                raise ArtifactError(
+                    f"{path}: no tensor {TENSOR_NAME!r}; found {', '.join(names[:5]) or 'none'}"
+                )
+            return file.get_tensor(TENSOR_NAME), _read_facts(path, file.metadata() or {})
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ArtifactError(f"{path}: truncated or not a safetensors file ({error})") from None
+
+
+def _read_facts(path: Path, metadata: dict[str, str]) -> dict[str, Any]:
+    if "foreword" not in metadata:
+        return {}
+    try:
+        facts = json.loads(metadata["foreword"])
+    except (json.JSONDecodeError, RecursionError):
+        facts = None
+    if not isinstance(facts, dict):
+        raise ArtifactError(f"{path}: the metadata under 'foreword' is not a JSON object")
+    version = facts.get("format_version")
+    if version != FORMAT_VERSION:
+        raise ArtifactError(
+            f"{path}: format version {version!r}, expected {FORMAT_VERSION}; "
+            "read it with the release of foreword that wrote it"
+        )
+    return facts
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a temporary file beside `path` that takes its place, whole and synced, on success."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with temporary.open("rb") as written:
+            os.fsync(written.fileno())
+        temporary.chmod(0o644)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def storage_errors(target: Path) -> Iterator[None]:
+    """Turn what the operating system says about a full or closed disk into one line."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        number = getattr(error, "errno", None)
+        if number == errno.ENOSPC or "No space left" in str(error):
+            reason = "no space left on the device; free some or choose another directory"
+        elif number in (errno.EACCES, errno.EPERM, errno.EROFS):
+            reason = "not writable; choose another directory or change its permissions"
+        elif number in (errno.ENOTDIR, errno.EEXIST):
+            reason = "a file stands where a directory is needed; choose another directory"
+        else:
+            reason = str(error)
+        raise StorageError(f"{target}: {reason}; what was there before is kept") from None

@@ -1,0 +1,353 @@
+"""One frozen language model: what it reads, compiles, generates and how it is told from another.
+
+In: a transformers model. Out: prefixes, logits, hidden states, generations. The model is frozen, never patched, and
+stays usable on its own. Everything that depends on a family or on a release of transformers is behind this class, in
+`capabilities`, `layout`, `caches` and `generation`. It knows ids, not text.
+"""
+
+import copy
+import hashlib
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.cache_utils import Cache, DynamicLayer
+from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
+
+from foreword import caches, generation, models
+from foreword.capabilities import Capabilities, check_transformers, inspect_model
+from foreword.errors import InputError, MismatchError, UnsupportedError
+from foreword.prefix import Prefix, PrefixBatch, no_prefixes
+from foreword.prompt import KeyValues, SoftPrompt
+
+Prompt = SoftPrompt | Prefix | None
+NUM_COMPILED = 8  # prompts whose prefix is remembered by content
+NUM_FINGERPRINT_ROWS = 256
+
+
+class Backbone:
+    """A frozen causal language model that takes prefixes.
+
+    Args:
+        hf_model: a transformers causal language model in memory; its parameters stop taking gradients.
+        tokenizer: its tokenizer, where text is to be read; ids in and ids out need none.
+        name: how the model is called in a saved prompt; default: what the model calls itself.
+
+    Raises:
+        UnsupportedError: a part of the model cannot be made exact; the message names it.
+    """
+
+    def __init__(self, hf_model: Any, tokenizer: Any = None, *, name: str | None = None):
+        self.capabilities: Capabilities = inspect_model(hf_model)
+        self.model = hf_model.eval().requires_grad_(False)
+        self.tokenizer = tokenizer
+        self.name = name or getattr(hf_model, "name_or_path", "") or hf_model.config.model_type
+        self.revision: str | None = getattr(hf_model.config, "_commit_hash", None)
+        self._compiled: OrderedDict[str, Prefix] = OrderedDict()
+        self._lock = threading.Lock()
+        self._fingerprint: dict[str, Any] | None = None
+        if not self.capabilities.is_tested:
+            self._prove_family()
+
+    @classmethod
+    def load(
+        cls,
+        model: str,
+        *,
+        dtype: str | torch.dtype = "auto",
+        device: str | torch.device = "auto",
+        revision: str | None = None,
+        **kwargs: Any,
+    ) -> "Backbone":
+        """Load a model by name, directory or GGUF file.
+
+        Args:
+            model: "smollm2-135m", a Hub id, a local directory, or a .gguf file.
+            dtype: "auto" is float32 on a CPU and the checkpoint's own on an accelerator.
+            device: "auto" is the accelerator where there is one.
+            revision: of a Hub id.
+            **kwargs: more arguments of transformers' `from_pretrained`.
+
+        Raises:
+            InputError: no such model. UnsupportedError: a model that cannot be made exact.
+        """
+        check_transformers()
+        source = models.resolve(model)
+        place = _device(device)
+        if dtype == "auto" and place.type == "cpu":
+            dtype = torch.float32
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
+            loaded = AutoModelForCausalLM.from_pretrained(
+                source, dtype=dtype, revision=revision, **kwargs
+            )
+        except (OSError, ValueError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise InputError(f"{model}: transformers cannot load it ({reason})") from error
+        if "device_map" not in kwargs:
+            loaded = loaded.to(place)
+        return cls(loaded, tokenizer, name=model)
+
+    @property
+    def device(self) -> torch.device:
+        """Where inputs go."""
+        return torch.device(self.model.device)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the model's activations."""
+        return self.model.dtype  # type: ignore[no-any-return]
+
+    def embed(self, input_ids: Tensor) -> Tensor:
+        """Return the embeddings that the model computes for ids: `[..., T]` to `[..., T, H]`."""
+        return self.model.get_input_embeddings()(input_ids.to(self.device))  # type: ignore[no-any-return]
+
+    def compile(self, prompt: SoftPrompt) -> Prefix:
+        """Compute a prompt's prefix: what the model's cache holds after its virtual tokens.
+
+        The result does not change when the prompt is trained further. A prompt with the same values is not computed
+        again.
+
+        Raises:
+            MismatchError: the prompt was made for another base model.
+        """
+        self._check_base(prompt)
+        key = prompt.content_hash
+        with self._lock:
+            if key in self._compiled:
+                self._compiled.move_to_end(key)
+                return self._compiled[key]
+        with torch.no_grad():
+            states = tuple((k.clone(), v.clone()) for k, v in self.read(prompt))
+        prefix = Prefix(states, key, prompt.facts)
+        with self._lock:
+            self._compiled[key] = prefix
+            while len(self._compiled) > NUM_COMPILED:
+                self._compiled.popitem(last=False)
+        return prefix
+
+    def read(self, prompt: SoftPrompt) -> KeyValues:
+        """Return a prompt's keys and values `[N, P, D]` of every layer, with gradient to the prompt."""
+        if prompt.form == "key_values":
+            return tuple(
+                (keys.to(self.device, self.dtype), values.to(self.device, self.dtype))
+                for keys, values in prompt.key_values
+            )
+        return self.read_embeddings(prompt.embeddings.to(self.device, self.dtype))
+
+    def read_embeddings(self, embeddings: Tensor) -> KeyValues:
+        """Run the model over embeddings `[P, H]` and return each layer's keys and values `[N, P, D]`."""
+        cache = Cache(layers=[DynamicLayer() for _ in range(self.capabilities.num_layers)])
+        self._decode(no_prefixes(1), cache, None, inputs_embeds=embeddings[None])
+        return tuple((layer.keys[0], layer.values[0]) for layer in cache.layers)
+
+    def generate(
+        self,
+        prompt: Prompt | Sequence[Prompt] = None,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Generate as transformers' `generate` does, as if the virtual tokens did not exist.
+
+        Args:
+            prompt: a soft prompt, a prefix, None for the bare model, or a sequence with one of these for each row.
+            input_ids: `[B, T]`, padded on either side.
+            attention_mask: `[B, T]`; with `past_key_values`, one column for every token so far.
+            **kwargs: what `generate` takes.
+
+        Returns:
+            What `generate` returns: sequences begin with `input_ids`, scores are of real tokens.
+            `attentions`, where asked for, keep the columns of the virtual tokens, first.
+
+        Raises:
+            MismatchError: a prompt of another base, or a cache started from other prompts.
+            UnsupportedError: a strategy or cache that would not be exact.
+        """
+        if input_ids is None and isinstance(kwargs.get("inputs"), Tensor):
+            input_ids = kwargs.pop("inputs")
+        if isinstance(kwargs.get("assistant_model"), Backbone):
+            kwargs["assistant_model"] = kwargs["assistant_model"].model
+        inputs = input_ids if input_ids is not None else kwargs.get("inputs_embeds")
+        rows = inputs.shape[0] if isinstance(inputs, Tensor) else 1
+        batch = self.batch_of(prompt, rows)
+        return generation.generate(
+            self.model, self.capabilities, batch, input_ids, attention_mask, kwargs
+        )
+
+    def logits(
+        self,
+        prompt: Prompt | Sequence[Prompt],
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        **media: Any,
+    ) -> Tensor:
+        """Return the logits `[B, T, V]` of every real token; those of padding mean nothing.
+
+        With gradients enabled, they reach a prompt whose tensors require one.
+        """
+        if media:
+            raise UnsupportedError(
+                f"{self.capabilities.model_type} takes no {', '.join(sorted(media))}; "
+                "give input_ids and attention_mask only"
+            )
+        batch = self.batch_of(prompt, input_ids.shape[0], needs_grad=torch.is_grad_enabled())
+        return self.head(self.hidden(batch, input_ids.to(self.device), attention_mask))
+
+    def hidden(
+        self, batch: PrefixBatch, input_ids: Tensor, attention_mask: Tensor | None
+    ) -> Tensor:
+        """Return the last hidden states `[B, T, H]` of real tokens, each row behind its prefix."""
+        cache = caches.uncached(batch, self.capabilities.num_layers)
+        return self._decode(batch, cache, attention_mask, input_ids=input_ids)
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Turn hidden states `[..., H]` into logits `[..., V]` with the model's own head, scale and soft cap."""
+        decoder = _Given(hidden.reshape(1, -1, hidden.shape[-1]))
+        head = copy.copy(self.model)
+        head.__dict__["_modules"] = dict(self.model._modules) | {
+            self.model.base_model_prefix: decoder
+        }
+        logits = type(self.model).forward(head, inputs_embeds=decoder.hidden, use_cache=False).logits
+        return logits.reshape(*hidden.shape[:-1], -1)  # type: ignore[no-any-return]
+
+    def batch_of(
+        self, prompt: Prompt | Sequence[Prompt], num_rows: int, *, needs_grad: bool = False
+    ) -> PrefixBatch:
+        """Return the prefixes of a batch's rows; equal prompts share one."""
+        is_single = prompt is None or isinstance(prompt, SoftPrompt | Prefix)
+        prompts = [prompt] * num_rows if is_single else list(prompt)  # type: ignore[arg-type]
+        if len(prompts) != num_rows:
+            raise InputError(
+                f"{len(prompts)} prompts for {num_rows} rows; give one for all or one per row"
+            )
+        known: dict[int, Prefix | None] = {}
+        for one in prompts:
+            if id(one) not in known:
+                known[id(one)] = self._prefix(one, needs_grad)  # type: ignore[arg-type]
+        return PrefixBatch(tuple(known[id(one)] for one in prompts))
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Return what tells this base from another: its proportions and a hash of its embedding table."""
+        if self._fingerprint is None:
+            facts = self.capabilities
+            self._fingerprint = {
+                "model_type": facts.model_type,
+                "hidden_size": facts.hidden_size,
+                "num_layers": facts.num_layers,
+                "vocab_size": facts.vocab_size,
+                "embeddings": self._hash_embeddings(),
+            }
+        return self._fingerprint
+
+    def _hash_embeddings(self) -> str:
+        """Hash rows spread over the table, rounded to bfloat16: one hash for every dtype of one checkpoint."""
+        size = self.capabilities.vocab_size
+        step = max(1, size // NUM_FINGERPRINT_ROWS)
+        with torch.no_grad():
+            rows = self.embed(torch.arange(0, size, step, device=self.device))
+        rounded = rows.to(torch.bfloat16).cpu().view(torch.int16)
+        return hashlib.sha256(rounded.numpy().tobytes()).hexdigest()
+
+    def _prefix(self, prompt: Prompt, needs_grad: bool) -> Prefix | None:
+        if prompt is None:
+            return None
+        if isinstance(prompt, Prefix):
+            self._check_shapes(prompt.key_values)
+            return prompt
+        if not isinstance(prompt, SoftPrompt):
+            raise InputError(
+                f"expected a SoftPrompt, a Prefix or None, got {type(prompt).__name__}; "
+                "load a directory with SoftPrompt.load"
+            )
+        if needs_grad and any(tensor.requires_grad for tensor in prompt.tensors):
+            self._check_base(prompt)
+            return Prefix(self.read(prompt), "trained", prompt.facts)
+        return self.compile(prompt)
+
+    def _check_base(self, prompt: SoftPrompt) -> None:
+        """Refuse a prompt of another base by name, before any arithmetic."""
+        if prompt.form == "embeddings":
+            found = prompt.embeddings.shape[1]
+            if found != self.capabilities.hidden_size:
+                raise MismatchError(
+                    f"the prompt has hidden size {found}, {self.name} has "
+                    f"{self.capabilities.hidden_size}; it was made for {_base_name(prompt)}"
+                )
+        else:
+            self._check_shapes(prompt.key_values)
+        theirs = (prompt.facts.get("base") or {}).get("fingerprint")
+        if theirs is not None and theirs != self.fingerprint():
+            differing = [k for k, v in self.fingerprint().items() if theirs.get(k) != v]
+            raise MismatchError(
+                f"the prompt was made for {_base_name(prompt)}, not for {self.name} (they differ in "
+                f"{', '.join(differing)}); load the right base model"
+            )
+
+    def _check_shapes(self, key_values: KeyValues) -> None:
+        config = self.model.config.get_text_config(decoder=True)
+        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        found = len(key_values), key_values[0][0].shape[0], key_values[0][0].shape[2]
+        if found != (self.capabilities.num_layers, heads, size):
+            raise MismatchError(
+                f"the prompt has {found[0]} layers of {found[1]} heads of size {found[2]}, {self.name} "
+                f"has {self.capabilities.num_layers} of {heads} of {size}; it is for another base"
+            )
+
+    def _decode(
+        self, batch: PrefixBatch, cache: Cache, attention_mask: Tensor | None, **tokens: Tensor
+    ) -> Tensor:
+        """Run the decoder without its head over one pass of tokens and return `[B, T, H]`."""
+        given = next(iter(tokens.values()))
+        placed = generation.model_inputs(
+            self.capabilities, batch, cache, given, attention_mask, 0, self.dtype
+        )
+        return self.model.base_model(**tokens, **placed).last_hidden_state  # type: ignore[no-any-return]
+
+    def _prove_family(self) -> None:
+        """Run an untested family once, cached against uncached and padded against alone, and refuse it if it differs."""
+        vocab = self.capabilities.vocab_size
+        ids = (torch.arange(1, 9, device=self.device) * 7919) % vocab
+        with torch.no_grad():
+            whole = self.head(self.hidden(no_prefixes(1), ids[None], None))[0, 5:]
+            prompt = Prefix(self.read_embeddings(self.embed(ids[:5])), "self-test")
+            rows = torch.stack([ids[5:], ids[5:].roll(1)])
+            mask = torch.tensor([[1, 1, 1], [0, 1, 1]], device=self.device)
+            split = self.head(self.hidden(PrefixBatch((prompt, None)), rows, mask))[0]
+        error = (whole - split).abs().max().item()
+        limit = 1e-3 if self.dtype in (torch.float32, torch.float64) else 0.5
+        if not error <= limit * max(1.0, whole.abs().max().item()):
+            raise UnsupportedError(
+                f"{self.capabilities.model_type}: a prefix and the text it stands for give logits that "
+                f"differ by {error:.2g}; this family cannot be made exact yet"
+            )
+
+    def __repr__(self) -> str:
+        return f"Backbone({self.name}, {self.capabilities.model_type}, {self.dtype}, {self.device})"
+
+
+class _Given(Module):
+    """Stands for a decoder whose hidden states are known, so that a model's own head can be applied to them."""
+
+    def __init__(self, hidden: Tensor) -> None:
+        super().__init__()
+        self.hidden = hidden
+
+    def forward(self, *args: Any, **kwargs: Any) -> BaseModelOutputWithPastAndCrossAttentions:
+        return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=self.hidden)
+
+
+def _device(device: str | torch.device) -> torch.device:
+    if device != "auto":
+        return torch.device(device)
+    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+
+
+def _base_name(prompt: SoftPrompt) -> str:
+    return (prompt.facts.get("base") or {}).get("name") or "a base that its file does not name"

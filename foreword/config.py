@@ -1,0 +1,117 @@
+"""Every option of foreword, written once: type, default and help under one name.
+
+In: nothing. Out: frozen dataclasses that the library takes and that the command line is derived from. A cross-check
+that fails names the option. This module knows nothing of torch, of files or of the terminal.
+"""
+
+import re
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
+
+from foreword.errors import InputError
+
+Form = Literal["embeddings", "key_values"]
+Initialization = Literal["text", "vocabulary", "random"]
+
+TEMPLATE_FIELD = re.compile(r"\{(\w[\w .-]*)\}")
+"""A {column} of --template: one name in braces. Any other brace, as in JSON, is plain text."""
+
+
+def option(default: Any, help: str) -> Any:
+    """Declare one option: its default and the sentence that `--help` prints."""
+    return field(default=default, metadata={"help": help})
+
+
+def help_of(config: type) -> dict[str, str]:
+    """Map each option of a config class to its help sentence."""
+    return {f.name: f.metadata["help"] for f in fields(config)}
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where the columns of a data file are.
+
+    With nothing set, the columns decide: `messages`, else `prompt` and `completion`.
+    """
+
+    messages_column: str = option("messages", "column that holds a conversation")
+    prompt_column: str = option("prompt", "column that holds the text before the answer")
+    completion_column: str = option("completion", "column that holds the answer")
+    template: str | None = option(
+        None, "text before the answer, with {column} fields; needs --label-column"
+    )
+    label_column: str | None = option(None, "column that holds the answer of a --template")
+
+    def __post_init__(self) -> None:
+        if (self.template is None) != (self.label_column is None):
+            raise InputError("--template and --label-column go together: give both or neither")
+        if self.template is not None and not TEMPLATE_FIELD.search(self.template):
+            raise InputError(f"--template must contain a {{column}}, got {self.template!r}")
+
+
+@dataclass(frozen=True)
+class EncodingConfig:
+    """How an example becomes token ids. Saved in the prompt: generation encodes as training did."""
+
+    row_template: str | None = option(
+        None,
+        "text of a row around its {prompt}, instead of the chat template; for base models and "
+        "for rows that should carry no system turn",
+    )
+    max_length: int | None = option(
+        None, "longest row in tokens, virtual tokens not counted; default: the model's context"
+    )
+    truncate: bool = option(
+        False, "cut the start of rows that are too long instead of refusing them"
+    )
+
+    def __post_init__(self) -> None:
+        if self.row_template is not None and "{prompt}" not in self.row_template:
+            raise InputError(
+                f"--row-template must contain {{prompt}}, got {self.row_template!r}"
+            )
+        if self.max_length is not None and self.max_length < 2:
+            raise InputError(f"--max-length must be at least 2 tokens, got {self.max_length}")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One training run. The resolved values are saved in the prompt."""
+
+    form: Form = option(
+        "key_values", "what is learned: 'embeddings' [P, H] or 'key_values' of every layer"
+    )
+    num_virtual_tokens: int = option(32, "P, the number of virtual tokens; a multiple of 16 serves best")
+    init: Initialization = option(
+        "text", "start from --init-text, from sampled vocabulary rows, or from noise at the table's scale"
+    )
+    init_text: str | None = option(None, "instruction that the prompt starts from; sets --init text")
+    learning_rate: float = option(1e-2, "peak learning rate of AdamW")
+    batch_size: int = option(16, "rows per optimizer step")
+    micro_batch_size: int | None = option(
+        None, "rows per forward pass; the gradient of a step is added up; default: the batch size"
+    )
+    num_steps: int | None = option(None, "optimizer steps; default: --num-epochs over the data")
+    num_epochs: float = option(3.0, "passes over the data when --num-steps is not given")
+    warmup_share: float = option(0.05, "share of the steps with a rising learning rate")
+    weight_decay: float = option(0.0, "AdamW weight decay, decoupled")
+    max_grad_norm: float = option(1.0, "gradient is scaled down to this norm; 0 switches it off")
+    eval_every: int = option(20, "optimizer steps between validations; 0: only at the end")
+    seed: int = option(0, "seed of the order of rows and of the initialization")
+
+    def __post_init__(self) -> None:
+        for name in ("num_virtual_tokens", "batch_size"):
+            if getattr(self, name) < 1:
+                raise InputError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
+        for name in ("micro_batch_size", "num_steps"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
+        for name in ("learning_rate", "num_epochs"):
+            if not getattr(self, name) > 0:
+                raise InputError(f"--{name.replace('_', '-')} must be above 0, got {getattr(self, name)}")
+        if not 0 <= self.warmup_share < 1:
+            raise InputError(f"--warmup-share must be in [0, 1), got {self.warmup_share}")
+        for name in ("weight_decay", "max_grad_norm", "eval_every"):
+            if getattr(self, name) < 0:
+                raise InputError(f"--{name.replace('_', '-')} must not be negative, got {getattr(self, name)}")

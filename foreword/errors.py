@@ -1,0 +1,68 @@
+"""Every exception that foreword raises, drawn as one tree.
+
+    ForewordError
+    ├── InputError           the caller's data, file or argument is wrong
+    │   ├── DataError        a row or a data file: names file and line
+    │   ├── ArtifactError    a prompt directory: truncated, hostile, not a soft prompt
+    │   └── MismatchError    a prompt and a base model that do not belong together
+    ├── UnsupportedError     a combination that would not be exact: refused by name
+    ├── DependencyError      a missing extra or a release outside the tested range
+    ├── StorageError         no space, no permission: says what was kept and where
+    └── TrainingError        the run cannot go on: no gradient, a loss that is not finite
+
+A message is one line that says what, where, expected, got, and what to do. Each class carries the exit code of the
+command line and the status of an HTTP answer, so that one place turns errors into either.
+"""
+
+from typing import ClassVar
+
+
+class ForewordError(Exception):
+    """Root of every error that foreword raises on purpose."""
+
+    exit_code: ClassVar[int] = 1
+    http_status: ClassVar[int] = 500
+
+
+class InputError(ForewordError):
+    """Something that the caller gave is wrong and can be corrected by the caller."""
+
+    exit_code = 2
+    http_status = 400
+
+
+class DataError(InputError):
+    """A data file or one of its rows cannot be used; the message names file and line."""
+
+
+class ArtifactError(InputError):
+    """A directory does not hold a readable soft prompt."""
+
+
+class MismatchError(InputError):
+    """A prompt, a cache or a tensor belongs to another base model or to another prompt."""
+
+
+class UnsupportedError(ForewordError):
+    """A model, cache or strategy that cannot be made equal to the oracle, with what to use instead."""
+
+    exit_code = 3
+    http_status = 400
+
+
+class DependencyError(ForewordError):
+    """A package is missing or its release is outside the tested range."""
+
+    exit_code = 4
+
+
+class StorageError(ForewordError):
+    """A file could not be written; nothing that was there before is lost."""
+
+    exit_code = 5
+
+
+class TrainingError(ForewordError):
+    """Training cannot go on; the best prompt so far is kept where there is one."""
+
+    exit_code = 6

@@ -1,0 +1,309 @@
+"""Generation with prefixes through transformers' own `generate`, every strategy of it.
+
+In: a model, a batch of prefixes, what `generate` takes. Out: what `generate` returns, as if the virtual tokens did not
+exist. A call works on a *view*: an object of a subclass of the model's class that shares its weights and has its own
+state, so that the model is never patched and threads do not meet. The view translates each forward pass: real tokens
+to positions after the prefix, the two-dimensional mask to masks by position. It knows ids only, no text.
+"""
+
+import functools
+from collections import OrderedDict
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import (
+    LogitsProcessor,
+    LogitsProcessorList,
+    NoBadWordsLogitsProcessor,
+    NoRepeatNGramLogitsProcessor,
+    RepetitionPenaltyLogitsProcessor,
+    SequenceBiasLogitsProcessor,
+)
+
+from foreword import caches, layout
+from foreword.capabilities import Capabilities
+from foreword.errors import InputError, UnsupportedError
+from foreword.prefix import PrefixBatch
+
+# Processors that read a row's history: in a padded batch they would read its padding too.
+HISTORY_PROCESSORS = (
+    RepetitionPenaltyLogitsProcessor,
+    NoRepeatNGramLogitsProcessor,
+    NoBadWordsLogitsProcessor,
+    SequenceBiasLogitsProcessor,
+)
+HOOKS = (
+    "_forward_hooks",
+    "_forward_pre_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_forward_pre_hooks_with_kwargs",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+)
+
+
+def model_inputs(
+    capabilities: Capabilities,
+    batch: PrefixBatch,
+    cache: Any,
+    tokens: Tensor,
+    attention_mask: Tensor | None,
+    num_cached: int,
+    dtype: torch.dtype,
+) -> dict[str, Any]:
+    """Return positions, masks and cache for one pass of the model over `tokens` `[B, T]` or `[B, T, H]`."""
+    num_new = tokens.shape[1]
+    span = layout.Span(
+        num_virtual=batch.num_virtual,
+        num_slots=batch.num_slots,
+        num_cached=num_cached,
+        num_new=num_new,
+        capacity=int(cache.get_mask_sizes(num_new, 0)[0]),
+    )
+    positions, masks = layout.place(span, attention_mask, capabilities, dtype, tokens.device)
+    return {
+        "position_ids": positions.expand(tokens.shape[0], -1),
+        "attention_mask": masks,
+        "past_key_values": cache,
+        "use_cache": True,
+    }
+
+
+class _View:
+    """What a view overrides of its model; see `view`."""
+
+    def forward(self, **inputs: Any) -> Any:
+        """Run the model on real tokens, behind each row's prefix."""
+        cache = inputs.pop("past_key_values", None)
+        mask = inputs.pop("attention_mask", None)
+        inputs.pop("position_ids", None)  # recomputed from the mask
+        keep = inputs.pop("use_cache", None) is not False and cache is not None
+        tokens = inputs.get("input_ids")
+        if tokens is None:
+            tokens = inputs["inputs_embeds"]
+        if cache is not None and mask is not None:
+            cache.is_padded = True
+        batch = self._batch.expanded(tokens.shape[0])
+        num_cached = cache.get_seq_length() if cache is not None else 0
+        model_cache = (
+            cache.model_cache
+            if cache is not None
+            else caches.uncached(batch, self._capabilities.num_layers)
+        )
+        placed = model_inputs(
+            self._capabilities, batch, model_cache, tokens, mask, num_cached, self._model.dtype
+        )
+        output = self._model(**inputs, **placed)
+        output.past_key_values = cache if keep else None
+        return output
+
+    def _prepare_cache_for_generation(
+        self,
+        generation_config: Any,
+        model_kwargs: dict[str, Any],
+        generation_mode: Any,
+        batch_size: int,
+        max_cache_length: int,
+    ) -> None:
+        """Make the cache that was asked for, or take the caller's, and start it with the prefixes."""
+        self._check_length(max_cache_length + 1)
+        self._refuse_cache(generation_config.cache_implementation)
+        super()._prepare_cache_for_generation(
+            generation_config, model_kwargs, generation_mode, batch_size, max_cache_length
+        )
+        cache = model_kwargs.get("past_key_values")
+        if cache is None:
+            return
+        copies = max(generation_config.num_beams or 1, generation_config.num_return_sequences or 1)
+        batch = self._batch.expanded(len(self._batch.prefixes) * copies)
+        model_kwargs["past_key_values"] = caches.start(
+            cache, batch, self._capabilities.num_layers, max_cache_length
+        )
+
+    def _refuse_cache(self, kind: str | None) -> None:
+        if kind == "offloaded_static":
+            raise UnsupportedError(
+                "the offloaded static cache holds no prefix; use cache_implementation='offloaded'"
+            )
+        if kind == "quantized" and any(self._capabilities.windows):
+            raise UnsupportedError(
+                f"transformers' quantized cache takes full attention only, and "
+                f"{self._capabilities.model_type} has sliding layers; use the dynamic or static cache"
+            )
+
+    def _check_length(self, num_real: int) -> None:
+        total = num_real + self._batch.num_slots
+        facts = self._capabilities
+        if facts.is_context_hard and facts.context_length and total > facts.context_length:
+            raise InputError(
+                f"{num_real} real and {self._batch.num_slots} virtual tokens make {total}, but "
+                f"{facts.model_type} has {facts.context_length} positions; shorten the input or "
+                "lower max_new_tokens"
+            )
+        if facts.rope_switch is not None and total > facts.rope_switch:
+            raise UnsupportedError(
+                f"{total} tokens pass {facts.rope_switch}, where the rotary embedding of "
+                f"{facts.model_type} changes for tokens that are cached already; stay below it"
+            )
+
+    def _get_logits_processor(self, *args: Any, **kwargs: Any) -> LogitsProcessorList:
+        """Return transformers' processors; those that read history read each row without its padding."""
+        processors = super()._get_logits_processor(*args, **kwargs)
+        if not any(self._num_padding):
+            return processors
+        return LogitsProcessorList(
+            UnpaddedHistory(p, self._num_padding) if _reads_padding(p) else p for p in processors
+        )
+
+
+def _reads_padding(processor: LogitsProcessor) -> bool:
+    # Newer releases tell the repetition penalty where each row begins; it needs no help then.
+    is_told = isinstance(getattr(processor, "prompt_ignore_length", None), Tensor)
+    return type(processor) in HISTORY_PROCESSORS and not is_told
+
+
+class UnpaddedHistory(LogitsProcessor):  # type: ignore[misc]
+    """Apply a processor row by row, each on its own tokens without the padding before them."""
+
+    def __init__(self, inner: LogitsProcessor, num_padding: tuple[int, ...]) -> None:
+        self.inner = inner
+        self.num_padding = num_padding
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Return the processed scores `[B, V]`."""
+        copies = input_ids.shape[0] // len(self.num_padding)
+        rows = [
+            self.inner(input_ids[row : row + 1, self.num_padding[row // copies] :], scores[row : row + 1])
+            for row in range(input_ids.shape[0])
+        ]
+        return torch.cat(rows)
+
+
+@functools.cache
+def _view_class(model_class: type) -> type:
+    """Return the subclass of a model's class that views are of; its signature stays the model's."""
+    forward = functools.wraps(model_class.forward)(  # type: ignore[attr-defined]
+        lambda self, **inputs: _View.forward(self, **inputs)  # type: ignore[arg-type]
+    )
+    return type(model_class.__name__, (_View, model_class), {"forward": forward})
+
+
+def view(
+    model: Any, capabilities: Capabilities, batch: PrefixBatch, num_padding: tuple[int, ...]
+) -> Any:
+    """Return an object that generates like `model`, each row behind its prefix; it shares the weights."""
+    result = object.__new__(_view_class(type(model)))
+    result.__dict__.update(model.__dict__)
+    result.__dict__.pop("forward", None)
+    result.__dict__.update({name: OrderedDict() for name in HOOKS if name in model.__dict__})
+    # Through the dictionary: a module set as an attribute would be registered as a submodule.
+    result.__dict__.update(
+        _model=model, _capabilities=capabilities, _batch=batch, _num_padding=num_padding
+    )
+    return result
+
+
+def generate(
+    model: Any,
+    capabilities: Capabilities,
+    batch: PrefixBatch,
+    input_ids: Tensor | None,
+    attention_mask: Tensor | None,
+    kwargs: dict[str, Any],
+) -> Any:
+    """Generate; sequences begin with the ids as they were given, whichever side their padding is on."""
+    _refuse(kwargs)
+    inputs = input_ids if input_ids is not None else kwargs.get("inputs_embeds")
+    if inputs is None:
+        raise InputError("generate needs input_ids [B, T] or inputs_embeds [B, T, H]; got neither")
+    if attention_mask is None:
+        attention_mask = infer_mask(model, input_ids, kwargs)
+    if attention_mask is None:
+        if getattr(_known(kwargs.get("past_key_values")), "is_padded", False):
+            raise InputError(
+                "past_key_values holds padded rows; give attention_mask for all tokens, cached ones "
+                "included"
+            )
+        alone = view(model, capabilities, batch, (0,) * inputs.shape[0])
+        return alone.generate(input_ids=input_ids, **kwargs)
+    order = align_right(attention_mask, inputs.shape[1], kwargs.get("past_key_values"))
+    num_old = attention_mask.shape[1] - order.shape[1]
+    aligned = torch.cat([attention_mask[:, :num_old], attention_mask[:, num_old:].gather(1, order)], 1)
+    seen = inputs.shape[1] - order.shape[1]  # tokens of the inputs that the cache already holds
+    if kwargs.get("inputs_embeds") is not None:
+        kwargs["inputs_embeds"] = _reorder(kwargs["inputs_embeds"], order, seen)
+    given = input_ids
+    if input_ids is not None:
+        input_ids = _reorder(input_ids, order, seen)
+    padding = tuple((aligned.long().cumsum(1) == 0).sum(1).tolist())
+    padded = view(model, capabilities, batch, padding)
+    output = padded.generate(input_ids=input_ids, attention_mask=aligned, **kwargs)
+    return output if given is None else _restore(output, given)
+
+
+def _known(cache: Any) -> Any:
+    """Return the prefixed cache behind a cache that the caller holds, or the cache itself."""
+    return getattr(cache, caches.MARK, cache)
+
+
+def infer_mask(model: Any, input_ids: Tensor | None, kwargs: dict[str, Any]) -> Tensor | None:
+    """Infer the mask from padding ids as transformers does: only where they can mean nothing else."""
+    config = kwargs.get("generation_config") or model.generation_config
+    pad = kwargs.get("pad_token_id", config.pad_token_id)
+    eos = kwargs.get("eos_token_id", config.eos_token_id)
+    ends = eos if isinstance(eos, list) else [eos]
+    if input_ids is None or pad is None or pad in ends or not bool((input_ids == pad).any()):
+        return None
+    return (input_ids != pad).long()
+
+
+def align_right(attention_mask: Tensor, num_inputs: int, cache: Any) -> Tensor:
+    """Return the order that moves each row's padding before its new tokens, `[B, T new]`."""
+    known = _known(cache)
+    num_cached = int(known.get_seq_length()) if known is not None and known.layers else 0
+    if attention_mask.shape[1] == num_inputs:
+        num_new = num_inputs - num_cached
+    else:
+        num_new = num_inputs
+    if num_new < 1 or attention_mask.shape[1] < num_new:
+        raise InputError(
+            f"attention_mask has {attention_mask.shape[1]} columns for {num_inputs} tokens and "
+            f"{num_cached} cached ones; expected one column for each token, cached ones included"
+        )
+    return torch.argsort(attention_mask[:, -num_new:].bool().int(), dim=1, stable=True)
+
+
+def _reorder(inputs: Tensor, order: Tensor, seen: int) -> Tensor:
+    index = order if inputs.ndim == 2 else order[..., None].expand(-1, -1, inputs.shape[2])
+    return torch.cat([inputs[:, :seen], inputs[:, seen:].gather(1, index)], dim=1)
+
+
+def _restore(output: Any, given: Tensor) -> Any:
+    """Put the ids back as they were given, at the start of every returned sequence."""
+    sequences = output if isinstance(output, Tensor) else output.sequences
+    copies = sequences.shape[0] // given.shape[0]
+    restored = torch.cat(
+        [given.repeat_interleave(copies, 0).to(sequences.device), sequences[:, given.shape[1] :]], 1
+    )
+    if isinstance(output, Tensor):
+        return restored
+    output.sequences = restored
+    return output
+
+
+def _refuse(kwargs: dict[str, Any]) -> None:
+    """Refuse arguments of `generate` that cannot be translated, each with what to use instead."""
+    refused = {
+        "position_ids": "positions follow from attention_mask; leave position_ids out",
+        "cache_params": "recurrent models are not supported; use a model with keys and values",
+        "custom_generate": "custom decoding loops are not tested; use the built-in strategies",
+        "negative_prompt_ids": "classifier-free guidance runs the model a second time, without "
+        "the prompt; leave negative_prompt_ids out",
+    }
+    for name, reason in refused.items():
+        if kwargs.get(name) is not None:
+            raise UnsupportedError(f"generate({name}=...): {reason}")
+    if kwargs.get("guidance_scale") not in (None, 1, 1.0):
+        raise UnsupportedError(f"generate(guidance_scale=...): {refused['negative_prompt_ids']}")

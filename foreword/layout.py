@@ -1,0 +1,116 @@
+"""Where every token stands and what it may see: positions and attention masks, computed by position.
+
+In: for each row the number of its virtual tokens, and the attention mask of its real tokens. Out: `position_ids` and
+masks in the form that transformers' decoders take. Slots of the cache are `[S virtual | real]`: a row with fewer than
+`S` virtual tokens leaves the first slots of that part empty. Because a mask compares *positions*, never slots, padding
+on either side, holes, windows and mixed prompts are all exact. Pure functions of small integer tensors.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from foreword.capabilities import Capabilities
+
+Masks = Tensor | dict[str, Tensor | None] | None
+
+
+@dataclass(frozen=True)
+class Span:
+    """The slots that one forward pass touches.
+
+    Attributes:
+        num_virtual: virtual tokens of each row, one number or one per row.
+        num_slots: S, the slots kept for virtual tokens: the largest of `num_virtual`.
+        num_cached: real tokens already in the cache.
+        num_new: tokens of this pass.
+        capacity: slots of the keys that attention will see, empty ones included.
+    """
+
+    num_virtual: tuple[int, ...]
+    num_slots: int
+    num_cached: int
+    num_new: int
+    capacity: int
+
+    @property
+    def is_uniform(self) -> bool:
+        """Whether all rows have the same number of virtual tokens, so that one mask serves them all."""
+        return all(count == self.num_slots for count in self.num_virtual)
+
+
+def place(
+    span: Span,
+    attention_mask: Tensor | None,
+    capabilities: Capabilities,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> tuple[Tensor, Masks]:
+    """Return position ids `[B, T]` and the masks of one pass.
+
+    `attention_mask` is `[B, num_cached + num_new]`, or None where no row is padded. Position ids of padding are
+    harmless numbers. A mask is None where the model's own causal rule is already right.
+    """
+    num_real = span.num_cached + span.num_new
+    virtual = torch.tensor(span.num_virtual, device=device)[:, None]
+    if span.is_uniform and attention_mask is None:
+        virtual = virtual[:1]
+        real = torch.arange(num_real, device=device)[None] + virtual
+    elif attention_mask is None:
+        real = torch.arange(num_real, device=device)[None] + virtual
+    else:
+        real = (attention_mask.to(device).long().cumsum(-1) - 1).clamp_min(0) + virtual
+    positions = real[:, span.num_cached :]
+    masks = {
+        name: _mask(span, attention_mask, virtual, real, window, dtype, capabilities.attention)
+        for name, window in dict(
+            zip(capabilities.mask_names, capabilities.windows, strict=True)
+        ).items()
+    }
+    return positions, masks if len(masks) > 1 else next(iter(masks.values()))
+
+
+def _mask(
+    span: Span,
+    attention_mask: Tensor | None,
+    virtual: Tensor,
+    real: Tensor,
+    window: int | None,
+    dtype: torch.dtype,
+    attention: str,
+) -> Tensor | None:
+    """Return what each new token may attend to, `[B or 1, 1, T, capacity]`, or None for plain causal."""
+    total = span.num_slots + span.num_cached + span.num_new
+    is_plain = attention_mask is None and span.is_uniform and span.capacity == total
+    # Without a mask, sdpa applies the causal rule of an empty cache, and eager attention none.
+    is_causal_right = span.num_new == 1 or (attention == "sdpa" and total == span.num_new)
+    if is_plain and is_causal_right and (window is None or total <= window):
+        return None
+    allowed = _allowed(span, attention_mask, virtual, real, window)[:, None]
+    if attention == "sdpa":
+        return allowed
+    lowest = torch.finfo(dtype).min
+    return torch.zeros_like(allowed, dtype=dtype).masked_fill_(~allowed, lowest)
+
+
+def _allowed(
+    span: Span, attention_mask: Tensor | None, virtual: Tensor, real: Tensor, window: int | None
+) -> Tensor:
+    """Return `[B, T, capacity]`: a token sees the keys at its own position and before, inside the window."""
+    device, rows = real.device, real.shape[0]
+    slot = torch.arange(span.num_slots, device=device)[None] - (span.num_slots - virtual)
+    empty = span.capacity - span.num_slots - real.shape[1]
+    keys = torch.cat([slot, real, real.new_zeros(rows, empty)], dim=1)
+    is_real = torch.ones_like(real, dtype=torch.bool)
+    if attention_mask is not None:
+        is_real = attention_mask.to(device).bool()
+    is_key = torch.cat([slot >= 0, is_real, is_real.new_zeros(rows, empty)], dim=1)
+    queries = real[:, span.num_cached :, None]
+    allowed = is_key[:, None] & (keys[:, None] <= queries)
+    if window is not None:
+        allowed &= queries - keys[:, None] < window
+    # A padding token has no key of its own: it sees itself, so that no row of the softmax is empty.
+    own = span.num_slots + span.num_cached + torch.arange(span.num_new, device=device)
+    is_own = torch.arange(span.capacity, device=device)[None] == own[:, None]
+    return allowed | is_own[None]

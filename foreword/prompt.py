@@ -1,0 +1,221 @@
+"""A soft prompt: the learned values and what is known of them.
+
+In: an embedding matrix `[P, H]`, or per layer keys and values `[N, P, D]`. Out: the same, validated, saved and loaded
+in PEFT's format. A `SoftPrompt` never touches a model: a backbone compiles it to a prefix.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from foreword import artifact
+from foreword.artifact import Artifact
+from foreword.config import Form
+from foreword.errors import ArtifactError, InputError, UnsupportedError
+
+KeyValues = tuple[tuple[Tensor, Tensor], ...]
+
+
+class SoftPrompt:
+    """`P` virtual tokens, as embeddings `[P, H]` or as each layer's keys and values `[N, P, D]`.
+
+    Embeddings live in the space of the model's `inputs_embeds`: after whatever scale its embedding module applies.
+    Keys are cached keys: rotated already, at positions `0..P-1`.
+    """
+
+    def __init__(self, form: Form, tensors: Sequence[Tensor], facts: Mapping[str, Any] | None = None):
+        self.form: Form = form
+        self.tensors = list(tensors)
+        self.facts = dict(facts or {})
+
+    @classmethod
+    def from_embeddings(
+        cls, embeddings: Tensor, *, facts: Mapping[str, Any] | None = None
+    ) -> "SoftPrompt":
+        """Make a prompt of virtual token embeddings `[P, H]`.
+
+        Raises:
+            InputError: another shape, no rows, or values that are not finite.
+        """
+        if not isinstance(embeddings, Tensor) or embeddings.ndim != 2 or not embeddings.numel():
+            raise InputError(f"expected embeddings of shape [P, H], got {_shape(embeddings)}")
+        _check_values([embeddings], "embeddings")
+        return cls("embeddings", [embeddings], facts)
+
+    @classmethod
+    def from_key_values(
+        cls, key_values: Sequence[Sequence[Tensor]], *, facts: Mapping[str, Any] | None = None
+    ) -> "SoftPrompt":
+        """Make a prompt of cached keys and values: one pair of `[N, P, D]` for each layer.
+
+        Raises:
+            InputError: no layers, other shapes, layers that differ in P, or values that are not finite.
+        """
+        tensors = [tensor for pair in key_values for tensor in pair]
+        if not tensors or any(len(pair) != 2 for pair in key_values):
+            raise InputError("expected one (keys, values) pair for each layer of the model")
+        lengths = set()
+        for index, tensor in enumerate(tensors):
+            if not isinstance(tensor, Tensor) or tensor.ndim != 3 or not tensor.numel():
+                raise InputError(
+                    f"layer {index // 2}: expected keys and values [N, P, D], got {_shape(tensor)}"
+                )
+            lengths.add(tensor.shape[1])
+        if len(lengths) > 1:
+            raise InputError(f"layers differ in virtual tokens: {sorted(lengths)}; expected one P")
+        _check_values(tensors, "keys and values")
+        return cls("key_values", tensors, facts)
+
+    @property
+    def num_virtual_tokens(self) -> int:
+        """P."""
+        return self.tensors[0].shape[-2]
+
+    @property
+    def num_parameters(self) -> int:
+        """How many numbers are learned."""
+        return sum(tensor.numel() for tensor in self.tensors)
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of the values in bytes."""
+        return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors)
+
+    @property
+    def embeddings(self) -> Tensor:
+        """The virtual token embeddings `[P, H]` of an embedding prompt."""
+        if self.form != "embeddings":
+            raise InputError("a key/value prompt has no embeddings; use .key_values")
+        return self.tensors[0]
+
+    @property
+    def key_values(self) -> KeyValues:
+        """Each layer's keys and values `[N, P, D]` of a key/value prompt."""
+        if self.form != "key_values":
+            raise InputError("an embedding prompt has no keys; compile it and use Prefix.key_values")
+        return tuple(zip(self.tensors[::2], self.tensors[1::2], strict=True))
+
+    @property
+    def content_hash(self) -> str:
+        """SHA-256 of the values: equal prompts have equal hashes, and a trained one has another."""
+        return artifact.content_hash(self.tensors)
+
+    def trainable(self, dtype: torch.dtype = torch.float32) -> "SoftPrompt":
+        """Return a copy whose tensors are leaves that take a gradient, in `dtype`."""
+        leaves = [t.detach().to(dtype, copy=True).requires_grad_() for t in self.tensors]
+        return SoftPrompt(self.form, leaves, self.facts)
+
+    def detached(self) -> "SoftPrompt":
+        """Return a copy that later training steps do not change."""
+        return SoftPrompt(self.form, [t.detach().clone() for t in self.tensors], self.facts)
+
+    def save(self, directory: str | os.PathLike[str]) -> None:
+        """Write the prompt as a PEFT adapter: PROMPT_TUNING, or PREFIX_TUNING for keys and values.
+
+        Raises:
+            StorageError: no space or no permission; what was there before is kept.
+            UnsupportedError: layers of different shapes, for which PEFT has no layout.
+        """
+        kind = "PROMPT_TUNING" if self.form == "embeddings" else "PREFIX_TUNING"
+        self._save(directory, kind, {})
+
+    def _save(self, directory: str | os.PathLike[str], kind: str, extra: dict[str, Any]) -> None:
+        base = self.facts.get("base") or {}
+        config: dict[str, Any] = {
+            "peft_type": kind,
+            "task_type": "CAUSAL_LM",
+            "inference_mode": True,
+            "base_model_name_or_path": base.get("name"),
+            "revision": base.get("revision"),
+            "num_virtual_tokens": self.num_virtual_tokens,
+            "num_transformer_submodules": 1,
+            **extra,
+        }
+        facts = self.facts | {
+            "format_version": artifact.FORMAT_VERSION,
+            "content_hash": self.content_hash,
+            "form": self.form,
+        }
+        if self.form == "embeddings":
+            tensor = self.embeddings
+            config["token_dim"] = tensor.shape[1]
+        else:
+            tensor = self._flat()
+            heads, _, size = self.tensors[0].shape
+            config |= {
+                "num_layers": len(self.tensors) // 2,
+                "num_attention_heads": heads,
+                "token_dim": heads * size,
+            }
+            if kind == "PREFIX_TUNING":
+                config["prefix_projection"] = False
+        artifact.write(directory, Artifact(tensor, config, facts))
+
+    def _flat(self) -> Tensor:
+        """Lay keys and values out as PEFT does: `[P, L * 2 * N * D]`."""
+        if len({tensor.shape for tensor in self.tensors}) > 1:
+            raise UnsupportedError(
+                "the layers' keys and values differ in shape, for which PEFT's file has no layout; "
+                "train the embedding form on this model"
+            )
+        return torch.stack([t.transpose(0, 1) for t in self.tensors], dim=1).flatten(1)
+
+    @classmethod
+    def load(cls, directory: str | os.PathLike[str]) -> "SoftPrompt":
+        """Read a prompt written by foreword or by stock PEFT; nothing in it is executed.
+
+        Raises:
+            ArtifactError: missing, truncated or hostile files, NaN, or not a soft prompt (LoRA).
+        """
+        stored = artifact.read(directory)
+        if stored.config["peft_type"] in artifact.EMBEDDING_TYPES:
+            prompt = cls.from_embeddings(stored.tensor)
+        else:
+            prompt = cls("key_values", _unflatten(stored, str(directory)))
+        expected = stored.facts.get("content_hash")
+        if expected is not None and expected != prompt.content_hash:
+            raise ArtifactError(
+                f"{directory}: the values do not match their recorded hash; the file was changed"
+            )
+        # PEFT's own field is all that a foreign prompt says about its base.
+        base = {"name": stored.config.get("base_model_name_or_path")}
+        prompt.facts = stored.facts or {"base": base, "method": stored.config["peft_type"]}
+        return prompt
+
+    def __repr__(self) -> str:
+        return f"SoftPrompt({self.form}, P={self.num_virtual_tokens}, {self.num_parameters:,} numbers)"
+
+
+def _unflatten(stored: Artifact, where: str) -> list[Tensor]:
+    """Undo `_flat`: `[P, L * 2 * N * D]` to keys and values `[N, P, D]`, layer by layer."""
+    config, tensor = stored.config, stored.tensor
+    needed = ("num_layers", "num_attention_heads", "token_dim")
+    values = [config.get(name) for name in needed]
+    if not all(isinstance(value, int) and value > 0 for value in values):
+        raise ArtifactError(
+            f"{where}/{artifact.CONFIG_FILE}: expected positive integers {', '.join(needed)}, "
+            f"got {values}; a key/value prompt cannot be laid out without them"
+        )
+    layers, heads, width = values
+    if width % heads or tensor.shape[1] != layers * 2 * width:
+        raise ArtifactError(
+            f"{where}: prompt_embeddings has {tensor.shape[1]} columns, expected num_layers * 2 * "
+            f"token_dim = {layers * 2 * width} with token_dim a multiple of {heads} heads"
+        )
+    blocks = tensor.view(tensor.shape[0], layers * 2, heads, width // heads)
+    return [blocks[:, index].transpose(0, 1).contiguous() for index in range(layers * 2)]
+
+
+def _check_values(tensors: list[Tensor], what: str) -> None:
+    for tensor in tensors:
+        if not tensor.is_floating_point():
+            raise InputError(f"expected floating point {what}, got {tensor.dtype}")
+        if not bool(torch.isfinite(tensor.detach()).all()):
+            raise InputError(f"the {what} hold NaN or infinite values; check where they come from")
+
+
+def _shape(value: object) -> str:
+    return str(list(value.shape)) if isinstance(value, Tensor) else type(value).__name__

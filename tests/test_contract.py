@@ -1,0 +1,23 @@
+"""Every case of the contract, for every family and both prompt forms, equals the oracle."""
+
+import pytest
+
+from contract import CASES, ForewordSubject, world_of
+from foreword.errors import UnsupportedError
+from tiny_models import FAMILIES
+
+# transformers' quantized cache takes no sliding layers.
+REFUSED = {("quantized_cache", family) for family in ("mistral", "gemma2", "gemma3")}
+
+
+@pytest.mark.parametrize("form", ["embeddings", "key_values"])
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("case", CASES)
+def test_equals_the_oracle(case: str, family: str, form: str) -> None:
+    world = world_of(family, form)
+    subject = ForewordSubject(world.model, world.prompt)
+    if (case, family) in REFUSED:
+        with pytest.raises(UnsupportedError):
+            CASES[case](subject, world)
+    else:
+        CASES[case](subject, world)

@@ -1,0 +1,140 @@
+"""Training: the gradient is the obvious one, nothing of the base moves, and the loss falls."""
+
+import dataclasses
+
+import pytest
+import torch
+from torch import Tensor
+
+import oracle
+import tiny_models
+from foreword import Backbone, Row, SoftPrompt, TrainConfig, train
+from foreword.encoding import collate
+from foreword.errors import InputError, TrainingError
+from foreword.training import _backward, _leaves, accumulate
+
+ROWS = [
+    Row.from_ids(tiny_models.ids(length).tolist(), tiny_models.ids(answer, seed=5).tolist())
+    for length, answer in ((4, 3), (9, 1), (6, 5), (5, 2))
+]
+FAST = TrainConfig(form="embeddings", num_virtual_tokens=4, init="vocabulary", batch_size=4, num_steps=3)
+
+
+def obvious_loss(model: torch.nn.Module, prompt: SoftPrompt) -> Tensor:
+    """Return the mean label loss, one unpadded concatenated row at a time."""
+    losses = []
+    for row in ROWS:
+        ids = torch.tensor(row.input_ids)
+        logits = oracle.row_logits(model, prompt, ids)[-row.num_labels - 1 : -1]
+        labels = ids[-row.num_labels :]
+        losses.append(torch.nn.functional.cross_entropy(logits, labels, reduction="none"))
+    return torch.cat(losses).mean()
+
+
+@pytest.mark.parametrize("micro_batch_size", [4, 2, 1])
+@pytest.mark.parametrize("form", ["embeddings", "key_values"])
+@pytest.mark.parametrize("family", ["llama", "gemma3", "qwen3", "mistral", "gpt2"])
+def test_gradient_equals_the_concatenated_form(family: str, form: str, micro_batch_size: int) -> None:
+    model = tiny_models.with_exact_norms(tiny_models.build(family))
+    backbone = Backbone(model)
+    prompt = SoftPrompt.from_embeddings(tiny_models.embeddings(model, 6))
+    if form == "key_values":
+        prompt = SoftPrompt.from_key_values(backbone.compile(prompt).key_values)
+    ours, theirs = (prompt.trainable(torch.float64) for _ in range(2))
+
+    states = backbone.read(ours)
+    leaves = _leaves(states)
+    batches = [
+        collate(ROWS[i : i + micro_batch_size], 0) for i in range(0, len(ROWS), micro_batch_size)
+    ]
+    loss = accumulate(backbone, leaves, batches)
+    _backward(states, leaves)
+    expected = obvious_loss(model, theirs)
+    expected.backward()
+
+    assert loss == pytest.approx(expected.item(), rel=1e-9)
+    for mine, obvious in zip(ours.tensors, theirs.tensors, strict=True):
+        difference = (mine.grad - obvious.grad).norm() / obvious.grad.norm().clamp_min(1e-12)
+        assert difference < 1e-9
+
+
+@pytest.mark.parametrize("form", ["embeddings", "key_values"])
+def test_loss_falls_and_the_base_does_not_move(form: str) -> None:
+    model = tiny_models.build("llama", dtype=torch.float32)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    config = dataclasses.replace(FAST, form=form, num_steps=30, learning_rate=0.1)
+    events = list(train(Backbone(model), ROWS, config))
+    assert events[-1].loss < 0.5 * events[0].loss
+    assert events[-1].prompt.form == form and events[-1].step == 30
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(p.grad is None and not p.requires_grad for p in model.parameters())
+
+
+def test_training_is_reproducible() -> None:
+    backbone = Backbone(tiny_models.build("llama", dtype=torch.float32))
+    first, second = (list(train(backbone, ROWS, FAST))[-1].prompt for _ in range(2))
+    assert first.content_hash == second.content_hash
+
+
+def test_generate_train_generate_uses_the_new_prompt() -> None:
+    backbone = Backbone(tiny_models.build("llama"))
+    prompt = SoftPrompt.from_embeddings(tiny_models.embeddings(backbone.model, 4))
+    ids = tiny_models.ids(5)[None]
+    old = backbone.generate(prompt, ids, max_new_tokens=6, do_sample=False)
+    config = dataclasses.replace(FAST, num_steps=8, learning_rate=0.3)
+    *_, last = train(backbone, ROWS, config, initial=prompt)
+    new = backbone.generate(last.prompt, ids, max_new_tokens=6, do_sample=False)
+    assert new[0, 5:].tolist() == oracle.greedy(backbone.model, last.prompt, ids[0], 6)
+    assert new.tolist() != old.tolist()
+    again = backbone.generate(prompt, ids, max_new_tokens=6, do_sample=False)
+    assert again.tolist() == old.tolist(), "training copies the prompt that it starts from"
+
+
+def test_a_prompt_changed_in_place_is_compiled_anew() -> None:
+    backbone = Backbone(tiny_models.shared("llama"))
+    prompt = SoftPrompt.from_embeddings(tiny_models.embeddings(backbone.model, 4))
+    first = backbone.compile(prompt)
+    assert backbone.compile(prompt) is first
+    prompt.tensors[0].data.mul_(2)
+    assert backbone.compile(prompt) is not first
+
+
+def test_the_best_prompt_by_validation_is_the_result() -> None:
+    backbone = Backbone(tiny_models.build("llama", dtype=torch.float32))
+    config = dataclasses.replace(FAST, num_steps=6, eval_every=2, learning_rate=0.5)
+    events = list(train(backbone, ROWS, config, validation=ROWS[:2]))
+    validated = [event.validation.loss for event in events if event.validation]
+    assert len(validated) == 3
+    metrics = events[-1].prompt.facts["metrics"]
+    assert metrics["validation"]["loss"] == min(validated)
+
+
+def test_exact_match_is_what_greedy_decoding_answers() -> None:
+    backbone = Backbone(tiny_models.build("llama", dtype=torch.float32))
+    config = dataclasses.replace(FAST, num_steps=80, learning_rate=0.2, eval_every=0)
+    *_, last = train(backbone, ROWS, config, validation=ROWS)
+    answers = []
+    for row in ROWS:
+        ids = torch.tensor(row.input_ids)
+        new = oracle.greedy(backbone.model, last.prompt, ids[: -row.num_labels], row.num_labels)
+        answers.append(new == list(row.input_ids[-row.num_labels :]))
+    assert 0 < last.validation.exact == sum(answers) / len(ROWS)
+
+
+def test_a_dead_gradient_is_refused() -> None:
+    model = tiny_models.build("llama")
+    model.model.norm.register_forward_hook(lambda module, args, output: output * 0.0)
+    with pytest.raises(TrainingError, match="gradient of the prompt is zero"):
+        list(train(Backbone(model), ROWS, FAST))
+
+
+def test_a_loss_that_is_not_finite_is_refused() -> None:
+    model = tiny_models.build("llama")
+    model.model.norm.register_forward_hook(lambda module, args, output: output * float("inf"))
+    with pytest.raises(TrainingError, match="the loss is nan"):
+        list(train(Backbone(model), ROWS, FAST))
+
+
+def test_a_row_that_is_all_answer_is_refused() -> None:
+    with pytest.raises(InputError, match="needs one token before its answer"):
+        list(train(Backbone(tiny_models.shared("llama")), [Row.from_ids([], [1, 2])], FAST))
