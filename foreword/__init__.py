@@ -1,6 +1,7 @@
 """Train soft prompts on a frozen language model and generate with any number of them, exactly.
 
-The names below are the public interface. Importing the package imports no torch: each name is loaded at first use.
+The names below are the public interface. Importing the package imports no torch: each name is
+loaded at first use.
 """
 
 import importlib

@@ -1,8 +1,9 @@
 """One directory is one soft prompt, in PEFT's own format plus our facts.
 
-In: a tensor `prompt_embeddings`, an adapter configuration, facts. Out: the same, verified. The tensor file is
-safetensors, whose metadata carries the facts as JSON under `foreword`; PEFT ignores them. Writes are atomic. Nothing
-here knows a model, a method or how a prompt is used; no pickle is ever read.
+In: a tensor `prompt_embeddings`, an adapter configuration, facts. Out: the same, verified. The
+tensor file is safetensors, whose metadata carries the facts as JSON under `foreword`; PEFT ignores
+them. Writes are atomic. Nothing here knows a model, a method or how a prompt is used; no pickle is
+ever read.
 """
 
 import contextlib
@@ -35,7 +36,9 @@ KEY_VALUE_TYPES = ("PREFIX_TUNING", "CARTRIDGE")
 
 @dataclass(frozen=True)
 class Artifact:
-    """What a prompt directory holds: the tensor as PEFT lays it out, PEFT's configuration, our facts."""
+    """What a prompt directory holds: the tensor as PEFT lays it out, PEFT's configuration, our
+    facts.
+    """
 
     tensor: Tensor
     config: dict[str, Any]
@@ -161,6 +164,19 @@ def _read_facts(path: Path, metadata: dict[str, str]) -> dict[str, Any]:
             "read it with the release of foreword that wrote it"
         )
     return facts
+
+
+def check_writable(directory: str | os.PathLike[str]) -> None:
+    """Make a directory and write to it once, before hours of work depend on it.
+
+    Raises:
+        StorageError: the directory cannot be made or written.
+    """
+    target = Path(directory)
+    with storage_errors(target):
+        target.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=target) as file:
+            file.write(b"\0")
 
 
 @contextlib.contextmanager

@@ -1,8 +1,9 @@
 """One frozen language model: what it reads, compiles, generates and how it is told from another.
 
-In: a transformers model. Out: prefixes, logits, hidden states, generations. The model is frozen, never patched, and
-stays usable on its own. Everything that depends on a family or on a release of transformers is behind this class, in
-`capabilities`, `layout`, `caches` and `generation`. It knows ids, not text.
+In: a transformers model. Out: prefixes, logits, hidden states, generations. The model is frozen,
+never patched, and stays usable on its own. Everything that depends on a family or on a release of
+transformers is behind this class, in `capabilities`, `layout`, `caches` and `generation`. It knows
+ids, not text.
 """
 
 import copy
@@ -34,7 +35,8 @@ class Backbone:
     """A frozen causal language model that takes prefixes.
 
     Args:
-        hf_model: a transformers causal language model in memory; its parameters stop taking gradients.
+        hf_model: a transformers causal language model in memory; its parameters stop taking
+            gradients.
         tokenizer: its tokenizer, where text is to be read; ids in and ids out need none.
         name: how the model is called in a saved prompt; default: what the model calls itself.
 
@@ -105,13 +107,14 @@ class Backbone:
 
     def embed(self, input_ids: Tensor) -> Tensor:
         """Return the embeddings that the model computes for ids: `[..., T]` to `[..., T, H]`."""
-        return self.model.get_input_embeddings()(input_ids.to(self.device))  # type: ignore[no-any-return]
+        embedded: Tensor = self.model.get_input_embeddings()(input_ids.to(self.device))
+        return embedded
 
     def compile(self, prompt: SoftPrompt) -> Prefix:
         """Compute a prompt's prefix: what the model's cache holds after its virtual tokens.
 
-        The result does not change when the prompt is trained further. A prompt with the same values is not computed
-        again.
+        The result does not change when the prompt is trained further. A prompt with the same values
+        is not computed again.
 
         Raises:
             MismatchError: the prompt was made for another base model.
@@ -132,7 +135,9 @@ class Backbone:
         return prefix
 
     def read(self, prompt: SoftPrompt) -> KeyValues:
-        """Return a prompt's keys and values `[N, P, D]` of every layer, with gradient to the prompt."""
+        """Return a prompt's keys and values `[N, P, D]` of every layer, with gradient to the
+        prompt.
+        """
         if prompt.form == "key_values":
             return tuple(
                 (keys.to(self.device, self.dtype), values.to(self.device, self.dtype))
@@ -141,7 +146,9 @@ class Backbone:
         return self.read_embeddings(prompt.embeddings.to(self.device, self.dtype))
 
     def read_embeddings(self, embeddings: Tensor) -> KeyValues:
-        """Run the model over embeddings `[P, H]` and return each layer's keys and values `[N, P, D]`."""
+        """Run the model over embeddings `[P, H]` and return each layer's keys and values `[N, P,
+        D]`.
+        """
         cache = Cache(layers=[DynamicLayer() for _ in range(self.capabilities.num_layers)])
         self._decode(no_prefixes(1), cache, None, inputs_embeds=embeddings[None])
         return tuple((layer.keys[0], layer.values[0]) for layer in cache.layers)
@@ -156,7 +163,8 @@ class Backbone:
         """Generate as transformers' `generate` does, as if the virtual tokens did not exist.
 
         Args:
-            prompt: a soft prompt, a prefix, None for the bare model, or a sequence with one of these for each row.
+            prompt: a soft prompt, a prefix, None for the bare model, or a sequence with one of
+                these for each row.
             input_ids: `[B, T]`, padded on either side.
             attention_mask: `[B, T]`; with `past_key_values`, one column for every token so far.
             **kwargs: what `generate` takes.
@@ -207,13 +215,17 @@ class Backbone:
         return self._decode(batch, cache, attention_mask, input_ids=input_ids)
 
     def head(self, hidden: Tensor) -> Tensor:
-        """Turn hidden states `[..., H]` into logits `[..., V]` with the model's own head, scale and soft cap."""
+        """Turn hidden states `[..., H]` into logits `[..., V]` with the model's own head, scale and
+        soft cap.
+        """
         decoder = _Given(hidden.reshape(1, -1, hidden.shape[-1]))
         head = copy.copy(self.model)
         head.__dict__["_modules"] = dict(self.model._modules) | {
             self.model.base_model_prefix: decoder
         }
-        logits = type(self.model).forward(head, inputs_embeds=decoder.hidden, use_cache=False).logits
+        logits = (
+            type(self.model).forward(head, inputs_embeds=decoder.hidden, use_cache=False).logits
+        )
         return logits.reshape(*hidden.shape[:-1], -1)  # type: ignore[no-any-return]
 
     def batch_of(
@@ -233,7 +245,9 @@ class Backbone:
         return PrefixBatch(tuple(known[id(one)] for one in prompts))
 
     def fingerprint(self) -> dict[str, Any]:
-        """Return what tells this base from another: its proportions and a hash of its embedding table."""
+        """Return what tells this base from another: its proportions and a hash of its embedding
+        table.
+        """
         if self._fingerprint is None:
             facts = self.capabilities
             self._fingerprint = {
@@ -246,7 +260,9 @@ class Backbone:
         return self._fingerprint
 
     def _hash_embeddings(self) -> str:
-        """Hash rows spread over the table, rounded to bfloat16: one hash for every dtype of one checkpoint."""
+        """Hash rows spread over the table, rounded to bfloat16: one hash for every dtype of one
+        checkpoint.
+        """
         size = self.capabilities.vocab_size
         step = max(1, size // NUM_FINGERPRINT_ROWS)
         with torch.no_grad():
@@ -285,8 +301,8 @@ class Backbone:
         if theirs is not None and theirs != self.fingerprint():
             differing = [k for k, v in self.fingerprint().items() if theirs.get(k) != v]
             raise MismatchError(
-                f"the prompt was made for {_base_name(prompt)}, not for {self.name} (they differ in "
-                f"{', '.join(differing)}); load the right base model"
+                f"the prompt was made for {_base_name(prompt)}, not for {self.name} (they differ "
+                f"in {', '.join(differing)}); load the right base model"
             )
 
     def _check_shapes(self, key_values: KeyValues) -> None:
@@ -296,8 +312,9 @@ class Backbone:
         found = len(key_values), key_values[0][0].shape[0], key_values[0][0].shape[2]
         if found != (self.capabilities.num_layers, heads, size):
             raise MismatchError(
-                f"the prompt has {found[0]} layers of {found[1]} heads of size {found[2]}, {self.name} "
-                f"has {self.capabilities.num_layers} of {heads} of {size}; it is for another base"
+                f"the prompt has {found[0]} layers of {found[1]} heads of size {found[2]}, "
+                f"{self.name} has {self.capabilities.num_layers} of {heads} of {size}; "
+                "it is for another base"
             )
 
     def _decode(
@@ -308,10 +325,13 @@ class Backbone:
         placed = generation.model_inputs(
             self.capabilities, batch, cache, given, attention_mask, 0, self.dtype
         )
-        return self.model.base_model(**tokens, **placed).last_hidden_state  # type: ignore[no-any-return]
+        hidden: Tensor = self.model.base_model(**tokens, **placed).last_hidden_state
+        return hidden
 
     def _prove_family(self) -> None:
-        """Run an untested family once, cached against uncached and padded against alone, and refuse it if it differs."""
+        """Run an untested family once, cached against uncached and padded against alone, and refuse
+        it if it differs.
+        """
         vocab = self.capabilities.vocab_size
         ids = (torch.arange(1, 9, device=self.device) * 7919) % vocab
         with torch.no_grad():
@@ -324,8 +344,8 @@ class Backbone:
         limit = 1e-3 if self.dtype in (torch.float32, torch.float64) else 0.5
         if not error <= limit * max(1.0, whole.abs().max().item()):
             raise UnsupportedError(
-                f"{self.capabilities.model_type}: a prefix and the text it stands for give logits that "
-                f"differ by {error:.2g}; this family cannot be made exact yet"
+                f"{self.capabilities.model_type}: a prefix and the text it stands for give logits "
+                f"that differ by {error:.2g}; this family cannot be made exact yet"
             )
 
     def __repr__(self) -> str:
@@ -333,7 +353,9 @@ class Backbone:
 
 
 class _Given(Module):
-    """Stands for a decoder whose hidden states are known, so that a model's own head can be applied to them."""
+    """Stands for a decoder whose hidden states are known, so that a model's own head can be applied
+    to them.
+    """
 
     def __init__(self, hidden: Tensor) -> None:
         super().__init__()

@@ -1,8 +1,9 @@
 """Caches that start from a prefix, on transformers' own cache classes.
 
-In: a batch of prefixes, and the kind of cache that the caller asked for. Out: a `PrefixedCache`: to `generate` it is a
-cache of real tokens only, to the model it is an ordinary cache whose first slots hold the virtual ones. Every layer
-keeps its full length, also where attention is sliding: the masks, computed by position, do the sliding.
+In: a batch of prefixes, and the kind of cache that the caller asked for. Out: a `PrefixedCache`: to
+`generate` it is a cache of real tokens only, to the model it is an ordinary cache whose first slots
+hold the virtual ones. Every layer keeps its full length, also where attention is sliding: the
+masks, computed by position, do the sliding.
 """
 
 from typing import Any
@@ -23,8 +24,10 @@ ROOM = 64  # tokens that a growing layer reserves ahead
 MARK = "_foreword"  # attribute under which a caller's cache remembers its PrefixedCache
 
 
-class GrowingLayer(DynamicLayer):  # type: ignore[misc]
-    """A dynamic layer that writes new tokens into reserved room, where transformers copies the whole cache."""
+class GrowingLayer(DynamicLayer):
+    """A dynamic layer that writes new tokens into reserved room, where transformers copies the
+    whole cache.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -69,8 +72,10 @@ class GrowingLayer(DynamicLayer):  # type: ignore[misc]
         self._room = (rooms[0], rooms[1])
 
 
-class SharedLayer(DynamicLayer):  # type: ignore[misc]
-    """A layer that stores nothing: every update sees the prefix and the new tokens, and carries gradient."""
+class SharedLayer(DynamicLayer):
+    """A layer that stores nothing: every update sees the prefix and the new tokens, and carries
+    gradient.
+    """
 
     def __init__(self, keys: Tensor, values: Tensor) -> None:
         super().__init__()
@@ -86,7 +91,7 @@ class SharedLayer(DynamicLayer):  # type: ignore[misc]
         return keys, torch.cat([self.values.to(value_states.device), value_states], dim=2)
 
 
-class ExactPrefixLayer(CacheLayerMixin):  # type: ignore[misc]
+class ExactPrefixLayer(CacheLayerMixin):
     """A layer that keeps the prefix in full precision in front of a quantized one."""
 
     is_sliding = False
@@ -134,8 +139,9 @@ class ExactPrefixLayer(CacheLayerMixin):  # type: ignore[misc]
             )
 
 
-class PrefixedCache(Cache):  # type: ignore[misc]
-    """A cache of real tokens, as `generate` and its caller see it, over `model_cache`, as the model sees it.
+class PrefixedCache(Cache):
+    """A cache of real tokens, as `generate` and its caller see it, over `model_cache`, as the model
+    sees it.
 
     Give it back with the next turn: it knows which prompts it was started from and refuses others.
     """
@@ -145,19 +151,35 @@ class PrefixedCache(Cache):  # type: ignore[misc]
         self.model_cache = model_cache
         self.identity = batch.identity
         self.num_slots = batch.num_slots
-        self.is_padded = False  # set by a pass with padding: the next turn must bring the mask again
+        self.is_padded = (
+            False  # set by a pass with padding: the next turn must bring the mask again
+        )
 
     @property
     def is_compileable(self) -> bool:
-        """False: `generate` hands the two-dimensional mask on, from which the masks by position are made."""
+        """False: `generate` hands the two-dimensional mask on, from which the masks by position are
+        made.
+        """
         return False
+
+    def update(self, *args: Any, **kwargs: Any) -> Any:
+        """Refuse to be read by a model directly: it would not see the virtual tokens.
+
+        Raises:
+            UnsupportedError: always.
+        """
+        raise UnsupportedError(
+            "this cache starts with virtual tokens; give it back to Backbone.generate, not to the "
+            "model itself"
+        )
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Return the number of real tokens."""
         return max(int(self.model_cache.get_seq_length(layer_idx)) - self.num_slots, 0)
 
     def check(self, batch: PrefixBatch, num_real: int) -> None:
-        """Refuse to go on with other prompts than the cache was started from, or past a static cache's end.
+        """Refuse to go on with other prompts than the cache was started from, or past a static
+        cache's end.
 
         Raises:
             MismatchError: names the first row that differs.
@@ -190,7 +212,8 @@ def uncached(batch: PrefixBatch, num_layers: int) -> Cache:
 
 
 def start(cache: Cache, batch: PrefixBatch, num_layers: int, num_real: int) -> PrefixedCache:
-    """Lay the prefixes into an empty cache of transformers, or go on with one that already holds them.
+    """Lay the prefixes into an empty cache of transformers, or go on with one that already holds
+    them.
 
     `num_real` is how many real tokens the cache must be able to hold.
 
@@ -223,8 +246,8 @@ def _check_foreign(cache: Cache) -> None:
     for layer in cache.layers:
         if type(layer) not in (DynamicLayer, GrowingLayer, StaticLayer):
             raise UnsupportedError(
-                f"past_key_values was filled elsewhere into a {type(layer).__name__}, which drops old "
-                "tokens; start with an empty cache"
+                f"past_key_values was filled elsewhere into a {type(layer).__name__}, which drops "
+                "old tokens; start with an empty cache"
             )
 
 
@@ -252,23 +275,23 @@ def _layer(
     old: Any, batch: PrefixBatch, index: int, length: int, is_offloaded: bool
 ) -> CacheLayerMixin:
     """Return an empty layer of the same kind that starts with the virtual tokens."""
-    keys, values = batch.layer(index) if batch.num_slots else (None, None)
+    virtual = batch.layer(index) if batch.num_slots else None
     if hasattr(old, "_quantize"):
-        return old if keys is None else ExactPrefixLayer(keys, values, old)
+        return ExactPrefixLayer(*virtual, old) if virtual else old
     if isinstance(old, StaticLayer):
         static = StaticLayer(length + batch.num_slots)
-        if keys is not None:
-            static.update(keys, values)
+        if virtual:
+            static.update(*virtual)
         return static
     if not isinstance(old, DynamicLayer):
         raise UnsupportedError(
-            f"a cache of {type(old).__name__} cannot hold a prefix exactly; use the dynamic, static "
-            "or quantized cache"
+            f"a cache of {type(old).__name__} cannot hold a prefix exactly; use the dynamic, "
+            "static or quantized cache"
         )
     grown = DynamicLayer() if is_offloaded else GrowingLayer()
-    if keys is not None:
-        grown.lazy_initialization(keys, values)
-        grown.keys, grown.values = keys, values
+    if virtual:
+        grown.lazy_initialization(*virtual)
+        grown.keys, grown.values = virtual
     return grown
 
 

@@ -1,7 +1,8 @@
 """What a model is, read off its own configuration and cache layers: never off a list of names.
 
-In: a transformers model. Out: `Capabilities`, or an `UnsupportedError` that names what stands in the way. The layouts
-and caches are chosen from these facts alone, so a new family made of known parts needs no change here.
+In: a transformers model. Out: `Capabilities`, or an `UnsupportedError` that names what stands in
+the way. The layouts and caches are chosen from these facts alone, so a new family made of known
+parts needs no change here.
 """
 
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from typing import Any
 
 import transformers
 from packaging.version import Version
-from transformers import DynamicCache
+from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from foreword.errors import DependencyError, UnsupportedError
@@ -36,7 +37,8 @@ class Capabilities:
         vocab_size: V.
         context_length: positions the model was made for, or None when its configuration is silent.
         is_context_hard: True where a position past the context cannot be computed at all.
-        rope_switch: length in tokens past which the rotary embedding of *all* positions changes, or None.
+        rope_switch: length in tokens past which the rotary embedding of *all* positions changes, or
+            None.
         attention: the attention implementation, "sdpa" or "eager".
     """
 
@@ -106,6 +108,11 @@ def _refuse_unknown_parts(model: Any, config: Any, name: str) -> None:
     def refuse(what: str, instead: str) -> None:
         raise UnsupportedError(f"{name}: {what}; {instead}")
 
+    if not isinstance(model, PreTrainedModel):
+        refuse(
+            f"{type(model).__name__} is not a transformers model itself",
+            "give the model that it wraps, with adapters merged or unloaded",
+        )
     if model.config.is_encoder_decoder:
         refuse("an encoder-decoder model", "use a decoder-only language model")
     if getattr(model.config, "vision_config", None) or getattr(model.config, "audio_config", None):
@@ -125,9 +132,9 @@ def _refuse_unknown_parts(model: Any, config: Any, name: str) -> None:
                 f"layers whose state is a {type(layer).__name__}",
                 "use a model whose layers all keep keys and values",
             )
-    windows = {getattr(layer, "sliding_window", None) for layer in DynamicCache(config=config).layers}
-    if len(windows - {None}) > 1:
-        refuse(f"windows of several sizes {sorted(windows - {None})}", "use a model with one")
+    sizes = {getattr(layer, "sliding_window", None) for layer in DynamicCache(config=config).layers}
+    if len(sizes - {None}) > 1:
+        refuse(f"windows of several sizes ({sizes - {None}})", "use a model with one")
     if "chunked_attention" in (getattr(config, "layer_types", None) or ()):
         refuse("chunked attention", "use a model with full or sliding attention")
 

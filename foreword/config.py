@@ -1,7 +1,8 @@
 """Every option of foreword, written once: type, default and help under one name.
 
-In: nothing. Out: frozen dataclasses that the library takes and that the command line is derived from. A cross-check
-that fails names the option. This module knows nothing of torch, of files or of the terminal.
+In: nothing. Out: frozen dataclasses that the library takes and that the command line is derived
+from. A cross-check that fails names the option. This module knows nothing of torch, of files or of
+the terminal.
 """
 
 import re
@@ -67,9 +68,7 @@ class EncodingConfig:
 
     def __post_init__(self) -> None:
         if self.row_template is not None and "{prompt}" not in self.row_template:
-            raise InputError(
-                f"--row-template must contain {{prompt}}, got {self.row_template!r}"
-            )
+            raise InputError(f"--row-template must contain {{prompt}}, got {self.row_template!r}")
         if self.max_length is not None and self.max_length < 2:
             raise InputError(f"--max-length must be at least 2 tokens, got {self.max_length}")
 
@@ -81,11 +80,16 @@ class TrainConfig:
     form: Form = option(
         "key_values", "what is learned: 'embeddings' [P, H] or 'key_values' of every layer"
     )
-    num_virtual_tokens: int = option(32, "P, the number of virtual tokens; a multiple of 16 serves best")
-    init: Initialization = option(
-        "text", "start from --init-text, from sampled vocabulary rows, or from noise at the table's scale"
+    num_virtual_tokens: int = option(
+        32, "P, the number of virtual tokens; a multiple of 16 serves best"
     )
-    init_text: str | None = option(None, "instruction that the prompt starts from; sets --init text")
+    init: Initialization = option(
+        "text",
+        "start from --init-text, from sampled vocabulary rows, or from noise at the table's scale",
+    )
+    init_text: str | None = option(
+        None, "instruction that the prompt starts from; sets --init text"
+    )
     learning_rate: float = option(1e-2, "peak learning rate of AdamW")
     batch_size: int = option(16, "rows per optimizer step")
     micro_batch_size: int | None = option(
@@ -102,16 +106,52 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name in ("num_virtual_tokens", "batch_size"):
             if getattr(self, name) < 1:
-                raise InputError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
+                raise InputError(
+                    f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}"
+                )
         for name in ("micro_batch_size", "num_steps"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
         for name in ("learning_rate", "num_epochs"):
             if not getattr(self, name) > 0:
-                raise InputError(f"--{name.replace('_', '-')} must be above 0, got {getattr(self, name)}")
+                raise InputError(
+                    f"--{name.replace('_', '-')} must be above 0, got {getattr(self, name)}"
+                )
         if not 0 <= self.warmup_share < 1:
             raise InputError(f"--warmup-share must be in [0, 1), got {self.warmup_share}")
         for name in ("weight_decay", "max_grad_norm", "eval_every"):
             if getattr(self, name) < 0:
-                raise InputError(f"--{name.replace('_', '-')} must not be negative, got {getattr(self, name)}")
+                raise InputError(
+                    f"--{name.replace('_', '-')} must not be negative, got {getattr(self, name)}"
+                )
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """How an answer is drawn; greedy unless a temperature is given."""
+
+    max_new_tokens: int = option(256, "longest answer in tokens")
+    temperature: float = option(0.0, "0 is greedy; higher is more varied")
+    top_p: float = option(1.0, "sample from the likeliest tokens with this share together")
+    repetition_penalty: float = option(1.0, "above 1: repeat less; virtual tokens never count")
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise InputError(f"--max-new-tokens must be at least 1, got {self.max_new_tokens}")
+        if self.temperature < 0:
+            raise InputError(f"--temperature must not be negative, got {self.temperature}")
+        if not 0 < self.top_p <= 1:
+            raise InputError(f"--top-p must be in (0, 1], got {self.top_p}")
+        if self.repetition_penalty <= 0:
+            raise InputError(f"--repetition-penalty must be above 0, got {self.repetition_penalty}")
+
+    def options(self) -> dict[str, Any]:
+        """Return the arguments of `generate`."""
+        drawn = {"temperature": self.temperature, "top_p": self.top_p} if self.temperature else {}
+        return {
+            "max_new_tokens": self.max_new_tokens,
+            "do_sample": bool(self.temperature),
+            "repetition_penalty": self.repetition_penalty,
+            **drawn,
+        }

@@ -10,8 +10,9 @@
     ├── StorageError         no space, no permission: says what was kept and where
     └── TrainingError        the run cannot go on: no gradient, a loss that is not finite
 
-A message is one line that says what, where, expected, got, and what to do. Each class carries the exit code of the
-command line and the status of an HTTP answer, so that one place turns errors into either.
+A message is one line that says what, where, expected, got, and what to do. Each class carries the
+exit code of the command line and the status of an HTTP answer, so that one place turns errors into
+either.
 """
 
 from typing import ClassVar
@@ -44,7 +45,7 @@ class MismatchError(InputError):
 
 
 class UnsupportedError(ForewordError):
-    """A model, cache or strategy that cannot be made equal to the oracle, with what to use instead."""
+    """A combination that cannot be made equal to the oracle; says what to use instead."""
 
     exit_code = 3
     http_status = 400

@@ -1,9 +1,10 @@
 """Generation with prefixes through transformers' own `generate`, every strategy of it.
 
-In: a model, a batch of prefixes, what `generate` takes. Out: what `generate` returns, as if the virtual tokens did not
-exist. A call works on a *view*: an object of a subclass of the model's class that shares its weights and has its own
-state, so that the model is never patched and threads do not meet. The view translates each forward pass: real tokens
-to positions after the prefix, the two-dimensional mask to masks by position. It knows ids only, no text.
+In: a model, a batch of prefixes, what `generate` takes. Out: what `generate` returns, as if the
+virtual tokens did not exist. A call works on a *view*: an object of a subclass of the model's class
+that shares its weights and has its own state, so that the model is never patched and threads do not
+meet. The view translates each forward pass: real tokens to positions after the prefix, the
+two-dimensional mask to masks by position. It knows ids only, no text.
 """
 
 import functools
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import (
+    GenerationMixin,
     LogitsProcessor,
     LogitsProcessorList,
     NoBadWordsLogitsProcessor,
@@ -53,7 +55,9 @@ def model_inputs(
     num_cached: int,
     dtype: torch.dtype,
 ) -> dict[str, Any]:
-    """Return positions, masks and cache for one pass of the model over `tokens` `[B, T]` or `[B, T, H]`."""
+    """Return positions, masks and cache for one pass of the model over `tokens` `[B, T]` or `[B, T,
+    H]`.
+    """
     num_new = tokens.shape[1]
     span = layout.Span(
         num_virtual=batch.num_virtual,
@@ -71,8 +75,13 @@ def model_inputs(
     }
 
 
-class _View:
+class _View(GenerationMixin):
     """What a view overrides of its model; see `view`."""
+
+    _model: Any
+    _capabilities: Capabilities
+    _batch: PrefixBatch
+    _num_padding: tuple[int, ...]
 
     def forward(self, **inputs: Any) -> Any:
         """Run the model on real tokens, behind each row's prefix."""
@@ -107,7 +116,7 @@ class _View:
         batch_size: int,
         max_cache_length: int,
     ) -> None:
-        """Make the cache that was asked for, or take the caller's, and start it with the prefixes."""
+        """Make the cache asked for, or take the caller's, and start it with the prefixes."""
         self._check_length(max_cache_length + 1)
         self._refuse_cache(generation_config.cache_implementation)
         super()._prepare_cache_for_generation(
@@ -130,7 +139,7 @@ class _View:
         if kind == "quantized" and any(self._capabilities.windows):
             raise UnsupportedError(
                 f"transformers' quantized cache takes full attention only, and "
-                f"{self._capabilities.model_type} has sliding layers; use the dynamic or static cache"
+                f"{self._capabilities.model_type} has sliding layers; use another cache"
             )
 
     def _check_length(self, num_real: int) -> None:
@@ -149,7 +158,9 @@ class _View:
             )
 
     def _get_logits_processor(self, *args: Any, **kwargs: Any) -> LogitsProcessorList:
-        """Return transformers' processors; those that read history read each row without its padding."""
+        """Return transformers' processors; those that read history read each row without its
+        padding.
+        """
         processors = super()._get_logits_processor(*args, **kwargs)
         if not any(self._num_padding):
             return processors
@@ -164,7 +175,7 @@ def _reads_padding(processor: LogitsProcessor) -> bool:
     return type(processor) in HISTORY_PROCESSORS and not is_told
 
 
-class UnpaddedHistory(LogitsProcessor):  # type: ignore[misc]
+class UnpaddedHistory(LogitsProcessor):
     """Apply a processor row by row, each on its own tokens without the padding before them."""
 
     def __init__(self, inner: LogitsProcessor, num_padding: tuple[int, ...]) -> None:
@@ -175,17 +186,19 @@ class UnpaddedHistory(LogitsProcessor):  # type: ignore[misc]
         """Return the processed scores `[B, V]`."""
         copies = input_ids.shape[0] // len(self.num_padding)
         rows = [
-            self.inner(input_ids[row : row + 1, self.num_padding[row // copies] :], scores[row : row + 1])
+            self.inner(
+                input_ids[row : row + 1, self.num_padding[row // copies] :], scores[row : row + 1]
+            )
             for row in range(input_ids.shape[0])
         ]
         return torch.cat(rows)
 
 
 @functools.cache
-def _view_class(model_class: type) -> type:
+def _view_class(model_class: Any) -> Any:
     """Return the subclass of a model's class that views are of; its signature stays the model's."""
-    forward = functools.wraps(model_class.forward)(  # type: ignore[attr-defined]
-        lambda self, **inputs: _View.forward(self, **inputs)  # type: ignore[arg-type]
+    forward = functools.wraps(model_class.forward)(
+        lambda self, **inputs: _View.forward(self, **inputs)
     )
     return type(model_class.__name__, (_View, model_class), {"forward": forward})
 
@@ -193,8 +206,10 @@ def _view_class(model_class: type) -> type:
 def view(
     model: Any, capabilities: Capabilities, batch: PrefixBatch, num_padding: tuple[int, ...]
 ) -> Any:
-    """Return an object that generates like `model`, each row behind its prefix; it shares the weights."""
-    result = object.__new__(_view_class(type(model)))
+    """Return an object that generates like `model`, each row behind its prefix; it shares the
+    weights.
+    """
+    result: Any = object.__new__(_view_class(model.__class__))
     result.__dict__.update(model.__dict__)
     result.__dict__.pop("forward", None)
     result.__dict__.update({name: OrderedDict() for name in HOOKS if name in model.__dict__})
@@ -213,7 +228,9 @@ def generate(
     attention_mask: Tensor | None,
     kwargs: dict[str, Any],
 ) -> Any:
-    """Generate; sequences begin with the ids as they were given, whichever side their padding is on."""
+    """Generate; sequences begin with the ids as they were given, whichever side their padding is
+    on.
+    """
     _refuse(kwargs)
     inputs = input_ids if input_ids is not None else kwargs.get("inputs_embeds")
     if inputs is None:
@@ -223,14 +240,16 @@ def generate(
     if attention_mask is None:
         if getattr(_known(kwargs.get("past_key_values")), "is_padded", False):
             raise InputError(
-                "past_key_values holds padded rows; give attention_mask for all tokens, cached ones "
-                "included"
+                "past_key_values holds padded rows; give attention_mask for all tokens, "
+                "cached ones included"
             )
         alone = view(model, capabilities, batch, (0,) * inputs.shape[0])
         return alone.generate(input_ids=input_ids, **kwargs)
     order = align_right(attention_mask, inputs.shape[1], kwargs.get("past_key_values"))
     num_old = attention_mask.shape[1] - order.shape[1]
-    aligned = torch.cat([attention_mask[:, :num_old], attention_mask[:, num_old:].gather(1, order)], 1)
+    aligned = torch.cat(
+        [attention_mask[:, :num_old], attention_mask[:, num_old:].gather(1, order)], 1
+    )
     seen = inputs.shape[1] - order.shape[1]  # tokens of the inputs that the cache already holds
     if kwargs.get("inputs_embeds") is not None:
         kwargs["inputs_embeds"] = _reorder(kwargs["inputs_embeds"], order, seen)
@@ -249,24 +268,22 @@ def _known(cache: Any) -> Any:
 
 
 def infer_mask(model: Any, input_ids: Tensor | None, kwargs: dict[str, Any]) -> Tensor | None:
-    """Infer the mask from padding ids as transformers does: only where they can mean nothing else."""
+    """Infer the mask from padding ids, as transformers does: where they mean nothing else."""
     config = kwargs.get("generation_config") or model.generation_config
     pad = kwargs.get("pad_token_id", config.pad_token_id)
     eos = kwargs.get("eos_token_id", config.eos_token_id)
     ends = eos if isinstance(eos, list) else [eos]
     if input_ids is None or pad is None or pad in ends or not bool((input_ids == pad).any()):
         return None
-    return (input_ids != pad).long()
+    return input_ids.ne(pad).long()
 
 
 def align_right(attention_mask: Tensor, num_inputs: int, cache: Any) -> Tensor:
     """Return the order that moves each row's padding before its new tokens, `[B, T new]`."""
     known = _known(cache)
     num_cached = int(known.get_seq_length()) if known is not None and known.layers else 0
-    if attention_mask.shape[1] == num_inputs:
-        num_new = num_inputs - num_cached
-    else:
-        num_new = num_inputs
+    is_whole = attention_mask.shape[1] == num_inputs
+    num_new = num_inputs - num_cached if is_whole else num_inputs
     if num_new < 1 or attention_mask.shape[1] < num_new:
         raise InputError(
             f"attention_mask has {attention_mask.shape[1]} columns for {num_inputs} tokens and "

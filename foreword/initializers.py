@@ -1,7 +1,8 @@
 """Where a prompt starts: pure functions of an embedding table `[V, H]`, or of a text's own states.
 
-In: the table as the model applies it (scale included), ids, a seed. Out: embeddings `[P, H]`. Never off the table's
-own scale: a start far from it costs most of the quality (PEFT's own benchmark: 23 % against 34 %).
+In: the table as the model applies it (scale included), ids, a seed. Out: embeddings `[P, H]`. Never
+off the table's own scale: a start far from it costs most of the quality (PEFT's own benchmark: 23 %
+against 34 %).
 """
 
 import torch
@@ -11,7 +12,9 @@ from foreword.errors import InputError
 
 
 def random_embeddings(table: Tensor, num_virtual: int, generator: torch.Generator) -> Tensor:
-    """Draw `[P, H]` from a normal distribution with the mean and deviation of each column of the table."""
+    """Draw `[P, H]` from a normal distribution with the mean and deviation of each column of the
+    table.
+    """
     noise = torch.randn(num_virtual, table.shape[1], generator=generator)
     return table.mean(0).float().cpu() + noise * table.std(0).float().cpu()
 

@@ -1,9 +1,11 @@
-"""Where every token stands and what it may see: positions and attention masks, computed by position.
+"""Where every token stands and what it may see: positions and attention masks, computed by
+position.
 
-In: for each row the number of its virtual tokens, and the attention mask of its real tokens. Out: `position_ids` and
-masks in the form that transformers' decoders take. Slots of the cache are `[S virtual | real]`: a row with fewer than
-`S` virtual tokens leaves the first slots of that part empty. Because a mask compares *positions*, never slots, padding
-on either side, holes, windows and mixed prompts are all exact. Pure functions of small integer tensors.
+In: for each row the number of its virtual tokens, and the attention mask of its real tokens. Out:
+`position_ids` and masks in the form that transformers' decoders take. Slots of the cache are `[S
+virtual | real]`: a row with fewer than `S` virtual tokens leaves the first slots of that part
+empty. Because a mask compares *positions*, never slots, padding on either side, holes, windows and
+mixed prompts are all exact. Pure functions of small integer tensors.
 """
 
 from dataclasses import dataclass
@@ -36,7 +38,9 @@ class Span:
 
     @property
     def is_uniform(self) -> bool:
-        """Whether all rows have the same number of virtual tokens, so that one mask serves them all."""
+        """Whether all rows have the same number of virtual tokens, so that one mask serves them
+        all.
+        """
         return all(count == self.num_slots for count in self.num_virtual)
 
 
@@ -49,8 +53,8 @@ def place(
 ) -> tuple[Tensor, Masks]:
     """Return position ids `[B, T]` and the masks of one pass.
 
-    `attention_mask` is `[B, num_cached + num_new]`, or None where no row is padded. Position ids of padding are
-    harmless numbers. A mask is None where the model's own causal rule is already right.
+    `attention_mask` is `[B, num_cached + num_new]`, or None where no row is padded. Position ids of
+    padding are harmless numbers. A mask is None where the model's own causal rule is already right.
     """
     num_real = span.num_cached + span.num_new
     virtual = torch.tensor(span.num_virtual, device=device)[:, None]
@@ -80,7 +84,9 @@ def _mask(
     dtype: torch.dtype,
     attention: str,
 ) -> Tensor | None:
-    """Return what each new token may attend to, `[B or 1, 1, T, capacity]`, or None for plain causal."""
+    """Return what each new token may attend to, `[B or 1, 1, T, capacity]`, or None for plain
+    causal.
+    """
     total = span.num_slots + span.num_cached + span.num_new
     is_plain = attention_mask is None and span.is_uniform and span.capacity == total
     # Without a mask, sdpa applies the causal rule of an empty cache, and eager attention none.
@@ -97,7 +103,9 @@ def _mask(
 def _allowed(
     span: Span, attention_mask: Tensor | None, virtual: Tensor, real: Tensor, window: int | None
 ) -> Tensor:
-    """Return `[B, T, capacity]`: a token sees the keys at its own position and before, inside the window."""
+    """Return `[B, T, capacity]`: a token sees the keys at its own position and before, inside the
+    window.
+    """
     device, rows = real.device, real.shape[0]
     slot = torch.arange(span.num_slots, device=device)[None] - (span.num_slots - virtual)
     empty = span.capacity - span.num_slots - real.shape[1]

@@ -1,7 +1,8 @@
 """The loss of a batch: cross entropy of label tokens, and nothing else is computed.
 
-In: hidden states `[B, T, H]`, ids and a label mask `[B, T]`. Out: for each label its loss, and whether it is what greedy
-decoding would say. The head is applied to the positions before labels only, in chunks.
+In: hidden states `[B, T, H]`, ids and a label mask `[B, T]`. Out: for each label its loss, and
+whether it is what greedy decoding would say. The head is applied to the positions before labels
+only, in chunks.
 """
 
 from dataclasses import dataclass
@@ -34,7 +35,8 @@ class LabelScores:
 def score_labels(backbone: Backbone, prefixes: PrefixBatch, batch: Batch) -> LabelScores:
     """Score every label of a batch from the token before it.
 
-    A row's first token has none before it (a prefix keeps no hidden state), so it cannot be a label.
+    A row's first token has none before it (a prefix keeps no hidden state), so it cannot be a
+    label.
     """
     device = backbone.device
     input_ids, is_label = batch.input_ids.to(device), batch.label_mask.to(device)[:, 1:]

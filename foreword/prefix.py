@@ -1,7 +1,8 @@
 """A compiled prompt: the model's own state after reading `P` virtual tokens, at batch size one.
 
-In: each layer's keys and values `[N, P, D]`. Out: an immutable `Prefix`, and a `PrefixBatch` that lays the prefixes of
-a batch's rows side by side. Knows nothing of how the state was computed or of the cache that it will start.
+In: each layer's keys and values `[N, P, D]`. Out: an immutable `Prefix`, and a `PrefixBatch` that
+lays the prefixes of a batch's rows side by side. Knows nothing of how the state was computed or of
+the cache that it will start.
 """
 
 import os
@@ -82,7 +83,7 @@ class PrefixBatch:
         return PrefixBatch(tuple(p for p in self.prefixes for _ in range(repeats)))
 
     def layer(self, index: int) -> tuple[Tensor, Tensor]:
-        """Return one layer's keys and values `[B, N, S, D]`; a shared prefix is a view, not a copy."""
+        """Return one layer's keys and values `[B, N, S, D]`: a view where a prefix is shared."""
         found = [p for p in self.prefixes if p is not None]
         keys, values = found[0].key_values[index]
         if all(p is found[0] for p in self.prefixes):
@@ -109,5 +110,3 @@ def no_prefixes(num_rows: int) -> PrefixBatch:
 def same_prefix(prefix: Prefix, num_rows: int) -> PrefixBatch:
     """Return a batch whose rows all start from one prefix."""
     return PrefixBatch((prefix,) * num_rows)
-
-

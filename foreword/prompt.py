@@ -1,7 +1,8 @@
 """A soft prompt: the learned values and what is known of them.
 
-In: an embedding matrix `[P, H]`, or per layer keys and values `[N, P, D]`. Out: the same, validated, saved and loaded
-in PEFT's format. A `SoftPrompt` never touches a model: a backbone compiles it to a prefix.
+In: an embedding matrix `[P, H]`, or per layer keys and values `[N, P, D]`. Out: the same,
+validated, saved and loaded in PEFT's format. A `SoftPrompt` never touches a model: a backbone
+compiles it to a prefix.
 """
 
 import os
@@ -22,11 +23,13 @@ KeyValues = tuple[tuple[Tensor, Tensor], ...]
 class SoftPrompt:
     """`P` virtual tokens, as embeddings `[P, H]` or as each layer's keys and values `[N, P, D]`.
 
-    Embeddings live in the space of the model's `inputs_embeds`: after whatever scale its embedding module applies.
-    Keys are cached keys: rotated already, at positions `0..P-1`.
+    Embeddings live in the space of the model's `inputs_embeds`: after whatever scale its embedding
+    module applies. Keys are cached keys: rotated already, at positions `0..P-1`.
     """
 
-    def __init__(self, form: Form, tensors: Sequence[Tensor], facts: Mapping[str, Any] | None = None):
+    def __init__(
+        self, form: Form, tensors: Sequence[Tensor], facts: Mapping[str, Any] | None = None
+    ):
         self.form: Form = form
         self.tensors = list(tensors)
         self.facts = dict(facts or {})
@@ -52,7 +55,8 @@ class SoftPrompt:
         """Make a prompt of cached keys and values: one pair of `[N, P, D]` for each layer.
 
         Raises:
-            InputError: no layers, other shapes, layers that differ in P, or values that are not finite.
+            InputError: no layers, other shapes, layers that differ in P, or values that are not
+                finite.
         """
         tensors = [tensor for pair in key_values for tensor in pair]
         if not tensors or any(len(pair) != 2 for pair in key_values):
@@ -95,7 +99,9 @@ class SoftPrompt:
     def key_values(self) -> KeyValues:
         """Each layer's keys and values `[N, P, D]` of a key/value prompt."""
         if self.form != "key_values":
-            raise InputError("an embedding prompt has no keys; compile it and use Prefix.key_values")
+            raise InputError(
+                "an embedding prompt has no keys; compile it and use Prefix.key_values"
+            )
         return tuple(zip(self.tensors[::2], self.tensors[1::2], strict=True))
 
     @property
@@ -186,18 +192,21 @@ class SoftPrompt:
         return prompt
 
     def __repr__(self) -> str:
-        return f"SoftPrompt({self.form}, P={self.num_virtual_tokens}, {self.num_parameters:,} numbers)"
+        return (
+            f"SoftPrompt({self.form}, P={self.num_virtual_tokens}, {self.num_parameters:,} numbers)"
+        )
 
 
 def _unflatten(stored: Artifact, where: str) -> list[Tensor]:
     """Undo `_flat`: `[P, L * 2 * N * D]` to keys and values `[N, P, D]`, layer by layer."""
     config, tensor = stored.config, stored.tensor
     needed = ("num_layers", "num_attention_heads", "token_dim")
-    values = [config.get(name) for name in needed]
-    if not all(isinstance(value, int) and value > 0 for value in values):
+    values = [value for name in needed if isinstance(value := config.get(name), int) and value > 0]
+    if len(values) != len(needed):
         raise ArtifactError(
             f"{where}/{artifact.CONFIG_FILE}: expected positive integers {', '.join(needed)}, "
-            f"got {values}; a key/value prompt cannot be laid out without them"
+            f"got {[config.get(name) for name in needed]}; a key/value prompt cannot be laid out "
+            "without them"
         )
     layers, heads, width = values
     if width % heads or tensor.shape[1] != layers * 2 * width:

@@ -1,8 +1,9 @@
 """Training a soft prompt on a frozen model: the step first, then the run around it.
 
-In: a backbone, examples or encoded rows, a configuration. Out: an iterator of `TrainEvent`s, whose last one holds the
-trained prompt. The prefix is computed once per optimizer step and shared by all of its rows; its gradient adds up over
-the micro-batches and goes through the prefix once. Prints nothing, writes no file.
+In: a backbone, examples or encoded rows, a configuration. Out: an iterator of `TrainEvent`s, whose
+last one holds the trained prompt. The prefix is computed once per optimizer step and shared by all
+of its rows; its gradient adds up over the micro-batches and goes through the prefix once. Prints
+nothing, writes no file.
 """
 
 import hashlib
@@ -36,7 +37,9 @@ def train_step(
     optimizer: torch.optim.Optimizer,
     max_grad_norm: float,
 ) -> tuple[float, float]:
-    """Take one optimizer step over micro-batches; return the mean loss of a label and the gradient's norm."""
+    """Take one optimizer step over micro-batches; return the mean loss of a label and the
+    gradient's norm.
+    """
     states = backbone.read(prompt)  # 1. the prefix, once, with gradient to the prompt
     leaves = _leaves(states)  # 2. the rows, their gradient adding up on a detached copy
     loss = accumulate(backbone, leaves, batches)
@@ -49,7 +52,9 @@ def train_step(
 
 
 def accumulate(backbone: Backbone, states: KeyValues, batches: Sequence[Batch]) -> float:
-    """Add the gradient of the mean label loss over all batches to `states`; return that loss, in nats."""
+    """Add the gradient of the mean label loss over all batches to `states`; return that loss, in
+    nats.
+    """
     num_labels = sum(int(batch.label_mask.sum()) for batch in batches)
     total = 0.0
     for batch in batches:
@@ -149,7 +154,8 @@ def train(
 ) -> Iterator[TrainEvent]:
     """Train a soft prompt, one event per optimizer step; the last event's `prompt` is the result.
 
-    With validation rows the result is the prompt with the lowest validation loss, else the last one.
+    With validation rows the result is the prompt with the lowest validation loss, else the last
+    one.
 
     Args:
         backbone: with a tokenizer, unless all examples are encoded rows and `initial` is given.
@@ -207,9 +213,7 @@ def _run(
         if is_due:
             snapshot = best[1] if best else _snapshot(prompt, {"step": step, "training_loss": loss})
         num_tokens = sum(len(row.input_ids) for row in chosen)
-        yield TrainEvent(
-            step, num_steps, loss, rate, norm, num_tokens, seconds, result, snapshot
-        )
+        yield TrainEvent(step, num_steps, loss, rate, norm, num_tokens, seconds, result, snapshot)
 
 
 def _steps(rows: list[Row], config: TrainConfig) -> Iterator[list[Row]]:
@@ -231,7 +235,9 @@ def _micro_batches(backbone: Backbone, rows: list[Row], config: TrainConfig) -> 
 def validate(
     backbone: Backbone, prompt: SoftPrompt, rows: Sequence[Row], batch_size: int
 ) -> Validation:
-    """Score held-out rows: teacher-forced, so one pass tells the loss and what greedy decoding answers."""
+    """Score held-out rows: teacher-forced, so one pass tells the loss and what greedy decoding
+    answers.
+    """
     prefix = backbone.compile(prompt.detached())
     total, num_labels, num_exact = 0.0, 0, 0
     ordered = sorted(rows, key=lambda row: len(row.input_ids))
@@ -284,7 +290,9 @@ def encode_rows(
     context = (backbone.capabilities.context_length or 1 << 30) - config.num_virtual_tokens
     if texts:
         if backbone.tokenizer is None:
-            raise InputError("text examples need a tokenizer; give the backbone one, or pass rows of ids")
+            raise InputError(
+                "text examples need a tokenizer; give the backbone one, or pass rows of ids"
+            )
         encoded, _ = encoding.encode_examples(texts, backbone.tokenizer, encoding_config, context)
         rows += encoded
     for row in rows:
@@ -300,7 +308,9 @@ def encode_rows(
 def describe(
     backbone: Backbone, config: TrainConfig, encoding_config: EncodingConfig, num_rows: int
 ) -> dict[str, Any]:
-    """Return what a trained prompt says of itself: base, tokenizer, how rows are encoded, how it was trained."""
+    """Return what a trained prompt says of itself: base, tokenizer, how rows are encoded, how it
+    was trained.
+    """
     return {
         "base": {
             "name": backbone.name,

@@ -1,7 +1,8 @@
-"""The cases of the contract, each against the oracle, for any subject that generates behind one prompt.
+"""The cases of the contract, each against the oracle, for any subject that generates behind one
+prompt.
 
-A case returns when the subject's result equals the oracle's and raises otherwise. The tests run them on foreword; the
-table in docs/contract.md runs the same ones on stock PEFT too.
+A case returns when the subject's result equals the oracle's and raises otherwise. The tests run
+them on foreword; the table in docs/contract.md runs the same ones on stock PEFT too.
 """
 
 import threading
@@ -9,12 +10,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import oracle
+import tiny_models
 import torch
 import transformers
 from torch import Tensor
 
-import oracle
-import tiny_models
 from foreword import Backbone, SoftPrompt
 
 NUM_NEW = 8
@@ -128,9 +129,7 @@ def batch_without_padding(subject: Subject, world: World) -> None:
 
 def static_cache(subject: Subject, world: World) -> None:
     ids, mask = padded(ROWS, "left")
-    _expect_greedy(
-        world, subject.generate(ids, mask, **GREEDY, cache_implementation="static"), ids
-    )
+    _expect_greedy(world, subject.generate(ids, mask, **GREEDY, cache_implementation="static"), ids)
 
 
 def quantized_cache(subject: Subject, world: World) -> None:
@@ -389,7 +388,9 @@ CASES: dict[str, Callable[[Subject, World], None]] = {
 
 
 def prompt_of(family: str, form: str, num_virtual: int = 6) -> SoftPrompt:
-    """Return the prompt of a family's world: random embeddings, or keys and values that no text has."""
+    """Return the prompt of a family's world: random embeddings, or keys and values that no text
+    has.
+    """
     model = tiny_models.shared(family)
     prompt = SoftPrompt.from_embeddings(tiny_models.embeddings(model, num_virtual))
     if form == "embeddings":

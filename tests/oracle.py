@@ -1,8 +1,9 @@
 """The oracle: the slow, obvious computation that every fast path must equal.
 
-One unpadded row at a time; the prompt's embeddings concatenated before the row's, or its keys and values in a plain
-cache; explicit positions `0..P+T-1`; no cache between steps, everything computed again. It uses transformers' own
-masks and none of foreword's code. As a model it has transformers' `generate`, so that one oracle serves all strategies.
+One unpadded row at a time; the prompt's embeddings concatenated before the row's, or its keys and
+values in a plain cache; explicit positions `0..P+T-1`; no cache between steps, everything computed
+again. It uses transformers' own masks and none of foreword's code. As a model it has transformers'
+`generate`, so that one oracle serves all strategies.
 """
 
 from typing import Any

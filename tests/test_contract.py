@@ -1,10 +1,10 @@
 """Every case of the contract, for every family and both prompt forms, equals the oracle."""
 
 import pytest
-
 from contract import CASES, ForewordSubject, world_of
-from foreword.errors import UnsupportedError
 from tiny_models import FAMILIES
+
+from foreword.errors import UnsupportedError
 
 # transformers' quantized cache takes no sliding layers.
 REFUSED = {("quantized_cache", family) for family in ("mistral", "gemma2", "gemma3")}

@@ -2,12 +2,12 @@
 
 import dataclasses
 
+import oracle
 import pytest
+import tiny_models
 import torch
 from torch import Tensor
 
-import oracle
-import tiny_models
 from foreword import Backbone, Row, SoftPrompt, TrainConfig, train
 from foreword.encoding import collate
 from foreword.errors import InputError, TrainingError
@@ -17,7 +17,9 @@ ROWS = [
     Row.from_ids(tiny_models.ids(length).tolist(), tiny_models.ids(answer, seed=5).tolist())
     for length, answer in ((4, 3), (9, 1), (6, 5), (5, 2))
 ]
-FAST = TrainConfig(form="embeddings", num_virtual_tokens=4, init="vocabulary", batch_size=4, num_steps=3)
+FAST = TrainConfig(
+    form="embeddings", num_virtual_tokens=4, init="vocabulary", batch_size=4, num_steps=3
+)
 
 
 def obvious_loss(model: torch.nn.Module, prompt: SoftPrompt) -> Tensor:
@@ -34,7 +36,9 @@ def obvious_loss(model: torch.nn.Module, prompt: SoftPrompt) -> Tensor:
 @pytest.mark.parametrize("micro_batch_size", [4, 2, 1])
 @pytest.mark.parametrize("form", ["embeddings", "key_values"])
 @pytest.mark.parametrize("family", ["llama", "gemma3", "qwen3", "mistral", "gpt2"])
-def test_gradient_equals_the_concatenated_form(family: str, form: str, micro_batch_size: int) -> None:
+def test_gradient_equals_the_concatenated_form(
+    family: str, form: str, micro_batch_size: int
+) -> None:
     model = tiny_models.with_exact_norms(tiny_models.build(family))
     backbone = Backbone(model)
     prompt = SoftPrompt.from_embeddings(tiny_models.embeddings(model, 6))

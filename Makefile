@@ -1,0 +1,53 @@
+# make demo    train a soft prompt on real data, compare it, generate with it (about ten minutes)
+# make test    the whole test suite
+# make check   format, lint, types, generated pages
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+export TOKENIZERS_PARALLELISM = false
+
+.PHONY: demo test test-oldest check format docs clean
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "foreword needs Python 3.11 or newer; say which: make PYTHON=python3.11"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	@echo "installing the tested set into $(VENV); this takes a few minutes"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+demo: $(VENV)/installed
+	$(BIN)/python examples/home_commands.py
+
+test: $(VENV)/installed
+	$(BIN)/python -m pytest
+
+# The contract on the oldest transformers that is supported.
+$(VENV)-oldest/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)-oldest
+	grep -v '^transformers' constraints.txt > $(VENV)-oldest/constraints.txt
+	$(VENV)-oldest/bin/python -m pip install --quiet --constraint $(VENV)-oldest/constraints.txt \
+	  --editable '.[dev]' 'transformers==5.16.*'
+	touch $@
+
+test-oldest: $(VENV)-oldest/installed
+	$(VENV)-oldest/bin/python -m pytest tests/test_contract.py tests/test_training.py \
+	  tests/test_formats.py tests/test_refusals.py
+
+check: $(VENV)/installed
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python docs/make_cli.py --check
+
+format: $(VENV)/installed
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+docs: $(VENV)/installed
+	$(BIN)/python docs/make_cli.py
+	$(BIN)/python tests/contract_table.py
+
+clean:
+	rm -rf $(VENV) $(VENV)-oldest .pytest_cache .mypy_cache .ruff_cache

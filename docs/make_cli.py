@@ -1,0 +1,42 @@
+"""Write docs/cli.md from the commands themselves; with --check, say whether the page is current."""
+
+import sys
+from pathlib import Path
+
+from typer.main import get_command
+from typer.testing import CliRunner
+
+from foreword.cli import app
+
+PAGE = Path(__file__).parent / "cli.md"
+HEAD = "# Command line\n\nMade from the commands by `make docs`; `make check` compares.\n"
+
+
+def render() -> str:
+    """Return the page: the help of every command, at 100 columns."""
+    runner = CliRunner(env={"COLUMNS": "100", "TERMINAL_WIDTH": "100", "NO_COLOR": "1"})
+    commands = [[], *([name] for name in get_command(app).commands)]  # type: ignore[attr-defined]
+    parts = [HEAD]
+    for command in commands:
+        shown = runner.invoke(
+            app, [*command, "--help"], prog_name="foreword", max_content_width=100
+        )
+        lines = "\n".join(line.rstrip() for line in shown.output.strip().splitlines())
+        parts.append(f"\n## foreword {' '.join(command)}".rstrip() + f"\n\n```\n{lines}\n```\n")
+    return "".join(parts)
+
+
+def main() -> int:
+    """Write or check the page."""
+    page = render()
+    if "--check" in sys.argv[1:]:
+        if PAGE.read_text() != page:
+            print("docs/cli.md is not what the commands say; run: make docs")
+            return 1
+        return 0
+    PAGE.write_text(page)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,163 @@
+"""The demo: teach a small model to turn spoken home commands into structured calls.
+
+    set the kitchen brightness to 40 percent
+    {"intent": "HassLightSet", "area": "kitchen", "brightness": 40}
+
+Rows and truth come from Home Assistant's own English grammar and parser, split by sentence
+template: the test's wordings are unseen. The soft prompt starts as the model's own state after
+reading an instruction, and is trained from there; the model itself does not change.
+"""
+
+import json
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+from transformers.utils import logging
+
+from foreword import Backbone, EncodingConfig, Example, SoftPrompt, TrainConfig, models, train
+from foreword.chat import answers
+from foreword.cli.train import run
+from foreword.evaluation import Evaluation, System, evaluate
+from foreword.home_commands import (
+    INSTRUCTION,
+    SHORT_INSTRUCTION,
+    Command,
+    exact,
+    home_commands,
+    same_intent,
+)
+
+MODEL = "smollm2-135m"
+FOLDER = Path("runs/home-commands")
+SYSTEM_TURN = "<|im_start|>system\n{}<|im_end|>\n"
+# A row is the user's turn alone: the soft prompt stands where the system turn stood.
+ROWS = EncodingConfig(row_template="<|im_start|>user\n{prompt}<|im_end|>\n<|im_start|>assistant\n")
+CONFIG = TrainConfig(
+    form="key_values",
+    num_virtual_tokens=48,
+    init_text=SYSTEM_TURN.format(SHORT_INSTRUCTION),
+    learning_rate=1e-2,
+    batch_size=16,
+    num_steps=80,
+    eval_every=20,
+)
+METRICS = {"exact": exact, "intent": same_intent}
+console = Console()
+
+
+def main(num_steps: int = CONFIG.num_steps or 0, num_test: int = 96) -> None:
+    """Train, compare, generate, and say what to type next."""
+    started = time.perf_counter()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    with console.status("fetching the model; the first time takes a minute") as status:
+        models.resolve(MODEL, progress=status.update)
+        backbone = Backbone.load(MODEL)
+        status.update("expanding the grammar of home commands")
+        commands = home_commands(1200, 48, num_test)
+    examples = {
+        "train": [as_example(command) for command in commands.train],
+        "validation": [as_example(command) for command in commands.validation],
+        "test": [as_example(command) for command in commands.test],
+    }
+    for name, rows in examples.items():
+        write_rows(FOLDER / f"{name}.jsonl", rows)
+
+    config = TrainConfig(**{**CONFIG.__dict__, "num_steps": num_steps})
+    console.print(
+        f"training {config.num_virtual_tokens} virtual tokens of {MODEL}, which is frozen"
+    )
+    events = train(
+        backbone,
+        examples["train"],
+        config,
+        validation=examples["validation"],
+        encoding_config=ROWS,
+    )
+    last = run(events, str(FOLDER / "prompt"))
+    assert last is not None
+    prompt = SoftPrompt.load(FOLDER / "prompt")
+
+    results = compare(backbone, prompt, examples["test"])
+    console.print(table(results, len(examples["test"])))
+    show_examples(backbone, prompt, examples["test"][:3])
+    console.print(
+        f"\ndone in {time.perf_counter() - started:.0f} s. Next:\n"
+        f"  .venv/bin/foreword chat --prompt {FOLDER}/prompt\n"
+        f"  .venv/bin/foreword show --prompt {FOLDER}/prompt\n"
+        f"  .venv/bin/foreword doctor --prompt {FOLDER}/prompt\n"
+        f"  .venv/bin/foreword train --data YOUR.jsonl --output runs/yours",
+        markup=False,
+    )
+
+
+def as_example(command: Command) -> Example:
+    """Return a command as a training example."""
+    return Example(command.text, command.call, "home commands")
+
+
+def write_rows(path: Path, rows: list[Example]) -> None:
+    """Write examples as JSONL, in the columns that `foreword train` and `eval` read."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = [json.dumps({"prompt": r.prompt, "completion": r.completion}) + "\n" for r in rows]
+    path.write_text("".join(lines))
+
+
+def compare(backbone: Backbone, prompt: SoftPrompt, test: list[Example]) -> list[Evaluation]:
+    """Score the bare model, the hand-written instruction and the soft prompt on unseen wordings."""
+    # A text is a prompt too: its prefix is computed once, and equals the model fed that text.
+    ids = backbone.tokenizer(SYSTEM_TURN.format(INSTRUCTION), return_tensors="pt").input_ids[0]
+    instruction = SoftPrompt.from_embeddings(backbone.embed(ids))
+    systems = [
+        System("bare model", encoding=ROWS),
+        System("hand-written instruction", instruction, encoding=ROWS),
+        System("soft prompt", prompt),
+    ]
+    results = []
+    with Progress(console=console, transient=True) as progress:
+        for system in systems:
+            task = progress.add_task(system.name, total=len(test))
+            advance = partial(progress.advance, task)
+            results.append(
+                evaluate(backbone, system, test, METRICS, on_answer=advance, max_new_tokens=64)
+            )
+    return results
+
+
+def table(results: list[Evaluation], num_test: int) -> Table:
+    """Return the comparison as a table."""
+    shown = Table("", "exact", "right intent", "s", title=f"{num_test} commands, unseen wordings")
+    for result in results:
+        scores = [f"{result.scores[name]:.1%}" for name in METRICS]
+        shown.add_row(result.system.name, *scores, f"{result.seconds:.0f}")
+    return shown
+
+
+def show_examples(backbone: Backbone, prompt: SoftPrompt, examples: list[Example]) -> None:
+    """Answer three commands with the cache and without it, and time both."""
+    prefix = backbone.compile(prompt)
+    for example in examples:
+        said, seconds = [], []
+        for use_cache in (True, False):
+            started = time.perf_counter()
+            found = answers(
+                backbone, prefix, [example.prompt], max_new_tokens=64, use_cache=use_cache
+            )
+            said.append(next(iter(found)).text)
+            seconds.append(time.perf_counter() - started)
+        same = "the same" if said[0] == said[1] else f"DIFFERENT: {said[1]}"
+        console.print(
+            f"\n{example.prompt}\n  {said[0]}\n  {seconds[0]:.1f} s with the cache, "
+            f"{seconds[1]:.1f} s without, {same}",
+            markup=False,
+            highlight=False,
+        )
+
+
+if __name__ == "__main__":
+    main(*(int(argument) for argument in sys.argv[1:]))

@@ -1,0 +1,48 @@
+"""`foreword generate`: one answer for each text."""
+
+import json
+from typing import Annotated, Any
+
+import typer
+
+from foreword.cli import options
+from foreword.config import SamplingConfig
+
+
+@options.from_configs(SamplingConfig)
+def command(
+    sampling: SamplingConfig,
+    texts: Annotated[list[str], typer.Argument(help="one or more texts to answer")],
+    prompt: options.PromptDirectory = None,
+    model: options.Model = None,
+    no_cache: Annotated[
+        bool, typer.Option("--no-cache", help="recompute everything at each token: slow, equal")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="one JSON object per line")] = False,
+) -> None:
+    """Answer texts with a soft prompt, or with the bare model.
+
+    Example: foreword generate --prompt my-prompt "turn on the kitchen lights"
+    """
+    from foreword import chat
+
+    backbone, soft_prompt = options.load(model, prompt)
+    config = chat.encoding_of(soft_prompt)
+    inputs = [as_turns(backbone, soft_prompt, text) for text in texts]
+    more: dict[str, Any] = {"use_cache": False} if no_cache else {}
+    found = chat.answers(backbone, soft_prompt, inputs, config, **sampling.options(), **more)
+    for text, answer in zip(texts, found, strict=True):
+        if as_json:
+            options.output.print(json.dumps({"prompt": text, "answer": answer.text}))
+        else:
+            options.output.print(answer.text)
+
+
+def as_turns(backbone: Any, prompt: Any, text: str) -> Any:
+    """Return what a person typed as the prompt's rows were made: one user turn, or plain text."""
+    from foreword import chat
+
+    is_plain = chat.encoding_of(prompt).row_template is not None
+    if is_plain or not getattr(backbone.tokenizer, "chat_template", None):
+        return text
+    return [{"role": "user", "content": text}]

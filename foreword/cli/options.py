@@ -1,0 +1,96 @@
+"""Options derived from the config classes, and what the commands share: a model, a prompt, a
+progress line.
+
+In: dataclasses of `foreword.config`. Out: typer options with the same names, defaults and help.
+Knows no option itself.
+"""
+
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import MISSING, fields
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from foreword.errors import InputError
+
+if TYPE_CHECKING:
+    from foreword.backbone import Backbone
+    from foreword.prompt import SoftPrompt
+
+errors = Console(stderr=True, soft_wrap=True, markup=False, highlight=False)
+output = Console(soft_wrap=True, markup=False, highlight=False)
+
+Model = Annotated[
+    str | None,
+    typer.Option(
+        help="'smollm2-135m', a Hub id, a directory or a .gguf file; default: the prompt's own base"
+    ),
+]
+PromptDirectory = Annotated[
+    str | None, typer.Option(help="directory of a soft prompt, of foreword's or of PEFT's")
+]
+
+
+def from_configs(*configs: type) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command one option for every field of the config classes.
+
+    The command takes the finished configs first, by position, in the order given here.
+    """
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        names = {config: [f.name for f in fields(config)] for config in configs}
+        own = list(inspect.signature(command).parameters.values())[len(configs) :]
+
+        @functools.wraps(command)
+        def wrapper(**values: Any) -> None:
+            built = [
+                config(**{name: values.pop(name) for name in names[config]}) for config in configs
+            ]
+            command(*built, **values)
+
+        derived = [_parameter(field) for config in configs for field in fields(config)]
+        parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own] + derived
+        wrapper.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        wrapper.__annotations__ = {p.name: p.annotation for p in parameters}
+        return wrapper
+
+    return decorate
+
+
+def _parameter(field: Any) -> inspect.Parameter:
+    assert field.default is not MISSING
+    help = field.metadata["help"]
+    return inspect.Parameter(
+        field.name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=field.default,
+        annotation=Annotated[field.type, typer.Option(help=help)],
+    )
+
+
+def load(model: str | None, prompt_directory: str | None) -> "tuple[Backbone, SoftPrompt | None]":
+    """Load the prompt, if any, and its base model, and say what takes long."""
+    from transformers.utils import logging
+
+    from foreword import models
+    from foreword.backbone import Backbone
+    from foreword.prompt import SoftPrompt
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    prompt = SoftPrompt.load(prompt_directory) if prompt_directory else None
+    base = (prompt.facts.get("base") or {}) if prompt else {}
+    name = model or base.get("name")
+    if not name:
+        raise InputError("which model? give --model; the prompt's file does not name its base")
+    with errors.status(f"loading {name}") as status:
+        models.resolve(name, progress=status.update)
+        backbone = Backbone.load(name, revision=None if model else base.get("revision"))
+    if prompt and "fingerprint" not in base:
+        errors.print(
+            "note: the prompt does not record its base; that it is this model is unchecked"
+        )
+    return backbone, prompt

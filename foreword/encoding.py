@@ -1,0 +1,275 @@
+"""Examples as token ids: chat template and tokenizer in, rows with marked labels and batches out.
+
+A row begins with exactly the ids that `encode_prompt` gives at generation; the ids after them are
+its labels: the answer and what closes it. Labels are counted, never read from the ids, so that a
+padding id equal to the end id is harmless. This module knows nothing of models or virtual tokens.
+"""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Self
+
+import torch
+from jinja2 import TemplateError
+from torch import Tensor
+
+from foreword.config import EncodingConfig
+from foreword.data import Example, Message, message_text, named
+from foreword.errors import DataError, InputError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_PROBE = "foreword-probe"  # stands for an answer, to see what a chat template puts after one
+_CHUNK = 50  # batches that are sorted by length together
+
+
+@dataclass(frozen=True)
+class Row:
+    """The ids of one example; the last `num_labels` of them are its labels, at least one."""
+
+    input_ids: tuple[int, ...]
+    num_labels: int
+    source: str
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.num_labels <= len(self.input_ids):
+            raise DataError(
+                f"{self.source}: no label left: expected 1 to {len(self.input_ids)} labels in "
+                f"{len(self.input_ids)} tokens, got {self.num_labels}"
+            )
+
+    @classmethod
+    def from_ids(
+        cls, prompt_ids: Sequence[int], completion_ids: Sequence[int], source: str = "ids"
+    ) -> Self:
+        """A row of ids that are used as they are: no end token is added."""
+        return cls((*prompt_ids, *completion_ids), len(completion_ids), source)
+
+
+@dataclass(frozen=True)
+class EncodingReport:
+    """What became of the examples; lengths in tokens, virtual tokens not counted."""
+
+    num_rows: int
+    num_truncated: int
+    num_tokens: int
+    num_label_tokens: int
+
+    def __str__(self) -> str:
+        return (
+            f"{self.num_rows} rows, {self.num_truncated} truncated, {self.num_tokens} tokens, "
+            f"{self.num_label_tokens} of them labels"
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Right-padded rows.
+
+    Attributes:
+        input_ids: int64 `[B, T]`.
+        attention_mask: int64 `[B, T]`, 1 at real tokens.
+        label_mask: bool `[B, T]`, True where `input_ids` holds a token to be predicted.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    label_mask: Tensor
+
+
+def encode_prompt(
+    prompt: str | Sequence[Message], tokenizer: "PreTrainedTokenizerBase", config: EncodingConfig
+) -> list[int]:
+    """The ids of everything before the answer, in training and in generation.
+
+    Text without a row template gets the special tokens that the tokenizer adds at the start of a
+    text. A row template or a chat template gets exactly the special tokens that it spells out.
+
+    Raises:
+        InputError: messages, but neither a row template nor a chat template.
+        DataError: messages that the template cannot take.
+    """
+    return _token_ids(*_prompt_text(prompt, tokenizer, config), tokenizer)
+
+
+def end_ids(
+    prompt: str | Sequence[Message], tokenizer: "PreTrainedTokenizerBase", config: EncodingConfig
+) -> list[int]:
+    """The ids that close the answer to a prompt; generation stops at the last of them.
+
+    A chat template's own: what it puts after an answer up to the first special token. Where it
+    puts none, and for text, the tokenizer's end token.
+    """
+    if config.row_template is None and not isinstance(prompt, str):
+        answer = {"role": "assistant", "content": _PROBE}
+        _, shown, after = _render([*prompt, answer], tokenizer, is_open=False).rpartition(_PROBE)
+        if not shown:
+            raise InputError("the chat template does not show an answer: use --row-template")
+        ids = _token_ids(after, False, tokenizer)
+        added = tokenizer.added_tokens_decoder
+        for count, token_id in enumerate(ids, 1):
+            if token_id == tokenizer.eos_token_id or (
+                token_id in added and added[token_id].special
+            ):
+                return ids[:count]
+    if tokenizer.eos_token_id is None:
+        raise InputError("the tokenizer has no end token: set its eos_token")
+    return [tokenizer.eos_token_id]
+
+
+def encode(
+    example: Example,
+    tokenizer: "PreTrainedTokenizerBase",
+    config: EncodingConfig,
+    context_length: int,
+) -> Row:
+    """One example as a row of at most `context_length` tokens, virtual tokens not counted.
+
+    Raises:
+        DataError: the row is too long and not to be truncated, or no label is left of it.
+    """
+    return _fit(_encode_whole(example, tokenizer, config), config, context_length)
+
+
+def encode_examples(
+    examples: Sequence[Example],
+    tokenizer: "PreTrainedTokenizerBase",
+    config: EncodingConfig,
+    context_length: int,
+) -> tuple[list[Row], EncodingReport]:
+    """Every example as a row, in the order given, and what became of them; see `encode`."""
+    rows, num_truncated = [], 0
+    for example in examples:
+        whole = _encode_whole(example, tokenizer, config)
+        rows.append(_fit(whole, config, context_length))
+        num_truncated += len(rows[-1].input_ids) < len(whole.input_ids)
+    return rows, EncodingReport(
+        num_rows=len(rows),
+        num_truncated=num_truncated,
+        num_tokens=sum(len(row.input_ids) for row in rows),
+        num_label_tokens=sum(row.num_labels for row in rows),
+    )
+
+
+def decode(ids: Sequence[int], tokenizer: "PreTrainedTokenizerBase") -> str:
+    """The text of generated ids, without special tokens."""
+    text = tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    assert isinstance(text, str)
+    return text
+
+
+def collate(rows: Sequence[Row], pad_id: int) -> Batch:
+    """Pad rows on the right to a batch `[B, T]`; any valid id pads, even one that is a label."""
+    shape = len(rows), max(len(row.input_ids) for row in rows)
+    input_ids = torch.full(shape, pad_id)
+    attention_mask = torch.zeros(shape, dtype=torch.int64)
+    label_mask = torch.zeros(shape, dtype=torch.bool)
+    for index, row in enumerate(rows):
+        length = len(row.input_ids)
+        input_ids[index, :length] = torch.tensor(row.input_ids)
+        attention_mask[index, :length] = 1
+        label_mask[index, length - row.num_labels : length] = True
+    return Batch(input_ids, attention_mask, label_mask)
+
+
+def epoch_order(rows: Sequence[Row], batch_size: int, seed: int, epoch: int) -> list[list[Row]]:
+    """Batches of similar lengths that hold every row once; the last cut may be smaller."""
+    chance = random.Random(f"{seed}/{epoch}")
+    shuffled = chance.sample(rows, len(rows))
+    batches = []
+    for start in range(0, len(rows), _CHUNK * batch_size):
+        chunk = sorted(
+            shuffled[start : start + _CHUNK * batch_size], key=lambda row: len(row.input_ids)
+        )
+        batches += [chunk[cut : cut + batch_size] for cut in range(0, len(chunk), batch_size)]
+    chance.shuffle(batches)
+    return batches
+
+
+def _encode_whole(
+    example: Example, tokenizer: "PreTrainedTokenizerBase", config: EncodingConfig
+) -> Row:
+    with named(example.source):
+        text, is_plain = _prompt_text(example.prompt, tokenizer, config)
+        prompt_ids = _token_ids(text, is_plain, tokenizer)
+        whole_ids = _token_ids(text + example.completion, is_plain, tokenizer)
+        # A token across the border cannot be generated: there the answer is tokenized alone.
+        completion_ids = whole_ids[len(prompt_ids) :]
+        if whole_ids[: len(prompt_ids)] != prompt_ids:
+            completion_ids = _token_ids(example.completion, False, tokenizer)
+        if not completion_ids:
+            raise DataError("no label left: the tokenizer knows nothing in the completion")
+        closing_ids = end_ids(example.prompt, tokenizer, config)
+    if completion_ids[-len(closing_ids) :] != closing_ids:
+        completion_ids += closing_ids
+    return Row.from_ids(prompt_ids, completion_ids, example.source)
+
+
+def _fit(row: Row, config: EncodingConfig, context_length: int) -> Row:
+    limit = min(config.max_length or context_length, context_length)
+    length = len(row.input_ids)
+    if length <= limit:
+        return row
+    longer = ", raise --max-length" if limit < context_length else ""
+    if row.num_labels > limit:
+        raise DataError(
+            f"{row.source}: no label left: expected an answer of at most {limit} tokens, "
+            f"got {row.num_labels}: shorten it{longer}"
+        )
+    if not config.truncate:
+        raise DataError(
+            f"{row.source}: expected at most {limit} tokens, got {length}: shorten the row{longer} "
+            "or cut the start of long rows with --truncate"
+        )
+    return Row(row.input_ids[length - limit :], row.num_labels, row.source)
+
+
+def _prompt_text(
+    prompt: str | Sequence[Message], tokenizer: "PreTrainedTokenizerBase", config: EncodingConfig
+) -> tuple[str, bool]:
+    """The text before the answer, and whether it is plain: without special tokens of its own."""
+    if config.row_template is not None:
+        return config.row_template.replace("{prompt}", _only_text(prompt)), False
+    if isinstance(prompt, str):
+        return prompt, True
+    return _render(prompt, tokenizer, is_open=True), False
+
+
+def _only_text(prompt: str | Sequence[Message]) -> str:
+    if isinstance(prompt, str):
+        return prompt
+    roles = [message["role"] for message in prompt]
+    if roles != ["user"]:
+        raise DataError(
+            f"expected one user message for --row-template, found {', '.join(roles) or 'none'}: "
+            "leave out the others, or use the chat template"
+        )
+    return message_text(prompt[0])
+
+
+def _render(
+    messages: Sequence[Message], tokenizer: "PreTrainedTokenizerBase", is_open: bool
+) -> str:
+    """The chat template's text of a conversation; open: up to where the next answer begins."""
+    if tokenizer.chat_template is None:
+        raise InputError("the tokenizer has no chat template for messages: use --row-template")
+    if not messages:
+        raise DataError("expected at least one message, found none")
+    # Templates of text models print a list of parts as Python code.
+    plain = [{**message, "content": message_text(message)} for message in messages]
+    try:
+        text = tokenizer.apply_chat_template(plain, tokenize=False, add_generation_prompt=is_open)
+    except TemplateError as error:
+        raise DataError(f"the chat template refuses the messages: {error}") from error
+    assert isinstance(text, str)
+    return text
+
+
+def _token_ids(text: str, is_plain: bool, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
+    ids: list[int] = tokenizer(text, add_special_tokens=is_plain, verbose=False)["input_ids"]
+    # A tokenizer that closes every text by itself would close it before the answer.
+    if is_plain and tokenizer.eos_token_id in tokenizer("a")["input_ids"][-1:]:
+        return ids[:-1]
+    return ids

@@ -1,0 +1,208 @@
+"""The command line, end to end on a tiny model: files in, prompt and one-line errors out."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tiny_models
+import torch
+from tiny_tokenizer import tiny_tokenizer
+from typer.testing import CliRunner
+
+from foreword import SoftPrompt
+from foreword.cli import app, chat, main
+from foreword.cli.train import run
+from foreword.config import SamplingConfig
+from foreword.training import TrainEvent
+
+FAST = [
+    "--num-virtual-tokens",
+    "4",
+    "--init",
+    "vocabulary",
+    "--num-steps",
+    "4",
+    "--eval-every",
+    "2",
+]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    directory = tmp_path_factory.mktemp("model")
+    tokenizer = tiny_tokenizer()
+    tiny_models.build(
+        "llama", dtype=torch.float32, vocab_size=len(tokenizer), eos_token_id=2
+    ).save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    return str(directory)
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> str:
+    path = tmp_path / "rows.jsonl"
+    rows = [{"prompt": f"say {word}", "completion": word} for word in "abcdefghij"]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+@pytest.fixture
+def trained(model: str, data: str, tmp_path: Path) -> str:
+    output = str(tmp_path / "prompt")
+    invoke("train", "--model", model, "--data", data, "--output", output, *FAST)
+    return output
+
+
+def invoke(*arguments: str, text: str | None = None) -> str:
+    result = CliRunner().invoke(app, arguments, input=text, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def fails(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str
+) -> str:
+    monkeypatch.setattr(sys, "argv", ["foreword", *arguments])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code not in (0, None)
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: ")
+    return lines[0]
+
+
+def test_train_writes_a_prompt_and_says_what_next(model: str, data: str, tmp_path: Path) -> None:
+    output = str(tmp_path / "prompt")
+    said = invoke("train", "--model", model, "--data", data, "--output", output, *FAST)
+    prompt = SoftPrompt.load(output)
+    assert prompt.num_virtual_tokens == 4
+    assert "training: 9 rows" in said and "validation: 1 rows" in said
+    assert f"foreword chat --prompt {output}" in said
+    assert prompt.facts["training"]["num_steps"] == 4
+
+
+def test_every_training_option_reaches_the_run(model: str, data: str, tmp_path: Path) -> None:
+    output = str(tmp_path / "prompt")
+    options = ["--form", "embeddings", "--learning-rate", "0.5", "--batch-size", "3", "--seed", "7"]
+    invoke("train", "--model", model, "--data", data, "--output", output, *FAST, *options)
+    training = SoftPrompt.load(output).facts["training"]
+    assert (training["form"], training["learning_rate"]) == ("embeddings", 0.5)
+    assert (training["batch_size"], training["seed"]) == (3, 7)
+
+
+def test_generate_is_the_same_without_cache(trained: str) -> None:
+    cached, uncached = (
+        invoke("generate", "--prompt", trained, "say a", "--max-new-tokens", "6", *extra)
+        for extra in ([], ["--no-cache"])
+    )
+    assert cached == uncached
+
+
+def test_generate_answers_the_bare_model_too(model: str) -> None:
+    said = invoke("generate", "--model", model, "say a", "--json", "--max-new-tokens", "3")
+    assert json.loads(said)["prompt"] == "say a"
+
+
+def test_eval_compares_bare_model_instruction_and_prompt(trained: str, data: str) -> None:
+    said = invoke(
+        "eval", "--prompt", trained, "--data", data, "--instruction", "Repeat.", "--json",
+        "--max-new-tokens", "2", "--limit", "3",
+    )  # fmt: skip
+    systems = [row["system"] for row in json.loads(said)]
+    assert systems == ["bare model", "instruction", "soft prompt"]
+
+
+def test_show_says_what_a_prompt_is(trained: str, model: str) -> None:
+    facts = json.loads(invoke("show", "--prompt", trained, "--json"))
+    assert facts["base"] == model and facts["virtual tokens"] == 4 and facts["step"] in (2, 4)
+
+
+def test_show_names_the_nearest_tokens(model: str, data: str, tmp_path: Path) -> None:
+    output = str(tmp_path / "prompt")
+    invoke(
+        "train", "--model", model, "--data", data, "--output", output, *FAST, "--form", "embeddings"
+    )
+    assert "nearest tokens" in invoke("show", "--prompt", output, "--model", model)
+
+
+def test_chat_switches_between_base_and_prompt(trained: str) -> None:
+    said = invoke(
+        "chat", "--prompt", trained, "--max-new-tokens", "3",
+        text="hello\n/base\nhello\n/prompt\n/what\n/quit\n",
+    )  # fmt: skip
+    assert "prompt> " in said and "base> " in said and said.count(chat.HELP) == 2
+
+
+def test_chat_forgets_on_clear(trained: str, model: str) -> None:
+    from foreword import Backbone
+
+    session = chat.Session(Backbone.load(model), None, SamplingConfig(max_new_tokens=2))
+    session.take("hello")
+    assert [turn["role"] for turn in session.turns] == ["user", "assistant"]
+    session.take("/clear")
+    assert session.turns == []
+
+
+def test_an_interrupt_keeps_the_best_so_far(tmp_path: Path) -> None:
+    prompt = SoftPrompt.from_embeddings(torch.ones(2, 4), facts={"metrics": {"step": 1}})
+
+    def events():  # type: ignore[no-untyped-def]
+        yield TrainEvent(1, 9, 1.0, 0.1, 1.0, 10, 0.1, prompt=prompt)
+        raise KeyboardInterrupt
+
+    saved = run(events(), str(tmp_path / "best"))
+    assert saved is not None and saved.step == 1
+    assert SoftPrompt.load(tmp_path / "best").content_hash == prompt.content_hash
+
+
+def test_a_missing_file_is_one_line(monkeypatch, capsys, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    said = fails(monkeypatch, capsys, "train", "--data", "none.jsonl", "--output", str(tmp_path))
+    assert "none.jsonl" in said
+
+
+def test_an_output_that_cannot_be_written_is_refused_before_training(  # type: ignore[no-untyped-def]
+    monkeypatch, capsys, tmp_path: Path, data: str
+) -> None:
+    blocked = tmp_path / "file"
+    blocked.write_text("here")
+    said = fails(monkeypatch, capsys, "train", "--data", data, "--output", str(blocked / "prompt"))
+    assert "what was there before is kept" in said and blocked.read_text() == "here"
+
+
+def test_a_wrong_base_is_refused_by_name(monkeypatch, capsys, trained: str, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    other = tmp_path / "other"
+    tokenizer = tiny_tokenizer()
+    tiny_models.build(
+        "llama", seed=3, dtype=torch.float32, vocab_size=len(tokenizer)
+    ).save_pretrained(other)
+    tokenizer.save_pretrained(other)
+    said = fails(monkeypatch, capsys, "generate", "--prompt", trained, "--model", str(other), "hi")
+    assert "they differ in embeddings" in said
+
+
+def test_a_row_past_the_context_names_file_and_line(  # type: ignore[no-untyped-def]
+    monkeypatch, capsys, model: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "long.jsonl"
+    path.write_text(json.dumps({"prompt": "x" * 400, "completion": "y"}) + "\n")
+    arguments = ["train", "--model", model, "--data", str(path), "--output", str(tmp_path / "o")]
+    said = fails(monkeypatch, capsys, *arguments, *FAST, "--validation", "0")
+    assert "long.jsonl:1" in said and "--truncate" in said
+
+
+def test_a_lora_adapter_is_named(monkeypatch, capsys, model: str, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    said = fails(monkeypatch, capsys, "show", "--prompt", str(tmp_path))
+    assert "'LORA'" in said
+
+
+def test_the_command_is_installed() -> None:
+    shown = subprocess.run(
+        [sys.executable, "-c", "from foreword.cli import main; main()", "--version"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert shown.stdout.startswith("foreword ")
