@@ -179,8 +179,8 @@ class Backbone:
         """
         if input_ids is None and isinstance(kwargs.get("inputs"), Tensor):
             input_ids = kwargs.pop("inputs")
-        if isinstance(kwargs.get("assistant_model"), Backbone):
-            kwargs["assistant_model"] = kwargs["assistant_model"].model
+        if kwargs.get("assistant_model") is not None:
+            kwargs["assistant_model"] = self._assistant(kwargs["assistant_model"])
         inputs = input_ids if input_ids is not None else kwargs.get("inputs_embeds")
         rows = inputs.shape[0] if isinstance(inputs, Tensor) else 1
         batch = self.batch_of(prompt, rows)
@@ -269,6 +269,16 @@ class Backbone:
             rows = self.embed(torch.arange(0, size, step, device=self.device))
         rounded = rows.to(torch.bfloat16).cpu().view(torch.int16)
         return hashlib.sha256(rounded.numpy().tobytes()).hexdigest()
+
+    @staticmethod
+    def _assistant(assistant: Any) -> Any:
+        """Return a view of an assistant, whose sliding layers can then take candidates back."""
+        model = assistant.model if isinstance(assistant, Backbone) else assistant
+        try:
+            capabilities = inspect_model(model)
+        except UnsupportedError:
+            return model  # what it proposes is verified anyway
+        return generation.view(model, capabilities, no_prefixes(1), (0,))
 
     def _prefix(self, prompt: Prompt, needs_grad: bool) -> Prefix | None:
         if prompt is None:
