@@ -24,11 +24,11 @@ from foreword.chat import answers
 from foreword.cli.train import run
 from foreword.evaluation import Evaluation, System, evaluate
 from foreword.home_commands import (
-    INSTRUCTION,
     SHORT_INSTRUCTION,
     Command,
     exact,
     home_commands,
+    instruction,
     same_intent,
 )
 
@@ -37,14 +37,30 @@ FOLDER = Path("runs/home-commands")
 SYSTEM_TURN = "<|im_start|>system\n{}<|im_end|>\n"
 # A row is the user's turn alone: the soft prompt stands where the system turn stood.
 ROWS = EncodingConfig(row_template="<|im_start|>user\n{prompt}<|im_end|>\n<|im_start|>assistant\n")
+INTENTS = (
+    "HassTurnOn",
+    "HassTurnOff",
+    "HassLightSet",
+    "HassClimateSetTemperature",
+    "HassClimateGetTemperature",
+    "HassSetVolume",
+    "HassMediaPause",
+    "HassShoppingListAddItem",
+    "HassGetWeather",
+    "HassVacuumCleanArea",
+)
+START = (
+    f"{SHORT_INSTRUCTION} Intents: {', '.join(INTENTS)}. Slots: name, area, floor, domain, "
+    "device_class, brightness, color, temperature, item, volume_level."
+)
 CONFIG = TrainConfig(
     form="key_values",
-    num_virtual_tokens=48,
-    init_text=SYSTEM_TURN.format(SHORT_INSTRUCTION),
+    num_virtual_tokens=112,
+    init_text=SYSTEM_TURN.format(START),
     learning_rate=1e-2,
-    batch_size=16,
-    num_steps=80,
-    eval_every=20,
+    batch_size=8,
+    num_steps=200,
+    eval_every=50,
 )
 METRICS = {"exact": exact, "intent": same_intent}
 console = Console()
@@ -59,7 +75,7 @@ def main(num_steps: int = CONFIG.num_steps or 0, num_test: int = 96) -> None:
         models.resolve(MODEL, progress=status.update)
         backbone = Backbone.load(MODEL)
         status.update("expanding the grammar of home commands")
-        commands = home_commands(1200, 48, num_test)
+        commands = home_commands(1200, 48, num_test, intents=INTENTS)
     examples = {
         "train": [as_example(command) for command in commands.train],
         "validation": [as_example(command) for command in commands.validation],
@@ -111,11 +127,13 @@ def write_rows(path: Path, rows: list[Example]) -> None:
 def compare(backbone: Backbone, prompt: SoftPrompt, test: list[Example]) -> list[Evaluation]:
     """Score the bare model, the hand-written instruction and the soft prompt on unseen wordings."""
     # A text is a prompt too: its prefix is computed once, and equals the model fed that text.
-    ids = backbone.tokenizer(SYSTEM_TURN.format(INSTRUCTION), return_tensors="pt").input_ids[0]
+    ids = backbone.tokenizer(
+        SYSTEM_TURN.format(instruction(INTENTS)), return_tensors="pt"
+    ).input_ids[0]
     instruction = SoftPrompt.from_embeddings(backbone.embed(ids))
     systems = [
         System("bare model", encoding=ROWS),
-        System("hand-written instruction", instruction, encoding=ROWS),
+        System("hand-written instruction", written, encoding=ROWS),
         System("soft prompt", prompt),
     ]
     results = []
