@@ -127,10 +127,9 @@ def write_rows(path: Path, rows: list[Example]) -> None:
 def compare(backbone: Backbone, prompt: SoftPrompt, test: list[Example]) -> list[Evaluation]:
     """Score the bare model, the hand-written instruction and the soft prompt on unseen wordings."""
     # A text is a prompt too: its prefix is computed once, and equals the model fed that text.
-    ids = backbone.tokenizer(
-        SYSTEM_TURN.format(instruction(INTENTS)), return_tensors="pt"
-    ).input_ids[0]
-    instruction = SoftPrompt.from_embeddings(backbone.embed(ids))
+    text = SYSTEM_TURN.format(instruction(INTENTS))
+    ids = backbone.tokenizer(text, return_tensors="pt").input_ids[0]
+    written = SoftPrompt.from_embeddings(backbone.embed(ids))
     systems = [
         System("bare model", encoding=ROWS),
         System("hand-written instruction", written, encoding=ROWS),
