@@ -274,7 +274,7 @@ def _dataset_rows(path: Path) -> Iterator[SourcedRow]:
     datasets = _import_extra("datasets")
     try:
         dataset = datasets.load_from_disk(str(path)).with_format(None)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except Exception as error:  # whatever a damaged file leads the library into
         raise DataError(f"{path}: the dataset is damaged, {_line(error)}: save it again") from error
     for number, row in enumerate(dataset, 1):
         yield f"{path} row {number}", row
