@@ -110,7 +110,7 @@ class Backbone:
         embedded: Tensor = self.model.get_input_embeddings()(input_ids.to(self.device))
         return embedded
 
-    def compile(self, prompt: SoftPrompt) -> Prefix:
+    def compile(self, prompt: SoftPrompt | Prefix) -> Prefix:
         """Compute a prompt's prefix: what the model's cache holds after its virtual tokens.
 
         The result does not change when the prompt is trained further. A prompt with the same values
@@ -119,6 +119,8 @@ class Backbone:
         Raises:
             MismatchError: the prompt was made for another base model.
         """
+        if isinstance(prompt, Prefix):
+            return prompt
         self._check_base(prompt)
         key = prompt.content_hash
         with self._lock:

@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -22,12 +22,14 @@ from transformers import get_cosine_schedule_with_warmup
 from foreword import encoding, initializers
 from foreword.backbone import Backbone
 from foreword.config import EncodingConfig, TrainConfig
-from foreword.data import Example
+from foreword.data import Example, as_example
 from foreword.encoding import Batch, Row
 from foreword.errors import InputError, TrainingError
 from foreword.loss import score_labels
 from foreword.prefix import Prefix, same_prefix
 from foreword.prompt import KeyValues, SoftPrompt
+
+AnyExample = Example | Row | Mapping[str, Any]
 
 
 def train_step(
@@ -145,10 +147,10 @@ class TrainEvent:
 
 def train(
     backbone: Backbone,
-    examples: Sequence[Example | Row],
+    examples: Sequence[AnyExample],
     config: TrainConfig | None = None,
     *,
-    validation: Sequence[Example | Row] = (),
+    validation: Sequence[AnyExample] = (),
     encoding_config: EncodingConfig | None = None,
     initial: SoftPrompt | None = None,
 ) -> Iterator[TrainEvent]:
@@ -159,7 +161,7 @@ def train(
 
     Args:
         backbone: with a tokenizer, unless all examples are encoded rows and `initial` is given.
-        examples: at least one.
+        examples: at least one: rows of a data file, examples, or encoded rows of ids.
         config: the run; default `TrainConfig()`.
         validation: examples that are never trained on.
         encoding_config: how examples become ids; saved in the prompt.
@@ -280,12 +282,16 @@ def _text_ids(backbone: Backbone, config: TrainConfig) -> list[int]:
 
 def encode_rows(
     backbone: Backbone,
-    examples: Sequence[Example | Row],
+    examples: Sequence[AnyExample],
     config: TrainConfig,
     encoding_config: EncodingConfig,
 ) -> list[Row]:
     """Return examples as rows of ids that fit behind the prompt; rows pass as they are."""
-    texts = [example for example in examples if isinstance(example, Example)]
+    texts = [
+        as_example(example, f"example {number}") if isinstance(example, Mapping) else example
+        for number, example in enumerate(examples, 1)
+        if not isinstance(example, Row)
+    ]
     rows = [row for row in examples if isinstance(row, Row)]
     context = (backbone.capabilities.context_length or 1 << 30) - config.num_virtual_tokens
     if texts:

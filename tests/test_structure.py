@@ -10,9 +10,10 @@ import foreword
 PACKAGE = Path(foreword.__file__).parent
 # A module imports only modules before it.
 ORDER = [
-    "errors", "config", "data", "encoding", "home_commands", "gguf_files", "models", "artifact",
-    "prompt", "initializers", "capabilities", "layout", "prefix", "caches", "generation",
-    "backbone", "loss", "training", "chat", "evaluation", "doctor", "cli",
+    "errors", "config", "row_files", "data", "encoding", "home_commands", "gguf_files",
+    "models", "artifact", "prompt", "initializers", "capabilities", "layout", "prefix",
+    "caches", "generation", "backbone", "loss", "training", "chat", "evaluation", "doctor",
+    "cli",
 ]  # fmt: skip
 
 

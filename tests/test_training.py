@@ -6,13 +6,15 @@ import oracle
 import pytest
 import tiny_models
 import torch
+from tiny_tokenizer import tiny_tokenizer
 from torch import Tensor
 
 from foreword import Backbone, Row, SoftPrompt, TrainConfig, train
 from foreword.encoding import collate
-from foreword.errors import InputError, TrainingError
+from foreword.errors import DataError, InputError, TrainingError
 from foreword.training import _backward, _leaves, accumulate
 
+CHAT = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
 ROWS = [
     Row.from_ids(tiny_models.ids(length).tolist(), tiny_models.ids(answer, seed=5).tolist())
     for length, answer in ((4, 3), (9, 1), (6, 5), (5, 2))
@@ -142,3 +144,17 @@ def test_a_loss_that_is_not_finite_is_refused() -> None:
 def test_a_row_that_is_all_answer_is_refused() -> None:
     with pytest.raises(InputError, match="needs one token before its answer"):
         list(train(Backbone(tiny_models.shared("llama")), [Row.from_ids([], [1, 2])], FAST))
+
+
+def test_examples_may_be_plain_rows_of_columns() -> None:
+    tokenizer = tiny_tokenizer()
+    model = tiny_models.build("llama", dtype=torch.float32, vocab_size=len(tokenizer))
+    rows = [{"prompt": "a", "completion": "b"}, {"messages": CHAT}]
+    *_, last = train(Backbone(model, tokenizer), rows, FAST)
+    assert last.prompt.facts["training"]["num_rows"] == 2
+
+
+def test_a_plain_row_that_cannot_be_used_is_numbered() -> None:
+    model = tiny_models.build("llama", dtype=torch.float32, vocab_size=len(tiny_tokenizer()))
+    with pytest.raises(DataError, match="example 1: expected column 'messages'"):
+        list(train(Backbone(model, tiny_tokenizer()), [{"text": "a"}], FAST))
