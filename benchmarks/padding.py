@@ -60,7 +60,6 @@ def main() -> None:
             form="embeddings",
             num_virtual_tokens=demo.CONFIG.num_virtual_tokens,
             init_text=demo.CONFIG.init_text,
-            learning_rate=5e-3,
             batch_size=8,
             num_steps=arguments.steps,
             eval_every=40,

@@ -57,7 +57,6 @@ CONFIG = TrainConfig(
     form="key_values",
     num_virtual_tokens=112,
     init_text=SYSTEM_TURN.format(START),
-    learning_rate=3e-2,
     batch_size=8,
     num_steps=200,
     eval_every=50,
@@ -75,7 +74,7 @@ def main(num_steps: int = CONFIG.num_steps or 0, num_test: int = 96) -> None:
         models.resolve(MODEL, progress=status.update)
         backbone = Backbone.load(MODEL)
         status.update("expanding the grammar of home commands")
-        commands = home_commands(1200, 48, num_test, intents=INTENTS)
+        commands = home_commands(1200, min(48, num_test), num_test, intents=INTENTS)
     examples = {
         "train": [as_example(command) for command in commands.train],
         "validation": [as_example(command) for command in commands.validation],
@@ -101,7 +100,7 @@ def main(num_steps: int = CONFIG.num_steps or 0, num_test: int = 96) -> None:
 
     results = compare(backbone, prompt, examples["test"])
     console.print(table(results, len(examples["test"])))
-    show_examples(backbone, prompt, examples["test"][:3])
+    show_examples(backbone, prompt, examples["test"][: max(1, min(3, num_test // 8))])
     console.print(
         f"\ndone in {time.perf_counter() - started:.0f} s. Next:\n"
         f"  .venv/bin/foreword chat --prompt {FOLDER}/prompt\n"

@@ -6,7 +6,7 @@ the terminal.
 """
 
 import re
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
 from foreword.errors import InputError
@@ -88,9 +88,11 @@ class TrainConfig:
         "start from --init-text, from sampled vocabulary rows, or from noise at the table's scale",
     )
     init_text: str | None = option(
-        None, "instruction that the prompt starts from; sets --init text"
+        None, "instruction that the prompt starts from; without it, vocabulary"
     )
-    learning_rate: float = option(1e-2, "peak learning rate of AdamW")
+    learning_rate: float | None = option(
+        None, "peak learning rate of AdamW; default: 3e-2 for key_values, 5e-3 for embeddings"
+    )
     batch_size: int = option(16, "rows per optimizer step")
     micro_batch_size: int | None = option(
         None, "rows per forward pass; the gradient of a step is added up; default: the batch size"
@@ -114,7 +116,7 @@ class TrainConfig:
             if value is not None and value < 1:
                 raise InputError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
         for name in ("learning_rate", "num_epochs"):
-            if not getattr(self, name) > 0:
+            if getattr(self, name) is not None and not getattr(self, name) > 0:
                 raise InputError(
                     f"--{name.replace('_', '-')} must be above 0, got {getattr(self, name)}"
                 )
@@ -125,6 +127,12 @@ class TrainConfig:
                 raise InputError(
                     f"--{name.replace('_', '-')} must not be negative, got {getattr(self, name)}"
                 )
+
+    def resolved(self) -> "TrainConfig":
+        """Return the configuration with every default that depends on another option filled in."""
+        rate = self.learning_rate or (3e-2 if self.form == "key_values" else 5e-3)
+        init = self.init if self.init != "text" or self.init_text else "vocabulary"
+        return replace(self, learning_rate=rate, init=init)
 
 
 @dataclass(frozen=True)

@@ -171,7 +171,7 @@ def train(
         DataError: an example that cannot be encoded; names file and line.
         InputError: nothing to train on. TrainingError: a gradient that is zero or not finite.
     """
-    config = config or TrainConfig()
+    config = (config or TrainConfig()).resolved()
     encoding_config = encoding_config or EncodingConfig()
     rows = encode_rows(backbone, examples, config, encoding_config)
     held_out = encode_rows(backbone, validation, config, encoding_config)
@@ -191,6 +191,7 @@ def _run(
     config: TrainConfig,
 ) -> Iterator[TrainEvent]:
     num_steps = config.num_steps or math.ceil(config.num_epochs * len(rows) / config.batch_size)
+    assert config.learning_rate is not None  # resolved by `train`
     optimizer = torch.optim.AdamW(
         prompt.tensors, lr=config.learning_rate, weight_decay=config.weight_decay
     )
@@ -257,13 +258,13 @@ def validate(
 
 def initial_prompt(backbone: Backbone, config: TrainConfig) -> SoftPrompt:
     """Return the prompt that a run starts from, in the form that it trains."""
+    config = config.resolved()
     generator = torch.Generator().manual_seed(config.seed)
     table = backbone.embed(torch.arange(backbone.capabilities.vocab_size))
-    init = config.init if config.init != "text" or config.init_text else "vocabulary"
-    if init == "text":
+    if config.init == "text":
         ids = initializers.fit_ids(_text_ids(backbone, config), config.num_virtual_tokens)
         values = backbone.embed(torch.tensor(ids)).float().cpu()
-    elif init == "vocabulary":
+    elif config.init == "vocabulary":
         values = initializers.vocabulary_embeddings(table, config.num_virtual_tokens, generator)
     else:
         values = initializers.random_embeddings(table, config.num_virtual_tokens, generator)

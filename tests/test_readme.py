@@ -1,0 +1,54 @@
+"""What the README says can be typed: the demo, the Python lines, the commands."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from foreword.cli import app
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    """Return the fenced blocks of one language."""
+    parts = README.split("```")[1::2]
+    return [part.partition("\n")[2] for part in parts if part.partition("\n")[0] == language]
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Run the demo once, with two steps and four test rows."""
+    folder = tmp_path_factory.mktemp("demo")
+    script = ROOT / "examples" / "home_commands.py"
+    done = subprocess.run(
+        [sys.executable, str(script), "2", "4"], cwd=folder, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    (folder / "said.txt").write_text(done.stdout)
+    return folder
+
+
+def test_the_demo_compares_three_systems_and_says_what_next(demo: Path) -> None:
+    said = (demo / "said.txt").read_text()
+    for expected in ("bare model", "hand-written instruction", "soft prompt", "the same", "Next:"):
+        assert expected in said
+    assert "DIFFERENT" not in said
+
+
+def test_the_python_lines_run(demo: Path) -> None:
+    (code,) = blocks("python")
+    subprocess.run([sys.executable, "-c", code], cwd=demo, check=True, capture_output=True)
+
+
+def test_the_commands_exist_with_their_options() -> None:
+    lines = [line for block in blocks("") for line in block.splitlines()]
+    commands = [line.split("#")[0].split() for line in lines if line.startswith("foreword ")]
+    assert len(commands) >= 3
+    for _, command, *rest in commands:
+        help_text = CliRunner().invoke(app, [command, "--help"], terminal_width=100).output
+        options = [word for word in rest if word.startswith("--")]
+        assert all(option in help_text for option in options)
