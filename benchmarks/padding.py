@@ -1,6 +1,6 @@
 """What left padding costs a soft prompt: one prompt, through stock PEFT and through foreword.
 
-    python benchmarks/padding.py [--steps 200] [--prompt DIRECTORY]
+    python benchmarks/padding.py [--steps 160] [--prompt DIRECTORY]
 
 Trains an embedding prompt on the demo's home commands (or takes one that was), and answers the same
 held-out commands greedily: row by row, and in left-padded batches of 32, each with stock PEFT and
@@ -47,7 +47,7 @@ def answers(
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--steps", type=int, default=160)
     parser.add_argument("--prompt", default=None)
     arguments = parser.parse_args()
     logging.set_verbosity_error()
@@ -60,6 +60,7 @@ def main() -> None:
             form="embeddings",
             num_virtual_tokens=demo.CONFIG.num_virtual_tokens,
             init_text=demo.CONFIG.init_text,
+            learning_rate=1.5e-2,
             batch_size=8,
             num_steps=arguments.steps,
             eval_every=40,

@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from foreword.errors import ArtifactError, StorageError
+from foreword.errors import ArtifactError, InputError, StorageError
 
 FORMAT_VERSION = 1
 CONFIG_FILE = "adapter_config.json"
@@ -32,6 +32,18 @@ MAX_CONFIG_BYTES = 1 << 20
 
 EMBEDDING_TYPES = ("PROMPT_TUNING", "P_TUNING", "CPT")
 KEY_VALUE_TYPES = ("PREFIX_TUNING", "CARTRIDGE")
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+# The facts that code relies on: their types where they are there at all. Others are free.
+FACT_TYPES: dict[str, Any] = {
+    "base": {"name": str, "revision": str, "fingerprint": dict},
+    "tokenizer": dict,
+    "encoding": {"row_template": str, "max_length": int, "truncate": bool},
+    "training": dict,
+    "metrics": {"validation": dict},
+    "method": str,
+    "created": str,
+}
 
 
 @dataclass(frozen=True)
@@ -55,23 +67,54 @@ def content_hash(tensors: list[Tensor]) -> str:
     return digest.hexdigest()
 
 
+def wrong_fact(facts: dict[str, Any], expected: dict[str, Any] = FACT_TYPES) -> str | None:
+    """Say which fact is not of its type, as "base.name is int, expected str"; None if all are."""
+    for name, kind in expected.items():
+        value = facts.get(name)
+        group = kind if isinstance(kind, dict) else {}
+        needed = dict if group else kind
+        if value is None:
+            continue
+        if not isinstance(value, needed):
+            return f"{name} is {type(value).__name__}, expected {needed.__name__}"
+        if group and (wrong := wrong_fact(value, group)):
+            return f"{name}.{wrong}"
+    return None
+
+
 def write(directory: str | os.PathLike[str], artifact: Artifact) -> None:
-    """Write an artifact; a reader sees the old files or the new ones, never a half-written one.
+    """Write an artifact; both files are whole on the disk before either takes its place.
 
     Raises:
         StorageError: the directory cannot be written or the disk is full; what was there is kept.
+        InputError: facts that are not plain data.
     """
     target = Path(directory)
     metadata = {"format": "pt"}
     if artifact.facts:
-        metadata["foreword"] = json.dumps(artifact.facts, sort_keys=True)
+        metadata["foreword"] = _facts_as_json(target, artifact.facts)
+    config = json.dumps(artifact.config, indent=2, sort_keys=True) + "\n"
     tensors = {TENSOR_NAME: artifact.tensor.detach().cpu().contiguous()}
     with storage_errors(target):
         target.mkdir(parents=True, exist_ok=True)
-        with replacing(target / TENSOR_FILE) as temporary:
-            save_file(tensors, temporary, metadata=metadata)
-        with replacing(target / CONFIG_FILE) as temporary:
-            temporary.write_text(json.dumps(artifact.config, indent=2, sort_keys=True) + "\n")
+        with (
+            replacing(target / CONFIG_FILE) as config_file,
+            replacing(target / TENSOR_FILE) as tensor_file,
+        ):
+            config_file.write_text(config)
+            save_file(tensors, tensor_file, metadata=metadata)
+
+
+def _facts_as_json(target: Path, facts: dict[str, Any]) -> str:
+    if wrong := wrong_fact(facts):
+        raise InputError(f"{target}: not saved; the prompt's fact {wrong}")
+    try:
+        return json.dumps(facts, sort_keys=True)
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"{target}: not saved; the prompt's facts are not plain data ({error}); keep strings, "
+            "numbers, lists and dictionaries with string keys"
+        ) from None
 
 
 def read(directory: str | os.PathLike[str]) -> Artifact:
@@ -83,9 +126,15 @@ def read(directory: str | os.PathLike[str]) -> Artifact:
     source = Path(directory)
     config = _read_config(source)
     tensor, facts = _read_tensor(source)
-    if not tensor.is_floating_point():
+    if tensor.dtype not in DTYPES:
         raise ArtifactError(
-            f"{source / TENSOR_FILE}: expected floating point values, got {tensor.dtype}"
+            f"{source / TENSOR_FILE}: expected floating point values of 16, 32 or 64 bits, "
+            f"got {tensor.dtype}"
+        )
+    if tensor.ndim != 2 or not tensor.numel():
+        raise ArtifactError(
+            f"{source / TENSOR_FILE}: {TENSOR_NAME} has shape {list(tensor.shape)}, expected one "
+            "row for each virtual token"
         )
     if not bool(torch.isfinite(tensor).all()):
         raise ArtifactError(
@@ -93,25 +142,25 @@ def read(directory: str | os.PathLike[str]) -> Artifact:
             "with a lower learning rate or restore a copy"
         )
     expected = config.get("num_virtual_tokens")
-    if tensor.ndim != 2 or (expected is not None and tensor.shape[0] != expected):
+    if expected is not None and tensor.shape[0] != expected:
         raise ArtifactError(
             f"{source}: {TENSOR_NAME} has shape {list(tensor.shape)}, but {CONFIG_FILE} says "
-            f"num_virtual_tokens = {expected}; the two files are not from one save"
+            f"num_virtual_tokens = {expected!r}; the two files are not from one save"
         )
     return Artifact(tensor, config, facts)
 
 
 def _read_config(source: Path) -> dict[str, Any]:
     path = source / CONFIG_FILE
-    if not source.is_dir():
+    if not os.path.isdir(source):  # False, too, for a path that the system cannot even look up
         raise ArtifactError(f"{source}: no such directory; expected a soft prompt's directory")
     if not path.is_file():
         raise ArtifactError(f"{source}: no {CONFIG_FILE}; this directory holds no soft prompt")
-    if path.stat().st_size > MAX_CONFIG_BYTES:
-        raise ArtifactError(f"{path}: larger than {MAX_CONFIG_BYTES} bytes; not a configuration")
     try:
+        if path.stat().st_size > MAX_CONFIG_BYTES:
+            raise ArtifactError(f"{path}: larger than {MAX_CONFIG_BYTES} bytes; no configuration")
         config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ArtifactError(f"{path}: not readable as JSON ({error})") from None
     if not isinstance(config, dict):
         raise ArtifactError(f"{path}: expected a JSON object, got {type(config).__name__}")
@@ -124,9 +173,12 @@ def _read_config(source: Path) -> dict[str, Any]:
         )
     if config.get("num_transformer_submodules") not in (None, 1):
         raise ArtifactError(
-            f"{path}: num_transformer_submodules is {config['num_transformer_submodules']} (an "
+            f"{path}: num_transformer_submodules is {config['num_transformer_submodules']!r} (an "
             "encoder-decoder prompt); only decoder prompts are supported"
         )
+    for name in ("base_model_name_or_path", "revision"):
+        if not isinstance(config.get(name), str | None):
+            raise ArtifactError(f"{path}: {name} is {config[name]!r}, expected a string or null")
     return config
 
 
@@ -139,9 +191,13 @@ def _read_tensor(source: Path) -> tuple[Tensor, dict[str, Any]]:
     try:
         with safe_open(path, framework="pt") as file:
             names = list(file.keys())
+            others = ", ".join(repr(name) for name in names[:5] if name != TENSOR_NAME)
             if TENSOR_NAME not in names:
+                raise ArtifactError(f"{path}: no tensor {TENSOR_NAME!r}; found {others or 'none'}")
+            if others:
                 raise ArtifactError(
-                    f"{path}: no tensor {TENSOR_NAME!r}; found {', '.join(names[:5]) or 'none'}"
+                    f"{path}: holds {others} beside the prompt: modules trained with it, without "
+                    "which it would not act the same; only a prompt alone can be read"
                 )
             return file.get_tensor(TENSOR_NAME), _read_facts(path, file.metadata() or {})
     except (SafetensorError, OSError, ValueError) as error:
@@ -153,7 +209,7 @@ def _read_facts(path: Path, metadata: dict[str, str]) -> dict[str, Any]:
         return {}
     try:
         facts = json.loads(metadata["foreword"])
-    except (json.JSONDecodeError, RecursionError):
+    except (ValueError, RecursionError):
         facts = None
     if not isinstance(facts, dict):
         raise ArtifactError(f"{path}: the metadata under 'foreword' is not a JSON object")
@@ -163,6 +219,8 @@ def _read_facts(path: Path, metadata: dict[str, str]) -> dict[str, Any]:
             f"{path}: format version {version!r}, expected {FORMAT_VERSION}; "
             "read it with the release of foreword that wrote it"
         )
+    if wrong := wrong_fact(facts):
+        raise ArtifactError(f"{path}: in the metadata under 'foreword', {wrong}")
     return facts
 
 

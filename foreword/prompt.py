@@ -33,6 +33,8 @@ class SoftPrompt:
         self.form: Form = form
         self.tensors = list(tensors)
         self.facts = dict(facts or {})
+        if wrong := artifact.wrong_fact(self.facts):
+            raise InputError(f"facts: {wrong}")
 
     @classmethod
     def from_embeddings(
@@ -58,9 +60,13 @@ class SoftPrompt:
             InputError: no layers, other shapes, layers that differ in P, or values that are not
                 finite.
         """
-        tensors = [tensor for pair in key_values for tensor in pair]
-        if not tensors or any(len(pair) != 2 for pair in key_values):
+        try:
+            pairs = [(keys, values) for keys, values in key_values]
+        except (TypeError, ValueError):
+            pairs = []
+        if not pairs:
             raise InputError("expected one (keys, values) pair for each layer of the model")
+        tensors = [tensor for pair in pairs for tensor in pair]
         lengths = set()
         for index, tensor in enumerate(tensors):
             if not isinstance(tensor, Tensor) or tensor.ndim != 3 or not tensor.numel():
@@ -70,6 +76,9 @@ class SoftPrompt:
             lengths.add(tensor.shape[1])
         if len(lengths) > 1:
             raise InputError(f"layers differ in virtual tokens: {sorted(lengths)}; expected one P")
+        dtypes = sorted({str(tensor.dtype) for tensor in tensors})
+        if len(dtypes) > 1:
+            raise InputError(f"keys and values are of several dtypes: {', '.join(dtypes)}; use one")
         _check_values(tensors, "keys and values")
         return cls("key_values", tensors, facts)
 
@@ -186,8 +195,11 @@ class SoftPrompt:
             raise ArtifactError(
                 f"{directory}: the values do not match their recorded hash; the file was changed"
             )
-        # PEFT's own field is all that a foreign prompt says about its base.
-        base = {"name": stored.config.get("base_model_name_or_path")}
+        # PEFT's own fields are all that a foreign prompt says about its base.
+        base = {
+            "name": stored.config.get("base_model_name_or_path"),
+            "revision": stored.config.get("revision"),
+        }
         prompt.facts = stored.facts or {"base": base, "method": stored.config["peft_type"]}
         return prompt
 
@@ -220,8 +232,10 @@ def _unflatten(stored: Artifact, where: str) -> list[Tensor]:
 
 def _check_values(tensors: list[Tensor], what: str) -> None:
     for tensor in tensors:
-        if not tensor.is_floating_point():
-            raise InputError(f"expected floating point {what}, got {tensor.dtype}")
+        if tensor.dtype not in artifact.DTYPES:
+            raise InputError(
+                f"expected floating point {what} of 16, 32 or 64 bits, got {tensor.dtype}"
+            )
         if not bool(torch.isfinite(tensor.detach()).all()):
             raise InputError(f"the {what} hold NaN or infinite values; check where they come from")
 

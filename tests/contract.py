@@ -87,6 +87,7 @@ def _expect_greedy(world: World, output: Tensor, ids: Tensor) -> None:
 
 
 def one_row(subject: Subject, world: World) -> None:
+    """Greedy decoding of one row, and the logits of every step."""
     output = subject.generate(ROW[None], **GREEDY, return_dict_in_generate=True, output_logits=True)
     assert output.sequences[0].tolist() == ROW.tolist() + world.greedy(ROW)
     expected = oracle.row_logits(world.model, world.prompt, output.sequences[0, :-1])
@@ -104,35 +105,42 @@ def _logits_of_padded_rows(subject: Subject, world: World, side: str) -> None:
 
 
 def logits_padded_left(subject: Subject, world: World) -> None:
+    """One forward pass over rows of three lengths, padded on the left."""
     _logits_of_padded_rows(subject, world, "left")
 
 
 def logits_padded_right(subject: Subject, world: World) -> None:
+    """One forward pass over rows of three lengths, padded on the right."""
     _logits_of_padded_rows(subject, world, "right")
 
 
 def batch_padded_left(subject: Subject, world: World) -> None:
+    """Greedy decoding of rows of three lengths, padded on the left."""
     ids, mask = padded(ROWS, "left")
     _expect_greedy(world, subject.generate(ids, mask, **GREEDY), ids)
 
 
 def batch_padded_right(subject: Subject, world: World) -> None:
+    """Greedy decoding of rows of three lengths, padded on the right."""
     ids, mask = padded(ROWS, "right")
     _expect_greedy(world, subject.generate(ids, mask, **GREEDY), ids)
 
 
 def batch_without_padding(subject: Subject, world: World) -> None:
+    """Greedy decoding of five rows of one length."""
     rows = torch.stack([tiny_models.ids(9, seed) for seed in range(5)])
     output = subject.generate(rows, **GREEDY)
     assert output[:, 9:].tolist() == [world.greedy(row) for row in rows]
 
 
 def static_cache(subject: Subject, world: World) -> None:
+    """The left-padded batch with `cache_implementation="static"`."""
     ids, mask = padded(ROWS, "left")
     _expect_greedy(world, subject.generate(ids, mask, **GREEDY, cache_implementation="static"), ids)
 
 
 def quantized_cache(subject: Subject, world: World) -> None:
+    """One row with a 4-bit cache: the first step is exact, the others are close."""
     config = {"backend": "quanto", "nbits": 4, "q_group_size": 8, "residual_length": 64}
     options = {"cache_implementation": "quantized", "cache_config": config}
     output = subject.generate(
@@ -147,11 +155,13 @@ def quantized_cache(subject: Subject, world: World) -> None:
 
 
 def without_cache(subject: Subject, world: World) -> None:
+    """The left-padded batch with `use_cache=False`."""
     ids, mask = padded(ROWS, "left")
     _expect_greedy(world, subject.generate(ids, mask, **GREEDY, use_cache=False), ids)
 
 
 def given_dynamic_cache(subject: Subject, world: World) -> None:
+    """The left-padded batch with an empty dynamic cache of the caller's."""
     ids, mask = padded(ROWS, "left")
     for cache in (
         transformers.DynamicCache(),
@@ -161,12 +171,14 @@ def given_dynamic_cache(subject: Subject, world: World) -> None:
 
 
 def given_static_cache(subject: Subject, world: World) -> None:
+    """The left-padded batch with an empty static cache of the caller's."""
     ids, mask = padded(ROWS, "left")
     cache = transformers.StaticCache(config=world.model.config, max_cache_len=40)
     _expect_greedy(world, subject.generate(ids, mask, **GREEDY, past_key_values=cache), ids)
 
 
 def sampling(subject: Subject, world: World) -> None:
+    """One row, sampled with temperature and top-p from the oracle's random state."""
     options = {"max_new_tokens": NUM_NEW, "do_sample": True, "temperature": 1.3, "top_p": 0.9}
     torch.manual_seed(7)
     output = subject.generate(ROW[None], **options)
@@ -175,11 +187,13 @@ def sampling(subject: Subject, world: World) -> None:
 
 
 def beam_search(subject: Subject, world: World) -> None:
+    """One row with three beams."""
     options = {"max_new_tokens": NUM_NEW, "num_beams": 3, "do_sample": False}
     world.expect(subject.generate(ROW[None], **options), ROW, **options)
 
 
 def beam_search_padded(subject: Subject, world: World) -> None:
+    """The left-padded batch with two beams."""
     options = {"max_new_tokens": NUM_NEW, "num_beams": 2, "do_sample": False}
     ids, mask = padded(ROWS, "left")
     output = subject.generate(ids, mask, **options)
@@ -188,6 +202,7 @@ def beam_search_padded(subject: Subject, world: World) -> None:
 
 
 def beam_sampling(subject: Subject, world: World) -> None:
+    """One row with three sampled beams, from the oracle's random state."""
     options = {"max_new_tokens": NUM_NEW, "num_beams": 3, "do_sample": True}
     torch.manual_seed(7)
     output = subject.generate(ROW[None], **options)
@@ -196,6 +211,7 @@ def beam_sampling(subject: Subject, world: World) -> None:
 
 
 def num_return_sequences(subject: Subject, world: World) -> None:
+    """Three sampled sequences of one row, from the oracle's random state."""
     options = {"max_new_tokens": NUM_NEW, "do_sample": True, "num_return_sequences": 3}
     torch.manual_seed(7)
     output = subject.generate(ROW[None], **options)
@@ -214,6 +230,7 @@ def _count_passes(model: Any, run: Callable[[], Tensor]) -> tuple[Tensor, int]:
 
 
 def assisted_decoding(subject: Subject, world: World) -> None:
+    """Greedy decoding of one row with candidates of the same model without the prompt."""
     family = next(f for f in tiny_models.FAMILIES if tiny_models.shared(f) is world.model)
     assistant = tiny_models.build(family)
     output = subject.generate(ROW[None], **GREEDY, assistant_model=assistant)
@@ -243,6 +260,7 @@ def prompt_lookup(subject: Subject, world: World) -> None:
 
 
 def repetition_penalty(subject: Subject, world: World) -> None:
+    """The left-padded batch with a repetition penalty."""
     options = GREEDY | {"repetition_penalty": 2.5}
     ids, mask = padded(ROWS, "left")
     output = subject.generate(ids, mask, **options)
@@ -251,6 +269,7 @@ def repetition_penalty(subject: Subject, world: World) -> None:
 
 
 def ngram_penalty(subject: Subject, world: World) -> None:
+    """The left-padded batch without any token twice (`no_repeat_ngram_size=1`)."""
     options = GREEDY | {"no_repeat_ngram_size": 1}
     ids, mask = padded(ROWS, "left")
     output = subject.generate(ids, mask, **options)
@@ -268,6 +287,7 @@ class _Recorder(transformers.LogitsProcessor):  # type: ignore[misc]
 
 
 def logits_processors(subject: Subject, world: World) -> None:
+    """One row with the caller's logits processor, which sees real ids only."""
     ours, theirs = _Recorder(), _Recorder()
     output = subject.generate(ROW[None], **GREEDY, logits_processor=[ours])
     world.expect(output, ROW, **GREEDY, logits_processor=[theirs])
@@ -275,6 +295,8 @@ def logits_processors(subject: Subject, world: World) -> None:
 
 
 def stopping_criteria(subject: Subject, world: World) -> None:
+    """One row with the caller's stopping criterion."""
+
     class Stop(transformers.StoppingCriteria):  # type: ignore[misc]
         def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:
             return torch.full((input_ids.shape[0],), input_ids.shape[1] >= len(ROW) + 3)
@@ -284,12 +306,15 @@ def stopping_criteria(subject: Subject, world: World) -> None:
 
 
 def end_token(subject: Subject, world: World) -> None:
+    """One row that stops at its end token."""
     expected = world.greedy(ROW)
     output = subject.generate(ROW[None], **GREEDY, eos_token_id=expected[3])
     assert output[0, len(ROW) :].tolist() == expected[: expected.index(expected[3]) + 1]
 
 
 def streamer(subject: Subject, world: World) -> None:
+    """One row, streamed id by id."""
+
     class Collect:
         def __init__(self) -> None:
             self.ids: list[int] = []
@@ -306,6 +331,7 @@ def streamer(subject: Subject, world: World) -> None:
 
 
 def chunked_prefill(subject: Subject, world: World) -> None:
+    """The left-padded batch, read in chunks of three tokens."""
     ids, mask = padded(ROWS, "left")
     _expect_greedy(world, subject.generate(ids, mask, **GREEDY, prefill_chunk_size=3), ids)
 
@@ -334,6 +360,7 @@ def multi_turn_padded(subject: Subject, world: World) -> None:
 
 
 def threads(subject: Subject, world: World) -> None:
+    """Six threads that generate on one model at once."""
     results: dict[int, list[int]] = {}
 
     def run(index: int) -> None:
@@ -363,6 +390,7 @@ def mixed_prompts(subject: Subject, world: World) -> None:
 
 
 def compiled_forward(subject: Subject, world: World) -> None:
+    """The static cache under a model whose forward pass is compiled."""
     plain = world.model.forward
     world.model.forward = torch.compile(plain, backend="eager")
     try:

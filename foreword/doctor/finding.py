@@ -1,0 +1,40 @@
+"""One finding of the doctor, and what a list of them amounts to. Knows no model and no version."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+Status = Literal["ok", "warning", "wrong"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at.
+
+    Attributes:
+        name: what was looked at, in a few words.
+        status: "wrong" where results cannot be trusted here; "warning" where something else should
+            be known, as what stock PEFT does.
+        detail: what was found, in one line.
+        cure: what to do, where there is something to do.
+    """
+
+    name: str
+    status: Status
+    detail: str
+    cure: str | None = None
+
+
+def exit_status(findings: Sequence[Finding]) -> int:
+    """Return 1 where a finding is "wrong", else 0."""
+    return int(any(finding.status == "wrong" for finding in findings))
+
+
+def as_json(findings: Sequence[Finding]) -> str:
+    """Return the findings as a JSON object: the exit status, and the list in the order found."""
+    report = {
+        "exit_status": exit_status(findings),
+        "findings": [asdict(finding) for finding in findings],
+    }
+    return json.dumps(report, indent=2)

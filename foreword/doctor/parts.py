@@ -1,0 +1,72 @@
+"""What was decided about a model, in words. In: a backbone. Out: findings. Runs one embedding."""
+
+from collections import Counter
+
+import torch
+
+from foreword.backbone import Backbone
+from foreword.capabilities import Capabilities
+from foreword.doctor.finding import Finding
+
+
+def capabilities_findings(backbone: Backbone) -> list[Finding]:
+    """Return the facts that decide how a prefix reaches the model."""
+    facts = backbone.capabilities
+    return [
+        _family(facts),
+        Finding("layers", "ok", _layers(facts)),
+        Finding("context", "ok", _context(facts)),
+        Finding("attention", "ok", f"{facts.attention}, in {str(backbone.dtype)[6:]}"),
+        Finding("embedding scale", "ok", _embedding_scale(backbone)),
+        _rotary(facts),
+    ]
+
+
+def _family(facts: Capabilities) -> Finding:
+    shape = f"{facts.model_type}, hidden size {facts.hidden_size}, {facts.vocab_size} ids"
+    if facts.is_tested:
+        return Finding("model", "ok", f"{shape}; a family that the tests compare case by case")
+    detail = f"{shape}; not a family of the tests, it proved itself when it was loaded"
+    return Finding("model", "warning", detail, "rely on the self-test")
+
+
+def _layers(facts: Capabilities) -> str:
+    kinds = Counter(facts.windows)
+    words = [
+        f"{count} with full attention" if window is None else f"{count} that see {window} tokens"
+        for window, count in kinds.items()
+    ]
+    return f"{facts.num_layers}: {', '.join(words)}"
+
+
+def _context(facts: Capabilities) -> str:
+    if facts.context_length is None:
+        return "its configuration names no length"
+    end = "longer inputs are refused" if facts.is_context_hard else "made for no more"
+    return f"{facts.context_length} positions, virtual tokens included; {end}"
+
+
+def _embedding_scale(backbone: Backbone) -> str:
+    """Say whether the embedding module returns its table's rows or scales them."""
+    module = backbone.model.get_input_embeddings()
+    ids = torch.arange(min(8, backbone.capabilities.vocab_size), device=backbone.device)
+    rows = module.weight[ids].float()
+    with torch.no_grad():
+        found = module(ids).float()
+    if rows.shape != found.shape or not rows.abs().max() > 0:
+        return "unknown; the table is not stored row by row"
+    scale = (found.norm() / rows.norm()).item()
+    if abs(scale - 1) < 1e-3:
+        return "1: the model reads the table's rows as they are"
+    return f"{scale:.4g}: the embedding module scales its rows; prompts live after that"
+
+
+def _rotary(facts: Capabilities) -> Finding:
+    name = "positions"
+    if facts.rope_switch is None:
+        return Finding(name, "ok", "nothing about cached tokens changes with the length")
+    detail = (
+        f"past {facts.rope_switch} tokens, virtual ones included, the rotation of cached ones "
+        "changes; generation past that is refused"
+    )
+    return Finding(name, "warning", detail, f"keep rows within {facts.rope_switch} tokens")

@@ -1,0 +1,110 @@
+"""Whether fast equals slow on the user's own model: generation, batches, chunks, gradient, speed.
+
+In: a backbone and a prompt. Out: findings. Whatever a check raises is what it finds.
+"""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from foreword.backbone import Backbone
+from foreword.doctor.finding import Finding
+from foreword.doctor.trial import Trial, make_trial
+from foreword.prompt import SoftPrompt
+from foreword.training import check_gradient
+
+NUM_ROUNDS = 2  # of the speed measurement, each way
+REPORT = "a defect of foreword or of this release of transformers: please report it"
+
+
+def self_test(backbone: Backbone, prompt: SoftPrompt | None, *, num_new: int = 32) -> list[Finding]:
+    """Compare cached generation with the slow obvious computation, and measure both.
+
+    Args:
+        backbone: the model; its tokenizer, where it has one, reads a fixed sentence.
+        prompt: None: random virtual tokens at the scale of the model's embeddings.
+        num_new: tokens to generate, fewer where the context is short.
+
+    Raises:
+        MismatchError: the prompt was made for another base model.
+    """
+    trial = make_trial(backbone, prompt, num_new)
+    row = trial.row
+    rows = [row, row[: max(1, len(row) // 2)], row[: max(1, len(row) // 3)]]
+    chunk = (len(row) + 1) // 2
+    checks: list[tuple[str, Callable[[], str]]] = [
+        ("cached generation", lambda: _agreement(trial, [row])),
+        ("chunked prefill", lambda: _agreement(trial, [row], prefill_chunk_size=chunk)),
+        ("left-padded batch", lambda: _agreement(trial, rows)),
+        ("gradient", lambda: _gradient(trial)),
+        ("prefix", lambda: _size(trial)),
+        ("speed", lambda: _speed(trial)),
+    ]
+    return [_finding(name, check) for name, check in checks]
+
+
+def _finding(name: str, check: Callable[[], str]) -> Finding:
+    try:
+        return Finding(name, "ok", check())
+    except _Differs as error:
+        return Finding(name, "wrong", str(error), REPORT)
+    except Exception as error:
+        return Finding(name, "wrong", f"raises {type(error).__name__}: {error}", REPORT)
+
+
+class _Differs(Exception):
+    """A fast result is not the slow one."""
+
+
+def _agreement(trial: Trial, rows: list[torch.Tensor], **options: Any) -> str:
+    found = trial.distance(rows, trial.fast(rows, **options))
+    detail = (
+        f"{found.num_same} of {found.num_tokens} tokens are the slow computation's; logits differ "
+        f"by {found.error:.1e} of their spread (rounding: up to {trial.tolerance:g})"
+    )
+    if not found.error <= trial.tolerance:  # NaN is no agreement
+        raise _Differs(detail)
+    return detail
+
+
+def _gradient(trial: Trial) -> str:
+    prompt = trial.prompt.trainable()
+    with torch.enable_grad():
+        logits = trial.backbone.logits(prompt, trial.row[None])[0, :-1].float()
+        loss = torch.nn.functional.cross_entropy(logits, trial.row[1:])
+        loss.backward()
+    grads = [tensor.grad for tensor in prompt.tensors if tensor.grad is not None]
+    norm = float(torch.nn.utils.get_total_norm(grads)) if grads else 0.0
+    check_gradient(loss.item(), norm)
+    return f"reaches the prompt: norm {norm:.3g} at a loss of {loss.item():.3g} nats per token"
+
+
+def _size(trial: Trial) -> str:
+    prefix = trial.backbone.compile(trial.prompt)
+    return (
+        f"{prefix.num_virtual_tokens} virtual tokens take {prefix.num_bytes:,} bytes, "
+        "computed once and shared by all rows"
+    )
+
+
+def _speed(trial: Trial) -> str:
+    """Measure one row both ways, in turn, and take each one's best round."""
+    seconds: dict[str, list[float]] = {"cached": [], "uncached": []}
+    for _ in range(NUM_ROUNDS):
+        seconds["cached"].append(_seconds(lambda: trial.fast([trial.row])))
+        seconds["uncached"].append(_seconds(trial.slow))
+    cached, uncached = (trial.num_new / min(values) for values in seconds.values())
+    return (
+        f"{cached:.1f} tokens per second cached, {uncached:.1f} without a cache: "
+        f"{cached / uncached:.1f} times as fast"
+    )
+
+
+def _seconds(run: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    run()
+    if torch.accelerator.is_available():
+        torch.accelerator.synchronize()
+    return time.perf_counter() - started

@@ -1,0 +1,172 @@
+"""One prompt on one model, fast and slow, and how far the two lie apart.
+
+In: a backbone, a prompt, rows of ids. Out: generations, and their distance from the slow
+computation, which is written here of transformers alone: one unpadded row, no cache between steps,
+everything computed again. Knows nothing of findings or of PEFT.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from foreword.backbone import Backbone
+from foreword.initializers import random_embeddings
+from foreword.prompt import SoftPrompt
+
+SENTENCE = "A soft prompt stands before the text, and every fast path says what the slow path says."
+NUM_IDS = 20  # of the row where there is no tokenizer
+NUM_VIRTUAL = 16  # of the prompt that stands in where there is none
+NUM_TABLE_ROWS = 4096  # from which that prompt takes its scale
+
+# How far the logits of equal computations may lie apart, as a share of their spread over the ids:
+# rounding, grown over the layers. Positions that are off by one give 0.05 to 0.09 (SmolLM2-135M).
+TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-3, torch.float16: 0.02, torch.bfloat16: 0.05}
+
+
+@dataclass(frozen=True)
+class Distance:
+    """How far a generation lies from the slow computation.
+
+    Attributes:
+        error: of the worst step: standard deviation over the ids of what the logits differ by, as a
+            share of their own. A shift of all logits is none: the softmax does not see it.
+        num_same: tokens that are the slow computation's best, given those before.
+        num_tokens: tokens generated.
+    """
+
+    error: float
+    num_same: int
+    num_tokens: int
+
+    def __add__(self, other: "Distance") -> "Distance":
+        return Distance(
+            max(self.error, other.error),
+            self.num_same + other.num_same,
+            self.num_tokens + other.num_tokens,
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Trial:
+    """One prompt on one model, and the row of ids `[T]` that is continued by `num_new` tokens."""
+
+    backbone: Backbone
+    prompt: SoftPrompt
+    row: Tensor
+    num_new: int
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What `generate` is called with: plain greedy decoding that no end token stops."""
+        return {
+            "max_new_tokens": self.num_new,
+            "do_sample": False,
+            "num_beams": 1,
+            "repetition_penalty": 1.0,
+            "eos_token_id": self.backbone.capabilities.vocab_size,
+            "pad_token_id": 0,
+            "return_dict_in_generate": True,
+            "output_logits": True,
+        }
+
+    def fast(self, rows: list[Tensor], **options: Any) -> Any:
+        """Generate with foreword from rows `[T]`, left-padded where they differ in length."""
+        ids, mask = left_padded(rows)
+        return self.backbone.generate(self.prompt, ids, mask, **self.options, **options)
+
+    def slow(self) -> Tensor:
+        """Generate `[num_new]` ids by full recomputation."""
+        ids = self.row
+        for _ in range(self.num_new):
+            best = slow_logits(self.backbone, self.prompt, ids)[-1].argmax()
+            ids = torch.cat([ids, best[None]])
+        return ids[len(self.row) :]
+
+    def distance(self, rows: list[Tensor], output: Any) -> Distance:
+        """Compare what was generated from rows `[T]` with the slow computation of each row."""
+        width = output.sequences.shape[1] - len(output.logits)
+        steps = torch.stack(output.logits, 1)
+        return sum(
+            (
+                self._row_distance(row, output.sequences[i, width:], steps[i])
+                for i, row in enumerate(rows)
+            ),
+            Distance(0.0, 0, 0),
+        )
+
+    def _row_distance(self, row: Tensor, tokens: Tensor, steps: Tensor) -> Distance:
+        """Compare tokens `[N]` and the logits `[N, V]` that they were chosen from."""
+        given = torch.cat([row, tokens[:-1]])
+        slow = slow_logits(self.backbone, self.prompt, given)[-len(tokens) :].double()
+        steps = steps.double()
+        error = ((steps - slow).std(-1) / slow.std(-1)).max().item()
+        is_greedy = bool((steps.gather(1, tokens[:, None])[:, 0] == steps.max(-1).values).all())
+        num_same = int((tokens == slow.argmax(-1)).sum())
+        return Distance(error if is_greedy else math.inf, num_same, len(tokens))
+
+    @property
+    def tolerance(self) -> float:
+        """The largest error that is rounding."""
+        return TOLERANCE.get(self.backbone.dtype, max(TOLERANCE.values()))
+
+
+@torch.no_grad()
+def slow_logits(backbone: Backbone, prompt: SoftPrompt, ids: Tensor) -> Tensor:
+    """Return the logits `[T, V]` of one unpadded row of ids `[T]`, all of it computed anew."""
+    model, num_virtual = backbone.model, prompt.num_virtual_tokens
+    positions = torch.arange(num_virtual + len(ids), device=ids.device)[None]
+    if prompt.form == "embeddings":
+        text = model.get_input_embeddings()(ids)
+        whole = torch.cat([prompt.embeddings.to(text), text])[None]
+        output = model(inputs_embeds=whole, position_ids=positions, use_cache=False)
+        return output.logits[0, num_virtual:]  # type: ignore[no-any-return]
+    cache = DynamicCache()
+    for index, pair in enumerate(prompt.key_values):
+        keys, values = (tensor[None].to(ids.device, backbone.dtype) for tensor in pair)
+        cache.update(keys, values, index)
+    output = model(
+        input_ids=ids[None],
+        position_ids=positions[:, num_virtual:],
+        attention_mask=torch.ones_like(positions),
+        past_key_values=cache,
+    )
+    return output.logits[0]  # type: ignore[no-any-return]
+
+
+def left_padded(rows: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """Return ids and mask `[B, T]` of rows `[T]`."""
+    length = max(len(row) for row in rows)
+    ids = torch.stack([torch.cat([row.new_zeros(length - len(row)), row]) for row in rows])
+    mask = torch.stack([torch.arange(length) >= length - len(row) for row in rows])
+    return ids, mask.long().to(ids.device)
+
+
+def make_trial(backbone: Backbone, prompt: SoftPrompt | None, num_new: int) -> Trial:
+    """Return a trial on a fixed sentence, as long as the model's context allows.
+
+    Raises:
+        MismatchError: the prompt was made for another base model.
+    """
+    prompt = random_prompt(backbone) if prompt is None else prompt.detached()
+    backbone.compile(prompt)
+    ids = [(index * 7919) % backbone.capabilities.vocab_size for index in range(1, NUM_IDS + 1)]
+    if backbone.tokenizer is not None:
+        ids = list(backbone.tokenizer(SENTENCE).input_ids)
+    facts = backbone.capabilities
+    limit = min(facts.context_length or 1 << 30, facts.rope_switch or 1 << 30)
+    room = max(limit - prompt.num_virtual_tokens, 6)
+    num_new = max(1, min(num_new, room // 2))
+    row = torch.tensor(ids[: room - num_new], device=backbone.device)
+    return Trial(backbone, prompt, row, num_new)
+
+
+def random_prompt(backbone: Backbone) -> SoftPrompt:
+    """Return a random embedding prompt at the scale of the model's own embeddings."""
+    step = max(1, backbone.capabilities.vocab_size // NUM_TABLE_ROWS)
+    table = backbone.embed(torch.arange(0, backbone.capabilities.vocab_size, step))
+    generator = torch.Generator().manual_seed(0)
+    return SoftPrompt.from_embeddings(random_embeddings(table, NUM_VIRTUAL, generator))

@@ -1,0 +1,413 @@
+"""Prompt directories that are missing, damaged or hostile are refused in one clear line, and a
+save that fails leaves what was there before.
+"""
+
+import errno
+import json
+import os
+import pickle
+import random
+import shutil
+import struct
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from foreword import SoftPrompt, artifact
+from foreword.artifact import CONFIG_FILE, TENSOR_FILE, TENSOR_NAME
+from foreword.errors import ArtifactError, InputError, StorageError, UnsupportedError
+
+EMBEDDINGS = torch.arange(24.0).view(3, 8)
+PREFIX_CONFIG = {
+    "peft_type": "PREFIX_TUNING",
+    "num_layers": 2,
+    "num_attention_heads": 2,
+    "token_dim": 4,
+}
+
+
+def a_prompt(num_virtual: int = 3, width: int = 8, seed: int = 0) -> SoftPrompt:
+    generator = torch.Generator().manual_seed(seed)
+    return SoftPrompt.from_embeddings(torch.randn(num_virtual, width, generator=generator))
+
+
+def foreign(
+    directory: Path,
+    *,
+    config: Any = None,
+    tensors: dict[str, Tensor] | None = None,
+    metadata: dict[str, str] | None = None,
+) -> Path:
+    """Write a directory as another program would: PEFT's two files and nothing of ours."""
+    given = {"peft_type": "PROMPT_TUNING"} if config is None else config
+    text = given if isinstance(given, str) else json.dumps(given)
+    (directory / CONFIG_FILE).write_text(text)
+    save_file(tensors or {TENSOR_NAME: EMBEDDINGS}, directory / TENSOR_FILE, metadata=metadata)
+    return directory
+
+
+def refusal(directory: Path) -> str:
+    """Return the one line with which a directory is refused; it names the directory."""
+    with pytest.raises(ArtifactError) as caught:
+        SoftPrompt.load(directory)
+    message = str(caught.value)
+    assert str(directory) in message and message.isprintable()
+    return message
+
+
+def test_a_well_made_foreign_directory_loads(tmp_path: Path) -> None:
+    named = {"base_model_name_or_path": "some/base", "revision": "v2"}
+    prompt = SoftPrompt.load(foreign(tmp_path, config={"peft_type": "CPT"} | named))
+    assert torch.equal(prompt.embeddings, EMBEDDINGS)
+    assert prompt.facts == {"base": {"name": "some/base", "revision": "v2"}, "method": "CPT"}
+
+
+def test_a_missing_directory_is_refused(tmp_path: Path) -> None:
+    assert "no such directory" in refusal(tmp_path / "missing")
+    assert "no such directory" in refusal(tmp_path / ("x" * 300))
+    (tmp_path / "file").write_text("")
+    assert "no such directory" in refusal(tmp_path / "file")
+
+
+def test_a_directory_without_its_files_is_refused(tmp_path: Path) -> None:
+    assert f"no {CONFIG_FILE}" in refusal(tmp_path)
+    (foreign(tmp_path) / TENSOR_FILE).unlink()
+    assert f"no {TENSOR_FILE}" in refusal(tmp_path)
+
+
+CONFIGS = {
+    "not JSON": ("{", "not readable as JSON"),
+    "not text": ("\x00", "not readable as JSON"),
+    "not an object": ("[]", "expected a JSON object, got list"),
+    "huge": (" " * (artifact.MAX_CONFIG_BYTES + 1), "larger than"),
+    "deeply nested": ("[" * 100_000, "not readable as JSON"),
+    "a number of 5000 digits": ('{"x": ' + "1" * 5000 + "}", "not readable as JSON"),
+    "no type": ({}, "peft_type is None"),
+    "LoRA": ({"peft_type": "LORA", "r": 8}, "peft_type is 'LORA'"),
+    "multitask": ({"peft_type": "MULTITASK_PROMPT_TUNING"}, "expected one of PROMPT_TUNING"),
+    "type is no string": ({"peft_type": ["PROMPT_TUNING"]}, "peft_type is ['PROMPT_TUNING']"),
+    "encoder-decoder": (
+        {"peft_type": "PROMPT_TUNING", "num_transformer_submodules": 2},
+        "num_transformer_submodules is 2",
+    ),
+    "other number of tokens": (
+        {"peft_type": "PROMPT_TUNING", "num_virtual_tokens": 4},
+        "shape [3, 8], but adapter_config.json says num_virtual_tokens = 4",
+    ),
+    "number of tokens is a string": (
+        {"peft_type": "PROMPT_TUNING", "num_virtual_tokens": "3"},
+        "num_virtual_tokens = '3'",
+    ),
+    "base is a number": (
+        {"peft_type": "PROMPT_TUNING", "base_model_name_or_path": 3},
+        "base_model_name_or_path is 3",
+    ),
+    "revision is an object": (
+        {"peft_type": "PROMPT_TUNING", "revision": {"a": "\n"}},
+        "revision is {'a': '\\n'}",
+    ),
+    "no number of layers": (
+        {"peft_type": "PREFIX_TUNING", "num_attention_heads": 2, "token_dim": 4},
+        "expected positive integers num_layers",
+    ),
+    "negative number of layers": (PREFIX_CONFIG | {"num_layers": -2}, "got [-2, 2, 4]"),
+    "columns do not divide": (PREFIX_CONFIG, "8 columns, expected num_layers * 2 * token_dim = 16"),
+    "heads do not divide": (
+        PREFIX_CONFIG | {"num_layers": 1, "num_attention_heads": 3},
+        "a multiple of 3 heads",
+    ),
+}
+
+
+@pytest.mark.parametrize(("config", "part"), CONFIGS.values(), ids=CONFIGS)
+def test_a_wrong_configuration_is_refused(tmp_path: Path, config: Any, part: str) -> None:
+    assert part in refusal(foreign(tmp_path, config=config))
+
+
+TENSORS = {
+    "another name": ({"weight": EMBEDDINGS}, "no tensor 'prompt_embeddings'; found 'weight'"),
+    "a name with escapes": ({"a\n\x1b[31m": EMBEDDINGS}, r"found 'a\n\x1b[31m'"),
+    "modules beside it": (
+        {TENSOR_NAME: EMBEDDINGS, "base_model.lm_head.weight": EMBEDDINGS.clone()},
+        "holds 'base_model.lm_head.weight' beside the prompt",
+    ),
+    "integers": ({TENSOR_NAME: EMBEDDINGS.long()}, "got torch.int64"),
+    "8-bit floats": ({TENSOR_NAME: EMBEDDINGS.to(torch.float8_e4m3fn)}, "got torch.float8_e4m3fn"),
+    "1-D": ({TENSOR_NAME: EMBEDDINGS[0]}, "has shape [8]"),
+    "3-D": ({TENSOR_NAME: EMBEDDINGS[None]}, "has shape [1, 3, 8]"),
+    "no rows": ({TENSOR_NAME: EMBEDDINGS[:0]}, "has shape [0, 8]"),
+    "NaN": ({TENSOR_NAME: EMBEDDINGS.where(EMBEDDINGS != 5, torch.nan)}, "NaN or infinite"),
+    "infinity": ({TENSOR_NAME: EMBEDDINGS.where(EMBEDDINGS != 5, -torch.inf)}, "NaN or infinite"),
+}
+
+
+@pytest.mark.parametrize(("tensors", "part"), TENSORS.values(), ids=TENSORS)
+def test_a_wrong_tensor_is_refused(tmp_path: Path, tensors: dict[str, Tensor], part: str) -> None:
+    message = refusal(foreign(tmp_path, tensors=tensors))
+    assert part in message and TENSOR_FILE in message
+
+
+def test_a_key_value_prompt_without_rows_is_refused(tmp_path: Path) -> None:
+    tensors = {TENSOR_NAME: torch.zeros(0, 16)}
+    assert "has shape [0, 16]" in refusal(foreign(tmp_path, config=PREFIX_CONFIG, tensors=tensors))
+
+
+@pytest.mark.parametrize("length", [0, 1, 7, 8, 9, 40, -24, -1])
+def test_a_truncated_tensor_file_is_refused(tmp_path: Path, length: int) -> None:
+    a_prompt().save(tmp_path)
+    whole = (tmp_path / TENSOR_FILE).read_bytes()
+    (tmp_path / TENSOR_FILE).write_bytes(whole[:length])
+    assert f"{TENSOR_FILE}: truncated or not a safetensors file" in refusal(tmp_path)
+
+
+SHAPE_BEYOND_MEMORY = json.dumps(
+    {TENSOR_NAME: {"dtype": "F32", "shape": [2**30, 2**30], "data_offsets": [0, 2**62]}}
+).encode()
+HEADERS = {
+    "garbage": b"\x80" * 200,
+    "a length beyond the file": struct.pack("<Q", 10_000_000) + b"{}",
+    "a length beyond memory": struct.pack("<Q", 2**63) + b"{}",
+    "not JSON": struct.pack("<Q", 2) + b"{]",
+    "a shape beyond memory": struct.pack("<Q", len(SHAPE_BEYOND_MEMORY)) + SHAPE_BEYOND_MEMORY,
+}
+
+
+@pytest.mark.parametrize("content", HEADERS.values(), ids=HEADERS)
+def test_a_hostile_header_is_refused(tmp_path: Path, content: bytes) -> None:
+    (foreign(tmp_path) / TENSOR_FILE).write_bytes(content)
+    assert "truncated or not a safetensors file" in refusal(tmp_path)
+
+
+class _Hostile:
+    """A pickle that acts on whoever opens it: it creates a directory."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (self.path,)
+
+
+PICKLES = {
+    "adapter_model.bin": "adapter_model.bin is a pickle and is never read",
+    TENSOR_FILE: "not a safetensors file",
+    CONFIG_FILE: "not readable as JSON",
+}
+
+
+@pytest.mark.parametrize(("name", "part"), PICKLES.items(), ids=PICKLES)
+def test_a_pickle_is_never_opened(tmp_path: Path, name: str, part: str) -> None:
+    trace = tmp_path / "opened"
+    (foreign(tmp_path) / TENSOR_FILE).unlink()
+    (tmp_path / name).write_bytes(pickle.dumps(_Hostile(trace)))
+    assert part in refusal(tmp_path)
+    assert not trace.exists()
+    pickle.loads((tmp_path / name).read_bytes())
+    assert trace.exists(), "the pickle would have acted"
+
+
+def _facts(**facts: Any) -> dict[str, str]:
+    return {"foreword": json.dumps({"format_version": artifact.FORMAT_VERSION} | facts)}
+
+
+METADATA = {
+    "not JSON": ({"foreword": "{"}, "is not a JSON object"),
+    "not an object": ({"foreword": "[1]"}, "is not a JSON object"),
+    "deeply nested": ({"foreword": "[" * 100_000}, "is not a JSON object"),
+    "a number of 5000 digits": ({"foreword": "1" * 5000}, "is not a JSON object"),
+    "no version": ({"foreword": "{}"}, "format version None, expected 1"),
+    "a later version": (_facts(format_version=2), "format version 2, expected 1"),
+    "another hash": (_facts(content_hash="0" * 64), "do not match their recorded hash"),
+    "hash is a number": (_facts(content_hash=3), "do not match their recorded hash"),
+    "base is a number": (_facts(base=3), "base is int, expected dict"),
+    "base is empty text": (_facts(base=""), "base is str, expected dict"),
+    "name is a list": (_facts(base={"name": ["x"]}), "base.name is list, expected str"),
+    "fingerprint is text": (_facts(base={"fingerprint": "x"}), "base.fingerprint is str"),
+    "metrics are text": (_facts(metrics="x"), "metrics is str, expected dict"),
+    "validation is a number": (_facts(metrics={"validation": 1.5}), "metrics.validation is float"),
+    "training is a list": (_facts(training=[]), "training is list, expected dict"),
+    "length is text": (_facts(encoding={"max_length": "9"}), "encoding.max_length is str"),
+    "method is a number": (_facts(method=1), "method is int, expected str"),
+}
+
+
+@pytest.mark.parametrize(("metadata", "part"), METADATA.values(), ids=METADATA)
+def test_wrong_metadata_is_refused(tmp_path: Path, metadata: dict[str, str], part: str) -> None:
+    assert part in refusal(foreign(tmp_path, metadata=metadata))
+
+
+def test_unknown_and_empty_facts_are_kept(tmp_path: Path) -> None:
+    foreign(tmp_path, metadata=_facts(base=None, encoding={}, later=[1]))
+    facts = SoftPrompt.load(tmp_path).facts
+    assert facts == {"format_version": 1, "base": None, "encoding": {}, "later": [1]}
+
+
+def test_changed_values_are_refused(tmp_path: Path) -> None:
+    a_prompt().save(tmp_path)
+    content = bytearray((tmp_path / TENSOR_FILE).read_bytes())
+    content[-4] ^= 1  # the lowest bit of the last value
+    (tmp_path / TENSOR_FILE).write_bytes(content)
+    assert "do not match their recorded hash" in refusal(tmp_path)
+
+
+def test_damaged_bytes_load_the_same_values_or_are_refused(tmp_path: Path) -> None:
+    prompt, draw = a_prompt(), random.Random(0)
+    prompt.save(tmp_path)
+    whole = {name: (tmp_path / name).read_bytes() for name in (CONFIG_FILE, TENSOR_FILE)}
+    outcomes = set()
+    for _ in range(400):
+        name = draw.choice(list(whole))
+        damaged = bytearray(whole[name])
+        damaged[draw.randrange(len(damaged))] = draw.choice([draw.randrange(256), *b'"{}[],09'])
+        (tmp_path / name).write_bytes(damaged)
+        try:
+            outcomes.add(SoftPrompt.load(tmp_path).content_hash)
+        except ArtifactError as error:
+            assert str(error).isprintable()
+            outcomes.add("refused")
+        (tmp_path / name).write_bytes(whole[name])
+    assert outcomes == {prompt.content_hash, "refused"}
+
+
+@pytest.mark.parametrize("below", ["file", "file/deeper"])
+def test_saving_below_a_file_says_so(tmp_path: Path, below: str) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(StorageError, match="a file stands where a directory is needed"):
+        a_prompt().save(tmp_path / below)
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def _raise(error: BaseException) -> Callable[..., Any]:
+    def fail(*args: Any, **kwargs: Any) -> Any:
+        raise error
+
+    return fail
+
+
+FULL = OSError(errno.ENOSPC, "No space left on device")
+FULL_TO_SAFETENSORS = SafetensorError("I/O error: No space left on device (os error 28)")
+FAILURES = {
+    "full, writing the tensor": ("foreword.artifact.save_file", FULL, "no space left"),
+    "full, says safetensors": ("foreword.artifact.save_file", FULL_TO_SAFETENSORS, "no space left"),
+    "full, writing the config": ("pathlib.Path.write_text", FULL, "no space left"),
+    "full, syncing": ("os.fsync", FULL, "no space left"),
+    "full, replacing": ("os.replace", FULL, "no space left"),
+    "not writable": ("tempfile.mkstemp", PermissionError(errno.EACCES, "denied"), "not writable"),
+    "read-only": ("tempfile.mkstemp", OSError(errno.EROFS, "read-only"), "not writable"),
+    "broken disk": ("os.fsync", OSError(errno.EIO, "Input/output error"), "Input/output error"),
+}
+
+
+@pytest.mark.parametrize(("where", "error", "part"), FAILURES.values(), ids=FAILURES)
+def test_a_failed_save_keeps_the_old_prompt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, error: Exception, part: str
+) -> None:
+    old = a_prompt(num_virtual=3)
+    old.save(tmp_path)
+    with monkeypatch.context() as patched, pytest.raises(StorageError) as caught:
+        patched.setattr(where, _raise(error))
+        a_prompt(num_virtual=5).save(tmp_path)
+    message = str(caught.value)
+    assert part in message and str(tmp_path) in message and message.isprintable()
+    assert SoftPrompt.load(tmp_path).content_hash == old.content_hash
+    assert {path.name for path in tmp_path.iterdir()} == {CONFIG_FILE, TENSOR_FILE}
+
+
+def test_an_interrupted_save_keeps_the_old_prompt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(tensors: Any, path: Path, metadata: Any) -> None:
+        path.write_bytes(b"half of")
+        raise KeyboardInterrupt
+
+    old = a_prompt(num_virtual=3)
+    old.save(tmp_path)
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr("foreword.artifact.save_file", interrupt)
+        a_prompt(num_virtual=5).save(tmp_path)
+    assert SoftPrompt.load(tmp_path).content_hash == old.content_hash
+    assert {path.name for path in tmp_path.iterdir()} == {CONFIG_FILE, TENSOR_FILE}
+
+
+@pytest.mark.parametrize("facts", [{"x": object()}, {"x": {1: "a", "b": 2}}, {"x": EMBEDDINGS}])
+def test_facts_that_are_not_plain_data_are_not_saved(tmp_path: Path, facts: Any) -> None:
+    a_prompt().save(tmp_path)
+    with pytest.raises(InputError, match="facts are not plain data"):
+        SoftPrompt.from_embeddings(EMBEDDINGS, facts=facts).save(tmp_path)
+    assert SoftPrompt.load(tmp_path).content_hash == a_prompt().content_hash
+
+
+def test_facts_of_wrong_types_are_refused_at_once() -> None:
+    with pytest.raises(InputError, match="base.name is int, expected str"):
+        SoftPrompt.from_embeddings(EMBEDDINGS, facts={"base": {"name": 3}})
+
+
+def test_layers_of_different_shapes_are_not_saved(tmp_path: Path) -> None:
+    layers = [(torch.ones(2, 3, 4),) * 2, (torch.ones(1, 3, 8),) * 2]
+    with pytest.raises(UnsupportedError, match="differ in shape"):
+        SoftPrompt.from_key_values(layers).save(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def _states(num_layers: int, num_heads: int, size: int) -> SoftPrompt:
+    pairs = [(torch.randn(num_heads, 3, size), torch.randn(num_heads, 3, size))]
+    return SoftPrompt.from_key_values(pairs * num_layers)
+
+
+OTHERS = {
+    "the same shape": lambda: a_prompt(seed=1),
+    "other virtual tokens": lambda: a_prompt(num_virtual=4),
+    "another form": lambda: _states(1, 2, 2),
+    "other layers, as many columns": lambda: _states(2, 1, 2),
+}
+
+
+@pytest.mark.parametrize("other", OTHERS.values(), ids=OTHERS)
+@pytest.mark.parametrize("first", OTHERS.values(), ids=OTHERS)
+def test_files_of_two_saves_never_load_as_a_third_prompt(
+    tmp_path: Path, first: Callable[[], SoftPrompt], other: Callable[[], SoftPrompt]
+) -> None:
+    prompts = first(), other()
+    for prompt, name in zip(prompts, "ab", strict=True):
+        prompt.save(tmp_path / name)
+    shutil.copy(tmp_path / "b" / CONFIG_FILE, tmp_path / "a" / CONFIG_FILE)
+    try:
+        loaded = SoftPrompt.load(tmp_path / "a")
+    except ArtifactError:
+        return
+    for mine, theirs in zip(loaded.tensors, prompts[0].tensors, strict=True):
+        assert torch.equal(mine, theirs)
+
+
+def test_two_writers_leave_one_of_their_prompts_or_a_refusal(tmp_path: Path) -> None:
+    prompts = [a_prompt(num_virtual=3), a_prompt(num_virtual=4)]
+    whole = {prompt.content_hash for prompt in prompts}
+    prompts[0].save(tmp_path)
+    outcomes = []
+
+    def load() -> None:
+        try:
+            outcomes.append(SoftPrompt.load(tmp_path).content_hash in whole)
+        except ArtifactError as error:
+            outcomes.append("are not from one save" in str(error))
+
+    def write(prompt: SoftPrompt) -> None:
+        for _ in range(20):
+            prompt.save(tmp_path)
+            load()
+
+    writers = [threading.Thread(target=write, args=(prompt,)) for prompt in prompts]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    load()
+    assert len(outcomes) == 41 and all(outcomes)
+    assert {path.name for path in tmp_path.iterdir()} == {CONFIG_FILE, TENSOR_FILE}

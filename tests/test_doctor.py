@@ -1,0 +1,278 @@
+"""The doctor finds what is right, what is broken, and what stock PEFT does, on tiny models."""
+
+import json
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_models
+import torch
+from tiny_tokenizer import tiny_tokenizer
+
+from foreword import Backbone, SoftPrompt, doctor, layout
+from foreword.doctor import Finding, trial, versions
+from foreword.errors import ArtifactError, MismatchError
+
+NUM_NEW = 6
+
+
+def backbone_of(family: str, dtype: torch.dtype = torch.float32, **changes: Any) -> Backbone:
+    return Backbone(tiny_models.build(family, dtype=dtype, **changes))
+
+
+def prompt_of(backbone: Backbone, form: str) -> SoftPrompt:
+    prompt = SoftPrompt.from_embeddings(tiny_models.embeddings(backbone.model, 5))
+    if form == "embeddings":
+        return prompt
+    return SoftPrompt.from_key_values(backbone.compile(prompt).key_values)
+
+
+def named(findings: list[Finding]) -> dict[str, Finding]:
+    return {finding.name: finding for finding in findings}
+
+
+def saved(prompt: SoftPrompt, directory: Path) -> Path:
+    prompt.save(directory)
+    return directory
+
+
+def test_environment_names_what_is_installed() -> None:
+    found = named(doctor.environment())
+    assert list(found) == ["python", "torch", "transformers", "peft"]
+    assert found["torch"].detail == torch.__version__
+    assert doctor.exit_status(list(found.values())) == 0
+
+
+def test_a_missing_package_is_wrong_and_has_a_cure(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(versions, "_installed", lambda package: None)
+    found = named(doctor.environment())
+    assert (found["torch"].status, found["peft"].status) == ("wrong", "ok")
+    assert found["torch"].cure == "pip install 'torch>=2.9,<2.15'"
+
+
+def test_a_release_outside_the_range_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(versions, "_installed", lambda package: "4.57.1")
+    found = named(doctor.environment())["transformers"]
+    assert found.status == "wrong" and "4.57.1 is outside the tested range" in found.detail
+
+
+def test_the_ranges_are_those_of_the_package() -> None:
+    project = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())
+    torch_range = f"torch>={versions.OLDEST_TORCH},<{versions.NEWEST_TORCH}"
+    assert torch_range in project["project"]["dependencies"]
+    assert project["project"]["requires-python"] == f">={versions.OLDEST_PYTHON}"
+
+
+@pytest.mark.parametrize(
+    ("peft", "transformers", "status", "says"),
+    [
+        ("0.11.1", "4.42.4", "wrong", "Cache only has 0 layers, attempted to access layer"),
+        ("0.11.1", "4.41.2", "warning", "not measured"),
+        ("0.12.0", "4.43.0", "wrong", "leaves the prompt out, without an error (peft #1969)"),
+        ("0.13.0", "4.44.2", "warning", "not measured"),
+        ("0.13.2", "4.45.1", "wrong", "leaves the prompt out, without an error (peft #2123)"),
+        ("0.14.0", "4.48.3", "warning", "not measured"),
+        ("0.21.2", "5.23.0", "warning", "is gone, but PEFT is silently wrong"),
+        (None, "5.23.0", "ok", "not installed"),
+    ],
+)
+def test_peft_is_judged_by_both_versions(
+    peft: str | None, transformers: str, status: str, says: str
+) -> None:
+    finding = doctor.judge_peft(peft, transformers)
+    assert finding.status == status and says in finding.detail
+
+
+def test_the_seed_failure_names_its_three_cures() -> None:
+    text = doctor.SEED_FAILURE
+    assert text.startswith("KeyError: 'Cache only has 0 layers, attempted to access layer with")
+    for cure in ("1. use_cache=False", "2. use_cache=True, past_key_values=None", "3. Upgrading"):
+        assert cure in text
+    assert max(map(len, text.splitlines())) <= 100 and "http" not in text
+
+
+@pytest.mark.parametrize(
+    ("family", "name", "says"),
+    [
+        ("llama", "layers", "3: 3 with full attention"),
+        ("mistral", "layers", "3: 3 that see 8 tokens"),
+        ("gemma3", "layers", "3: 2 that see 8 tokens, 1 with full attention"),
+        ("gemma3", "embedding scale", "5.657: the embedding module scales"),
+        ("llama", "embedding scale", "1: "),
+        ("gpt2", "context", "256 positions, virtual tokens included; longer inputs are refused"),
+        ("gemma2", "attention", "eager, in float32"),
+    ],
+)
+def test_capabilities_are_told_in_words(family: str, name: str, says: str) -> None:
+    found = named(doctor.capabilities_findings(backbone_of(family)))[name]
+    assert found.status == "ok" and found.detail.startswith(says)
+
+
+def test_a_rotation_that_changes_with_the_length_is_a_warning() -> None:
+    rope = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}
+    found = named(doctor.capabilities_findings(backbone_of("llama", rope_parameters=rope)))
+    assert found["positions"].status == "warning" and "past 256 tokens" in found["positions"].detail
+
+
+def test_a_family_outside_the_tests_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("foreword.capabilities.TESTED_MODEL_TYPES", frozenset())
+    found = named(doctor.capabilities_findings(backbone_of("llama")))["model"]
+    assert found.status == "warning" and "proved itself" in found.detail
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("family", "form"), [("llama", None), ("gemma3", "embeddings"), ("mistral", "key_values")]
+)
+def test_the_self_test_finds_a_sound_model_sound(
+    family: str, form: str | None, dtype: torch.dtype
+) -> None:
+    backbone = backbone_of(family, dtype)
+    prompt = prompt_of(backbone, form) if form else None
+    findings = doctor.self_test(backbone, prompt, num_new=NUM_NEW)
+    assert [f.name for f in findings] == [
+        "cached generation", "chunked prefill", "left-padded batch", "gradient", "prefix", "speed",
+    ]  # fmt: skip
+    assert [f.status for f in findings] == ["ok"] * 6, findings
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_self_test_sees_positions_that_are_off_by_one(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
+) -> None:
+    backbone, place = backbone_of("llama", dtype), layout.place
+
+    def shifted(span: layout.Span, *rest: Any) -> Any:
+        positions, masks = place(span, *rest)
+        return positions + (span.num_cached > 0), masks
+
+    monkeypatch.setattr(layout, "place", shifted)
+    findings = doctor.self_test(backbone, None, num_new=NUM_NEW)
+    assert [f.status for f in findings[:3]] == ["wrong"] * 3
+    assert "logits differ by" in findings[0].detail and findings[0].cure
+    assert doctor.exit_status(findings) == 1
+
+
+def test_the_self_test_sees_padding_that_is_attended_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    backbone, place = backbone_of("llama"), layout.place
+
+    def careless(span: layout.Span, attention_mask: Any, *rest: Any) -> Any:
+        return place(span, attention_mask if attention_mask is None else 1 | attention_mask, *rest)
+
+    monkeypatch.setattr(layout, "place", careless)
+    found = named(doctor.self_test(backbone, None, num_new=NUM_NEW))
+    assert found["cached generation"].status == "ok"
+    assert found["left-padded batch"].status == "wrong"
+
+
+def test_the_self_test_sees_a_dead_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    backbone, read = backbone_of("llama"), Backbone.read
+    monkeypatch.setattr(
+        Backbone, "read", lambda self, p: [(k.detach(), v.detach()) for k, v in read(self, p)]
+    )
+    found = named(doctor.self_test(backbone, None, num_new=NUM_NEW))["gradient"]
+    assert found.status == "wrong"
+
+
+def test_what_a_check_raises_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any, **__: Any) -> None:
+        raise RuntimeError("no memory")
+
+    backbone = backbone_of("llama")
+    monkeypatch.setattr(Backbone, "generate", broken)
+    found = named(doctor.self_test(backbone, None, num_new=NUM_NEW))
+    assert found["cached generation"].detail == "raises RuntimeError: no memory"
+    assert found["prefix"].status == "ok"
+
+
+def test_the_self_test_reads_its_sentence_with_the_tokenizer() -> None:
+    tokenizer = tiny_tokenizer()
+    model = tiny_models.build("llama", vocab_size=len(tokenizer))
+    row = trial.make_trial(Backbone(model, tokenizer), None, NUM_NEW).row
+    assert tokenizer.decode(row) == trial.SENTENCE
+
+
+def test_the_self_test_fits_a_short_context() -> None:
+    findings = doctor.self_test(backbone_of("gpt2", n_positions=24), None)
+    assert [f.status for f in findings] == ["ok"] * 6, findings
+
+
+def test_the_self_test_refuses_a_prompt_of_another_base() -> None:
+    prompt = prompt_of(backbone_of("llama", hidden_size=16), "embeddings")
+    with pytest.raises(MismatchError):
+        doctor.self_test(backbone_of("llama"), prompt)
+
+
+def test_the_speed_is_told_both_ways() -> None:
+    detail = named(doctor.self_test(backbone_of("llama"), None, num_new=NUM_NEW))["speed"].detail
+    assert "tokens per second cached" in detail and "without a cache" in detail
+    assert detail.endswith("times as fast")
+
+
+PEFT_CASES = {
+    "embeddings": {
+        "one row": "right", "left-padded batch": "silently wrong",
+        "static cache": "raises KeyError", "chunked prefill": "silently wrong",
+        "second turn on the returned cache": "silently wrong",
+        "prompt lookup": "raises RuntimeError",
+    },
+    "key_values": {
+        "one row": "right", "left-padded batch": "right",
+        "chunked prefill": "raises RuntimeError",
+        "second turn on the returned cache": "raises RuntimeError",
+        "prompt lookup": "raises RuntimeError",
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("form", PEFT_CASES)
+def test_stock_peft_is_measured_case_by_case(form: str, tmp_path: Path) -> None:
+    backbone = backbone_of("llama")
+    directory = saved(prompt_of(backbone, form), tmp_path)
+    found = named(doctor.peft_findings(backbone, directory))
+    for case, says in PEFT_CASES[form].items():
+        finding = found[f"stock PEFT, {case}"]
+        assert finding.detail.startswith(says), finding
+        assert finding.status == ("ok" if says == "right" else "warning")
+    assert doctor.exit_status(list(found.values())) == 0
+
+
+def test_measuring_peft_leaves_the_model_as_it_was(tmp_path: Path) -> None:
+    backbone = backbone_of("gpt2")
+    directory = saved(prompt_of(backbone, "key_values"), tmp_path)
+
+    def state() -> list[Any]:
+        return [sorted(vars(module)) for module in backbone.model.modules()]
+
+    before, config = state(), backbone.model.config.to_dict()
+    pointers = [tensor.data_ptr() for tensor in backbone.model.parameters()]
+    doctor.peft_findings(backbone, directory, num_new=2)
+    assert state() == before and backbone.model.config.to_dict() == config
+    assert [tensor.data_ptr() for tensor in backbone.model.parameters()] == pointers
+
+
+def test_without_peft_its_install_line_is_the_cure(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    backbone = backbone_of("llama")
+    directory = saved(prompt_of(backbone, "embeddings"), tmp_path)
+    monkeypatch.setitem(sys.modules, "peft", None)
+    (found,) = doctor.peft_findings(backbone, directory)
+    assert found.status == "warning" and found.cure == "pip install 'foreword[peft]'"
+
+
+def test_a_directory_without_a_prompt_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError):
+        doctor.peft_findings(backbone_of("llama"), tmp_path)
+
+
+def test_the_json_holds_the_findings_and_the_exit_status() -> None:
+    findings = [Finding("a", "ok", "fine"), Finding("b", "wrong", "broken", "mend it")]
+    report = json.loads(doctor.as_json(findings))
+    assert report["exit_status"] == doctor.exit_status(findings) == 1
+    assert report["findings"][1] == {
+        "name": "b", "status": "wrong", "detail": "broken", "cure": "mend it",
+    }  # fmt: skip
+    assert doctor.exit_status([Finding("a", "warning", "odd")]) == 0
