@@ -2,8 +2,9 @@
 
 In: a tensor `prompt_embeddings`, an adapter configuration, facts. Out: the same, verified. The
 tensor file is safetensors, whose metadata carries the facts as JSON under `foreword`; PEFT ignores
-them. Writes are atomic. Nothing here knows a model, a method or how a prompt is used; no pickle is
-ever read.
+them. Keys and values whose layers differ in shape have no place in PEFT's format: they are tensors
+`foreword.0`, `foreword.1`, ... under a type that PEFT refuses. Writes are atomic. Nothing here knows
+a model, a method or how a prompt is used; no pickle is ever read.
 """
 
 import contextlib
@@ -32,15 +33,19 @@ MAX_CONFIG_BYTES = 1 << 20
 
 EMBEDDING_TYPES = ("PROMPT_TUNING", "P_TUNING", "CPT")
 KEY_VALUE_TYPES = ("PREFIX_TUNING", "CARTRIDGE")
+OWN_TYPE = "FOREWORD_ONLY"  # PEFT's error for an adapter of this type is KeyError: 'FOREWORD_ONLY'
+OWN_PREFIX = "foreword."
 
 
 @dataclass(frozen=True)
 class Artifact:
-    """What a prompt directory holds: the tensor as PEFT lays it out, PEFT's configuration, our
-    facts.
+    """What a prompt directory holds: tensors, PEFT's configuration, our facts.
+
+    `tensors` is one `[P, ...]` as PEFT lays it out, or, of the type `OWN_TYPE`, keys and values
+    `[N, P, D]` in turn, layer after layer.
     """
 
-    tensor: Tensor
+    tensors: list[Tensor]
     config: dict[str, Any]
     facts: dict[str, Any]
 
@@ -65,13 +70,22 @@ def write(directory: str | os.PathLike[str], artifact: Artifact) -> None:
     metadata = {"format": "pt"}
     if artifact.facts:
         metadata["foreword"] = json.dumps(artifact.facts, sort_keys=True)
-    tensors = {TENSOR_NAME: artifact.tensor.detach().cpu().contiguous()}
+    tensors = {
+        name: tensor.detach().cpu().contiguous()
+        for name, tensor in zip(_names(artifact), artifact.tensors, strict=True)
+    }
     with storage_errors(target):
         target.mkdir(parents=True, exist_ok=True)
         with replacing(target / TENSOR_FILE) as temporary:
             save_file(tensors, temporary, metadata=metadata)
         with replacing(target / CONFIG_FILE) as temporary:
             temporary.write_text(json.dumps(artifact.config, indent=2, sort_keys=True) + "\n")
+
+
+def _names(artifact: Artifact) -> list[str]:
+    if artifact.config["peft_type"] != OWN_TYPE:
+        return [TENSOR_NAME]
+    return [f"{OWN_PREFIX}{index}" for index in range(len(artifact.tensors))]
 
 
 def read(directory: str | os.PathLike[str]) -> Artifact:
@@ -82,23 +96,26 @@ def read(directory: str | os.PathLike[str]) -> Artifact:
     """
     source = Path(directory)
     config = _read_config(source)
-    tensor, facts = _read_tensor(source)
-    if not tensor.is_floating_point():
-        raise ArtifactError(
-            f"{source / TENSOR_FILE}: expected floating point values, got {tensor.dtype}"
-        )
-    if not bool(torch.isfinite(tensor).all()):
-        raise ArtifactError(
-            f"{source / TENSOR_FILE}: the prompt holds NaN or infinite values; train it again "
-            "with a lower learning rate or restore a copy"
-        )
+    is_own = config["peft_type"] == OWN_TYPE
+    tensors, facts = _read_tensors(source, is_own)
     expected = config.get("num_virtual_tokens")
-    if tensor.ndim != 2 or (expected is not None and tensor.shape[0] != expected):
-        raise ArtifactError(
-            f"{source}: {TENSOR_NAME} has shape {list(tensor.shape)}, but {CONFIG_FILE} says "
-            f"num_virtual_tokens = {expected}; the two files are not from one save"
-        )
-    return Artifact(tensor, config, facts)
+    for name, tensor in tensors.items():
+        if not tensor.is_floating_point():
+            raise ArtifactError(
+                f"{source / TENSOR_FILE}: expected floating point values, got {tensor.dtype}"
+            )
+        if not bool(torch.isfinite(tensor).all()):
+            raise ArtifactError(
+                f"{source / TENSOR_FILE}: the prompt holds NaN or infinite values; train it again "
+                "with a lower learning rate or restore a copy"
+            )
+        num_virtual = tensor.shape[-2] if tensor.ndim == (3 if is_own else 2) else None
+        if num_virtual is None or (expected is not None and num_virtual != expected):
+            raise ArtifactError(
+                f"{source}: {name} has shape {list(tensor.shape)}, but {CONFIG_FILE} says "
+                f"num_virtual_tokens = {expected}; the two files are not from one save"
+            )
+    return Artifact(list(tensors.values()), config, facts)
 
 
 def _read_config(source: Path) -> dict[str, Any]:
@@ -116,8 +133,8 @@ def _read_config(source: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise ArtifactError(f"{path}: expected a JSON object, got {type(config).__name__}")
     kind = config.get("peft_type")
-    if kind not in EMBEDDING_TYPES + KEY_VALUE_TYPES:
-        supported = ", ".join(EMBEDDING_TYPES + KEY_VALUE_TYPES)
+    if kind not in (*EMBEDDING_TYPES, *KEY_VALUE_TYPES, OWN_TYPE):
+        supported = ", ".join((*EMBEDDING_TYPES, *KEY_VALUE_TYPES, OWN_TYPE))
         raise ArtifactError(
             f"{path}: peft_type is {kind!r}, which is not a soft prompt that can be read; "
             f"expected one of {supported}"
@@ -130,7 +147,7 @@ def _read_config(source: Path) -> dict[str, Any]:
     return config
 
 
-def _read_tensor(source: Path) -> tuple[Tensor, dict[str, Any]]:
+def _read_tensors(source: Path, is_own: bool) -> tuple[dict[str, Tensor], dict[str, Any]]:
     path = source / TENSOR_FILE
     if not path.is_file():
         pickled = (source / "adapter_model.bin").exists()
@@ -139,11 +156,17 @@ def _read_tensor(source: Path) -> tuple[Tensor, dict[str, Any]]:
     try:
         with safe_open(path, framework="pt") as file:
             names = list(file.keys())
-            if TENSOR_NAME not in names:
-                raise ArtifactError(
-                    f"{path}: no tensor {TENSOR_NAME!r}; found {', '.join(names[:5]) or 'none'}"
-                )
-            return file.get_tensor(TENSOR_NAME), _read_facts(path, file.metadata() or {})
+            wanted = [TENSOR_NAME]
+            if is_own:  # keys and values in pairs
+                count = max(2, len(names) + len(names) % 2)
+                wanted = [f"{OWN_PREFIX}{index}" for index in range(count)]
+            for name in wanted:
+                if name not in names:
+                    raise ArtifactError(
+                        f"{path}: no tensor {name!r}; found {', '.join(names[:5]) or 'none'}"
+                    )
+            facts = _read_facts(path, file.metadata() or {})
+            return {name: file.get_tensor(name) for name in wanted}, facts
     except (SafetensorError, OSError, ValueError) as error:
         raise ArtifactError(f"{path}: truncated or not a safetensors file ({error})") from None
 
