@@ -3,8 +3,8 @@
 In: a tensor `prompt_embeddings`, an adapter configuration, facts. Out: the same, verified. The
 tensor file is safetensors, whose metadata carries the facts as JSON under `foreword`; PEFT ignores
 them. Keys and values whose layers differ in shape have no place in PEFT's format: they are tensors
-`foreword.0`, `foreword.1`, ... under a type that PEFT refuses. Writes are atomic. Nothing here knows
-a model, a method or how a prompt is used; no pickle is ever read.
+`foreword.0`, `foreword.1`, ... under a type that PEFT refuses. Writes are atomic. Nothing here
+knows a model, a method or how a prompt is used; no pickle is ever read.
 """
 
 import contextlib

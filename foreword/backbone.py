@@ -420,7 +420,7 @@ class _Given(Module):
         return _Hidden(last_hidden_state=self.hidden)
 
 
-class _Hidden(BaseModelOutputWithPast):  # type: ignore[misc]
+class _Hidden(BaseModelOutputWithPast):
     """A decoder's output of which only the hidden states are known: all else is None."""
 
     def __getattr__(self, name: str) -> None:

@@ -145,7 +145,7 @@ def check_slots(
         differs = differs & attention_mask[:, -span.num_new :].to(differs.device).bool()
     if bool(differs.any()):
         raise UnsupportedError(
-            f"{capabilities.model_type} scales its attention every {scale} tokens by where they lie "
-            "in the cache, padding included; give one row at a time, or rows of one length behind "
-            "prompts of one length"
+            f"{capabilities.model_type} scales its attention every {scale} tokens by where they "
+            "lie in the cache, padding included; give one row at a time, or rows of one length "
+            "behind prompts of one length"
         )

@@ -20,8 +20,8 @@ from foreword.errors import ArtifactError, InputError
 
 KeyValues = tuple[tuple[Tensor, Tensor], ...]
 OWN_NOTE = (
-    "the layers' keys and values differ in shape, for which PEFT has no layout: PEFT cannot read this "
-    "adapter; load it with foreword.SoftPrompt.load"
+    "the layers' keys and values differ in shape, for which PEFT has no layout: PEFT cannot read "
+    "this adapter; load it with foreword.SoftPrompt.load"
 )
 
 

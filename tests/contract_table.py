@@ -42,7 +42,8 @@ HEAD = """# The contract, measured
 
 Every case runs on a tiny random model of each family and is compared with the oracle: one unpadded
 row at a time, explicit positions, no cache, everything computed again. Greedy tokens must be the
-oracle's; logits must agree to 1e-9 in float64 (gemma2: 1e-5, its attention computes in float32).
+oracle's; logits must agree to 1e-9 in float64, and to 1e-5 where a family itself computes in
+float32: {inexact}.
 
 Made by `python tests/contract_table.py` with {versions}.
 
@@ -150,7 +151,10 @@ def run_peft(case: str, world: World) -> Outcome:
     assert world.prompt is not None
     world = replace(world, tolerance=max(world.tolerance, FAIR_TOLERANCE))
     with tempfile.TemporaryDirectory() as directory:
-        subject = PeftSubject(world.model, world.prompt, Path(directory))
+        try:
+            subject = PeftSubject(world.model, world.prompt, Path(directory))
+        except KeyError as error:  # a file that PEFT cannot read
+            return Outcome("raises", name_of(error))
         try:
             CASES[case](subject, world)
         except (PeftError, AssertionError) as error:
@@ -241,7 +245,7 @@ def render(tables: Sequence[Table]) -> str:
     cases = [f"- **{_words(name)}**: {_sentence(case)}" for name, case in CASES.items()]
     return "".join(
         [
-            HEAD.format(versions=", ".join(found)),
+            HEAD.format(versions=", ".join(found), inexact=", ".join(tiny_models.TOLERANCES)),
             *(table.render() for table in tables),
             "\n## What each case is\n\n",
             "\n".join(cases) + "\n",

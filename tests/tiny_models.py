@@ -90,7 +90,9 @@ CONFIGS: dict[str, Any] = {
         **COMMON, head_dim=8, attention_chunk_size=8, no_rope_layers=[1, 0, 1],
         num_local_experts=4, moe_layers=[1], intermediate_size_mlp=48,
     ),
-    "deepseek_v3": lambda: transformers.DeepseekV3Config(**COMMON | LATENT, n_group=2, topk_group=1),
+    "deepseek_v3": lambda: transformers.DeepseekV3Config(
+        **COMMON | LATENT, n_group=2, topk_group=1
+    ),
     # Kimi-K2's proportions: one group of experts, and a yarn rotation.
     "kimi_k2": lambda: transformers.DeepseekV3Config(
         **COMMON | LATENT, n_group=1, topk_group=1,
