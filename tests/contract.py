@@ -135,15 +135,18 @@ def static_cache(subject: Subject, world: World) -> None:
 def quantized_cache(subject: Subject, world: World) -> None:
     config = {"backend": "quanto", "nbits": 4, "q_group_size": 8, "residual_length": 64}
     options = {"cache_implementation": "quantized", "cache_config": config}
-    output = subject.generate(
-        ROW[None], **GREEDY, **options, return_dict_in_generate=True, output_logits=True
-    )
-    steps = torch.stack(output.logits, 1)[0].double()
-    row = output.sequences[0, :-1]
-    expected = oracle.row_logits(world.model, world.prompt, row)[-NUM_NEW:].double()
-    # The first step reads what was not quantized yet; the later ones read what a 4-bit cache kept.
-    torch.testing.assert_close(steps[0], expected[0], rtol=1e-5, atol=1e-4)
-    assert (steps - expected).norm() < 0.5 * expected.norm()
+    found, expected = [], []
+    for row in ROWS:
+        output = subject.generate(
+            row[None], **GREEDY, **options, return_dict_in_generate=True, output_logits=True
+        )
+        found.append(torch.stack(output.logits, 1)[0].double())
+        logits = oracle.row_logits(world.model, world.prompt, output.sequences[0, :-1])
+        expected.append(logits[-NUM_NEW:].double())
+        # The first step reads what was not quantized yet; the later ones what a 4-bit cache kept.
+        torch.testing.assert_close(found[-1][0], expected[-1][0], rtol=1e-5, atol=1e-4)
+    # Over all rows: rounding may send single tokens to other experts.
+    assert (torch.cat(found) - torch.cat(expected)).norm() < 0.5 * torch.cat(expected).norm()
 
 
 def without_cache(subject: Subject, world: World) -> None:
