@@ -42,8 +42,7 @@ HEAD = """# The contract, measured
 
 Every case runs on a tiny random model of each family and is compared with the oracle: one unpadded
 row at a time, explicit positions, no cache, everything computed again. Greedy tokens must be the
-oracle's; logits must agree to 1e-9 in float64, and to 1e-5 where a family itself computes in
-float32: {inexact}.
+oracle's; logits must agree to 1e-9 in float64 (gemma2: 1e-5, its attention computes in float32).
 
 Made by `python tests/contract_table.py` with {versions}.
 
@@ -151,10 +150,7 @@ def run_peft(case: str, world: World) -> Outcome:
     assert world.prompt is not None
     world = replace(world, tolerance=max(world.tolerance, FAIR_TOLERANCE))
     with tempfile.TemporaryDirectory() as directory:
-        try:
-            subject = PeftSubject(world.model, world.prompt, Path(directory))
-        except KeyError as error:  # a file that PEFT cannot read
-            return Outcome("raises", name_of(error))
+        subject = PeftSubject(world.model, world.prompt, Path(directory))
         try:
             CASES[case](subject, world)
         except (PeftError, AssertionError) as error:
@@ -245,7 +241,7 @@ def render(tables: Sequence[Table]) -> str:
     cases = [f"- **{_words(name)}**: {_sentence(case)}" for name, case in CASES.items()]
     return "".join(
         [
-            HEAD.format(versions=", ".join(found), inexact=", ".join(tiny_models.TOLERANCES)),
+            HEAD.format(versions=", ".join(found)),
             *(table.render() for table in tables),
             "\n## What each case is\n\n",
             "\n".join(cases) + "\n",
