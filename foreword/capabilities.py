@@ -174,18 +174,16 @@ def _reaches(model: Any, config: Any, name: str) -> tuple[Reach, ...]:
             )
     types = getattr(config, "layer_types", None) or [None] * len(layers)
     has_window = getattr(config, "sliding_window", None) is not None
-    code = _source(model)
+    # Some configurations carry a window that the family's code never looks at.
+    can_chunk, can_slide = (_code_says(model, word) for word in ("chunked", "sliding_window"))
     reaches = []
     for layer, kind in zip(layers, types, strict=False):
+        size = getattr(layer, "sliding_window", None)
         is_chunked = kind == "chunked_attention" or (kind is None and not has_window)
-        # Some configurations carry a window that the family's code never looks at.
-        word = "chunked" if is_chunked else "sliding_window"
-        if type(layer) is DynamicLayer or (code is not None and word not in code):
+        if size is None or not (can_chunk if is_chunked else can_slide):
             reaches.append(Reach("full_attention"))
-        elif is_chunked:
-            reaches.append(Reach("chunked_attention", layer.sliding_window))
         else:
-            reaches.append(Reach("sliding_attention", layer.sliding_window))
+            reaches.append(Reach("chunked_attention" if is_chunked else "sliding_attention", size))
     sizes = {reach.size for reach in reaches} - {None}
     if len(sizes) > 1:
         raise UnsupportedError(
@@ -194,12 +192,24 @@ def _reaches(model: Any, config: Any, name: str) -> tuple[Reach, ...]:
     return tuple(reaches)
 
 
-def _source(model: Any) -> str | None:
-    """Return the code that defines a model's class, or None where it cannot be read."""
-    try:
-        return inspect.getsource(sys.modules[type(model).__module__])
-    except (KeyError, OSError, TypeError):
-        return None
+def _code_says(model: Any, word: str) -> bool:
+    """Return whether the code of a model's own classes holds a word; True where it is not
+    readable.
+    """
+    classes = {kind for part in model.modules() for kind in type(part).__mro__}
+    for name in {kind.__module__ for kind in classes}:
+        package = name.split(".")[0]
+        if package in ("builtins", "torch") or (
+            package == "transformers" and not name.startswith("transformers.models.")
+        ):
+            continue
+        try:
+            code = inspect.getsource(sys.modules[name])
+        except (KeyError, OSError, TypeError):
+            return True
+        if word in code:
+            return True
+    return False
 
 
 def _decoder(model: Any, name: str) -> str:

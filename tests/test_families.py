@@ -3,6 +3,7 @@
 import oracle
 import pytest
 import tiny_models
+import tiny_tokenizer  # noqa: F401
 import torch
 import transformers
 
@@ -43,6 +44,14 @@ def test_a_window_that_the_familys_code_never_reads_is_none() -> None:
     backbone = Backbone(tiny_models.build("llama", sliding_window=4))
     assert set(backbone.capabilities.reaches) == {Reach("full_attention")}
     assert logits_error(backbone, prompt_for(backbone), IDS[0]) < 1e-9
+
+
+def test_the_window_of_a_derived_class_is_kept() -> None:
+    # As if it were defined in another file, which says nothing of windows.
+    parents = (transformers.MistralForCausalLM,)
+    derived = type("Derived", parents, {"__module__": "tiny_tokenizer"})
+    model = derived(tiny_models.CONFIGS["mistral"]()).eval()
+    assert set(inspect_model(model).reaches) == {Reach("sliding_attention", 8)}
 
 
 @pytest.mark.parametrize("family", tiny_models.FAMILIES)
