@@ -162,7 +162,9 @@ class Backbone:
         tokens = {"inputs_embeds": embeddings[None]}
         if self.capabilities.virtual_id is not None:
             ids = torch.full((1, len(embeddings)), self.capabilities.virtual_id, device=self.device)
-            tokens["per_layer_inputs"] = self.decoder.get_per_layer_inputs(ids)
+            looked_up = self.decoder.embed_tokens_per_layer(ids)
+            num_layers = self.decoder.config.num_hidden_layers
+            tokens["per_layer_inputs"] = looked_up.unflatten(-1, (num_layers, -1))
         self._decode(no_prefixes(1), cache, None, **tokens)
         return tuple((layer.keys[0], layer.values[0]) for layer in cache.layers)
 
@@ -268,6 +270,8 @@ class Backbone:
                 "vocab_size": facts.vocab_size,
                 "embeddings": self._hash_embeddings(),
             }
+            if facts.virtual_id is not None:
+                self._fingerprint["virtual_id"] = facts.virtual_id
         return self._fingerprint
 
     def _hash_embeddings(self) -> str:

@@ -30,7 +30,9 @@ def row_logits(model: Any, prompt: SoftPrompt | None, ids: Tensor) -> Tensor:
             # Virtual tokens have no id of their own: they take that of padding, as images do.
             padding = torch.full((num_virtual,), model.config.pad_token_id)
             every_id = torch.cat([padding, ids])[None]
-            extra["per_layer_inputs"] = model.model.get_per_layer_inputs(every_id)
+            looked_up = model.model.embed_tokens_per_layer(every_id)
+            shape = (*every_id.shape, model.config.num_hidden_layers, -1)
+            extra["per_layer_inputs"] = looked_up.reshape(shape)
         output = model(inputs_embeds=whole, position_ids=positions, use_cache=False, **extra)
         return output.logits[0, num_virtual:]
     cache = DynamicCache()

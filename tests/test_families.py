@@ -94,6 +94,16 @@ def test_a_virtual_token_takes_the_per_layer_embedding_of_padding(family: str) -
         torch.testing.assert_close(backbone.logits(prompt, IDS)[0], text, rtol=0, atol=1e-9)
 
 
+def test_a_prompt_is_bound_to_the_id_of_its_virtual_tokens() -> None:
+    model = tiny_models.build("gemma4")
+    facts = {"base": {"name": "tiny", "fingerprint": Backbone(model).fingerprint()}}
+    prompt = SoftPrompt.from_embeddings(tiny_models.embeddings(model, 3), facts=facts)
+    Backbone(model).compile(prompt)
+    model.config.pad_token_id = 3
+    with pytest.raises(MismatchError, match="differ in virtual_id"):
+        Backbone(model).compile(prompt)
+
+
 def test_embeddings_instead_of_ids_are_refused_where_ids_are_looked_up() -> None:
     backbone = Backbone(tiny_models.shared("gemma4"))
     with pytest.raises(UnsupportedError, match="give input_ids"):
