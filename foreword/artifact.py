@@ -2,8 +2,9 @@
 
 In: a tensor `prompt_embeddings`, an adapter configuration, facts. Out: the same, verified. The
 tensor file is safetensors, whose metadata carries the facts as JSON under `foreword`; PEFT ignores
-them. Writes are atomic. Nothing here knows a model, a method or how a prompt is used; no pickle is
-ever read.
+them. Keys and values whose layers differ in shape have no place in PEFT's format: they are tensors
+`foreword.0`, `foreword.1`, ... under a type that PEFT refuses. Writes are atomic. Nothing here
+knows a model, a method or how a prompt is used; no pickle is ever read.
 """
 
 import contextlib
@@ -44,15 +45,19 @@ FACT_TYPES: dict[str, Any] = {
     "method": str,
     "created": str,
 }
+OWN_TYPE = "FOREWORD_ONLY"  # PEFT's error for an adapter of this type is KeyError: 'FOREWORD_ONLY'
+OWN_PREFIX = "foreword."
 
 
 @dataclass(frozen=True)
 class Artifact:
-    """What a prompt directory holds: the tensor as PEFT lays it out, PEFT's configuration, our
-    facts.
+    """What a prompt directory holds: tensors, PEFT's configuration, our facts.
+
+    `tensors` is one `[P, ...]` as PEFT lays it out, or, of the type `OWN_TYPE`, keys and values
+    `[N, P, D]` in turn, layer after layer.
     """
 
-    tensor: Tensor
+    tensors: list[Tensor]
     config: dict[str, Any]
     facts: dict[str, Any]
 
@@ -94,7 +99,11 @@ def write(directory: str | os.PathLike[str], artifact: Artifact) -> None:
     if artifact.facts:
         metadata["foreword"] = _facts_as_json(target, artifact.facts)
     config = json.dumps(artifact.config, indent=2, sort_keys=True) + "\n"
-    tensors = {TENSOR_NAME: artifact.tensor.detach().cpu().contiguous()}
+    # Copies: safetensors refuses tensors that share memory.
+    tensors = {
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, tensor in zip(_names(artifact), artifact.tensors, strict=True)
+    }
     with storage_errors(target):
         target.mkdir(parents=True, exist_ok=True)
         with (
@@ -117,6 +126,12 @@ def _facts_as_json(target: Path, facts: dict[str, Any]) -> str:
         ) from None
 
 
+def _names(artifact: Artifact) -> list[str]:
+    if artifact.config["peft_type"] != OWN_TYPE:
+        return [TENSOR_NAME]
+    return [f"{OWN_PREFIX}{index}" for index in range(len(artifact.tensors))]
+
+
 def read(directory: str | os.PathLike[str]) -> Artifact:
     """Read and verify an artifact written here or by stock PEFT.
 
@@ -125,29 +140,35 @@ def read(directory: str | os.PathLike[str]) -> Artifact:
     """
     source = Path(directory)
     config = _read_config(source)
-    tensor, facts = _read_tensor(source)
+    is_own = config["peft_type"] == OWN_TYPE
+    tensors, facts = _read_tensors(source, is_own)
+    for name, tensor in tensors.items():
+        _check_tensor(source, name, tensor, 3 if is_own else 2, config.get("num_virtual_tokens"))
+    return Artifact(list(tensors.values()), config, facts)
+
+
+def _check_tensor(source: Path, name: str, tensor: Tensor, ndim: int, expected: Any) -> None:
+    """Refuse values that are no prompt's; `[P, ...]` of two dimensions, `[N, P, D]` of three."""
     if tensor.dtype not in DTYPES:
         raise ArtifactError(
             f"{source / TENSOR_FILE}: expected floating point values of 16, 32 or 64 bits, "
             f"got {tensor.dtype}"
         )
-    if tensor.ndim != 2 or not tensor.numel():
+    if tensor.ndim != ndim or not tensor.numel():
         raise ArtifactError(
-            f"{source / TENSOR_FILE}: {TENSOR_NAME} has shape {list(tensor.shape)}, expected one "
-            "row for each virtual token"
+            f"{source / TENSOR_FILE}: {name} has shape {list(tensor.shape)}, expected one row for "
+            f"each virtual token, in {ndim} dimensions"
         )
     if not bool(torch.isfinite(tensor).all()):
         raise ArtifactError(
             f"{source / TENSOR_FILE}: the prompt holds NaN or infinite values; train it again "
             "with a lower learning rate or restore a copy"
         )
-    expected = config.get("num_virtual_tokens")
-    if expected is not None and tensor.shape[0] != expected:
+    if expected is not None and tensor.shape[-2] != expected:
         raise ArtifactError(
-            f"{source}: {TENSOR_NAME} has shape {list(tensor.shape)}, but {CONFIG_FILE} says "
+            f"{source}: {name} has shape {list(tensor.shape)}, but {CONFIG_FILE} says "
             f"num_virtual_tokens = {expected!r}; the two files are not from one save"
         )
-    return Artifact(tensor, config, facts)
 
 
 def _read_config(source: Path) -> dict[str, Any]:
@@ -165,8 +186,8 @@ def _read_config(source: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise ArtifactError(f"{path}: expected a JSON object, got {type(config).__name__}")
     kind = config.get("peft_type")
-    if kind not in EMBEDDING_TYPES + KEY_VALUE_TYPES:
-        supported = ", ".join(EMBEDDING_TYPES + KEY_VALUE_TYPES)
+    if kind not in (*EMBEDDING_TYPES, *KEY_VALUE_TYPES, OWN_TYPE):
+        supported = ", ".join((*EMBEDDING_TYPES, *KEY_VALUE_TYPES, OWN_TYPE))
         raise ArtifactError(
             f"{path}: peft_type is {kind!r}, which is not a soft prompt that can be read; "
             f"expected one of {supported}"
@@ -182,7 +203,7 @@ def _read_config(source: Path) -> dict[str, Any]:
     return config
 
 
-def _read_tensor(source: Path) -> tuple[Tensor, dict[str, Any]]:
+def _read_tensors(source: Path, is_own: bool) -> tuple[dict[str, Tensor], dict[str, Any]]:
     path = source / TENSOR_FILE
     if not path.is_file():
         pickled = (source / "adapter_model.bin").exists()
@@ -191,15 +212,21 @@ def _read_tensor(source: Path) -> tuple[Tensor, dict[str, Any]]:
     try:
         with safe_open(path, framework="pt") as file:
             names = list(file.keys())
-            others = ", ".join(repr(name) for name in names[:5] if name != TENSOR_NAME)
-            if TENSOR_NAME not in names:
-                raise ArtifactError(f"{path}: no tensor {TENSOR_NAME!r}; found {others or 'none'}")
+            wanted = [TENSOR_NAME]
+            if is_own:  # keys and values in pairs
+                count = max(2, len(names) + len(names) % 2)
+                wanted = [f"{OWN_PREFIX}{index}" for index in range(count)]
+            others = ", ".join(repr(name) for name in names[:5] if name not in wanted)
+            for name in wanted:
+                if name not in names:
+                    raise ArtifactError(f"{path}: no tensor {name!r}; found {others or 'none'}")
             if others:
                 raise ArtifactError(
                     f"{path}: holds {others} beside the prompt: modules trained with it, without "
                     "which it would not act the same; only a prompt alone can be read"
                 )
-            return file.get_tensor(TENSOR_NAME), _read_facts(path, file.metadata() or {})
+            facts = _read_facts(path, file.metadata() or {})
+            return {name: file.get_tensor(name) for name in wanted}, facts
     except (SafetensorError, OSError, ValueError) as error:
         raise ArtifactError(f"{path}: truncated or not a safetensors file ({error})") from None
 

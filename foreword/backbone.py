@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from transformers.cache_utils import Cache, DynamicLayer
-from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
+from transformers.cache_utils import Cache
+from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from foreword import caches, generation, models
 from foreword.capabilities import Capabilities, check_transformers, inspect_model
@@ -27,6 +27,7 @@ from foreword.prefix import Prefix, PrefixBatch, no_prefixes
 from foreword.prompt import KeyValues, SoftPrompt
 
 Prompt = SoftPrompt | Prefix | None
+Shapes = tuple[tuple[int, int, int, int], ...]  # heads and size of each layer's keys, then values
 NUM_COMPILED = 8  # prompts whose prefix is remembered by content
 NUM_FINGERPRINT_ROWS = 256
 
@@ -53,6 +54,7 @@ class Backbone:
         self._compiled: OrderedDict[str, Prefix] = OrderedDict()
         self._lock = threading.Lock()
         self._fingerprint: dict[str, Any] | None = None
+        self._layer_shapes: Shapes | None = None
         if not self.capabilities.is_tested:
             self._prove_family()
 
@@ -94,6 +96,11 @@ class Backbone:
         if "device_map" not in kwargs:
             loaded = loaded.to(place)
         return cls(loaded, tokenizer, name=model)
+
+    @property
+    def decoder(self) -> Any:
+        """The model without its head."""
+        return getattr(self.model, self.capabilities.decoder)
 
     @property
     def device(self) -> torch.device:
@@ -151,8 +158,14 @@ class Backbone:
         """Run the model over embeddings `[P, H]` and return each layer's keys and values `[N, P,
         D]`.
         """
-        cache = Cache(layers=[DynamicLayer() for _ in range(self.capabilities.num_layers)])
-        self._decode(no_prefixes(1), cache, None, inputs_embeds=embeddings[None])
+        cache = caches.uncached(no_prefixes(1), self.capabilities.num_layers)
+        tokens = {"inputs_embeds": embeddings[None]}
+        if self.capabilities.virtual_id is not None:
+            ids = torch.full((1, len(embeddings)), self.capabilities.virtual_id, device=self.device)
+            looked_up = self.decoder.embed_tokens_per_layer(ids)
+            num_layers = self.decoder.config.num_hidden_layers
+            tokens["per_layer_inputs"] = looked_up.unflatten(-1, (num_layers, -1))
+        self._decode(no_prefixes(1), cache, None, **tokens)
         return tuple((layer.keys[0], layer.values[0]) for layer in cache.layers)
 
     def generate(
@@ -222,9 +235,7 @@ class Backbone:
         """
         decoder = _Given(hidden.reshape(1, -1, hidden.shape[-1]))
         head = copy.copy(self.model)
-        head.__dict__["_modules"] = dict(self.model._modules) | {
-            self.model.base_model_prefix: decoder
-        }
+        head.__dict__["_modules"] = dict(self.model._modules) | {self.capabilities.decoder: decoder}
         logits = (
             type(self.model).forward(head, inputs_embeds=decoder.hidden, use_cache=False).logits
         )
@@ -259,6 +270,8 @@ class Backbone:
                 "vocab_size": facts.vocab_size,
                 "embeddings": self._hash_embeddings(),
             }
+            if facts.virtual_id is not None:
+                self._fingerprint["virtual_id"] = facts.virtual_id
         return self._fingerprint
 
     def _hash_embeddings(self) -> str:
@@ -318,47 +331,81 @@ class Backbone:
             )
 
     def _check_shapes(self, key_values: KeyValues) -> None:
-        config = self.model.config.get_text_config(decoder=True)
-        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-        size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        found = len(key_values), key_values[0][0].shape[0], key_values[0][0].shape[2]
-        if found != (self.capabilities.num_layers, heads, size):
+        expected, found = self._shapes(), _shapes_of(key_values)
+        if len(found) != len(expected):
             raise MismatchError(
-                f"the prompt has {found[0]} layers of {found[1]} heads of size {found[2]}, "
-                f"{self.name} has {self.capabilities.num_layers} of {heads} of {size}; "
-                "it is for another base"
+                f"the prompt has {len(found)} layers, {self.name} has {len(expected)} that keep "
+                "keys and values; it is for another base"
             )
+        for index, (ours, theirs) in enumerate(zip(expected, found, strict=True)):
+            if ours != theirs:
+                raise MismatchError(
+                    f"layer {index}: the prompt has {_describe(theirs)}, {self.name} has "
+                    f"{_describe(ours)}; it is for another base"
+                )
+
+    def _shapes(self) -> Shapes:
+        """Find what each layer caches by letting the model read one token."""
+        if self._layer_shapes is None:
+            with torch.no_grad():
+                token = self.embed(torch.zeros(1, dtype=torch.long))
+                self._layer_shapes = _shapes_of(self.read_embeddings(token))
+        return self._layer_shapes
 
     def _decode(
         self, batch: PrefixBatch, cache: Cache, attention_mask: Tensor | None, **tokens: Tensor
     ) -> Tensor:
         """Run the decoder without its head over one pass of tokens and return `[B, T, H]`."""
-        given = next(iter(tokens.values()))
+        given = tokens["input_ids"] if "input_ids" in tokens else tokens["inputs_embeds"]
         placed = generation.model_inputs(
             self.capabilities, batch, cache, given, attention_mask, 0, self.dtype
         )
-        hidden: Tensor = self.model.base_model(**tokens, **placed).last_hidden_state
+        hidden: Tensor = self.decoder(**tokens, **placed).last_hidden_state
         return hidden
 
     def _prove_family(self) -> None:
         """Run an untested family once, cached against uncached and padded against alone, and refuse
-        it if it differs.
+        it if it differs or cannot be run so.
         """
-        vocab = self.capabilities.vocab_size
-        ids = (torch.arange(1, 9, device=self.device) * 7919) % vocab
-        with torch.no_grad():
-            whole = self.head(self.hidden(no_prefixes(1), ids[None], None))[0, 5:]
-            prompt = Prefix(self.read_embeddings(self.embed(ids[:5])), "self-test")
-            rows = torch.stack([ids[5:], ids[5:].roll(1)])
-            mask = torch.tensor([[1, 1, 1], [0, 1, 1]], device=self.device)
-            split = self.head(self.hidden(PrefixBatch((prompt, None)), rows, mask))[0]
-        error = (whole - split).abs().max().item()
+        try:
+            error, scale = self._self_test()
+        except torch.OutOfMemoryError:
+            raise
+        except (AttributeError, TypeError, ValueError, RuntimeError) as failure:
+            reason = (
+                str(failure).strip().splitlines()[0] if str(failure) else type(failure).__name__
+            )
+            raise UnsupportedError(
+                f"{self.capabilities.model_type}: its decoder does not take a cache, positions and "
+                f"masks as known families do ({reason}); this family cannot be made exact yet"
+            ) from failure
         limit = 1e-3 if self.dtype in (torch.float32, torch.float64) else 0.5
-        if not error <= limit * max(1.0, whole.abs().max().item()):
+        if not error <= limit * max(1.0, scale):
             raise UnsupportedError(
                 f"{self.capabilities.model_type}: a prefix and the text it stands for give logits "
                 f"that differ by {error:.2g}; this family cannot be made exact yet"
             )
+
+    def _self_test(self) -> tuple[float, float]:
+        """Return how much logits behind a prefix differ from those behind its text, and their
+        size.
+        """
+        vocab = self.capabilities.vocab_size
+        ids = (torch.arange(1, 9, device=self.device) * 7919) % vocab
+        if self.capabilities.virtual_id is not None:
+            ids[:5] = self.capabilities.virtual_id
+        real = ids[5:]
+        rows = torch.stack([real, real.roll(1), real.roll(1)])
+        mask = torch.tensor([[1, 1, 1], [0, 1, 1], [0, 1, 1]], device=self.device)
+        with torch.no_grad():
+            prompt = Prefix(self.read_embeddings(self.embed(ids[:5])), "self-test")
+            batch = PrefixBatch((prompt, prompt, None))
+            found = self.head(self.hidden(batch, rows, mask))
+            whole = self.head(self.hidden(no_prefixes(1), ids[None], None))[0, 5:]
+            alone = self.head(self.hidden(no_prefixes(1), real[None, :2], None))[0]
+        expected = torch.cat([whole, whole[:2], alone])
+        difference = torch.cat([found[0], found[1, 1:], found[2, 1:]]) - expected
+        return difference.abs().max().item(), expected.abs().max().item()
 
     def __repr__(self) -> str:
         return f"Backbone({self.name}, {self.capabilities.model_type}, {self.dtype}, {self.device})"
@@ -373,8 +420,24 @@ class _Given(Module):
         super().__init__()
         self.hidden = hidden
 
-    def forward(self, *args: Any, **kwargs: Any) -> BaseModelOutputWithPastAndCrossAttentions:
-        return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=self.hidden)
+    def forward(self, *args: Any, **kwargs: Any) -> "_Hidden":
+        return _Hidden(last_hidden_state=self.hidden)
+
+
+class _Hidden(BaseModelOutputWithPast):
+    """A decoder's output of which only the hidden states are known: all else is None."""
+
+    def __getattr__(self, name: str) -> None:
+        if name.startswith("__"):
+            raise AttributeError(name)
+
+
+def _shapes_of(key_values: KeyValues) -> Shapes:
+    return tuple((k.shape[0], k.shape[2], v.shape[0], v.shape[2]) for k, v in key_values)
+
+
+def _describe(shape: tuple[int, int, int, int]) -> str:
+    return "keys of {} heads of size {} and values of {} of {}".format(*shape)
 
 
 def _device(device: str | torch.device) -> torch.device:

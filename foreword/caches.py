@@ -17,6 +17,7 @@ from transformers.cache_utils import (
     StaticLayer,
 )
 
+from foreword.capabilities import SHARED_LAYER
 from foreword.errors import InputError, MismatchError, UnsupportedError
 from foreword.prefix import PrefixBatch
 
@@ -244,7 +245,7 @@ def start(cache: Cache, batch: PrefixBatch, num_layers: int, num_real: int) -> P
 
 def _check_foreign(cache: Cache) -> None:
     for layer in cache.layers:
-        if type(layer) not in (DynamicLayer, GrowingLayer, StaticLayer):
+        if type(layer) not in (DynamicLayer, GrowingLayer, StaticLayer, SHARED_LAYER):
             raise UnsupportedError(
                 f"past_key_values was filled elsewhere into a {type(layer).__name__}, which drops "
                 "old tokens; start with an empty cache"
@@ -252,7 +253,8 @@ def _check_foreign(cache: Cache) -> None:
 
 
 def _fill(cache: Cache, batch: PrefixBatch, num_layers: int, num_real: int) -> None:
-    old = list(cache.layers) or [DynamicLayer() for _ in range(num_layers)]
+    old = [layer for layer in cache.layers if not isinstance(layer, SHARED_LAYER)]
+    old = old or [DynamicLayer() for _ in range(num_layers)]
     if len(old) != num_layers:
         raise MismatchError(
             f"past_key_values has {len(old)} layers, the model has {num_layers}; make the cache "
@@ -267,7 +269,7 @@ def _fill(cache: Cache, batch: PrefixBatch, num_layers: int, num_real: int) -> N
     length = max(num_real, cache.get_max_length() if cache.layers else 0)
     for index, layer in enumerate(old):
         old[index] = _layer(layer, batch, index, length, cache.offloading)
-    cache.layers[:] = old
+    cache.layers[:num_layers] = old
     cache.layer_class_to_replicate = None
 
 

@@ -5,12 +5,14 @@ the way. The layouts and caches are chosen from these facts alone, so a new fami
 parts needs no change here.
 """
 
+import inspect
+import sys
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import transformers
 from packaging.version import Version
-from transformers import DynamicCache, PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel, cache_utils
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from foreword.errors import DependencyError, UnsupportedError
@@ -21,8 +23,31 @@ NEWEST_TRANSFORMERS = Version("5.24")  # exclusive
 # Families whose every case is compared with the oracle in the tests. Any other one proves itself
 # on the user's model when it is loaded.
 TESTED_MODEL_TYPES = frozenset(
-    {"llama", "mistral", "qwen3", "gemma2", "gemma3_text", "gpt2", "phi3"}
-)
+    {
+        "llama", "mistral", "mixtral", "qwen2", "qwen3", "qwen3_moe", "gemma2", "gemma3_text",
+        "gemma3n_text", "gemma4_text", "phi3", "olmo3", "llama4_text", "gpt_oss", "granite",
+        "deepseek_v3", "gpt2",
+    }
+)  # fmt: skip
+
+# A layer without keys of its own; older releases leave such layers out of the cache.
+SHARED_LAYER: Any = getattr(cache_utils, "DummyLayer", ())
+
+MaskName = Literal["full_attention", "sliding_attention", "chunked_attention"]
+
+
+@dataclass(frozen=True)
+class Reach:
+    """Which of the tokens before it a layer's token attends to.
+
+    Attributes:
+        name: the layer's key in a dictionary of masks.
+        size: positions of the window that slides, or of each chunk of the text; None where
+            attention is full.
+    """
+
+    name: MaskName
+    size: int | None = None
 
 
 @dataclass(frozen=True)
@@ -31,8 +56,8 @@ class Capabilities:
 
     Attributes:
         model_type: transformers' name of the family.
-        windows: for each layer the number of positions it attends to, or None for all.
-        mask_names: for each layer its key in a dictionary of masks.
+        reaches: what each layer that keeps keys and values attends to. Layers without keys of their
+            own may follow them; these read the keys of an earlier one.
         hidden_size: H.
         vocab_size: V.
         context_length: positions the model was made for, or None when its configuration is silent.
@@ -40,22 +65,29 @@ class Capabilities:
         rope_switch: length in tokens past which the rotary embedding of *all* positions changes, or
             None.
         attention: the attention implementation, "sdpa" or "eager".
+        decoder: the attribute under which the model keeps its decoder, apart from its head.
+        virtual_id: the id of every virtual token where the model looks up more than embeddings, or
+            None.
+        slot_scale: slots from which on queries are scaled by their slot, not their position, or
+            None.
     """
 
     model_type: str
-    windows: tuple[int | None, ...]
-    mask_names: tuple[str, ...]
+    reaches: tuple[Reach, ...]
     hidden_size: int
     vocab_size: int
     context_length: int | None
     is_context_hard: bool
     rope_switch: int | None
     attention: str
+    decoder: str
+    virtual_id: int | None = None
+    slot_scale: int | None = None
 
     @property
     def num_layers(self) -> int:
-        """L."""
-        return len(self.windows)
+        """L: the layers that keep keys and values."""
+        return len(self.reaches)
 
     @property
     def is_tested(self) -> bool:
@@ -89,18 +121,18 @@ def inspect_model(model: Any) -> Capabilities:
     config = model.config.get_text_config(decoder=True)
     name = getattr(config, "model_type", type(model).__name__)
     _refuse_unknown_parts(model, config, name)
-    layers = DynamicCache(config=config).layers
-    windows = tuple(getattr(layer, "sliding_window", None) for layer in layers)
     return Capabilities(
         model_type=name,
-        windows=windows,
-        mask_names=tuple("full_attention" if w is None else "sliding_attention" for w in windows),
+        reaches=_reaches(model, config, name),
         hidden_size=model.get_input_embeddings().weight.shape[-1],
         vocab_size=config.vocab_size,
         context_length=getattr(config, "max_position_embeddings", None),
         is_context_hard=not getattr(config, "rope_parameters", None),
         rope_switch=_rope_switch(config),
         attention=config._attn_implementation,
+        decoder=_decoder(model, name),
+        virtual_id=_virtual_id(config),
+        slot_scale=_slot_scale(config),
     )
 
 
@@ -124,19 +156,90 @@ def _refuse_unknown_parts(model: Any, config: Any, name: str) -> None:
             f"attention implementation {config._attn_implementation!r}",
             "load the model with attn_implementation='sdpa' or 'eager'",
         )
-    if getattr(config, "use_bidirectional_attention", None):
+    # "vision" means images alone, which are refused already.
+    if getattr(config, "use_bidirectional_attention", None) not in (None, False, "vision"):
         refuse("attention in both directions", "use a causal language model")
-    for layer in DynamicCache(config=config).layers:
+
+
+def _reaches(model: Any, config: Any, name: str) -> tuple[Reach, ...]:
+    """Read off the model's own cache layers what each attends to."""
+    layers = list(DynamicCache(config=config).layers)
+    while layers and isinstance(layers[-1], SHARED_LAYER):
+        layers.pop()
+    for layer in layers:
         if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer):
-            refuse(
-                f"layers whose state is a {type(layer).__name__}",
-                "use a model whose layers all keep keys and values",
+            raise UnsupportedError(
+                f"{name}: layers whose state is a {type(layer).__name__}; "
+                "use a model whose layers all keep keys and values"
             )
-    sizes = {getattr(layer, "sliding_window", None) for layer in DynamicCache(config=config).layers}
-    if len(sizes - {None}) > 1:
-        refuse(f"windows of several sizes ({sizes - {None}})", "use a model with one")
-    if "chunked_attention" in (getattr(config, "layer_types", None) or ()):
-        refuse("chunked attention", "use a model with full or sliding attention")
+    types = getattr(config, "layer_types", None) or [None] * len(layers)
+    has_window = getattr(config, "sliding_window", None) is not None
+    # Some configurations carry a window that the family's code never looks at.
+    can_chunk, can_slide = (_code_says(model, word) for word in ("chunked", "sliding_window"))
+    reaches = []
+    for layer, kind in zip(layers, types, strict=False):
+        size = getattr(layer, "sliding_window", None)
+        is_chunked = kind == "chunked_attention" or (kind is None and not has_window)
+        if size is None or not (can_chunk if is_chunked else can_slide):
+            reaches.append(Reach("full_attention"))
+        else:
+            reaches.append(Reach("chunked_attention" if is_chunked else "sliding_attention", size))
+    sizes = {reach.size for reach in reaches} - {None}
+    if len(sizes) > 1:
+        raise UnsupportedError(
+            f"{name}: windows or chunks of several sizes ({sizes}); use a model with one"
+        )
+    return tuple(reaches)
+
+
+def _code_says(model: Any, word: str) -> bool:
+    """Return whether the code of a model's own classes holds a word; True where it is not
+    readable.
+    """
+    classes = {kind for part in model.modules() for kind in type(part).__mro__}
+    for name in {kind.__module__ for kind in classes}:
+        package = name.split(".")[0]
+        if package in ("builtins", "torch") or (
+            package == "transformers" and not name.startswith("transformers.models.")
+        ):
+            continue
+        try:
+            code = inspect.getsource(sys.modules[name])
+        except (KeyError, OSError, TypeError):
+            return True
+        if word in code:
+            return True
+    return False
+
+
+def _decoder(model: Any, name: str) -> str:
+    """Find the part of a model that holds the input embeddings; what a class calls it varies."""
+    embeddings = model.get_input_embeddings()
+    for attribute, child in model.named_children():
+        if isinstance(child, PreTrainedModel) and any(m is embeddings for m in child.modules()):
+            return str(attribute)
+    raise UnsupportedError(
+        f"{name}: {type(model).__name__} has no decoder apart from its head; load the family's "
+        "causal language model"
+    )
+
+
+def _virtual_id(config: Any) -> int | None:
+    """Return the padding id for a model with per-layer embeddings.
+
+    These are looked up by id, and a virtual token has none. The padding id is what such models give
+    the soft tokens of images.
+    """
+    if not getattr(config, "hidden_size_per_layer_input", None):
+        return None
+    return int(config.pad_token_id or 0)
+
+
+def _slot_scale(config: Any) -> int | None:
+    """Return the length from which llama4's attention temperature differs from 1."""
+    if not getattr(config, "attn_temperature_tuning", None):
+        return None
+    return int(config.floor_scale)
 
 
 def _rope_switch(config: Any) -> int | None:

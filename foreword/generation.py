@@ -67,6 +67,7 @@ def model_inputs(
         capacity=int(cache.get_mask_sizes(num_new, 0)[0]),
     )
     positions, masks = layout.place(span, attention_mask, capabilities, dtype, tokens.device)
+    layout.check_slots(span, attention_mask, positions, capabilities)
     return {
         "position_ids": positions.expand(tokens.shape[0], -1),
         "attention_mask": masks,
@@ -119,6 +120,11 @@ class _View(GenerationMixin):
         """Make the cache asked for, or take the caller's, and start it with the prefixes."""
         self._check_length(max_cache_length + 1)
         self._refuse_cache(generation_config.cache_implementation)
+        if getattr(generation_config, "use_mtp", None):
+            raise UnsupportedError(
+                "generate(use_mtp=...): drafts of multi-token prediction modules do not see the "
+                "prompt; use assistant_model or prompt_lookup_num_tokens"
+            )
         super()._prepare_cache_for_generation(
             generation_config, model_kwargs, generation_mode, batch_size, max_cache_length
         )
@@ -136,10 +142,10 @@ class _View(GenerationMixin):
             raise UnsupportedError(
                 "the offloaded static cache holds no prefix; use cache_implementation='offloaded'"
             )
-        if kind == "quantized" and any(self._capabilities.windows):
+        if kind == "quantized" and any(reach.size for reach in self._capabilities.reaches):
             raise UnsupportedError(
                 f"transformers' quantized cache takes full attention only, and "
-                f"{self._capabilities.model_type} has sliding layers; use another cache"
+                f"{self._capabilities.model_type} has sliding or chunked layers; use another cache"
             )
 
     def _check_length(self, num_real: int) -> None:
@@ -232,6 +238,11 @@ def generate(
     on.
     """
     _refuse(kwargs)
+    if capabilities.virtual_id is not None and kwargs.get("inputs_embeds") is not None:
+        raise UnsupportedError(
+            f"generate(inputs_embeds=...): {capabilities.model_type} looks up more than embeddings "
+            "by id; give input_ids"
+        )
     inputs = input_ids if input_ids is not None else kwargs.get("inputs_embeds")
     if inputs is None:
         raise InputError("generate needs input_ids [B, T] or inputs_embeds [B, T, H]; got neither")

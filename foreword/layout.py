@@ -4,8 +4,8 @@ position.
 In: for each row the number of its virtual tokens, and the attention mask of its real tokens. Out:
 `position_ids` and masks in the form that transformers' decoders take. Slots of the cache are `[S
 virtual | real]`: a row with fewer than `S` virtual tokens leaves the first slots of that part
-empty. Because a mask compares *positions*, never slots, padding on either side, holes, windows and
-mixed prompts are all exact. Pure functions of small integer tensors.
+empty. Because a mask compares *positions*, never slots, padding on either side, holes, windows,
+chunks and mixed prompts are all exact. Pure functions of small integer tensors.
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from foreword.capabilities import Capabilities
+from foreword.capabilities import Capabilities, Reach
+from foreword.errors import UnsupportedError
 
 Masks = Tensor | dict[str, Tensor | None] | None
 
@@ -66,11 +67,9 @@ def place(
     else:
         real = (attention_mask.to(device).long().cumsum(-1) - 1).clamp_min(0) + virtual
     positions = real[:, span.num_cached :]
-    masks = {
-        name: _mask(span, attention_mask, virtual, real, window, dtype, capabilities.attention)
-        for name, window in dict(
-            zip(capabilities.mask_names, capabilities.windows, strict=True)
-        ).items()
+    masks: dict[str, Tensor | None] = {
+        reach.name: _mask(span, attention_mask, virtual, real, reach, dtype, capabilities.attention)
+        for reach in dict.fromkeys(capabilities.reaches)
     }
     return positions, masks if len(masks) > 1 else next(iter(masks.values()))
 
@@ -80,7 +79,7 @@ def _mask(
     attention_mask: Tensor | None,
     virtual: Tensor,
     real: Tensor,
-    window: int | None,
+    reach: Reach,
     dtype: torch.dtype,
     attention: str,
 ) -> Tensor | None:
@@ -91,9 +90,9 @@ def _mask(
     is_plain = attention_mask is None and span.is_uniform and span.capacity == total
     # Without a mask, sdpa applies the causal rule of an empty cache, and eager attention none.
     is_causal_right = span.num_new == 1 or (attention == "sdpa" and total == span.num_new)
-    if is_plain and is_causal_right and (window is None or total <= window):
+    if is_plain and is_causal_right and (reach.size is None or total <= reach.size):
         return None
-    allowed = _allowed(span, attention_mask, virtual, real, window)[:, None]
+    allowed = _allowed(span, attention_mask, virtual, real, reach)[:, None]
     if attention == "sdpa":
         return allowed
     lowest = torch.finfo(dtype).min
@@ -101,10 +100,10 @@ def _mask(
 
 
 def _allowed(
-    span: Span, attention_mask: Tensor | None, virtual: Tensor, real: Tensor, window: int | None
+    span: Span, attention_mask: Tensor | None, virtual: Tensor, real: Tensor, reach: Reach
 ) -> Tensor:
-    """Return `[B, T, capacity]`: a token sees the keys at its own position and before, inside the
-    window.
+    """Return `[B, T, capacity]`: a token sees the keys at its own position and before, inside its
+    window or its chunk.
     """
     device, rows = real.device, real.shape[0]
     slot = torch.arange(span.num_slots, device=device)[None] - (span.num_slots - virtual)
@@ -116,9 +115,37 @@ def _allowed(
     is_key = torch.cat([slot >= 0, is_real, is_real.new_zeros(rows, empty)], dim=1)
     queries = real[:, span.num_cached :, None]
     allowed = is_key[:, None] & (keys[:, None] <= queries)
-    if window is not None:
-        allowed &= queries - keys[:, None] < window
+    size = reach.size
+    if size is not None and reach.name == "chunked_attention":
+        allowed &= queries // size == keys[:, None] // size
+    elif size is not None:
+        allowed &= queries - keys[:, None] < size
     # A padding token has no key of its own: it sees itself, so that no row of the softmax is empty.
     own = span.num_slots + span.num_cached + torch.arange(span.num_new, device=device)
     is_own = torch.arange(span.capacity, device=device)[None] == own[:, None]
     return allowed | is_own[None]
+
+
+def check_slots(
+    span: Span, attention_mask: Tensor | None, positions: Tensor, capabilities: Capabilities
+) -> None:
+    """Refuse a pass in which a model that scales queries by slot would scale them otherwise than by
+    position.
+
+    Raises:
+        UnsupportedError: a padded or mixed batch past the length where the scale begins.
+    """
+    scale = capabilities.slot_scale
+    if scale is None or span.num_slots + span.num_cached + span.num_new < scale:
+        return
+    first = span.num_slots + span.num_cached
+    slots = first + torch.arange(span.num_new, device=positions.device)
+    differs = (positions + 1) // scale != (slots + 1) // scale
+    if attention_mask is not None:
+        differs = differs & attention_mask[:, -span.num_new :].to(differs.device).bool()
+    if bool(differs.any()):
+        raise UnsupportedError(
+            f"{capabilities.model_type} scales its attention every {scale} tokens by where they "
+            "lie in the cache, padding included; give one row at a time, or rows of one length "
+            "behind prompts of one length"
+        )

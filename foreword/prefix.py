@@ -43,9 +43,10 @@ class Prefix:
     def save(self, directory: str | os.PathLike[str]) -> None:
         """Write the prefix as a CARTRIDGE adapter, with which stock PEFT generates right.
 
+        A prefix whose layers differ in shape is written so that only foreword reads it.
+
         Raises:
             StorageError: no space or no permission; what was there before is kept.
-            UnsupportedError: layers of different shapes, for which PEFT has no layout.
         """
         prompt = SoftPrompt.from_key_values(self.key_values, facts=self.facts)
         prompt._save(directory, "CARTRIDGE", {"num_frozen_tokens": 0})

@@ -1,7 +1,8 @@
 """A soft prompt: the learned values and what is known of them.
 
-In: an embedding matrix `[P, H]`, or per layer keys and values `[N, P, D]`. Out: the same,
-validated, saved and loaded in PEFT's format. A `SoftPrompt` never touches a model: a backbone
+In: an embedding matrix `[P, H]`, or per layer keys and values `[N, P, D]`, whose N and D may differ
+from layer to layer and from keys to values. Out: the same, validated, saved and loaded, in PEFT's
+format where it has one. A `SoftPrompt` never touches a model: a backbone
 compiles it to a prefix.
 """
 
@@ -15,9 +16,13 @@ from torch import Tensor
 from foreword import artifact
 from foreword.artifact import Artifact
 from foreword.config import Form
-from foreword.errors import ArtifactError, InputError, UnsupportedError
+from foreword.errors import ArtifactError, InputError
 
 KeyValues = tuple[tuple[Tensor, Tensor], ...]
+OWN_NOTE = (
+    "the layers' keys and values differ in shape, for which PEFT has no layout: PEFT cannot read "
+    "this adapter; load it with foreword.SoftPrompt.load"
+)
 
 
 class SoftPrompt:
@@ -130,9 +135,11 @@ class SoftPrompt:
     def save(self, directory: str | os.PathLike[str]) -> None:
         """Write the prompt as a PEFT adapter: PROMPT_TUNING, or PREFIX_TUNING for keys and values.
 
+        Keys and values whose layers differ in shape, for which PEFT has no layout, are written so
+        that only foreword reads them.
+
         Raises:
             StorageError: no space or no permission; what was there before is kept.
-            UnsupportedError: layers of different shapes, for which PEFT has no layout.
         """
         kind = "PROMPT_TUNING" if self.form == "embeddings" else "PREFIX_TUNING"
         self._save(directory, kind, {})
@@ -155,10 +162,13 @@ class SoftPrompt:
             "form": self.form,
         }
         if self.form == "embeddings":
-            tensor = self.embeddings
-            config["token_dim"] = tensor.shape[1]
+            tensors = [self.embeddings]
+            config["token_dim"] = self.embeddings.shape[1]
+        elif len({tensor.shape for tensor in self.tensors}) > 1:
+            tensors = self.tensors
+            config |= {"peft_type": artifact.OWN_TYPE, "note": OWN_NOTE}
         else:
-            tensor = self._flat()
+            tensors = [self._flat()]
             heads, _, size = self.tensors[0].shape
             config |= {
                 "num_layers": len(self.tensors) // 2,
@@ -167,15 +177,10 @@ class SoftPrompt:
             }
             if kind == "PREFIX_TUNING":
                 config["prefix_projection"] = False
-        artifact.write(directory, Artifact(tensor, config, facts))
+        artifact.write(directory, Artifact(tensors, config, facts))
 
     def _flat(self) -> Tensor:
-        """Lay keys and values out as PEFT does: `[P, L * 2 * N * D]`."""
-        if len({tensor.shape for tensor in self.tensors}) > 1:
-            raise UnsupportedError(
-                "the layers' keys and values differ in shape, for which PEFT's file has no layout; "
-                "train the embedding form on this model"
-            )
+        """Lay keys and values of one shape out as PEFT does: `[P, L * 2 * N * D]`."""
         return torch.stack([t.transpose(0, 1) for t in self.tensors], dim=1).flatten(1)
 
     @classmethod
@@ -187,7 +192,9 @@ class SoftPrompt:
         """
         stored = artifact.read(directory)
         if stored.config["peft_type"] in artifact.EMBEDDING_TYPES:
-            prompt = cls.from_embeddings(stored.tensor)
+            prompt = cls.from_embeddings(stored.tensors[0])
+        elif stored.config["peft_type"] == artifact.OWN_TYPE:
+            prompt = cls("key_values", _same_length(stored.tensors, str(directory)))
         else:
             prompt = cls("key_values", _unflatten(stored, str(directory)))
         expected = stored.facts.get("content_hash")
@@ -209,9 +216,19 @@ class SoftPrompt:
         )
 
 
+def _same_length(tensors: list[Tensor], where: str) -> list[Tensor]:
+    lengths = {tensor.shape[1] for tensor in tensors}
+    if len(lengths) > 1 or not all(tensor.numel() for tensor in tensors):
+        raise ArtifactError(
+            f"{where}: layers differ in virtual tokens ({sorted(lengths)}) or are empty; "
+            "expected one P"
+        )
+    return tensors
+
+
 def _unflatten(stored: Artifact, where: str) -> list[Tensor]:
     """Undo `_flat`: `[P, L * 2 * N * D]` to keys and values `[N, P, D]`, layer by layer."""
-    config, tensor = stored.config, stored.tensor
+    config, (tensor,) = stored.config, stored.tensors
     needed = ("num_layers", "num_attention_heads", "token_dim")
     values = [value for name in needed if isinstance(value := config.get(name), int) and value > 0]
     if len(values) != len(needed):

@@ -143,15 +143,18 @@ def quantized_cache(subject: Subject, world: World) -> None:
     """One row with a 4-bit cache: the first step is exact, the others are close."""
     config = {"backend": "quanto", "nbits": 4, "q_group_size": 8, "residual_length": 64}
     options = {"cache_implementation": "quantized", "cache_config": config}
-    output = subject.generate(
-        ROW[None], **GREEDY, **options, return_dict_in_generate=True, output_logits=True
-    )
-    steps = torch.stack(output.logits, 1)[0].double()
-    row = output.sequences[0, :-1]
-    expected = oracle.row_logits(world.model, world.prompt, row)[-NUM_NEW:].double()
-    # The first step reads what was not quantized yet; the later ones read what a 4-bit cache kept.
-    torch.testing.assert_close(steps[0], expected[0], rtol=1e-5, atol=1e-4)
-    assert (steps - expected).norm() < 0.5 * expected.norm()
+    found, expected = [], []
+    for row in ROWS:
+        output = subject.generate(
+            row[None], **GREEDY, **options, return_dict_in_generate=True, output_logits=True
+        )
+        found.append(torch.stack(output.logits, 1)[0].double())
+        logits = oracle.row_logits(world.model, world.prompt, output.sequences[0, :-1])
+        expected.append(logits[-NUM_NEW:].double())
+        # The first step reads what was not quantized yet; the later ones what a 4-bit cache kept.
+        torch.testing.assert_close(found[-1][0], expected[-1][0], rtol=1e-5, atol=1e-4)
+    # Over all rows: rounding may send single tokens to other experts.
+    assert (torch.cat(found) - torch.cat(expected)).norm() < 0.5 * torch.cat(expected).norm()
 
 
 def without_cache(subject: Subject, world: World) -> None:
@@ -240,7 +243,7 @@ def assisted_decoding(subject: Subject, world: World) -> None:
 def prompt_lookup(subject: Subject, world: World) -> None:
     """Rows that hold their own continuation, so that candidates are proposed and accepted."""
     was_accepted = False
-    for seed in range(12):
+    for seed in range(40):
         start = tiny_models.ids(4, seed)
         row = torch.cat([start, torch.tensor(world.greedy(start, 10)), start])
         row = torch.cat([row, torch.tensor(world.greedy(row, 10))])
@@ -435,6 +438,4 @@ def prompt_of(family: str, form: str, num_virtual: int = 6) -> SoftPrompt:
 def world_of(family: str, form: str) -> World:
     """Return a family's tiny model behind a prompt of one form."""
     model = tiny_models.shared(family)
-    # gemma2's own eager attention computes its softmax in float32, whatever the model's dtype.
-    tolerance = 1e-5 if model.config._attn_implementation == "eager" else 1e-9
-    return World(model, prompt_of(family, form), tolerance)
+    return World(model, prompt_of(family, form), tiny_models.TOLERANCES.get(family, 1e-9))

@@ -25,7 +25,15 @@ def row_logits(model: Any, prompt: SoftPrompt | None, ids: Tensor) -> Tensor:
     if prompt.form == "embeddings":
         text = model.get_input_embeddings()(ids)
         whole = torch.cat([prompt.embeddings.to(text), text])[None]
-        output = model(inputs_embeds=whole, position_ids=positions, use_cache=False)
+        extra = {}
+        if getattr(model.config, "hidden_size_per_layer_input", None):
+            # Virtual tokens have no id of their own: they take that of padding, as images do.
+            padding = torch.full((num_virtual,), model.config.pad_token_id)
+            every_id = torch.cat([padding, ids])[None]
+            looked_up = model.model.embed_tokens_per_layer(every_id)
+            shape = (*every_id.shape, model.config.num_hidden_layers, -1)
+            extra["per_layer_inputs"] = looked_up.reshape(shape)
+        output = model(inputs_embeds=whole, position_ids=positions, use_cache=False, **extra)
         return output.logits[0, num_virtual:]
     cache = DynamicCache()
     for index, (keys, values) in enumerate(prompt.key_values):

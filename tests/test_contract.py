@@ -6,8 +6,9 @@ from tiny_models import FAMILIES
 
 from foreword.errors import UnsupportedError
 
-# transformers' quantized cache takes no sliding layers.
-REFUSED = {("quantized_cache", family) for family in ("mistral", "gemma2", "gemma3")}
+# transformers' quantized cache takes no sliding or chunked layers.
+SLIDING = ("mistral", "gemma2", "gemma3", "olmo3", "gpt_oss", "llama4", "gemma3n", "gemma4")
+REFUSED = {("quantized_cache", family) for family in (*SLIDING, "gemma4_moe")}
 
 
 @pytest.mark.parametrize("form", ["embeddings", "key_values"])

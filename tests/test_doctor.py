@@ -116,6 +116,12 @@ def test_a_rotation_that_changes_with_the_length_is_a_warning() -> None:
     assert found["positions"].status == "warning" and "past 256 tokens" in found["positions"].detail
 
 
+def test_attention_that_is_scaled_by_place_is_a_warning() -> None:
+    backbone = backbone_of("llama4", attn_temperature_tuning=True)
+    found = named(doctor.capabilities_findings(backbone))["positions"]
+    assert (found.status, found.cure) == ("warning", "give longer rows one at a time")
+
+
 def test_a_family_outside_the_tests_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("foreword.capabilities.TESTED_MODEL_TYPES", frozenset())
     found = named(doctor.capabilities_findings(backbone_of("llama")))["model"]
@@ -124,7 +130,13 @@ def test_a_family_outside_the_tests_is_a_warning(monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(
-    ("family", "form"), [("llama", None), ("gemma3", "embeddings"), ("mistral", "key_values")]
+    ("family", "form"),
+    [
+        ("llama", None),
+        ("gemma3", "embeddings"),
+        ("mistral", "key_values"),
+        ("gemma4", None),
+    ],
 )
 def test_the_self_test_finds_a_sound_model_sound(
     family: str, form: str | None, dtype: torch.dtype

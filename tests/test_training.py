@@ -37,7 +37,7 @@ def obvious_loss(model: torch.nn.Module, prompt: SoftPrompt) -> Tensor:
 
 @pytest.mark.parametrize("micro_batch_size", [4, 2, 1])
 @pytest.mark.parametrize("form", ["embeddings", "key_values"])
-@pytest.mark.parametrize("family", ["llama", "gemma3", "qwen3", "mistral", "gpt2"])
+@pytest.mark.parametrize("family", tiny_models.FAMILIES)
 def test_gradient_equals_the_concatenated_form(
     family: str, form: str, micro_batch_size: int
 ) -> None:
@@ -58,10 +58,11 @@ def test_gradient_equals_the_concatenated_form(
     expected = obvious_loss(model, theirs)
     expected.backward()
 
-    assert loss == pytest.approx(expected.item(), rel=1e-9)
+    tolerance = tiny_models.GRADIENT_TOLERANCES.get(family, 1e-9)
+    assert loss == pytest.approx(expected.item(), rel=tolerance)
     for mine, obvious in zip(ours.tensors, theirs.tensors, strict=True):
         difference = (mine.grad - obvious.grad).norm() / obvious.grad.norm().clamp_min(1e-12)
-        assert difference < 1e-9
+        assert difference < tolerance
 
 
 @pytest.mark.parametrize("form", ["embeddings", "key_values"])

@@ -18,7 +18,7 @@ def capabilities_findings(backbone: Backbone) -> list[Finding]:
         Finding("context", "ok", _context(facts)),
         Finding("attention", "ok", f"{facts.attention}, in {str(backbone.dtype)[6:]}"),
         Finding("embedding scale", "ok", _embedding_scale(backbone)),
-        _rotary(facts),
+        _positions(facts),
     ]
 
 
@@ -31,11 +31,14 @@ def _family(facts: Capabilities) -> Finding:
 
 
 def _layers(facts: Capabilities) -> str:
-    kinds = Counter(facts.windows)
-    words = [
-        f"{count} with full attention" if window is None else f"{count} that see {window} tokens"
-        for window, count in kinds.items()
-    ]
+    words = []
+    for reach, count in Counter(facts.reaches).items():
+        if reach.size is None:
+            words.append(f"{count} with full attention")
+        elif reach.name == "chunked_attention":
+            words.append(f"{count} with chunks of {reach.size} tokens")
+        else:
+            words.append(f"{count} that see {reach.size} tokens")
     return f"{facts.num_layers}: {', '.join(words)}"
 
 
@@ -61,12 +64,18 @@ def _embedding_scale(backbone: Backbone) -> str:
     return f"{scale:.4g}: the embedding module scales its rows; prompts live after that"
 
 
-def _rotary(facts: Capabilities) -> Finding:
+def _positions(facts: Capabilities) -> Finding:
     name = "positions"
-    if facts.rope_switch is None:
-        return Finding(name, "ok", "nothing about cached tokens changes with the length")
-    detail = (
-        f"past {facts.rope_switch} tokens, virtual ones included, the rotation of cached ones "
-        "changes; generation past that is refused"
-    )
-    return Finding(name, "warning", detail, f"keep rows within {facts.rope_switch} tokens")
+    if facts.rope_switch is not None:
+        detail = (
+            f"past {facts.rope_switch} tokens, virtual ones included, the rotation of cached ones "
+            "changes; generation past that is refused"
+        )
+        return Finding(name, "warning", detail, f"keep rows within {facts.rope_switch} tokens")
+    if facts.slot_scale is not None:
+        detail = (
+            f"from {facts.slot_scale} tokens on, attention is scaled by a token's place in the "
+            "cache; padded and mixed batches past that are refused"
+        )
+        return Finding(name, "warning", detail, "give longer rows one at a time")
+    return Finding(name, "ok", "nothing about cached tokens changes with the length")

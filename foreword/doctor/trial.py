@@ -122,7 +122,8 @@ def slow_logits(backbone: Backbone, prompt: SoftPrompt, ids: Tensor) -> Tensor:
     if prompt.form == "embeddings":
         text = model.get_input_embeddings()(ids)
         whole = torch.cat([prompt.embeddings.to(text), text])[None]
-        output = model(inputs_embeds=whole, position_ids=positions, use_cache=False)
+        extra = _looked_up(backbone, num_virtual, ids)
+        output = model(inputs_embeds=whole, position_ids=positions, use_cache=False, **extra)
         return output.logits[0, num_virtual:]  # type: ignore[no-any-return]
     cache = DynamicCache()
     for index, pair in enumerate(prompt.key_values):
@@ -135,6 +136,17 @@ def slow_logits(backbone: Backbone, prompt: SoftPrompt, ids: Tensor) -> Tensor:
         past_key_values=cache,
     )
     return output.logits[0]  # type: ignore[no-any-return]
+
+
+def _looked_up(backbone: Backbone, num_virtual: int, ids: Tensor) -> dict[str, Tensor]:
+    """Return what a model looks up by id beside its embeddings; virtual tokens share one id."""
+    virtual_id = backbone.capabilities.virtual_id
+    if virtual_id is None:
+        return {}
+    every_id = torch.cat([ids.new_full((num_virtual,), virtual_id), ids])[None]
+    found = backbone.decoder.embed_tokens_per_layer(every_id)
+    num_layers = backbone.decoder.config.num_hidden_layers
+    return {"per_layer_inputs": found.unflatten(-1, (num_layers, -1))}
 
 
 def left_padded(rows: list[Tensor]) -> tuple[Tensor, Tensor]:

@@ -19,9 +19,9 @@ MEASURED_PEFT, MEASURED_TRANSFORMERS = "0.21.2", "5.23.0"
 
 SEED_ERROR = "KeyError: 'Cache only has 0 layers, attempted to access layer with index 0'"
 STILL_WRONG = (
-    "is silently wrong for embedding prompts in left-padded batches, chunked prefill, a second "
-    "turn on a returned cache and assisted decoding, and for key/value prompts in left-padded "
-    "batches of models with sliding layers; static caches and prompt lookup raise"
+    "is silently wrong for embedding prompts in left-padded batches, chunked prefill and a second "
+    "turn on a returned cache, and for key/value prompts in left-padded batches of models with "
+    "sliding layers; assisted decoding is wrong or raises, static caches and prompt lookup raise"
 )
 USE_FOREWORD = "generate with foreword: it reads the same directory (SoftPrompt.load)"
 
@@ -41,8 +41,8 @@ Three cures are published:
 3. Upgrading PEFT removes the error from 0.12 on. But 0.12 and 0.13 leave the prompt out of cached
    generation without an error (peft #1969, #2123), and the newest releases measured, PEFT
    {MEASURED_PEFT} with transformers {MEASURED_TRANSFORMERS}, still get left-padded batches, chunked
-   prefill, a second turn on a returned cache and assisted decoding silently wrong; static caches
-   and prompt lookup raise.
+   prefill and a second turn on a returned cache silently wrong. Assisted decoding is wrong or
+   raises; static caches and prompt lookup raise.
 
 foreword computes the model's own cache after the virtual tokens once, starts every row from it and
 leaves generate as it is: cached, at full speed, and equal to the slow computation, which the

@@ -1,0 +1,88 @@
+"""Keys and values whose layers differ in shape: stored by foreword alone, and verified as all
+else.
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import oracle
+import pytest
+import tiny_models
+import torch
+from peft import PeftModel
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from foreword import Backbone, SoftPrompt
+from foreword.errors import ArtifactError
+
+UNEVEN = ["gemma4", "kimi_k2"]  # head sizes differ by layer; latents differ from rotated keys
+
+
+def saved(family: str, directory: Path) -> SoftPrompt:
+    backbone = Backbone(tiny_models.shared(family))
+    embeddings = SoftPrompt.from_embeddings(tiny_models.embeddings(backbone.model, 5))
+    prompt = SoftPrompt.from_key_values(backbone.compile(embeddings).key_values)
+    prompt.save(directory)
+    return prompt
+
+
+def change(directory: Path, edit: Callable[[dict[str, Tensor]], None]) -> None:
+    path = directory / "adapter_model.safetensors"
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+    tensors = load_file(path)
+    edit(tensors)
+    save_file(tensors, path, metadata=metadata)
+
+
+@pytest.mark.parametrize("family", UNEVEN)
+def test_what_is_loaded_is_what_was_saved(family: str, tmp_path: Path) -> None:
+    prompt = saved(family, tmp_path)
+    loaded = SoftPrompt.load(tmp_path)
+    assert loaded.content_hash == prompt.content_hash and loaded.form == "key_values"
+    backbone, ids = Backbone(tiny_models.shared(family)), tiny_models.ids(4)
+    output = backbone.generate(loaded, ids[None], max_new_tokens=4, do_sample=False)
+    assert output[0, 4:].tolist() == oracle.greedy(backbone.model, prompt, ids, 4)
+    backbone.compile(prompt).save(tmp_path / "prefix")
+    assert SoftPrompt.load(tmp_path / "prefix").content_hash == prompt.content_hash
+
+
+@pytest.mark.parametrize("family", UNEVEN)
+def test_peft_refuses_the_file_and_the_file_says_why(family: str, tmp_path: Path) -> None:
+    saved(family, tmp_path)
+    with pytest.raises(KeyError, match="FOREWORD_ONLY"):
+        PeftModel.from_pretrained(tiny_models.build(family), tmp_path)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert "PEFT cannot read this adapter" in config["note"]
+
+
+def test_layers_of_one_shape_stay_in_pefts_layout(tmp_path: Path) -> None:
+    saved("gemma3n", tmp_path)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert config["peft_type"] == "PREFIX_TUNING"
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda tensors: tensors.pop("foreword.2"), "no tensor 'foreword.2'"),
+        (lambda tensors: tensors.pop("foreword.5"), "no tensor 'foreword.5'"),
+        (lambda tensors: tensors.clear(), "no tensor 'foreword.0'"),
+        (lambda tensors: tensors.update(other=torch.zeros(1)), "no tensor 'foreword.6'"),
+        (lambda tensors: tensors["foreword.3"].fill_(torch.nan), "NaN"),
+        (lambda tensors: tensors["foreword.3"].add_(1), "do not match their recorded hash"),
+        (lambda tensors: tensors.update({"foreword.1": torch.zeros(2, 4, 8)}), "foreword.1 has"),
+        (lambda tensors: tensors.update({"foreword.1": torch.zeros(5, 8)}), "foreword.1 has shape"),
+        (lambda tensors: tensors.update({"foreword.1": torch.zeros(2, 5, 0)}), "empty"),
+    ],
+)
+def test_a_damaged_file_is_refused(
+    edit: Callable[[dict[str, Tensor]], None], message: str, tmp_path: Path
+) -> None:
+    saved("gemma4", tmp_path)
+    change(tmp_path, edit)
+    with pytest.raises(ArtifactError, match=message):
+        SoftPrompt.load(tmp_path)
