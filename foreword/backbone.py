@@ -10,7 +10,7 @@ import copy
 import hashlib
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from foreword import caches, generation, models
+from foreword import arguments, caches, generation, models
 from foreword.capabilities import Capabilities, check_transformers, inspect_model
 from foreword.errors import InputError, MismatchError, UnsupportedError
 from foreword.prefix import Prefix, PrefixBatch, no_prefixes
@@ -128,6 +128,7 @@ class Backbone:
         """
         if isinstance(prompt, Prefix):
             return prompt
+        _check_kind(prompt)
         self._check_base(prompt)
         key = prompt.content_hash
         with self._lock:
@@ -136,7 +137,9 @@ class Backbone:
                 return self._compiled[key]
         with torch.no_grad():
             states = tuple((k.clone(), v.clone()) for k, v in self.read(prompt))
-        prefix = Prefix(states, key, prompt.facts)
+        # A prefix is a state of this very model, whatever its prompt's file says.
+        base = {"name": self.name, "revision": self.revision, "fingerprint": self.fingerprint()}
+        prefix = Prefix(states, key, dict(prompt.facts) | {"base": base})
         with self._lock:
             self._compiled[key] = prefix
             while len(self._compiled) > NUM_COMPILED:
@@ -197,8 +200,11 @@ class Backbone:
         if kwargs.get("assistant_model") is not None:
             kwargs["assistant_model"] = self._assistant(kwargs["assistant_model"])
         inputs = input_ids if input_ids is not None else kwargs.get("inputs_embeds")
-        rows = inputs.shape[0] if isinstance(inputs, Tensor) else 1
-        batch = self.batch_of(prompt, rows)
+        if inputs is None:
+            raise InputError("generate needs input_ids or inputs_embeds; got neither")
+        name = "input_ids" if input_ids is not None else "inputs_embeds"
+        arguments.check_inputs(inputs, name)
+        batch = self.batch_of(prompt, inputs.shape[0])
         return generation.generate(
             self.model, self.capabilities, batch, input_ids, attention_mask, kwargs
         )
@@ -219,6 +225,9 @@ class Backbone:
                 f"{self.capabilities.model_type} takes no {', '.join(sorted(media))}; "
                 "give input_ids and attention_mask only"
             )
+        arguments.check_inputs(input_ids)
+        if attention_mask is not None:
+            arguments.check_mask(attention_mask, *input_ids.shape)
         batch = self.batch_of(prompt, input_ids.shape[0], needs_grad=torch.is_grad_enabled())
         return self.head(self.hidden(batch, input_ids.to(self.device), attention_mask))
 
@@ -245,8 +254,7 @@ class Backbone:
         self, prompt: Prompt | Sequence[Prompt], num_rows: int, *, needs_grad: bool = False
     ) -> PrefixBatch:
         """Return the prefixes of a batch's rows; equal prompts share one."""
-        is_single = prompt is None or isinstance(prompt, SoftPrompt | Prefix)
-        prompts = [prompt] * num_rows if is_single else list(prompt)  # type: ignore[arg-type]
+        prompts = list(prompt) if isinstance(prompt, list | tuple) else [prompt] * num_rows
         if len(prompts) != num_rows:
             raise InputError(
                 f"{len(prompts)} prompts for {num_rows} rows; give one for all or one per row"
@@ -300,12 +308,9 @@ class Backbone:
             return None
         if isinstance(prompt, Prefix):
             self._check_shapes(prompt.key_values)
+            self._check_fingerprint(prompt.facts)
             return prompt
-        if not isinstance(prompt, SoftPrompt):
-            raise InputError(
-                f"expected a SoftPrompt, a Prefix or None, got {type(prompt).__name__}; "
-                "load a directory with SoftPrompt.load"
-            )
+        _check_kind(prompt)
         if needs_grad and any(tensor.requires_grad for tensor in prompt.tensors):
             self._check_base(prompt)
             return Prefix(self.read(prompt), "trained", prompt.facts)
@@ -318,15 +323,18 @@ class Backbone:
             if found != self.capabilities.hidden_size:
                 raise MismatchError(
                     f"the prompt has hidden size {found}, {self.name} has "
-                    f"{self.capabilities.hidden_size}; it was made for {_base_name(prompt)}"
+                    f"{self.capabilities.hidden_size}; it was made for {_base_name(prompt.facts)}"
                 )
         else:
             self._check_shapes(prompt.key_values)
-        theirs = (prompt.facts.get("base") or {}).get("fingerprint")
+        self._check_fingerprint(prompt.facts)
+
+    def _check_fingerprint(self, facts: Mapping[str, Any]) -> None:
+        theirs = (facts.get("base") or {}).get("fingerprint")
         if theirs is not None and theirs != self.fingerprint():
             differing = [k for k, v in self.fingerprint().items() if theirs.get(k) != v]
             raise MismatchError(
-                f"the prompt was made for {_base_name(prompt)}, not for {self.name} (they differ "
+                f"the prompt was made for {_base_name(facts)}, not for {self.name} (they differ "
                 f"in {', '.join(differing)}); load the right base model"
             )
 
@@ -357,6 +365,8 @@ class Backbone:
     ) -> Tensor:
         """Run the decoder without its head over one pass of tokens and return `[B, T, H]`."""
         given = tokens["input_ids"] if "input_ids" in tokens else tokens["inputs_embeds"]
+        longest = given.shape[1] if attention_mask is None else int(attention_mask.sum(1).max())
+        arguments.check_length(self.capabilities, longest, batch.num_slots)
         placed = generation.model_inputs(
             self.capabilities, batch, cache, given, attention_mask, 0, self.dtype
         )
@@ -446,5 +456,13 @@ def _device(device: str | torch.device) -> torch.device:
     return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
 
 
-def _base_name(prompt: SoftPrompt) -> str:
-    return (prompt.facts.get("base") or {}).get("name") or "a base that its file does not name"
+def _check_kind(prompt: object) -> None:
+    if not isinstance(prompt, SoftPrompt):
+        raise InputError(
+            f"expected a SoftPrompt, a Prefix or None, got {type(prompt).__name__}; "
+            "load a directory with SoftPrompt.load"
+        )
+
+
+def _base_name(facts: Mapping[str, Any]) -> str:
+    return (facts.get("base") or {}).get("name") or "a base that its file does not name"

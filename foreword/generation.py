@@ -23,7 +23,7 @@ from transformers import (
     SequenceBiasLogitsProcessor,
 )
 
-from foreword import caches, layout
+from foreword import arguments, caches, layout
 from foreword.capabilities import Capabilities
 from foreword.errors import InputError, UnsupportedError
 from foreword.prefix import PrefixBatch
@@ -118,7 +118,7 @@ class _View(GenerationMixin):
         max_cache_length: int,
     ) -> None:
         """Make the cache asked for, or take the caller's, and start it with the prefixes."""
-        self._check_length(max_cache_length + 1)
+        arguments.check_length(self._capabilities, max_cache_length + 1, self._batch.num_slots)
         self._refuse_cache(generation_config.cache_implementation)
         if getattr(generation_config, "use_mtp", None):
             raise UnsupportedError(
@@ -148,20 +148,12 @@ class _View(GenerationMixin):
                 f"{self._capabilities.model_type} has sliding or chunked layers; use another cache"
             )
 
-    def _check_length(self, num_real: int) -> None:
-        total = num_real + self._batch.num_slots
-        facts = self._capabilities
-        if facts.is_context_hard and facts.context_length and total > facts.context_length:
-            raise InputError(
-                f"{num_real} real and {self._batch.num_slots} virtual tokens make {total}, but "
-                f"{facts.model_type} has {facts.context_length} positions; shorten the input or "
-                "lower max_new_tokens"
-            )
-        if facts.rope_switch is not None and total > facts.rope_switch:
-            raise UnsupportedError(
-                f"{total} tokens pass {facts.rope_switch}, where the rotary embedding of "
-                f"{facts.model_type} changes for tokens that are cached already; stay below it"
-            )
+    def _validate_model_kwargs(self, model_kwargs: dict[str, Any]) -> None:
+        """Name arguments that the model does not take, as transformers does, in one line."""
+        try:
+            super()._validate_model_kwargs(model_kwargs)
+        except ValueError as error:
+            raise InputError(" ".join(str(error).split())) from None
 
     def _get_logits_processor(self, *args: Any, **kwargs: Any) -> LogitsProcessorList:
         """Return transformers' processors; those that read history read each row without its
@@ -237,26 +229,26 @@ def generate(
     """Generate; sequences begin with the ids as they were given, whichever side their padding is
     on.
     """
-    _refuse(kwargs)
+    arguments.refuse_options(kwargs, model.generation_config)
+    cache = kwargs.get("past_key_values")
+    arguments.check_cache(cache)
     if capabilities.virtual_id is not None and kwargs.get("inputs_embeds") is not None:
         raise UnsupportedError(
             f"generate(inputs_embeds=...): {capabilities.model_type} looks up more than embeddings "
             "by id; give input_ids"
         )
-    inputs = input_ids if input_ids is not None else kwargs.get("inputs_embeds")
-    if inputs is None:
-        raise InputError("generate needs input_ids [B, T] or inputs_embeds [B, T, H]; got neither")
+    inputs: Any = input_ids if input_ids is not None else kwargs.get("inputs_embeds")
     if attention_mask is None:
         attention_mask = infer_mask(model, input_ids, kwargs)
     if attention_mask is None:
-        if getattr(_known(kwargs.get("past_key_values")), "is_padded", False):
+        if getattr(_known(cache), "is_padded", False):
             raise InputError(
                 "past_key_values holds padded rows; give attention_mask for all tokens, "
                 "cached ones included"
             )
         alone = view(model, capabilities, batch, (0,) * inputs.shape[0])
         return alone.generate(input_ids=input_ids, **kwargs)
-    order = align_right(attention_mask, inputs.shape[1], kwargs.get("past_key_values"))
+    order = align_right(attention_mask, inputs.shape[0], inputs.shape[1], _num_cached(cache))
     num_old = attention_mask.shape[1] - order.shape[1]
     aligned = torch.cat(
         [attention_mask[:, :num_old], attention_mask[:, num_old:].gather(1, order)], 1
@@ -289,16 +281,20 @@ def infer_mask(model: Any, input_ids: Tensor | None, kwargs: dict[str, Any]) -> 
     return input_ids.ne(pad).long()
 
 
-def align_right(attention_mask: Tensor, num_inputs: int, cache: Any) -> Tensor:
-    """Return the order that moves each row's padding before its new tokens, `[B, T new]`."""
+def _num_cached(cache: Any) -> int:
     known = _known(cache)
-    num_cached = int(known.get_seq_length()) if known is not None and known.layers else 0
+    return int(known.get_seq_length()) if known is not None and known.layers else 0
+
+
+def align_right(attention_mask: Tensor, num_rows: int, num_inputs: int, num_cached: int) -> Tensor:
+    """Return the order that moves each row's padding before its new tokens, `[B, T new]`."""
+    arguments.check_mask(attention_mask, num_rows, num_inputs, num_cached)
     is_whole = attention_mask.shape[1] == num_inputs
     num_new = num_inputs - num_cached if is_whole else num_inputs
-    if num_new < 1 or attention_mask.shape[1] < num_new:
+    if num_new < 1:
         raise InputError(
-            f"attention_mask has {attention_mask.shape[1]} columns for {num_inputs} tokens and "
-            f"{num_cached} cached ones; expected one column for each token, cached ones included"
+            f"{num_inputs} tokens were given and {num_cached} are cached: there is no new one; "
+            "give the conversation so far and the next turn"
         )
     return torch.argsort(attention_mask[:, -num_new:].bool().int(), dim=1, stable=True)
 
@@ -319,19 +315,3 @@ def _restore(output: Any, given: Tensor) -> Any:
         return restored
     output.sequences = restored
     return output
-
-
-def _refuse(kwargs: dict[str, Any]) -> None:
-    """Refuse arguments of `generate` that cannot be translated, each with what to use instead."""
-    refused = {
-        "position_ids": "positions follow from attention_mask; leave position_ids out",
-        "cache_params": "recurrent models are not supported; use a model with keys and values",
-        "custom_generate": "custom decoding loops are not tested; use the built-in strategies",
-        "negative_prompt_ids": "classifier-free guidance runs the model a second time, without "
-        "the prompt; leave negative_prompt_ids out",
-    }
-    for name, reason in refused.items():
-        if kwargs.get(name) is not None:
-            raise UnsupportedError(f"generate({name}=...): {reason}")
-    if kwargs.get("guidance_scale") not in (None, 1, 1.0):
-        raise UnsupportedError(f"generate(guidance_scale=...): {refused['negative_prompt_ids']}")

@@ -96,14 +96,20 @@ def _narrow_last_layer(states: list[tuple[Tensor, Tensor]]) -> list[tuple[Tensor
 
 
 OTHER_STATES = {
-    "layers": (lambda states: states[:2], "2 layers of 2 heads of size 8"),
-    "heads": (lambda states: [(k[:1], v[:1]) for k, v in states], "3 layers of 1 heads of size 8"),
+    "layers": (lambda states: states[:2], "the prompt has 2 layers, llama has 3"),
+    "heads": (
+        lambda states: [(k[:1], v[:1]) for k, v in states],
+        "layer 0: the prompt has keys of 1 heads of size 8 and values of 1 of 8",
+    ),
     "head size": (
         lambda states: [(k[..., :4], v[..., :4]) for k, v in states],
-        "3 layers of 2 heads of size 4",
+        "layer 0: the prompt has keys of 2 heads of size 4 and values of 2 of 4",
     ),
-    "heads of one layer": (_narrow_last_layer, "3 layers of 1 heads of size 8"),
-    "size of values": (lambda states: [(k, v[..., :4]) for k, v in states], "heads of size 4"),
+    "heads of one layer": (_narrow_last_layer, "layer 2: the prompt has keys of 1 heads of size 8"),
+    "size of values": (
+        lambda states: [(k, v[..., :4]) for k, v in states],
+        "layer 0: the prompt has keys of 2 heads of size 8 and values of 2 of 4",
+    ),
 }
 
 
@@ -287,7 +293,10 @@ def test_a_cache_of_padded_rows_without_their_mask(backbone: Backbone) -> None:
     prompt, mask = prompt_of(backbone), torch.ones_like(IDS)
     mask[0, 0] = 0
     first = _first_turn(backbone, prompt, mask)
-    for given, part in ((None, "holds padded rows"), (mask[:, :5], "has 5 columns for 16 tokens")):
+    for given, part in (
+        (None, "holds padded rows"),
+        (mask[:, :5], "has 5 columns in 1 rows, for 1 rows of 16 tokens"),
+    ):
         refuses(
             InputError,
             part,

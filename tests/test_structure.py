@@ -12,8 +12,8 @@ PACKAGE = Path(foreword.__file__).parent
 ORDER = [
     "errors", "config", "row_files", "data", "encoding", "home_commands", "gguf_files",
     "models", "artifact", "prompt", "initializers", "capabilities", "layout", "prefix",
-    "caches", "generation", "backbone", "loss", "training", "chat", "evaluation", "doctor",
-    "cli",
+    "caches", "arguments", "generation", "backbone", "loss", "training", "chat", "evaluation",
+    "doctor", "cli",
 ]  # fmt: skip
 
 

@@ -75,8 +75,11 @@ def test_layers_of_one_shape_stay_in_pefts_layout(tmp_path: Path) -> None:
         (lambda tensors: tensors["foreword.3"].fill_(torch.nan), "NaN"),
         (lambda tensors: tensors["foreword.3"].add_(1), "do not match their recorded hash"),
         (lambda tensors: tensors.update({"foreword.1": torch.zeros(2, 4, 8)}), "foreword.1 has"),
-        (lambda tensors: tensors.update({"foreword.1": torch.zeros(5, 8)}), "foreword.1 has shape"),
-        (lambda tensors: tensors.update({"foreword.1": torch.zeros(2, 5, 0)}), "empty"),
+        (lambda tensors: tensors.update({"foreword.1": torch.zeros(5, 8)}), "foreword.1 has"),
+        (
+            lambda tensors: tensors.update({"foreword.1": torch.zeros(2, 5, 0)}),
+            "foreword.1 has shape",
+        ),
     ],
 )
 def test_a_damaged_file_is_refused(

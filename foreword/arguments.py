@@ -1,0 +1,98 @@
+"""What a call may ask for: its ids, mask, cache, length and options, checked before anything runs.
+
+In: the arguments of `generate` and `logits`. Out: nothing, or one line that says what is wrong and
+what to use instead. Knows nothing of prompts.
+"""
+
+from typing import Any
+
+from torch import Tensor
+from transformers.cache_utils import Cache, EncoderDecoderCache
+
+from foreword.capabilities import Capabilities
+from foreword.errors import InputError, UnsupportedError
+
+GUIDANCE = "the second pass of classifier-free guidance would run without the prompt; leave it out"
+OUTSIDE = "this strategy lives outside transformers and is not tested; use a built-in one"
+
+# Arguments of `generate` that cannot be translated, each with what to use instead.
+REFUSED = {
+    "position_ids": "positions follow from attention_mask; leave position_ids out",
+    "cache_params": "recurrent models are not supported; use a model with keys and values",
+    "custom_generate": "custom decoding loops are not tested; use the built-in strategies",
+    "negative_prompt_ids": GUIDANCE,
+}
+# The same as settings, which a generation configuration may carry too: name, neutral values.
+REFUSED_SETTINGS: dict[str, tuple[tuple[Any, ...], str]] = {
+    "guidance_scale": ((None, 1), GUIDANCE),
+    "num_beam_groups": ((None, 1), OUTSIDE),
+    "penalty_alpha": ((None, 0), OUTSIDE),
+    "dola_layers": ((None,), OUTSIDE),
+    "force_words_ids": ((None,), OUTSIDE),
+    "constraints": ((None,), OUTSIDE),
+}
+
+
+def check_inputs(input_ids: Any, name: str = "input_ids") -> None:
+    """Refuse ids that are not `[B, T]`, or embeddings that are not `[B, T, H]`."""
+    shape, ndim = ("[B, T]", 2) if name == "input_ids" else ("[B, T, H]", 3)
+    if not isinstance(input_ids, Tensor) or input_ids.ndim != ndim or not input_ids.numel():
+        found = list(input_ids.shape) if isinstance(input_ids, Tensor) else type(input_ids).__name__
+        raise InputError(f"expected {name} {shape} with at least one token, got {found}")
+
+
+def check_mask(attention_mask: Any, num_rows: int, num_tokens: int, num_cached: int = 0) -> None:
+    """Refuse a mask without one column for each token: those of the call, or all so far."""
+    fitting = {num_tokens, num_tokens + num_cached}
+    is_mask = isinstance(attention_mask, Tensor) and attention_mask.ndim == 2
+    if not is_mask or attention_mask.shape[0] != num_rows or attention_mask.shape[1] not in fitting:
+        found = "no two dimensions"
+        if is_mask:
+            found = f"{attention_mask.shape[1]} columns in {attention_mask.shape[0]} rows"
+        raise InputError(
+            f"attention_mask has {found}, for {num_rows} rows of {num_tokens} tokens and "
+            f"{num_cached} cached ones; expected one column for each token, cached ones included"
+        )
+
+
+def check_cache(cache: Any) -> None:
+    """Refuse what is no decoder's cache."""
+    if cache is not None and (
+        not isinstance(cache, Cache) or isinstance(cache, EncoderDecoderCache)
+    ):
+        raise UnsupportedError(
+            f"past_key_values is of type {type(cache).__name__}; give a DynamicCache, a "
+            "StaticCache or the cache that generate returned"
+        )
+
+
+def check_length(capabilities: Capabilities, num_real: int, num_virtual: int) -> None:
+    """Refuse more tokens than the model can place.
+
+    Raises:
+        InputError: past the last position that the model has.
+        UnsupportedError: past the length where old positions would be rotated anew.
+    """
+    total, facts = num_real + num_virtual, capabilities
+    if facts.is_context_hard and facts.context_length and total > facts.context_length:
+        raise InputError(
+            f"{num_real} real and {num_virtual} virtual tokens make {total}, but "
+            f"{facts.model_type} has {facts.context_length} positions; shorten the input or "
+            "lower max_new_tokens"
+        )
+    if facts.rope_switch is not None and total > facts.rope_switch:
+        raise UnsupportedError(
+            f"{total} tokens pass {facts.rope_switch}, where the rotary embedding of "
+            f"{facts.model_type} changes for tokens that are cached already; stay below it"
+        )
+
+
+def refuse_options(kwargs: dict[str, Any], default_config: Any) -> None:
+    """Refuse options of `generate`, given by name or in a configuration, that cannot be exact."""
+    for name, reason in REFUSED.items():
+        if kwargs.get(name) is not None:
+            raise UnsupportedError(f"generate({name}=...): {reason}")
+    config = kwargs.get("generation_config") or default_config
+    for name, (neutral, reason) in REFUSED_SETTINGS.items():
+        if kwargs.get(name, getattr(config, name, None)) not in neutral:
+            raise UnsupportedError(f"generate({name}=...): {reason}")
