@@ -23,7 +23,8 @@ demo: $(VENV)/installed
 test: $(VENV)/installed
 	$(BIN)/python -m pytest
 
-# The contract on the oldest transformers that is supported.
+# The contract on the oldest transformers that is supported; experts are left to the newest.
+NO_EXPERTS = not (mixtral or moe or deepseek or kimi or gpt_oss or granite or olmo3)
 $(VENV)-oldest/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)-oldest
 	grep -vE '^(transformers|huggingface_hub|tokenizers)=' constraints.txt > $(VENV)-oldest/constraints.txt
@@ -33,7 +34,7 @@ $(VENV)-oldest/installed: pyproject.toml constraints.txt
 
 test-oldest: $(VENV)-oldest/installed
 	$(VENV)-oldest/bin/python -m pytest tests/test_contract.py tests/test_training.py \
-	  tests/test_formats.py tests/test_refusals.py
+	  tests/test_formats.py tests/test_refusals.py -k '$(NO_EXPERTS)'
 
 check: $(VENV)/installed
 	$(BIN)/ruff format --check .

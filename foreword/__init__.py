@@ -7,6 +7,8 @@ loaded at first use.
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from foreword.releases import check_transformers
+
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
@@ -32,6 +34,7 @@ _HOMES = {
     "read_examples": "data",
     "train": "training",
 }
+_NEED_TRANSFORMERS = ("backbone", "training")
 __all__ = [
     "Backbone",
     "EncodingConfig",
@@ -50,6 +53,8 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'foreword' has no attribute {name!r}")
+    if _HOMES[name] in _NEED_TRANSFORMERS:
+        check_transformers()
     return getattr(importlib.import_module(f"foreword.{_HOMES[name]}"), name)
 
 

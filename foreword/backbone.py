@@ -21,7 +21,7 @@ from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from foreword import arguments, caches, generation, models
-from foreword.capabilities import Capabilities, check_transformers, inspect_model
+from foreword.capabilities import Capabilities, inspect_model
 from foreword.errors import InputError, MismatchError, UnsupportedError
 from foreword.prefix import Prefix, PrefixBatch, no_prefixes
 from foreword.prompt import KeyValues, SoftPrompt
@@ -80,7 +80,6 @@ class Backbone:
         Raises:
             InputError: no such model. UnsupportedError: a model that cannot be made exact.
         """
-        check_transformers()
         source = models.resolve(model)
         place = _device(device)
         if dtype == "auto" and place.type == "cpu":

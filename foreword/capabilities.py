@@ -10,15 +10,10 @@ import sys
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import transformers
-from packaging.version import Version
 from transformers import DynamicCache, PreTrainedModel, cache_utils
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from foreword.errors import DependencyError, UnsupportedError
-
-OLDEST_TRANSFORMERS = Version("5.16")
-NEWEST_TRANSFORMERS = Version("5.24")  # exclusive
+from foreword.errors import UnsupportedError
 
 # Families whose every case is compared with the oracle in the tests. Any other one proves itself
 # on the user's model when it is loaded.
@@ -95,29 +90,12 @@ class Capabilities:
         return self.model_type in TESTED_MODEL_TYPES
 
 
-def check_transformers() -> None:
-    """Refuse a release of transformers outside the tested range.
-
-    Raises:
-        DependencyError: names the release and the range.
-    """
-    found = Version(transformers.__version__)
-    if not OLDEST_TRANSFORMERS <= found < NEWEST_TRANSFORMERS:
-        raise DependencyError(
-            f"transformers {found} is outside the tested range, "
-            f">={OLDEST_TRANSFORMERS},<{NEWEST_TRANSFORMERS}; "
-            f"install one of it: pip install 'transformers>={OLDEST_TRANSFORMERS},"
-            f"<{NEWEST_TRANSFORMERS}'"
-        )
-
-
 def inspect_model(model: Any) -> Capabilities:
     """Read a model's capabilities.
 
     Raises:
         UnsupportedError: the model has a part that foreword cannot make exact, named.
     """
-    check_transformers()
     config = model.config.get_text_config(decoder=True)
     name = getattr(config, "model_type", type(model).__name__)
     _refuse_unknown_parts(model, config, name)

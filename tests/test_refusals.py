@@ -12,7 +12,8 @@ import torch
 import transformers
 from torch import Tensor
 
-from foreword import Backbone, EncodingConfig, SoftPrompt, TrainConfig
+import foreword
+from foreword import Backbone, EncodingConfig, SoftPrompt, TrainConfig, releases
 from foreword.errors import (
     DependencyError,
     ForewordError,
@@ -440,10 +441,10 @@ def test_a_model_that_cannot_be_made_exact(make: Callable[[], Any], part: str) -
 def test_a_release_of_transformers_outside_the_range(
     monkeypatch: pytest.MonkeyPatch, release: str
 ) -> None:
-    monkeypatch.setattr(transformers, "__version__", release)
+    monkeypatch.setattr(releases.metadata, "version", lambda name: release)
     part = f"transformers {release} is outside the tested range"
-    refuses(DependencyError, part, lambda: Backbone(tiny_models.shared("llama")))
-    refuses(DependencyError, "pip install 'transformers>=", lambda: Backbone.load("anything"))
+    refuses(DependencyError, part, lambda: foreword.Backbone)
+    refuses(DependencyError, "pip install 'transformers>=", lambda: foreword.train)
 
 
 # The model afterwards.

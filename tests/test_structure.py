@@ -10,7 +10,7 @@ import foreword
 PACKAGE = Path(foreword.__file__).parent
 # A module imports only modules before it.
 ORDER = [
-    "errors", "config", "row_files", "data", "encoding", "home_commands", "gguf_files",
+    "errors", "releases", "config", "row_files", "data", "encoding", "home_commands", "gguf_files",
     "models", "artifact", "prompt", "initializers", "capabilities", "layout", "prefix",
     "caches", "arguments", "generation", "backbone", "loss", "training", "chat", "evaluation",
     "doctor", "cli",
