@@ -21,6 +21,7 @@ REFUSED = {
     "cache_params": "recurrent models are not supported; use a model with keys and values",
     "custom_generate": "custom decoding loops are not tested; use the built-in strategies",
     "negative_prompt_ids": GUIDANCE,
+    "negative_prompt_attention_mask": GUIDANCE,
 }
 # The same as settings, which a generation configuration may carry too: name, neutral values.
 REFUSED_SETTINGS: dict[str, tuple[tuple[Any, ...], str]] = {
@@ -33,12 +34,17 @@ REFUSED_SETTINGS: dict[str, tuple[tuple[Any, ...], str]] = {
 }
 
 
-def check_inputs(input_ids: Any, name: str = "input_ids") -> None:
-    """Refuse ids that are not `[B, T]`, or embeddings that are not `[B, T, H]`."""
+def check_inputs(input_ids: Any, vocab_size: int, name: str = "input_ids") -> None:
+    """Refuse ids that are not `[B, T]` or not in the vocabulary, or embeddings not `[B, T, H]`."""
     shape, ndim = ("[B, T]", 2) if name == "input_ids" else ("[B, T, H]", 3)
     if not isinstance(input_ids, Tensor) or input_ids.ndim != ndim or not input_ids.numel():
         found = list(input_ids.shape) if isinstance(input_ids, Tensor) else type(input_ids).__name__
         raise InputError(f"expected {name} {shape} with at least one token, got {found}")
+    if name == "input_ids" and not 0 <= int(input_ids.min()) <= int(input_ids.max()) < vocab_size:
+        raise InputError(
+            f"input_ids range from {int(input_ids.min())} to {int(input_ids.max())}, expected 0 to "
+            f"{vocab_size - 1}; they are of another tokenizer"
+        )
 
 
 def check_mask(attention_mask: Any, num_rows: int, num_tokens: int, num_cached: int = 0) -> None:
@@ -53,6 +59,9 @@ def check_mask(attention_mask: Any, num_rows: int, num_tokens: int, num_cached: 
             f"attention_mask has {found}, for {num_rows} rows of {num_tokens} tokens and "
             f"{num_cached} cached ones; expected one column for each token, cached ones included"
         )
+    if not bool(attention_mask.any(1).all()):
+        row = int(attention_mask.any(1).int().argmin())
+        raise InputError(f"row {row} of attention_mask has no token; leave the row out")
 
 
 def check_cache(cache: Any) -> None:
@@ -66,8 +75,10 @@ def check_cache(cache: Any) -> None:
         )
 
 
-def check_length(capabilities: Capabilities, num_real: int, num_virtual: int) -> None:
-    """Refuse more tokens than the model can place.
+def check_length(
+    capabilities: Capabilities, num_real: int, num_virtual: int, *, is_cached: bool = True
+) -> None:
+    """Refuse more tokens than the model can place; `is_cached` where some outlive one pass.
 
     Raises:
         InputError: past the last position that the model has.
@@ -80,7 +91,7 @@ def check_length(capabilities: Capabilities, num_real: int, num_virtual: int) ->
             f"{facts.model_type} has {facts.context_length} positions; shorten the input or "
             "lower max_new_tokens"
         )
-    if facts.rope_switch is not None and total > facts.rope_switch:
+    if is_cached and facts.rope_switch is not None and total > facts.rope_switch:
         raise UnsupportedError(
             f"{total} tokens pass {facts.rope_switch}, where the rotary embedding of "
             f"{facts.model_type} changes for tokens that are cached already; stay below it"

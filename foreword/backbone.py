@@ -30,6 +30,7 @@ Prompt = SoftPrompt | Prefix | None
 Shapes = tuple[tuple[int, int, int, int], ...]  # heads and size of each layer's keys, then values
 NUM_COMPILED = 8  # prompts whose prefix is remembered by content
 NUM_FINGERPRINT_ROWS = 256
+NUM_FINGERPRINT_WEIGHTS = 32
 
 
 class Backbone:
@@ -160,6 +161,7 @@ class Backbone:
         """Run the model over embeddings `[P, H]` and return each layer's keys and values `[N, P,
         D]`.
         """
+        arguments.check_length(self.capabilities, 0, len(embeddings))
         cache = caches.uncached(no_prefixes(1), self.capabilities.num_layers)
         tokens = {"inputs_embeds": embeddings[None]}
         if self.capabilities.virtual_id is not None:
@@ -202,7 +204,7 @@ class Backbone:
         if inputs is None:
             raise InputError("generate needs input_ids or inputs_embeds; got neither")
         name = "input_ids" if input_ids is not None else "inputs_embeds"
-        arguments.check_inputs(inputs, name)
+        arguments.check_inputs(inputs, self.capabilities.vocab_size, name)
         batch = self.batch_of(prompt, inputs.shape[0])
         return generation.generate(
             self.model, self.capabilities, batch, input_ids, attention_mask, kwargs
@@ -224,7 +226,7 @@ class Backbone:
                 f"{self.capabilities.model_type} takes no {', '.join(sorted(media))}; "
                 "give input_ids and attention_mask only"
             )
-        arguments.check_inputs(input_ids)
+        arguments.check_inputs(input_ids, self.capabilities.vocab_size)
         if attention_mask is not None:
             arguments.check_mask(attention_mask, *input_ids.shape)
         batch = self.batch_of(prompt, input_ids.shape[0], needs_grad=torch.is_grad_enabled())
@@ -235,6 +237,10 @@ class Backbone:
     ) -> Tensor:
         """Return the last hidden states `[B, T, H]` of real tokens, each row behind its prefix."""
         cache = caches.uncached(batch, self.capabilities.num_layers)
+        longest = input_ids.shape[1] if attention_mask is None else int(attention_mask.sum(1).max())
+        arguments.check_length(
+            self.capabilities, longest, batch.num_slots, is_cached=batch.num_slots > 0
+        )
         return self._decode(batch, cache, attention_mask, input_ids=input_ids)
 
     def head(self, hidden: Tensor) -> Tensor:
@@ -277,6 +283,8 @@ class Backbone:
                 "vocab_size": facts.vocab_size,
                 "embeddings": self._hash_embeddings(),
             }
+            if not getattr(self.model, "is_quantized", False):
+                self._fingerprint["weights"] = self._hash_weights()
             if facts.virtual_id is not None:
                 self._fingerprint["virtual_id"] = facts.virtual_id
         return self._fingerprint
@@ -289,8 +297,13 @@ class Backbone:
         step = max(1, size // NUM_FINGERPRINT_ROWS)
         with torch.no_grad():
             rows = self.embed(torch.arange(0, size, step, device=self.device))
-        rounded = rows.to(torch.bfloat16).cpu().view(torch.int16)
-        return hashlib.sha256(rounded.numpy().tobytes()).hexdigest()
+        return _hash([rows])
+
+    def _hash_weights(self) -> str:
+        """Hash the first numbers of weights spread over the decoder's depth."""
+        weights = [p for p in self.decoder.parameters() if p.is_floating_point()]
+        step = max(1, len(weights) // NUM_FINGERPRINT_WEIGHTS)
+        return _hash([weight.detach().flatten()[:64] for weight in weights[::step]])
 
     @staticmethod
     def _assistant(assistant: Any) -> Any:
@@ -330,8 +343,11 @@ class Backbone:
 
     def _check_fingerprint(self, facts: Mapping[str, Any]) -> None:
         theirs = (facts.get("base") or {}).get("fingerprint")
-        if theirs is not None and theirs != self.fingerprint():
-            differing = [k for k, v in self.fingerprint().items() if theirs.get(k) != v]
+        if theirs is None:
+            return
+        # A quantized base has no hash of its weights, and is compared by all else.
+        differing = [k for k, v in self.fingerprint().items() if theirs.get(k, v) != v]
+        if differing:
             raise MismatchError(
                 f"the prompt was made for {_base_name(facts)}, not for {self.name} (they differ "
                 f"in {', '.join(differing)}); load the right base model"
@@ -364,8 +380,6 @@ class Backbone:
     ) -> Tensor:
         """Run the decoder without its head over one pass of tokens and return `[B, T, H]`."""
         given = tokens["input_ids"] if "input_ids" in tokens else tokens["inputs_embeds"]
-        longest = given.shape[1] if attention_mask is None else int(attention_mask.sum(1).max())
-        arguments.check_length(self.capabilities, longest, batch.num_slots)
         placed = generation.model_inputs(
             self.capabilities, batch, cache, given, attention_mask, 0, self.dtype
         )
@@ -389,7 +403,7 @@ class Backbone:
                 f"masks as known families do ({reason}); this family cannot be made exact yet"
             ) from failure
         limit = 1e-3 if self.dtype in (torch.float32, torch.float64) else 0.5
-        if not error <= limit * max(1.0, scale):
+        if not error <= limit * scale:
             raise UnsupportedError(
                 f"{self.capabilities.model_type}: a prefix and the text it stands for give logits "
                 f"that differ by {error:.2g}; this family cannot be made exact yet"
@@ -439,6 +453,11 @@ class _Hidden(BaseModelOutputWithPast):
     def __getattr__(self, name: str) -> None:
         if name.startswith("__"):
             raise AttributeError(name)
+
+
+def _hash(tensors: list[Tensor]) -> str:
+    rounded = [t.to(torch.bfloat16).cpu().view(torch.int16).flatten() for t in tensors]
+    return hashlib.sha256(torch.cat(rounded).numpy().tobytes()).hexdigest()
 
 
 def _shapes_of(key_values: KeyValues) -> Shapes:

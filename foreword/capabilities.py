@@ -96,7 +96,12 @@ def inspect_model(model: Any) -> Capabilities:
     Raises:
         UnsupportedError: the model has a part that foreword cannot make exact, named.
     """
-    config = model.config.get_text_config(decoder=True)
+    if not isinstance(model, PreTrainedModel):
+        raise UnsupportedError(
+            f"{type(model).__name__} is not a transformers model itself; give the model that it "
+            "wraps, with adapters merged or unloaded"
+        )
+    config: Any = model.config.get_text_config(decoder=True)
     name = getattr(config, "model_type", type(model).__name__)
     _refuse_unknown_parts(model, config, name)
     return Capabilities(
@@ -118,11 +123,6 @@ def _refuse_unknown_parts(model: Any, config: Any, name: str) -> None:
     def refuse(what: str, instead: str) -> None:
         raise UnsupportedError(f"{name}: {what}; {instead}")
 
-    if not isinstance(model, PreTrainedModel):
-        refuse(
-            f"{type(model).__name__} is not a transformers model itself",
-            "give the model that it wraps, with adapters merged or unloaded",
-        )
     if model.config.is_encoder_decoder:
         refuse("an encoder-decoder model", "use a decoder-only language model")
     if getattr(model.config, "vision_config", None) or getattr(model.config, "audio_config", None):

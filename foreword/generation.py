@@ -93,8 +93,8 @@ class _View(GenerationMixin):
         tokens = inputs.get("input_ids")
         if tokens is None:
             tokens = inputs["inputs_embeds"]
-        if cache is not None and mask is not None:
-            cache.is_padded = True
+        if cache is not None and mask is not None and not cache.is_padded:
+            cache.is_padded = not bool(mask.all())
         batch = self._batch.expanded(tokens.shape[0])
         num_cached = cache.get_seq_length() if cache is not None else 0
         model_cache = (

@@ -82,13 +82,13 @@ def test_a_prompt_of_a_base_with_other_weights(
         prompt = SoftPrompt.from_key_values(states_of(other_base))
     prompt.facts = describe(other_base, TrainConfig(), EncodingConfig(), num_rows=4)
     assert other_base.generate(prompt, IDS, **GREEDY).shape == (1, 10)
-    part = "made for the other base, not for llama (they differ in embeddings)"
+    part = "made for the other base, not for llama (they differ in embeddings, weights)"
     refuses_prompt(backbone, prompt, MismatchError, part)
 
 
 def test_a_prefix_of_a_base_with_other_weights(backbone: Backbone, other_base: Backbone) -> None:
     prefix = other_base.compile(prompt_of(other_base))
-    refuses_prompt(backbone, prefix, MismatchError, "not for llama (they differ in embeddings)")
+    refuses_prompt(backbone, prefix, MismatchError, "not for llama (they differ in embeddings, weights)")
 
 
 def _narrow_last_layer(states: list[tuple[Tensor, Tensor]]) -> list[tuple[Tensor, Tensor]]:
@@ -504,3 +504,32 @@ def test_a_generation_that_fails_inside_the_model_leaves_it_usable() -> None:
         backbone.generate(prompt_of(backbone), IDS, **GREEDY, logits_processor=[fail])
     assert _snapshot(model) == before
     assert torch.equal(model.generate(IDS, **GREEDY), expected)
+
+
+def test_ids_of_another_tokenizer(backbone: Backbone) -> None:
+    ids = torch.tensor([[5, 97]])
+    part = "input_ids range from 5 to 97, expected 0 to 96"
+    refuses(InputError, part, lambda: backbone.generate(None, ids, **GREEDY))
+    refuses(InputError, part, lambda: backbone.logits(None, ids))
+
+
+def test_a_row_without_a_token(backbone: Backbone) -> None:
+    mask = torch.ones(2, 6, dtype=torch.long)
+    mask[1] = 0
+    part = "row 1 of attention_mask has no token"
+    refuses(InputError, part, lambda: backbone.generate(None, IDS.repeat(2, 1), mask, **GREEDY))
+
+
+def test_a_base_that_was_tuned_behind_the_same_embeddings() -> None:
+    tuned = tiny_models.build("llama")
+    for parameter in tuned.model.layers.parameters():
+        parameter.data += 0.1
+    prompt = prompt_of(Backbone(tiny_models.shared("llama")))
+    prompt.facts = describe(
+        Backbone(tiny_models.shared("llama")), TrainConfig(), EncodingConfig(), num_rows=1
+    )
+    refuses(MismatchError, "they differ in weights", lambda: Backbone(tuned).compile(prompt))
+
+
+def test_what_is_no_model() -> None:
+    refuses(UnsupportedError, "object is not a transformers model", lambda: Backbone(object()))
