@@ -23,7 +23,7 @@ from transformers import (
     SequenceBiasLogitsProcessor,
 )
 
-from foreword import arguments, caches, layout
+from foreword import arguments, caches, layout, releases
 from foreword.capabilities import Capabilities
 from foreword.errors import InputError, UnsupportedError
 from foreword.prefix import PrefixBatch
@@ -105,7 +105,9 @@ class _View(GenerationMixin):
         placed = model_inputs(
             self._capabilities, batch, model_cache, tokens, mask, num_cached, self._model.dtype
         )
-        output = self._model(**inputs, **placed)
+        # The tokens after a prefix need a mask, where the bare model's first pass needs none.
+        with releases.grouped_heads(tokens.device.type == "cpu" and tokens.shape[1] > 1):
+            output = self._model(**inputs, **placed)
         output.past_key_values = cache if keep else None
         return output
 
