@@ -88,7 +88,8 @@ def test_a_prompt_of_a_base_with_other_weights(
 
 def test_a_prefix_of_a_base_with_other_weights(backbone: Backbone, other_base: Backbone) -> None:
     prefix = other_base.compile(prompt_of(other_base))
-    refuses_prompt(backbone, prefix, MismatchError, "not for llama (they differ in embeddings, weights)")
+    part = "not for llama (they differ in embeddings, weights)"
+    refuses_prompt(backbone, prefix, MismatchError, part)
 
 
 def _narrow_last_layer(states: list[tuple[Tensor, Tensor]]) -> list[tuple[Tensor, Tensor]]:
