@@ -7,7 +7,6 @@ ids, not text.
 """
 
 import copy
-import hashlib
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
@@ -20,17 +19,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from foreword import arguments, caches, generation, models
+from foreword import arguments, caches, generation, identity, models
 from foreword.capabilities import Capabilities, inspect_model
 from foreword.errors import InputError, MismatchError, UnsupportedError
 from foreword.prefix import Prefix, PrefixBatch, no_prefixes
 from foreword.prompt import KeyValues, SoftPrompt
 
 Prompt = SoftPrompt | Prefix | None
-Shapes = tuple[tuple[int, int, int, int], ...]  # heads and size of each layer's keys, then values
 NUM_COMPILED = 8  # prompts whose prefix is remembered by content
-NUM_FINGERPRINT_ROWS = 256
-NUM_FINGERPRINT_WEIGHTS = 32
 
 
 class Backbone:
@@ -55,7 +51,7 @@ class Backbone:
         self._compiled: OrderedDict[str, Prefix] = OrderedDict()
         self._lock = threading.Lock()
         self._fingerprint: dict[str, Any] | None = None
-        self._layer_shapes: Shapes | None = None
+        self._layer_shapes: identity.Shapes | None = None
         if not self.capabilities.is_tested:
             self._prove_family()
 
@@ -271,39 +267,13 @@ class Backbone:
         return PrefixBatch(tuple(known[id(one)] for one in prompts))
 
     def fingerprint(self) -> dict[str, Any]:
-        """Return what tells this base from another: its proportions and a hash of its embedding
-        table.
-        """
+        """Return what tells this base from another: proportions and hashes of its numbers."""
         if self._fingerprint is None:
-            facts = self.capabilities
-            self._fingerprint = {
-                "model_type": facts.model_type,
-                "hidden_size": facts.hidden_size,
-                "num_layers": facts.num_layers,
-                "vocab_size": facts.vocab_size,
-                "embeddings": self._hash_embeddings(),
-            }
-            if not getattr(self.model, "is_quantized", False):
-                self._fingerprint["weights"] = self._hash_weights()
-            if facts.virtual_id is not None:
-                self._fingerprint["virtual_id"] = facts.virtual_id
+            is_quantized = bool(getattr(self.model, "is_quantized", False))
+            self._fingerprint = identity.fingerprint(
+                self.decoder, self.embed, self.capabilities, is_quantized
+            )
         return self._fingerprint
-
-    def _hash_embeddings(self) -> str:
-        """Hash rows spread over the table, rounded to bfloat16: one hash for every dtype of one
-        checkpoint.
-        """
-        size = self.capabilities.vocab_size
-        step = max(1, size // NUM_FINGERPRINT_ROWS)
-        with torch.no_grad():
-            rows = self.embed(torch.arange(0, size, step, device=self.device))
-        return _hash([rows])
-
-    def _hash_weights(self) -> str:
-        """Hash the first numbers of weights spread over the decoder's depth."""
-        weights = [p for p in self.decoder.parameters() if p.is_floating_point()]
-        step = max(1, len(weights) // NUM_FINGERPRINT_WEIGHTS)
-        return _hash([weight.detach().flatten()[:64] for weight in weights[::step]])
 
     @staticmethod
     def _assistant(assistant: Any) -> Any:
@@ -333,46 +303,28 @@ class Backbone:
         if prompt.form == "embeddings":
             found = prompt.embeddings.shape[1]
             if found != self.capabilities.hidden_size:
+                made_for = identity.base_name(prompt.facts)
                 raise MismatchError(
                     f"the prompt has hidden size {found}, {self.name} has "
-                    f"{self.capabilities.hidden_size}; it was made for {_base_name(prompt.facts)}"
+                    f"{self.capabilities.hidden_size}; it was made for {made_for}"
                 )
         else:
             self._check_shapes(prompt.key_values)
         self._check_fingerprint(prompt.facts)
 
     def _check_fingerprint(self, facts: Mapping[str, Any]) -> None:
-        theirs = (facts.get("base") or {}).get("fingerprint")
-        if theirs is None:
-            return
-        # A quantized base has no hash of its weights, and is compared by all else.
-        differing = [k for k, v in self.fingerprint().items() if theirs.get(k, v) != v]
-        if differing:
-            raise MismatchError(
-                f"the prompt was made for {_base_name(facts)}, not for {self.name} (they differ "
-                f"in {', '.join(differing)}); load the right base model"
-            )
+        if (facts.get("base") or {}).get("fingerprint") is not None:
+            identity.check_fingerprint(facts, self.fingerprint(), self.name)
 
     def _check_shapes(self, key_values: KeyValues) -> None:
-        expected, found = self._shapes(), _shapes_of(key_values)
-        if len(found) != len(expected):
-            raise MismatchError(
-                f"the prompt has {len(found)} layers, {self.name} has {len(expected)} that keep "
-                "keys and values; it is for another base"
-            )
-        for index, (ours, theirs) in enumerate(zip(expected, found, strict=True)):
-            if ours != theirs:
-                raise MismatchError(
-                    f"layer {index}: the prompt has {_describe(theirs)}, {self.name} has "
-                    f"{_describe(ours)}; it is for another base"
-                )
+        identity.check_shapes(identity.shapes_of(key_values), self._shapes(), self.name)
 
-    def _shapes(self) -> Shapes:
+    def _shapes(self) -> identity.Shapes:
         """Find what each layer caches by letting the model read one token."""
         if self._layer_shapes is None:
             with torch.no_grad():
                 token = self.embed(torch.zeros(1, dtype=torch.long))
-                self._layer_shapes = _shapes_of(self.read_embeddings(token))
+                self._layer_shapes = identity.shapes_of(self.read_embeddings(token))
         return self._layer_shapes
 
     def _decode(
@@ -455,19 +407,6 @@ class _Hidden(BaseModelOutputWithPast):
             raise AttributeError(name)
 
 
-def _hash(tensors: list[Tensor]) -> str:
-    rounded = [t.to(torch.bfloat16).cpu().view(torch.int16).flatten() for t in tensors]
-    return hashlib.sha256(torch.cat(rounded).numpy().tobytes()).hexdigest()
-
-
-def _shapes_of(key_values: KeyValues) -> Shapes:
-    return tuple((k.shape[0], k.shape[2], v.shape[0], v.shape[2]) for k, v in key_values)
-
-
-def _describe(shape: tuple[int, int, int, int]) -> str:
-    return "keys of {} heads of size {} and values of {} of {}".format(*shape)
-
-
 def _device(device: str | torch.device) -> torch.device:
     if device != "auto":
         return torch.device(device)
@@ -480,7 +419,3 @@ def _check_kind(prompt: object) -> None:
             f"expected a SoftPrompt, a Prefix or None, got {type(prompt).__name__}; "
             "load a directory with SoftPrompt.load"
         )
-
-
-def _base_name(facts: Mapping[str, Any]) -> str:
-    return (facts.get("base") or {}).get("name") or "a base that its file does not name"

@@ -1,0 +1,105 @@
+"""What tells one base model from another, and a prompt of another base from one of this.
+
+In: a decoder, its embeddings, what a prompt's file says. Out: a fingerprint, or a `MismatchError`
+that names both sides. Knows nothing of how a prompt is used.
+"""
+
+import hashlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+
+from foreword.capabilities import Capabilities
+from foreword.errors import MismatchError
+from foreword.prompt import KeyValues
+
+Shapes = tuple[tuple[int, int, int, int], ...]  # heads and size of each layer's keys, then values
+NUM_ROWS = 256  # of the embedding table
+NUM_WEIGHTS = 32  # tensors, spread over the decoder's depth
+NUM_NUMBERS = 64  # of each of them
+
+
+def fingerprint(
+    decoder: Module, embed: Callable[[Tensor], Tensor], facts: Capabilities, is_quantized: bool
+) -> dict[str, Any]:
+    """Return a base's proportions, and hashes of numbers spread over its embeddings and weights.
+
+    The numbers are rounded to bfloat16: one fingerprint for every dtype of one checkpoint. A
+    quantized base has no hash of its weights.
+    """
+    step = max(1, facts.vocab_size // NUM_ROWS)
+    with torch.no_grad():
+        rows = embed(torch.arange(0, facts.vocab_size, step))
+    found: dict[str, Any] = {
+        "model_type": facts.model_type,
+        "hidden_size": facts.hidden_size,
+        "num_layers": facts.num_layers,
+        "vocab_size": facts.vocab_size,
+        "embeddings": _hash([rows]),
+    }
+    if not is_quantized:
+        weights = [p for p in decoder.parameters() if p.is_floating_point()]
+        chosen = weights[:: max(1, len(weights) // NUM_WEIGHTS)]
+        found["weights"] = _hash([weight.detach().flatten()[:NUM_NUMBERS] for weight in chosen])
+    if facts.virtual_id is not None:
+        found["virtual_id"] = facts.virtual_id
+    return found
+
+
+def _hash(tensors: list[Tensor]) -> str:
+    rounded = [t.to(torch.bfloat16).cpu().view(torch.int16).flatten() for t in tensors]
+    return hashlib.sha256(torch.cat(rounded).numpy().tobytes()).hexdigest()
+
+
+def check_fingerprint(facts: Mapping[str, Any], own: dict[str, Any], name: str) -> None:
+    """Refuse a prompt whose file names another base; one that names none passes.
+
+    Raises:
+        MismatchError: names both models and what differs.
+    """
+    theirs = (facts.get("base") or {}).get("fingerprint")
+    if theirs is None:
+        return
+    # What only one of the two knows, as the weights of a quantized base, is not compared.
+    differing = [key for key, value in own.items() if theirs.get(key, value) != value]
+    if differing:
+        raise MismatchError(
+            f"the prompt was made for {base_name(facts)}, not for {name} (they differ "
+            f"in {', '.join(differing)}); load the right base model"
+        )
+
+
+def shapes_of(key_values: KeyValues) -> Shapes:
+    """Return heads and sizes of each layer's keys and values."""
+    return tuple((k.shape[0], k.shape[2], v.shape[0], v.shape[2]) for k, v in key_values)
+
+
+def check_shapes(found: Shapes, expected: Shapes, name: str) -> None:
+    """Refuse keys and values that do not fit a model's layers.
+
+    Raises:
+        MismatchError: names the first layer that differs, and both shapes.
+    """
+    if len(found) != len(expected):
+        raise MismatchError(
+            f"the prompt has {len(found)} layers, {name} has {len(expected)} that keep "
+            "keys and values; it is for another base"
+        )
+    for index, (ours, theirs) in enumerate(zip(expected, found, strict=True)):
+        if ours != theirs:
+            raise MismatchError(
+                f"layer {index}: the prompt has {_describe(theirs)}, {name} has "
+                f"{_describe(ours)}; it is for another base"
+            )
+
+
+def _describe(shape: tuple[int, int, int, int]) -> str:
+    return "keys of {} heads of size {} and values of {} of {}".format(*shape)
+
+
+def base_name(facts: Mapping[str, Any]) -> str:
+    """Return how a prompt's file calls its base."""
+    return (facts.get("base") or {}).get("name") or "a base that its file does not name"
