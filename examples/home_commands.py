@@ -62,7 +62,7 @@ CONFIG = TrainConfig(
     eval_every=50,
 )
 METRICS = {"exact": exact, "intent": same_intent}
-console = Console()
+console = Console(soft_wrap=True)
 
 
 def main(num_steps: int = CONFIG.num_steps or 0, num_test: int = 96) -> None:
