@@ -1,10 +1,12 @@
 """The contract on the embedded model in float32: real weights, real text."""
 
 import functools
+from typing import Any
 
 import oracle
 import pytest
 import torch
+from contract import CASES, GREEDY, ForewordSubject, World
 
 from foreword import Backbone, SoftPrompt
 from foreword.chat import answers, stream
@@ -63,6 +65,27 @@ def test_batched_answers_equal_the_oracle(form: str) -> None:
         with torch.no_grad():
             expected = oracle.greedy(model.model, prompt(form), text_ids, answer.num_tokens)
         assert answer.text == model.tokenizer.decode(expected, skip_special_tokens=True)
+
+
+class Endless(ForewordSubject):
+    """foreword past the model's own end token, as the cases expect of models without one."""
+
+    def generate(self, ids: torch.Tensor, mask: Any = None, **options: Any) -> Any:
+        return self.backbone.generate(self.prompt, ids, mask, eos_token_id=1 << 20, **options)
+
+    def generate_mixed(self, prompts: Any, ids: torch.Tensor, mask: torch.Tensor) -> Any:
+        return self.backbone.generate(prompts, ids, mask, eos_token_id=1 << 20, **GREEDY)
+
+
+@pytest.mark.parametrize("form", ["embeddings", "key_values"])
+@pytest.mark.parametrize(
+    "case", ["static_cache", "chunked_prefill", "multi_turn_padded", "mixed_prompts"]
+)
+def test_cases_of_the_contract_hold_on_real_weights(case: str, form: str) -> None:
+    model = backbone().model
+    with torch.no_grad():
+        world = World(model, prompt(form), tolerance=2e-4)
+        CASES[case](Endless(model, prompt(form)), world)
 
 
 def test_streamed_pieces_are_the_answer() -> None:
