@@ -83,6 +83,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 8, 32])
+    parser.add_argument("--virtual-tokens", type=int, nargs="+", default=[20, 100])
     arguments = parser.parse_args()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -97,8 +99,8 @@ def main() -> None:
     )
     print("|---|---|---|---|---|---|---|---|")
     peft_base = copy.deepcopy(backbone.model)
-    for num_virtual in (20, 100):
-        for batch_size in (1, 8, 32):
+    for num_virtual in arguments.virtual_tokens:
+        for batch_size in arguments.batch_sizes:
             found = measure(
                 systems_for(backbone, peft_base, num_virtual, batch_size), arguments.repeats
             )
