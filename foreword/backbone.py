@@ -143,9 +143,7 @@ class Backbone:
         return prefix
 
     def read(self, prompt: SoftPrompt) -> KeyValues:
-        """Return a prompt's keys and values `[N, P, D]` of every layer, with gradient to the
-        prompt.
-        """
+        """Return every layer's keys and values `[N, P, D]`, with gradient to the prompt."""
         if prompt.form == "key_values":
             return tuple(
                 (keys.to(self.device, self.dtype), values.to(self.device, self.dtype))
@@ -154,9 +152,7 @@ class Backbone:
         return self.read_embeddings(prompt.embeddings.to(self.device, self.dtype))
 
     def read_embeddings(self, embeddings: Tensor) -> KeyValues:
-        """Run the model over embeddings `[P, H]` and return each layer's keys and values `[N, P,
-        D]`.
-        """
+        """Run the model over embeddings `[P, H]`; return each layer's keys and values."""
         arguments.check_length(self.capabilities, 0, len(embeddings))
         cache = caches.uncached(no_prefixes(1), self.capabilities.num_layers)
         tokens = {"inputs_embeds": embeddings[None]}

@@ -152,9 +152,8 @@ class PrefixedCache(Cache):
         self.model_cache = model_cache
         self.identity = batch.identity
         self.num_slots = batch.num_slots
-        self.is_padded = (
-            False  # set by a pass with padding: the next turn must bring the mask again
-        )
+        # Set by a pass with padding: the next turn must bring the mask again.
+        self.is_padded = False
 
     @property
     def is_compileable(self) -> bool:

@@ -46,6 +46,11 @@ def encoding_of(prompt: SoftPrompt | Prefix | None) -> EncodingConfig:
     return EncodingConfig(**{name: value for name, value in saved.items() if name in known})
 
 
+def reads_turns(backbone: Backbone, config: EncodingConfig) -> bool:
+    """Return whether a row is a conversation: no row template, and a tokenizer with a chat one."""
+    return config.row_template is None and bool(getattr(backbone.tokenizer, "chat_template", None))
+
+
 def answers(
     backbone: Backbone,
     prompt: SoftPrompt | Prefix | None,

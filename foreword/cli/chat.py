@@ -72,11 +72,8 @@ class Session:
         from foreword import chat
 
         config = chat.encoding_of(self.active)
-        is_single = config.row_template is not None or not getattr(
-            self.backbone.tokenizer, "chat_template", None
-        )
         self.turns.append({"role": "user", "content": line})
-        text: Any = line if is_single else self.turns
+        text: Any = self.turns if chat.reads_turns(self.backbone, config) else line
         started, count, said = time.perf_counter(), 0, ""
         pieces = chat.stream(self.backbone, self.active, text, config, **self.sampling.options())
         try:

@@ -28,7 +28,9 @@ def command(
 
     backbone, soft_prompt = options.load(model, prompt)
     config = chat.encoding_of(soft_prompt)
-    inputs = [as_turns(backbone, soft_prompt, text) for text in texts]
+    # What a person types is one user turn, where the prompt's rows are conversations.
+    is_turn = chat.reads_turns(backbone, config)
+    inputs: list[Any] = [[{"role": "user", "content": t}] if is_turn else t for t in texts]
     more: dict[str, Any] = {"use_cache": False} if no_cache else {}
     found = chat.answers(backbone, soft_prompt, inputs, config, **sampling.options(), **more)
     for text, answer in zip(texts, found, strict=True):
@@ -36,13 +38,3 @@ def command(
             options.output.print(json.dumps({"prompt": text, "answer": answer.text}))
         else:
             options.output.print(answer.text)
-
-
-def as_turns(backbone: Any, prompt: Any, text: str) -> Any:
-    """Return what a person typed as the prompt's rows were made: one user turn, or plain text."""
-    from foreword import chat
-
-    is_plain = chat.encoding_of(prompt).row_template is not None
-    if is_plain or not getattr(backbone.tokenizer, "chat_template", None):
-        return text
-    return [{"role": "user", "content": text}]
