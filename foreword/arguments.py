@@ -18,7 +18,7 @@ OUTSIDE = "this strategy lives outside transformers and is not tested; use a bui
 # Arguments of `generate` that cannot be translated, each with what to use instead.
 REFUSED = {
     "position_ids": "positions follow from attention_mask; leave position_ids out",
-    "cache_params": "recurrent models are not supported; use a model with keys and values",
+    "cache_params": "the cache goes by one name for all models; give it as past_key_values",
     "custom_generate": "custom decoding loops are not tested; use the built-in strategies",
     "negative_prompt_ids": GUIDANCE,
     "negative_prompt_attention_mask": GUIDANCE,
@@ -96,6 +96,17 @@ def check_length(
             f"{total} tokens pass {facts.rope_switch}, where the rotary embedding of "
             f"{facts.model_type} changes for tokens that are cached already; stay below it"
         )
+
+
+def refuse_candidates(kwargs: dict[str, Any], default_config: Any, model_type: str) -> None:
+    """Refuse strategies that propose candidates, where a layer cannot forget the rejected ones."""
+    config = kwargs.get("generation_config") or default_config
+    for name in ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit"):
+        if kwargs.get(name, getattr(config, name, None)) is not None:
+            raise UnsupportedError(
+                f"generate({name}=...): the recurrent layers of {model_type} cannot forget "
+                "rejected candidates; leave it out"
+            )
 
 
 def refuse_options(kwargs: dict[str, Any], default_config: Any) -> None:

@@ -2,7 +2,7 @@
 
 In: a tensor `prompt_embeddings`, an adapter configuration, facts. Out: the same, verified. The
 tensor file is safetensors, whose metadata carries the facts as JSON under `foreword`; PEFT ignores
-them. Keys and values whose layers differ in shape have no place in PEFT's format: they are tensors
+them. Layers whose states differ in shape or kind have no place in PEFT's format: they are tensors
 `foreword.0`, `foreword.1`, ... under a type that PEFT refuses. Writes are atomic. Nothing here
 knows a model, a method or how a prompt is used; no pickle is ever read.
 """
@@ -30,6 +30,7 @@ CONFIG_FILE = "adapter_config.json"
 TENSOR_FILE = "adapter_model.safetensors"
 TENSOR_NAME = "prompt_embeddings"
 MAX_CONFIG_BYTES = 1 << 20
+MAX_LAYERS = 1 << 12
 
 EMBEDDING_TYPES = ("PROMPT_TUNING", "P_TUNING", "CPT")
 KEY_VALUE_TYPES = ("PREFIX_TUNING", "CARTRIDGE")
@@ -53,8 +54,8 @@ OWN_PREFIX = "foreword."
 class Artifact:
     """What a prompt directory holds: tensors, PEFT's configuration, our facts.
 
-    `tensors` is one `[P, ...]` as PEFT lays it out, or, of the type `OWN_TYPE`, keys and values
-    `[N, P, D]` in turn, layer after layer.
+    `tensors` is one `[P, ...]` as PEFT lays it out, or, of the type `OWN_TYPE`, every layer's
+    tensors in turn, as many as the configuration's `tensors_per_layer` says.
     """
 
     tensors: list[Tensor]
@@ -141,30 +142,44 @@ def read(directory: str | os.PathLike[str]) -> Artifact:
     source = Path(directory)
     config = _read_config(source)
     is_own = config["peft_type"] == OWN_TYPE
-    tensors, facts = _read_tensors(source, is_own)
+    names = [f"{OWN_PREFIX}{i}" for i in range(_num_tensors(source, config))] if is_own else []
+    tensors, facts = _read_tensors(source, names or [TENSOR_NAME])
     for name, tensor in tensors.items():
-        _check_tensor(source, name, tensor, 3 if is_own else 2, config.get("num_virtual_tokens"))
+        _check_tensor(source, name, tensor, is_own, config.get("num_virtual_tokens"))
     return Artifact(list(tensors.values()), config, facts)
 
 
-def _check_tensor(source: Path, name: str, tensor: Tensor, ndim: int, expected: Any) -> None:
-    """Refuse values that are no prompt's; `[P, ...]` of two dimensions, `[N, P, D]` of three."""
+def _num_tensors(source: Path, config: dict[str, Any]) -> int:
+    counts: Any = config.get("tensors_per_layer")
+    is_list = isinstance(counts, list) and 0 < len(counts) <= MAX_LAYERS
+    if not (is_list and all(type(count) is int and 0 < count <= 16 for count in counts)):
+        raise ArtifactError(
+            f"{source / CONFIG_FILE}: tensors_per_layer is {counts!r:.60}, expected the number of "
+            "each layer's tensors"
+        )
+    return sum(counts)
+
+
+def _check_tensor(source: Path, name: str, tensor: Tensor, is_own: bool, expected: Any) -> None:
+    """Refuse values that are no prompt's: `[P, ...]`, or a layer's state in foreword's own format,
+    whose layout the prompt checks.
+    """
     if tensor.dtype not in DTYPES:
         raise ArtifactError(
             f"{source / TENSOR_FILE}: expected floating point values of 16, 32 or 64 bits, "
             f"got {tensor.dtype}"
         )
-    if tensor.ndim != ndim or not tensor.numel():
+    if tensor.ndim not in ((2, 3) if is_own else (2,)) or not tensor.numel():
+        wanted = "2 or 3 dimensions" if is_own else "one row for each virtual token"
         raise ArtifactError(
-            f"{source / TENSOR_FILE}: {name} has shape {list(tensor.shape)}, expected one row for "
-            f"each virtual token, in {ndim} dimensions"
+            f"{source / TENSOR_FILE}: {name} has shape {list(tensor.shape)}, expected {wanted}"
         )
     if not bool(torch.isfinite(tensor).all()):
         raise ArtifactError(
             f"{source / TENSOR_FILE}: the prompt holds NaN or infinite values; train it again "
             "with a lower learning rate or restore a copy"
         )
-    if expected is not None and tensor.shape[-2] != expected:
+    if not is_own and expected is not None and tensor.shape[0] != expected:
         raise ArtifactError(
             f"{source}: {name} has shape {list(tensor.shape)}, but {CONFIG_FILE} says "
             f"num_virtual_tokens = {expected!r}; the two files are not from one save"
@@ -203,7 +218,7 @@ def _read_config(source: Path) -> dict[str, Any]:
     return config
 
 
-def _read_tensors(source: Path, is_own: bool) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def _read_tensors(source: Path, wanted: list[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
     path = source / TENSOR_FILE
     if not path.is_file():
         pickled = (source / "adapter_model.bin").exists()
@@ -212,11 +227,7 @@ def _read_tensors(source: Path, is_own: bool) -> tuple[dict[str, Tensor], dict[s
     try:
         with safe_open(path, framework="pt") as file:
             names = list(file.keys())
-            wanted = [TENSOR_NAME]
-            if is_own:  # keys and values in pairs
-                count = max(2, len(names) + len(names) % 2)
-                wanted = [f"{OWN_PREFIX}{index}" for index in range(count)]
-            others = ", ".join(repr(name) for name in names[:5] if name not in wanted)
+            others = ", ".join([repr(name) for name in names if name not in wanted][:5])
             for name in wanted:
                 if name not in names:
                     raise ArtifactError(f"{path}: no tensor {name!r}; found {others or 'none'}")

@@ -19,11 +19,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from foreword import arguments, caches, generation, identity, models
+from foreword import arguments, caches, generation, identity, models, proof, recurrent
 from foreword.capabilities import Capabilities, inspect_model
 from foreword.errors import InputError, MismatchError, UnsupportedError
 from foreword.prefix import Prefix, PrefixBatch, no_prefixes
-from foreword.prompt import KeyValues, SoftPrompt
+from foreword.prompt import SoftPrompt
+from foreword.states import States
 
 Prompt = SoftPrompt | Prefix | None
 NUM_COMPILED = 8  # prompts whose prefix is remembered by content
@@ -51,9 +52,10 @@ class Backbone:
         self._compiled: OrderedDict[str, Prefix] = OrderedDict()
         self._lock = threading.Lock()
         self._fingerprint: dict[str, Any] | None = None
-        self._layer_shapes: identity.Shapes | None = None
+        self._one_token: States | None = None
+        self._embedding_scale = self._measure_scale()
         if not self.capabilities.is_tested:
-            self._prove_family()
+            proof.prove(self)
 
     @classmethod
     def load(
@@ -109,9 +111,13 @@ class Backbone:
         return self.model.dtype  # type: ignore[no-any-return]
 
     def embed(self, input_ids: Tensor) -> Tensor:
-        """Return the embeddings that the model computes for ids: `[..., T]` to `[..., T, H]`."""
+        """Return the embeddings that the model computes for ids: `[..., T]` to `[..., T, H]`.
+
+        They are what its `inputs_embeds` would have to be, after any scale that it applies to ids
+        alone.
+        """
         embedded: Tensor = self.model.get_input_embeddings()(input_ids.to(self.device))
-        return embedded
+        return embedded * self._embedding_scale if self._embedding_scale != 1 else embedded
 
     def compile(self, prompt: SoftPrompt | Prefix) -> Prefix:
         """Compute a prompt's prefix: what the model's cache holds after its virtual tokens.
@@ -132,7 +138,7 @@ class Backbone:
                 self._compiled.move_to_end(key)
                 return self._compiled[key]
         with torch.no_grad():
-            states = tuple((k.clone(), v.clone()) for k, v in self.read(prompt))
+            states = self.read(prompt).map(Tensor.clone)
         # A prefix is a state of this very model, whatever its prompt's file says.
         base = {"name": self.name, "revision": self.revision, "fingerprint": self.fingerprint()}
         prefix = Prefix(states, key, dict(prompt.facts) | {"base": base})
@@ -142,19 +148,17 @@ class Backbone:
                 self._compiled.popitem(last=False)
         return prefix
 
-    def read(self, prompt: SoftPrompt) -> KeyValues:
-        """Return every layer's keys and values `[N, P, D]`, with gradient to the prompt."""
+    def read(self, prompt: SoftPrompt) -> States:
+        """Return every layer's state, with gradient to the prompt."""
         if prompt.form == "key_values":
-            return tuple(
-                (keys.to(self.device, self.dtype), values.to(self.device, self.dtype))
-                for keys, values in prompt.key_values
-            )
+            own = iter(self._probe().tensors)  # of the dtypes that the model keeps them in
+            return prompt.states.map(lambda tensor: tensor.to(self.device, next(own).dtype))
         return self.read_embeddings(prompt.embeddings.to(self.device, self.dtype))
 
-    def read_embeddings(self, embeddings: Tensor) -> KeyValues:
-        """Run the model over embeddings `[P, H]`; return each layer's keys and values."""
+    def read_embeddings(self, embeddings: Tensor) -> States:
+        """Run the model over embeddings `[P, H]`; return each layer's state."""
         arguments.check_length(self.capabilities, 0, len(embeddings))
-        cache = caches.uncached(no_prefixes(1), self.capabilities.num_layers)
+        cache = caches.uncached(no_prefixes(1), self.capabilities)
         tokens = {"inputs_embeds": embeddings[None]}
         if self.capabilities.virtual_id is not None:
             ids = torch.full((1, len(embeddings)), self.capabilities.virtual_id, device=self.device)
@@ -162,7 +166,10 @@ class Backbone:
             num_layers = self.decoder.config.num_hidden_layers
             tokens["per_layer_inputs"] = looked_up.unflatten(-1, (num_layers, -1))
         self._decode(no_prefixes(1), cache, None, **tokens)
-        return tuple((layer.keys[0], layer.values[0]) for layer in cache.layers)
+        layers = tuple(
+            tuple(tensor[0] for tensor in caches.state_of(layer)) for layer in cache.layers
+        )
+        return States(layers, len(embeddings))
 
     def generate(
         self,
@@ -228,18 +235,35 @@ class Backbone:
         self, batch: PrefixBatch, input_ids: Tensor, attention_mask: Tensor | None
     ) -> Tensor:
         """Return the last hidden states `[B, T, H]` of real tokens, each row behind its prefix."""
-        cache = caches.uncached(batch, self.capabilities.num_layers)
+        cache = caches.uncached(batch, self.capabilities)
         longest = input_ids.shape[1] if attention_mask is None else int(attention_mask.sum(1).max())
         arguments.check_length(
             self.capabilities, longest, batch.num_slots, is_cached=batch.num_slots > 0
         )
+        if self.capabilities.is_recurrent:
+            return self._decode_shifted(batch, cache, attention_mask, input_ids)
         return self._decode(batch, cache, attention_mask, input_ids=input_ids)
+
+    def _decode_shifted(
+        self, batch: PrefixBatch, cache: Cache, attention_mask: Tensor | None, input_ids: Tensor
+    ) -> Tensor:
+        """Run one pass whose padding stands behind each row, where recurrent layers cannot see it
+        in time; return `[B, T, H]` in the order given.
+        """
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        order = recurrent.shift_left(mask.to(input_ids.device))
+        ids, mask = input_ids.gather(1, order), mask.to(order.device).gather(1, order)
+        # A pass of a single token writes into the states, which a gradient may still need.
+        ids, mask = (torch.nn.functional.pad(t, (0, ids.shape[1] == 1)) for t in (ids, mask))
+        hidden = self._decode(batch, cache, mask, input_ids=ids)
+        back = order.argsort(dim=1)[..., None].expand(-1, -1, hidden.shape[-1])
+        return hidden.gather(1, back)
 
     def head(self, hidden: Tensor) -> Tensor:
         """Turn hidden states `[..., H]` into logits `[..., V]` with the model's own head, scale and
         soft cap.
         """
-        decoder = _Given(hidden.reshape(1, -1, hidden.shape[-1]))
+        decoder = _Given(hidden.reshape(1, -1, hidden.shape[-1]), self.decoder)
         head = copy.copy(self.model)
         head.__dict__["_modules"] = dict(self.model._modules) | {self.capabilities.decoder: decoder}
         logits = (
@@ -285,7 +309,7 @@ class Backbone:
         if prompt is None:
             return None
         if isinstance(prompt, Prefix):
-            self._check_shapes(prompt.key_values)
+            self._check_shapes(prompt.states)
             self._check_fingerprint(prompt.facts)
             return prompt
         _check_kind(prompt)
@@ -305,23 +329,40 @@ class Backbone:
                     f"{self.capabilities.hidden_size}; it was made for {made_for}"
                 )
         else:
-            self._check_shapes(prompt.key_values)
+            self._check_shapes(prompt.states)
         self._check_fingerprint(prompt.facts)
 
     def _check_fingerprint(self, facts: Mapping[str, Any]) -> None:
         if (facts.get("base") or {}).get("fingerprint") is not None:
             identity.check_fingerprint(facts, self.fingerprint(), self.name)
 
-    def _check_shapes(self, key_values: KeyValues) -> None:
-        identity.check_shapes(identity.shapes_of(key_values), self._shapes(), self.name)
+    def _check_shapes(self, states: States) -> None:
+        own = identity.shapes_of(self._probe())
+        identity.check_shapes(identity.shapes_of(states), own, self.name)
 
-    def _shapes(self) -> identity.Shapes:
-        """Find what each layer caches by letting the model read one token."""
-        if self._layer_shapes is None:
+    def _probe(self) -> States:
+        """Find what each layer keeps by letting the model read one token."""
+        if self._one_token is None:
             with torch.no_grad():
                 token = self.embed(torch.zeros(1, dtype=torch.long))
-                self._layer_shapes = identity.shapes_of(self.read_embeddings(token))
-        return self._layer_shapes
+                self._one_token = self.read_embeddings(token)
+        return self._one_token
+
+    def _measure_scale(self) -> float:
+        """Find what the model multiplies the embeddings of ids by, and not given ones."""
+        scale = getattr(self.decoder.config, "embedding_multiplier", None)
+        if scale in (None, 1):
+            return 1.0
+        ids = torch.arange(4, device=self.device)[None]  # several: that of padding may be zeros
+        with torch.no_grad():
+            given = self.model.get_input_embeddings()(ids)
+            expected = self.decoder(input_ids=ids, use_cache=False).last_hidden_state
+            plain, scaled = (
+                self.decoder(inputs_embeds=given * by, use_cache=False).last_hidden_state
+                for by in (1.0, float(scale))
+            )
+        is_plain = (plain - expected).norm() <= (scaled - expected).norm()
+        return 1.0 if is_plain else float(scale)
 
     def _decode(
         self, batch: PrefixBatch, cache: Cache, attention_mask: Tensor | None, **tokens: Tensor
@@ -334,50 +375,6 @@ class Backbone:
         hidden: Tensor = self.decoder(**tokens, **placed).last_hidden_state
         return hidden
 
-    def _prove_family(self) -> None:
-        """Run an untested family once, cached against uncached and padded against alone, and refuse
-        it if it differs or cannot be run so.
-        """
-        try:
-            error, scale = self._self_test()
-        except torch.OutOfMemoryError:
-            raise
-        except (AttributeError, TypeError, ValueError, RuntimeError) as failure:
-            reason = (
-                str(failure).strip().splitlines()[0] if str(failure) else type(failure).__name__
-            )
-            raise UnsupportedError(
-                f"{self.capabilities.model_type}: its decoder does not take a cache, positions and "
-                f"masks as known families do ({reason}); this family cannot be made exact yet"
-            ) from failure
-        limit = 1e-3 if self.dtype in (torch.float32, torch.float64) else 0.5
-        if not error <= limit * scale:
-            raise UnsupportedError(
-                f"{self.capabilities.model_type}: a prefix and the text it stands for give logits "
-                f"that differ by {error:.2g}; this family cannot be made exact yet"
-            )
-
-    def _self_test(self) -> tuple[float, float]:
-        """Return how much logits behind a prefix differ from those behind its text, and their
-        size.
-        """
-        vocab = self.capabilities.vocab_size
-        ids = (torch.arange(1, 9, device=self.device) * 7919) % vocab
-        if self.capabilities.virtual_id is not None:
-            ids[:5] = self.capabilities.virtual_id
-        real = ids[5:]
-        rows = torch.stack([real, real.roll(1), real.roll(1)])
-        mask = torch.tensor([[1, 1, 1], [0, 1, 1], [0, 1, 1]], device=self.device)
-        with torch.no_grad():
-            prompt = Prefix(self.read_embeddings(self.embed(ids[:5])), "self-test")
-            batch = PrefixBatch((prompt, prompt, None))
-            found = self.head(self.hidden(batch, rows, mask))
-            whole = self.head(self.hidden(no_prefixes(1), ids[None], None))[0, 5:]
-            alone = self.head(self.hidden(no_prefixes(1), real[None, :2], None))[0]
-        expected = torch.cat([whole, whole[:2], alone])
-        difference = torch.cat([found[0], found[1, 1:], found[2, 1:]]) - expected
-        return difference.abs().max().item(), expected.abs().max().item()
-
     def __repr__(self) -> str:
         return f"Backbone({self.name}, {self.capabilities.model_type}, {self.dtype}, {self.device})"
 
@@ -387,9 +384,13 @@ class _Given(Module):
     to them.
     """
 
-    def __init__(self, hidden: Tensor) -> None:
+    def __init__(self, hidden: Tensor, decoder: Any) -> None:
         super().__init__()
         self.hidden = hidden
+        self.__dict__["decoder"] = decoder  # not a submodule
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["decoder"], name)  # heads read multipliers off it
 
     def forward(self, *args: Any, **kwargs: Any) -> "_Hidden":
         return _Hidden(last_hidden_state=self.hidden)

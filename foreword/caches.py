@@ -3,7 +3,7 @@
 In: a batch of prefixes, and the kind of cache that the caller asked for. Out: a `PrefixedCache`: to
 `generate` it is a cache of real tokens only, to the model it is an ordinary cache whose first slots
 hold the virtual ones. Every layer keeps its full length, also where attention is sliding: the
-masks, computed by position, do the sliding.
+masks, computed by position, do the sliding. Recurrent states are replaced, never written into.
 """
 
 from typing import Any
@@ -14,12 +14,16 @@ from transformers.cache_utils import (
     Cache,
     CacheLayerMixin,
     DynamicLayer,
+    LinearAttentionAndFullAttentionLayer,
+    LinearAttentionAndStaticFullAttentionLayer,
+    LinearAttentionLayer,
     StaticLayer,
 )
 
-from foreword.capabilities import SHARED_LAYER
+from foreword.capabilities import SHARED_LAYER, Capabilities, LayerFacts
 from foreword.errors import InputError, MismatchError, UnsupportedError
 from foreword.prefix import PrefixBatch
+from foreword.states import LayerState
 
 ROOM = 64  # tokens that a growing layer reserves ahead
 MARK = "_foreword"  # attribute under which a caller's cache remembers its PrefixedCache
@@ -30,8 +34,8 @@ class GrowingLayer(DynamicLayer):
     whole cache.
     """
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
         self._room: tuple[Tensor, Tensor] | None = None
         self._views: tuple[Tensor, Tensor] | None = None
 
@@ -78,8 +82,8 @@ class SharedLayer(DynamicLayer):
     gradient.
     """
 
-    def __init__(self, keys: Tensor, values: Tensor) -> None:
-        super().__init__()
+    def __init__(self, keys: Tensor, values: Tensor, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
         self.keys, self.values = keys, values
         self.dtype, self.device = keys.dtype, keys.device
         self.is_initialized = True
@@ -88,8 +92,87 @@ class SharedLayer(DynamicLayer):
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
         """Return the prefix followed by `[B, N, T, D]`."""
+        self.newest = (key_states, value_states)
         keys = torch.cat([self.keys.to(key_states.device), key_states], dim=2)
         return keys, torch.cat([self.values.to(value_states.device), value_states], dim=2)
+
+
+class RecurrentStates:
+    """What recurrent layers keep, on top of transformers' own layer of such states.
+
+    transformers copies a new state into the old one's memory. Here it takes its place: under
+    autograd the old one may still be needed, and rows that share a prefix share its memory.
+    """
+
+    conv_states: dict[int, Any]
+    recurrent_states: dict[int, Any]
+    conv_kernel_size: dict[int, Any]
+    has_previous_state: dict[int, bool]
+    is_conv_states_initialized: dict[int, bool]
+    is_recurrent_states_initialized: dict[int, bool]
+
+    def begin(self, states: LayerState) -> None:
+        """Begin with each recurrence's window `[B, C, K]` and its state, if it has one."""
+        index = -1
+        for tensor in states:
+            index += tensor.ndim == 3
+            # A copy: the step of a single token writes into the state that it is given.
+            if tensor.ndim == 3:
+                self._keep_window(index, tensor.clone(), tensor.shape[-1])
+            else:
+                self.update_recurrent_state(tensor.clone(), index)
+
+    def states(self) -> LayerState:
+        """Return what `begin` takes."""
+        found = []
+        for index, window in self.conv_states.items():
+            found += [window, self.recurrent_states[index]]
+        return tuple(tensor for tensor in found if tensor is not None)
+
+    def update_conv_state(
+        self,
+        conv_states: Tensor,
+        state_idx: int = 0,
+        conv_kernel_size: int | None = None,
+        **kwargs: Any,
+    ) -> Tensor:
+        """Return the old window followed by `[B, C, T]`, and keep the last K of both."""
+        size = conv_kernel_size or self.conv_kernel_size[state_idx] or conv_states.shape[-1]
+        if self.has_previous_state[state_idx]:
+            conv_states = torch.cat([self.conv_states[state_idx], conv_states], dim=-1)
+        missing = max(size - conv_states.shape[-1], 0)
+        conv_states = torch.nn.functional.pad(conv_states, (missing, 0))
+        self._keep_window(state_idx, conv_states[..., -size:].clone(), size)
+        return conv_states
+
+    def update_recurrent_state(
+        self, recurrent_states: Tensor, state_idx: int = 0, **kwargs: Any
+    ) -> Tensor:
+        """Keep a new state in the old one's place."""
+        self.recurrent_states[state_idx] = recurrent_states
+        self.is_recurrent_states_initialized[state_idx] = True
+        return recurrent_states
+
+    def _keep_window(self, index: int, window: Tensor, size: int) -> None:
+        self.dtype, self.device = window.dtype, window.device
+        self.conv_states[index], self.conv_kernel_size[index] = window, size
+        self.has_previous_state[index] = self.is_conv_states_initialized[index] = True
+
+
+class StateLayer(RecurrentStates, LinearAttentionLayer):
+    """A layer of recurrent states alone."""
+
+
+class GrowingStateLayer(RecurrentStates, GrowingLayer, LinearAttentionAndFullAttentionLayer):
+    """Recurrent states beside keys and values that grow."""
+
+
+class SharedStateLayer(RecurrentStates, SharedLayer, LinearAttentionAndFullAttentionLayer):
+    """Recurrent states beside keys and values of which nothing new is stored."""
+
+
+class StaticStateLayer(RecurrentStates, LinearAttentionAndStaticFullAttentionLayer):
+    """Recurrent states beside keys and values of a fixed length."""
 
 
 class ExactPrefixLayer(CacheLayerMixin):
@@ -152,6 +235,7 @@ class PrefixedCache(Cache):
         self.model_cache = model_cache
         self.identity = batch.identity
         self.num_slots = batch.num_slots
+        self.num_read = 0  # real tokens of the passes so far
         # Set by a pass with padding: the next turn must bring the mask again.
         self.is_padded = False
 
@@ -175,7 +259,14 @@ class PrefixedCache(Cache):
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Return the number of real tokens."""
+        if not any(isinstance(layer, CacheLayerMixin) for layer in self.layers):
+            return self.num_read  # recurrent states do not tell
         return max(int(self.model_cache.get_seq_length(layer_idx)) - self.num_slots, 0)
+
+    @property
+    def is_filled(self) -> bool:
+        """Whether it holds any token, virtual or real."""
+        return self.num_read > 0 or num_held(self.model_cache) > 0
 
     def check(self, batch: PrefixBatch, num_real: int) -> None:
         """Refuse to go on with other prompts than the cache was started from, or past a static
@@ -204,14 +295,57 @@ class PrefixedCache(Cache):
                 )
 
 
-def uncached(batch: PrefixBatch, num_layers: int) -> Cache:
-    """Return a cache for one pass that keeps nothing and carries the prefixes' gradient."""
-    if not batch.num_slots:
-        return Cache(layers=[DynamicLayer() for _ in range(num_layers)])
-    return Cache(layers=[SharedLayer(*batch.layer(i)) for i in range(num_layers)])
+def uncached(batch: PrefixBatch, facts: Capabilities) -> Cache:
+    """Return a cache for one pass that carries the prefixes' gradient, and keeps nothing behind a
+    prefix.
+    """
+    layers = []
+    for index, layer in enumerate(facts.layers):
+        state = batch.layer(index) if batch.num_slots else ()
+        layers.append(one_pass_layer(layer, state))
+    return Cache(layers=layers)
 
 
-def start(cache: Cache, batch: PrefixBatch, num_layers: int, num_real: int) -> PrefixedCache:
+def one_pass_layer(facts: LayerFacts, state: LayerState) -> Any:
+    """Return a layer for one pass behind a batched state, or behind none."""
+    virtual, states = _parts(facts, state)
+    count = facts.num_recurrences
+    layer: Any
+    if facts.reach is None:
+        layer = StateLayer(number_of_states=count)
+    elif virtual:
+        layer = (
+            SharedStateLayer(*virtual, number_of_states=count) if count else SharedLayer(*virtual)
+        )
+    else:
+        layer = GrowingStateLayer(number_of_states=count) if count else DynamicLayer()
+    if count:
+        layer.begin(states)
+    return layer
+
+
+def state_of(layer: Any) -> LayerState:
+    """Return a layer's state with its rows: what `one_pass_layer` takes."""
+    sides = (layer.keys, layer.values) if isinstance(layer, CacheLayerMixin) else ()
+    return sides + layer.states() if isinstance(layer, RecurrentStates) else sides
+
+
+def _parts(facts: LayerFacts, state: LayerState) -> tuple[LayerState, LayerState]:
+    """Part a batched state into keys and values, and recurrent states."""
+    count = 2 if facts.reach is not None else 0
+    return state[:count], state[count:]
+
+
+def num_held(cache: Cache) -> int:
+    """Return the tokens that a cache holds; 1 where it holds some and cannot tell how many."""
+    if not cache.layers:
+        return 0
+    if any(isinstance(layer, CacheLayerMixin) for layer in cache.layers):
+        return int(cache.get_seq_length())
+    return int(cache.has_previous_state())
+
+
+def start(cache: Cache, batch: PrefixBatch, facts: Capabilities, num_real: int) -> PrefixedCache:
     """Lay the prefixes into an empty cache of transformers, or go on with one that already holds
     them.
 
@@ -222,10 +356,10 @@ def start(cache: Cache, batch: PrefixBatch, num_layers: int, num_real: int) -> P
         UnsupportedError: a kind of cache that cannot hold a prefix exactly.
     """
     known = cache if isinstance(cache, PrefixedCache) else getattr(cache, MARK, None)
-    if known is not None and int(known.model_cache.get_seq_length()) > 0:
+    if known is not None and known.is_filled:
         known.check(batch, num_real)
         return known
-    held = int(cache.get_seq_length()) if cache.layers else 0
+    held = num_held(cache)
     if held and batch.num_slots:
         raise MismatchError(
             f"past_key_values already holds {held} tokens read without this prompt; start with an "
@@ -236,7 +370,7 @@ def start(cache: Cache, batch: PrefixBatch, num_layers: int, num_real: int) -> P
     if held:
         _check_foreign(cache)
     else:
-        _fill(cache, batch, num_layers, num_real)
+        _fill(cache, batch, facts, num_real)
     prefixed = PrefixedCache(cache, batch)
     setattr(cache, MARK, prefixed)
     return prefixed
@@ -246,12 +380,13 @@ def _check_foreign(cache: Cache) -> None:
     for layer in cache.layers:
         if type(layer) not in (DynamicLayer, GrowingLayer, StaticLayer, SHARED_LAYER):
             raise UnsupportedError(
-                f"past_key_values was filled elsewhere into a {type(layer).__name__}, which drops "
-                "old tokens; start with an empty cache"
+                f"past_key_values was filled elsewhere into a {type(layer).__name__}, which does "
+                "not keep every token; start with an empty cache"
             )
 
 
-def _fill(cache: Cache, batch: PrefixBatch, num_layers: int, num_real: int) -> None:
+def _fill(cache: Cache, batch: PrefixBatch, facts: Capabilities, num_real: int) -> None:
+    num_layers = facts.num_layers
     old = [layer for layer in cache.layers if not isinstance(layer, SHARED_LAYER)]
     old = old or [DynamicLayer() for _ in range(num_layers)]
     if len(old) != num_layers:
@@ -267,20 +402,44 @@ def _fill(cache: Cache, batch: PrefixBatch, num_layers: int, num_real: int) -> N
     # A sliding static layer forgets the length that it was made for; the others remember it.
     length = max(num_real, cache.get_max_length() if cache.layers else 0)
     for index, layer in enumerate(old):
-        old[index] = _layer(layer, batch, index, length, cache.offloading)
+        state = batch.layer(index) if batch.num_slots else ()
+        if facts.layers[index].num_recurrences:
+            old[index] = _state_layer(layer, facts.layers[index], state, length + batch.num_slots)
+        else:
+            old[index] = _layer(layer, state, length + batch.num_slots, cache.offloading)
     cache.layers[:num_layers] = old
     cache.layer_class_to_replicate = None
 
 
-def _layer(
-    old: Any, batch: PrefixBatch, index: int, length: int, is_offloaded: bool
-) -> CacheLayerMixin:
-    """Return an empty layer of the same kind that starts with the virtual tokens."""
-    virtual = batch.layer(index) if batch.num_slots else None
+def _state_layer(old: Any, facts: LayerFacts, state: LayerState, length: int) -> Any:
+    """Return a layer of the same kind that starts with a recurrent state, or with none."""
+    virtual, states = _parts(facts, state)
+    layer: Any
+    if facts.reach is None:
+        layer = StateLayer(number_of_states=facts.num_recurrences)
+    elif isinstance(old, StaticLayer):
+        layer = StaticStateLayer(length, number_of_states=facts.num_recurrences)
+        if virtual:
+            layer.update(*virtual)
+    elif isinstance(old, DynamicLayer) and not hasattr(old, "_quantize"):
+        layer = GrowingStateLayer(number_of_states=facts.num_recurrences)
+        if virtual:
+            layer.start(*virtual)
+    else:
+        raise UnsupportedError(
+            f"a cache of {type(old).__name__} cannot hold recurrent states; use the dynamic or "
+            "static cache"
+        )
+    layer.begin(states)
+    return layer
+
+
+def _layer(old: Any, virtual: LayerState, length: int, is_offloaded: bool) -> CacheLayerMixin:
+    """Return an empty layer of the same kind that starts with the virtual tokens, if any."""
     if hasattr(old, "_quantize"):
-        return ExactPrefixLayer(*virtual, old) if virtual else old
+        return ExactPrefixLayer(virtual[0], virtual[1], old) if virtual else old
     if isinstance(old, StaticLayer):
-        static = StaticLayer(length + batch.num_slots)
+        static = StaticLayer(length)
         if virtual:
             static.update(*virtual)
         return static

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from transformers import DynamicCache, PreTrainedModel, cache_utils
-from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer
 
 from foreword.errors import UnsupportedError
 
@@ -21,12 +21,15 @@ TESTED_MODEL_TYPES = frozenset(
     {
         "llama", "mistral", "mixtral", "qwen2", "qwen3", "qwen3_moe", "gemma2", "gemma3_text",
         "gemma3n_text", "gemma4_text", "phi3", "olmo3", "llama4_text", "gpt_oss", "granite",
-        "deepseek_v3", "gpt2",
+        "deepseek_v3", "gpt2", "qwen3_next", "qwen3_5_text", "mamba2", "bamba", "falcon_h1", "lfm2",
+        "granitemoehybrid",
     }
 )  # fmt: skip
 
 # A layer without keys of its own; older releases leave such layers out of the cache.
 SHARED_LAYER: Any = getattr(cache_utils, "DummyLayer", ())
+RECURRENT_LAYER: Any = getattr(cache_utils, "LinearAttentionLayer", ())
+STATE_KINDS = ("linear_attention", "conv")  # names of the masks of layers that do not attend
 
 MaskName = Literal["full_attention", "sliding_attention", "chunked_attention"]
 
@@ -46,13 +49,26 @@ class Reach:
 
 
 @dataclass(frozen=True)
+class LayerFacts:
+    """What a layer keeps of the tokens before.
+
+    Attributes:
+        reach: which of them it attends to; None where it keeps no keys and values.
+        num_recurrences: recurrent states that it keeps, each with a window of its convolution.
+    """
+
+    reach: Reach | None
+    num_recurrences: int = 0
+
+
+@dataclass(frozen=True)
 class Capabilities:
     """The facts that decide how a prefix reaches a model.
 
     Attributes:
         model_type: transformers' name of the family.
-        reaches: what each layer that keeps keys and values attends to. Layers without keys of their
-            own may follow them; these read the keys of an earlier one.
+        layers: what each layer that keeps a state keeps. Layers without keys of their own may
+            follow them; these read the keys of an earlier one.
         hidden_size: H.
         vocab_size: V.
         context_length: positions the model was made for, or None when its configuration is silent.
@@ -65,10 +81,11 @@ class Capabilities:
             None.
         slot_scale: slots from which on queries are scaled by their slot, not their position, or
             None.
+        cache_argument: what the model's forward pass calls its cache.
     """
 
     model_type: str
-    reaches: tuple[Reach, ...]
+    layers: tuple[LayerFacts, ...]
     hidden_size: int
     vocab_size: int
     context_length: int | None
@@ -78,11 +95,22 @@ class Capabilities:
     decoder: str
     virtual_id: int | None = None
     slot_scale: int | None = None
+    cache_argument: str = "past_key_values"
 
     @property
     def num_layers(self) -> int:
-        """L: the layers that keep keys and values."""
-        return len(self.reaches)
+        """L: the layers that keep a state."""
+        return len(self.layers)
+
+    @property
+    def reaches(self) -> tuple[Reach, ...]:
+        """What each layer that attends, attends to."""
+        return tuple(layer.reach for layer in self.layers if layer.reach is not None)
+
+    @property
+    def is_recurrent(self) -> bool:
+        """Whether any layer keeps a state that padding would change."""
+        return any(layer.num_recurrences for layer in self.layers)
 
     @property
     def is_tested(self) -> bool:
@@ -106,16 +134,17 @@ def inspect_model(model: Any) -> Capabilities:
     _refuse_unknown_parts(model, config, name)
     return Capabilities(
         model_type=name,
-        reaches=_reaches(model, config, name),
+        layers=_layers(model, config, name),
         hidden_size=model.get_input_embeddings().weight.shape[-1],
         vocab_size=config.vocab_size,
         context_length=getattr(config, "max_position_embeddings", None),
-        is_context_hard=not getattr(config, "rope_parameters", None),
+        is_context_hard=_is_context_hard(model, config),
         rope_switch=_rope_switch(config),
         attention=config._attn_implementation,
         decoder=_decoder(model, name),
         virtual_id=_virtual_id(config),
         slot_scale=_slot_scale(config),
+        cache_argument=_cache_argument(model),
     )
 
 
@@ -139,17 +168,35 @@ def _refuse_unknown_parts(model: Any, config: Any, name: str) -> None:
         refuse("attention in both directions", "use a causal language model")
 
 
-def _reaches(model: Any, config: Any, name: str) -> tuple[Reach, ...]:
-    """Read off the model's own cache layers what each attends to."""
+def _layers(model: Any, config: Any, name: str) -> tuple[LayerFacts, ...]:
+    """Read off the model's own cache layers what each keeps."""
     layers = list(DynamicCache(config=config).layers)
     while layers and isinstance(layers[-1], SHARED_LAYER):
         layers.pop()
     for layer in layers:
-        if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer):
+        is_recurrent = isinstance(layer, RECURRENT_LAYER)
+        if not is_recurrent and type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer):
             raise UnsupportedError(
                 f"{name}: layers whose state is a {type(layer).__name__}; "
-                "use a model whose layers all keep keys and values"
+                "use a model whose layers keep keys and values or a recurrent state"
             )
+        if is_recurrent and not hasattr(Cache, "get_conv_state"):
+            raise UnsupportedError(
+                f"{name}: its recurrent layers drop what they read before in this release of "
+                "transformers; upgrade it"
+            )
+    reaches = _reaches(model, config, name, layers)
+    return tuple(
+        LayerFacts(reach if isinstance(layer, DynamicLayer) else None, _num_recurrences(layer))
+        for layer, reach in zip(layers, reaches, strict=True)
+    )
+
+
+def _num_recurrences(layer: Any) -> int:
+    return int(layer.number_of_states) if isinstance(layer, RECURRENT_LAYER) else 0
+
+
+def _reaches(model: Any, config: Any, name: str, layers: list[Any]) -> list[Reach]:
     types = getattr(config, "layer_types", None) or [None] * len(layers)
     has_window = getattr(config, "sliding_window", None) is not None
     # Some configurations carry a window that the family's code never looks at.
@@ -167,7 +214,7 @@ def _reaches(model: Any, config: Any, name: str) -> tuple[Reach, ...]:
         raise UnsupportedError(
             f"{name}: windows or chunks of several sizes ({sizes}); use a model with one"
         )
-    return tuple(reaches)
+    return reaches
 
 
 def _code_says(model: Any, word: str) -> bool:
@@ -200,6 +247,18 @@ def _decoder(model: Any, name: str) -> str:
         f"{name}: {type(model).__name__} has no decoder apart from its head; load the family's "
         "causal language model"
     )
+
+
+def _cache_argument(model: Any) -> str:
+    names = inspect.signature(type(model).forward).parameters
+    return "cache_params" if "cache_params" in names else "past_key_values"
+
+
+def _is_context_hard(model: Any, config: Any) -> bool:
+    """Return whether positions are looked up in a table: there are none past its end."""
+    if getattr(config, "rope_parameters", None):
+        return False
+    return "position_ids" in inspect.signature(type(model).forward).parameters
 
 
 def _virtual_id(config: Any) -> int | None:

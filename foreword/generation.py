@@ -8,6 +8,8 @@ two-dimensional mask to masks by position. It knows ids only, no text.
 """
 
 import functools
+import logging
+import weakref
 from collections import OrderedDict
 from typing import Any
 
@@ -22,11 +24,14 @@ from transformers import (
     RepetitionPenaltyLogitsProcessor,
     SequenceBiasLogitsProcessor,
 )
+from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from foreword import arguments, caches, layout, releases
+from foreword import arguments, caches, layout, recurrent, releases
 from foreword.capabilities import Capabilities
 from foreword.errors import InputError, UnsupportedError
 from foreword.prefix import PrefixBatch
+
+log = logging.getLogger("foreword")
 
 # Processors that read a row's history: in a padded batch they would read its padding too.
 HISTORY_PROCESSORS = (
@@ -58,6 +63,8 @@ def model_inputs(
     """Return positions, masks and cache for one pass of the model over `tokens` `[B, T]` or `[B, T,
     H]`.
     """
+    if not capabilities.reaches:  # recurrent layers know neither positions nor masks
+        return {capabilities.cache_argument: cache, "use_cache": True}
     num_new = tokens.shape[1]
     span = layout.Span(
         num_virtual=batch.num_virtual,
@@ -71,7 +78,7 @@ def model_inputs(
     return {
         "position_ids": positions.expand(tokens.shape[0], -1),
         "attention_mask": masks,
-        "past_key_values": cache,
+        capabilities.cache_argument: cache,
         "use_cache": True,
     }
 
@@ -87,6 +94,7 @@ class _View(GenerationMixin):
     def forward(self, **inputs: Any) -> Any:
         """Run the model on real tokens, behind each row's prefix."""
         cache = inputs.pop("past_key_values", None)
+        inputs.pop("cache_params", None)
         mask = inputs.pop("attention_mask", None)
         inputs.pop("position_ids", None)  # recomputed from the mask
         keep = inputs.pop("use_cache", None) is not False and cache is not None
@@ -98,18 +106,72 @@ class _View(GenerationMixin):
         batch = self._batch.expanded(tokens.shape[0])
         num_cached = cache.get_seq_length() if cache is not None else 0
         model_cache = (
-            cache.model_cache
-            if cache is not None
-            else caches.uncached(batch, self._capabilities.num_layers)
+            cache.model_cache if cache is not None else caches.uncached(batch, self._capabilities)
+        )
+        if self._capabilities.is_recurrent and recurrent.has_padding(mask, tokens.shape[1]):
+            output = self._read_groups(inputs, mask, batch, model_cache, num_cached)
+        else:
+            output = self._read(inputs, mask, batch, model_cache, num_cached)
+        if cache is not None:
+            cache.num_read += tokens.shape[1]
+        if self._capabilities.cache_argument != "past_key_values":
+            output = CausalLMOutputWithPast(logits=output.logits)
+        output.past_key_values = cache if keep else None
+        return output
+
+    def _read(
+        self,
+        inputs: dict[str, Any],
+        mask: Tensor | None,
+        batch: PrefixBatch,
+        cache: Any,
+        num_cached: int,
+    ) -> Any:
+        """Run the model once over tokens that follow `num_cached` others behind their prefixes."""
+        tokens = (
+            inputs["input_ids"] if inputs.get("input_ids") is not None else inputs["inputs_embeds"]
         )
         placed = model_inputs(
-            self._capabilities, batch, model_cache, tokens, mask, num_cached, self._model.dtype
+            self._capabilities, batch, cache, tokens, mask, num_cached, self._model.dtype
         )
         # The tokens after a prefix need a mask, where the bare model's first pass needs none.
         with releases.grouped_heads(tokens.device.type == "cpu" and tokens.shape[1] > 1):
-            output = self._model(**inputs, **placed)
-        output.past_key_values = cache if keep else None
-        return output
+            return self._model(**inputs, **placed)
+
+    def _read_groups(
+        self,
+        inputs: dict[str, Any],
+        mask: Tensor,
+        batch: PrefixBatch,
+        cache: Any,
+        num_cached: int,
+    ) -> Any:
+        """Run the model over padded rows in groups of one length; logits of padding are zeros."""
+        for name in ("output_attentions", "output_hidden_states"):
+            if inputs.get(name):
+                raise UnsupportedError(
+                    f"generate({name}=True): rows of different lengths are read one length at a "
+                    f"time by {self._capabilities.model_type}; give one row, or leave it out"
+                )
+        _say_slower(self._model, self._capabilities)
+        name = "input_ids" if inputs.get("input_ids") is not None else "inputs_embeds"
+        num_rows, num_new = inputs[name].shape[:2]
+        pairs, logits = [], None
+        for group in recurrent.groups(mask, num_new):
+            part = inputs | {name: inputs[name][group.rows, num_new - group.num_new :]}
+            seen = mask[group.rows]
+            seen = torch.cat([seen[:, :num_cached], seen[:, mask.shape[1] - group.num_new :]], 1)
+            prefixes = recurrent.part_of(batch, group)
+            num_empty = batch.num_slots - prefixes.num_slots
+            own = recurrent.cache_of(cache, group, self._capabilities, num_empty)
+            found = self._read(part, seen, prefixes, own, num_cached).logits
+            pairs.append((group, own))
+            if logits is None:
+                num_kept = inputs.get("logits_to_keep") or num_new
+                logits = found.new_zeros(num_rows, num_kept, found.shape[2])
+            logits[group.rows, -found.shape[1] :] = found
+        recurrent.lay_back(cache, pairs, num_rows, num_new)
+        return CausalLMOutputWithPast(logits=logits)
 
     def _prepare_cache_for_generation(
         self,
@@ -136,13 +198,18 @@ class _View(GenerationMixin):
         copies = max(generation_config.num_beams or 1, generation_config.num_return_sequences or 1)
         batch = self._batch.expanded(len(self._batch.prefixes) * copies)
         model_kwargs["past_key_values"] = caches.start(
-            cache, batch, self._capabilities.num_layers, max_cache_length
+            cache, batch, self._capabilities, max_cache_length
         )
 
     def _refuse_cache(self, kind: str | None) -> None:
         if kind == "offloaded_static":
             raise UnsupportedError(
                 "the offloaded static cache holds no prefix; use cache_implementation='offloaded'"
+            )
+        if kind == "quantized" and self._capabilities.is_recurrent:
+            raise UnsupportedError(
+                f"transformers' quantized cache holds no recurrent states, which "
+                f"{self._capabilities.model_type} keeps; use another cache"
             )
         if kind == "quantized" and any(reach.size for reach in self._capabilities.reaches):
             raise UnsupportedError(
@@ -152,8 +219,10 @@ class _View(GenerationMixin):
 
     def _validate_model_kwargs(self, model_kwargs: dict[str, Any]) -> None:
         """Name arguments that the model does not take, as transformers does, in one line."""
+        # Whatever a model calls its cache, the caller gives it by one name.
+        others = {key: value for key, value in model_kwargs.items() if key != "past_key_values"}
         try:
-            super()._validate_model_kwargs(model_kwargs)
+            super()._validate_model_kwargs(others)
         except ValueError as error:
             raise InputError(" ".join(str(error).split())) from None
 
@@ -167,6 +236,21 @@ class _View(GenerationMixin):
         return LogitsProcessorList(
             UnpaddedHistory(p, self._num_padding) if _reads_padding(p) else p for p in processors
         )
+
+
+_told: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
+def _say_slower(model: Any, capabilities: Capabilities) -> None:
+    """Say once for each model that its padded rows take several passes."""
+    if model in _told:
+        return
+    _told.add(model)
+    log.warning(
+        "%s keeps recurrent states, which padding would change: rows of several lengths are read "
+        "one length at a time, then decoded together",
+        capabilities.model_type,
+    )
 
 
 def _reads_padding(processor: LogitsProcessor) -> bool:
@@ -200,7 +284,9 @@ def _view_class(model_class: Any) -> Any:
     forward = functools.wraps(model_class.forward)(
         lambda self, **inputs: _View.forward(self, **inputs)
     )
-    return type(model_class.__name__, (_View, model_class), {"forward": forward})
+    # By their names, transformers would call the cache of some classes otherwise.
+    name = model_class.__name__.replace("Mamba", "Recurrent")
+    return type(name, (_View, model_class), {"forward": forward})
 
 
 def view(
@@ -232,6 +318,8 @@ def generate(
     on.
     """
     arguments.refuse_options(kwargs, model.generation_config)
+    if capabilities.is_recurrent:
+        arguments.refuse_candidates(kwargs, model.generation_config, capabilities.model_type)
     cache = kwargs.get("past_key_values")
     arguments.check_cache(cache)
     if capabilities.virtual_id is not None and kwargs.get("inputs_embeds") is not None:
@@ -285,7 +373,9 @@ def infer_mask(model: Any, input_ids: Tensor | None, kwargs: dict[str, Any]) -> 
 
 def _num_cached(cache: Any) -> int:
     known = _known(cache)
-    return int(known.get_seq_length()) if known is not None and known.layers else 0
+    if isinstance(known, caches.PrefixedCache):
+        return known.get_seq_length()
+    return caches.num_held(known) if known is not None else 0
 
 
 def align_right(attention_mask: Tensor, num_rows: int, num_inputs: int, num_cached: int) -> Tensor:

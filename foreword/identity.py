@@ -14,9 +14,10 @@ from torch.nn import Module
 
 from foreword.capabilities import Capabilities
 from foreword.errors import MismatchError
-from foreword.prompt import KeyValues
+from foreword.states import States, attention_part
 
-Shapes = tuple[tuple[int, int, int, int], ...]  # heads and size of each layer's keys, then values
+# Of each layer, what its tensors are: "keys", "values" or "states", and their shapes without P.
+Shapes = tuple[tuple[tuple[str, tuple[int, ...]], ...], ...]
 NUM_ROWS = 256  # of the embedding table
 NUM_WEIGHTS = 32  # tensors, spread over the decoder's depth
 NUM_NUMBERS = 64  # of each of them
@@ -72,9 +73,17 @@ def check_fingerprint(facts: Mapping[str, Any], own: dict[str, Any], name: str) 
         )
 
 
-def shapes_of(key_values: KeyValues) -> Shapes:
-    """Return heads and sizes of each layer's keys and values."""
-    return tuple((k.shape[0], k.shape[2], v.shape[0], v.shape[2]) for k, v in key_values)
+def shapes_of(states: States) -> Shapes:
+    """Return heads and sizes of each layer's keys and values, shapes of its recurrent states."""
+    shapes = []
+    for layer in states:
+        sides = [
+            (name, (tensor.shape[0], tensor.shape[2]))
+            for name, tensor in zip(("keys", "values"), attention_part(layer), strict=False)
+        ]
+        rest = [("states", tuple(tensor.shape)) for tensor in layer[len(sides) :]]
+        shapes.append((*sides, *rest))
+    return tuple(shapes)
 
 
 def check_shapes(found: Shapes, expected: Shapes, name: str) -> None:
@@ -86,7 +95,7 @@ def check_shapes(found: Shapes, expected: Shapes, name: str) -> None:
     if len(found) != len(expected):
         raise MismatchError(
             f"the prompt has {len(found)} layers, {name} has {len(expected)} that keep "
-            "keys and values; it is for another base"
+            "a state; it is for another base"
         )
     for index, (ours, theirs) in enumerate(zip(expected, found, strict=True)):
         if ours != theirs:
@@ -96,8 +105,14 @@ def check_shapes(found: Shapes, expected: Shapes, name: str) -> None:
             )
 
 
-def _describe(shape: tuple[int, int, int, int]) -> str:
-    return "keys of {} heads of size {} and values of {} of {}".format(*shape)
+def _describe(shapes: tuple[tuple[str, tuple[int, ...]], ...]) -> str:
+    texts = [
+        f"{name} of {' x '.join(map(str, shape))}"
+        if name == "states"
+        else f"{name} of {shape[0]} heads of size {shape[1]}"
+        for name, shape in shapes
+    ]
+    return " and ".join(texts)
 
 
 def base_name(facts: Mapping[str, Any]) -> str:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from foreword.capabilities import Capabilities, Reach
+from foreword.capabilities import STATE_KINDS, Capabilities, Reach
 from foreword.errors import UnsupportedError
 
 Masks = Tensor | dict[str, Tensor | None] | None
@@ -71,6 +71,9 @@ def place(
         reach.name: _mask(span, attention_mask, virtual, real, reach, dtype, capabilities.attention)
         for reach in dict.fromkeys(capabilities.reaches)
     }
+    if capabilities.is_recurrent:
+        # What recurrent layers read holds no padding: they need no mask.
+        return positions, masks | dict.fromkeys(STATE_KINDS)
     return positions, masks if len(masks) > 1 else next(iter(masks.values()))
 
 

@@ -1,8 +1,8 @@
 """A compiled prompt: the model's own state after reading `P` virtual tokens, at batch size one.
 
-In: each layer's keys and values `[N, P, D]`. Out: an immutable `Prefix`, and a `PrefixBatch` that
-lays the prefixes of a batch's rows side by side. Knows nothing of how the state was computed or of
-the cache that it will start.
+In: each layer's state, `[N, P, D]` for keys and values. Out: an immutable `Prefix`, and a
+`PrefixBatch` that lays the prefixes of a batch's rows side by side. Knows nothing of how the state
+was computed or of the cache that it will start.
 """
 
 import os
@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from foreword.prompt import KeyValues, SoftPrompt
+from foreword.prompt import SoftPrompt
+from foreword.states import KeyValues, LayerState, States, attention_part
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,24 +22,29 @@ class Prefix:
     """The state that every row starts from. Computed once, reused for any number of rows and calls.
 
     Attributes:
-        key_values: for each layer the cached keys and values, `[N, P, D]` each.
+        states: each layer's state, keys and values `[N, P, D]` where it attends.
         content_hash: hash of the prompt that it was compiled from.
         facts: what the prompt knows of itself.
     """
 
-    key_values: KeyValues
+    states: States
     content_hash: str
     facts: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def num_virtual_tokens(self) -> int:
         """P."""
-        return self.key_values[0][0].shape[1]
+        return self.states.num_virtual_tokens
 
     @property
     def num_bytes(self) -> int:
-        """Size of the keys and values in bytes."""
-        return sum(t.numel() * t.element_size() for pair in self.key_values for t in pair)
+        """Size of the states in bytes."""
+        return self.states.num_bytes
+
+    @property
+    def key_values(self) -> KeyValues:
+        """Each layer's keys and values `[N, P, D]`, of a model without recurrent layers."""
+        return self.states.key_values
 
     def save(self, directory: str | os.PathLike[str]) -> None:
         """Write the prefix as a CARTRIDGE adapter, with which stock PEFT generates right.
@@ -48,7 +54,7 @@ class Prefix:
         Raises:
             StorageError: no space or no permission; what was there before is kept.
         """
-        prompt = SoftPrompt.from_key_values(self.key_values, facts=self.facts)
+        prompt = SoftPrompt.from_states(self.states, facts=self.facts)
         prompt._save(directory, "CARTRIDGE", {"num_frozen_tokens": 0})
 
     def __repr__(self) -> str:
@@ -83,23 +89,35 @@ class PrefixBatch:
             return self
         return PrefixBatch(tuple(p for p in self.prefixes for _ in range(repeats)))
 
-    def layer(self, index: int) -> tuple[Tensor, Tensor]:
-        """Return one layer's keys and values `[B, N, S, D]`: a view where a prefix is shared."""
-        found = [p for p in self.prefixes if p is not None]
-        keys, values = found[0].key_values[index]
-        if all(p is found[0] for p in self.prefixes):
-            rows = len(self.prefixes)
-            return keys.expand(rows, *keys.shape), values.expand(rows, *values.shape)
-        return self._stack(index, 0, keys), self._stack(index, 1, values)
+    def layer(self, index: int) -> LayerState:
+        """Return one layer's state with a row for each of the batch: keys and values
+        `[B, N, S, D]`, then windows `[B, C, K]` and recurrent states.
 
-    def _stack(self, index: int, side: int, like: Tensor) -> Tensor:
-        """Right-align rows of different P; their empty slots are never attended to."""
-        heads, _, size = like.shape
+        A view where one prefix is shared by all rows.
+        """
+        found = [p for p in self.prefixes if p is not None]
+        state = found[0].states.layers[index]
+        if all(p is found[0] for p in self.prefixes):
+            return tuple(t.expand(len(self.prefixes), *t.shape) for t in state)
+        num_sided = len(attention_part(state))
+        return tuple(
+            self._stack(index, part, tensor, has_length=part < num_sided)
+            for part, tensor in enumerate(state)
+        )
+
+    def _stack(self, index: int, part: int, like: Tensor, *, has_length: bool) -> Tensor:
+        """Stack the rows' tensors: keys and values of different P right-aligned, their empty slots
+        never attended to; a row without a prompt starts from a state of zeros, as the model does.
+        """
         rows = []
         for prefix in self.prefixes:
-            part = prefix.key_values[index][side] if prefix else like.new_zeros(heads, 0, size)
-            empty = like.new_zeros(heads, self.num_slots - part.shape[1], size)
-            rows.append(torch.cat([empty, part], dim=1))
+            found = prefix.states.layers[index][part] if prefix else like.new_zeros(like.shape)
+            if has_length:
+                heads, _, size = like.shape
+                found = found if prefix else found[:, :0]
+                empty = like.new_zeros(heads, self.num_slots - found.shape[1], size)
+                found = torch.cat([empty, found], dim=1)
+            rows.append(found)
         return torch.stack(rows)
 
 

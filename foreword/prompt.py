@@ -1,9 +1,9 @@
 """A soft prompt: the learned values and what is known of them.
 
-In: an embedding matrix `[P, H]`, or per layer keys and values `[N, P, D]`, whose N and D may differ
-from layer to layer and from keys to values. Out: the same, validated, saved and loaded, in PEFT's
-format where it has one. A `SoftPrompt` never touches a model: a backbone
-compiles it to a prefix.
+In: an embedding matrix `[P, H]`, or each layer's state: keys and values `[N, P, D]`, whose N and D
+may differ from layer to layer and from keys to values, and recurrent states. Out: the same,
+validated, saved and loaded, in PEFT's format where it has one. A `SoftPrompt` never touches a
+model: a backbone compiles it to a prefix.
 """
 
 import os
@@ -17,10 +17,10 @@ from foreword import artifact
 from foreword.artifact import Artifact
 from foreword.config import Form
 from foreword.errors import ArtifactError, InputError
+from foreword.states import KeyValues, States, regroup
 
-KeyValues = tuple[tuple[Tensor, Tensor], ...]
 OWN_NOTE = (
-    "the layers' keys and values differ in shape, for which PEFT has no layout: PEFT cannot read "
+    "the layers' states differ in shape or kind, for which PEFT has no layout: PEFT cannot read "
     "this adapter; load it with foreword.SoftPrompt.load"
 )
 
@@ -28,15 +28,37 @@ OWN_NOTE = (
 class SoftPrompt:
     """`P` virtual tokens, as embeddings `[P, H]` or as each layer's keys and values `[N, P, D]`.
 
-    Embeddings live in the space of the model's `inputs_embeds`: after whatever scale its embedding
-    module applies. Keys are cached keys: rotated already, at positions `0..P-1`.
+    Embeddings live in the space of the model's `inputs_embeds`: after whatever scale the model
+    applies to those of ids. Keys are cached keys: rotated already, at positions `0..P-1`. On models
+    with recurrent layers the form "key_values" is a *state prompt*: it holds those layers' states
+    after P tokens too, which have no length of their own.
+
+    Args:
+        form: "embeddings" or "key_values".
+        tensors: one `[P, H]`, or all layers' tensors in a row.
+        facts: what is known of the prompt.
+        counts: tensors of each layer, where they are not a pair everywhere; see `states`.
+        num_virtual_tokens: P, where no layer keeps keys and values.
     """
 
     def __init__(
-        self, form: Form, tensors: Sequence[Tensor], facts: Mapping[str, Any] | None = None
+        self,
+        form: Form,
+        tensors: Sequence[Tensor],
+        facts: Mapping[str, Any] | None = None,
+        *,
+        counts: Sequence[int] | None = None,
+        num_virtual_tokens: int | None = None,
     ):
         self.form: Form = form
         self.tensors = list(tensors)
+        if form == "embeddings":
+            self.num_virtual_tokens = self.tensors[0].shape[0]
+            self.counts: tuple[int, ...] = ()
+        else:
+            self.counts = tuple(counts or (2,) * (len(self.tensors) // 2))
+            states = regroup(self.tensors, self.counts, num_virtual_tokens)
+            self.num_virtual_tokens = states.num_virtual_tokens
         self.facts = dict(facts or {})
         if wrong := artifact.wrong_fact(self.facts):
             raise InputError(f"facts: {wrong}")
@@ -71,26 +93,35 @@ class SoftPrompt:
             pairs = []
         if not pairs:
             raise InputError("expected one (keys, values) pair for each layer of the model")
+        for index, pair in enumerate(pairs):
+            for tensor in pair:
+                if not isinstance(tensor, Tensor) or tensor.ndim != 3 or not tensor.numel():
+                    raise InputError(
+                        f"layer {index}: expected keys and values [N, P, D], got {_shape(tensor)}"
+                    )
         tensors = [tensor for pair in pairs for tensor in pair]
-        lengths = set()
-        for index, tensor in enumerate(tensors):
-            if not isinstance(tensor, Tensor) or tensor.ndim != 3 or not tensor.numel():
-                raise InputError(
-                    f"layer {index // 2}: expected keys and values [N, P, D], got {_shape(tensor)}"
-                )
-            lengths.add(tensor.shape[1])
-        if len(lengths) > 1:
-            raise InputError(f"layers differ in virtual tokens: {sorted(lengths)}; expected one P")
-        dtypes = sorted({str(tensor.dtype) for tensor in tensors})
-        if len(dtypes) > 1:
-            raise InputError(f"keys and values are of several dtypes: {', '.join(dtypes)}; use one")
-        _check_values(tensors, "keys and values")
-        return cls("key_values", tensors, facts)
+        return cls.from_states(regroup(tensors, [2] * len(pairs)), facts=facts)
 
-    @property
-    def num_virtual_tokens(self) -> int:
-        """P."""
-        return self.tensors[0].shape[-2]
+    @classmethod
+    def from_states(cls, states: States, *, facts: Mapping[str, Any] | None = None) -> "SoftPrompt":
+        """Make a prompt of every layer's state, recurrent ones included.
+
+        Raises:
+            InputError: tensors of several dtypes, or values that are not finite.
+        """
+        tensors = states.tensors
+        dtypes = sorted({str(tensor.dtype) for tensor in tensors})
+        # Some models keep their recurrent states in float32 beside keys of another dtype.
+        if len(dtypes) > 1 and not states.is_recurrent:
+            raise InputError(f"keys and values are of several dtypes: {', '.join(dtypes)}; use one")
+        _check_values(tensors, "states" if states.is_recurrent else "keys and values")
+        return cls(
+            "key_values",
+            tensors,
+            facts,
+            counts=[len(layer) for layer in states],
+            num_virtual_tokens=states.num_virtual_tokens,
+        )
 
     @property
     def num_parameters(self) -> int:
@@ -110,13 +141,18 @@ class SoftPrompt:
         return self.tensors[0]
 
     @property
-    def key_values(self) -> KeyValues:
-        """Each layer's keys and values `[N, P, D]` of a key/value prompt."""
+    def states(self) -> States:
+        """Every layer's state of a key/value prompt."""
         if self.form != "key_values":
             raise InputError(
                 "an embedding prompt has no keys; compile it and use Prefix.key_values"
             )
-        return tuple(zip(self.tensors[::2], self.tensors[1::2], strict=True))
+        return regroup(self.tensors, self.counts, self.num_virtual_tokens)
+
+    @property
+    def key_values(self) -> KeyValues:
+        """Each layer's keys and values `[N, P, D]` of a key/value prompt."""
+        return self.states.key_values
 
     @property
     def content_hash(self) -> str:
@@ -125,12 +161,25 @@ class SoftPrompt:
 
     def trainable(self, dtype: torch.dtype = torch.float32) -> "SoftPrompt":
         """Return a copy whose tensors are leaves that take a gradient, in `dtype`."""
-        leaves = [t.detach().to(dtype, copy=True).requires_grad_() for t in self.tensors]
-        return SoftPrompt(self.form, leaves, self.facts)
+        return self.replaced(
+            [t.detach().to(dtype, copy=True).requires_grad_() for t in self.tensors]
+        )
 
     def detached(self) -> "SoftPrompt":
         """Return a copy that later training steps do not change."""
-        return SoftPrompt(self.form, [t.detach().clone() for t in self.tensors], self.facts)
+        return self.replaced([tensor.detach().clone() for tensor in self.tensors])
+
+    def replaced(
+        self, tensors: Sequence[Tensor], facts: Mapping[str, Any] | None = None
+    ) -> "SoftPrompt":
+        """Return a prompt of the same shape with other values, and other facts where given."""
+        return SoftPrompt(
+            self.form,
+            tensors,
+            self.facts if facts is None else facts,
+            counts=self.counts,
+            num_virtual_tokens=self.num_virtual_tokens,
+        )
 
     def save(self, directory: str | os.PathLike[str]) -> None:
         """Write the prompt as a PEFT adapter: PROMPT_TUNING, or PREFIX_TUNING for keys and values.
@@ -164,9 +213,10 @@ class SoftPrompt:
         if self.form == "embeddings":
             tensors = [self.embeddings]
             config["token_dim"] = self.embeddings.shape[1]
-        elif len({tensor.shape for tensor in self.tensors}) > 1:
+        elif len({tensor.shape for tensor in self.tensors}) > 1 or set(self.counts) != {2}:
             tensors = self.tensors
             config |= {"peft_type": artifact.OWN_TYPE, "note": OWN_NOTE}
+            config["tensors_per_layer"] = list(self.counts)
         else:
             tensors = [self._flat()]
             heads, _, size = self.tensors[0].shape
@@ -194,7 +244,7 @@ class SoftPrompt:
         if stored.config["peft_type"] in artifact.EMBEDDING_TYPES:
             prompt = cls.from_embeddings(stored.tensors[0])
         elif stored.config["peft_type"] == artifact.OWN_TYPE:
-            prompt = cls("key_values", _same_length(stored.tensors, str(directory)))
+            prompt = _own(stored, str(directory))
         else:
             prompt = cls("key_values", _unflatten(stored, str(directory)))
         expected = stored.facts.get("content_hash")
@@ -216,14 +266,24 @@ class SoftPrompt:
         )
 
 
-def _same_length(tensors: list[Tensor], where: str) -> list[Tensor]:
-    lengths = {tensor.shape[1] for tensor in tensors}
-    if len(lengths) > 1 or not all(tensor.numel() for tensor in tensors):
+def _own(stored: Artifact, where: str) -> SoftPrompt:
+    """Lay the tensors of foreword's own format out as layers."""
+    config = stored.config
+    num_virtual = config.get("num_virtual_tokens")
+    if type(num_virtual) is not int or num_virtual < 1:
         raise ArtifactError(
-            f"{where}: layers differ in virtual tokens ({sorted(lengths)}) or are empty; "
-            "expected one P"
+            f"{where}/{artifact.CONFIG_FILE}: num_virtual_tokens is {num_virtual!r:.60}, expected "
+            "a positive integer"
         )
-    return tensors
+    try:
+        return SoftPrompt(
+            "key_values",
+            stored.tensors,
+            counts=config["tensors_per_layer"],
+            num_virtual_tokens=num_virtual,
+        )
+    except InputError as error:
+        raise ArtifactError(f"{where}: {error}") from None
 
 
 def _unflatten(stored: Artifact, where: str) -> list[Tensor]:

@@ -27,7 +27,8 @@ from foreword.encoding import Batch, Row
 from foreword.errors import InputError, TrainingError
 from foreword.loss import score_labels
 from foreword.prefix import Prefix, same_prefix
-from foreword.prompt import KeyValues, SoftPrompt
+from foreword.prompt import SoftPrompt
+from foreword.states import States
 
 AnyExample = Example | Row | Mapping[str, Any]
 
@@ -43,7 +44,7 @@ def train_step(
     gradient's norm.
     """
     states = backbone.read(prompt)  # 1. the prefix, once, with gradient to the prompt
-    leaves = _leaves(states)  # 2. the rows, their gradient adding up on a detached copy
+    leaves = leaves_of(states)  # 2. the rows, their gradient adding up on a detached copy
     loss = accumulate(backbone, leaves, batches)
     _backward(states, leaves)  # 3. the prefix, backwards once
     norm = _clip(prompt.tensors, max_grad_norm)  # 4. the prompt
@@ -53,7 +54,7 @@ def train_step(
     return loss, norm
 
 
-def accumulate(backbone: Backbone, states: KeyValues, batches: Sequence[Batch]) -> float:
+def accumulate(backbone: Backbone, states: States, batches: Sequence[Batch]) -> float:
     """Add the gradient of the mean label loss over all batches to `states`; return that loss, in
     nats.
     """
@@ -67,15 +68,15 @@ def accumulate(backbone: Backbone, states: KeyValues, batches: Sequence[Batch]) 
     return total
 
 
-def _leaves(states: KeyValues) -> KeyValues:
-    return tuple((k.detach().requires_grad_(), v.detach().requires_grad_()) for k, v in states)
+def leaves_of(states: States) -> States:
+    """Return a detached copy on which gradient can add up."""
+    return states.map(lambda state: state.detach().requires_grad_())
 
 
-def _backward(states: KeyValues, leaves: KeyValues) -> None:
+def _backward(states: States, leaves: States) -> None:
     pairs = [
         (state, leaf.grad)
-        for both, copies in zip(states, leaves, strict=True)
-        for state, leaf in zip(both, copies, strict=True)
+        for state, leaf in zip(states.tensors, leaves.tensors, strict=True)
         if leaf.grad is not None and state.requires_grad
     ]
     if pairs:
@@ -179,7 +180,7 @@ def train(
         raise InputError("no examples to train on; give at least one")
     prompt = initial or initial_prompt(backbone, config)
     facts = describe(backbone, config, encoding_config, len(rows))
-    prompt = SoftPrompt(prompt.form, prompt.trainable(_dtype(backbone)).tensors, facts)
+    prompt = prompt.replaced(prompt.trainable(_dtype(backbone)).tensors, facts)
     yield from _run(backbone, prompt, rows, held_out, config)
 
 
@@ -272,7 +273,7 @@ def initial_prompt(backbone: Backbone, config: TrainConfig) -> SoftPrompt:
         return SoftPrompt.from_embeddings(values)
     with torch.no_grad():
         states = backbone.read_embeddings(values.to(backbone.device, backbone.dtype))
-    return SoftPrompt.from_key_values([(k.float(), v.float()) for k, v in states])
+    return SoftPrompt.from_states(states.map(Tensor.float))
 
 
 def _text_ids(backbone: Backbone, config: TrainConfig) -> list[int]:

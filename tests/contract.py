@@ -382,7 +382,7 @@ def mixed_prompts(subject: Subject, world: World) -> None:
     """Rows behind prompts of different lengths and forms, and one behind none."""
     bare = Backbone(world.model)
     short = SoftPrompt.from_embeddings(tiny_models.embeddings(world.model, 3, seed=9))
-    states = SoftPrompt.from_key_values(bare.compile(short).key_values)
+    states = SoftPrompt.from_states(bare.compile(short).states)
     prompts = [world.prompt, None, short, states]
     rows = [*ROWS, ROWS[0]]
     ids, mask = padded(rows, "left")
@@ -427,12 +427,8 @@ def prompt_of(family: str, form: str, num_virtual: int = 6) -> SoftPrompt:
     if form == "embeddings":
         return prompt
     torch.manual_seed(3)
-    return SoftPrompt.from_key_values(
-        [
-            (k + 0.3 * torch.randn_like(k), v + 0.3 * torch.randn_like(v))
-            for k, v in Backbone(model).compile(prompt).key_values
-        ]
-    )
+    states = Backbone(model).compile(prompt).states
+    return SoftPrompt.from_states(states.map(lambda t: t + 0.3 * torch.randn_like(t)))
 
 
 def world_of(family: str, form: str) -> World:

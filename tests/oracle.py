@@ -24,6 +24,8 @@ def row_logits(model: Any, prompt: SoftPrompt | None, ids: Tensor) -> Tensor:
     positions = torch.arange(num_virtual + length)[None]
     if prompt.form == "embeddings":
         text = model.get_input_embeddings()(ids)
+        if model.config.model_type == "falcon_h1":
+            text = text * model.config.embedding_multiplier  # which it leaves to embeddings given
         whole = torch.cat([prompt.embeddings.to(text), text])[None]
         extra = {}
         if getattr(model.config, "hidden_size_per_layer_input", None):
@@ -35,6 +37,8 @@ def row_logits(model: Any, prompt: SoftPrompt | None, ids: Tensor) -> Tensor:
             extra["per_layer_inputs"] = looked_up.reshape(shape)
         output = model(inputs_embeds=whole, position_ids=positions, use_cache=False, **extra)
         return output.logits[0, num_virtual:]
+    if prompt.states.is_recurrent:
+        return _behind_states(model, prompt, ids)
     cache = DynamicCache()
     for index, (keys, values) in enumerate(prompt.key_values):
         cache.update(keys[None].to(model.dtype), values[None].to(model.dtype), index)
@@ -45,6 +49,25 @@ def row_logits(model: Any, prompt: SoftPrompt | None, ids: Tensor) -> Tensor:
         past_key_values=cache,
     )
     return output.logits[0]
+
+
+def _behind_states(model: Any, prompt: SoftPrompt, ids: Tensor) -> Tensor:
+    """Return the logits `[T, V]` of a row behind recurrent states in transformers' own cache."""
+    cache = DynamicCache(config=model.config)
+    for index, layer in enumerate(prompt.states):
+        tensors = [tensor[None] for tensor in layer]
+        if tensors[0].ndim == 4:
+            cache.update(tensors.pop(0), tensors.pop(0), index)
+        if tensors:
+            window = tensors.pop(0)
+            cache.update_conv_state(window, index, conv_kernel_size=window.shape[-1])
+        if tensors:
+            cache.update_recurrent_state(tensors.pop(0), index)
+    if model.config.model_type == "mamba2":
+        return model(input_ids=ids[None], cache_params=cache).logits[0]
+    num_virtual = prompt.num_virtual_tokens
+    positions = torch.arange(num_virtual, num_virtual + len(ids))[None]
+    return model(input_ids=ids[None], position_ids=positions, past_key_values=cache).logits[0]
 
 
 def oracle(model: Any, prompt: SoftPrompt | None) -> Any:

@@ -115,7 +115,7 @@ def test_embeddings_instead_of_ids_are_refused_where_ids_are_looked_up() -> None
 def test_attention_scaled_by_slot_is_exact_or_refused() -> None:
     backbone = Backbone(tiny_models.build("llama4", floor_scale=8))
     prompt = prompt_for(backbone)
-    assert logits_error(backbone, prompt, IDS[0]) < 1e-9
+    assert logits_error(backbone, prompt, IDS[0]) < tiny_models.TOLERANCES["llama4"]
     rows = IDS.expand(2, -1)
     right = torch.tensor([[1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 0, 0]])
     with torch.no_grad():
@@ -140,3 +140,52 @@ def test_states_of_another_shape_are_refused_by_layer() -> None:
     longer = Backbone(tiny_models.build("gemma4", num_kv_shared_layers=1))
     with pytest.raises(MismatchError, match="the prompt has 3 layers"):
         longer.generate(prefix, IDS, **GREEDY)
+
+
+@pytest.mark.parametrize("family", tiny_models.RECURRENT)
+def test_rows_of_several_lengths_are_read_one_length_at_a_time_and_it_is_said_once(
+    family: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    backbone = Backbone(tiny_models.build(family))
+    rows, mask = IDS.expand(2, -1), torch.tensor([[1] * 6, [0, 0, 1, 1, 1, 1]])
+    for _ in range(2):
+        backbone.generate(prompt_for(backbone), rows, mask, **GREEDY)
+    said = [record.message for record in caplog.records if record.name == "foreword"]
+    assert len(said) == 1 and "one length at a time" in said[0]
+
+
+@pytest.mark.parametrize("family", ["qwen3_next", "mamba2", "lfm2"])
+def test_the_state_of_a_single_token_pass_carries_gradient(family: str) -> None:
+    backbone = Backbone(tiny_models.shared(family))
+    states = backbone.compile(prompt_for(backbone)).states
+    prompt = SoftPrompt.from_states(states).trainable(torch.float64)
+    backbone.logits(prompt, IDS[:, :1]).square().sum().backward()
+    assert all(bool(t.grad.isfinite().all()) for t in prompt.tensors if t.grad is not None)
+    assert sum(float(t.grad.norm()) > 0 for t in prompt.tensors if t.grad is not None) > 2
+
+
+def test_a_prompt_is_in_the_space_that_scaled_embeddings_have() -> None:
+    backbone = Backbone(tiny_models.shared("falcon_h1"))
+    prompt = SoftPrompt.from_embeddings(backbone.embed(IDS[0]).detach())
+    row = tiny_models.ids(4)
+    text = oracle.row_logits(backbone.model, None, torch.cat([IDS[0], row]))[6:]
+    with torch.no_grad():
+        torch.testing.assert_close(backbone.logits(prompt, row[None])[0], text, rtol=0, atol=1e-4)
+
+
+def test_attentions_of_rows_read_apart_are_refused() -> None:
+    backbone = Backbone(tiny_models.shared("bamba"))
+    mask = torch.tensor([[1] * 6, [0, 1, 1, 1, 1, 1]])
+    with pytest.raises(UnsupportedError, match="one length at a time"):
+        backbone.generate(
+            None, IDS.expand(2, -1), mask, **GREEDY, output_hidden_states=True,
+            return_dict_in_generate=True,
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("option", [{"prompt_lookup_num_tokens": 2}, {"assistant_model": None}])
+def test_candidates_are_refused_where_states_cannot_forget_them(option: dict[str, object]) -> None:
+    backbone = Backbone(tiny_models.shared("lfm2"))
+    option = {name: value or tiny_models.shared("lfm2") for name, value in option.items()}
+    with pytest.raises(UnsupportedError, match="cannot forget rejected candidates"):
+        backbone.generate(prompt_for(backbone), IDS, **GREEDY, **option)

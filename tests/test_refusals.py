@@ -101,16 +101,16 @@ OTHER_STATES = {
     "layers": (lambda states: states[:2], "the prompt has 2 layers, llama has 3"),
     "heads": (
         lambda states: [(k[:1], v[:1]) for k, v in states],
-        "layer 0: the prompt has keys of 1 heads of size 8 and values of 1 of 8",
+        "layer 0: the prompt has keys of 1 heads of size 8 and values of 1 heads of size 8",
     ),
     "head size": (
         lambda states: [(k[..., :4], v[..., :4]) for k, v in states],
-        "layer 0: the prompt has keys of 2 heads of size 4 and values of 2 of 4",
+        "layer 0: the prompt has keys of 2 heads of size 4 and values of 2 heads of size 4",
     ),
     "heads of one layer": (_narrow_last_layer, "layer 2: the prompt has keys of 1 heads of size 8"),
     "size of values": (
         lambda states: [(k, v[..., :4]) for k, v in states],
-        "layer 0: the prompt has keys of 2 heads of size 8 and values of 2 of 4",
+        "layer 0: the prompt has keys of 2 heads of size 8 and values of 2 heads of size 4",
     ),
 }
 
@@ -408,11 +408,29 @@ def _t5() -> Any:
 
 
 def _mamba() -> Any:
-    config = transformers.Mamba2Config(
-        vocab_size=97, hidden_size=16, num_hidden_layers=1, state_size=8, num_heads=4, head_dim=8,
-        n_groups=1,
+    torch.manual_seed(0)
+    config = transformers.MambaConfig(
+        vocab_size=97, hidden_size=16, num_hidden_layers=1, state_size=8, initializer_range=0.3
+    )
+    return transformers.AutoModelForCausalLM.from_config(config)
+
+
+def _jamba() -> Any:
+    torch.manual_seed(0)
+    config = transformers.JambaConfig(
+        **tiny_models.COMMON, attn_layer_period=2, attn_layer_offset=1, num_experts=2,
+        mamba_d_state=8,
     )  # fmt: skip
-    return transformers.Mamba2ForCausalLM(config)
+    return transformers.AutoModelForCausalLM.from_config(config)
+
+
+def _recurrent_gemma() -> Any:
+    torch.manual_seed(0)
+    config = transformers.RecurrentGemmaConfig(
+        vocab_size=97, hidden_size=32, num_hidden_layers=3, num_attention_heads=4, lru_width=32,
+        intermediate_size=48, attention_window_size=8, num_key_value_heads=1, head_dim=8,
+    )  # fmt: skip
+    return transformers.AutoModelForCausalLM.from_config(config)
 
 
 def _flash() -> Any:
@@ -427,7 +445,9 @@ def _headless() -> Any:
 
 MODELS = {
     "encoder-decoder": (_t5, "t5: an encoder-decoder model"),
-    "recurrent": (_mamba, "mamba2: layers whose state is a"),
+    "a state dropped by mamba": (_mamba, "mamba: a prefix and the text it stands for give logits"),
+    "a state dropped by jamba": (_jamba, "its code may drop the recurrent state between passes"),
+    "a state that reads padding": (_recurrent_gemma, "recurrent_gemma: a prefix and the text"),
     "flash attention": (_flash, "llama: attention implementation 'flash_attention_2'"),
     "without a head": (_headless, "llama: LlamaModel cannot generate"),
 }

@@ -12,7 +12,7 @@ from torch import Tensor
 from foreword import Backbone, Row, SoftPrompt, TrainConfig, train
 from foreword.encoding import collate
 from foreword.errors import DataError, InputError, TrainingError
-from foreword.training import _backward, _leaves, accumulate
+from foreword.training import _backward, accumulate, leaves_of
 
 CHAT = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
 ROWS = [
@@ -45,11 +45,11 @@ def test_gradient_equals_the_concatenated_form(
     backbone = Backbone(model)
     prompt = SoftPrompt.from_embeddings(tiny_models.embeddings(model, 6))
     if form == "key_values":
-        prompt = SoftPrompt.from_key_values(backbone.compile(prompt).key_values)
+        prompt = SoftPrompt.from_states(backbone.compile(prompt).states)
     ours, theirs = (prompt.trainable(torch.float64) for _ in range(2))
 
     states = backbone.read(ours)
-    leaves = _leaves(states)
+    leaves = leaves_of(states)
     batches = [
         collate(ROWS[i : i + micro_batch_size], 0) for i in range(0, len(ROWS), micro_batch_size)
     ]

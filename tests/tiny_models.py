@@ -40,6 +40,16 @@ PER_LAYER = {
     "layer_types": [*ALTERNATING, "sliding_attention", "full_attention"],
 }  # fmt: skip
 
+# Linear attention with gated delta rule: two key heads for four value heads.
+DELTA = {
+    "head_dim": 8, "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8, "linear_conv_kernel_dim": 4,
+}  # fmt: skip
+MAMBA = {
+    "mamba_n_heads": 8, "mamba_d_head": 8, "mamba_n_groups": 2, "mamba_d_state": 8,
+    "mamba_d_conv": 4, "mamba_expand": 2, "mamba_chunk_size": 4,
+}  # fmt: skip
+
 CONFIGS: dict[str, Any] = {
     "llama": lambda: transformers.LlamaConfig(**COMMON),
     "mistral": lambda: transformers.MistralConfig(**COMMON, head_dim=8, sliding_window=8),
@@ -115,14 +125,47 @@ CONFIGS: dict[str, Any] = {
         enable_moe_block=True, num_experts=4, top_k_experts=2, moe_intermediate_size=24,
         use_bidirectional_attention="vision",
     ),
+    "qwen3_next": lambda: transformers.Qwen3NextConfig(
+        **COMMON, **DELTA, layer_types=["linear_attention", "full_attention", "linear_attention"],
+        num_experts=4, num_experts_per_tok=2, moe_intermediate_size=24,
+        shared_expert_intermediate_size=24,
+    ),
+    "qwen3_5": lambda: transformers.Qwen3_5TextConfig(
+        **COMMON, **DELTA, layer_types=["linear_attention", "linear_attention", "full_attention"],
+    ),
+    "mamba2": lambda: transformers.Mamba2Config(
+        vocab_size=97, hidden_size=32, num_heads=8, head_dim=8, state_size=8, n_groups=2,
+        chunk_size=4, num_hidden_layers=3, initializer_range=0.3, pad_token_id=0, bos_token_id=1,
+        eos_token_id=None, tie_word_embeddings=False,
+    ),
+    "bamba": lambda: transformers.BambaConfig(**COMMON, **MAMBA, attn_layer_indices=[1]),
+    # Every layer keeps both; embeddings of ids are scaled, given ones are not.
+    "falcon_h1": lambda: transformers.FalconH1Config(
+        **COMMON, **MAMBA, mamba_d_ssm=64, head_dim=8, embedding_multiplier=3.0
+    ),
+    "lfm2": lambda: transformers.Lfm2Config(
+        **COMMON, layer_types=["conv", "full_attention", "conv"]
+    ),
+    "granitemoehybrid": lambda: transformers.GraniteMoeHybridConfig(
+        **COMMON, **MAMBA, layer_types=["mamba", "attention", "mamba"], num_local_experts=4,
+        num_experts_per_tok=2, shared_intermediate_size=24, embedding_multiplier=3.0,
+        position_embedding_type="rope",
+    ),
 }  # fmt: skip
 FAMILIES = tuple(CONFIGS)
+# Recurrent layers, whose states keep no single token.
+RECURRENT = (
+    "qwen3_next", "qwen3_5", "mamba2", "bamba", "falcon_h1", "lfm2", "granitemoehybrid",
+)  # fmt: skip
 # How exactly logits agree in float64 where a family itself computes in float32, whatever its dtype.
 TOLERANCES = {
     "gemma2": 1e-5,  # the softmax of its eager attention
     "deepseek_v3": 1e-5,  # the router: a product whose rounding depends on the number of tokens
     "kimi_k2": 1e-5,  # the same
     "llama4": 1e-5,  # the rotation: a key between two float32 numbers may become either
+    # Decays and recurrent states are float32, and sums of chunks differ from sums of steps.
+    **dict.fromkeys(("qwen3_next", "qwen3_5"), 1e-4),
+    **dict.fromkeys(("mamba2", "bamba", "falcon_h1", "granitemoehybrid"), 1e-4),
 }
 # The same for gradients, relative: on their way back they pass more that is in float32.
 GRADIENT_TOLERANCES = {
@@ -131,6 +174,9 @@ GRADIENT_TOLERANCES = {
     "gemma3n": 1e-6,  # the tanh that mixes its streams
     # the softmax or sigmoid of a router
     **dict.fromkeys(("mixtral", "qwen3_moe", "deepseek_v3", "kimi_k2", "gemma4_moe"), 1e-6),
+    # recurrent states and their decays
+    **dict.fromkeys(("mamba2", "bamba", "falcon_h1", "granitemoehybrid"), 1e-5),
+    **dict.fromkeys(("qwen3_next", "qwen3_5"), 1e-4),
 }
 
 

@@ -39,6 +39,8 @@ def _layers(facts: Capabilities) -> str:
             words.append(f"{count} with chunks of {reach.size} tokens")
         else:
             words.append(f"{count} that see {reach.size} tokens")
+    if count := sum(layer.num_recurrences > 0 for layer in facts.layers):
+        words.append(f"{count} with recurrent states (padded rows are read one length at a time)")
     return f"{facts.num_layers}: {', '.join(words)}"
 
 

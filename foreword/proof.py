@@ -1,0 +1,100 @@
+"""How a family that no test covers proves itself on the user's model, when that is loaded.
+
+In: a backbone. Out: nothing, or an `UnsupportedError` that says what differs from the slow obvious
+computation: one chunk against two, padded and mixed rows against single ones, cached steps against
+none. A few tokens are read, in well under a second on a small model. Knows no family.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from foreword.errors import UnsupportedError
+from foreword.prefix import Prefix, PrefixBatch, no_prefixes
+
+NUM_VIRTUAL, NUM_REAL, NUM_STEPS = 5, 3, 3
+
+
+def prove(backbone: Any) -> None:
+    """Refuse a family whose fast and slow results differ, or that cannot be run so.
+
+    Raises:
+        UnsupportedError: what differs and by how much.
+    """
+    name = backbone.capabilities.model_type
+    try:
+        with torch.no_grad():
+            checks = {"a prefix and the text it stands for": _prefix(backbone)}
+            checks["a cached step and a full recomputation"] = _steps(backbone)
+    except torch.OutOfMemoryError:
+        raise
+    except (AttributeError, TypeError, ValueError, RuntimeError) as failure:
+        reason = str(failure).strip().splitlines()[0] if str(failure) else type(failure).__name__
+        raise UnsupportedError(
+            f"{name}: its decoder does not take a cache, positions and masks as known families do "
+            f"({reason}); this family cannot be made exact yet"
+        ) from failure
+    limit = 1e-3 if backbone.dtype in (torch.float32, torch.float64) else 0.5
+    cause = ""
+    if backbone.capabilities.is_recurrent:
+        cause = " (its code may drop the recurrent state between passes)"
+    for what, (error, scale) in checks.items():
+        if not error <= limit * scale:
+            raise UnsupportedError(
+                f"{name}: {what} give logits that differ by {error:.2g}{cause}; this family cannot "
+                "be made exact yet"
+            )
+
+
+def _prefix(backbone: Any) -> tuple[float, float]:
+    """Return how much logits behind a prefix differ from those behind its text, and their size."""
+    prompt, real, ids = _trial(backbone)
+    rows = torch.stack([real, real.roll(1), real.roll(1)])
+    mask = torch.tensor([[1, 1, 1], [0, 1, 1], [0, 1, 1]], device=backbone.device)
+    batch = PrefixBatch((prompt, prompt, None))
+    found = backbone.head(backbone.hidden(batch, rows, mask))
+    whole = _bare(backbone, ids)[NUM_VIRTUAL:]
+    alone = _bare(backbone, real[:2])
+    expected = torch.cat([whole, whole[:2], alone])
+    return _distance(torch.cat([found[0], found[1, 1:], found[2, 1:]]), expected)
+
+
+def _steps(backbone: Any) -> tuple[float, float]:
+    """Return the same for a few steps of generation."""
+    prompt, real, ids = _trial(backbone)
+    output = backbone.generate(
+        prompt,
+        real[None],
+        torch.ones_like(real[None]),
+        max_new_tokens=NUM_STEPS,
+        do_sample=False,
+        eos_token_id=None,
+        return_dict_in_generate=True,
+        output_logits=True,
+    )
+    new = output.sequences[0, NUM_REAL:-1]
+    expected = _bare(backbone, torch.cat([ids, new]))[-NUM_STEPS:]
+    return _distance(torch.cat(output.logits), expected)
+
+
+def _trial(backbone: Any) -> tuple[Prefix, Tensor, Tensor]:
+    """Return a prefix, real ids, and the ids that both stand for."""
+    facts = backbone.capabilities
+    num_ids = NUM_VIRTUAL + NUM_REAL
+    ids = (torch.arange(1, num_ids + 1, device=backbone.device) * 7919) % facts.vocab_size
+    if facts.virtual_id is not None:
+        ids[:NUM_VIRTUAL] = facts.virtual_id
+    states = backbone.read_embeddings(backbone.embed(ids[:NUM_VIRTUAL]))
+    return Prefix(states, "self-test"), ids[NUM_VIRTUAL:], ids
+
+
+def _bare(backbone: Any, ids: Tensor) -> Tensor:
+    """Return the logits `[T, V]` of one row without a prefix, in a single pass."""
+    logits: Tensor = backbone.head(backbone.hidden(no_prefixes(1), ids[None], None))[0]
+    return logits
+
+
+def _distance(found: Tensor, expected: Tensor) -> tuple[float, float]:
+    difference = (found.float() - expected.float()).abs().max()
+    return difference.item(), expected.abs().max().item()

@@ -1,0 +1,115 @@
+"""How padded batches reach recurrent layers, which would read the padding too.
+
+In: one pass over padded rows, and the cache before it. Out: the rows in groups of equal length,
+each with a cache of its own to read without padding, and that cache's content laid back among the
+others'. Where nothing is kept between passes, rows are shifted to the left instead: padding behind
+a row changes nothing before it. Knows no model.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+from foreword.caches import RecurrentStates, SharedLayer, one_pass_layer
+from foreword.capabilities import Capabilities, LayerFacts
+from foreword.prefix import PrefixBatch
+from foreword.states import LayerState
+
+
+def shift_left(attention_mask: Tensor) -> Tensor:
+    """Return the order that moves each row's real tokens before its padding, `[B, T]`."""
+    return torch.argsort(attention_mask.bool().logical_not().int(), dim=1, stable=True)
+
+
+def has_padding(attention_mask: Tensor | None, num_new: int) -> bool:
+    """Whether any of a pass's own tokens is padding."""
+    return attention_mask is not None and not bool(attention_mask[:, -num_new:].all())
+
+
+@dataclass(frozen=True)
+class Group:
+    """Rows of one pass that read equally many tokens.
+
+    Attributes:
+        rows: their indices in the batch.
+        num_new: tokens that each reads, the last of the pass.
+    """
+
+    rows: list[int]
+    num_new: int
+
+
+def groups(attention_mask: Tensor, num_new: int) -> Iterator[Group]:
+    """Yield the rows of a pass over `num_new` slots by how many of them are real, rows without any
+    left out.
+    """
+    counts = attention_mask[:, -num_new:].sum(1).tolist()
+    for count in sorted(set(counts) - {0}):
+        yield Group([row for row, found in enumerate(counts) if found == count], count)
+
+
+def part_of(batch: PrefixBatch, group: Group) -> PrefixBatch:
+    """Return the prefixes of a group's rows."""
+    return PrefixBatch(tuple(batch.prefixes[row] for row in group.rows))
+
+
+def cache_of(cache: Cache, group: Group, facts: Capabilities, num_empty: int) -> Cache:
+    """Return a cache for one pass of a group's rows behind what these have read, without the first
+    `num_empty` slots.
+    """
+    layers = []
+    for layer, kept in zip(cache.layers, facts.layers, strict=False):
+        layers.append(one_pass_layer(kept, _state_of(layer, kept, group, num_empty)))
+    return Cache(layers=layers)
+
+
+def _state_of(layer: Any, kept: LayerFacts, group: Group, num_empty: int) -> LayerState:
+    rows = torch.tensor(group.rows)
+    state: tuple[Tensor, ...] = ()
+    if kept.reach is not None and layer.keys is not None:
+        filled = int(layer.get_seq_length())
+        state = tuple(side[:, :, num_empty:filled] for side in (layer.keys, layer.values))
+    if kept.num_recurrences:
+        state += layer.states()
+    return tuple(tensor[rows.to(tensor.device)] for tensor in state)
+
+
+def lay_back(cache: Cache, pairs: list[tuple[Group, Cache]], num_rows: int, num_new: int) -> None:
+    """Write what all groups have read into the batch's cache, right-aligned in `num_new` slots."""
+    for index, layer in enumerate(cache.layers):
+        read = [(group, part.layers[index]) for group, part in pairs]
+        if isinstance(layer, CacheLayerMixin):
+            sides = zip(*(_newest(part) for _, part in read), strict=True)
+            layer.update(*(_aligned(pairs, side, num_rows, num_new) for side in sides))
+        if isinstance(layer, RecurrentStates):
+            _replace_states(layer, read, num_rows)
+
+
+def _newest(layer: Any) -> tuple[Tensor, Tensor]:
+    """Return the keys and values that a layer's only pass has added."""
+    return layer.newest if isinstance(layer, SharedLayer) else (layer.keys, layer.values)
+
+
+def _aligned(
+    pairs: list[tuple[Group, Cache]], parts: tuple[Tensor, ...], num_rows: int, num_new: int
+) -> Tensor:
+    _, heads, _, size = parts[0].shape
+    whole = parts[0].new_zeros(num_rows, heads, num_new, size)
+    for (group, _), part in zip(pairs, parts, strict=True):
+        whole[group.rows, :, num_new - group.num_new :] = part
+    return whole
+
+
+def _replace_states(layer: Any, read: list[tuple[Group, Any]], num_rows: int) -> None:
+    old: LayerState = layer.states()
+    if not old:  # nothing was read before: rows that read nothing now start from zeros later
+        old = tuple(t.new_zeros(num_rows, *t.shape[1:]) for t in read[0][1].states())
+    new = [tensor.clone() for tensor in old]
+    for group, part in read:
+        for whole, state in zip(new, part.states(), strict=True):
+            whole[group.rows] = state.to(whole.dtype)
+    layer.begin(tuple(new))

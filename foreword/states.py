@@ -1,0 +1,114 @@
+"""What a model keeps of the tokens that it has read: each layer's state, as tensors of one row.
+
+In: tensors. Out: `States`, the value that prompts, prefixes, caches and training pass around. A
+layer that attends keeps keys and values `[N, P, D]`; a recurrent layer keeps a window of its
+convolution `[C, K]` and, where it has one, a recurrent state of three dimensions; some layers keep
+both. Knows no model and no cache.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from foreword.errors import InputError
+
+LayerState = tuple[Tensor, ...]
+"""Keys and values where the layer attends, then window and state of each recurrence."""
+
+KeyValues = tuple[tuple[Tensor, Tensor], ...]
+
+
+@dataclass(frozen=True, eq=False)
+class States:
+    """Every layer's state after `num_virtual_tokens` tokens."""
+
+    layers: tuple[LayerState, ...]
+    num_virtual_tokens: int
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All tensors, layer after layer."""
+        return [tensor for layer in self.layers for tensor in layer]
+
+    @property
+    def num_bytes(self) -> int:
+        """Size in bytes."""
+        return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors)
+
+    @property
+    def is_recurrent(self) -> bool:
+        """Whether any layer keeps more than keys and values."""
+        return any(recurrent_part(layer) for layer in self.layers)
+
+    @property
+    def key_values(self) -> KeyValues:
+        """Each layer's keys and values `[N, P, D]`.
+
+        Raises:
+            InputError: a layer is recurrent.
+        """
+        if self.is_recurrent:
+            raise InputError("these states are not keys and values alone; use .states")
+        return tuple((layer[0], layer[1]) for layer in self.layers)
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> "States":
+        """Return states whose every tensor is changed."""
+        layers = tuple(tuple(change(tensor) for tensor in layer) for layer in self.layers)
+        return States(layers, self.num_virtual_tokens)
+
+    def __iter__(self) -> Iterator[LayerState]:
+        return iter(self.layers)
+
+    def __len__(self) -> int:
+        return len(self.layers)
+
+
+def attention_part(layer: LayerState) -> LayerState:
+    """Return a layer's keys and values, or nothing where it keeps none."""
+    return layer[:2] if layer and layer[0].ndim == 3 else ()
+
+
+def recurrent_part(layer: LayerState) -> LayerState:
+    """Return a layer's windows `[C, K]`, each followed by its recurrent state if it has one."""
+    return layer[len(attention_part(layer)) :]
+
+
+def regroup(
+    tensors: Sequence[Tensor], counts: Iterable[int], num_virtual_tokens: int | None = None
+) -> States:
+    """Lay a flat list of tensors out as layers of `counts` tensors each.
+
+    Raises:
+        InputError: a layer that is no known state, layers that differ in P, or no P at all.
+    """
+    layers, start = [], 0
+    for index, count in enumerate(counts):
+        layer = tuple(tensors[start : start + count])
+        _check_layer(index, layer, count)
+        layers.append(layer)
+        start += count
+    if start != len(tensors) or not layers:
+        raise InputError(f"expected {start} tensors in {len(layers)} layers, got {len(tensors)}")
+    lengths = {tensor.shape[1] for layer in layers for tensor in attention_part(layer)}
+    if num_virtual_tokens is not None:
+        lengths.add(num_virtual_tokens)
+    if len(lengths) > 1:
+        raise InputError(f"layers differ in virtual tokens: {sorted(lengths)}; expected one P")
+    if not lengths:
+        raise InputError("recurrent states alone do not tell P; give num_virtual_tokens")
+    return States(tuple(layers), lengths.pop())
+
+
+def _check_layer(index: int, layer: LayerState, count: int) -> None:
+    dimensions = [tensor.ndim for tensor in layer]
+    rest = dimensions[2:] if dimensions[:2] == [3, 3] else dimensions
+    # A window has two dimensions; at most one recurrent state of three follows it.
+    is_known = not rest or (rest[0] == 2 and "33" not in "".join(map(str, rest)))
+    is_whole = len(layer) == count > 0 and all(tensor.numel() for tensor in layer)
+    if not (is_known and is_whole and set(rest) <= {2, 3}):
+        shapes = [list(tensor.shape) for tensor in layer]
+        raise InputError(
+            f"layer {index}: expected keys and values [N, P, D], or a window [C, K] with its "
+            f"recurrent state, or both, got {shapes}"
+        )
