@@ -1,5 +1,6 @@
 # make demo    train a soft prompt on real data, compare it, generate with it (about ten minutes)
 # make test    the whole test suite
+# make test-quantized   the same promises on quantized bases
 # make check   format, lint, types, generated pages
 
 PYTHON ?= python3
@@ -7,7 +8,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: demo test test-oldest check format docs clean
+.PHONY: demo test test-oldest test-quantized check format docs clean
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -38,6 +39,16 @@ test-oldest: $(VENV)-oldest/installed
 	$(VENV)-oldest/bin/python -m pytest tests/test_contract.py tests/test_training.py \
 	  tests/test_formats.py tests/test_refusals.py -k '$(PLAIN)'
 
+# Quantized bases, whose libraries change what others import: an environment of their own.
+$(VENV)-quantized/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)-quantized
+	$(VENV)-quantized/bin/python -m pip install --quiet --constraint constraints.txt \
+	  --editable '.[dev,bases]'
+	touch $@
+
+test-quantized: $(VENV)-quantized/installed
+	$(VENV)-quantized/bin/python -m pytest tests/test_quantized.py
+
 check: $(VENV)/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -53,4 +64,4 @@ docs: $(VENV)/installed
 	$(BIN)/python tests/contract_table.py
 
 clean:
-	rm -rf $(VENV) $(VENV)-oldest .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(VENV)-oldest $(VENV)-quantized .pytest_cache .mypy_cache .ruff_cache

@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from foreword import arguments, caches, generation, identity, models, proof, recurrent
+from foreword import arguments, caches, generation, identity, models, proof, quantized, recurrent
 from foreword.capabilities import Capabilities, inspect_model
 from foreword.errors import InputError, MismatchError, UnsupportedError
 from foreword.prefix import Prefix, PrefixBatch, no_prefixes
@@ -46,6 +46,7 @@ class Backbone:
     def __init__(self, hf_model: Any, tokenizer: Any = None, *, name: str | None = None):
         self.capabilities: Capabilities = inspect_model(hf_model)
         self.model = hf_model.eval().requires_grad_(False)
+        self.quantization = quantized.prepare(self.model)
         self.tokenizer = tokenizer
         self.name = name or getattr(hf_model, "name_or_path", "") or hf_model.config.model_type
         self.revision: str | None = getattr(hf_model.config, "_commit_hash", None)

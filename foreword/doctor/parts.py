@@ -7,6 +7,7 @@ import torch
 from foreword.backbone import Backbone
 from foreword.capabilities import Capabilities
 from foreword.doctor.finding import Finding
+from foreword.quantized import num_bytes
 
 
 def capabilities_findings(backbone: Backbone) -> list[Finding]:
@@ -16,6 +17,7 @@ def capabilities_findings(backbone: Backbone) -> list[Finding]:
         _family(facts),
         Finding("layers", "ok", _layers(facts)),
         Finding("context", "ok", _context(facts)),
+        Finding("weights", "ok", _weights(backbone)),
         Finding("attention", "ok", f"{facts.attention}, in {str(backbone.dtype)[6:]}"),
         Finding("embedding scale", "ok", _embedding_scale(backbone)),
         _positions(facts),
@@ -28,6 +30,20 @@ def _family(facts: Capabilities) -> Finding:
         return Finding("model", "ok", f"{shape}; a family that the tests compare case by case")
     detail = f"{shape}; not a family of the tests, it proved itself when it was loaded"
     return Finding("model", "warning", detail, "rely on the self-test")
+
+
+def _weights(backbone: Backbone) -> str:
+    found = backbone.quantization
+    if found is None:
+        return f"{num_bytes(backbone.model):,} bytes, not quantized"
+    text = f"{found.method}, {found.num_bytes_loaded:,} bytes loaded"
+    if found.num_bytes > found.num_bytes_loaded:
+        text += f", {found.num_bytes:,} in use: the base unpacks itself"
+    if found.num_straight:
+        text += (
+            f"; {found.num_straight} modules round their input, with the gradient of the identity"
+        )
+    return text
 
 
 def _layers(facts: Capabilities) -> str:
