@@ -22,6 +22,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 from foreword import arguments, caches, generation, identity, models
 from foreword.capabilities import Capabilities, inspect_model
 from foreword.errors import InputError, MismatchError, UnsupportedError
+from foreword.media import Reading, Turn, split_media
 from foreword.prefix import Prefix, PrefixBatch, no_prefixes
 from foreword.prompt import KeyValues, SoftPrompt
 
@@ -161,7 +162,7 @@ class Backbone:
             looked_up = self.decoder.embed_tokens_per_layer(ids)
             num_layers = self.decoder.config.num_hidden_layers
             tokens["per_layer_inputs"] = looked_up.unflatten(-1, (num_layers, -1))
-        self._decode(no_prefixes(1), cache, None, **tokens)
+        self._decode(no_prefixes(1), cache, None, None, **tokens)
         return tuple((layer.keys[0], layer.values[0]) for layer in cache.layers)
 
     def generate(
@@ -213,27 +214,40 @@ class Backbone:
 
         With gradients enabled, they reach a prompt whose tensors require one.
         """
-        if media:
+        found, others = split_media(self.capabilities, media)
+        if others:
+            known = ", ".join(["input_ids", "attention_mask", *sorted(self.capabilities.media)])
             raise UnsupportedError(
-                f"{self.capabilities.model_type} takes no {', '.join(sorted(media))}; "
-                "give input_ids and attention_mask only"
+                f"{self.capabilities.model_type} takes no {', '.join(sorted(others))}; "
+                f"give {known} only"
             )
         arguments.check_inputs(input_ids, self.capabilities.vocab_size)
         if attention_mask is not None:
             arguments.check_mask(attention_mask, *input_ids.shape)
         batch = self.batch_of(prompt, input_ids.shape[0], needs_grad=torch.is_grad_enabled())
-        return self.head(self.hidden(batch, input_ids.to(self.device), attention_mask))
+        return self.head(self.hidden(batch, input_ids.to(self.device), attention_mask, found))
 
     def hidden(
-        self, batch: PrefixBatch, input_ids: Tensor, attention_mask: Tensor | None
+        self,
+        batch: PrefixBatch,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        media: Mapping[str, Tensor] | None = None,
     ) -> Tensor:
-        """Return the last hidden states `[B, T, H]` of real tokens, each row behind its prefix."""
+        """Return the last hidden states `[B, T, H]` of real tokens, each row behind its prefix.
+
+        `media` is what a processor returns beside ids and mask, the rows' one after another.
+        """
         cache = caches.uncached(batch, self.capabilities.num_layers)
         longest = input_ids.shape[1] if attention_mask is None else int(attention_mask.sum(1).max())
         arguments.check_length(
             self.capabilities, longest, batch.num_slots, is_cached=batch.num_slots > 0
         )
-        return self._decode(batch, cache, attention_mask, input_ids=input_ids)
+        reading = None
+        if self.capabilities.modalities:
+            turn = Turn(input_ids, attention_mask, 0, 0, batch.num_virtual, None)
+            reading = generation.read_media(self.model, self.capabilities, turn, dict(media or {}))
+        return self._decode(batch, cache, attention_mask, reading, input_ids=input_ids)
 
     def head(self, hidden: Tensor) -> Tensor:
         """Turn hidden states `[..., H]` into logits `[..., V]` with the model's own head, scale and
@@ -324,14 +338,20 @@ class Backbone:
         return self._layer_shapes
 
     def _decode(
-        self, batch: PrefixBatch, cache: Cache, attention_mask: Tensor | None, **tokens: Tensor
+        self,
+        batch: PrefixBatch,
+        cache: Cache,
+        attention_mask: Tensor | None,
+        reading: Reading | None = None,
+        **tokens: Tensor,
     ) -> Tensor:
         """Run the decoder without its head over one pass of tokens and return `[B, T, H]`."""
         given = tokens["input_ids"] if "input_ids" in tokens else tokens["inputs_embeds"]
         placed = generation.model_inputs(
-            self.capabilities, batch, cache, given, attention_mask, 0, self.dtype
+            self.capabilities, batch, cache, given, attention_mask, 0, self.dtype, reading
         )
-        hidden: Tensor = self.decoder(**tokens, **placed).last_hidden_state
+        output = generation.read_pass(self.decoder, tokens | placed)
+        hidden: Tensor = output.last_hidden_state
         return hidden
 
     def _prove_family(self) -> None:

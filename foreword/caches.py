@@ -19,6 +19,7 @@ from transformers.cache_utils import (
 
 from foreword.capabilities import SHARED_LAYER
 from foreword.errors import InputError, MismatchError, UnsupportedError
+from foreword.media import Memory
 from foreword.prefix import PrefixBatch
 
 ROOM = 64  # tokens that a growing layer reserves ahead
@@ -154,6 +155,7 @@ class PrefixedCache(Cache):
         self.num_slots = batch.num_slots
         # Set by a pass with padding: the next turn must bring the mask again.
         self.is_padded = False
+        self.memory: Memory | None = None  # of the media that it holds
 
     @property
     def is_compileable(self) -> bool:

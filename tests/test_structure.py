@@ -11,9 +11,9 @@ PACKAGE = Path(foreword.__file__).parent
 # A module imports only modules before it.
 ORDER = [
     "errors", "releases", "config", "row_files", "data", "encoding", "home_commands", "gguf_files",
-    "models", "artifact", "prompt", "initializers", "capabilities", "identity", "layout", "prefix",
-    "caches", "arguments", "generation", "backbone", "loss", "training", "chat", "evaluation",
-    "doctor", "cli",
+    "models", "artifact", "prompt", "initializers", "capabilities", "identity", "layout", "media",
+    "prefix", "caches", "arguments", "generation", "backbone", "loss", "training", "chat",
+    "evaluation", "doctor", "cli",
 ]  # fmt: skip
 
 
