@@ -173,6 +173,10 @@ class _View(GenerationMixin):
         """Return positions that nothing reads; a model's own way leaves a trace on the model."""
         return GenerationMixin._prepare_position_ids_for_generation(self, *args, **kwargs)
 
+    def _supports_mm_encoder_outputs(self) -> bool:
+        """False: each pass reads its media by ids."""
+        return False
+
     def _prepare_cache_for_generation(
         self,
         generation_config: Any,
