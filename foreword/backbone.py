@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from foreword import arguments, caches, generation, identity, models
+from foreword import arguments, caches, generation, identity, media_proof, models
 from foreword.capabilities import Capabilities, inspect_model
 from foreword.errors import InputError, MismatchError, UnsupportedError
 from foreword.media import Reading, Turn, split_media
@@ -53,6 +53,7 @@ class Backbone:
         self._lock = threading.Lock()
         self._fingerprint: dict[str, Any] | None = None
         self._layer_shapes: identity.Shapes | None = None
+        self._is_media_proved = self.capabilities.is_tested
         if not self.capabilities.is_tested:
             self._prove_family()
 
@@ -199,6 +200,9 @@ class Backbone:
         name = "input_ids" if input_ids is not None else "inputs_embeds"
         arguments.check_inputs(inputs, self.capabilities.vocab_size, name)
         batch = self.batch_of(prompt, inputs.shape[0])
+        if not self._is_media_proved and input_ids is not None:
+            found, _ = split_media(self.capabilities, kwargs)
+            self._prove_media(input_ids, attention_mask, found)
         return generation.generate(
             self.model, self.capabilities, batch, input_ids, attention_mask, kwargs
         )
@@ -225,6 +229,7 @@ class Backbone:
         if attention_mask is not None:
             arguments.check_mask(attention_mask, *input_ids.shape)
         batch = self.batch_of(prompt, input_ids.shape[0], needs_grad=torch.is_grad_enabled())
+        self._prove_media(input_ids, attention_mask, found)
         return self.head(self.hidden(batch, input_ids.to(self.device), attention_mask, found))
 
     def hidden(
@@ -377,12 +382,23 @@ class Backbone:
                 f"that differ by {error:.2g}; this family cannot be made exact yet"
             )
 
+    def _prove_media(
+        self, input_ids: Tensor, attention_mask: Tensor | None, media: dict[str, Tensor]
+    ) -> None:
+        """Let an untested family prove itself on the first media that it is given."""
+        if self._is_media_proved or not media.keys() - {self.capabilities.types}:
+            return
+        media_proof.prove(self, input_ids, attention_mask, media)
+        self._is_media_proved = True
+
     def _self_test(self) -> tuple[float, float]:
         """Return how much logits behind a prefix differ from those behind its text, and their
         size.
         """
         vocab = self.capabilities.vocab_size
         ids = (torch.arange(1, 9, device=self.device) * 7919) % vocab
+        for modality in self.capabilities.modalities:  # a placeholder would want its media
+            ids[ids == modality.token_id] = (modality.token_id + 1) % vocab
         if self.capabilities.virtual_id is not None:
             ids[:5] = self.capabilities.virtual_id
         real = ids[5:]

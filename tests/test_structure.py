@@ -12,8 +12,8 @@ PACKAGE = Path(foreword.__file__).parent
 ORDER = [
     "errors", "releases", "config", "row_files", "data", "encoding", "home_commands", "gguf_files",
     "models", "artifact", "prompt", "initializers", "capabilities", "identity", "layout", "media",
-    "prefix", "caches", "arguments", "generation", "backbone", "loss", "training", "chat",
-    "evaluation", "doctor", "cli",
+    "prefix", "caches", "arguments", "generation", "media_proof", "backbone", "loss", "training",
+    "chat", "evaluation", "doctor", "cli",
 ]  # fmt: skip
 
 

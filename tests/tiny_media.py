@@ -124,7 +124,9 @@ FAMILIES = tuple(CONFIGS)
 AUDIO_FAMILIES = ("glmasr", "qwen2_audio")
 GRID_FAMILIES = tuple(f for f in FAMILIES if f not in (*AUDIO_FAMILIES, "gemma3"))
 # How exactly logits agree in float64 where a family itself computes in float32, whatever its dtype.
-TOLERANCES: dict[str, float] = {}
+TOLERANCES = {
+    "glm4v_moe": 1e-5,  # the router: a product whose rounding depends on the number of tokens
+}
 AUTO = {
     "glmasr": transformers.AutoModelForMultimodalLM,
     "qwen2_audio": transformers.AutoModelForMultimodalLM,
