@@ -19,6 +19,7 @@ OUTSIDE = "this strategy lives outside transformers and is not tested; use a bui
 REFUSED = {
     "position_ids": "positions follow from attention_mask; leave position_ids out",
     "cache_params": "the cache goes by one name for all models; give it as past_key_values",
+    "mm_encoder_outputs": "give what the processor returns instead of what a tower made of it",
     "custom_generate": "custom decoding loops are not tested; use the built-in strategies",
     "negative_prompt_ids": GUIDANCE,
     "negative_prompt_attention_mask": GUIDANCE,

@@ -19,9 +19,20 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from foreword import arguments, caches, generation, identity, models, proof, quantized, recurrent
+from foreword import (
+    arguments,
+    caches,
+    generation,
+    identity,
+    media_proof,
+    models,
+    proof,
+    quantized,
+    recurrent,
+)
 from foreword.capabilities import Capabilities, inspect_model
 from foreword.errors import InputError, MismatchError, UnsupportedError
+from foreword.media import Reading, Turn, split_media
 from foreword.prefix import Prefix, PrefixBatch, no_prefixes
 from foreword.prompt import SoftPrompt
 from foreword.states import States
@@ -55,6 +66,7 @@ class Backbone:
         self._fingerprint: dict[str, Any] | None = None
         self._one_token: States | None = None
         self._embedding_scale = self._measure_scale()
+        self._is_media_proved = self.capabilities.is_tested
         if not self.capabilities.is_tested:
             proof.prove(self)
 
@@ -166,7 +178,7 @@ class Backbone:
             looked_up = self.decoder.embed_tokens_per_layer(ids)
             num_layers = self.decoder.config.num_hidden_layers
             tokens["per_layer_inputs"] = looked_up.unflatten(-1, (num_layers, -1))
-        self._decode(no_prefixes(1), cache, None, **tokens)
+        self._decode(no_prefixes(1), cache, None, None, **tokens)
         layers = tuple(
             tuple(tensor[0] for tensor in caches.state_of(layer)) for layer in cache.layers
         )
@@ -206,6 +218,9 @@ class Backbone:
         name = "input_ids" if input_ids is not None else "inputs_embeds"
         arguments.check_inputs(inputs, self.capabilities.vocab_size, name)
         batch = self.batch_of(prompt, inputs.shape[0])
+        if not self._is_media_proved and input_ids is not None:
+            found, _ = split_media(self.capabilities, kwargs)
+            self._prove_media(input_ids, attention_mask, found)
         return generation.generate(
             self.model, self.capabilities, batch, input_ids, attention_mask, kwargs
         )
@@ -221,32 +236,60 @@ class Backbone:
 
         With gradients enabled, they reach a prompt whose tensors require one.
         """
-        if media:
+        found, others = split_media(self.capabilities, media)
+        if others:
+            known = ", ".join(["input_ids", "attention_mask", *sorted(self.capabilities.media)])
             raise UnsupportedError(
-                f"{self.capabilities.model_type} takes no {', '.join(sorted(media))}; "
-                "give input_ids and attention_mask only"
+                f"{self.capabilities.model_type} takes no {', '.join(sorted(others))}; "
+                f"give {known} only"
             )
         arguments.check_inputs(input_ids, self.capabilities.vocab_size)
         if attention_mask is not None:
             arguments.check_mask(attention_mask, *input_ids.shape)
         batch = self.batch_of(prompt, input_ids.shape[0], needs_grad=torch.is_grad_enabled())
-        return self.head(self.hidden(batch, input_ids.to(self.device), attention_mask))
+        self._prove_media(input_ids, attention_mask, found)
+        return self.head(self.hidden(batch, input_ids.to(self.device), attention_mask, found))
 
     def hidden(
-        self, batch: PrefixBatch, input_ids: Tensor, attention_mask: Tensor | None
+        self,
+        batch: PrefixBatch,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        media: Mapping[str, Tensor] | None = None,
     ) -> Tensor:
-        """Return the last hidden states `[B, T, H]` of real tokens, each row behind its prefix."""
+        """Return the last hidden states `[B, T, H]` of real tokens, each row behind its prefix.
+
+        `media` is what a processor returns beside ids and mask, the rows' one after another.
+        """
         cache = caches.uncached(batch, self.capabilities)
         longest = input_ids.shape[1] if attention_mask is None else int(attention_mask.sum(1).max())
         arguments.check_length(
             self.capabilities, longest, batch.num_slots, is_cached=batch.num_slots > 0
         )
         if self.capabilities.is_recurrent:
-            return self._decode_shifted(batch, cache, attention_mask, input_ids)
-        return self._decode(batch, cache, attention_mask, input_ids=input_ids)
+            return self._decode_shifted(batch, cache, attention_mask, input_ids, media)
+        reading = self._read_media(batch, attention_mask, input_ids, media)
+        return self._decode(batch, cache, attention_mask, reading, input_ids=input_ids)
+
+    def _read_media(
+        self,
+        batch: PrefixBatch,
+        attention_mask: Tensor | None,
+        input_ids: Tensor,
+        media: Mapping[str, Tensor] | None,
+    ) -> Reading | None:
+        if not self.capabilities.modalities:
+            return None
+        turn = Turn(input_ids, attention_mask, 0, 0, batch.num_virtual, None)
+        return generation.read_media(self.model, self.capabilities, turn, dict(media or {}))
 
     def _decode_shifted(
-        self, batch: PrefixBatch, cache: Cache, attention_mask: Tensor | None, input_ids: Tensor
+        self,
+        batch: PrefixBatch,
+        cache: Cache,
+        attention_mask: Tensor | None,
+        input_ids: Tensor,
+        media: Mapping[str, Tensor] | None,
     ) -> Tensor:
         """Run one pass whose padding stands behind each row, where recurrent layers cannot see it
         in time; return `[B, T, H]` in the order given.
@@ -256,7 +299,8 @@ class Backbone:
         ids, mask = input_ids.gather(1, order), mask.to(order.device).gather(1, order)
         # A pass of a single token writes into the states, which a gradient may still need.
         ids, mask = (torch.nn.functional.pad(t, (0, ids.shape[1] == 1)) for t in (ids, mask))
-        hidden = self._decode(batch, cache, mask, input_ids=ids)
+        reading = self._read_media(batch, mask, ids, media)
+        hidden = self._decode(batch, cache, mask, reading, input_ids=ids)
         back = order.argsort(dim=1)[..., None].expand(-1, -1, hidden.shape[-1])
         return hidden.gather(1, back)
 
@@ -366,15 +410,30 @@ class Backbone:
         return 1.0 if is_plain else float(scale)
 
     def _decode(
-        self, batch: PrefixBatch, cache: Cache, attention_mask: Tensor | None, **tokens: Tensor
+        self,
+        batch: PrefixBatch,
+        cache: Cache,
+        attention_mask: Tensor | None,
+        reading: Reading | None = None,
+        **tokens: Tensor,
     ) -> Tensor:
         """Run the decoder without its head over one pass of tokens and return `[B, T, H]`."""
         given = tokens["input_ids"] if "input_ids" in tokens else tokens["inputs_embeds"]
         placed = generation.model_inputs(
-            self.capabilities, batch, cache, given, attention_mask, 0, self.dtype
+            self.capabilities, batch, cache, given, attention_mask, 0, self.dtype, reading
         )
-        hidden: Tensor = self.decoder(**tokens, **placed).last_hidden_state
+        output = generation.read_pass(self.decoder, tokens | placed)
+        hidden: Tensor = output.last_hidden_state
         return hidden
+
+    def _prove_media(
+        self, input_ids: Tensor, attention_mask: Tensor | None, media: dict[str, Tensor]
+    ) -> None:
+        """Let an untested family prove itself on the first media that it is given."""
+        if self._is_media_proved or not media.keys() - {self.capabilities.types}:
+            return
+        media_proof.prove(self, input_ids, attention_mask, media)
+        self._is_media_proved = True
 
     def __repr__(self) -> str:
         return f"Backbone({self.name}, {self.capabilities.model_type}, {self.dtype}, {self.device})"

@@ -22,6 +22,7 @@ from transformers.cache_utils import (
 
 from foreword.capabilities import SHARED_LAYER, Capabilities, LayerFacts
 from foreword.errors import InputError, MismatchError, UnsupportedError
+from foreword.media import Memory
 from foreword.prefix import PrefixBatch
 from foreword.states import LayerState
 
@@ -238,6 +239,7 @@ class PrefixedCache(Cache):
         self.num_read = 0  # real tokens of the passes so far
         # Set by a pass with padding: the next turn must bring the mask again.
         self.is_padded = False
+        self.memory: Memory | None = None  # of the media that it holds
 
     @property
     def is_compileable(self) -> bool:

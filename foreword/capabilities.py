@@ -10,6 +10,7 @@ import sys
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
 from transformers import DynamicCache, PreTrainedModel, cache_utils
 from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer
 
@@ -23,8 +24,18 @@ TESTED_MODEL_TYPES = frozenset(
         "gemma3n_text", "gemma4_text", "phi3", "olmo3", "llama4_text", "gpt_oss", "granite",
         "deepseek_v3", "gpt2", "qwen3_next", "qwen3_5_text", "mamba2", "bamba", "falcon_h1", "lfm2",
         "granitemoehybrid",
+        "qwen2_5_vl", "qwen3_vl", "gemma3", "glm4v", "glm4v_moe", "glm46v", "hunyuan_vl", "glmasr",
+        "qwen2_audio",
     }
 )  # fmt: skip
+
+# What a class may take beside text: a name, the argument that holds the features, the one that
+# says how large each of them is, and others with one row for each.
+KNOWN_MEDIA = (
+    ("image", "pixel_values", "image_grid_thw", ("image_sizes",)),
+    ("audio", "input_features", None, ("input_features_mask", "feature_attention_mask")),
+)
+TYPES = ("mm_token_type_ids", "token_type_ids")
 
 # A layer without keys of its own; older releases leave such layers out of the cache.
 SHARED_LAYER: Any = getattr(cache_utils, "DummyLayer", ())
@@ -62,6 +73,31 @@ class LayerFacts:
 
 
 @dataclass(frozen=True)
+class Modality:
+    """One kind of media that a model reads in place of its placeholder tokens.
+
+    Attributes:
+        name: "image" or "audio".
+        token_id: the id of a placeholder.
+        features: the argument that holds what is read, a row for each image or window of sound.
+        grid: the argument that holds each image's patches in time, height and width; the features
+            then have one row for each patch.
+        others: more arguments with one row for each image or window.
+    """
+
+    name: str
+    token_id: int
+    features: str
+    grid: str | None = None
+    others: tuple[str, ...] = ()
+
+    @property
+    def arguments(self) -> tuple[str, ...]:
+        """Every argument that belongs to it."""
+        return (self.features, *([self.grid] if self.grid else []), *self.others)
+
+
+@dataclass(frozen=True)
 class Capabilities:
     """The facts that decide how a prefix reaches a model.
 
@@ -82,6 +118,10 @@ class Capabilities:
         slot_scale: slots from which on queries are scaled by their slot, not their position, or
             None.
         cache_argument: what the model's forward pass calls its cache.
+        modalities: what the model reads beside text.
+        types: the argument that tells placeholders from text, token by token, or None.
+        num_axes: A, the axes of a rotary position: 1, or those of the model's own rope index.
+        has_image_blocks: whether the tokens of one image attend to each other in both directions.
     """
 
     model_type: str
@@ -96,6 +136,10 @@ class Capabilities:
     virtual_id: int | None = None
     slot_scale: int | None = None
     cache_argument: str = "past_key_values"
+    modalities: tuple[Modality, ...] = ()
+    types: str | None = None
+    num_axes: int = 1
+    has_image_blocks: bool = False
 
     @property
     def num_layers(self) -> int:
@@ -111,6 +155,12 @@ class Capabilities:
     def is_recurrent(self) -> bool:
         """Whether any layer keeps a state that padding would change."""
         return any(layer.num_recurrences for layer in self.layers)
+
+    @property
+    def media(self) -> frozenset[str]:
+        """The arguments that carry media, token types included."""
+        named = {name for modality in self.modalities for name in modality.arguments}
+        return frozenset(named | ({self.types} if self.types else set()))
 
     @property
     def is_tested(self) -> bool:
@@ -130,8 +180,17 @@ def inspect_model(model: Any) -> Capabilities:
             "wraps, with adapters merged or unloaded"
         )
     config: Any = model.config.get_text_config(decoder=True)
-    name = getattr(config, "model_type", type(model).__name__)
+    name = getattr(model.config, "model_type", type(model).__name__)
     _refuse_unknown_parts(model, config, name)
+    decoder = _decoder(model, name)
+    arguments = set(inspect.signature(getattr(model, decoder).forward).parameters)
+    modalities = _modalities(model.config, arguments)
+    if modalities and _virtual_id(config) is not None:
+        raise UnsupportedError(
+            f"{name}: images or audio beside embeddings for each layer; "
+            "load its text-only class, if it has one"
+        )
+    types = next((argument for argument in TYPES if argument in arguments), None)
     return Capabilities(
         model_type=name,
         layers=_layers(model, config, name),
@@ -141,11 +200,45 @@ def inspect_model(model: Any) -> Capabilities:
         is_context_hard=_is_context_hard(model, config),
         rope_switch=_rope_switch(config),
         attention=config._attn_implementation,
-        decoder=_decoder(model, name),
+        decoder=decoder,
         virtual_id=_virtual_id(config),
         slot_scale=_slot_scale(config),
         cache_argument=_cache_argument(model),
+        modalities=modalities,
+        types=types if modalities else None,
+        num_axes=_num_axes(getattr(model, decoder)),
+        has_image_blocks=bool(modalities) and types == "token_type_ids",
     )
+
+
+def _modalities(config: Any, arguments: set[str]) -> tuple[Modality, ...]:
+    """Return the known media among the arguments of a decoder's class."""
+    found = []
+    for name, features, grid, others in KNOWN_MEDIA:
+        token_id = getattr(config, f"{name}_token_id", None)
+        if features in arguments and isinstance(token_id, int):
+            found.append(
+                Modality(
+                    name,
+                    token_id,
+                    features,
+                    grid if grid in arguments else None,
+                    tuple(other for other in others if other in arguments),
+                )
+            )
+    return tuple(found)
+
+
+def _num_axes(decoder: Any) -> int:
+    """Ask a decoder how many axes the positions have that it computes for images itself."""
+    if not hasattr(decoder, "get_rope_index"):
+        return 1
+    token = torch.zeros(1, 1, dtype=torch.long)
+    try:
+        positions, _ = decoder.get_rope_index(token, mm_token_type_ids=token)
+    except (TypeError, ValueError):
+        return 1  # a configuration without axes
+    return int(positions.shape[0])
 
 
 def _refuse_unknown_parts(model: Any, config: Any, name: str) -> None:
@@ -154,8 +247,6 @@ def _refuse_unknown_parts(model: Any, config: Any, name: str) -> None:
 
     if model.config.is_encoder_decoder:
         refuse("an encoder-decoder model", "use a decoder-only language model")
-    if getattr(model.config, "vision_config", None) or getattr(model.config, "audio_config", None):
-        refuse("images or audio beside text", "load its text-only class, if it has one")
     if not model.can_generate():
         refuse(f"{type(model).__name__} cannot generate", "load it as a causal language model")
     if config._attn_implementation not in ("sdpa", "eager"):
@@ -163,7 +254,7 @@ def _refuse_unknown_parts(model: Any, config: Any, name: str) -> None:
             f"attention implementation {config._attn_implementation!r}",
             "load the model with attn_implementation='sdpa' or 'eager'",
         )
-    # "vision" means images alone, which are refused already.
+    # "vision" means images alone.
     if getattr(config, "use_bidirectional_attention", None) not in (None, False, "vision"):
         refuse("attention in both directions", "use a causal language model")
 

@@ -26,9 +26,10 @@ from transformers import (
 )
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from foreword import arguments, caches, layout, recurrent, releases
+from foreword import arguments, caches, layout, media, recurrent, releases
 from foreword.capabilities import Capabilities
 from foreword.errors import InputError, UnsupportedError
+from foreword.media import Reading
 from foreword.prefix import PrefixBatch
 
 log = logging.getLogger("foreword")
@@ -59,9 +60,10 @@ def model_inputs(
     attention_mask: Tensor | None,
     num_cached: int,
     dtype: torch.dtype,
+    reading: Reading | None = None,
 ) -> dict[str, Any]:
-    """Return positions, masks and cache for one pass of the model over `tokens` `[B, T]` or `[B, T,
-    H]`.
+    """Return positions, masks, cache and media for one pass of the model over `tokens` `[B, T]` or
+    `[B, T, H]`.
     """
     if not capabilities.reaches:  # recurrent layers know neither positions nor masks
         return {capabilities.cache_argument: cache, "use_cache": True}
@@ -73,14 +75,59 @@ def model_inputs(
         num_new=num_new,
         capacity=int(cache.get_mask_sizes(num_new, 0)[0]),
     )
-    positions, masks = layout.place(span, attention_mask, capabilities, dtype, tokens.device)
+    items = _items(reading, attention_mask, num_cached, tokens) if reading else []
+    blocks = None
+    if reading is not None and items and capabilities.has_image_blocks:
+        blocks = reading.blocks(attention_mask, num_cached + num_new, tokens.shape[0])
+        blocks = blocks.to(tokens.device)
+    positions, masks = layout.place(
+        span, attention_mask, capabilities, dtype, tokens.device, blocks
+    )
     layout.check_slots(span, attention_mask, positions, capabilities)
-    return {
-        "position_ids": positions.expand(tokens.shape[0], -1),
-        "attention_mask": masks,
-        capabilities.cache_argument: cache,
-        "use_cache": True,
-    }
+    positions = positions.expand(tokens.shape[0], -1)
+    placed = {"attention_mask": masks, capabilities.cache_argument: cache, "use_cache": True}
+    if reading is not None and items:
+        placed |= reading.features(items)
+        placed["input_ids"] = media.without_padding(reading, tokens, attention_mask)
+    if capabilities.num_axes == 1:
+        return placed | {"position_ids": positions}
+    if reading is None:
+        return placed | {"position_ids": positions[None].expand(capabilities.num_axes, -1, -1)}
+    virtual = torch.tensor(batch.num_virtual, device=tokens.device)[:, None]
+    return placed | {"position_ids": reading.positions(positions, virtual)}
+
+
+def _items(
+    reading: Reading, attention_mask: Tensor | None, num_cached: int, tokens: Tensor
+) -> list[media.Item]:
+    """Return the media of a pass over columns `num_cached` and on."""
+    if not reading.items:
+        return []
+    rows, num_new = tokens.shape[:2]
+    if attention_mask is None:
+        return reading.read_in([num_cached] * rows, [num_cached + num_new] * rows)
+    starts = attention_mask[:, :num_cached].sum(1)
+    stops = starts + attention_mask[:, num_cached : num_cached + num_new].sum(1)
+    return reading.read_in(starts.tolist(), stops.tolist())
+
+
+def read_pass(run: Any, inputs: dict[str, Any]) -> Any:
+    """Run a model or its decoder over one pass; say in one line where its media does not fit.
+
+    Raises:
+        InputError: what the model itself says of the media.
+    """
+    has_media = any(name in inputs for name in ("pixel_values", "input_features"))
+    try:
+        return run(**inputs)
+    except ValueError as error:
+        if not has_media:
+            raise
+        reason = str(error).strip().partition("\n")[0]
+        raise InputError(
+            f"the model cannot read the media of input_ids: {reason}; give what the processor "
+            "returns, and let no generated token be a placeholder"
+        ) from error
 
 
 class _View(GenerationMixin):
@@ -90,6 +137,7 @@ class _View(GenerationMixin):
     _capabilities: Capabilities
     _batch: PrefixBatch
     _num_padding: tuple[int, ...]
+    _reading: Reading | None
 
     def forward(self, **inputs: Any) -> Any:
         """Run the model on real tokens, behind each row's prefix."""
@@ -114,6 +162,8 @@ class _View(GenerationMixin):
             output = self._read(inputs, mask, batch, model_cache, num_cached)
         if cache is not None:
             cache.num_read += tokens.shape[1]
+        if cache is not None and self._reading is not None:
+            cache.memory = self._reading.memory.expanded(tokens.shape[0])
         if self._capabilities.cache_argument != "past_key_values":
             output = CausalLMOutputWithPast(logits=output.logits)
         output.past_key_values = cache if keep else None
@@ -132,11 +182,18 @@ class _View(GenerationMixin):
             inputs["input_ids"] if inputs.get("input_ids") is not None else inputs["inputs_embeds"]
         )
         placed = model_inputs(
-            self._capabilities, batch, cache, tokens, mask, num_cached, self._model.dtype
+            self._capabilities,
+            batch,
+            cache,
+            tokens,
+            mask,
+            num_cached,
+            self._model.dtype,
+            self._reading,
         )
         # The tokens after a prefix need a mask, where the bare model's first pass needs none.
         with releases.grouped_heads(tokens.device.type == "cpu" and tokens.shape[1] > 1):
-            return self._model(**inputs, **placed)
+            return read_pass(self._model, inputs | placed)
 
     def _read_groups(
         self,
@@ -153,6 +210,11 @@ class _View(GenerationMixin):
                     f"generate({name}=True): rows of different lengths are read one length at a "
                     f"time by {self._capabilities.model_type}; give one row, or leave it out"
                 )
+        if self._reading is not None and self._reading.memory.has_media:
+            raise UnsupportedError(
+                f"{self._capabilities.model_type} reads rows of different lengths one length at a "
+                "time, and no media with them; give one row at a time, or rows of one length"
+            )
         _say_slower(self._model, self._capabilities)
         name = "input_ids" if inputs.get("input_ids") is not None else "inputs_embeds"
         num_rows, num_new = inputs[name].shape[:2]
@@ -172,6 +234,14 @@ class _View(GenerationMixin):
             logits[group.rows, -found.shape[1] :] = found
         recurrent.lay_back(cache, pairs, num_rows, num_new)
         return CausalLMOutputWithPast(logits=logits)
+
+    def _prepare_position_ids_for_generation(self, *args: Any, **kwargs: Any) -> Any:
+        """Return positions that nothing reads; a model's own way leaves a trace on the model."""
+        return GenerationMixin._prepare_position_ids_for_generation(self, *args, **kwargs)
+
+    def _supports_mm_encoder_outputs(self) -> bool:
+        """False: each pass reads its media by ids."""
+        return False
 
     def _prepare_cache_for_generation(
         self,
@@ -290,7 +360,11 @@ def _view_class(model_class: Any) -> Any:
 
 
 def view(
-    model: Any, capabilities: Capabilities, batch: PrefixBatch, num_padding: tuple[int, ...]
+    model: Any,
+    capabilities: Capabilities,
+    batch: PrefixBatch,
+    num_padding: tuple[int, ...],
+    reading: Reading | None = None,
 ) -> Any:
     """Return an object that generates like `model`, each row behind its prefix; it shares the
     weights.
@@ -301,7 +375,11 @@ def view(
     result.__dict__.update({name: OrderedDict() for name in HOOKS if name in model.__dict__})
     # Through the dictionary: a module set as an attribute would be registered as a submodule.
     result.__dict__.update(
-        _model=model, _capabilities=capabilities, _batch=batch, _num_padding=num_padding
+        _model=model,
+        _capabilities=capabilities,
+        _batch=batch,
+        _num_padding=num_padding,
+        _reading=reading,
     )
     return result
 
@@ -327,32 +405,77 @@ def generate(
             f"generate(inputs_embeds=...): {capabilities.model_type} looks up more than embeddings "
             "by id; give input_ids"
         )
+    found, kwargs = media.split_media(capabilities, kwargs)
+    if found and input_ids is None:
+        raise UnsupportedError(
+            f"generate(inputs_embeds=..., {', '.join(sorted(found))}=...): a model places media by "
+            "ids; give input_ids"
+        )
     inputs: Any = input_ids if input_ids is not None else kwargs.get("inputs_embeds")
     if attention_mask is None:
-        attention_mask = infer_mask(model, input_ids, kwargs)
+        attention_mask = infer_mask(model, capabilities, input_ids, kwargs)
+    num_cached = _num_cached(cache)
     if attention_mask is None:
         if getattr(_known(cache), "is_padded", False):
             raise InputError(
                 "past_key_values holds padded rows; give attention_mask for all tokens, "
                 "cached ones included"
             )
-        alone = view(model, capabilities, batch, (0,) * inputs.shape[0])
+        seen = num_cached if inputs.shape[1] > num_cached else 0
+        reading = _read(
+            model, capabilities, batch, input_ids, None, (num_cached, seen), found, cache
+        )
+        alone = view(model, capabilities, batch, (0,) * inputs.shape[0], reading)
         return alone.generate(input_ids=input_ids, **kwargs)
-    order = align_right(attention_mask, inputs.shape[0], inputs.shape[1], _num_cached(cache))
+    order = align_right(attention_mask, inputs.shape[0], inputs.shape[1], num_cached)
     num_old = attention_mask.shape[1] - order.shape[1]
     aligned = torch.cat(
         [attention_mask[:, :num_old], attention_mask[:, num_old:].gather(1, order)], 1
     )
     seen = inputs.shape[1] - order.shape[1]  # tokens of the inputs that the cache already holds
+    reading = _read(
+        model, capabilities, batch, input_ids, attention_mask, (num_old, seen), found, cache
+    )
     if kwargs.get("inputs_embeds") is not None:
         kwargs["inputs_embeds"] = _reorder(kwargs["inputs_embeds"], order, seen)
     given = input_ids
     if input_ids is not None:
         input_ids = _reorder(input_ids, order, seen)
     padding = tuple((aligned.long().cumsum(1) == 0).sum(1).tolist())
-    padded = view(model, capabilities, batch, padding)
+    padded = view(model, capabilities, batch, padding, reading)
     output = padded.generate(input_ids=input_ids, attention_mask=aligned, **kwargs)
     return output if given is None else _restore(output, given)
+
+
+def _read(
+    model: Any,
+    capabilities: Capabilities,
+    batch: PrefixBatch,
+    input_ids: Tensor | None,
+    attention_mask: Tensor | None,
+    columns: tuple[int, int],
+    found: dict[str, Tensor],
+    cache: Any,
+) -> Reading | None:
+    """Find out what media a call reads; `columns` are those that are cached, and those of them that
+    are given again.
+    """
+    if input_ids is None or not capabilities.modalities:
+        return None
+    memory = getattr(_known(cache), "memory", None)
+    turn = media.Turn(input_ids, attention_mask, *columns, batch.num_virtual, memory)
+    return read_media(model, capabilities, turn, found)
+
+
+def read_media(
+    model: Any, capabilities: Capabilities, turn: media.Turn, found: dict[str, Tensor]
+) -> Reading:
+    """Find out what media a call reads, on the device and in the precision of the model."""
+    moved = {
+        name: value.to(model.device, model.dtype if value.is_floating_point() else None)
+        for name, value in found.items()
+    }
+    return media.read(getattr(model, capabilities.decoder), capabilities, turn, moved)
 
 
 def _known(cache: Any) -> Any:
@@ -360,14 +483,24 @@ def _known(cache: Any) -> Any:
     return getattr(cache, caches.MARK, cache)
 
 
-def infer_mask(model: Any, input_ids: Tensor | None, kwargs: dict[str, Any]) -> Tensor | None:
-    """Infer the mask from padding ids, as transformers does: where they mean nothing else."""
+def infer_mask(
+    model: Any, capabilities: Capabilities, input_ids: Tensor | None, kwargs: dict[str, Any]
+) -> Tensor | None:
+    """Infer the mask from padding ids, as transformers does: where they mean nothing else.
+
+    Raises:
+        InputError: the padding id is also a placeholder's.
+    """
     config = kwargs.get("generation_config") or model.generation_config
     pad = kwargs.get("pad_token_id", config.pad_token_id)
     eos = kwargs.get("eos_token_id", config.eos_token_id)
     ends = eos if isinstance(eos, list) else [eos]
     if input_ids is None or pad is None or pad in ends or not bool((input_ids == pad).any()):
         return None
+    if any(pad == modality.token_id for modality in capabilities.modalities):
+        raise InputError(
+            f"id {pad} pads and stands for media too; give attention_mask to tell them apart"
+        )
     return input_ids.ne(pad).long()
 
 

@@ -51,11 +51,14 @@ def place(
     capabilities: Capabilities,
     dtype: torch.dtype,
     device: torch.device,
+    blocks: Tensor | None = None,
 ) -> tuple[Tensor, Masks]:
     """Return position ids `[B, T]` and the masks of one pass.
 
     `attention_mask` is `[B, num_cached + num_new]`, or None where no row is padded. Position ids of
     padding are harmless numbers. A mask is None where the model's own causal rule is already right.
+    `blocks` `[B, num_cached + num_new]` numbers tokens that attend to each other both ways; -1 is
+    none.
     """
     num_real = span.num_cached + span.num_new
     virtual = torch.tensor(span.num_virtual, device=device)[:, None]
@@ -68,7 +71,9 @@ def place(
         real = (attention_mask.to(device).long().cumsum(-1) - 1).clamp_min(0) + virtual
     positions = real[:, span.num_cached :]
     masks: dict[str, Tensor | None] = {
-        reach.name: _mask(span, attention_mask, virtual, real, reach, dtype, capabilities.attention)
+        reach.name: _mask(
+            span, attention_mask, virtual, real, reach, dtype, capabilities.attention, blocks
+        )
         for reach in dict.fromkeys(capabilities.reaches)
     }
     if capabilities.is_recurrent:
@@ -85,17 +90,19 @@ def _mask(
     reach: Reach,
     dtype: torch.dtype,
     attention: str,
+    blocks: Tensor | None,
 ) -> Tensor | None:
     """Return what each new token may attend to, `[B or 1, 1, T, capacity]`, or None for plain
     causal.
     """
     total = span.num_slots + span.num_cached + span.num_new
     is_plain = attention_mask is None and span.is_uniform and span.capacity == total
+    is_plain &= blocks is None
     # Without a mask, sdpa applies the causal rule of an empty cache, and eager attention none.
     is_causal_right = span.num_new == 1 or (attention == "sdpa" and total == span.num_new)
     if is_plain and is_causal_right and (reach.size is None or total <= reach.size):
         return None
-    allowed = _allowed(span, attention_mask, virtual, real, reach)[:, None]
+    allowed = _allowed(span, attention_mask, virtual, real, reach, blocks)[:, None]
     if attention == "sdpa":
         return allowed
     lowest = torch.finfo(dtype).min
@@ -103,10 +110,15 @@ def _mask(
 
 
 def _allowed(
-    span: Span, attention_mask: Tensor | None, virtual: Tensor, real: Tensor, reach: Reach
+    span: Span,
+    attention_mask: Tensor | None,
+    virtual: Tensor,
+    real: Tensor,
+    reach: Reach,
+    blocks: Tensor | None,
 ) -> Tensor:
     """Return `[B, T, capacity]`: a token sees the keys at its own position and before, inside its
-    window or its chunk.
+    window or its chunk, and the keys of its own block.
     """
     device, rows = real.device, real.shape[0]
     slot = torch.arange(span.num_slots, device=device)[None] - (span.num_slots - virtual)
@@ -117,7 +129,10 @@ def _allowed(
         is_real = attention_mask.to(device).bool()
     is_key = torch.cat([slot >= 0, is_real, is_real.new_zeros(rows, empty)], dim=1)
     queries = real[:, span.num_cached :, None]
-    allowed = is_key[:, None] & (keys[:, None] <= queries)
+    allowed = keys[:, None] <= queries
+    if blocks is not None:
+        allowed = allowed | _same_block(span, blocks)
+    allowed = is_key[:, None] & allowed
     size = reach.size
     if size is not None and reach.name == "chunked_attention":
         allowed &= queries // size == keys[:, None] // size
@@ -127,6 +142,15 @@ def _allowed(
     own = span.num_slots + span.num_cached + torch.arange(span.num_new, device=device)
     is_own = torch.arange(span.capacity, device=device)[None] == own[:, None]
     return allowed | is_own[None]
+
+
+def _same_block(span: Span, blocks: Tensor) -> Tensor:
+    """Return `[B, T, capacity]`: whether a new token and a key are of one block."""
+    before = blocks.new_full((blocks.shape[0], span.num_slots), -1)
+    after = blocks.new_full((blocks.shape[0], span.capacity - span.num_slots - blocks.shape[1]), -1)
+    keys = torch.cat([before, blocks, after], dim=1)
+    queries = blocks[:, span.num_cached :, None]
+    return (queries == keys[:, None]) & (queries >= 0)
 
 
 def check_slots(

@@ -83,6 +83,8 @@ def _trial(backbone: Any) -> tuple[Prefix, Tensor, Tensor]:
     facts = backbone.capabilities
     num_ids = NUM_VIRTUAL + NUM_REAL
     ids = (torch.arange(1, num_ids + 1, device=backbone.device) * 7919) % facts.vocab_size
+    for modality in facts.modalities:  # a placeholder would want its media
+        ids[ids == modality.token_id] = (modality.token_id + 1) % facts.vocab_size
     if facts.virtual_id is not None:
         ids[:NUM_VIRTUAL] = facts.virtual_id
     states = backbone.read_embeddings(backbone.embed(ids[:NUM_VIRTUAL]))

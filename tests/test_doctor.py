@@ -182,7 +182,7 @@ def test_the_self_test_sees_padding_that_is_attended_to(monkeypatch: pytest.Monk
 def test_the_self_test_sees_a_dead_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
     backbone, read = backbone_of("llama"), Backbone.read
     monkeypatch.setattr(
-        Backbone, "read", lambda self, p: [(k.detach(), v.detach()) for k, v in read(self, p)]
+        Backbone, "read", lambda self, p: read(self, p).map(lambda state: state.detach())
     )
     found = named(doctor.self_test(backbone, None, num_new=NUM_NEW))["gradient"]
     assert found.status == "wrong"

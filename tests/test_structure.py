@@ -12,8 +12,8 @@ PACKAGE = Path(foreword.__file__).parent
 ORDER = [
     "errors", "releases", "config", "row_files", "data", "encoding", "home_commands", "gguf_files",
     "models", "artifact", "states", "prompt", "initializers", "capabilities", "identity", "layout",
-    "prefix", "caches", "recurrent", "arguments", "generation", "proof", "quantized",
-    "backbone", "loss", "training", "chat", "evaluation", "doctor", "cli",
+    "media", "prefix", "caches", "recurrent", "arguments", "generation", "proof", "media_proof",
+    "quantized", "backbone", "loss", "training", "chat", "evaluation", "doctor", "cli",
 ]  # fmt: skip
 
 

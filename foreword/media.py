@@ -1,0 +1,438 @@
+"""Images and sounds between the tokens: which pass reads which, and where positions put them.
+
+In: the ids, mask and media of a call, as a processor returns them, and what a cache has read
+before. Out: a `Reading`: for each pass the media whose placeholders it holds, the rotary positions
+on the model's own axes, and the tokens that attend to each other in both directions. Everything is
+counted on unpadded rows, so that padding moves nothing, and nothing is kept on the model. Knows
+nothing of prompts but how long they are.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from foreword.capabilities import Capabilities, Modality
+from foreword.errors import InputError, UnsupportedError
+
+VIDEO = ("pixel_values_videos", "video_grid_thw", "second_per_grid_ts")
+
+
+@dataclass(frozen=True, eq=False)
+class Item:
+    """One image, or one sound in one or more windows.
+
+    Attributes:
+        row: of the batch.
+        start: how many of the row's real tokens are before its first placeholder.
+        stop: the same for the token after its last one.
+        modality: what it is.
+        units: which of the modality's images or windows it is.
+    """
+
+    row: int
+    start: int
+    stop: int
+    modality: Modality
+    units: range
+
+
+@dataclass(frozen=True, eq=False)
+class Memory:
+    """What a cache must remember of the media that it holds.
+
+    Attributes:
+        types: for each row the type of each real token, 0 for text.
+        grids: for each row the order of each image's first token, and its patches.
+    """
+
+    types: tuple[Tensor, ...]
+    grids: tuple[tuple[tuple[int, Tensor], ...], ...]
+
+    @property
+    def has_media(self) -> bool:
+        """Whether any token is not text."""
+        return any(bool(types.any()) for types in self.types)
+
+    def expanded(self, num_rows: int) -> "Memory":
+        """Repeat each row for its beams or returned sequences."""
+        copies = num_rows // len(self.types)
+        return Memory(
+            tuple(one for one in self.types for _ in range(copies)),
+            tuple(one for one in self.grids for _ in range(copies)),
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """What the passes of one call read beside text.
+
+    Attributes:
+        capabilities: of the model.
+        memory: all types and grids, those of earlier turns included.
+        items: what is not cached yet, row after row.
+        given: the caller's tensors, on the model's device.
+        shifts: rotary position of each token less its order, `[A, B, T + 1]`; the last column is
+            that of every later token. None where all are 0.
+    """
+
+    capabilities: Capabilities
+    memory: Memory
+    items: tuple[Item, ...]
+    given: Mapping[str, Tensor]
+    shifts: Tensor | None
+
+    def positions(self, order: Tensor, virtual: Tensor) -> Tensor:
+        """Return rotary positions `[A, B, T]` of tokens at places `order` `[B, T]` behind `virtual`
+        `[B, 1]` virtual ones.
+        """
+        if self.shifts is None:
+            return order[None].expand(self.capabilities.num_axes, -1, -1)
+        shifts = self.shifts.to(order.device)
+        copies = order.shape[0] // shifts.shape[1]
+        shifts = shifts.repeat_interleave(copies, dim=1)
+        index = (order - virtual).clamp(0, shifts.shape[2] - 1)
+        return order[None] + shifts.gather(2, index[None].expand(shifts.shape[0], -1, -1))
+
+    def read_in(self, starts: Sequence[int], stops: Sequence[int]) -> list[Item]:
+        """Return the items of a pass over each row's real tokens from `starts` to `stops`.
+
+        Raises:
+            UnsupportedError: the pass would cut through one.
+        """
+        copies = len(starts) // len(self.memory.types)
+        found = []
+        for row, (start, stop) in enumerate(zip(starts, stops, strict=True)):
+            for item in self.items:
+                if item.row != row // copies or item.stop <= start or item.start >= stop:
+                    continue
+                if item.start < start or item.stop > stop:
+                    raise UnsupportedError(
+                        f"a pass would cut through the {item.modality.name} at tokens {item.start} "
+                        f"to {item.stop - 1} of row {item.row}; leave out prefill_chunk_size"
+                    )
+                found.append(item)
+        return found
+
+    def features(self, items: Sequence[Item]) -> dict[str, Tensor]:
+        """Return the arguments with which a model reads `items`, in their order."""
+        found = {}
+        for modality in self.capabilities.modalities:
+            units = [unit for item in items if item.modality is modality for unit in item.units]
+            if not units:
+                continue
+            number = len(self.given[modality.grid or modality.features])
+            is_all = units == list(range(number))
+            for name in modality.arguments:
+                if name in self.given:
+                    whole = self.given[name]
+                    found[name] = whole if is_all else self._part(modality, name, units)
+        return found
+
+    def _part(self, modality: Modality, name: str, units: list[int]) -> Tensor:
+        tensor = self.given[name]
+        if name != modality.features or modality.grid is None:
+            return tensor[units]
+        patches = tensor.split(self.given[modality.grid].prod(-1).tolist())
+        return torch.cat([patches[unit] for unit in units])
+
+    def blocks(self, mask: Tensor | None, num_columns: int, num_rows: int) -> Tensor:
+        """Return the image of each column `[B, T]` by number, -1 for text and padding."""
+        rows = []
+        for types in self.memory.expanded(num_rows).types:
+            types = torch.nn.functional.pad(types, (1, num_columns))
+            is_image = types == 1
+            number = (is_image[1:] & ~is_image[:-1]).cumsum(0)
+            rows.append(torch.where(is_image[1:], number, -1)[:num_columns])
+        numbers = torch.stack(rows)
+        if mask is None:
+            return numbers
+        order = (mask.to(numbers.device).long().cumsum(1) - 1).clamp_min(0)
+        return numbers.gather(1, order).masked_fill(~mask.to(numbers.device).bool(), -1)
+
+
+def without_padding(reading: Reading, input_ids: Tensor, mask: Tensor | None) -> Tensor:
+    """Return ids whose padding is none of the placeholders, which some tokenizers pad with."""
+    if mask is None:
+        return input_ids
+    taken = {modality.token_id for modality in reading.capabilities.modalities}
+    spare = next(number for number in range(len(taken) + 1) if number not in taken)
+    is_real = mask[:, -input_ids.shape[1] :].to(input_ids.device).bool()
+    return input_ids.masked_fill(~is_real, spare)
+
+
+def split_media(
+    capabilities: Capabilities, kwargs: Mapping[str, Any]
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Part a call's media from its other arguments.
+
+    Raises:
+        UnsupportedError: videos. InputError: media that is no tensor, or lacks a part.
+    """
+    media = {name: kwargs[name] for name in kwargs if name in capabilities.media}
+    others = {name: value for name, value in kwargs.items() if name not in media}
+    media = {name: value for name, value in media.items() if value is not None}
+    if capabilities.modalities:
+        for name in VIDEO:
+            if others.get(name) is not None:
+                raise UnsupportedError(
+                    f"{name}: videos are not supported; give their frames as images"
+                )
+    for name, value in media.items():
+        if not isinstance(value, Tensor):
+            raise InputError(
+                f"{name}: expected a tensor, got {type(value).__name__}; call the processor with "
+                "return_tensors='pt'"
+            )
+    for modality in capabilities.modalities:
+        parts = [name for name in modality.arguments if name in media]
+        needed = {modality.features, modality.grid or modality.features}
+        if parts and not needed <= set(parts):
+            raise InputError(
+                f"{', '.join(parts)} without {', '.join(sorted(needed - set(parts)))}; give what "
+                "the processor returns"
+            )
+    return media, others
+
+
+@dataclass(frozen=True, eq=False)
+class Turn:
+    """The tokens of one call, and how they follow those that are cached.
+
+    Attributes:
+        input_ids: `[B, T]`, padded on either side.
+        mask: `[B, cached + new]`, or None where no row is padded.
+        num_cached: columns that the cache holds.
+        num_seen: columns of `input_ids` that the cache holds: all of them, or 0.
+        num_virtual: P of each row.
+        memory: what the cache remembers, or None.
+    """
+
+    input_ids: Tensor
+    mask: Tensor | None
+    num_cached: int
+    num_seen: int
+    num_virtual: tuple[int, ...]
+    memory: Memory | None
+
+    def old(self, row: int) -> Tensor:
+        """Return which cached columns of a row are real."""
+        if self.mask is None:
+            return torch.ones(self.num_cached, dtype=torch.bool)
+        return self.mask[row, : self.num_cached].bool().cpu()
+
+    def new(self, row: int) -> Tensor:
+        """Return which new columns of a row are real."""
+        length = self.input_ids.shape[1] - self.num_seen
+        if self.mask is None:
+            return torch.ones(length, dtype=torch.bool)
+        return self.mask[row, -length:].bool().cpu()
+
+
+def read(
+    decoder: Any, capabilities: Capabilities, turn: Turn, media: Mapping[str, Tensor]
+) -> Reading:
+    """Find out what a call reads, and where it stands.
+
+    Raises:
+        InputError: media that does not fit the placeholders; names the row where it can.
+        UnsupportedError: a cache whose media is unknown.
+    """
+    ids = turn.input_ids.cpu()
+    if turn.memory is None and turn.num_cached and capabilities.num_axes > 1:
+        _check_no_media(capabilities, turn, ids)
+    items: list[Item] = []
+    for modality in capabilities.modalities:
+        items += _items(decoder, modality, turn, ids, media)
+    items.sort(key=lambda item: (item.row, item.start))
+    memory = _memory(capabilities, turn, ids, items, media)
+    return Reading(
+        capabilities, memory, tuple(items), media, _shifts(decoder, capabilities, turn, memory)
+    )
+
+
+def _check_no_media(capabilities: Capabilities, turn: Turn, ids: Tensor) -> None:
+    placeholders = torch.tensor([modality.token_id for modality in capabilities.modalities])
+    if turn.num_seen == 0 or bool(torch.isin(ids[:, : turn.num_seen], placeholders).any()):
+        raise UnsupportedError(
+            "past_key_values was filled elsewhere, and where its images are is not known; start "
+            "with an empty cache"
+        )
+
+
+def _runs(is_placeholder: Tensor) -> list[tuple[int, int]]:
+    """Return start and stop of each run of True in `[T]`."""
+    edges = torch.nn.functional.pad(is_placeholder.int(), (1, 1)).diff()
+    starts, stops = (edges == 1).nonzero()[:, 0], (edges == -1).nonzero()[:, 0]
+    return list(zip(starts.tolist(), stops.tolist(), strict=True))
+
+
+def _items(
+    decoder: Any, modality: Modality, turn: Turn, ids: Tensor, media: Mapping[str, Tensor]
+) -> list[Item]:
+    """Give each run of placeholders its images or windows; return those not cached yet."""
+    runs = []  # row, start, stop, whether it is new
+    for row in range(len(ids)):
+        num_old = int(turn.old(row).sum())
+        if turn.num_seen:
+            seen = ids[row, : turn.num_seen][turn.old(row)]
+            runs += [(row, *run, False) for run in _runs(seen == modality.token_id)]
+        new = ids[row, turn.num_seen :][turn.new(row)] == modality.token_id
+        runs += [(row, num_old + a, num_old + b, True) for a, b in _runs(new)]
+    fresh = [run for run in runs if run[3]]
+    if modality.features not in media:
+        if fresh:
+            raise InputError(
+                f"row {fresh[0][0]} holds placeholders of {modality.name} (id "
+                f"{modality.token_id}), and there is no {modality.features}; give what the "
+                "processor returns"
+            )
+        return []
+    num_units = len(media[modality.grid or modality.features])
+    _check_sizes(modality, media, num_units)
+    if fresh and modality.name == "audio" and not hasattr(decoder, "get_audio_features"):
+        _check_expanded(modality, fresh)
+    for candidates in (runs, fresh):  # a whole conversation's media, or this turn's
+        units = _units(decoder, modality, candidates, num_units, media)
+        if units is not None:
+            pairs = zip(candidates, units, strict=True)
+            return [Item(row, a, b, modality, found) for (row, a, b, new), found in pairs if new]
+    where = "in all rows" if len(ids) > 1 else "in the row"
+    raise InputError(
+        f"{modality.features} holds {num_units} of {modality.name}, and placeholders for "
+        f"{len(runs)} stand {where}; give what the processor returns for these input_ids"
+    )
+
+
+def _check_expanded(modality: Modality, runs: Sequence[tuple[int, int, int, bool]]) -> None:
+    """Refuse one placeholder for a whole sound, which some classes would still expand inside."""
+    if all(stop - start == 1 for _, start, stop, _ in runs):
+        raise InputError(
+            f"row {runs[0][0]} holds one placeholder of {modality.name}; give input_ids in which "
+            "the processor has put one for each token of the sound"
+        )
+
+
+def _check_sizes(modality: Modality, media: Mapping[str, Tensor], num_units: int) -> None:
+    """Refuse arguments of one modality that do not belong together."""
+    for name in modality.others:
+        if name in media and len(media[name]) != num_units:
+            raise InputError(
+                f"{name} has {len(media[name])} rows for {num_units} of {modality.features}"
+            )
+    if modality.grid is not None:
+        expected, found = int(media[modality.grid].prod(-1).sum()), len(media[modality.features])
+        if expected != found:
+            raise InputError(
+                f"{modality.features} has {found} patches, and {modality.grid} tells of {expected}"
+            )
+
+
+def _units(
+    decoder: Any,
+    modality: Modality,
+    runs: Sequence[tuple[int, int, int, bool]],
+    num_units: int,
+    media: Mapping[str, Tensor],
+) -> list[range] | None:
+    """Return which images or windows each run stands for; None where they do not fit."""
+    if len(runs) == num_units:
+        return [range(index, index + 1) for index in range(num_units)]
+    measure = getattr(decoder, f"get_{modality.name}_features", None)
+    if modality.grid or measure is None or not 0 < len(runs) < num_units:
+        return None
+    if len(runs) == 1:
+        return [range(num_units)]
+    found, unit = [], 0
+    lengths = _lengths(measure, modality, media, num_units)
+    for _, start, stop, _ in runs:
+        first, length = unit, 0
+        while length < stop - start and unit < num_units:
+            length, unit = length + lengths[unit], unit + 1
+        if length != stop - start:
+            return None
+        found.append(range(first, unit))
+    return found if unit == num_units else None
+
+
+def _lengths(
+    measure: Any, modality: Modality, media: Mapping[str, Tensor], num_units: int
+) -> list[int]:
+    """Return how many tokens each window becomes: the model alone can tell, by reading it."""
+    lengths = []
+    for unit in range(num_units):
+        part = {name: media[name][unit : unit + 1] for name in modality.arguments if name in media}
+        with torch.no_grad():
+            read = measure(**part).pooler_output
+        lengths.append(read.numel() // read.shape[-1])
+    return lengths
+
+
+def _memory(
+    capabilities: Capabilities,
+    turn: Turn,
+    ids: Tensor,
+    items: Sequence[Item],
+    media: Mapping[str, Tensor],
+) -> Memory:
+    types, grids = [], []
+    given = media.get(capabilities.types) if capabilities.types else None
+    if given is not None and given.shape != ids.shape:
+        raise InputError(
+            f"{capabilities.types} is {list(given.shape)}, for input_ids {list(ids.shape)}; give "
+            "one type for each of the ids"
+        )
+    for row in range(len(ids)):
+        num_old = int(turn.old(row).sum())
+        old = turn.memory.types[row] if turn.memory else torch.zeros(0, dtype=torch.long)
+        old = torch.nn.functional.pad(old, (0, num_old))[:num_old]
+        new = ids[row, turn.num_seen :][turn.new(row)]
+        image = next((m.token_id for m in capabilities.modalities if m.name == "image"), -1)
+        kinds = (new == image).long()
+        if given is not None:
+            told = given[row, turn.num_seen :].cpu()[turn.new(row)]
+            if bool((told == 2).any()):
+                raise UnsupportedError("videos are not supported; give their frames as images")
+            if not torch.equal(told == 1, kinds == 1):
+                raise InputError(
+                    f"row {row}: {capabilities.types} does not mark the placeholders of input_ids; "
+                    "give what the processor returns for these ids, or leave it out"
+                )
+        types.append(torch.cat([old, kinds]))
+        known = [grid for grid in (turn.memory.grids[row] if turn.memory else ())]
+        kept = [(start, grid) for start, grid in known if start < num_old]
+        for item in items:
+            if item.row == row and item.modality.grid:
+                sizes = media[item.modality.grid].cpu()
+                kept += [(item.start, sizes[unit]) for unit in item.units]
+        grids.append(tuple(kept))
+    return Memory(tuple(types), tuple(grids))
+
+
+def _shifts(decoder: Any, capabilities: Capabilities, turn: Turn, memory: Memory) -> Tensor | None:
+    """Ask the model where each row's tokens stand: alone, unpadded, behind its virtual tokens."""
+    if capabilities.num_axes == 1 or not any(memory.grids):
+        return None
+    length = max(len(types) for types in memory.types)
+    shifts = torch.zeros(capabilities.num_axes, len(memory.types), length + 1, dtype=torch.long)
+    for row, types in enumerate(memory.types):
+        num_virtual = turn.num_virtual[row]
+        whole = torch.nn.functional.pad(types, (num_virtual, 0))[None]
+        sizes = [grid for _, grid in memory.grids[row]]
+        try:
+            positions, delta = decoder.get_rope_index(
+                torch.zeros_like(whole),
+                mm_token_type_ids=whole,
+                image_grid_thw=torch.stack(sizes) if sizes else None,
+            )
+        except (ValueError, RuntimeError, StopIteration) as error:
+            raise InputError(
+                f"row {row}: the placeholders do not fit the sizes of its images "
+                f"({str(error).partition(chr(10))[0]}); give what the processor returns"
+            ) from error
+        order = torch.arange(whole.shape[1])
+        shifts[:, row, : len(types)] = (positions[:, 0] - order)[:, num_virtual:]
+        shifts[:, row, len(types) :] = int(delta)
+    return shifts

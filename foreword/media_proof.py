@@ -1,0 +1,101 @@
+"""An untested family proves on its first media that it reads them right behind a prefix.
+
+In: a backbone and what a call gives it. Out: nothing, or an `UnsupportedError`. One row is read
+twice: by the model alone, as it reads any row, behind five tokens of text; and behind the prefix
+that these five tokens compile to, in a padded batch. No names of families, and nothing is left on
+the model.
+"""
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from foreword.capabilities import Capabilities
+from foreword.errors import InputError, UnsupportedError
+from foreword.generation import read_media
+from foreword.media import Turn
+from foreword.prefix import Prefix, PrefixBatch
+
+NUM_TEXT = 5
+
+
+def prove(
+    backbone: Any, input_ids: Tensor, attention_mask: Tensor | None, media: dict[str, Tensor]
+) -> None:
+    """Compare the first row that holds media, and refuse the family where the two readings differ.
+
+    Raises:
+        UnsupportedError: they differ, or cannot be made. InputError: the call itself is wrong.
+    """
+    facts: Capabilities = backbone.capabilities
+    row, given = _first_row(backbone, input_ids, attention_mask, media)
+    try:
+        with torch.no_grad():
+            found = _behind_prefix(backbone, row, given)
+            expected = _by_itself(backbone.model, facts, row, given)
+    except torch.OutOfMemoryError:
+        raise
+    except (AttributeError, TypeError, ValueError, RuntimeError, InputError) as failure:
+        reason = str(failure).strip().partition("\n")[0] or type(failure).__name__
+        raise UnsupportedError(
+            f"{facts.model_type}: its media cannot be read behind a prefix as known families do "
+            f"({reason}); give it text alone"
+        ) from failure
+    error, scale = (found - expected).abs().max().item(), expected.abs().max().item()
+    limit = 1e-3 if backbone.dtype in (torch.float32, torch.float64) else 0.5
+    if not error <= limit * scale:
+        raise UnsupportedError(
+            f"{facts.model_type}: media behind a prefix and behind the text that it stands for "
+            f"give logits that differ by {error:.2g}; give it text alone"
+        )
+
+
+def _first_row(
+    backbone: Any, input_ids: Tensor, attention_mask: Tensor | None, media: dict[str, Tensor]
+) -> tuple[Tensor, Mapping[str, Tensor]]:
+    """Return the ids `[T]` of the first row with media, and its part of them."""
+    zeros = (0,) * len(input_ids)
+    turn = Turn(input_ids, attention_mask, 0, 0, zeros, None)
+    reading = read_media(backbone.model, backbone.capabilities, turn, media)
+    number = min(item.row for item in reading.items)
+    part = reading.features([item for item in reading.items if item.row == number])
+    return input_ids[number][turn.new(number).to(input_ids.device)].to(backbone.device), part
+
+
+def _text(facts: Capabilities, device: torch.device) -> Tensor:
+    """Return ids that stand for nothing but text."""
+    taken = {modality.token_id for modality in facts.modalities}
+    ids = [number for number in range(1, facts.vocab_size) if number not in taken]
+    step = max(1, len(ids) // (NUM_TEXT + 1))
+    return torch.tensor(ids[step::step][:NUM_TEXT], device=device)
+
+
+def _behind_prefix(backbone: Any, row: Tensor, given: Mapping[str, Tensor]) -> Tensor:
+    """Return the logits `[T, V]` of a row behind a prefix, beside a shorter row of text."""
+    text = _text(backbone.capabilities, row.device)
+    prefix = Prefix(backbone.read_embeddings(backbone.embed(text)), "self-test")
+    ids, mask = torch.stack([row, row]), torch.ones(2, len(row), dtype=torch.long)
+    ids[1, -1], mask[1, :-1] = text[0], 0
+    states = backbone.hidden(PrefixBatch((prefix, prefix)), ids, mask.to(row.device), given)
+    logits: Tensor = backbone.head(states)[0]
+    return logits
+
+
+def _by_itself(model: Any, facts: Capabilities, row: Tensor, given: Mapping[str, Tensor]) -> Tensor:
+    """Return the logits `[T, V]` of a row behind text, all else left to the model."""
+    whole = torch.cat([_text(facts, row.device), row])[None]
+    extra = dict(given)
+    if facts.types:
+        types = torch.zeros_like(whole)
+        for modality in facts.modalities:
+            types[whole == modality.token_id] = {"image": 1, "audio": 3}[modality.name]
+        extra[facts.types] = types
+    # Copies of the outer modules: what a model notes on itself is lost with them.
+    alone, decoder = copy.copy(model), copy.copy(getattr(model, facts.decoder))
+    alone.__dict__["_modules"] = dict(model._modules) | {facts.decoder: decoder}
+    output = alone(input_ids=whole, attention_mask=torch.ones_like(whole), use_cache=False, **extra)
+    logits: Tensor = output.logits[0, NUM_TEXT:]
+    return logits
