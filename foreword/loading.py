@@ -1,0 +1,59 @@
+"""A model's configuration → the class that loads it, without running any code out of its directory.
+
+In: a directory or a Hub id. Out: a configuration and the class for it. Some checkpoints name a type
+of their own for a class that transformers has (Kimi-K2 is DeepseekV3ForCausalLM); these are loaded
+as that class. Anything else is refused with what is missing. Knows nothing of prompts.
+"""
+
+from typing import Any
+
+import transformers
+from transformers import AutoConfig, PretrainedConfig
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from foreword.errors import InputError, UnsupportedError
+
+
+def load_config(source: str, name: str, revision: str | None = None) -> Any:
+    """Return a model's configuration, of transformers' own classes.
+
+    Raises:
+        InputError: there is none, or it cannot be read.
+        UnsupportedError: a class that transformers does not have; says what to do.
+    """
+    try:
+        facts, _ = PretrainedConfig.get_config_dict(source, revision=revision)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{name}: transformers cannot load it ({first_line(error)})") from error
+    if facts.get("model_type") in CONFIG_MAPPING:
+        # Code of its own, if it has any, is not needed: transformers knows the type.
+        return AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
+    kind = _known_class(facts)
+    if kind is None:
+        raise UnsupportedError(_missing(facts, name))
+    own = {key: value for key, value in facts.items() if key not in ("auto_map", "model_type")}
+    return kind.config_class.from_dict(own)
+
+
+def _known_class(facts: dict[str, Any]) -> Any:
+    """Return transformers' own class of a checkpoint's architecture, if it has one."""
+    for architecture in facts.get("architectures") or []:
+        kind = getattr(transformers, str(architecture), None)
+        if isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel):
+            return kind
+    return None
+
+
+def _missing(facts: dict[str, Any], name: str) -> str:
+    classes = ", ".join(map(str, facts.get("architectures") or [])) or "no class that it names"
+    return (
+        f"{name}: transformers {transformers.__version__} has no model of type "
+        f"{facts.get('model_type')!r} ({classes}), and code out of a model's directory is never "
+        "run; use a release that has it, or, if you trust that code, load model and tokenizer "
+        "yourself and give them to Backbone(model, tokenizer), where the model has to prove itself"
+    )
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of what an error says."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
