@@ -15,11 +15,16 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import Module
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForMultimodalLM,
+    AutoTokenizer,
+)
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from foreword import arguments, caches, generation, identity, media_proof, models
+from foreword import arguments, caches, generation, identity, media_proof, models, processors
 from foreword.capabilities import Capabilities, inspect_model
 from foreword.errors import InputError, MismatchError, UnsupportedError
 from foreword.media import Reading, Turn, split_media
@@ -37,16 +42,25 @@ class Backbone:
         hf_model: a transformers causal language model in memory; its parameters stop taking
             gradients.
         tokenizer: its tokenizer, where text is to be read; ids in and ids out need none.
+        processor: its processor, where messages with images or sounds are to be read.
         name: how the model is called in a saved prompt; default: what the model calls itself.
 
     Raises:
         UnsupportedError: a part of the model cannot be made exact; the message names it.
     """
 
-    def __init__(self, hf_model: Any, tokenizer: Any = None, *, name: str | None = None):
+    def __init__(
+        self,
+        hf_model: Any,
+        tokenizer: Any = None,
+        *,
+        processor: Any = None,
+        name: str | None = None,
+    ):
         self.capabilities: Capabilities = inspect_model(hf_model)
         self.model = hf_model.eval().requires_grad_(False)
-        self.tokenizer = tokenizer
+        self.processor = processor
+        self.tokenizer = tokenizer if tokenizer is not None else _tokenizer_of(processor)
         self.name = name or getattr(hf_model, "name_or_path", "") or hf_model.config.model_type
         self.revision: str | None = getattr(hf_model.config, "_commit_hash", None)
         self._compiled: OrderedDict[str, Prefix] = OrderedDict()
@@ -85,15 +99,18 @@ class Backbone:
             dtype = torch.float32
         try:
             tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
-            loaded = AutoModelForCausalLM.from_pretrained(
-                source, dtype=dtype, revision=revision, **kwargs
-            )
+            config = kwargs.get("config") or AutoConfig.from_pretrained(source, revision=revision)
+            kind = _model_class(config)
+            loaded = kind.from_pretrained(source, dtype=dtype, revision=revision, **kwargs)
         except (OSError, ValueError) as error:
             reason = str(error).strip().splitlines()[0]
             raise InputError(f"{model}: transformers cannot load it ({reason})") from error
         if "device_map" not in kwargs:
             loaded = loaded.to(place)
-        return cls(loaded, tokenizer, name=model)
+        processor = None
+        if kind is AutoModelForMultimodalLM:
+            processor = processors.load(source, config, revision)
+        return cls(loaded, tokenizer, processor=processor, name=model)
 
     @property
     def decoder(self) -> Any:
@@ -218,19 +235,11 @@ class Backbone:
 
         With gradients enabled, they reach a prompt whose tensors require one.
         """
-        found, others = split_media(self.capabilities, media)
-        if others:
-            known = ", ".join(["input_ids", "attention_mask", *sorted(self.capabilities.media)])
-            raise UnsupportedError(
-                f"{self.capabilities.model_type} takes no {', '.join(sorted(others))}; "
-                f"give {known} only"
-            )
         arguments.check_inputs(input_ids, self.capabilities.vocab_size)
         if attention_mask is not None:
             arguments.check_mask(attention_mask, *input_ids.shape)
         batch = self.batch_of(prompt, input_ids.shape[0], needs_grad=torch.is_grad_enabled())
-        self._prove_media(input_ids, attention_mask, found)
-        return self.head(self.hidden(batch, input_ids.to(self.device), attention_mask, found))
+        return self.head(self.hidden(batch, input_ids.to(self.device), attention_mask, media))
 
     def hidden(
         self,
@@ -242,7 +251,29 @@ class Backbone:
         """Return the last hidden states `[B, T, H]` of real tokens, each row behind its prefix.
 
         `media` is what a processor returns beside ids and mask, the rows' one after another.
+
+        Raises:
+            UnsupportedError: media that the model does not read, or not behind a prefix.
+            InputError: media that does not fit the placeholders.
         """
+        found, others = split_media(self.capabilities, media or {})
+        if others:
+            known = ", ".join(["input_ids", "attention_mask", *sorted(self.capabilities.media)])
+            raise UnsupportedError(
+                f"{self.capabilities.model_type} takes no {', '.join(sorted(others))}; "
+                f"give {known} only"
+            )
+        self._prove_media(input_ids, attention_mask, found)
+        return self.read_rows(batch, input_ids, attention_mask, found)
+
+    def read_rows(
+        self,
+        batch: PrefixBatch,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        media: Mapping[str, Tensor],
+    ) -> Tensor:
+        """Return the last hidden states `[B, T, H]` without a look at what was given."""
         cache = caches.uncached(batch, self.capabilities.num_layers)
         longest = input_ids.shape[1] if attention_mask is None else int(attention_mask.sum(1).max())
         arguments.check_length(
@@ -251,7 +282,7 @@ class Backbone:
         reading = None
         if self.capabilities.modalities:
             turn = Turn(input_ids, attention_mask, 0, 0, batch.num_virtual, None)
-            reading = generation.read_media(self.model, self.capabilities, turn, dict(media or {}))
+            reading = generation.read_media(self.model, self.capabilities, turn, media)
         return self._decode(batch, cache, attention_mask, reading, input_ids=input_ids)
 
     def head(self, hidden: Tensor) -> Tensor:
@@ -437,6 +468,19 @@ class _Hidden(BaseModelOutputWithPast):
     def __getattr__(self, name: str) -> None:
         if name.startswith("__"):
             raise AttributeError(name)
+
+
+def _model_class(config: Any) -> Any:
+    """Return the auto class that loads a model, with its images and sounds where it has any."""
+    text, whole = AutoModelForCausalLM._model_mapping, AutoModelForMultimodalLM._model_mapping
+    kind = type(config)
+    # Some families name the same class twice, and others a class that reads text alone.
+    is_text = kind not in whole or (kind in text and text[kind] is not whole[kind])
+    return AutoModelForCausalLM if is_text else AutoModelForMultimodalLM
+
+
+def _tokenizer_of(processor: Any) -> Any:
+    return getattr(processor, "tokenizer", None)
 
 
 def _device(device: str | torch.device) -> torch.device:

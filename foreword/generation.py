@@ -9,6 +9,7 @@ two-dimensional mask to masks by position. It knows ids only, no text.
 
 import functools
 from collections import OrderedDict
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -376,7 +377,7 @@ def _read(
 
 
 def read_media(
-    model: Any, capabilities: Capabilities, turn: media.Turn, found: dict[str, Tensor]
+    model: Any, capabilities: Capabilities, turn: media.Turn, found: Mapping[str, Tensor]
 ) -> Reading:
     """Find out what media a call reads, on the device and in the precision of the model."""
     moved = {
