@@ -128,19 +128,23 @@ def encode_turns(
     """The ids of everything before the answer, and the images and sounds between them.
 
     Raises:
-        DataError: a file that cannot be read, or media that the processor cannot take.
-        InputError: media, but no processor.
+        DataError: a file that cannot be read, or media that the processor cannot take, or none
+            that could.
     """
     if not parts.has_media(prompt):
         return encode_prompt(prompt, tokenizer, config), None
     assert not isinstance(prompt, str)
     if config.row_template is not None:
-        _only_text(prompt)
-        raise DataError("expected text only for --row-template, found media: leave it out")
+        kind = parts.first_media(prompt)
+        raise DataError(
+            f"expected text only for --row-template, found a part of type {kind!r}: leave it out"
+        )
     if processor is None:
-        raise InputError(
-            "images and sounds need the model's processor, and there is none: load the model "
-            "with Backbone.load, or pass Backbone(..., processor=...)"
+        kind = parts.first_media(prompt)
+        raise DataError(
+            f"expected text only, found a part of type {kind!r}, and there is no processor that "
+            "reads it: load the model with Backbone.load, pass Backbone(..., processor=...), or "
+            "leave the part out"
         )
     rate = getattr(getattr(processor, "feature_extractor", None), "sampling_rate", None)
     turns = parts.load(prompt, rate)

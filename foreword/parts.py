@@ -20,9 +20,13 @@ Message = dict[str, Any]
 
 def has_media(messages: str | Sequence[Message]) -> bool:
     """Return whether a conversation holds images or sounds."""
-    return not isinstance(messages, str) and any(
-        part.get("type") in MEDIA for message in messages for part in _parts(message)
-    )
+    return not isinstance(messages, str) and first_media(messages) is not None
+
+
+def first_media(messages: Sequence[Message]) -> str | None:
+    """Return what kind the first image or sound is, or None."""
+    kinds = (part.get("type") for message in messages for part in _parts(message))
+    return next((str(kind) for kind in kinds if kind in MEDIA), None)
 
 
 def beside(part: dict[str, Any], folder: Path) -> dict[str, Any]:

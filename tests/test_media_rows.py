@@ -18,7 +18,7 @@ from foreword import Backbone, EncodingConfig, SoftPrompt, TrainConfig, chat, re
 from foreword.cli import app
 from foreword.data import Example, as_example
 from foreword.encoding import Media, Row, collate, encode_examples
-from foreword.errors import DataError, InputError, UnsupportedError
+from foreword.errors import DataError, UnsupportedError
 from foreword.loss import score_labels
 from foreword.prefix import Prefix, same_prefix
 
@@ -265,8 +265,18 @@ def test_media_without_a_processor_is_refused() -> None:
     model, processor = tiny_processors.shared("glm4v")
     backbone = Backbone(model, processor.tokenizer)
     turn = {"role": "user", "content": [{"type": "image", "image": picture(8, 8)}]}
-    with pytest.raises(InputError, match="need the model's processor"):
-        rows_of(backbone, [Example((turn,), "a")])
+    with pytest.raises(DataError, match="^here: .*there is no processor"):
+        rows_of(backbone, [Example((turn,), "a", "here")])
+
+
+def test_a_row_template_takes_no_images() -> None:
+    backbone = backbone_of("glm4v")
+    turn = {"role": "user", "content": [{"type": "image", "image": picture(8, 8)}]}
+    config = EncodingConfig(row_template="{prompt}")
+    with pytest.raises(DataError, match="^here: .*row-template, found a part of type 'image'"):
+        encode_examples(
+            [Example((turn,), "a", "here")], backbone.tokenizer, config, 99, backbone.processor
+        )
 
 
 def test_a_row_with_an_image_is_not_cut(tmp_path: Path) -> None:
