@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import Module
-from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
@@ -24,6 +23,7 @@ from foreword import (
     caches,
     generation,
     identity,
+    loading,
     media_proof,
     models,
     proof,
@@ -48,17 +48,26 @@ class Backbone:
         hf_model: a transformers causal language model in memory; its parameters stop taking
             gradients.
         tokenizer: its tokenizer, where text is to be read; ids in and ids out need none.
+        processor: its processor, where messages with images or sounds are to be read.
         name: how the model is called in a saved prompt; default: what the model calls itself.
 
     Raises:
         UnsupportedError: a part of the model cannot be made exact; the message names it.
     """
 
-    def __init__(self, hf_model: Any, tokenizer: Any = None, *, name: str | None = None):
+    def __init__(
+        self,
+        hf_model: Any,
+        tokenizer: Any = None,
+        *,
+        processor: Any = None,
+        name: str | None = None,
+    ):
         self.capabilities: Capabilities = inspect_model(hf_model)
         self.model = hf_model.eval().requires_grad_(False)
         self.quantization = quantized.prepare(self.model)
-        self.tokenizer = tokenizer
+        self.processor = processor
+        self.tokenizer = tokenizer if tokenizer is not None else _tokenizer_of(processor)
         self.name = name or getattr(hf_model, "name_or_path", "") or hf_model.config.model_type
         self.revision: str | None = getattr(hf_model.config, "_commit_hash", None)
         self._compiled: OrderedDict[str, Prefix] = OrderedDict()
@@ -78,6 +87,7 @@ class Backbone:
         dtype: str | torch.dtype = "auto",
         device: str | torch.device = "auto",
         revision: str | None = None,
+        tokenizer: Any = None,
         **kwargs: Any,
     ) -> "Backbone":
         """Load a model by name, directory or GGUF file.
@@ -87,6 +97,7 @@ class Backbone:
             dtype: "auto" is float32 on a CPU and the checkpoint's own on an accelerator.
             device: "auto" is the accelerator where there is one.
             revision: of a Hub id.
+            tokenizer: where the checkpoint's own needs code of its own, which is never run.
             **kwargs: more arguments of transformers' `from_pretrained`.
 
         Raises:
@@ -96,17 +107,12 @@ class Backbone:
         place = _device(device)
         if dtype == "auto" and place.type == "cpu":
             dtype = torch.float32
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
-            loaded = AutoModelForCausalLM.from_pretrained(
-                source, dtype=dtype, revision=revision, **kwargs
-            )
-        except (OSError, ValueError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise InputError(f"{model}: transformers cannot load it ({reason})") from error
+        loaded, known, processor = loading.load(
+            source, model, revision, tokenizer, {"dtype": dtype, **kwargs}
+        )
         if "device_map" not in kwargs:
             loaded = loaded.to(place)
-        return cls(loaded, tokenizer, name=model)
+        return cls(loaded, known, processor=processor, name=model)
 
     @property
     def decoder(self) -> Any:
@@ -236,19 +242,11 @@ class Backbone:
 
         With gradients enabled, they reach a prompt whose tensors require one.
         """
-        found, others = split_media(self.capabilities, media)
-        if others:
-            known = ", ".join(["input_ids", "attention_mask", *sorted(self.capabilities.media)])
-            raise UnsupportedError(
-                f"{self.capabilities.model_type} takes no {', '.join(sorted(others))}; "
-                f"give {known} only"
-            )
         arguments.check_inputs(input_ids, self.capabilities.vocab_size)
         if attention_mask is not None:
             arguments.check_mask(attention_mask, *input_ids.shape)
         batch = self.batch_of(prompt, input_ids.shape[0], needs_grad=torch.is_grad_enabled())
-        self._prove_media(input_ids, attention_mask, found)
-        return self.head(self.hidden(batch, input_ids.to(self.device), attention_mask, found))
+        return self.head(self.hidden(batch, input_ids.to(self.device), attention_mask, media))
 
     def hidden(
         self,
@@ -260,7 +258,29 @@ class Backbone:
         """Return the last hidden states `[B, T, H]` of real tokens, each row behind its prefix.
 
         `media` is what a processor returns beside ids and mask, the rows' one after another.
+
+        Raises:
+            UnsupportedError: media that the model does not read, or not behind a prefix.
+            InputError: media that does not fit the placeholders.
         """
+        found, others = split_media(self.capabilities, media or {})
+        if others:
+            known = ", ".join(["input_ids", "attention_mask", *sorted(self.capabilities.media)])
+            raise UnsupportedError(
+                f"{self.capabilities.model_type} takes no {', '.join(sorted(others))}; "
+                f"give {known} only"
+            )
+        self._prove_media(input_ids, attention_mask, found)
+        return self.read_rows(batch, input_ids, attention_mask, found)
+
+    def read_rows(
+        self,
+        batch: PrefixBatch,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        media: Mapping[str, Tensor],
+    ) -> Tensor:
+        """Return the last hidden states `[B, T, H]` without a look at what was given."""
         cache = caches.uncached(batch, self.capabilities)
         longest = input_ids.shape[1] if attention_mask is None else int(attention_mask.sum(1).max())
         arguments.check_length(
@@ -462,6 +482,10 @@ class _Hidden(BaseModelOutputWithPast):
     def __getattr__(self, name: str) -> None:
         if name.startswith("__"):
             raise AttributeError(name)
+
+
+def _tokenizer_of(processor: Any) -> Any:
+    return getattr(processor, "tokenizer", None)
 
 
 def _device(device: str | torch.device) -> torch.device:

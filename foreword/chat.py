@@ -17,6 +17,7 @@ from foreword.backbone import Backbone
 from foreword.config import EncodingConfig
 from foreword.data import Message
 from foreword.errors import InputError
+from foreword.parts import has_media
 from foreword.prefix import Prefix
 from foreword.prompt import SoftPrompt
 from foreword.training import padding_id
@@ -68,9 +69,9 @@ def answers(
     prefix = backbone.compile(prompt) if isinstance(prompt, SoftPrompt) else prompt
     for start in range(0, len(texts), batch_size):
         part = texts[start : start + batch_size]
-        rows = [encode(backbone, text, config) for text in part]
+        rows = [encode_row(backbone, text, config) for text in part]
         ends = end_tokens(backbone, part[0], config)
-        ids, mask = _left_padded(rows, padding_id(backbone))
+        ids, mask = _left_padded([list(row.input_ids) for row in rows], padding_id(backbone))
         output = backbone.generate(
             prefix,
             ids.to(backbone.device),
@@ -78,6 +79,7 @@ def answers(
             max_new_tokens=max_new_tokens,
             eos_token_id=ends,
             pad_token_id=padding_id(backbone),
+            **encoding.collate_media(rows),
             **({"do_sample": False} | options),
         )
         for row in output[:, ids.shape[1] :].tolist():
@@ -95,7 +97,8 @@ def stream(
 ) -> Iterator[str]:
     """Answer one text piece by piece; closing the iterator stops at the next token."""
     config = config or encoding_of(prompt)
-    ids = torch.tensor([encode(backbone, text, config)], device=backbone.device)
+    row = encode_row(backbone, text, config)
+    ids = torch.tensor([row.input_ids], device=backbone.device)
     streamer = TextIteratorStreamer(backbone.tokenizer, skip_prompt=True, skip_special_tokens=True)
     stop = _Stop()
     failures: list[BaseException] = []
@@ -111,6 +114,7 @@ def stream(
                 pad_token_id=padding_id(backbone),
                 streamer=streamer,
                 stopping_criteria=[stop],
+                **encoding.collate_media([row]),
                 **({"do_sample": False} | options),
             )
         except BaseException as error:
@@ -139,9 +143,22 @@ def encode(backbone: Backbone, text: Text, config: EncodingConfig) -> list[int]:
     return encoding.encode_prompt(text, backbone.tokenizer, config)
 
 
+def encode_row(backbone: Backbone, text: Text, config: EncodingConfig) -> encoding.Row:
+    """Return a text before its answer, with its images and sounds, as a row.
+
+    Raises:
+        InputError: the backbone has no tokenizer, or no processor for media.
+    """
+    if isinstance(text, str) or not has_media(text):
+        ids, media = encode(backbone, text, config), None
+    else:
+        ids, media = encoding.encode_turns(text, backbone.tokenizer, config, backbone.processor)
+    return encoding.Row(tuple(ids), 1, "prompt", media)
+
+
 def end_tokens(backbone: Backbone, text: Text, config: EncodingConfig) -> list[int]:
     """Return the ids that end an answer: the encoding's own and the model's."""
-    own = encoding.end_ids(text, backbone.tokenizer, config)[-1:]
+    own = encoding.end_ids(text, backbone.tokenizer, config, backbone.processor)[-1:]
     known = backbone.model.generation_config.eos_token_id
     model_ends = known if isinstance(known, list) else [known]
     return list(dict.fromkeys([*own, *(end for end in model_ends if end is not None)]))

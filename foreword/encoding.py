@@ -2,36 +2,59 @@
 
 A row begins with exactly the ids that `encode_prompt` gives at generation; the ids after them are
 its labels: the answer and what closes it. Labels are counted, never read from the ids, so that a
-padding id equal to the end id is harmless. This module knows nothing of models or virtual tokens.
+padding id equal to the end id is harmless. Images and sounds become what the model's processor
+makes of them. This module knows nothing of models or virtual tokens.
 """
 
 import random
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Self
 
 import torch
 from jinja2 import TemplateError
 from torch import Tensor
 
+from foreword import parts
 from foreword.config import EncodingConfig
 from foreword.data import Example, Message, message_text, named
 from foreword.errors import DataError, InputError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
 _PROBE = "foreword-probe"  # stands for an answer, to see what a chat template puts after one
 _CHUNK = 50  # batches that are sorted by length together
 
 
+@dataclass(frozen=True, eq=False)
+class Media:
+    """What a processor made of one row's images and sounds, by the model's argument names."""
+
+    tensors: Mapping[str, Tensor]
+
+    def __eq__(self, other: object) -> bool:
+        """Whether both hold the same numbers."""
+        return (
+            isinstance(other, Media)
+            and self.tensors.keys() == other.tensors.keys()
+            and all(torch.equal(value, other.tensors[name]) for name, value in self.tensors.items())
+        )
+
+    def __hash__(self) -> int:
+        return hash(tuple((name, value.shape) for name, value in sorted(self.tensors.items())))
+
+
 @dataclass(frozen=True)
 class Row:
-    """The ids of one example; the last `num_labels` of them are its labels, at least one."""
+    """The ids of one example; the last `num_labels` of them are its labels, at least one. `media`
+    is what its placeholders stand for.
+    """
 
     input_ids: tuple[int, ...]
     num_labels: int
     source: str
+    media: Media | None = None
 
     def __post_init__(self) -> None:
         if not 1 <= self.num_labels <= len(self.input_ids):
@@ -72,11 +95,13 @@ class Batch:
         input_ids: int64 `[B, T]`.
         attention_mask: int64 `[B, T]`, 1 at real tokens.
         label_mask: bool `[B, T]`, True where `input_ids` holds a token to be predicted.
+        media: the rows' images and sounds, one after another, by the model's argument names.
     """
 
     input_ids: Tensor
     attention_mask: Tensor
     label_mask: Tensor
+    media: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 def encode_prompt(
@@ -94,8 +119,58 @@ def encode_prompt(
     return _token_ids(*_prompt_text(prompt, tokenizer, config), tokenizer)
 
 
+def encode_turns(
+    prompt: str | Sequence[Message],
+    tokenizer: "PreTrainedTokenizerBase",
+    config: EncodingConfig,
+    processor: "ProcessorMixin | None" = None,
+) -> tuple[list[int], Media | None]:
+    """The ids of everything before the answer, and the images and sounds between them.
+
+    Raises:
+        DataError: a file that cannot be read, or media that the processor cannot take, or none
+            that could.
+    """
+    if not parts.has_media(prompt):
+        return encode_prompt(prompt, tokenizer, config), None
+    assert not isinstance(prompt, str)
+    if config.row_template is not None:
+        kind = parts.first_media(prompt)
+        raise DataError(
+            f"expected text only for --row-template, found a part of type {kind!r}: leave it out"
+        )
+    if processor is None:
+        kind = parts.first_media(prompt)
+        raise DataError(
+            f"expected text only, found a part of type {kind!r}, and there is no processor that "
+            "reads it: load the model with Backbone.load, pass Backbone(..., processor=...), or "
+            "leave the part out"
+        )
+    rate = getattr(getattr(processor, "feature_extractor", None), "sampling_rate", None)
+    turns = parts.load(prompt, rate)
+    try:
+        found = processor.apply_chat_template(
+            turns, tokenize=True, return_dict=True, return_tensors="pt", add_generation_prompt=True
+        )
+    except TemplateError as error:
+        raise DataError(f"the chat template refuses the messages: {error}") from error
+    except (ValueError, TypeError, KeyError, IndexError) as error:
+        reason = str(error).partition("\n")[0]
+        raise DataError(f"the processor cannot take the messages: {reason}") from error
+    # Token types follow from the ids, and are computed when these are read.
+    media = {
+        name: value
+        for name, value in found.items()
+        if name not in ("input_ids", "attention_mask") and not name.endswith("token_type_ids")
+    }
+    return found["input_ids"][0].tolist(), Media(media)
+
+
 def end_ids(
-    prompt: str | Sequence[Message], tokenizer: "PreTrainedTokenizerBase", config: EncodingConfig
+    prompt: str | Sequence[Message],
+    tokenizer: "PreTrainedTokenizerBase",
+    config: EncodingConfig,
+    processor: "ProcessorMixin | None" = None,
 ) -> list[int]:
     """The ids that close the answer to a prompt; generation stops at the last of them.
 
@@ -104,7 +179,12 @@ def end_ids(
     """
     if config.row_template is None and not isinstance(prompt, str):
         answer = {"role": "assistant", "content": _PROBE}
-        _, shown, after = _render([*prompt, answer], tokenizer, is_open=False).rpartition(_PROBE)
+        turns = [*prompt, answer]
+        if parts.has_media(prompt):
+            whole = _render_media(turns, processor, is_open=False)
+        else:
+            whole = _render(turns, tokenizer, is_open=False)
+        _, shown, after = whole.rpartition(_PROBE)
         if not shown:
             raise InputError("the chat template does not show an answer: use --row-template")
         ids = _token_ids(after, False, tokenizer)
@@ -124,13 +204,14 @@ def encode(
     tokenizer: "PreTrainedTokenizerBase",
     config: EncodingConfig,
     context_length: int,
+    processor: "ProcessorMixin | None" = None,
 ) -> Row:
     """One example as a row of at most `context_length` tokens, virtual tokens not counted.
 
     Raises:
         DataError: the row is too long and not to be truncated, or no label is left of it.
     """
-    return _fit(_encode_whole(example, tokenizer, config), config, context_length)
+    return _fit(_encode_whole(example, tokenizer, config, processor), config, context_length)
 
 
 def encode_examples(
@@ -138,11 +219,12 @@ def encode_examples(
     tokenizer: "PreTrainedTokenizerBase",
     config: EncodingConfig,
     context_length: int,
+    processor: "ProcessorMixin | None" = None,
 ) -> tuple[list[Row], EncodingReport]:
     """Every example as a row, in the order given, and what became of them; see `encode`."""
     rows, num_truncated = [], 0
     for example in examples:
-        whole = _encode_whole(example, tokenizer, config)
+        whole = _encode_whole(example, tokenizer, config, processor)
         rows.append(_fit(whole, config, context_length))
         num_truncated += len(rows[-1].input_ids) < len(whole.input_ids)
     return rows, EncodingReport(
@@ -171,7 +253,26 @@ def collate(rows: Sequence[Row], pad_id: int) -> Batch:
         input_ids[index, :length] = torch.tensor(row.input_ids)
         attention_mask[index, :length] = 1
         label_mask[index, length - row.num_labels : length] = True
-    return Batch(input_ids, attention_mask, label_mask)
+    return Batch(input_ids, attention_mask, label_mask, collate_media(rows))
+
+
+def collate_media(rows: Sequence[Row]) -> dict[str, Tensor]:
+    """Lay the media of rows one after another, as processors do.
+
+    Raises:
+        DataError: features of different sizes.
+    """
+    found: dict[str, Tensor] = {}
+    for row in rows:
+        for name, value in row.media.tensors.items() if row.media else ():
+            before = found.get(name)
+            if before is not None and before.shape[1:] != value.shape[1:]:
+                raise DataError(
+                    f"{row.source}: {name} is {list(value.shape)}, and that of a row before "
+                    f"{list(before.shape)}: let the processor pad to one size"
+                )
+            found[name] = value if before is None else torch.cat([before, value])
+    return found
 
 
 def epoch_order(rows: Sequence[Row], batch_size: int, seed: int, epoch: int) -> list[list[Row]]:
@@ -189,10 +290,19 @@ def epoch_order(rows: Sequence[Row], batch_size: int, seed: int, epoch: int) -> 
 
 
 def _encode_whole(
-    example: Example, tokenizer: "PreTrainedTokenizerBase", config: EncodingConfig
+    example: Example,
+    tokenizer: "PreTrainedTokenizerBase",
+    config: EncodingConfig,
+    processor: "ProcessorMixin | None" = None,
 ) -> Row:
+    media = None
     with named(example.source):
-        text, is_plain = _prompt_text(example.prompt, tokenizer, config)
+        if parts.has_media(example.prompt):
+            expanded_ids, media = encode_turns(example.prompt, tokenizer, config, processor)
+            assert not isinstance(example.prompt, str)
+            text, is_plain = _render_media(example.prompt, processor, is_open=True), False
+        else:
+            text, is_plain = _prompt_text(example.prompt, tokenizer, config)
         prompt_ids = _token_ids(text, is_plain, tokenizer)
         whole_ids = _token_ids(text + example.completion, is_plain, tokenizer)
         # A token across the border cannot be generated: there the answer is tokenized alone.
@@ -201,10 +311,12 @@ def _encode_whole(
             completion_ids = _token_ids(example.completion, False, tokenizer)
         if not completion_ids:
             raise DataError("no label left: the tokenizer knows nothing in the completion")
-        closing_ids = end_ids(example.prompt, tokenizer, config)
+        closing_ids = end_ids(example.prompt, tokenizer, config, processor)
     if completion_ids[-len(closing_ids) :] != closing_ids:
         completion_ids += closing_ids
-    return Row.from_ids(prompt_ids, completion_ids, example.source)
+    if media is not None:  # in the text, one placeholder stands for an image's many
+        prompt_ids = expanded_ids
+    return Row((*prompt_ids, *completion_ids), len(completion_ids), example.source, media)
 
 
 def _fit(row: Row, config: EncodingConfig, context_length: int) -> Row:
@@ -222,6 +334,11 @@ def _fit(row: Row, config: EncodingConfig, context_length: int) -> Row:
         raise DataError(
             f"{row.source}: expected at most {limit} tokens, got {length}: shorten the row{longer} "
             "or cut the start of long rows with --truncate"
+        )
+    if row.media is not None:
+        raise DataError(
+            f"{row.source}: expected at most {limit} tokens, got {length}, and a row with images "
+            f"or sounds is not cut: shorten it{longer}"
         )
     return Row(row.input_ids[length - limit :], row.num_labels, row.source)
 
@@ -261,6 +378,25 @@ def _render(
     plain = [{**message, "content": message_text(message)} for message in messages]
     try:
         text = tokenizer.apply_chat_template(plain, tokenize=False, add_generation_prompt=is_open)
+    except TemplateError as error:
+        raise DataError(f"the chat template refuses the messages: {error}") from error
+    assert isinstance(text, str)
+    return text
+
+
+def _render_media(
+    messages: Sequence[Message], processor: "ProcessorMixin | None", is_open: bool
+) -> str:
+    """The processor's chat template's text of a conversation with images or sounds."""
+    assert processor is not None  # `encode_turns` has refused
+    turns = [
+        {**message, "content": [{"type": "text", "text": message["content"]}]}
+        if isinstance(message.get("content"), str)
+        else message
+        for message in messages
+    ]
+    try:
+        text = processor.apply_chat_template(turns, tokenize=False, add_generation_prompt=is_open)
     except TemplateError as error:
         raise DataError(f"the chat template refuses the messages: {error}") from error
     assert isinstance(text, str)

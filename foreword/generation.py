@@ -11,6 +11,7 @@ import functools
 import logging
 import weakref
 from collections import OrderedDict
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -468,7 +469,7 @@ def _read(
 
 
 def read_media(
-    model: Any, capabilities: Capabilities, turn: media.Turn, found: dict[str, Tensor]
+    model: Any, capabilities: Capabilities, turn: media.Turn, found: Mapping[str, Tensor]
 ) -> Reading:
     """Find out what media a call reads, on the device and in the precision of the model."""
     moved = {

@@ -1,17 +1,71 @@
-"""A model's configuration → the class that loads it, without running any code out of its directory.
+"""A checkpoint → model, tokenizer and processor, without running any code out of its directory.
 
-In: a directory or a Hub id. Out: a configuration and the class for it. Some checkpoints name a type
-of their own for a class that transformers has (Kimi-K2 is DeepseekV3ForCausalLM); these are loaded
-as that class. Anything else is refused with what is missing. Knows nothing of prompts.
+In: a directory or a Hub id. Out: what transformers' own classes load of it. Some checkpoints name a
+type of their own for a class that transformers has (Kimi-K2 is DeepseekV3ForCausalLM); these are
+loaded as that class. Anything else is refused with what is missing. Knows nothing of prompts.
 """
 
 from typing import Any
 
 import transformers
-from transformers import AutoConfig, PretrainedConfig
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForMultimodalLM,
+    AutoTokenizer,
+    PretrainedConfig,
+)
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from foreword import processors
 from foreword.errors import InputError, UnsupportedError
+
+
+def load(
+    source: str, name: str, revision: str | None, tokenizer: Any, options: dict[str, Any]
+) -> Any:
+    """Load a model, its tokenizer, and its processor where it reads more than text.
+
+    Args:
+        source: a directory or a Hub id.
+        name: how the user calls it.
+        revision: of a Hub id.
+        tokenizer: one that is loaded already, or None.
+        options: more arguments of `from_pretrained`. A user who trusts a checkpoint's code says so
+            here, with `trust_remote_code`.
+
+    Returns:
+        (model, tokenizer, processor or None).
+
+    Raises:
+        InputError: it cannot be loaded. UnsupportedError: no class for it in transformers.
+    """
+    is_trusted = {key: options[key] for key in ("trust_remote_code",) if options.get(key)}
+    config = options.get("config")
+    if config is None and not is_trusted:
+        config = load_config(source, name, revision)
+    try:
+        if config is None:
+            config = AutoConfig.from_pretrained(source, revision=revision, **is_trusted)
+        if tokenizer is None:
+            tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, **is_trusted)
+        kind = model_class(config)
+        options = options | {"config": config}
+        model = kind.from_pretrained(source, revision=revision, **options)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{name}: transformers cannot load it ({first_line(error)})") from error
+    if kind is not AutoModelForMultimodalLM:
+        return model, tokenizer, None
+    return model, tokenizer, processors.load(source, config, revision)
+
+
+def model_class(config: Any) -> Any:
+    """Return the auto class that loads a model, with its images and sounds where it has any."""
+    text, whole = AutoModelForCausalLM._model_mapping, AutoModelForMultimodalLM._model_mapping
+    kind = type(config)
+    # Some families name the same class twice, and others a class that reads text alone.
+    is_text = kind not in whole or (kind in text and text[kind] is not whole[kind])
+    return AutoModelForCausalLM if is_text else AutoModelForMultimodalLM
 
 
 def load_config(source: str, name: str, revision: str | None = None) -> Any:

@@ -40,7 +40,7 @@ def score_labels(backbone: Backbone, prefixes: PrefixBatch, batch: Batch) -> Lab
     """
     device = backbone.device
     input_ids, is_label = batch.input_ids.to(device), batch.label_mask.to(device)[:, 1:]
-    hidden = backbone.hidden(prefixes, input_ids, batch.attention_mask)
+    hidden = backbone.hidden(prefixes, input_ids, batch.attention_mask, batch.media)
     states, labels = hidden[:, :-1][is_label], input_ids[:, 1:][is_label]
     size = max(1, MAX_LOGITS // backbone.capabilities.vocab_size)
     losses, is_best = [], []

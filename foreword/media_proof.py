@@ -79,7 +79,7 @@ def _behind_prefix(backbone: Any, row: Tensor, given: Mapping[str, Tensor]) -> T
     prefix = Prefix(backbone.read_embeddings(backbone.embed(text)), "self-test")
     ids, mask = torch.stack([row, row]), torch.ones(2, len(row), dtype=torch.long)
     ids[1, -1], mask[1, :-1] = text[0], 0
-    states = backbone.hidden(PrefixBatch((prefix, prefix)), ids, mask.to(row.device), given)
+    states = backbone.read_rows(PrefixBatch((prefix, prefix)), ids, mask.to(row.device), given)
     logits: Tensor = backbone.head(states)[0]
     return logits
 

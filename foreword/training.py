@@ -301,7 +301,9 @@ def encode_rows(
             raise InputError(
                 "text examples need a tokenizer; give the backbone one, or pass rows of ids"
             )
-        encoded, _ = encoding.encode_examples(texts, backbone.tokenizer, encoding_config, context)
+        encoded, _ = encoding.encode_examples(
+            texts, backbone.tokenizer, encoding_config, context, backbone.processor
+        )
         rows += encoded
     for row in rows:
         if row.num_labels >= len(row.input_ids):

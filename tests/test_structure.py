@@ -10,10 +10,11 @@ import foreword
 PACKAGE = Path(foreword.__file__).parent
 # A module imports only modules before it.
 ORDER = [
-    "errors", "releases", "config", "row_files", "data", "encoding", "home_commands", "gguf_files",
-    "models", "artifact", "states", "prompt", "initializers", "capabilities", "identity", "layout",
-    "media", "prefix", "caches", "recurrent", "arguments", "generation", "proof", "media_proof",
-    "quantized", "backbone", "loss", "training", "chat", "evaluation", "doctor", "cli",
+    "errors", "releases", "config", "row_files", "parts", "data", "encoding", "home_commands",
+    "gguf_files", "models", "artifact", "states", "prompt", "initializers", "capabilities",
+    "identity", "layout", "media", "prefix", "caches", "recurrent", "arguments", "generation",
+    "proof", "media_proof", "quantized", "processors", "loading", "backbone", "loss", "training",
+    "chat", "evaluation", "doctor", "cli",
 ]  # fmt: skip
 
 

@@ -94,7 +94,9 @@ def encode(
     if not examples:
         return []
     context = (backbone.capabilities.context_length or 1 << 30) - config.num_virtual_tokens
-    rows, report = encode_examples(examples, backbone.tokenizer, encoding, context)
+    rows, report = encode_examples(
+        examples, backbone.tokenizer, encoding, context, backbone.processor
+    )
     options.output.print(f"{name}: {report}")
     return rows
 
