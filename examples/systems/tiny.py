@@ -124,7 +124,8 @@ def checkpoint(kind: str) -> str:
         else transformers.AutoModelForCausalLM
     )
     auto.from_config(config).save_pretrained(directory)
-    (_processor(kind) or _tokenizer()).save_pretrained(directory)
+    for part in _parts(kind):
+        part.save_pretrained(directory)
     return str(directory)
 
 
@@ -146,21 +147,17 @@ def _tokenizer() -> Any:
     )  # fmt: skip
 
 
-def _processor(kind: str) -> Any:
-    """Return the processor of a kind that reads more than text: over small patches and windows."""
+def _parts(kind: str) -> list[Any]:
+    """Return what turns text, images and sounds into inputs: small patches, short windows."""
     small = {"patch_size": 4, "merge_size": 2, "size": {"shortest_edge": 64, "longest_edge": 4096}}
     text = _tokenizer()
     if kind == "glmasr":
         features = transformers.WhisperFeatureExtractor(feature_size=16, chunk_length=2)
-        return transformers.GlmAsrProcessor(
-            features, text, chat_template=TEMPLATE, audio_token="<|audio|>"
-        )
+        kwargs = {"chat_template": TEMPLATE, "audio_token": "<|audio|>"}
+        return [transformers.GlmAsrProcessor(features, text, **kwargs)]
     if kind == "hunyuan_vl":
         images = transformers.HunYuanVLImageProcessorPil(**small)
-        return transformers.HunYuanVLProcessor(images, text, chat_template=TEMPLATE)
+        return [transformers.HunYuanVLProcessor(images, text, chat_template=TEMPLATE)]
     if kind in ("glm4v", "glm4v_moe"):
-        from foreword import processors
-
-        images = transformers.Glm4vImageProcessorPil(**small)
-        return processors.without_video(transformers.Glm4vProcessor, images, text, TEMPLATE)
-    return None
+        return [transformers.Glm4vImageProcessorPil(**small), text]
+    return [text]
