@@ -92,6 +92,26 @@ class SharedLayer(DynamicLayer):
         return keys, torch.cat([self.values.to(value_states.device), value_states], dim=2)
 
 
+class ReadOnceLayer(DynamicLayer):
+    """A layer for one pass without a prefix: it shows what it is given, and keeps it the first
+    time. A layer of the model that is computed again finds it unchanged.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._is_read = False
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Return `[B, N, T, D]` as they are."""
+        if not self._is_read:
+            self.dtype, self.device = key_states.dtype, key_states.device
+            self.keys, self.values = key_states, value_states
+            self.is_initialized = self._is_read = True
+        return key_states, value_states
+
+
 class ExactPrefixLayer(CacheLayerMixin):
     """A layer that keeps the prefix in full precision in front of a quantized one."""
 
@@ -207,7 +227,7 @@ class PrefixedCache(Cache):
 def uncached(batch: PrefixBatch, num_layers: int) -> Cache:
     """Return a cache for one pass that keeps nothing and carries the prefixes' gradient."""
     if not batch.num_slots:
-        return Cache(layers=[DynamicLayer() for _ in range(num_layers)])
+        return Cache(layers=[ReadOnceLayer() for _ in range(num_layers)])
     return Cache(layers=[SharedLayer(*batch.layer(i)) for i in range(num_layers)])
 
 

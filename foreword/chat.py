@@ -17,9 +17,9 @@ from foreword.backbone import Backbone
 from foreword.config import EncodingConfig
 from foreword.data import Message
 from foreword.errors import InputError
+from foreword.passes import padding_id
 from foreword.prefix import Prefix
 from foreword.prompt import SoftPrompt
-from foreword.training import padding_id
 
 Text = str | Sequence[Message]
 

@@ -12,8 +12,9 @@ PACKAGE = Path(foreword.__file__).parent
 ORDER = [
     "errors", "releases", "config", "row_files", "data", "encoding", "home_commands", "gguf_files",
     "models", "artifact", "prompt", "initializers", "capabilities", "identity", "layout", "prefix",
-    "caches", "arguments", "generation", "backbone", "loss", "training", "chat", "evaluation",
-    "doctor", "cli",
+    "caches", "arguments", "generation", "backbone", "recomputation", "guards", "loss",
+    "preparation", "distributed", "passes", "validation", "run",
+    "train_state", "memory", "training", "curves", "chat", "evaluation", "doctor", "cli",
 ]  # fmt: skip
 
 
@@ -30,7 +31,7 @@ def imported(path: Path) -> set[str]:
 
 
 def test_every_module_has_its_place() -> None:
-    modules = {path.stem for path in PACKAGE.glob("*.py")} - {"__init__"}
+    modules = {path.stem for path in PACKAGE.glob("*.py")} - {"__init__", "__main__"}
     packages = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
     assert modules | packages == set(ORDER)
 
@@ -38,7 +39,7 @@ def test_every_module_has_its_place() -> None:
 def test_modules_import_only_modules_before_them() -> None:
     for path in PACKAGE.rglob("*.py"):
         name = path.stem if path.parent == PACKAGE else path.parent.name
-        if name == "__init__":
+        if name in ("__init__", "__main__"):
             continue
         allowed = ORDER[: ORDER.index(name) + (path.parent != PACKAGE)]
         assert imported(path) <= set(allowed), f"{path.name} imports a module after its own"

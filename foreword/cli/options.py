@@ -71,6 +71,11 @@ def _parameter(field: Any) -> inspect.Parameter:
     )
 
 
+def speak(is_main: bool) -> None:
+    """Let one process of several speak for all."""
+    errors.quiet = output.quiet = not is_main
+
+
 def load(model: str | None, prompt_directory: str | None) -> "tuple[Backbone, SoftPrompt | None]":
     """Load the prompt, if any, and its base model, and say what takes long."""
     from transformers.utils import logging
