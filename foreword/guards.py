@@ -24,17 +24,30 @@ STUCK_SHARE = 0.99  # of the first level: above it, the loss has not moved
 NUM_WORSE = 3  # validations in a row without a better one, of which the run speaks
 
 
-def check_gradient(loss: float, norm: float, backbone: "Backbone | None" = None) -> None:
+def check_gradient(
+    loss: float, norm: float, backbone: "Backbone | None" = None, step: int = 0
+) -> None:
     """Refuse to go on blindly: a dead gradient trains nothing, and nothing else would tell.
 
+    Args:
+        loss: of the step, in nats.
+        norm: of the prompt's gradient.
+        backbone: the base, where suspects are to be looked for.
+        step: steps that are behind; a gradient that was alive once is not stopped by the base.
+
     Raises:
-        DivergedError: a loss or norm that is not finite.
-        TrainingError: a zero gradient; names what is known to cause it.
+        DivergedError: a loss or norm that is not finite, or a gradient that has vanished.
+        TrainingError: a zero gradient at the first step; names what is known to cause it.
     """
     if not math.isfinite(loss) or not math.isfinite(norm):
         raise DivergedError(
             f"the loss is {loss:.4g} and the gradient's norm {norm:.4g}; lower --learning-rate, or "
             "load the base in float32 or bfloat16 instead of float16"
+        )
+    if norm == 0.0 and loss > 0.0 and step:
+        raise DivergedError(
+            "the gradient has vanished: the prompt's values are so large that the model no longer "
+            "reacts to them; lower --learning-rate"
         )
     if norm == 0.0 and loss > 0.0:
         raise TrainingError(

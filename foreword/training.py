@@ -45,7 +45,7 @@ def train_step(run: Run, state: TrainState, rows: Sequence[Row]) -> tuple[float,
     _backward(states, leaves)  # 3. the prefix, backwards once
     loss = _add_up(run.ranks, prompt.tensors, loss)  # 4. the prompt
     norm = _clip(prompt.tensors, run.config.max_grad_norm)
-    check_gradient(loss, norm, run.backbone)
+    check_gradient(loss, norm, run.backbone, state.progress.step)
     state.optimizer.step()
     state.optimizer.zero_grad()
     return loss, norm
