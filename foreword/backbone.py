@@ -9,7 +9,7 @@ ids, not text.
 import copy
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -52,6 +52,8 @@ class Backbone:
         self._lock = threading.Lock()
         self._fingerprint: dict[str, Any] | None = None
         self._layer_shapes: identity.Shapes | None = None
+        # Set where layers are gathered on the way back by what reaches their output (`sharding`).
+        self.tie: Callable[[KeyValues, Tensor], KeyValues] | None = None
         if not self.capabilities.is_tested:
             self._prove_family()
 
@@ -161,8 +163,9 @@ class Backbone:
             looked_up = self.decoder.embed_tokens_per_layer(ids)
             num_layers = self.decoder.config.num_hidden_layers
             tokens["per_layer_inputs"] = looked_up.unflatten(-1, (num_layers, -1))
-        self._decode(no_prefixes(1), cache, None, **tokens)
-        return tuple((layer.keys[0], layer.values[0]) for layer in cache.layers)
+        hidden = self._decode(no_prefixes(1), cache, None, **tokens)
+        states = tuple((layer.keys[0], layer.values[0]) for layer in cache.layers)
+        return self.tie(states, hidden) if self.tie is not None else states
 
     def generate(
         self,
@@ -245,7 +248,7 @@ class Backbone:
         logits = (
             type(self.model).forward(head, inputs_embeds=decoder.hidden, use_cache=False).logits
         )
-        return logits.reshape(*hidden.shape[:-1], -1)  # type: ignore[no-any-return]
+        return logits.reshape(*hidden.shape[:-1], logits.shape[-1])  # type: ignore[no-any-return]
 
     def batch_of(
         self, prompt: Prompt | Sequence[Prompt], num_rows: int, *, needs_grad: bool = False

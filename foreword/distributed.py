@@ -6,6 +6,7 @@ nothing but the prompt's gradient and a few numbers is ever sent. Knows no model
 """
 
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -59,7 +60,9 @@ class Ranks:
         try:
             torch.distributed.all_reduce(flat)
         except RuntimeError as error:
-            reason = str(error).strip().splitlines()[0]
+            reason = (
+                re.sub(r"^\[.*?\] *", "", str(error).strip()).partition(". ")[0].splitlines()[0]
+            )
             raise TrainingError(
                 f"process {self.rank} of {self.size} lost another one of them ({reason}); see "
                 "what that one said last, then go on with --resume"
@@ -84,8 +87,16 @@ def join() -> Ranks:
         return ALONE
     from accelerate import PartialState
 
-    state = PartialState()
+    asked = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
+    state = PartialState(cpu=asked or not torch.accelerator.is_available())
     return Ranks(state.process_index, state.num_processes, state.device)
+
+
+def leave(ranks: Ranks) -> None:
+    """Wait for the others and part: a process that ends while another sends may take it along."""
+    if ranks.size > 1:
+        ranks.is_any(False)
+        torch.distributed.destroy_process_group()
 
 
 def _is_joined() -> bool:

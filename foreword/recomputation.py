@@ -29,6 +29,17 @@ def recomputing(backbone: Backbone) -> Backbone:
 
 
 def _recomputing_decoder(decoder: Any) -> Any:
+    name = layers_name(decoder)
+    layers = ModuleList([_Recomputed(layer) for layer in getattr(decoder, name)])
+    return _with_child(decoder, name, layers)
+
+
+def layers_name(decoder: Any) -> str:
+    """Return the attribute under which a decoder keeps its layers as one list.
+
+    Raises:
+        UnsupportedError: there is no such list.
+    """
     num_layers = decoder.config.num_hidden_layers
     names = [
         name
@@ -38,10 +49,9 @@ def _recomputing_decoder(decoder: Any) -> Any:
     if len(names) != 1:
         raise UnsupportedError(
             f"{type(decoder).__name__}: its {num_layers} layers are not one list, so they cannot "
-            "be computed again one by one; train without --gradient-checkpointing"
+            "be taken one by one; train without --gradient-checkpointing and without FSDP"
         )
-    layers = ModuleList([_Recomputed(layer) for layer in getattr(decoder, names[0])])
-    return _with_child(decoder, names[0], layers)
+    return str(names[0])
 
 
 def _with_child(module: Any, name: str, child: Module) -> Any:

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from foreword import distributed, guards, memory, preparation
+from foreword import distributed, guards, memory, preparation, sharding
 from foreword.backbone import Backbone
 from foreword.config import EncodingConfig, TrainConfig
 from foreword.distributed import Ranks
@@ -178,8 +178,9 @@ def train(
         raise InputError("resume needs checkpoint, the directory that holds the training state")
     file = Path(checkpoint) / STATE_FILE if checkpoint is not None else None
     identity = preparation.identity(backbone, rows, held_out, config, encoding_config, initial)
-    trained = recomputing(backbone) if config.gradient_checkpointing else backbone
-    run = Run(trained, rows, held_out, config, ranks, identity, file)
+    backbone = recomputing(backbone) if config.gradient_checkpointing else backbone
+    backbone = sharding.sharded(backbone, ranks.device) if sharding.is_asked_for() else backbone
+    run = Run(backbone, rows, held_out, config, ranks, identity, file)
     stored = read_state(file) if resume and file is not None and file.exists() else None
     if stored is not None:
         stored.check(identity)

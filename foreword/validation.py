@@ -49,7 +49,8 @@ def validate(
             scores = score_labels(backbone, same_prefix(prefix, len(batch.input_ids)), batch)
             num_wrong = len(scores.rows[~scores.is_best].unique())
             num_exact = len(scores.rows.unique()) - num_wrong
-            totals += torch.tensor([float(scores.losses.sum()), len(scores.losses), num_exact])
+            found = float(scores.losses.sum()), len(scores.losses), num_exact
+            totals += torch.tensor(found, dtype=torch.float64)
     ranks.add_up([totals])
     loss, num_labels, exact = totals.tolist()
     return Validation(loss=loss / num_labels, exact=exact / len(ordered))

@@ -56,7 +56,7 @@ def command(
     from dataclasses import asdict
 
     from foreword import curves as drawing
-    from foreword import distributed
+    from foreword import distributed, sharding
     from foreword.artifact import check_writable
     from foreword.training import train
 
@@ -69,7 +69,8 @@ def command(
         refuse_to_overwrite(output)
     trackers = Trackers(track, output, asdict(config)) if track else None
     train_examples, held_out = read(data, validation, columns, config.seed)
-    backbone, _ = options.load(model, None)
+    # What is spread over the processes is loaded beside them first, and moved layer by layer.
+    backbone, _ = options.load(model, None, device="cpu" if sharding.is_asked_for() else "auto")
     rows, held_out_rows = (
         encode(backbone, part, config, encoding, name)
         for part, name in ((train_examples, "training"), (held_out, "validation"))
@@ -90,8 +91,12 @@ def command(
         trackers.close()
     if ranks.is_main:
         conclude(last, output, stop, curves)
-    if stop.signal:
-        raise typer.Exit(128 + stop.signal)
+    code = 128 + stop.signal if stop.signal else 0
+    if ranks.size > 1:
+        distributed.leave(ranks)
+        options.end_at_once(code)
+    if code:
+        raise typer.Exit(code)
 
 
 def refuse_to_overwrite(output: str) -> None:
