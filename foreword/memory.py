@@ -20,15 +20,29 @@ def is_exhausted(error: RuntimeError) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or any(said in str(error) for said in SAID)
 
 
+def check(error: RuntimeError, is_sharded: bool) -> None:
+    """Refuse what fewer rows in a pass cannot answer.
+
+    Raises:
+        RuntimeError: the error itself, if it is not about memory.
+        TrainingError: other processes, among which the base is spread, would not take as many
+            passes as this one.
+    """
+    if not is_exhausted(error):
+        raise error
+    if is_sharded:
+        raise TrainingError(
+            "memory ran out, and all processes of a sharded base must take the same passes: give "
+            "a smaller --micro-batch-size, or --gradient-checkpointing, and --resume"
+        ) from error
+
+
 def take_less(state: TrainState, error: RuntimeError) -> str:
     """Halve the rows of a pass and forget the step's gradient so far; say so.
 
     Raises:
-        RuntimeError: the error itself, if it is not about memory.
         TrainingError: one row alone does not fit.
     """
-    if not is_exhausted(error):
-        raise error
     size = state.progress.micro_batch_size
     if size == 1:
         raise TrainingError(

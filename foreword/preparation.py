@@ -20,6 +20,7 @@ from foreword.data import Example, as_example
 from foreword.encoding import Row
 from foreword.errors import InputError
 from foreword.prompt import SoftPrompt
+from foreword.train_state import ENVIRONMENT
 
 AnyExample = Example | Row | Mapping[str, Any]
 
@@ -126,11 +127,22 @@ def identity(
     config: TrainConfig,
     encoding_config: EncodingConfig,
     initial: SoftPrompt | None,
+    num_processes: int,
 ) -> dict[str, Any]:
-    """Return what two runs must have in common for one to go on where the other stopped."""
+    """Return what two runs must have in common for one to go on where the other stopped, and the
+    environment, which may change the last bits of what it comes to.
+    """
     options = asdict(config) | asdict(encoding_config)
     del options["save_every"]  # changes nothing but how much is lost
+    in_memory = ("micro_batch_size", "gradient_checkpointing")
+    environment = {f"--{name.replace('_', '-')}": options.pop(name) for name in in_memory}
+    environment |= {
+        "the number of processes": num_processes,
+        "the number of threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+    }
     return {
+        ENVIRONMENT: environment,
         "the base model": json.dumps(backbone.fingerprint(), sort_keys=True),
         "the training rows": _hash_rows(rows),
         "the validation rows": _hash_rows(held_out),

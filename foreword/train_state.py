@@ -25,6 +25,7 @@ from foreword.prompt import SoftPrompt
 
 STATE_FILE = "training_state.safetensors"
 STATE_VERSION = 1
+ENVIRONMENT = "environment"  # of a run's identity: what may change between its processes
 METADATA_NAME = "foreword_training_state"
 
 Point = dict[str, Tensor]  # the prompt's values and the optimizer's moments at one step
@@ -177,7 +178,6 @@ class TrainState:
         facts = {
             "version": STATE_VERSION,
             "identity": identity,
-            "environment": _environment(),
             "form": self.prompt.form,
             "facts": self.prompt.facts,
             "progress": asdict(self.progress),
@@ -210,8 +210,9 @@ class TrainState:
         self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
         self.optimizer.zero_grad()
 
-    def take_over(self, stored: "StoredState") -> None:
-        """Stand where a file left off; the process's random states become the file's.
+    def take_over(self, stored: "StoredState", micro_batch_size: int) -> None:
+        """Stand where a file left off, with at most `micro_batch_size` rows in a pass; the
+        process's random states become the file's.
 
         Raises:
             ArtifactError: the file lacks something.
@@ -221,6 +222,7 @@ class TrainState:
             self.good = stored.part("good")
             self.progress, self.history = stored.progress(), stored.history()
             self.best = stored.best()
+            self.progress.micro_batch_size = min(self.progress.micro_batch_size, micro_batch_size)
             _set_random_state(stored.part("random"))
 
 
@@ -281,6 +283,8 @@ class StoredState:
         """
         differing = []
         for name, ours in identity.items():
+            if name == ENVIRONMENT:
+                continue
             theirs = self.facts["identity"].get(name)
             if isinstance(ours, dict) and isinstance(theirs, dict):
                 differing += [
@@ -296,11 +300,11 @@ class StoredState:
                 "began with, or another --output"
             )
 
-    def changed_environment(self) -> str | None:
-        """Say what of the machine changed, since the last bits of every sum depend on it."""
-        then, now = self.facts["environment"], _environment()
-        changed = [f"{name} was {then.get(name)}, is {now[name]}" for name in now
-                   if then.get(name) != now[name]]  # fmt: skip
+    def changed_environment(self, identity: dict[str, Any]) -> str | None:
+        """Say what changed of that on which the last bits of every sum depend, and nothing else."""
+        with _damage_named(self.path):
+            then, now = self.facts["identity"][ENVIRONMENT], identity[ENVIRONMENT]
+            changed = [f"{k} was {then.get(k)}, is {v}" for k, v in now.items() if then.get(k) != v]
         if not changed:
             return None
         return f"{', '.join(changed)}: the run goes on, its last bits may differ"
@@ -334,15 +338,6 @@ def _damage_named(path: Path) -> Iterator[None]:
             f"{path}: not a training state of foreword, or a damaged one ({error!r}); remove it "
             "and begin anew"
         ) from None
-
-
-def _environment() -> dict[str, Any]:
-    is_joined = torch.distributed.is_available() and torch.distributed.is_initialized()
-    return {
-        "processes": torch.distributed.get_world_size() if is_joined else 1,
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-    }
 
 
 def _named(part: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -177,7 +177,9 @@ def train(
     if resume and checkpoint is None:
         raise InputError("resume needs checkpoint, the directory that holds the training state")
     file = Path(checkpoint) / STATE_FILE if checkpoint is not None else None
-    identity = preparation.identity(backbone, rows, held_out, config, encoding_config, initial)
+    identity = preparation.identity(
+        backbone, rows, held_out, config, encoding_config, initial, ranks.size
+    )
     backbone = recomputing(backbone) if config.gradient_checkpointing else backbone
     backbone = sharding.sharded(backbone, ranks.device) if sharding.is_asked_for() else backbone
     run = Run(backbone, rows, held_out, config, ranks, identity, file)
@@ -185,14 +187,14 @@ def train(
     if stored is not None:
         stored.check(identity)
         prompt = stored.prompt()
-        notices = [notice] if (notice := stored.changed_environment()) else []
+        notices = [notice] if (notice := stored.changed_environment(identity)) else []
     else:
         prompt = initial or initial_prompt(backbone, config)
         facts = preparation.describe(backbone, config, encoding_config, len(rows))
         prompt = SoftPrompt(prompt.form, prompt.tensors, facts)
     state = _start(run, prompt)
     if stored is not None:
-        state.take_over(stored)
+        state.take_over(stored, state.progress.micro_batch_size)
     else:
         _save(run, state)
     return _steps(run, state, notices)
@@ -253,6 +255,7 @@ def _step_that_fits(
         try:
             return train_step(run, state, rows)
         except RuntimeError as error:
+            memory.check(error, is_sharded=run.backbone.tie is not None)
             notices.append(memory.take_less(state, error))
 
 

@@ -170,6 +170,16 @@ def test_another_number_of_threads_is_said(backbone: Backbone, tmp_path: Path, m
     assert "is 999: the run goes on" in first.notices[0]
 
 
+def test_fewer_rows_in_a_pass_are_no_other_run(backbone: Backbone, tmp_path: Path) -> None:
+    calm = trained(backbone, None)[-1].prompt
+    stopped(backbone, tmp_path, 3)
+    *_, last = rest = trained(backbone, tmp_path, micro_batch_size=1, gradient_checkpointing=True)
+    assert "--micro-batch-size was None, is 1" in rest[0].notices[0]
+    assert "--gradient-checkpointing was False, is True" in rest[0].notices[0]
+    assert read_state(tmp_path / STATE_FILE).progress().micro_batch_size == 1
+    torch.testing.assert_close(last.prompt.embeddings, calm.embeddings, rtol=1e-3, atol=1e-4)
+
+
 @pytest.mark.parametrize("fails", ["save_file", "fsync", "replace"])
 def test_a_full_disk_keeps_the_earlier_state(
     backbone: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: str

@@ -13,8 +13,8 @@ ORDER = [
     "errors", "releases", "config", "row_files", "data", "encoding", "home_commands", "gguf_files",
     "models", "artifact", "prompt", "initializers", "capabilities", "identity", "layout", "prefix",
     "caches", "arguments", "generation", "backbone", "recomputation", "sharding", "guards",
-    "loss", "preparation", "distributed", "passes", "validation", "run",
-    "train_state", "memory", "training", "curves", "chat", "evaluation", "doctor", "cli",
+    "loss", "train_state", "preparation", "distributed", "passes", "validation", "run",
+    "memory", "training", "curves", "chat", "evaluation", "doctor", "cli",
 ]  # fmt: skip
 
 
