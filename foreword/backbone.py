@@ -9,7 +9,7 @@ ids, not text.
 import copy
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -76,6 +76,8 @@ class Backbone:
         self._one_token: States | None = None
         self._embedding_scale = self._measure_scale()
         self._is_media_proved = self.capabilities.is_tested
+        # Set where layers are gathered on the way back by what reaches their output (`sharding`).
+        self.tie: Callable[[States, Tensor], States] | None = None
         if not self.capabilities.is_tested:
             proof.prove(self)
 
@@ -184,11 +186,12 @@ class Backbone:
             looked_up = self.decoder.embed_tokens_per_layer(ids)
             num_layers = self.decoder.config.num_hidden_layers
             tokens["per_layer_inputs"] = looked_up.unflatten(-1, (num_layers, -1))
-        self._decode(no_prefixes(1), cache, None, None, **tokens)
+        hidden = self._decode(no_prefixes(1), cache, None, None, **tokens)
         layers = tuple(
             tuple(tensor[0] for tensor in caches.state_of(layer)) for layer in cache.layers
         )
-        return States(layers, len(embeddings))
+        states = States(layers, len(embeddings))
+        return self.tie(states, hidden) if self.tie is not None else states
 
     def generate(
         self,
@@ -334,7 +337,7 @@ class Backbone:
         logits = (
             type(self.model).forward(head, inputs_embeds=decoder.hidden, use_cache=False).logits
         )
-        return logits.reshape(*hidden.shape[:-1], -1)  # type: ignore[no-any-return]
+        return logits.reshape(*hidden.shape[:-1], logits.shape[-1])  # type: ignore[no-any-return]
 
     def batch_of(
         self, prompt: Prompt | Sequence[Prompt], num_rows: int, *, needs_grad: bool = False

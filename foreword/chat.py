@@ -18,9 +18,9 @@ from foreword.config import EncodingConfig
 from foreword.data import Message
 from foreword.errors import InputError
 from foreword.parts import has_media
+from foreword.passes import padding_id
 from foreword.prefix import Prefix
 from foreword.prompt import SoftPrompt
-from foreword.training import padding_id
 
 Text = str | Sequence[Message]
 

@@ -103,6 +103,15 @@ class TrainConfig:
     weight_decay: float = option(0.0, "AdamW weight decay, decoupled")
     max_grad_norm: float = option(1.0, "gradient is scaled down to this norm; 0 switches it off")
     eval_every: int = option(20, "optimizer steps between validations; 0: only at the end")
+    patience: int = option(
+        0, "end the run after this many validations without a better one; 0: never"
+    )
+    save_every: int | None = option(
+        None, "optimizer steps between writes of the training state; default: at every validation"
+    )
+    gradient_checkpointing: bool = option(
+        False, "compute each layer again on the way back instead of keeping it: less memory"
+    )
     seed: int = option(0, "seed of the order of rows and of the initialization")
 
     def __post_init__(self) -> None:
@@ -111,7 +120,7 @@ class TrainConfig:
                 raise InputError(
                     f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}"
                 )
-        for name in ("micro_batch_size", "num_steps"):
+        for name in ("micro_batch_size", "num_steps", "save_every"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
@@ -122,7 +131,7 @@ class TrainConfig:
                 )
         if not 0 <= self.warmup_share < 1:
             raise InputError(f"--warmup-share must be in [0, 1), got {self.warmup_share}")
-        for name in ("weight_decay", "max_grad_norm", "eval_every"):
+        for name in ("weight_decay", "max_grad_norm", "eval_every", "patience"):
             if getattr(self, name) < 0:
                 raise InputError(
                     f"--{name.replace('_', '-')} must not be negative, got {getattr(self, name)}"

@@ -8,7 +8,8 @@
     ├── UnsupportedError     a combination that would not be exact: refused by name
     ├── DependencyError      a missing extra or a release outside the tested range
     ├── StorageError         no space, no permission: says what was kept and where
-    └── TrainingError        the run cannot go on: no gradient, a loss that is not finite
+    └── TrainingError        the run cannot go on: no gradient, a process of it that died
+        └── DivergedError    a loss or a gradient that is not finite
 
 A message is one line that says what, where, expected, got, and what to do. Each class carries the
 exit code of the command line and the status of an HTTP answer, so that one place turns errors into
@@ -67,3 +68,7 @@ class TrainingError(ForewordError):
     """Training cannot go on; the best prompt so far is kept where there is one."""
 
     exit_code = 6
+
+
+class DivergedError(TrainingError):
+    """A loss or a gradient that is not finite; a run first goes back and tries a lower rate."""

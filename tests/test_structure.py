@@ -13,8 +13,9 @@ ORDER = [
     "errors", "releases", "config", "row_files", "parts", "data", "encoding", "home_commands",
     "gguf_files", "models", "artifact", "states", "prompt", "initializers", "capabilities",
     "identity", "layout", "media", "prefix", "caches", "recurrent", "arguments", "generation",
-    "proof", "media_proof", "quantized", "processors", "loading", "backbone", "loss", "training",
-    "chat", "evaluation", "doctor", "cli",
+    "proof", "media_proof", "quantized", "processors", "loading", "backbone", "recomputation",
+    "sharding", "guards", "loss", "train_state", "preparation", "distributed", "passes",
+    "validation", "run", "memory", "training", "curves", "chat", "evaluation", "doctor", "cli",
 ]  # fmt: skip
 
 
@@ -31,7 +32,7 @@ def imported(path: Path) -> set[str]:
 
 
 def test_every_module_has_its_place() -> None:
-    modules = {path.stem for path in PACKAGE.glob("*.py")} - {"__init__"}
+    modules = {path.stem for path in PACKAGE.glob("*.py")} - {"__init__", "__main__"}
     packages = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
     assert modules | packages == set(ORDER)
 
@@ -39,7 +40,7 @@ def test_every_module_has_its_place() -> None:
 def test_modules_import_only_modules_before_them() -> None:
     for path in PACKAGE.rglob("*.py"):
         name = path.stem if path.parent == PACKAGE else path.parent.name
-        if name == "__init__":
+        if name in ("__init__", "__main__"):
             continue
         allowed = ORDER[: ORDER.index(name) + (path.parent != PACKAGE)]
         assert imported(path) <= set(allowed), f"{path.name} imports a module after its own"
