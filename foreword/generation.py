@@ -95,7 +95,7 @@ def _items(
     reading: Reading, attention_mask: Tensor | None, num_cached: int, tokens: Tensor
 ) -> list[media.Item]:
     """Return the media of a pass over columns `num_cached` and on."""
-    if not reading.items:
+    if not reading.items or num_cached >= reading.num_columns:
         return []
     rows, num_new = tokens.shape[:2]
     if attention_mask is None:

@@ -69,6 +69,7 @@ class Reading:
         memory: all types and grids, those of earlier turns included.
         items: what is not cached yet, row after row.
         given: the caller's tensors, on the model's device.
+        num_columns: of the call's tokens, cached ones included: what follows is generated.
         shifts: rotary position of each token less its order, `[A, B, T + 1]`; the last column is
             that of every later token. None where all are 0.
     """
@@ -77,6 +78,7 @@ class Reading:
     memory: Memory
     items: tuple[Item, ...]
     given: Mapping[str, Tensor]
+    num_columns: int
     shifts: Tensor | None
 
     def positions(self, order: Tensor, virtual: Tensor) -> Tensor:
@@ -85,9 +87,8 @@ class Reading:
         """
         if self.shifts is None:
             return order[None].expand(self.capabilities.num_axes, -1, -1)
-        shifts = self.shifts.to(order.device)
-        copies = order.shape[0] // shifts.shape[1]
-        shifts = shifts.repeat_interleave(copies, dim=1)
+        copies = order.shape[0] // self.shifts.shape[1]
+        shifts = self.shifts.repeat_interleave(copies, dim=1) if copies > 1 else self.shifts
         index = (order - virtual).clamp(0, shifts.shape[2] - 1)
         return order[None] + shifts.gather(2, index[None].expand(shifts.shape[0], -1, -1))
 
@@ -243,9 +244,10 @@ def read(
         items += _items(decoder, modality, turn, ids, media)
     items.sort(key=lambda item: (item.row, item.start))
     memory = _memory(capabilities, turn, ids, items, media)
-    return Reading(
-        capabilities, memory, tuple(items), media, _shifts(decoder, capabilities, turn, memory)
-    )
+    shifts = _shifts(decoder, capabilities, turn, memory)
+    num_columns = turn.num_cached + ids.shape[1] - turn.num_seen
+    shifts = shifts if shifts is None else shifts.to(decoder.device)
+    return Reading(capabilities, memory, tuple(items), media, num_columns, shifts)
 
 
 def _check_no_media(capabilities: Capabilities, turn: Turn, ids: Tensor) -> None:

@@ -158,6 +158,16 @@ def test_the_tokens_of_an_image_see_each_other_both_ways() -> None:
     assert error_of(backbone, rows, "left") > 1e-3, "a causal mask is another model"
 
 
+@pytest.mark.parametrize("family", tiny_media.FAMILIES)
+def test_the_bare_model_is_exact_too(family: str) -> None:
+    backbone = Backbone(tiny_media.shared(family))
+    row = image(family) + text(2)
+    with torch.no_grad():
+        found = backbone.logits(None, row.ids[None], **row.media)[0]
+    expected = media_oracle.row_logits(backbone.model, None, row, row.ids)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+
+
 def _replace(facts: capabilities.Capabilities, **changes: Any) -> capabilities.Capabilities:
     import dataclasses
 
