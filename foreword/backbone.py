@@ -27,7 +27,8 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 from foreword import arguments, caches, generation, identity, media_proof, models, processors
 from foreword.capabilities import Capabilities, inspect_model
 from foreword.errors import InputError, MismatchError, UnsupportedError
-from foreword.media import Reading, Turn, split_media
+from foreword.media import Reading, split_media
+from foreword.placeholders import Turn
 from foreword.prefix import Prefix, PrefixBatch, no_prefixes
 from foreword.prompt import KeyValues, SoftPrompt
 

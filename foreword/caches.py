@@ -19,7 +19,7 @@ from transformers.cache_utils import (
 
 from foreword.capabilities import SHARED_LAYER
 from foreword.errors import InputError, MismatchError, UnsupportedError
-from foreword.media import Memory
+from foreword.placeholders import Memory
 from foreword.prefix import PrefixBatch
 
 ROOM = 64  # tokens that a growing layer reserves ahead

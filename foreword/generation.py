@@ -28,6 +28,7 @@ from foreword import arguments, caches, layout, media, releases
 from foreword.capabilities import Capabilities
 from foreword.errors import InputError, UnsupportedError
 from foreword.media import Reading
+from foreword.placeholders import Item, Turn
 from foreword.prefix import PrefixBatch
 
 # Processors that read a row's history: in a padded batch they would read its padding too.
@@ -93,7 +94,7 @@ def model_inputs(
 
 def _items(
     reading: Reading, attention_mask: Tensor | None, num_cached: int, tokens: Tensor
-) -> list[media.Item]:
+) -> list[Item]:
     """Return the media of a pass over columns `num_cached` and on."""
     if not reading.items or num_cached >= reading.num_columns:
         return []
@@ -372,12 +373,12 @@ def _read(
     if input_ids is None or not capabilities.modalities:
         return None
     memory = getattr(_known(cache), "memory", None)
-    turn = media.Turn(input_ids, attention_mask, *columns, batch.num_virtual, memory)
+    turn = Turn(input_ids, attention_mask, *columns, batch.num_virtual, memory)
     return read_media(model, capabilities, turn, found)
 
 
 def read_media(
-    model: Any, capabilities: Capabilities, turn: media.Turn, found: Mapping[str, Tensor]
+    model: Any, capabilities: Capabilities, turn: Turn, found: Mapping[str, Tensor]
 ) -> Reading:
     """Find out what media a call reads, on the device and in the precision of the model."""
     moved = {

@@ -10,10 +10,11 @@ import foreword
 PACKAGE = Path(foreword.__file__).parent
 # A module imports only modules before it.
 ORDER = [
-    "errors", "releases", "config", "row_files", "parts", "data", "encoding", "home_commands",
-    "gguf_files", "models", "artifact", "prompt", "initializers", "capabilities", "identity",
-    "layout", "media", "prefix", "caches", "arguments", "generation", "media_proof", "processors",
-    "backbone", "loss", "training", "chat", "evaluation", "doctor", "cli",
+    "errors", "releases", "config", "row_files", "parts", "turns", "data", "encoding",
+    "home_commands", "gguf_files", "models", "artifact", "prompt", "initializers", "capabilities",
+    "identity", "layout", "placeholders", "media", "prefix", "caches", "arguments", "generation",
+    "media_proof", "processors", "backbone", "loss", "training", "chat", "evaluation", "doctor",
+    "cli",
 ]  # fmt: skip
 
 
