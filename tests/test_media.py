@@ -13,6 +13,7 @@ from tiny_media import AUDIO, IMAGE, MediaRow, image, joined, text
 from torch import Tensor
 
 from foreword import Backbone, SoftPrompt, capabilities, generation
+from foreword.doctor.parts import capabilities_findings
 from foreword.errors import InputError, MismatchError, UnsupportedError
 
 
@@ -50,6 +51,22 @@ def test_what_a_model_reads_is_read_off_its_class(
     assert (found.num_axes, found.types, found.has_image_blocks) == (axes, types, has_blocks)
     (modality,) = found.modalities
     assert modality.token_id == (AUDIO if family == "glmasr" else IMAGE)
+
+
+def test_the_doctor_says_what_is_read_beside_text() -> None:
+    said = {
+        family: {f.name: f.detail for f in capabilities_findings(Backbone(model))}.get("media")
+        for family, model in (
+            ("hunyuan_vl", tiny_media.shared("hunyuan_vl")),
+            ("gemma3", tiny_media.shared("gemma3")),
+            ("llama", tiny_models.shared("llama")),
+        )
+    }
+    assert said["hunyuan_vl"] == (
+        "image in pixel_values, image_grid_thw; positions of 4 axes from the model's own index"
+    )
+    assert "both ways" in str(said["gemma3"])
+    assert said["llama"] is None
 
 
 # Positions ----------------------------------------------------------------------------------------
