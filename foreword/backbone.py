@@ -32,7 +32,8 @@ from foreword import (
 )
 from foreword.capabilities import Capabilities, inspect_model
 from foreword.errors import InputError, MismatchError, UnsupportedError
-from foreword.media import Reading, Turn, split_media
+from foreword.media import Reading, split_media
+from foreword.placeholders import Turn
 from foreword.prefix import Prefix, PrefixBatch, no_prefixes
 from foreword.prompt import SoftPrompt
 from foreword.states import States

@@ -22,7 +22,7 @@ from transformers.cache_utils import (
 
 from foreword.capabilities import SHARED_LAYER, Capabilities, LayerFacts
 from foreword.errors import InputError, MismatchError, UnsupportedError
-from foreword.media import Memory
+from foreword.placeholders import Memory
 from foreword.prefix import PrefixBatch
 from foreword.states import LayerState
 

@@ -15,34 +15,17 @@ import torch
 from jinja2 import TemplateError
 from torch import Tensor
 
-from foreword import parts
+from foreword import parts, turns
 from foreword.config import EncodingConfig
 from foreword.data import Example, Message, message_text, named
 from foreword.errors import DataError, InputError
+from foreword.turns import Media
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
 _PROBE = "foreword-probe"  # stands for an answer, to see what a chat template puts after one
 _CHUNK = 50  # batches that are sorted by length together
-
-
-@dataclass(frozen=True, eq=False)
-class Media:
-    """What a processor made of one row's images and sounds, by the model's argument names."""
-
-    tensors: Mapping[str, Tensor]
-
-    def __eq__(self, other: object) -> bool:
-        """Whether both hold the same numbers."""
-        return (
-            isinstance(other, Media)
-            and self.tensors.keys() == other.tensors.keys()
-            and all(torch.equal(value, other.tensors[name]) for name, value in self.tensors.items())
-        )
-
-    def __hash__(self) -> int:
-        return hash(tuple((name, value.shape) for name, value in sorted(self.tensors.items())))
 
 
 @dataclass(frozen=True)
@@ -146,24 +129,7 @@ def encode_turns(
             "reads it: load the model with Backbone.load, pass Backbone(..., processor=...), or "
             "leave the part out"
         )
-    rate = getattr(getattr(processor, "feature_extractor", None), "sampling_rate", None)
-    turns = parts.load(prompt, rate)
-    try:
-        found = processor.apply_chat_template(
-            turns, tokenize=True, return_dict=True, return_tensors="pt", add_generation_prompt=True
-        )
-    except TemplateError as error:
-        raise DataError(f"the chat template refuses the messages: {error}") from error
-    except (ValueError, TypeError, KeyError, IndexError) as error:
-        reason = str(error).partition("\n")[0]
-        raise DataError(f"the processor cannot take the messages: {reason}") from error
-    # Token types follow from the ids, and are computed when these are read.
-    media = {
-        name: value
-        for name, value in found.items()
-        if name not in ("input_ids", "attention_mask") and not name.endswith("token_type_ids")
-    }
-    return found["input_ids"][0].tolist(), Media(media)
+    return turns.read(prompt, processor)
 
 
 def end_ids(
@@ -179,12 +145,12 @@ def end_ids(
     """
     if config.row_template is None and not isinstance(prompt, str):
         answer = {"role": "assistant", "content": _PROBE}
-        turns = [*prompt, answer]
+        whole = [*prompt, answer]
         if parts.has_media(prompt):
-            whole = _render_media(turns, processor, is_open=False)
+            text = turns.render(whole, processor, is_open=False)
         else:
-            whole = _render(turns, tokenizer, is_open=False)
-        _, shown, after = whole.rpartition(_PROBE)
+            text = _render(whole, tokenizer, is_open=False)
+        _, shown, after = text.rpartition(_PROBE)
         if not shown:
             raise InputError("the chat template does not show an answer: use --row-template")
         ids = _token_ids(after, False, tokenizer)
@@ -300,7 +266,7 @@ def _encode_whole(
         if parts.has_media(example.prompt):
             expanded_ids, media = encode_turns(example.prompt, tokenizer, config, processor)
             assert not isinstance(example.prompt, str)
-            text, is_plain = _render_media(example.prompt, processor, is_open=True), False
+            text, is_plain = turns.render(example.prompt, processor, is_open=True), False
         else:
             text, is_plain = _prompt_text(example.prompt, tokenizer, config)
         prompt_ids = _token_ids(text, is_plain, tokenizer)
@@ -378,25 +344,6 @@ def _render(
     plain = [{**message, "content": message_text(message)} for message in messages]
     try:
         text = tokenizer.apply_chat_template(plain, tokenize=False, add_generation_prompt=is_open)
-    except TemplateError as error:
-        raise DataError(f"the chat template refuses the messages: {error}") from error
-    assert isinstance(text, str)
-    return text
-
-
-def _render_media(
-    messages: Sequence[Message], processor: "ProcessorMixin | None", is_open: bool
-) -> str:
-    """The processor's chat template's text of a conversation with images or sounds."""
-    assert processor is not None  # `encode_turns` has refused
-    turns = [
-        {**message, "content": [{"type": "text", "text": message["content"]}]}
-        if isinstance(message.get("content"), str)
-        else message
-        for message in messages
-    ]
-    try:
-        text = processor.apply_chat_template(turns, tokenize=False, add_generation_prompt=is_open)
     except TemplateError as error:
         raise DataError(f"the chat template refuses the messages: {error}") from error
     assert isinstance(text, str)

@@ -31,6 +31,7 @@ from foreword import arguments, caches, layout, media, recurrent, releases
 from foreword.capabilities import Capabilities
 from foreword.errors import InputError, UnsupportedError
 from foreword.media import Reading
+from foreword.placeholders import Item, Turn
 from foreword.prefix import PrefixBatch
 
 log = logging.getLogger("foreword")
@@ -100,9 +101,9 @@ def model_inputs(
 
 def _items(
     reading: Reading, attention_mask: Tensor | None, num_cached: int, tokens: Tensor
-) -> list[media.Item]:
+) -> list[Item]:
     """Return the media of a pass over columns `num_cached` and on."""
-    if not reading.items:
+    if not reading.items or num_cached >= reading.num_columns:
         return []
     rows, num_new = tokens.shape[:2]
     if attention_mask is None:
@@ -464,12 +465,12 @@ def _read(
     if input_ids is None or not capabilities.modalities:
         return None
     memory = getattr(_known(cache), "memory", None)
-    turn = media.Turn(input_ids, attention_mask, *columns, batch.num_virtual, memory)
+    turn = Turn(input_ids, attention_mask, *columns, batch.num_virtual, memory)
     return read_media(model, capabilities, turn, found)
 
 
 def read_media(
-    model: Any, capabilities: Capabilities, turn: media.Turn, found: Mapping[str, Tensor]
+    model: Any, capabilities: Capabilities, turn: Turn, found: Mapping[str, Tensor]
 ) -> Reading:
     """Find out what media a call reads, on the device and in the precision of the model."""
     moved = {

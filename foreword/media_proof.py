@@ -16,7 +16,7 @@ from torch import Tensor
 from foreword.capabilities import Capabilities
 from foreword.errors import InputError, UnsupportedError
 from foreword.generation import read_media
-from foreword.media import Turn
+from foreword.placeholders import Turn
 from foreword.prefix import Prefix, PrefixBatch
 
 NUM_TEXT = 5

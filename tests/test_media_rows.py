@@ -2,11 +2,15 @@
 
 import io
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import media_oracle
+import numpy
 import pytest
+import soundfile
+import tiny_media
 import tiny_models
 import tiny_processors
 import torch
@@ -18,7 +22,7 @@ from foreword import Backbone, EncodingConfig, SoftPrompt, TrainConfig, chat, re
 from foreword.cli import app
 from foreword.data import Example, as_example
 from foreword.encoding import Media, Row, collate, encode_examples
-from foreword.errors import DataError, UnsupportedError
+from foreword.errors import DataError, DependencyError, UnsupportedError
 from foreword.loss import score_labels
 from foreword.prefix import Prefix, same_prefix
 
@@ -116,7 +120,9 @@ def test_encoding_begins_as_generation_does(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("family", tiny_processors.FAMILIES)
 def test_gradients_are_those_of_concatenation(family: str, tmp_path: Path) -> None:
-    backbone = backbone_of(family)
+    processor = tiny_processors.processor(family)
+    model = tiny_models.with_exact_norms(tiny_media.build(family, vocabulary=processor.tokenizer))
+    backbone = Backbone(model, processor=processor)
     prompt = prompt_for(backbone).trainable(torch.float64)
     text = Example("plain?", "no", "row 2")
     examples = [*(example_of(family, tmp_path, number) for number in range(2)), text]
@@ -133,8 +139,10 @@ def test_gradients_are_those_of_concatenation(family: str, tmp_path: Path) -> No
         scores = logits[-row.num_labels - 1 : -1]
         expected = expected + torch.nn.functional.cross_entropy(scores, labels, reduction="sum")
     (own,) = torch.autograd.grad(expected, prompt.tensors)
-    assert abs((found - expected).item()) < 1e-6
-    assert float((gradient - own).norm() / own.norm()) < 1e-5
+    assert abs((found - expected).item()) < 1e-9
+    # The rotation of hunyuan_vl is computed in float32, whatever the dtype.
+    tolerance = 1e-6 if family == "hunyuan_vl" else 1e-9
+    assert float((gradient - own).norm() / own.norm()) < tolerance
     assert float(own.norm()) > 1e-3
 
 
@@ -254,6 +262,45 @@ def test_a_sound_of_another_rate_is_refused(tmp_path: Path) -> None:
         rows_of(backbone_of("glmasr"), read_examples(path))
 
 
+def test_every_form_of_a_sound_is_the_same(tmp_path: Path) -> None:
+    path = tone(tmp_path / "a.wav")
+    samples, rate = soundfile.read(path, dtype="float32")
+    soundfile.write(tmp_path / "a.flac", samples, rate)
+    stereo = numpy.stack([samples, samples])
+    forms = [
+        str(path), path.read_bytes(), samples, {"array": samples, "sampling_rate": rate}, stereo,
+        str(tmp_path / "a.flac"), (tmp_path / "a.flac").read_bytes(), {"path": str(path)},
+    ]  # fmt: skip
+    found = []
+    for form in forms:
+        turn = {"role": "user", "content": [{"type": "audio", "audio": form}]}
+        found.append(rows_of(backbone_of("qwen2_audio"), [Example((turn,), "a")])[0].media)
+    assert all(media == found[0] for media in found)
+
+
+@pytest.mark.parametrize("name", ["a.wav", "a.flac"])
+def test_what_is_no_sound_names_its_row(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(b"no sound")
+    path = write_rows(tmp_path, {"type": "audio", "path": name})
+    with pytest.raises(DataError, match="rows.jsonl:1: not a readable sound"):
+        rows_of(backbone_of("glmasr"), read_examples(path))
+
+
+@pytest.mark.parametrize(
+    ("module", "family", "name"), [("PIL", "glm4v", "images"), ("soundfile", "glmasr", "audio")]
+)
+def test_a_missing_package_is_named_with_its_extra(
+    module: str, family: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backbone = backbone_of(family)
+    kind = "image" if module == "PIL" else "audio"
+    (tmp_path / "a").write_bytes(b"anything")
+    turn = {"role": "user", "content": [{"type": kind, "path": str(tmp_path / "a")}]}
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(DependencyError, match=rf"foreword\[{name}\]"):
+        rows_of(backbone, [Example((turn,), "a")])
+
+
 def test_a_sound_for_a_model_of_images_is_refused(tmp_path: Path) -> None:
     tone(tmp_path / "a.wav")
     path = write_rows(tmp_path, {"type": "audio", "path": "a.wav"})
@@ -291,6 +338,7 @@ def test_a_row_with_an_image_is_not_cut(tmp_path: Path) -> None:
 
 def saved(family: str, folder: Path) -> Path:
     """Write a checkpoint as its makers do: model, tokenizer, settings of the processor's parts."""
+    tiny_processors.or_skip("AutoImageProcessor")
     model, processor = tiny_processors.shared(family)
     model.save_pretrained(folder)
     processor.tokenizer.save_pretrained(folder)

@@ -10,12 +10,13 @@ import foreword
 PACKAGE = Path(foreword.__file__).parent
 # A module imports only modules before it.
 ORDER = [
-    "errors", "releases", "config", "row_files", "parts", "data", "encoding", "home_commands",
-    "gguf_files", "models", "artifact", "states", "prompt", "initializers", "capabilities",
-    "identity", "layout", "media", "prefix", "caches", "recurrent", "arguments", "generation",
-    "proof", "media_proof", "quantized", "processors", "loading", "backbone", "recomputation",
-    "sharding", "guards", "loss", "train_state", "preparation", "distributed", "passes",
-    "validation", "run", "memory", "training", "curves", "chat", "evaluation", "doctor", "cli",
+    "errors", "releases", "config", "row_files", "parts", "turns", "data", "encoding",
+    "home_commands", "gguf_files", "models", "artifact", "states", "prompt", "initializers",
+    "capabilities", "identity", "layout", "placeholders", "media", "prefix", "caches", "recurrent",
+    "arguments", "generation", "proof", "media_proof", "quantized", "processors", "loading",
+    "backbone", "recomputation", "sharding", "guards", "loss", "train_state", "preparation",
+    "distributed", "passes", "validation", "run", "memory", "training", "curves", "chat",
+    "evaluation", "doctor", "cli",
 ]  # fmt: skip
 
 

@@ -21,6 +21,7 @@ def capabilities_findings(backbone: Backbone) -> list[Finding]:
         Finding("attention", "ok", f"{facts.attention}, in {str(backbone.dtype)[6:]}"),
         Finding("embedding scale", "ok", _embedding_scale(backbone)),
         _positions(facts),
+        *([Finding("media", "ok", _media(facts))] if facts.modalities else []),
     ]
 
 
@@ -65,6 +66,18 @@ def _context(facts: Capabilities) -> str:
         return "its configuration names no length"
     end = "longer inputs are refused" if facts.is_context_hard else "made for no more"
     return f"{facts.context_length} positions, virtual tokens included; {end}"
+
+
+def _media(facts: Capabilities) -> str:
+    """Say what is read beside text, and what that asks of positions and masks."""
+    words = [f"{one.name} in {', '.join(one.arguments)}" for one in facts.modalities]
+    if facts.num_axes > 1:
+        words.append(f"positions of {facts.num_axes} axes from the model's own index")
+    if facts.has_image_blocks:
+        words.append("the tokens of an image attend to each other both ways")
+    if not facts.is_tested:
+        words.append("proved on the first media given")
+    return "; ".join(words)
 
 
 def _embedding_scale(backbone: Backbone) -> str:
