@@ -95,7 +95,9 @@ class TrainConfig:
     )
     batch_size: int = option(16, "rows per optimizer step")
     micro_batch_size: int | None = option(
-        None, "rows per forward pass; the gradient of a step is added up; default: the batch size"
+        None,
+        "rows per forward pass; the gradient of a step is added up; default: the batch size, on a "
+        "CPU fewer where rows are long",
     )
     num_steps: int | None = option(None, "optimizer steps; default: --num-epochs over the data")
     num_epochs: float = option(3.0, "passes over the data when --num-steps is not given")

@@ -5,6 +5,7 @@ deals rows out and adds up tensors. Every process knows all rows and takes the s
 nothing but the prompt's gradient and a few numbers is ever sent. Knows no model and no prompt.
 """
 
+import hashlib
 import os
 import re
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from foreword.errors import TrainingError
+from foreword.errors import InputError, TrainingError
 
 T = TypeVar("T")
 
@@ -76,6 +77,24 @@ class Ranks:
         found = torch.tensor([float(flag)])
         self.add_up([found])
         return bool(found.item())
+
+    def check_alike(self, what: str) -> None:
+        """Refuse to begin where processes have been given different things.
+
+        Args:
+            what: all that they must have in common, in words; it is compared by hash.
+
+        Raises:
+            InputError: they differ.
+        """
+        number = int(hashlib.sha256(what.encode()).hexdigest()[:6], 16)
+        total = torch.tensor([number, number**2], dtype=torch.float64)
+        self.add_up([total])
+        if total.tolist() != [self.size * number, self.size * number**2]:
+            raise InputError(
+                f"the {self.size} processes of the run differ in data, options or training state; "
+                "give all the same command, and an --output that all of them see"
+            )
 
 
 ALONE = Ranks()

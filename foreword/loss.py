@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from foreword.backbone import Backbone
 from foreword.encoding import Batch
@@ -43,10 +44,22 @@ def score_labels(backbone: Backbone, prefixes: PrefixBatch, batch: Batch) -> Lab
     hidden = backbone.hidden(prefixes, input_ids, batch.attention_mask, batch.media)
     states, labels = hidden[:, :-1][is_label], input_ids[:, 1:][is_label]
     size = max(1, MAX_LOGITS // backbone.capabilities.vocab_size)
-    losses, is_best = [], []
-    for part, target in zip(states.split(size), labels.split(size), strict=True):
-        logits = backbone.head(part)
-        logits = logits if logits.dtype == torch.float64 else logits.float()
-        losses.append(torch.nn.functional.cross_entropy(logits, target, reduction="none"))
-        is_best.append(logits.detach().argmax(-1) == target)
-    return LabelScores(torch.cat(losses), torch.cat(is_best), is_label.nonzero()[:, 0])
+    chunks = list(zip(states.split(size), labels.split(size), strict=True))
+    is_kept = len(chunks) == 1 or not torch.is_grad_enabled()
+    scores = [
+        # The logits of several chunks are not kept for the way back: that is what they are cut for.
+        _score(backbone, *chunk)
+        if is_kept
+        else checkpoint(_score, backbone, *chunk, use_reentrant=False)
+        for chunk in chunks
+    ]
+    losses, is_best = (torch.cat(parts) for parts in zip(*scores, strict=True))
+    return LabelScores(losses, is_best, is_label.nonzero()[:, 0])
+
+
+def _score(backbone: Backbone, states: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Return each label's loss and whether it is the first choice, from states `[N, H]`."""
+    logits = backbone.head(states)
+    logits = logits if logits.dtype == torch.float64 else logits.float()
+    losses = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
+    return losses, logits.detach().argmax(-1) == labels

@@ -14,6 +14,16 @@ from foreword.backbone import Backbone
 from foreword.distributed import Ranks
 from foreword.encoding import Batch, Row
 
+TOKENS_ON_CPU = 512  # of a pass: more make it no faster, and take memory
+
+
+def default_size(backbone: Backbone, rows: Sequence[Row], most: int) -> int:
+    """Return how many rows a pass holds where nobody says: `most`, or fewer on a CPU."""
+    if backbone.device.type != "cpu":
+        return most
+    lengths = sorted(len(row.input_ids) for row in rows)
+    return max(1, min(most, TOKENS_ON_CPU // lengths[len(lengths) // 2]))
+
 
 def batches_of(backbone: Backbone, ranks: Ranks, rows: Sequence[Row], size: int) -> list[Batch]:
     """Return this process's share of rows in batches of at most `size`, as many as others have."""

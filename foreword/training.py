@@ -24,7 +24,7 @@ from foreword.encoding import Batch, Row
 from foreword.errors import DivergedError, InputError
 from foreword.guards import check_gradient
 from foreword.loss import score_labels
-from foreword.passes import batches_of
+from foreword.passes import batches_of, default_size
 from foreword.prefix import Prefix, same_prefix
 from foreword.preparation import AnyExample, initial_prompt
 from foreword.prompt import SoftPrompt
@@ -196,7 +196,8 @@ def train(
     state = _start(run, prompt)
     if stored is not None:
         state.take_over(stored, state.progress.micro_batch_size)
-    else:
+    ranks.check_alike(f"{identity} {state.progress} {state.prompt.content_hash}")
+    if stored is None:
         _save(run, state)
     return _steps(run, state, notices)
 
@@ -209,7 +210,8 @@ def _start(run: Run, prompt: SoftPrompt) -> TrainState:
         prompt.tensors, lr=config.learning_rate, weight_decay=config.weight_decay
     )
     share = -(-config.batch_size // run.ranks.size)
-    return TrainState(prompt, optimizer, min(config.micro_batch_size or share, share))
+    size = config.micro_batch_size or default_size(run.backbone, run.rows, share)
+    return TrainState(prompt, optimizer, min(size, share))
 
 
 def _steps(run: Run, state: TrainState, notices: list[str]) -> Iterator[TrainEvent]:

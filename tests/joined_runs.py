@@ -120,6 +120,7 @@ def main(folder: Path) -> None:
     state = folder / "state"
     scenario("dies", 2, torch.float64, checkpoint=state, save_every=2, dies_at=("1", 3))
     scenario("resumed", 2, torch.float64, checkpoint=state, save_every=2, resume=True)
+    found["apart"] = together(lambda rank: trained(torch.float64, seed=rank), folder / "apart", 2)
     print(json.dumps(found))
 
 

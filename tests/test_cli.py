@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import tiny_models
 import torch
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny_tokenizer import tiny_tokenizer
 from typer.testing import CliRunner
 
@@ -19,6 +18,7 @@ from foreword import Backbone, Row, SoftPrompt, TrainConfig, train, training
 from foreword.cli import app, chat, main
 from foreword.cli.running import run
 from foreword.config import SamplingConfig
+from foreword.errors import TrainingError
 from foreword.training import TrainEvent
 
 FAST = [
@@ -202,6 +202,23 @@ def test_a_stopped_run_is_not_overwritten(  # type: ignore[no-untyped-def]
     assert "--form was 'key_values', is 'embeddings'" in said and "training rows differ" in said
 
 
+def test_a_run_that_cannot_go_on_says_what_it_leaves(  # type: ignore[no-untyped-def]
+    monkeypatch, model: str, data: str, tmp_path: Path
+) -> None:
+    step = training.train_step
+
+    def last_step_fails(run: Any, state: Any, rows: Any) -> Any:
+        if state.progress.step == 3:
+            raise TrainingError("the run cannot go on")
+        return step(run, state, rows)
+
+    monkeypatch.setattr(training, "train_step", last_step_fails)
+    options = ["--model", model, "--data", data, "--output", str(tmp_path), *FAST]
+    ended = CliRunner().invoke(app, ["train", *options])
+    kept = f"{tmp_path} holds the best prompt, of step 2, and the training state of step 2"
+    assert str(ended.exception) == f"the run cannot go on; {kept}"
+
+
 def test_curves_are_drawn(model: str, data: str, tmp_path: Path) -> None:
     picture = tmp_path / "curves.png"
     output = str(tmp_path / "prompt")
@@ -211,10 +228,12 @@ def test_curves_are_drawn(model: str, data: str, tmp_path: Path) -> None:
 
 
 def test_a_tracker_is_told_every_step(model: str, data: str, tmp_path: Path) -> None:
+    name = "tensorboard.backend.event_processing.event_accumulator"
+    reading = pytest.importorskip(name)
     output = tmp_path / "prompt"
     options = [*FAST, "--track", "tensorboard"]
     invoke("train", "--model", model, "--data", data, "--output", str(output), *options)
-    reader = EventAccumulator(str(output / "foreword"))
+    reader = reading.EventAccumulator(str(output / "foreword"))
     reader.Reload()
     assert [event.step for event in reader.Scalars("loss")] == [1, 2, 3, 4]
     assert [event.step for event in reader.Scalars("validation/loss")] == [2, 4]

@@ -72,6 +72,11 @@ def test_what_a_dead_process_left_is_resumed(runs: Any) -> None:
     assert runs["resumed"][0]["hash"] == runs["two key_values float64"][0]["hash"]
 
 
+def test_processes_that_were_given_different_things_are_refused(runs: Any) -> None:
+    for one in runs["apart"]:
+        assert "the 2 processes of the run differ in data, options or training" in one["error"]
+
+
 def test_every_process_takes_as_many_passes_as_the_others() -> None:
     rows = list(range(7))
     shares = [Ranks(rank, 3).passes(rows, 2) for rank in range(3)]

@@ -98,11 +98,11 @@ def test_a_run_that_keeps_diverging_ends(
         events_of(backbone)
 
 
-def test_a_run_that_went_back_resumes_bit_for_bit(
+def test_a_run_that_went_back_resumes_and_goes_back_as_one_never_stopped(
     backbone: Backbone, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     with monkeypatch.context() as patch:
-        breaking(patch, {25: math.nan})
+        breaking(patch, {25: math.nan, 29: math.nan})
         calm = events_of(backbone)[-1].prompt
     with monkeypatch.context() as patch:
         breaking(patch, {25: math.nan})
@@ -112,7 +112,9 @@ def test_a_run_that_went_back_resumes_bit_for_bit(
         events.close()
     stored = read_state(tmp_path / STATE_FILE)
     assert (stored.progress().step, stored.progress().num_returns) == (23, 1)
-    *_, last = train(backbone, ROWS, CONFIG, checkpoint=tmp_path, resume=True)
+    breaking(monkeypatch, {1: math.nan})
+    first, *_, last = train(backbone, ROWS, CONFIG, checkpoint=tmp_path, resume=True)
+    assert "back to step 20, with 0.25 of" in first.notices[0]
     assert last.prompt.content_hash == calm.content_hash
 
 

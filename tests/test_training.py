@@ -11,6 +11,7 @@ from tiny_tokenizer import tiny_tokenizer
 from torch import Tensor
 
 from foreword import Backbone, Row, SoftPrompt, TrainConfig, train
+from foreword import loss as loss_module
 from foreword.encoding import collate
 from foreword.errors import DataError, InputError, TrainingError
 from foreword.prefix import Prefix, same_prefix
@@ -80,6 +81,30 @@ def test_gradient_equals_the_concatenated_form(
 def test_gradient_of_recomputed_layers_equals_the_concatenated_form(family: str, form: str) -> None:
     for micro_batch_size in (4, 1) if family in ("llama", "gemma3", "qwen3") else (2,):
         check_gradient(family, form, micro_batch_size, is_recomputed=True)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "granite"])
+def test_a_head_in_chunks_keeps_no_logits_and_gives_the_same_gradient(
+    family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backbone = Backbone(tiny_models.build(family))
+    prompt = SoftPrompt.from_embeddings(tiny_models.embeddings(backbone.model, 6))
+    whole, chunked = (_leaves(backbone.compile(prompt).key_values) for _ in range(2))
+    widths: list[int] = []
+
+    def pack(tensor: Tensor) -> Tensor:
+        widths.append(tensor.shape[-1] if tensor.ndim else 0)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        loss = accumulate(backbone, whole, [collate(ROWS, 0)])
+        assert 97 in widths
+        widths.clear()
+        monkeypatch.setattr(loss_module, "MAX_LOGITS", 3 * 97)
+        assert accumulate(backbone, chunked, [collate(ROWS, 0)]) == pytest.approx(loss, rel=1e-12)
+        assert 32 in widths and 97 not in widths
+    for ours, theirs in zip(chunked, whole, strict=True):
+        torch.testing.assert_close(ours[0].grad, theirs[0].grad, rtol=1e-9, atol=1e-12)
 
 
 def kept_numbers(backbone: Backbone, form: str) -> int:

@@ -58,6 +58,7 @@ def command(
     from foreword import curves as drawing
     from foreword import distributed, sharding
     from foreword.artifact import check_writable
+    from foreword.errors import StorageError, TrainingError
     from foreword.training import train
 
     ranks = distributed.join()
@@ -86,7 +87,10 @@ def command(
         resume=resume,
     )
     stop = Stop()
-    last = run(events, output, stop, ranks, trackers)
+    try:
+        last = run(events, output, stop, ranks, trackers)
+    except (TrainingError, StorageError) as error:
+        raise type(error)(f"{error}{_kept(output)}") from error
     if trackers is not None:
         trackers.close()
     if ranks.is_main:
@@ -160,6 +164,20 @@ def _initial(directory: str | None) -> "SoftPrompt | None":
     from foreword.prompt import SoftPrompt
 
     return SoftPrompt.load(directory) if directory else None
+
+
+def _kept(output: str) -> str:
+    """Say what a run that cannot go on leaves behind."""
+    from foreword.errors import ForewordError
+    from foreword.train_state import STATE_FILE, read_state
+
+    try:
+        stored = read_state(Path(output) / STATE_FILE)
+    except ForewordError:
+        return ""
+    best = stored.best()
+    prompt = f"the best prompt, of step {best.facts['metrics']['step']}, and " if best else ""
+    return f"; {output} holds {prompt}the training state of step {stored.progress().step}"
 
 
 def conclude(last: "TrainEvent | None", output: str, stop: Stop, curves: str | None = None) -> None:
