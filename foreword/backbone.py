@@ -15,27 +15,43 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import Module
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSpeechSeq2Seq,
+    AutoTokenizer,
+)
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from foreword import arguments, caches, generation, identity, models, proof, recurrent
+from foreword import (
+    arguments,
+    caches,
+    generation,
+    identity,
+    models,
+    proof,
+    recurrent,
+    seq2seq_generation,
+)
 from foreword.capabilities import Capabilities, inspect_model
+from foreword.encoding import Batch
 from foreword.errors import InputError, MismatchError, UnsupportedError
 from foreword.prefix import Prefix, PrefixBatch, no_prefixes
 from foreword.prompt import SoftPrompt
-from foreword.states import States
+from foreword.seq2seq import Seq2Seq
+from foreword.states import States, Unread
 
 Prompt = SoftPrompt | Prefix | None
 NUM_COMPILED = 8  # prompts whose prefix is remembered by content
 
 
 class Backbone:
-    """A frozen causal language model that takes prefixes.
+    """A frozen language model that takes prefixes: a decoder, alone or with an encoder.
 
     Args:
-        hf_model: a transformers causal language model in memory; its parameters stop taking
-            gradients.
+        hf_model: a transformers language model in memory; its parameters stop taking gradients.
         tokenizer: its tokenizer, where text is to be read; ids in and ids out need none.
         name: how the model is called in a saved prompt; default: what the model calls itself.
 
@@ -46,6 +62,8 @@ class Backbone:
     def __init__(self, hf_model: Any, tokenizer: Any = None, *, name: str | None = None):
         self.capabilities: Capabilities = inspect_model(hf_model)
         self.model = hf_model.eval().requires_grad_(False)
+        # The passes of a model with an encoder; None where the decoder stands alone.
+        self.seq2seq = Seq2Seq(hf_model, self.capabilities) if self.capabilities.encoder else None
         self.tokenizer = tokenizer
         self.name = name or getattr(hf_model, "name_or_path", "") or hf_model.config.model_type
         self.revision: str | None = getattr(hf_model.config, "_commit_hash", None)
@@ -85,7 +103,7 @@ class Backbone:
             dtype = torch.float32
         try:
             tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
-            loaded = AutoModelForCausalLM.from_pretrained(
+            loaded = _auto_class(source, revision, kwargs).from_pretrained(
                 source, dtype=dtype, revision=revision, **kwargs
             )
         except (OSError, ValueError) as error:
@@ -122,6 +140,7 @@ class Backbone:
     def compile(self, prompt: SoftPrompt | Prefix) -> Prefix:
         """Compute a prompt's prefix: what the model's cache holds after its virtual tokens.
 
+        With an encoder, embeddings stay unread: every row reads them with what is its own.
         The result does not change when the prompt is trained further. A prompt with the same values
         is not computed again.
 
@@ -153,10 +172,13 @@ class Backbone:
         if prompt.form == "key_values":
             own = iter(self._probe().tensors)  # of the dtypes that the model keeps them in
             return prompt.states.map(lambda tensor: tensor.to(self.device, next(own).dtype))
-        return self.read_embeddings(prompt.embeddings.to(self.device, self.dtype))
+        embeddings = prompt.embeddings.to(self.device, self.dtype)
+        return Unread.of(embeddings) if self.seq2seq else self.read_embeddings(embeddings)
 
     def read_embeddings(self, embeddings: Tensor) -> States:
-        """Run the model over embeddings `[P, H]`; return each layer's state."""
+        """Run the decoder over embeddings `[P, H]`; return each layer's state."""
+        if self.seq2seq:
+            return self.seq2seq.read_alone(embeddings)
         arguments.check_length(self.capabilities, 0, len(embeddings))
         cache = caches.uncached(no_prefixes(1), self.capabilities)
         tokens = {"inputs_embeds": embeddings[None]}
@@ -183,12 +205,13 @@ class Backbone:
         Args:
             prompt: a soft prompt, a prefix, None for the bare model, or a sequence with one of
                 these for each row.
-            input_ids: `[B, T]`, padded on either side.
+            input_ids: `[B, T]`, padded on either side; the encoder's where one reads text.
             attention_mask: `[B, T]`; with `past_key_values`, one column for every token so far.
-            **kwargs: what `generate` takes.
+            **kwargs: what `generate` takes; the features of an encoder that hears.
 
         Returns:
-            What `generate` returns: sequences begin with `input_ids`, scores are of real tokens.
+            What `generate` returns: sequences begin with `input_ids`, or as a decoder with an
+            encoder begins them; scores are of real tokens.
             `attentions`, where asked for, keep the columns of the virtual tokens, first.
 
         Raises:
@@ -199,6 +222,8 @@ class Backbone:
             input_ids = kwargs.pop("inputs")
         if kwargs.get("assistant_model") is not None:
             kwargs["assistant_model"] = self._assistant(kwargs["assistant_model"])
+        if self.seq2seq:
+            return self._generate_seq2seq(prompt, input_ids, attention_mask, kwargs)
         inputs = input_ids if input_ids is not None else kwargs.get("inputs_embeds")
         if inputs is None:
             raise InputError("generate needs input_ids or inputs_embeds; got neither")
@@ -212,14 +237,21 @@ class Backbone:
     def logits(
         self,
         prompt: Prompt | Sequence[Prompt],
-        input_ids: Tensor,
+        input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         **media: Any,
     ) -> Tensor:
         """Return the logits `[B, T, V]` of every real token; those of padding mean nothing.
 
-        With gradients enabled, they reach a prompt whose tensors require one.
+        With gradients enabled, they reach a prompt whose tensors require one. With an encoder they
+        are of the decoder's tokens: `decoder_input_ids`, or `input_ids` where it does not read
+        text.
         """
+        if self.seq2seq:
+            given = {"input_ids": input_ids} | media
+            batch = self.batch_of(prompt, _num_rows(given), needs_grad=torch.is_grad_enabled())
+            return self.head(self.seq2seq.hidden(batch, input_ids, attention_mask, media))
+        assert input_ids is not None
         if media:
             raise UnsupportedError(
                 f"{self.capabilities.model_type} takes no {', '.join(sorted(media))}; "
@@ -244,6 +276,24 @@ class Backbone:
             return self._decode_shifted(batch, cache, attention_mask, input_ids)
         return self._decode(batch, cache, attention_mask, input_ids=input_ids)
 
+    def label_states(
+        self, prefixes: PrefixBatch, batch: Batch, **media: Any
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the hidden states before labels `[N, H]`, the labels `[N]` and their rows `[N]`.
+
+        `media` is what an encoder that hears or sees takes, by its names in transformers.
+        """
+        input_ids, is_label = batch.input_ids.to(self.device), batch.label_mask.to(self.device)
+        mask = batch.attention_mask
+        if self.seq2seq and self.seq2seq.encoder.reads_text:
+            return self.seq2seq.label_states(prefixes, input_ids, mask.to(self.device), is_label)
+        if self.seq2seq:
+            hidden = self.seq2seq.hidden(prefixes, input_ids, mask, media)
+        else:
+            hidden = self.hidden(prefixes, input_ids, mask)
+        is_label = is_label[:, 1:]
+        return hidden[:, :-1][is_label], input_ids[:, 1:][is_label], is_label.nonzero()[:, 0]
+
     def _decode_shifted(
         self, batch: PrefixBatch, cache: Cache, attention_mask: Tensor | None, input_ids: Tensor
     ) -> Tensor:
@@ -266,9 +316,10 @@ class Backbone:
         decoder = _Given(hidden.reshape(1, -1, hidden.shape[-1]), self.decoder)
         head = copy.copy(self.model)
         head.__dict__["_modules"] = dict(self.model._modules) | {self.capabilities.decoder: decoder}
-        logits = (
-            type(self.model).forward(head, inputs_embeds=decoder.hidden, use_cache=False).logits
-        )
+        given: dict[str, Any] = {"inputs_embeds": decoder.hidden}
+        if self.seq2seq:
+            given = {"decoder_inputs_embeds": decoder.hidden, "encoder_outputs": (decoder.hidden,)}
+        logits = type(self.model).forward(head, **given, use_cache=False).logits
         return logits.reshape(*hidden.shape[:-1], -1)  # type: ignore[no-any-return]
 
     def batch_of(
@@ -290,10 +341,27 @@ class Backbone:
         """Return what tells this base from another: proportions and hashes of its numbers."""
         if self._fingerprint is None:
             is_quantized = bool(getattr(self.model, "is_quantized", False))
+            whole = self.model if self.seq2seq else self.decoder
             self._fingerprint = identity.fingerprint(
-                self.decoder, self.embed, self.capabilities, is_quantized
+                whole, self.embed, self.capabilities, is_quantized
             )
         return self._fingerprint
+
+    def _generate_seq2seq(
+        self,
+        prompt: Prompt | Sequence[Prompt],
+        input_ids: Tensor | None,
+        attention_mask: Tensor | None,
+        kwargs: dict[str, Any],
+    ) -> Any:
+        assert self.seq2seq is not None
+        if input_ids is not None and self.seq2seq.encoder.reads_text:
+            arguments.check_inputs(input_ids, self.capabilities.vocab_size)
+        elif input_ids is not None:
+            is_ids = not input_ids.is_floating_point()
+            kwargs["decoder_input_ids" if is_ids else self.seq2seq.encoder.input_name] = input_ids
+        batch = self.batch_of(prompt, _num_rows({"input_ids": input_ids} | kwargs))
+        return seq2seq_generation.generate(self.seq2seq, batch, input_ids, attention_mask, kwargs)
 
     @staticmethod
     def _assistant(assistant: Any) -> Any:
@@ -303,13 +371,18 @@ class Backbone:
             capabilities = inspect_model(model)
         except UnsupportedError:
             return model  # what it proposes is verified anyway
+        if capabilities.encoder:
+            return model
         return generation.view(model, capabilities, no_prefixes(1), (0,))
 
     def _prefix(self, prompt: Prompt, needs_grad: bool) -> Prefix | None:
         if prompt is None:
             return None
         if isinstance(prompt, Prefix):
-            self._check_shapes(prompt.states)
+            if self.seq2seq and isinstance(prompt.states, Unread):
+                self._check_width(prompt.states.embeddings, prompt.facts)
+            else:
+                self._check_shapes(prompt.states)
             self._check_fingerprint(prompt.facts)
             return prompt
         _check_kind(prompt)
@@ -321,16 +394,18 @@ class Backbone:
     def _check_base(self, prompt: SoftPrompt) -> None:
         """Refuse a prompt of another base by name, before any arithmetic."""
         if prompt.form == "embeddings":
-            found = prompt.embeddings.shape[1]
-            if found != self.capabilities.hidden_size:
-                made_for = identity.base_name(prompt.facts)
-                raise MismatchError(
-                    f"the prompt has hidden size {found}, {self.name} has "
-                    f"{self.capabilities.hidden_size}; it was made for {made_for}"
-                )
+            self._check_width(prompt.embeddings, prompt.facts)
         else:
             self._check_shapes(prompt.states)
         self._check_fingerprint(prompt.facts)
+
+    def _check_width(self, embeddings: Tensor, facts: Mapping[str, Any]) -> None:
+        found = embeddings.shape[1]
+        if found != self.capabilities.hidden_size:
+            raise MismatchError(
+                f"the prompt has hidden size {found}, {self.name} has "
+                f"{self.capabilities.hidden_size}; it was made for {identity.base_name(facts)}"
+            )
 
     def _check_fingerprint(self, facts: Mapping[str, Any]) -> None:
         if (facts.get("base") or {}).get("fingerprint") is not None:
@@ -350,6 +425,8 @@ class Backbone:
 
     def _measure_scale(self) -> float:
         """Find what the model multiplies the embeddings of ids by, and not given ones."""
+        if self.seq2seq:
+            return self.seq2seq.embedding_scale
         scale = getattr(self.decoder.config, "embedding_multiplier", None)
         if scale in (None, 1):
             return 1.0
@@ -402,6 +479,25 @@ class _Hidden(BaseModelOutputWithPast):
     def __getattr__(self, name: str) -> None:
         if name.startswith("__"):
             raise AttributeError(name)
+
+
+def _auto_class(source: str, revision: str | None, kwargs: Mapping[str, Any]) -> Any:
+    """Return the class that loads a model: a decoder alone, or one with its encoder."""
+    trusts = {name: kwargs[name] for name in ("trust_remote_code",) if name in kwargs}
+    config = AutoConfig.from_pretrained(source, revision=revision, **trusts)
+    if not config.is_encoder_decoder:
+        return AutoModelForCausalLM
+    hears = type(config) in AutoModelForSpeechSeq2Seq._model_mapping
+    return AutoModelForSpeechSeq2Seq if hears else AutoModelForSeq2SeqLM
+
+
+def _num_rows(given: Mapping[str, Any]) -> int:
+    """Return the rows of what an encoder-decoder model is given, whichever of it is there."""
+    for value in given.values():
+        first = value[0] if isinstance(value, tuple | Mapping) and len(value) else value
+        if isinstance(first, Tensor) and first.ndim > 1:
+            return first.shape[0]
+    raise InputError(f"no rows are given; got {sorted(given) or 'nothing'}")
 
 
 def _device(device: str | torch.device) -> torch.device:

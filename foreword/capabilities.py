@@ -13,6 +13,7 @@ from typing import Any, Literal
 from transformers import DynamicCache, PreTrainedModel, cache_utils
 from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer
 
+from foreword.encoders import EncoderFacts, inspect_encoder
 from foreword.errors import UnsupportedError
 
 # Families whose every case is compared with the oracle in the tests. Any other one proves itself
@@ -22,7 +23,7 @@ TESTED_MODEL_TYPES = frozenset(
         "llama", "mistral", "mixtral", "qwen2", "qwen3", "qwen3_moe", "gemma2", "gemma3_text",
         "gemma3n_text", "gemma4_text", "phi3", "olmo3", "llama4_text", "gpt_oss", "granite",
         "deepseek_v3", "gpt2", "qwen3_next", "qwen3_5_text", "mamba2", "bamba", "falcon_h1", "lfm2",
-        "granitemoehybrid",
+        "granitemoehybrid", "t5", "mt5", "bart", "whisper",
     }
 )  # fmt: skip
 
@@ -82,6 +83,8 @@ class Capabilities:
         slot_scale: slots from which on queries are scaled by their slot, not their position, or
             None.
         cache_argument: what the model's forward pass calls its cache.
+        encoder: the encoder whose output the decoder attends to, if there is one. All other facts
+            are the decoder's.
     """
 
     model_type: str
@@ -96,6 +99,7 @@ class Capabilities:
     virtual_id: int | None = None
     slot_scale: int | None = None
     cache_argument: str = "past_key_values"
+    encoder: EncoderFacts | None = None
 
     @property
     def num_layers(self) -> int:
@@ -132,6 +136,8 @@ def inspect_model(model: Any) -> Capabilities:
     config: Any = model.config.get_text_config(decoder=True)
     name = getattr(config, "model_type", type(model).__name__)
     _refuse_unknown_parts(model, config, name)
+    if model.config.is_encoder_decoder:
+        return _with_encoder(model, config, name)
     return Capabilities(
         model_type=name,
         layers=_layers(model, config, name),
@@ -152,8 +158,6 @@ def _refuse_unknown_parts(model: Any, config: Any, name: str) -> None:
     def refuse(what: str, instead: str) -> None:
         raise UnsupportedError(f"{name}: {what}; {instead}")
 
-    if model.config.is_encoder_decoder:
-        refuse("an encoder-decoder model", "use a decoder-only language model")
     if getattr(model.config, "vision_config", None) or getattr(model.config, "audio_config", None):
         refuse("images or audio beside text", "load its text-only class, if it has one")
     if not model.can_generate():
@@ -166,6 +170,28 @@ def _refuse_unknown_parts(model: Any, config: Any, name: str) -> None:
     # "vision" means images alone, which are refused already.
     if getattr(config, "use_bidirectional_attention", None) not in (None, False, "vision"):
         refuse("attention in both directions", "use a causal language model")
+
+
+def _with_encoder(model: Any, config: Any, name: str) -> Capabilities:
+    encoder = inspect_encoder(model)
+    # A state that is not keys of all tokens would need masks and positions of its own.
+    if getattr(config, "sliding_window", None) or getattr(config, "rope_parameters", None):
+        raise UnsupportedError(
+            f"{name}: windows or rotary embeddings beside an encoder; use a model whose decoder "
+            "attends to every token"
+        )
+    return Capabilities(
+        model_type=name,
+        layers=(LayerFacts(Reach("full_attention")),) * encoder.num_layers,
+        hidden_size=model.get_input_embeddings().weight.shape[-1],
+        vocab_size=config.vocab_size,
+        context_length=encoder.decoder_length,
+        is_context_hard=encoder.decoder_length is not None,
+        rope_switch=None,
+        attention=config._attn_implementation,
+        decoder=encoder.head_input,
+        encoder=encoder,
+    )
 
 
 def _layers(model: Any, config: Any, name: str) -> tuple[LayerFacts, ...]:

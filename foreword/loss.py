@@ -1,11 +1,12 @@
 """The loss of a batch: cross entropy of label tokens, and nothing else is computed.
 
-In: hidden states `[B, T, H]`, ids and a label mask `[B, T]`. Out: for each label its loss, and
+In: a batch's ids and label mask `[B, T]`. Out: for each label its loss, and
 whether it is what greedy decoding would say. The head is applied to the positions before labels
 only, in chunks.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,16 +33,15 @@ class LabelScores:
     rows: Tensor
 
 
-def score_labels(backbone: Backbone, prefixes: PrefixBatch, batch: Batch) -> LabelScores:
+def score_labels(
+    backbone: Backbone, prefixes: PrefixBatch, batch: Batch, **media: Any
+) -> LabelScores:
     """Score every label of a batch from the token before it.
 
     A row's first token has none before it (a prefix keeps no hidden state), so it cannot be a
-    label.
+    label. `media` is what an encoder that hears or sees takes.
     """
-    device = backbone.device
-    input_ids, is_label = batch.input_ids.to(device), batch.label_mask.to(device)[:, 1:]
-    hidden = backbone.hidden(prefixes, input_ids, batch.attention_mask)
-    states, labels = hidden[:, :-1][is_label], input_ids[:, 1:][is_label]
+    states, labels, rows = backbone.label_states(prefixes, batch, **media)
     size = max(1, MAX_LOGITS // backbone.capabilities.vocab_size)
     losses, is_best = [], []
     for part, target in zip(states.split(size), labels.split(size), strict=True):
@@ -49,4 +49,4 @@ def score_labels(backbone: Backbone, prefixes: PrefixBatch, batch: Batch) -> Lab
         logits = logits if logits.dtype == torch.float64 else logits.float()
         losses.append(torch.nn.functional.cross_entropy(logits, target, reduction="none"))
         is_best.append(logits.detach().argmax(-1) == target)
-    return LabelScores(torch.cat(losses), torch.cat(is_best), is_label.nonzero()[:, 0])
+    return LabelScores(torch.cat(losses), torch.cat(is_best), rows)

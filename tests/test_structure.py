@@ -11,9 +11,10 @@ PACKAGE = Path(foreword.__file__).parent
 # A module imports only modules before it.
 ORDER = [
     "errors", "releases", "config", "row_files", "data", "encoding", "home_commands", "gguf_files",
-    "models", "artifact", "states", "prompt", "initializers", "capabilities", "identity", "layout",
-    "prefix", "caches", "recurrent", "arguments", "generation", "proof", "backbone", "loss",
-    "training", "chat", "evaluation", "doctor", "cli",
+    "models", "artifact", "states", "prompt", "initializers", "encoders", "capabilities",
+    "identity", "layout", "prefix", "caches", "recurrent", "arguments", "generation", "seq2seq",
+    "seq2seq_generation", "proof", "backbone", "loss", "training", "chat", "evaluation", "doctor",
+    "cli",
 ]  # fmt: skip
 
 
