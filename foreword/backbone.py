@@ -267,6 +267,7 @@ class Backbone:
         self, batch: PrefixBatch, input_ids: Tensor, attention_mask: Tensor | None
     ) -> Tensor:
         """Return the last hidden states `[B, T, H]` of real tokens, each row behind its prefix."""
+        assert self.seq2seq is None, "with an encoder, its own passes decode"
         cache = caches.uncached(batch, self.capabilities)
         longest = input_ids.shape[1] if attention_mask is None else int(attention_mask.sum(1).max())
         arguments.check_length(

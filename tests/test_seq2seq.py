@@ -2,6 +2,7 @@
 
 import copy
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from foreword import (
     SoftPrompt,
     TrainConfig,
     chat,
+    doctor,
     encoding,
     train,
 )
@@ -370,9 +372,12 @@ def long_whisper() -> World:
     return world
 
 
-def long_sounds(num_frames: int) -> Tensor:
-    generator = torch.Generator().manual_seed(4)
-    return torch.randn(1, 8, num_frames, generator=generator, dtype=torch.float64)
+def long_sounds(lengths: Sequence[int]) -> dict[str, Tensor]:
+    """Return features of as many frames, padded, and their mask."""
+    generator, width = torch.Generator().manual_seed(4), max(lengths)
+    sounds = torch.randn(len(lengths), 8, width, generator=generator, dtype=torch.float64)
+    mask = (torch.arange(width) < torch.tensor(lengths)[:, None]).long()
+    return {"input_features": sounds * mask[:, None], "attention_mask": mask}
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -382,24 +387,19 @@ def long_sounds(num_frames: int) -> Tensor:
         {"task": "transcribe"},
         {"language": "fr", "return_timestamps": True},
         {"temperature": (0.0, 0.5), "logprob_threshold": 0.0, "compression_ratio_threshold": 1.0},
-        {"return_timestamps": True, "condition_on_prev_tokens": True, "num_frames": 50},
+        {"return_timestamps": True, "condition_on_prev_tokens": True, "lengths": (50, 34)},
     ],
     ids=["detected language", "timestamps", "fallback", "long form"],
 )
 def test_whispers_own_loop_behind_one_prompt(form: str, options: dict[str, Any]) -> None:
     world, options = long_whisper(), dict(options)
     prompt = FORMS[form](world.model, 3)
-    sounds = long_sounds(options.pop("num_frames", 20))
+    given = long_sounds(options.pop("lengths", (20, 20)))
     torch.manual_seed(0)
-    found = world.backbone.generate(
-        prompt, input_features=sounds, attention_mask=torch.ones_like(sounds[:, 0]).long(),
-        max_new_tokens=8, **options,
-    )  # fmt: skip
+    found = world.backbone.generate(prompt, **given, max_new_tokens=8, **options)
     torch.manual_seed(0)
-    expected = oracle.oracle(world.model, prompt).generate(
-        input_features=sounds, attention_mask=torch.ones_like(sounds[:, 0]).long(),
-        max_new_tokens=8, use_cache=False, **options,
-    )  # fmt: skip
+    slow = oracle.oracle(world.model, prompt)
+    expected = slow.generate(**given, max_new_tokens=8, use_cache=False, **options)
     assert found.tolist() == expected.tolist()
 
 
@@ -617,3 +617,42 @@ def test_a_family_that_no_test_covers_proves_itself() -> None:
     alone = model(input_ids=ROWS[1][None], decoder_input_ids=torch.tensor([[2, 7, 9]])).logits
     plain = model.get_encoder()(inputs_embeds=text[None]).last_hidden_state
     close(oracle.decoded(model, None, plain, torch.tensor([2, 7, 9])), alone[0], 1e-9)
+
+
+# The doctor
+
+
+def test_the_self_test_agrees(world: World) -> None:
+    prompt = world.prompt if world.prompt.form == "key_values" else None
+    found = doctor.self_test(world.backbone, prompt, num_new=5)
+    assert [finding.status for finding in found] == ["ok"] * len(found), found
+    assert {"cached generation", "left-padded batch", "gradient"} <= {f.name for f in found}
+
+
+def test_the_self_test_sees_a_decoder_behind_another_prompt(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generate, other = Backbone.generate, FORMS[world.prompt.form](world.model, 5, 9)
+    monkeypatch.setattr(
+        Backbone, "generate", lambda self, _, *a, **k: generate(self, other, *a, **k)
+    )
+    found = {
+        finding.name: finding
+        for finding in doctor.self_test(world.backbone, world.prompt, num_new=4)
+    }
+    assert found["cached generation"].status == found["left-padded batch"].status == "wrong"
+
+
+def test_the_doctor_says_what_the_encoder_reads(world: World) -> None:
+    found = {f.name: f for f in doctor.capabilities_findings(world.backbone)}
+    assert world.backbone.capabilities.encoder is not None
+    assert world.backbone.capabilities.encoder.input_name in found["encoder"].detail
+    assert found["model"].status == "ok"
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # PEFT's own
+def test_the_doctor_measures_stock_peft(world: World, tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    described(world).save(tmp_path)
+    found = doctor.peft_findings(world.backbone, tmp_path, num_new=4)
+    assert found and all(finding.status in ("ok", "warning") for finding in found)
