@@ -251,13 +251,13 @@ class Backbone:
             given = {"input_ids": input_ids} | media
             batch = self.batch_of(prompt, _num_rows(given), needs_grad=torch.is_grad_enabled())
             return self.head(self.seq2seq.hidden(batch, input_ids, attention_mask, media))
-        assert input_ids is not None
         if media:
             raise UnsupportedError(
                 f"{self.capabilities.model_type} takes no {', '.join(sorted(media))}; "
                 "give input_ids and attention_mask only"
             )
         arguments.check_inputs(input_ids, self.capabilities.vocab_size)
+        assert input_ids is not None
         if attention_mask is not None:
             arguments.check_mask(attention_mask, *input_ids.shape)
         batch = self.batch_of(prompt, input_ids.shape[0], needs_grad=torch.is_grad_enabled())

@@ -149,11 +149,38 @@ def test_no_prompt_is_the_bare_model(family: str) -> None:
     assert world.generate(None, "right", **GREEDY).tolist() == expected.tolist()
 
 
+BEAMS = {"max_new_tokens": NUM_NEW, "num_beams": 3, "num_return_sequences": 2, "do_sample": False}
+
+
 def test_beams(world: World) -> None:
-    options = {"max_new_tokens": NUM_NEW, "num_beams": 3, "do_sample": False}
-    if world.family in TEXT:
-        options["num_return_sequences"] = 2
-    world.expect(world.generate(**options), **options)
+    world.expect(world.generate(**BEAMS), **BEAMS)
+
+
+def test_beams_behind_different_prompts(world: World) -> None:
+    prompts = [FORMS[world.prompt.form](world.model, 5, seed) for seed in range(3)]
+    output = world.generate(prompts, **BEAMS)
+    for index, (prompt, row) in enumerate(zip(prompts, world.rows, strict=True)):
+        expected = oracle.generate(world.model, prompt, row, **BEAMS)
+        assert output[2 * index : 2 * index + 2].tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("form", FORMS)
+def test_eager_attention_and_what_it_shows(family: str, form: str) -> None:
+    world = World(family, form)
+    world.model = seq2seq_models.build(family)
+    world.model.set_attn_implementation("eager")
+    world.backbone = Backbone(world.model)
+    shown = {"output_attentions": True, "output_hidden_states": True}
+    output = world.generate(**GREEDY, **shown, return_dict_in_generate=True)
+    expected = [world.greedy(world.prompt, row) for row in world.rows]
+    assert output.sequences[:, -NUM_NEW:].tolist() == expected
+    is_encoded = family in TEXT and form == "embeddings"
+    if family in TEXT:
+        assert output.encoder_hidden_states[0].shape[1] == 11 + 5 * is_encoded
+        assert output.encoder_attentions[0].shape[-1] == 11 + 5 * is_encoded
+    # The decoder's attentions keep the columns of virtual tokens, first.
+    assert output.decoder_attentions[1][0].shape[-1] == 2 + 5 * (not is_encoded)
 
 
 def test_sampling_and_several_sequences(world: World) -> None:
@@ -261,6 +288,14 @@ def test_logits_of_padded_rows(world: World) -> None:
         close(one, expected, world.tolerance)
 
 
+def test_logits_behind_different_prompts(world: World) -> None:
+    lengths = (3, 7, 5) if world.family != "bart" else (5, 5, 5)
+    prompts = [FORMS[world.prompt.form](world.model, length) for length in lengths]
+    rows, found = decoder_rows(world)[0], fast_logits(world, prompts)
+    for prompt, row, ids, one in zip(prompts, world.rows, rows, found, strict=True):
+        close(one, oracle.row_logits(world.model, prompt, row, ids), world.tolerance)
+
+
 def test_the_gradient_is_that_of_the_slow_computation(world: World) -> None:
     fast, slow = world.prompt.trainable(torch.float64), world.prompt.trainable(torch.float64)
     for logits, prompt in ((fast_logits, fast), (slow_logits, slow)):
@@ -352,9 +387,21 @@ def test_answers_begin_after_the_decoders_start() -> None:
     (answer,) = chat.answers(backbone, prompt, ["ab"], max_new_tokens=5)
     row = torch.tensor(tokenizer("ab").input_ids)
     expected = oracle.greedy(model, prompt, row, 5, (0,))
-    assert answer.text == encoding.decode(expected[: answer.num_tokens], tokenizer)
+    assert tokenizer.eos_token_id not in expected and answer.num_tokens == 5
+    assert answer.text == encoding.decode(expected, tokenizer)
     pieces = chat.stream(backbone, prompt, "ab", max_new_tokens=5)
     assert "".join(pieces) == answer.text
+
+
+@pytest.mark.parametrize("family", ["t5", "whisper"])
+def test_a_model_is_loaded_from_its_directory(family: str, tmp_path: Path) -> None:
+    tokenizer = closing_tokenizer()
+    model = seq2seq_models.build(family, vocab_size=len(tokenizer))
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    backbone = Backbone.load(str(tmp_path), dtype=torch.float64, device="cpu")
+    assert type(backbone.model) is type(model) and backbone.tokenizer is not None
+    assert backbone.fingerprint() == Backbone(model).fingerprint()
 
 
 # Whisper's own loop
@@ -554,8 +601,12 @@ def test_a_decoder_that_counts_slots_takes_one_length() -> None:
 
 @pytest.mark.parametrize("family", ["bart", "whisper"])
 def test_more_tokens_than_the_decoder_has_positions(family: str) -> None:
+    world = World(family, "key_values", 30)
     with pytest.raises(InputError, match="40 positions"):
-        World(family, "key_values", 30).generate(max_new_tokens=20)
+        world.generate(max_new_tokens=20)
+    given, ids = inputs(family, world.rows), tiny_models.ids(11).expand(3, -1)
+    with pytest.raises(InputError, match="40 positions"):
+        world.backbone.logits(world.prompt, **given, decoder_input_ids=ids)
 
 
 def test_more_text_than_the_encoder_has_positions() -> None:
