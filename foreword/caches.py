@@ -411,7 +411,7 @@ def start(cache: Cache, batch: PrefixBatch, facts: Capabilities, num_real: int) 
     if held:
         _check_foreign(cache)
     else:
-        _fill(cache, batch, facts, num_real)
+        fill(cache, batch, facts, num_real)
     prefixed = PrefixedCache(cache, batch)
     setattr(cache, MARK, prefixed)
     return prefixed
@@ -426,7 +426,7 @@ def _check_foreign(cache: Cache) -> None:
             )
 
 
-def _fill(cache: Cache, batch: PrefixBatch, facts: Capabilities, num_real: int) -> None:
+def fill(cache: Cache, batch: PrefixBatch, facts: Capabilities, num_real: int) -> None:
     num_layers = facts.num_layers
     old = [layer for layer in cache.layers if not isinstance(layer, SHARED_LAYER)]
     old = old or [DynamicLayer() for _ in range(num_layers)]

@@ -82,7 +82,9 @@ def answers(
             **encoding.collate_media(rows),
             **({"do_sample": False} | options),
         )
-        for row in output[:, ids.shape[1] :].tolist():
+        # With an encoder, a sequence begins with the decoder's own start.
+        num_given = 1 if backbone.seq2seq else ids.shape[1]
+        for row in output[:, num_given:].tolist():
             yield _answer(backbone, row, ends)
 
 
@@ -140,7 +142,8 @@ def encode(backbone: Backbone, text: Text, config: EncodingConfig) -> list[int]:
     """
     if backbone.tokenizer is None:
         raise InputError("text needs a tokenizer; give the backbone one, or generate from ids")
-    return encoding.encode_prompt(text, backbone.tokenizer, config)
+    reads_apart = backbone.seq2seq is not None and backbone.seq2seq.encoder.reads_text
+    return encoding.encode_prompt(text, backbone.tokenizer, config, is_closed=reads_apart)
 
 
 def encode_row(backbone: Backbone, text: Text, config: EncodingConfig) -> encoding.Row:

@@ -88,18 +88,24 @@ class Batch:
 
 
 def encode_prompt(
-    prompt: str | Sequence[Message], tokenizer: "PreTrainedTokenizerBase", config: EncodingConfig
+    prompt: str | Sequence[Message],
+    tokenizer: "PreTrainedTokenizerBase",
+    config: EncodingConfig,
+    *,
+    is_closed: bool = False,
 ) -> list[int]:
     """The ids of everything before the answer, in training and in generation.
 
     Text without a row template gets the special tokens that the tokenizer adds at the start of a
     text. A row template or a chat template gets exactly the special tokens that it spells out.
+    `is_closed`: text is a whole of its own, as an encoder reads it, and is closed as the tokenizer
+    closes a text.
 
     Raises:
         InputError: messages, but neither a row template nor a chat template.
         DataError: messages that the template cannot take.
     """
-    return _token_ids(*_prompt_text(prompt, tokenizer, config), tokenizer)
+    return _token_ids(*_prompt_text(prompt, tokenizer, config), tokenizer, is_closed=is_closed)
 
 
 def encode_turns(
@@ -186,11 +192,21 @@ def encode_examples(
     config: EncodingConfig,
     context_length: int,
     processor: "ProcessorMixin | None" = None,
+    *,
+    are_pairs: bool = False,
 ) -> tuple[list[Row], EncodingReport]:
-    """Every example as a row, in the order given, and what became of them; see `encode`."""
+    """Every example as a row, in the order given, and what became of them; see `encode`.
+
+    `are_pairs`: an encoder reads what is before the answer, and a decoder says the answer: both are
+    texts of their own, opened and closed as the tokenizer does.
+    """
     rows, num_truncated = [], 0
     for example in examples:
-        whole = _encode_whole(example, tokenizer, config, processor)
+        whole = (
+            _encode_pair(example, tokenizer, config)
+            if are_pairs
+            else _encode_whole(example, tokenizer, config, processor)
+        )
         rows.append(_fit(whole, config, context_length))
         num_truncated += len(rows[-1].input_ids) < len(whole.input_ids)
     return rows, EncodingReport(
@@ -285,6 +301,19 @@ def _encode_whole(
     return Row((*prompt_ids, *completion_ids), len(completion_ids), example.source, media)
 
 
+def _encode_pair(
+    example: Example, tokenizer: "PreTrainedTokenizerBase", config: EncodingConfig
+) -> Row:
+    with named(example.source):
+        prompt_ids = encode_prompt(example.prompt, tokenizer, config, is_closed=True)
+        target = tokenizer(text_target=example.completion, verbose=False)
+        completion_ids: list[int] = list(target["input_ids"])
+        closing_ids = end_ids(example.prompt, tokenizer, config)
+    if completion_ids[-len(closing_ids) :] != closing_ids:
+        completion_ids += closing_ids
+    return Row.from_ids(prompt_ids, completion_ids, example.source)
+
+
 def _fit(row: Row, config: EncodingConfig, context_length: int) -> Row:
     limit = min(config.max_length or context_length, context_length)
     length = len(row.input_ids)
@@ -350,9 +379,11 @@ def _render(
     return text
 
 
-def _token_ids(text: str, is_plain: bool, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
+def _token_ids(
+    text: str, is_plain: bool, tokenizer: "PreTrainedTokenizerBase", *, is_closed: bool = False
+) -> list[int]:
     ids: list[int] = tokenizer(text, add_special_tokens=is_plain, verbose=False)["input_ids"]
     # A tokenizer that closes every text by itself would close it before the answer.
-    if is_plain and tokenizer.eos_token_id in tokenizer("a")["input_ids"][-1:]:
+    if is_plain and not is_closed and tokenizer.eos_token_id in tokenizer("a")["input_ids"][-1:]:
         return ids[:-1]
     return ids

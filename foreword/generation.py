@@ -371,10 +371,7 @@ def view(
     """Return an object that generates like `model`, each row behind its prefix; it shares the
     weights.
     """
-    result: Any = object.__new__(_view_class(model.__class__))
-    result.__dict__.update(model.__dict__)
-    result.__dict__.pop("forward", None)
-    result.__dict__.update({name: OrderedDict() for name in HOOKS if name in model.__dict__})
+    result = twin(model, _view_class(model.__class__))
     # Through the dictionary: a module set as an attribute would be registered as a submodule.
     result.__dict__.update(
         _model=model,
@@ -383,6 +380,15 @@ def view(
         _num_padding=num_padding,
         _reading=reading,
     )
+    return result
+
+
+def twin(model: Any, view_class: Any) -> Any:
+    """Return an object of another class with a model's state and none of its hooks."""
+    result: Any = object.__new__(view_class)
+    result.__dict__.update(model.__dict__)
+    result.__dict__.pop("forward", None)
+    result.__dict__.update({name: OrderedDict() for name in HOOKS if name in model.__dict__})
     return result
 
 

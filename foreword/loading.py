@@ -12,6 +12,8 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForMultimodalLM,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSpeechSeq2Seq,
     AutoTokenizer,
     PretrainedConfig,
 )
@@ -54,13 +56,16 @@ def load(
         model = kind.from_pretrained(source, revision=revision, **options)
     except (OSError, ValueError) as error:
         raise InputError(f"{name}: transformers cannot load it ({first_line(error)})") from error
-    if kind is not AutoModelForMultimodalLM:
+    if kind not in (AutoModelForMultimodalLM, AutoModelForSpeechSeq2Seq):
         return model, tokenizer, None
     return model, tokenizer, processors.load(source, config, revision)
 
 
 def model_class(config: Any) -> Any:
-    """Return the auto class that loads a model, with its images and sounds where it has any."""
+    """Return the auto class of a model, with its encoder, images and sounds if it has any."""
+    if config.is_encoder_decoder:
+        hears = type(config) in AutoModelForSpeechSeq2Seq._model_mapping
+        return AutoModelForSpeechSeq2Seq if hears else AutoModelForSeq2SeqLM
     text, whole = AutoModelForCausalLM._model_mapping, AutoModelForMultimodalLM._model_mapping
     kind = type(config)
     # Some families name the same class twice, and others a class that reads text alone.

@@ -1,6 +1,6 @@
 """The loss of a batch: cross entropy of label tokens, and nothing else is computed.
 
-In: hidden states `[B, T, H]`, ids and a label mask `[B, T]`. Out: for each label its loss, and
+In: a batch's ids and label mask `[B, T]`. Out: for each label its loss, and
 whether it is what greedy decoding would say. The head is applied to the positions before labels
 only, in chunks.
 """
@@ -39,10 +39,7 @@ def score_labels(backbone: Backbone, prefixes: PrefixBatch, batch: Batch) -> Lab
     A row's first token has none before it (a prefix keeps no hidden state), so it cannot be a
     label.
     """
-    device = backbone.device
-    input_ids, is_label = batch.input_ids.to(device), batch.label_mask.to(device)[:, 1:]
-    hidden = backbone.hidden(prefixes, input_ids, batch.attention_mask, batch.media)
-    states, labels = hidden[:, :-1][is_label], input_ids[:, 1:][is_label]
+    states, labels, rows = backbone.label_states(prefixes, batch)
     size = max(1, MAX_LOGITS // backbone.capabilities.vocab_size)
     chunks = list(zip(states.split(size), labels.split(size), strict=True))
     is_kept = len(chunks) == 1 or not torch.is_grad_enabled()
@@ -54,7 +51,7 @@ def score_labels(backbone: Backbone, prefixes: PrefixBatch, batch: Batch) -> Lab
         for chunk in chunks
     ]
     losses, is_best = (torch.cat(parts) for parts in zip(*scores, strict=True))
-    return LabelScores(losses, is_best, is_label.nonzero()[:, 0])
+    return LabelScores(losses, is_best, rows)
 
 
 def _score(backbone: Backbone, states: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

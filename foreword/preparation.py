@@ -67,13 +67,21 @@ def encode_rows(
     ]
     rows = [row for row in examples if isinstance(row, Row)]
     context = (backbone.capabilities.context_length or 1 << 30) - config.num_virtual_tokens
+    reads_apart = backbone.seq2seq is not None and backbone.seq2seq.encoder.reads_text
+    if reads_apart:  # the encoder's tokens and the decoder's each have their own room
+        context = 1 << 30
     if texts:
         if backbone.tokenizer is None:
             raise InputError(
                 "text examples need a tokenizer; give the backbone one, or pass rows of ids"
             )
         encoded, report = encoding.encode_examples(
-            texts, backbone.tokenizer, encoding_config, context, backbone.processor
+            texts,
+            backbone.tokenizer,
+            encoding_config,
+            context,
+            backbone.processor,
+            are_pairs=reads_apart,
         )
         rows += encoded
         said += [sentence] if (sentence := guards.truncation(report)) else []
@@ -84,7 +92,23 @@ def encode_rows(
             )
         if len(row.input_ids) > context:
             raise InputError(f"{row.source}: {len(row.input_ids)} tokens, at most {context} fit")
+        if reads_apart:
+            _check_pair(backbone, row, config)
     return rows, said
+
+
+def _check_pair(backbone: Backbone, row: Row, config: TrainConfig) -> None:
+    """Refuse a row whose text does not fit into the encoder, or its labels into the decoder."""
+    assert backbone.seq2seq is not None
+    is_read = config.resolved().form == "embeddings"
+    encoder, num_virtual = backbone.seq2seq.encoder, config.num_virtual_tokens
+    for what, count, limit, before in (
+        ("text", len(row.input_ids) - row.num_labels, encoder.context_length, is_read),
+        ("labels", row.num_labels, encoder.decoder_length, not is_read),
+    ):
+        room = (limit or 1 << 30) - before * num_virtual
+        if count > room:
+            raise InputError(f"{row.source}: {what} of {count} tokens, at most {room} fit")
 
 
 def describe(

@@ -12,11 +12,11 @@ PACKAGE = Path(foreword.__file__).parent
 ORDER = [
     "errors", "releases", "config", "row_files", "parts", "turns", "data", "encoding",
     "home_commands", "gguf_files", "models", "artifact", "states", "prompt", "initializers",
-    "capabilities", "identity", "layout", "placeholders", "media", "prefix", "caches", "recurrent",
-    "arguments", "generation", "proof", "media_proof", "quantized", "processors", "loading",
-    "backbone", "recomputation", "sharding", "guards", "loss", "train_state", "preparation",
-    "distributed", "passes", "validation", "run", "memory", "training", "curves", "chat",
-    "evaluation", "doctor", "cli",
+    "encoders", "capabilities", "identity", "layout", "placeholders", "media", "prefix", "caches",
+    "recurrent", "arguments", "generation", "seq2seq", "seq2seq_generation", "proof", "media_proof",
+    "quantized", "processors", "loading", "backbone", "recomputation", "sharding", "guards", "loss",
+    "train_state", "preparation", "distributed", "passes", "validation", "run", "memory",
+    "training", "curves", "chat", "evaluation", "doctor", "cli",
 ]  # fmt: skip
 
 

@@ -89,7 +89,7 @@ def test_a_head_in_chunks_keeps_no_logits_and_gives_the_same_gradient(
 ) -> None:
     backbone = Backbone(tiny_models.build(family))
     prompt = SoftPrompt.from_embeddings(tiny_models.embeddings(backbone.model, 6))
-    whole, chunked = (_leaves(backbone.compile(prompt).key_values) for _ in range(2))
+    whole, chunked = (leaves_of(backbone.compile(prompt).states) for _ in range(2))
     widths: list[int] = []
 
     def pack(tensor: Tensor) -> Tensor:

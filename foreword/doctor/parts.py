@@ -16,6 +16,7 @@ def capabilities_findings(backbone: Backbone) -> list[Finding]:
     return [
         _family(facts),
         Finding("layers", "ok", _layers(facts)),
+        *_encoder(facts),
         Finding("context", "ok", _context(facts)),
         Finding("weights", "ok", _weights(backbone)),
         Finding("attention", "ok", f"{facts.attention}, in {str(backbone.dtype)[6:]}"),
@@ -59,6 +60,18 @@ def _layers(facts: Capabilities) -> str:
     if count := sum(layer.num_recurrences > 0 for layer in facts.layers):
         words.append(f"{count} with recurrent states (padded rows are read one length at a time)")
     return f"{facts.num_layers}: {', '.join(words)}"
+
+
+def _encoder(facts: Capabilities) -> list[Finding]:
+    if facts.encoder is None:
+        return []
+    place = "before its text, and every row reads it with its own"
+    if not facts.encoder.reads_text:
+        place = "before the decoder's tokens, and every row reads it behind its own"
+    detail = f"reads {facts.encoder.input_name}; an embedding prompt stands {place}"
+    if facts.encoder.placing == "counted":
+        detail += "; prompts before the decoder are of one length in a batch"
+    return [Finding("encoder", "ok", detail)]
 
 
 def _context(facts: Capabilities) -> str:
