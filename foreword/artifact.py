@@ -306,6 +306,13 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def remove_leftovers(path: Path) -> None:
+    """Remove the temporary files of writes to `path` whose process was killed."""
+    with storage_errors(path):
+        for leftover in path.parent.glob(f".{path.name}.*"):
+            leftover.unlink(missing_ok=True)
+
+
 @contextlib.contextmanager
 def storage_errors(target: Path) -> Iterator[None]:
     """Turn what the operating system says about a full or closed disk into one line."""

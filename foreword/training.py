@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from foreword import distributed, guards, memory, preparation, sharding
+from foreword import artifact, distributed, guards, memory, preparation, sharding
 from foreword.backbone import Backbone
 from foreword.config import EncodingConfig, TrainConfig
 from foreword.distributed import Ranks
@@ -197,6 +197,9 @@ def train(
     if stored is not None:
         state.take_over(stored, state.progress.micro_batch_size)
     ranks.check_alike(f"{identity} {state.progress} {state.prompt.content_hash}")
+    if file is not None and ranks.is_main:
+        for name in (STATE_FILE, artifact.CONFIG_FILE, artifact.TENSOR_FILE):
+            artifact.remove_leftovers(file.with_name(name))
     if stored is None:
         _save(run, state)
     return _steps(run, state, notices)

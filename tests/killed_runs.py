@@ -93,6 +93,7 @@ def live(backbone: Backbone, folder: Path, form: str, death: Any = None) -> bool
 
 def hashes(folder: Path) -> list[str]:
     """Return what a run came to: the best prompt, the newest values and moments, the curves."""
+    assert not list(folder.glob(".*")), "a write that was cut off leaves nothing behind"
     stored = read_state(folder / STATE_FILE)
     everything = [value for _, value in sorted((stored.part("now") | stored.part("good")).items())]
     history = stored.history()

@@ -181,7 +181,9 @@ def test_a_signal_leaves_the_best_and_resume_goes_on(
     monkeypatch.undo()
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     invoke(*arguments, str(tmp_path / "calm"))
-    invoke(*arguments, str(tmp_path / "stopped"), "--resume")
+    said = invoke(*arguments, str(tmp_path / "stopped"), "--resume")
+    assert "goes on after step 3" in said
+    assert "begins at step 1" in invoke(*arguments, str(tmp_path / "new"), "--resume")
     calm, resumed = (SoftPrompt.load(tmp_path / name) for name in ("calm", "stopped"))
     assert resumed.content_hash == calm.content_hash
 

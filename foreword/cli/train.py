@@ -66,6 +66,7 @@ def command(
     check_writable(output)
     if curves:
         drawing.check_matplotlib()
+    where = where_it_goes_on(output) if resume else None
     if not resume:
         refuse_to_overwrite(output)
     trackers = Trackers(track, output, asdict(config)) if track else None
@@ -86,6 +87,8 @@ def command(
         checkpoint=output,
         resume=resume,
     )
+    if where is not None:
+        options.errors.print(where)
     stop = Stop()
     try:
         last = run(events, output, stop, ranks, trackers)
@@ -101,6 +104,17 @@ def command(
         options.end_at_once(code)
     if code:
         raise typer.Exit(code)
+
+
+def where_it_goes_on(output: str) -> str:
+    """Say after which step a run goes on."""
+    from foreword.train_state import STATE_FILE, read_state
+
+    path = Path(output) / STATE_FILE
+    if path.exists():
+        step = read_state(path).progress().step
+        return f"goes on after step {step}, from {path}"
+    return f"nothing was saved in {output} yet: begins at step 1"
 
 
 def refuse_to_overwrite(output: str) -> None:
