@@ -23,7 +23,7 @@ from foreword import encoding, initializers
 from foreword.backbone import Backbone
 from foreword.config import EncodingConfig, TrainConfig
 from foreword.data import Example, as_example
-from foreword.encoding import Batch, Row
+from foreword.encoding import Batch, EncodingReport, Row
 from foreword.errors import InputError, TrainingError
 from foreword.loss import score_labels
 from foreword.prefix import Prefix, same_prefix
@@ -295,19 +295,9 @@ def encode_rows(
         if not isinstance(example, Row)
     ]
     rows = [row for row in examples if isinstance(row, Row)]
-    context = (backbone.capabilities.context_length or 1 << 30) - config.num_virtual_tokens
-    reads_apart = backbone.seq2seq is not None and backbone.seq2seq.encoder.reads_text
-    if reads_apart:  # the encoder's tokens and the decoder's each have their own room
-        context = 1 << 30
     if texts:
-        if backbone.tokenizer is None:
-            raise InputError(
-                "text examples need a tokenizer; give the backbone one, or pass rows of ids"
-            )
-        encoded, _ = encoding.encode_examples(
-            texts, backbone.tokenizer, encoding_config, context, are_pairs=reads_apart
-        )
-        rows += encoded
+        rows += encode_texts(backbone, texts, config, encoding_config)[0]
+    context = _context(backbone, config)
     for row in rows:
         if row.num_labels >= len(row.input_ids):
             raise InputError(
@@ -315,9 +305,37 @@ def encode_rows(
             )
         if len(row.input_ids) > context:
             raise InputError(f"{row.source}: {len(row.input_ids)} tokens, at most {context} fit")
-        if reads_apart:
+        if backbone.reads_apart:
             _check_pair(backbone, row, config)
     return rows
+
+
+def encode_texts(
+    backbone: Backbone,
+    examples: Sequence[Example],
+    config: TrainConfig,
+    encoding_config: EncodingConfig,
+) -> tuple[list[Row], EncodingReport]:
+    """Encode examples as the backbone reads them, and say what became of them.
+
+    Raises:
+        InputError: the backbone has no tokenizer. DataError: an example that cannot be encoded.
+    """
+    if backbone.tokenizer is None:
+        raise InputError(
+            "text examples need a tokenizer; give the backbone one, or pass rows of ids"
+        )
+    context = _context(backbone, config)
+    return encoding.encode_examples(
+        examples, backbone.tokenizer, encoding_config, context, are_pairs=backbone.reads_apart
+    )
+
+
+def _context(backbone: Backbone, config: TrainConfig) -> int:
+    """Return how many tokens a row may have."""
+    if backbone.reads_apart:  # the encoder's tokens and the decoder's each have their own room
+        return 1 << 30
+    return (backbone.capabilities.context_length or 1 << 30) - config.num_virtual_tokens
 
 
 def _check_pair(backbone: Backbone, row: Row, config: TrainConfig) -> None:

@@ -89,12 +89,11 @@ def encode(
     name: str,
 ) -> "list[Row]":
     """Encode examples, and say what they came to."""
-    from foreword.encoding import encode_examples
+    from foreword.training import encode_texts
 
     if not examples:
         return []
-    context = (backbone.capabilities.context_length or 1 << 30) - config.num_virtual_tokens
-    rows, report = encode_examples(examples, backbone.tokenizer, encoding, context)
+    rows, report = encode_texts(backbone, examples, config, encoding)
     options.output.print(f"{name}: {report}")
     return rows
 
