@@ -122,6 +122,11 @@ class Backbone:
         return cls(loaded, known, processor=processor, name=model)
 
     @property
+    def reads_apart(self) -> bool:
+        """Whether an encoder reads the text before an answer, and a decoder says the answer."""
+        return self.seq2seq is not None and self.seq2seq.encoder.reads_text
+
+    @property
     def decoder(self) -> Any:
         """The model without its head."""
         return getattr(self.model, self.capabilities.decoder)
@@ -330,7 +335,7 @@ class Backbone:
         """Return the hidden states before labels `[N, H]`, the labels `[N]` and rows `[N]`."""
         input_ids, is_label = batch.input_ids.to(self.device), batch.label_mask.to(self.device)
         mask = batch.attention_mask
-        if self.seq2seq and self.seq2seq.encoder.reads_text:
+        if self.seq2seq and self.reads_apart:
             return self.seq2seq.label_states(prefixes, input_ids, mask.to(self.device), is_label)
         if self.seq2seq:
             hidden = self.seq2seq.hidden(prefixes, input_ids, mask, batch.media)
@@ -406,7 +411,7 @@ class Backbone:
         kwargs: dict[str, Any],
     ) -> Any:
         assert self.seq2seq is not None
-        if input_ids is not None and self.seq2seq.encoder.reads_text:
+        if input_ids is not None and self.reads_apart:
             arguments.check_inputs(input_ids, self.capabilities.vocab_size)
         elif input_ids is not None:
             is_ids = not input_ids.is_floating_point()

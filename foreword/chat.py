@@ -142,8 +142,8 @@ def encode(backbone: Backbone, text: Text, config: EncodingConfig) -> list[int]:
     """
     if backbone.tokenizer is None:
         raise InputError("text needs a tokenizer; give the backbone one, or generate from ids")
-    reads_apart = backbone.seq2seq is not None and backbone.seq2seq.encoder.reads_text
-    return encoding.encode_prompt(text, backbone.tokenizer, config, is_closed=reads_apart)
+    is_closed = backbone.reads_apart
+    return encoding.encode_prompt(text, backbone.tokenizer, config, is_closed=is_closed)
 
 
 def encode_row(backbone: Backbone, text: Text, config: EncodingConfig) -> encoding.Row:

@@ -17,7 +17,7 @@ from foreword import artifact, encoding, guards, initializers
 from foreword.backbone import Backbone
 from foreword.config import EncodingConfig, TrainConfig
 from foreword.data import Example, as_example
-from foreword.encoding import Row
+from foreword.encoding import EncodingReport, Row
 from foreword.errors import InputError
 from foreword.prompt import SoftPrompt
 from foreword.train_state import ENVIRONMENT
@@ -66,25 +66,11 @@ def encode_rows(
         if not isinstance(example, Row)
     ]
     rows = [row for row in examples if isinstance(row, Row)]
-    context = (backbone.capabilities.context_length or 1 << 30) - config.num_virtual_tokens
-    reads_apart = backbone.seq2seq is not None and backbone.seq2seq.encoder.reads_text
-    if reads_apart:  # the encoder's tokens and the decoder's each have their own room
-        context = 1 << 30
     if texts:
-        if backbone.tokenizer is None:
-            raise InputError(
-                "text examples need a tokenizer; give the backbone one, or pass rows of ids"
-            )
-        encoded, report = encoding.encode_examples(
-            texts,
-            backbone.tokenizer,
-            encoding_config,
-            context,
-            backbone.processor,
-            are_pairs=reads_apart,
-        )
+        encoded, report = encode_texts(backbone, texts, config, encoding_config)
         rows += encoded
         said += [sentence] if (sentence := guards.truncation(report)) else []
+    context = _context(backbone, config)
     for row in rows:
         if row.num_labels >= len(row.input_ids):
             raise InputError(
@@ -92,9 +78,43 @@ def encode_rows(
             )
         if len(row.input_ids) > context:
             raise InputError(f"{row.source}: {len(row.input_ids)} tokens, at most {context} fit")
-        if reads_apart:
+        if backbone.reads_apart:
             _check_pair(backbone, row, config)
     return rows, said
+
+
+def encode_texts(
+    backbone: Backbone,
+    examples: Sequence[Example],
+    config: TrainConfig,
+    encoding_config: EncodingConfig,
+) -> tuple[list[Row], EncodingReport]:
+    """Encode examples as the backbone reads them, and say what became of them.
+
+    Raises:
+        InputError: the backbone has no tokenizer. DataError: an example that cannot be encoded.
+    """
+    if backbone.tokenizer is None:
+        raise InputError(
+            "text examples need a tokenizer; give the backbone one, or pass rows of ids"
+        )
+    return encoding.encode_examples(
+        examples,
+        backbone.tokenizer,
+        encoding_config,
+        _context(backbone, config),
+        backbone.processor,
+        are_pairs=backbone.reads_apart,
+    )
+
+
+def _context(backbone: Backbone, config: TrainConfig) -> int:
+    """Return how many tokens fit behind the prompt; where text and labels are read apart, each has
+    a room of its own.
+    """
+    if backbone.reads_apart or backbone.capabilities.context_length is None:
+        return 1 << 30
+    return backbone.capabilities.context_length - config.num_virtual_tokens
 
 
 def _check_pair(backbone: Backbone, row: Row, config: TrainConfig) -> None:

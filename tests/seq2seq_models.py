@@ -3,6 +3,7 @@
 import functools
 from typing import Any
 
+import tiny_models
 import torch
 import transformers
 from torch import Tensor
@@ -55,6 +56,15 @@ def build(family: str, *, seed: int = 0, **changes: Any) -> Any:
     model.generation_config.max_length = None
     model.config.max_length = None
     return model.eval()
+
+
+def with_exact_norms(model: Any) -> Any:
+    """Replace a T5's norms, which round to float32 inside."""
+    for module in list(model.modules()):
+        for name, child in list(module.named_children()):
+            if type(child).__name__.endswith("T5LayerNorm"):
+                setattr(module, name, tiny_models.ExactNorm(child))
+    return model
 
 
 @functools.cache

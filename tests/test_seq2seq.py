@@ -21,6 +21,7 @@ from transformers import DynamicCache, EncoderDecoderCache
 from foreword import (
     Backbone,
     EncodingConfig,
+    Example,
     Row,
     SoftPrompt,
     TrainConfig,
@@ -29,6 +30,7 @@ from foreword import (
     encoding,
     train,
 )
+from foreword.cli import train as cli_train
 from foreword.encoding import Media
 from foreword.errors import (
     ArtifactError,
@@ -306,6 +308,16 @@ def test_the_gradient_is_that_of_the_slow_computation(world: World) -> None:
         close(found.grad, expected.grad, max(world.tolerance, 1e-9))
 
 
+@pytest.mark.parametrize("family", ["t5", "mt5"])
+@pytest.mark.parametrize("form", FORMS)
+def test_with_exact_norms_a_t5_agrees_to_the_last_digits(family: str, form: str) -> None:
+    world = World(family, form)
+    world.model = seq2seq_models.with_exact_norms(seq2seq_models.build(family))
+    world.backbone, world.tolerance = Backbone(world.model), 1e-9
+    test_logits_of_padded_rows(world)
+    test_the_gradient_is_that_of_the_slow_computation(world)
+
+
 def labelled(world: World) -> list[Row]:
     """Return rows whose labels are the decoder's, behind the text, or the decoder's start and what
     the encoder hears.
@@ -370,6 +382,15 @@ def test_text_and_answer_are_closed_as_the_tokenizer_closes_them() -> None:
     assert row.input_ids == (*text, *answer) and row.num_labels == len(answer)
     assert text[-1] == answer[-1] == tokenizer.eos_token_id
     assert chat.encode(backbone, "ab", EncodingConfig()) == text
+
+
+def test_the_command_line_encodes_texts_the_same() -> None:
+    tokenizer, config = closing_tokenizer(), TrainConfig(num_virtual_tokens=2)
+    backbone = Backbone(seq2seq_models.build("t5", vocab_size=len(tokenizer)), tokenizer)
+    examples = [Example("ab", "yes", "row 1")]
+    rows = cli_train.encode(backbone, examples, config, EncodingConfig(), "training")
+    assert rows == encode_rows(backbone, examples, config, EncodingConfig())[0]
+    assert rows[0].num_labels == len(tokenizer("yes").input_ids)
 
 
 def test_answers_begin_after_the_decoders_start() -> None:

@@ -159,15 +159,12 @@ def encode(
     name: str,
 ) -> "list[Row]":
     """Encode examples, and say what they came to."""
-    from foreword.encoding import encode_examples
     from foreword.guards import truncation
+    from foreword.preparation import encode_texts
 
     if not examples:
         return []
-    context = (backbone.capabilities.context_length or 1 << 30) - config.num_virtual_tokens
-    rows, report = encode_examples(
-        examples, backbone.tokenizer, encoding, context, backbone.processor
-    )
+    rows, report = encode_texts(backbone, examples, config, encoding)
     options.output.print(f"{name}: {report}")
     if said := truncation(report):
         options.errors.print(f"note: {name}: {said}")
