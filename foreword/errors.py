@@ -4,6 +4,7 @@
     ├── InputError           the caller's data, file or argument is wrong
     │   ├── DataError        a row or a data file: names file and line
     │   ├── ArtifactError    a prompt directory: truncated, hostile, not a soft prompt
+    │   ├── NotFoundError    no prompt or version of that name
     │   └── MismatchError    a prompt and a base model that do not belong together
     ├── UnsupportedError     a combination that would not be exact: refused by name
     ├── DependencyError      a missing extra or a release outside the tested range
@@ -38,6 +39,12 @@ class DataError(InputError):
 
 class ArtifactError(InputError):
     """A directory does not hold a readable soft prompt."""
+
+
+class NotFoundError(InputError):
+    """No prompt, or no version of it, goes by the name that was given."""
+
+    http_status = 404
 
 
 class MismatchError(InputError):
