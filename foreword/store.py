@@ -1,10 +1,10 @@
-"""Named, versioned soft prompts in one directory: `NAME/versions/VERSION` and a file `NAME/current`.
+"""Named, versioned soft prompts in one directory: `NAME/versions/VERSION`, `NAME/current`.
 
-In: prompt directories. Out: entries, by `NAME`, `NAME@VERSION` or an alias. A version is the hash of
-its two files and never changes; what appears under a name is whole, on the disk, or absent. Writers
-take turns by a lock and what one that died left is cleared by the next; readers need no lock. Names
-are plain words, so that none leads out of the directory, and nothing behind a symbolic link is
-read. Knows nothing of models or of what the files mean, and imports no torch.
+In: prompt directories. Out: entries, by `NAME`, `NAME@VERSION` or an alias. A version is the hash
+of its two files and never changes; what appears under a name is whole and on the disk, or absent.
+Writers take turns by a lock and what one that died left is cleared by the next; readers need no
+lock. Names are plain words, so that none leads out of the directory, and nothing behind a symbolic
+link is read. Knows nothing of models or of what the files mean, and imports no torch.
 """
 
 import contextlib
@@ -334,7 +334,7 @@ def _read_word(path: Path) -> str | None:
     """Return the one word of a small file; None where there is none."""
     try:
         with _open(path) as file:
-            return file.read(200).decode("ascii").strip()
+            return str(file.read(200), "ascii").strip()
     except (InputError, UnicodeDecodeError):
         return None
 

@@ -10,10 +10,11 @@ import foreword
 PACKAGE = Path(foreword.__file__).parent
 # A module imports only modules before it.
 ORDER = [
-    "errors", "releases", "config", "store", "row_files", "data", "encoding", "home_commands", "gguf_files",
-    "models", "artifact", "prompt", "initializers", "capabilities", "identity", "layout", "prefix",
-    "caches", "arguments", "generation", "backbone", "loss", "training", "chat", "evaluation",
-    "doctor", "sampling", "slots", "states", "engine", "server", "cli",
+    "errors", "releases", "config", "store", "row_files", "data", "encoding", "home_commands",
+    "gguf_files", "models", "artifact", "prompt", "initializers", "capabilities", "identity",
+    "layout", "prefix", "caches", "arguments", "generation", "backbone", "loss", "training", "chat",
+    "evaluation", "doctor", "sampling", "slots", "states", "request", "alone", "engine", "server",
+    "cli",
 ]  # fmt: skip
 
 
