@@ -8,6 +8,7 @@
     │   └── MismatchError    a prompt and a base model that do not belong together
     ├── UnsupportedError     a combination that would not be exact: refused by name
     ├── DependencyError      a missing extra or a release outside the tested range
+    ├── BusyError            as many requests wait as may: come back later
     ├── StorageError         no space, no permission: says what was kept and where
     └── TrainingError        the run cannot go on: no gradient, a loss that is not finite
 
@@ -62,6 +63,12 @@ class DependencyError(ForewordError):
     """A package is missing or its release is outside the tested range."""
 
     exit_code = 4
+
+
+class BusyError(ForewordError):
+    """As many requests wait as may; the same request will be served later."""
+
+    http_status = 503
 
 
 class StorageError(ForewordError):
