@@ -90,11 +90,6 @@ class StateCache:
         while self.num_bytes > self.max_bytes:
             self._drop(next(iter(self._known)))
 
-    def forget(self, content_hash: str) -> None:
-        """Drop all states of a prompt."""
-        for known in list(self._by_hash.get(content_hash, [])):
-            self._drop(known)
-
     def _drop(self, known: Known) -> None:
         del self._known[known]
         siblings = self._by_hash[known.content_hash]

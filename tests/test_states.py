@@ -52,12 +52,3 @@ def test_a_state_larger_than_the_budget_is_not_kept() -> None:
     states = StateCache(8)
     states.add(known([1, 2, 3]))
     assert len(states) == states.num_bytes == 0
-
-
-def test_a_prompts_states_are_forgotten_together() -> None:
-    states = StateCache(10_000)
-    for ids, name in (([], "a"), ([1], "a"), ([1], "b")):
-        states.add(known(ids, name))
-    states.forget("a")
-    assert states.find("a", [1]) is None and states.find("b", [1])
-    assert states.num_bytes == known([1]).num_bytes
