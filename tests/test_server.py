@@ -127,6 +127,29 @@ def test_a_stop_string_ends_the_answer_before_it(world: World) -> None:
         assert choices[-1].finish_reason == "stop"
 
 
+def test_what_follows_a_stop_string_is_not_computed(world: World) -> None:
+    before = world.server.worker.engine.num_new_tokens
+    stop = world.answer("a", "say yes")[4:6]
+    options: dict[str, Any] = {"temperature": 0, "max_tokens": 240, "stop": stop}
+    world.client.completions.create(
+        model="a", prompt="say yes", extra_body={"ignore_eos": True}, **options
+    )
+    world.client.completions.create(model="a", prompt="hi", **GREEDY)  # waits for the row
+    assert world.server.worker.engine.num_new_tokens - before < 200
+
+
+def test_the_id_that_ends_an_answer_is_counted_but_no_text(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = world.answer("a", "say yes")
+    end = serving.TOKENIZER(whole[3])["input_ids"][0]
+    monkeypatch.setattr("foreword.chat.end_tokens", lambda *_: [end])
+    found = world.client.completions.create(model="a", prompt="say yes", **GREEDY)
+    assert found.choices[0].text == whole[: whole.index(whole[3])]
+    assert found.usage.completion_tokens == whole.index(whole[3]) + 1  # type: ignore[union-attr]
+    assert found.choices[0].finish_reason == "stop"
+
+
 def test_logprobs_and_echo(world: World) -> None:
     found = world.client.completions.create(
         model="a", prompt="hi", echo=True, logprobs=2, temperature=0, max_tokens=3

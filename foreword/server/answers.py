@@ -1,8 +1,7 @@
 """Requests of one HTTP call to pieces of text, as they come.
 
 In: the worker and the engine's requests. Out: pieces, each of one answer: its new text, its new
-ids, and why it ended. Whoever stops listening cancels what is left; a stop string cancels its own
-answer. Runs on the event loop and never waits for the engine.
+ids, and why it ended. A stop string cancels its own answer; who listens cancels what is left. Runs on the event loop and never waits for the engine.
 """
 
 import asyncio
@@ -100,7 +99,7 @@ class Answers:
             answer.handle.cancel()
 
     async def pieces(self) -> AsyncIterator[Piece]:
-        """Yield what comes until every answer has ended.
+        """Yield what comes until every answer has ended; `cancel` afterwards, however it ends.
 
         Raises:
             TooSlowError: the time is over. ForewordError: a request has failed.
@@ -116,8 +115,6 @@ class Answers:
             raise TooSlowError(
                 f"the answer took longer than {self.seconds:g} seconds; ask for fewer tokens"
             ) from None
-        finally:
-            self.cancel()
 
     def _piece(self, answer: Answer, choice: Choice | None, reason: str | None) -> Piece | None:
         if answer.finish_reason is not None:
