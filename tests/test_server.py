@@ -7,11 +7,14 @@ from typing import Any
 
 import httpx
 import openai
+import oracle
 import pytest
 import serving
+import torch
 from serving import config, expected, fill, running, tiny_backbone
 
 from foreword import Backbone
+from foreword.encoding import decode
 from foreword.server.run import Server
 from foreword.store import Store
 
@@ -141,12 +144,13 @@ def test_what_follows_a_stop_string_is_not_computed(world: World) -> None:
 def test_the_id_that_ends_an_answer_is_counted_but_no_text(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = world.answer("a", "say yes")
-    end = serving.TOKENIZER(whole[3])["input_ids"][0]
-    monkeypatch.setattr("foreword.chat.end_tokens", lambda *_: [end])
+    given = torch.tensor(serving.TOKENIZER("say yes")["input_ids"])
+    row = oracle.greedy(world.backbone.model, world.prompts["a"], given, 4)
+    monkeypatch.setattr("foreword.chat.end_tokens", lambda *_: row[3:])
     found = world.client.completions.create(model="a", prompt="say yes", **GREEDY)
-    assert found.choices[0].text == whole[: whole.index(whole[3])]
-    assert found.usage.completion_tokens == whole.index(whole[3]) + 1  # type: ignore[union-attr]
+    length = row.index(row[3])
+    assert found.choices[0].text == decode(row[:length], serving.TOKENIZER)
+    assert found.usage.completion_tokens == length + 1  # type: ignore[union-attr]
     assert found.choices[0].finish_reason == "stop"
 
 

@@ -1,4 +1,4 @@
-"""What a server withstands: strangers, overload, clients that go, prompts that change, its death."""
+"""What a server withstands: strangers, overload, clients that go, changing prompts, its death."""
 
 import concurrent.futures
 import json

@@ -1,7 +1,8 @@
 """Requests of one HTTP call to pieces of text, as they come.
 
 In: the worker and the engine's requests. Out: pieces, each of one answer: its new text, its new
-ids, and why it ended. A stop string cancels its own answer; who listens cancels what is left. Runs on the event loop and never waits for the engine.
+ids, and why it ended. A stop string cancels its own answer; who listens cancels what is left. Runs
+on the event loop and never waits for the engine.
 """
 
 import asyncio

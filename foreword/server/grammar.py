@@ -16,7 +16,7 @@ from foreword.errors import InputError
 
 MAX_SCHEMA_BYTES = 65536
 # As json.dumps writes: where any whitespace is allowed, small models never stop writing it.
-FORM = {"whitespace_flexible": False, "key_separator": ": ", "item_separator": ", "}
+FORM: Any = {"whitespace_flexible": False, "key_separator": ": ", "item_separator": ", "}
 
 
 class JsonConstraint:
