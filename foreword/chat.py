@@ -161,26 +161,28 @@ class TextStream:
     def __init__(self, tokenizer: Any, stop: Sequence[str] = ()) -> None:
         self.tokenizer, self.stop = tokenizer, tuple(stop)
         self.is_stopped = False
-        self._ids: list[int] = []  # from a border before which all text is out
-        self._num_told = 0  # of them, how many are told
+        self._ids: list[int] = []  # a window: some whose text is out, then new ones
+        self._border = 0  # where the new ones begin
+        self._num_told = 0  # characters of the window's text that are out
         self._held = ""  # may be the beginning of a stop string
 
     def put(self, ids: Sequence[int]) -> str:
         """Take the next ids; return the text that is certain now."""
         self._ids += ids
-        told = encoding.decode(self._ids[: self._num_told], self.tokenizer)
         whole = encoding.decode(self._ids, self.tokenizer)
-        # A replacement character at the end may be the first bytes of a longer one.
-        if len(whole) <= len(told) or whole.endswith("\ufffd"):
-            return ""
-        self._ids, self._num_told = self._ids[self._num_told :], len(self._ids) - self._num_told
-        return self._release(whole[len(told) :])
+        # Up to three replacement characters may be the first bytes of one that is not whole yet.
+        num_broken = min(3, len(whole) - len(whole.rstrip("\ufffd")))
+        new = whole[self._num_told : len(whole) - num_broken]
+        self._num_told += len(new)
+        if new and not num_broken:
+            self._ids, self._border = self._ids[self._border :], len(self._ids) - self._border
+            self._num_told = len(encoding.decode(self._ids, self.tokenizer))
+        return self._release(new)
 
     def end(self) -> str:
         """Return what was held back, now that nothing follows."""
-        told = encoding.decode(self._ids[: self._num_told], self.tokenizer)
-        rest = encoding.decode(self._ids, self.tokenizer)[len(told) :]
-        self._ids, self._num_told = [], 0
+        rest = encoding.decode(self._ids, self.tokenizer)[self._num_told :]
+        self._ids, self._border, self._num_told = [], 0, 0
         text = self._release(rest)
         if not self.is_stopped:
             text, self._held = text + self._held, ""

@@ -238,7 +238,7 @@ def test_a_full_queue_is_told_with_retry_after(backbone: Backbone) -> None:
     ):
         found = list(pool.map(lambda _: client.post("/v1/completions", json=ask), range(8)))
         codes = sorted(one.status_code for one in found)
-        assert codes[:3] == [200] * 3 and codes[-1] == 503
+        assert codes[:2] == [200] * 2 and codes[-1] == 503
         busy = next(one for one in found if one.status_code == 503)
         assert int(busy.headers["retry-after"]) >= 1
         several = client.post("/v1/completions", json=ask | {"n": 4})

@@ -39,6 +39,13 @@ def test_any_ids_give_what_decoding_them_at_once_gives(seed: int) -> None:
     assert "".join(pieces(ids, size=chance.choice([1, 2, 7]))) == decode(ids, TOKENIZER)
 
 
+def test_broken_characters_do_not_hold_the_text_up() -> None:
+    half = ids_of("€")[:1]
+    stream = TextStream(TOKENIZER)
+    found = [stream.put(half) for _ in range(9)]
+    assert found == [""] * 3 + ["\ufffd"] * 6 and stream.end() == "\ufffd" * 3
+
+
 def test_a_broken_character_at_the_end_is_told_at_the_end() -> None:
     assert pieces(ids_of("a€")[:-1]) == ["a", "", "", "\ufffd"]
 

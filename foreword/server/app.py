@@ -49,6 +49,7 @@ ERRORS: dict[int | str, dict[str, Any]] = {
         (403, "not allowed here"),
         (404, "no such model"),
         (413, "the body is too large"),
+        (415, "the body is not JSON"),
         (503, "busy, or the engine is dead"),
     )
 }

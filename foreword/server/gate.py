@@ -65,7 +65,7 @@ class Gate:
         started, call = time.perf_counter(), _Call(send)
         scope.setdefault("state", {})["call"] = call
         headers = dict(scope["headers"])
-        refusal = self._refusal(scope["path"], headers)
+        refusal = self._refusal(scope["method"], scope["path"], headers)
         try:
             if refusal is not None:
                 await call.answer(*refusal)
@@ -83,7 +83,9 @@ class Gate:
             }
             log.info("%s", json.dumps({"event": "request", "id": call.id, **call.facts}))
 
-    def _refusal(self, path: str, headers: dict[bytes, bytes]) -> tuple[int, str] | None:
+    def _refusal(
+        self, method: str, path: str, headers: dict[bytes, bytes]
+    ) -> tuple[int, str] | None:
         host = headers.get(b"host", b"").decode("latin-1")
         name = host.rsplit(":", 1)[0] if not host.endswith("]") else host
         if self.hosts is not None and name.lower() not in self.hosts:
@@ -94,6 +96,10 @@ class Gate:
             return 400, "Content-Length is not a number"
         if length > self.max_body_bytes:
             return 413, f"the body is larger than {self.max_body_bytes} bytes"
+        # A web page elsewhere can make a browser send any other kind without asking first.
+        kind = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
+        if method == "POST" and kind != b"application/json":
+            return 415, "expected Content-Type: application/json"
         return self._wrong_key(path, headers)
 
     def _wrong_key(self, path: str, headers: dict[bytes, bytes]) -> tuple[int, str] | None:
