@@ -28,8 +28,9 @@ from peft import PeftModel
 from transformers.utils import logging
 
 from foreword import Backbone, SoftPrompt
-from foreword.engine import Engine, EngineLimits
+from foreword.engine import Engine
 from foreword.request import Handle, PromptSource, Request
+from foreword.rows import EngineLimits
 
 TEXT = Path(__file__).parent.parent / "README.md"
 

@@ -10,7 +10,6 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -20,64 +19,12 @@ from foreword import alone, arguments, layout, releases, sampling
 from foreword.backbone import Backbone
 from foreword.errors import BusyError, InputError
 from foreword.request import Handle, Request
-from foreword.sampling import Sampler
+from foreword.rows import EngineLimits, Row
 from foreword.slots import Pass, Slots
 from foreword.states import Known, StateCache
 
 log = logging.getLogger("foreword.engine")
 MAX_FAILURES = 8  # of passes one after the other, before the model itself is taken for broken
-
-
-@dataclass(frozen=True)
-class EngineLimits:
-    """How much an engine takes on at once.
-
-    Attributes:
-        max_rows: requests in the batch.
-        max_length: tokens of one request, virtual, given and new ones together; None is the model's
-            context.
-        max_slots: rows times capacity: the tokens that memory is made for.
-        max_waiting: requests that may wait for a row.
-        chunk_tokens: tokens of prompts that one step reads.
-        max_state_bytes: states of prompts and conversations that are kept.
-    """
-
-    max_rows: int = 32
-    max_length: int | None = None
-    max_slots: int = 65536
-    max_waiting: int = 1024
-    chunk_tokens: int = 256
-    max_state_bytes: int = 1 << 30
-
-
-class Row:
-    """A request's place in the batch: what it has read and what it reads next.
-
-    Of what it has read, `num_sound` tokens are known to have given finite logits.
-    """
-
-    def __init__(self, handle: Handle, index: int, num_reused: int) -> None:
-        request = handle.request
-        self.handle, self.index = handle, index
-        self.ids = list(request.ids)
-        self.num_virtual = request.prompt.num_virtual_tokens if request.prompt else 0
-        self.num_read = self.num_sound = num_reused
-        self.sampler = Sampler(request.sampling, request.ids)
-
-    @property
-    def num_held(self) -> int:
-        """Tokens in its slots, virtual ones included."""
-        return self.num_virtual + self.num_read
-
-    @property
-    def num_unread(self) -> int:
-        """Tokens that the model has to read before the next choice."""
-        return len(self.ids) - self.num_read
-
-    @property
-    def is_over(self) -> bool:
-        """Whether its request has ended, or should."""
-        return self.handle.is_cancelled or self.handle.finish_reason is not None
 
 
 Ready = tuple[list[Row], Tensor]  # rows that have read everything, and their logits [B, V]
@@ -176,16 +123,23 @@ class Engine:
 
     def _admit(self) -> None:
         """Give rows to waiting requests, in order, while there is room."""
+        self._drop_cancelled()
         while (handle := self._next()) is not None:
             try:
-                if handle.is_cancelled:
-                    handle.end("cancelled")
-                elif alone.is_needed(self.backbone.capabilities, handle.num_tokens):
+                if alone.is_needed(self.backbone.capabilities, handle.num_tokens):
                     self._serve_alone(handle)
                 else:
                     self._start(handle)
             except Exception as error:
                 handle.fail(error)
+
+    def _drop_cancelled(self) -> None:
+        with self._lock:
+            cancelled = [handle for handle in self._waiting if handle.is_cancelled]
+            for handle in cancelled:
+                self._waiting.remove(handle)
+        for handle in cancelled:
+            handle.end("cancelled")
 
     def _next(self) -> Handle | None:
         with self._lock:
@@ -194,7 +148,7 @@ class Engine:
             return self._waiting.popleft()
 
     def _has_room_for(self, handle: Handle) -> bool:
-        if handle.is_cancelled or not self.rows:
+        if not self.rows:
             return True
         capacity = max(handle.num_tokens, *(row.handle.num_tokens for row in self.rows))
         num_rows = len(self.rows) + 1

@@ -12,9 +12,10 @@ import torch
 from contract import prompt_of
 
 from foreword import Backbone, Prefix, SoftPrompt
-from foreword.engine import Engine, EngineLimits
+from foreword.engine import Engine
 from foreword.errors import BusyError, InputError
 from foreword.request import Handle, PromptSource, Request
+from foreword.rows import EngineLimits
 from foreword.sampling import Sampling
 
 FAMILIES = ["llama", "mistral", "gemma3", "gpt2", "qwen3", "deepseek_v3", "llama4", "gemma3n"]
@@ -392,6 +393,17 @@ def test_a_full_queue_refuses() -> None:
         engine.submit(request(None, ids_of(4)))
     with pytest.raises(BusyError, match="2 requests wait"):
         engine.submit(request(None, ids_of(4)))
+
+
+def test_a_cancelled_request_leaves_the_queue_at_once() -> None:
+    engine = engine_of(max_waiting=2, max_rows=1)
+    engine.submit(request(None, ids_of(4), 50))
+    engine.step()
+    first, second = (engine.submit(request(None, ids_of(4))) for _ in range(2))
+    second.cancel()
+    engine.step()
+    assert second.finish_reason == "cancelled" and first.finish_reason is None
+    engine.submit(request(None, ids_of(4)))
 
 
 def test_memory_for_slots_bounds_the_batch() -> None:

@@ -106,6 +106,7 @@ def test_several_answers_are_drawn_each_by_its_own_seed(world: World) -> None:
     texts = [choice.text for choice in first.choices]
     assert texts == [choice.text for choice in again.choices] and len(set(texts)) > 1
     assert [choice.index for choice in first.choices] == [0, 1, 2]
+    assert first.usage is not None and first.usage.prompt_tokens == 2
 
 
 def test_a_list_of_prompts_gives_an_answer_to_each(world: World) -> None:
@@ -115,6 +116,7 @@ def test_a_list_of_prompts_gives_an_answer_to_each(world: World) -> None:
     ids = serving.TOKENIZER("hi")["input_ids"]
     by_ids = world.client.completions.create(model="b", prompt=[ids, ids], **GREEDY)
     assert [choice.text for choice in by_ids.choices] == [found[0]] * 2
+    assert by_ids.usage is not None and by_ids.usage.prompt_tokens == 2 * len(ids)
 
 
 def test_a_stop_string_ends_the_answer_before_it(world: World) -> None:
@@ -285,6 +287,7 @@ def test_what_cannot_be_served_is_refused_with_a_reason(
             {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]},
             "image_url",
         ),
+        ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "needs text"),
         ({"tools": []}, "tools"),
         ({"top_logprobs": 3}, "logprobs"),
     ],
@@ -305,8 +308,20 @@ def test_the_official_client_raises_its_own_errors(world: World) -> None:
         world.client.completions.create(model="a", prompt="hi", max_tokens=10**6)
 
 
-@pytest.mark.parametrize("body", [b"", b"{", b"\xff", b"[" * 100_000, b"NaN", b'"x"'])
+SURROGATE = b'{"model": "a", "prompt": "\\ud800"}'
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"\xff", b"[" * 100_000, b"NaN", b'"x"', SURROGATE])
 def test_a_body_that_is_no_json_is_refused(world: World, body: bytes) -> None:
+    kind = {"content-type": "application/json"}
+    assert world.http.post("/v1/completions", content=body, headers=kind).status_code == 400
+
+
+@pytest.mark.parametrize("depth", [100, 900, 5000])
+def test_a_schema_that_is_nested_too_deeply_is_refused(world: World, depth: int) -> None:
+    schema = '{"not":' * depth + "{}" + "}" * depth
+    form = '{"type":"json_schema","json_schema":{"name":"x","schema":' + schema + "}}"
+    body = '{"model":"a","prompt":"hi","response_format":' + form + "}"
     kind = {"content-type": "application/json"}
     assert world.http.post("/v1/completions", content=body, headers=kind).status_code == 400
 

@@ -13,7 +13,7 @@ import httpx
 import pytest
 from serving import config, expected, fill, running, tiny_backbone
 
-from foreword.server.app import PAGE, PAGE_KINDS
+from foreword.server.handlers import PAGE, PAGE_KINDS
 from foreword.server.run import Server
 from foreword.store import Store
 

@@ -13,8 +13,8 @@ ORDER = [
     "errors", "releases", "config", "store", "row_files", "data", "encoding", "home_commands",
     "gguf_files", "models", "artifact", "prompt", "initializers", "capabilities", "identity",
     "layout", "prefix", "caches", "arguments", "generation", "backbone", "loss", "training", "chat",
-    "evaluation", "doctor", "sampling", "slots", "states", "request", "alone", "engine", "server",
-    "cli",
+    "evaluation", "doctor", "sampling", "slots", "states", "request", "alone", "rows",
+    "engine", "server", "cli",
 ]  # fmt: skip
 
 

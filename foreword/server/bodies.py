@@ -19,9 +19,12 @@ class Tokenizer(Protocol):
         """Return the text of ids."""
 
 
-def usage(answers: Sequence[Answer]) -> dict[str, Any]:
-    """Return the tokens of a call; virtual tokens and reused ones are counted apart."""
-    once = {answer.handle.request.ids: answer for answer in answers}.values()
+def usage(answers: Sequence[Answer], copies: int) -> dict[str, Any]:
+    """Return the tokens of a call; virtual tokens and reused ones are counted apart.
+
+    Of `copies` answers to one prompt, its tokens count once.
+    """
+    once = answers[::copies]
     given = sum(len(answer.handle.request.ids) for answer in once)
     new = sum(answer.num_tokens for answer in answers)
     prompts = [answer.handle.request.prompt for answer in once]
@@ -41,8 +44,8 @@ class ChatWords:
 
     prefix, whole, part = "chatcmpl-", "chat.completion", "chat.completion.chunk"
 
-    def __init__(self, model: str, tokenizer: Tokenizer) -> None:
-        self.tokenizer = tokenizer
+    def __init__(self, model: str, tokenizer: Tokenizer, copies: int) -> None:
+        self.tokenizer, self.copies = tokenizer, copies
         self.head = {
             "id": self.prefix + uuid.uuid4().hex,
             "created": int(time.time()),
@@ -74,7 +77,12 @@ class ChatWords:
 
     def usage_chunk(self, answers: Sequence[Answer]) -> dict[str, Any]:
         """Return the last chunk of a stream that tells its usage."""
-        return {**self.head, "object": self.part, "choices": [], "usage": usage(answers)}
+        return {
+            **self.head,
+            "object": self.part,
+            "choices": [],
+            "usage": usage(answers, self.copies),
+        }
 
     def body(
         self, answers: Sequence[Answer], pieces: Sequence[Piece], logprobs: bool
@@ -93,7 +101,12 @@ class ChatWords:
                     "finish_reason": answer.finish_reason,
                 }
             )
-        return {**self.head, "object": self.whole, "choices": choices, "usage": usage(answers)}
+        return {
+            **self.head,
+            "object": self.whole,
+            "choices": choices,
+            "usage": usage(answers, self.copies),
+        }
 
     def _logprobs(self, choices: Sequence[Choice]) -> dict[str, Any]:
         return {
@@ -115,8 +128,10 @@ class CompletionWords:
 
     prefix, whole = "cmpl-", "text_completion"
 
-    def __init__(self, model: str, tokenizer: Tokenizer, echoed: Sequence[str] | None) -> None:
-        self.tokenizer, self.echoed = tokenizer, echoed
+    def __init__(
+        self, model: str, tokenizer: Tokenizer, copies: int, echoed: Sequence[str] | None
+    ) -> None:
+        self.tokenizer, self.copies, self.echoed = tokenizer, copies, echoed
         self.head = {
             "id": self.prefix + uuid.uuid4().hex,
             "object": self.whole,
@@ -140,7 +155,7 @@ class CompletionWords:
 
     def usage_chunk(self, answers: Sequence[Answer]) -> dict[str, Any]:
         """Return the last chunk of a stream that tells its usage."""
-        return {**self.head, "choices": [], "usage": usage(answers)}
+        return {**self.head, "choices": [], "usage": usage(answers, self.copies)}
 
     def body(
         self, answers: Sequence[Answer], pieces: Sequence[Piece], logprobs: bool
@@ -154,7 +169,7 @@ class CompletionWords:
             text += "".join(piece.text for piece in own)
             found = self._logprobs(answer, chosen, self.echoed is not None) if logprobs else None
             choices.append(self._choice(answer, text, found))
-        return {**self.head, "choices": choices, "usage": usage(answers)}
+        return {**self.head, "choices": choices, "usage": usage(answers, self.copies)}
 
     def _choice(self, answer: Answer, text: str, logprobs: dict[str, Any] | None) -> dict[str, Any]:
         return {

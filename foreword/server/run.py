@@ -14,8 +14,9 @@ import uvicorn
 
 from foreword.backbone import Backbone
 from foreword.config import ServeConfig
-from foreword.engine import Engine, EngineLimits
+from foreword.engine import Engine
 from foreword.errors import InputError
+from foreword.rows import EngineLimits
 from foreword.server.app import create_app
 from foreword.server.catalog import Catalog
 from foreword.server.gate import LOOPBACK, Gate

@@ -4,6 +4,7 @@ In: JSON bodies. Out: checked requests, and their sampling settings. A field tha
 answer and is not supported is an error, never ignored; fields that cannot change one are taken.
 """
 
+import json
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
@@ -21,6 +22,21 @@ class Strict(BaseModel):
     """A body without unknown fields and without NaN."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+
+class Body(Strict):
+    """A whole body, whose strings are all text: JSON can escape half a character."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_text(cls, data: Any) -> Any:
+        try:
+            json.dumps(data, ensure_ascii=False, default=str).encode()
+        except UnicodeEncodeError:
+            raise ValueError("half a surrogate pair is no text") from None
+        except RecursionError:
+            raise ValueError("nested too deeply") from None
+        return data
 
 
 class StreamOptions(Strict):
@@ -59,7 +75,7 @@ class ResponseFormat(Strict):
         return {"type": "object"} if self.type == "json_object" else None
 
 
-class Common(Strict):
+class Common(Body):
     """What chat and plain completions share."""
 
     model: ModelName
@@ -125,6 +141,12 @@ class Part(Strict):
     input_audio: Any = None
     file: Any = None
 
+    @model_validator(mode="after")
+    def _has_text(self) -> "Part":
+        if self.type == "text" and self.text is None:
+            raise ValueError("a part of type 'text' needs text")
+        return self
+
 
 class Message(Strict):
     """One turn."""
@@ -186,7 +208,7 @@ class CompletionRequest(Common):
         return list(self.prompt)  # type: ignore[arg-type]
 
 
-class TokenizeRequest(Strict):
+class TokenizeRequest(Body):
     """`POST /tokenize`: a text or messages, as the model's prompt would encode them."""
 
     model: ModelName
@@ -200,7 +222,7 @@ class TokenizeRequest(Strict):
         return self
 
 
-class NameRequest(Strict):
+class NameRequest(Body):
     """`POST /v1/load_soft_prompt` and `/v1/unload_soft_prompt`: a name of the store."""
 
     name: ModelName
