@@ -150,6 +150,15 @@ class Backbone:
         embedded: Tensor = self.model.get_input_embeddings()(input_ids.to(self.device))
         return embedded * self._embedding_scale if self._embedding_scale != 1 else embedded
 
+    def check(self, prompt: SoftPrompt) -> None:
+        """Refuse a prompt that was made for another base model, without any arithmetic.
+
+        Raises:
+            MismatchError: names both models.
+        """
+        _check_kind(prompt)
+        self._check_base(prompt)
+
     def compile(self, prompt: SoftPrompt | Prefix) -> Prefix:
         """Compute a prompt's prefix: what the model's cache holds after its virtual tokens.
 
@@ -162,8 +171,7 @@ class Backbone:
         """
         if isinstance(prompt, Prefix):
             return prompt
-        _check_kind(prompt)
-        self._check_base(prompt)
+        self.check(prompt)
         key = prompt.content_hash
         with self._lock:
             if key in self._compiled:

@@ -4,9 +4,11 @@
     ├── InputError           the caller's data, file or argument is wrong
     │   ├── DataError        a row or a data file: names file and line
     │   ├── ArtifactError    a prompt directory: truncated, hostile, not a soft prompt
+    │   ├── NotFoundError    no prompt or version of that name
     │   └── MismatchError    a prompt and a base model that do not belong together
     ├── UnsupportedError     a combination that would not be exact: refused by name
     ├── DependencyError      a missing extra or a release outside the tested range
+    ├── BusyError            as many requests wait as may: come back later
     ├── StorageError         no space, no permission: says what was kept and where
     └── TrainingError        the run cannot go on: no gradient, a process of it that died
         └── DivergedError    a loss or a gradient that is not finite
@@ -41,6 +43,12 @@ class ArtifactError(InputError):
     """A directory does not hold a readable soft prompt."""
 
 
+class NotFoundError(InputError):
+    """No prompt, or no version of it, goes by the name that was given."""
+
+    http_status = 404
+
+
 class MismatchError(InputError):
     """A prompt, a cache or a tensor belongs to another base model or to another prompt."""
 
@@ -56,6 +64,12 @@ class DependencyError(ForewordError):
     """A package is missing or its release is outside the tested range."""
 
     exit_code = 4
+
+
+class BusyError(ForewordError):
+    """As many requests wait as may; the same request will be served later."""
+
+    http_status = 503
 
 
 class StorageError(ForewordError):

@@ -10,13 +10,14 @@ import foreword
 PACKAGE = Path(foreword.__file__).parent
 # A module imports only modules before it.
 ORDER = [
-    "errors", "releases", "config", "row_files", "parts", "turns", "data", "encoding",
+    "errors", "releases", "config", "store", "row_files", "parts", "turns", "data", "encoding",
     "home_commands", "gguf_files", "models", "artifact", "states", "prompt", "initializers",
     "encoders", "capabilities", "identity", "layout", "placeholders", "media", "prefix", "caches",
     "recurrent", "arguments", "generation", "seq2seq", "seq2seq_generation", "proof", "media_proof",
     "quantized", "processors", "loading", "backbone", "recomputation", "sharding", "guards", "loss",
     "train_state", "preparation", "distributed", "passes", "validation", "run", "memory",
-    "training", "curves", "chat", "evaluation", "doctor", "cli",
+    "training", "curves", "chat", "evaluation", "doctor", "sampling", "slots", "state_cache",
+    "request", "alone", "rows", "engine", "server", "cli",
 ]  # fmt: skip
 
 

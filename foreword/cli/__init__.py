@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 
 import foreword
-from foreword.cli import chat, doctor, evaluate, generate, show, train
+from foreword.cli import chat, doctor, evaluate, generate, prompts, serve, show, train
 from foreword.errors import ForewordError
 
 app = typer.Typer(
@@ -28,6 +28,8 @@ app.command("chat")(chat.command)
 app.command("eval")(evaluate.command)
 app.command("show")(show.command)
 app.command("doctor")(doctor.command)
+app.command("serve")(serve.command)
+app.add_typer(prompts.app, name="prompts")
 
 
 def _print_version(is_asked: bool) -> None:
