@@ -100,7 +100,10 @@ class Backbone:
             dtype = torch.float32
         try:
             tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
-            config = kwargs.get("config") or AutoConfig.from_pretrained(source, revision=revision)
+            trust = {name: kwargs[name] for name in ("trust_remote_code",) if name in kwargs}
+            config = kwargs.get("config") or AutoConfig.from_pretrained(
+                source, revision=revision, **trust
+            )
             kind = _model_class(config)
             loaded = kind.from_pretrained(source, dtype=dtype, revision=revision, **kwargs)
         except (OSError, ValueError) as error:
