@@ -181,6 +181,9 @@ def test_eager_attention_and_what_it_shows(family: str, form: str) -> None:
     is_encoded = family in TEXT and form == "embeddings"
     if family in TEXT:
         assert output.encoder_hidden_states[0].shape[1] == 11 + 5 * is_encoded
+    if not output.decoder_attentions[1]:  # older releases show none of a T5's
+        return
+    if family in TEXT:
         assert output.encoder_attentions[0].shape[-1] == 11 + 5 * is_encoded
     # The decoder's attentions keep the columns of virtual tokens, first.
     assert output.decoder_attentions[1][0].shape[-1] == 2 + 5 * (not is_encoded)
