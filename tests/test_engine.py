@@ -19,8 +19,6 @@ from foreword.request import Handle, PromptSource, Request
 from foreword.rows import EngineLimits
 from foreword.sampling import Sampling
 
-FAMILIES = ["llama", "mistral", "gemma3", "gpt2", "qwen3", "deepseek_v3", "llama4", "gemma3n"]
-
 
 def ids_of(length: int, seed: int = 2) -> tuple[int, ...]:
     return tuple(tiny_models.ids(length, seed).tolist())
@@ -48,7 +46,7 @@ def is_empty(engine: Engine) -> bool:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", tiny_models.FAMILIES)
 def test_requests_that_join_and_leave_at_any_step_get_the_oracles_ids(family: str) -> None:
     chance = random.Random(family)
     engine = engine_of(family, max_rows=5, chunk_tokens=8)

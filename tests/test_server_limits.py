@@ -19,9 +19,11 @@ import pytest
 import serving
 import torch
 from serving import config, expected, fill, running, tiny_backbone, tiny_prompt
+from typer.testing import CliRunner
 
 from foreword import Backbone, SoftPrompt
-from foreword.errors import InputError
+from foreword.cli import app
+from foreword.errors import DependencyError, InputError
 from foreword.server import run
 from foreword.server.gate import ADMIN, OPEN
 from foreword.server.run import Server
@@ -117,6 +119,15 @@ def test_an_open_address_without_a_key_is_warned_of() -> None:
     assert "set a key" in run.warnings_for(config(host="0.0.0.0"), None)[0]
     assert not run.warnings_for(config(host="0.0.0.0"), "key")
     assert not run.warnings_for(config(), None)
+
+
+def test_a_missing_extra_names_its_installation(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    monkeypatch.delitem(sys.modules, "foreword.server.run")
+    monkeypatch.delattr("foreword.server.run")
+    result = CliRunner().invoke(app, ["serve", "tiny"])
+    assert isinstance(result.exception, DependencyError)
+    assert "pip install 'foreword[serve]'" in str(result.exception)
 
 
 # Prompts that come and go -----------------------------------------------------------------------
