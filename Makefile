@@ -64,6 +64,7 @@ docs: $(VENV)/installed
 	$(BIN)/python docs/make_cli.py
 	$(BIN)/python docs/make_systems.py
 	$(BIN)/python tests/contract_table.py
+	$(BIN)/python tests/media_table.py
 
 clean:
 	rm -rf $(VENV) $(VENV)-oldest $(VENV)-quantized .pytest_cache .mypy_cache .ruff_cache
