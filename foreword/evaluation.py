@@ -11,8 +11,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from foreword import chat
 from foreword.backbone import Backbone
 from foreword.chat import Answer, Text
@@ -130,15 +128,3 @@ def read_as(backbone: Backbone, system: System, prompt: Text) -> Text:
         return turns
     rest = [turn for turn in turns if turn["role"] != "system"]
     return [{"role": "system", "content": system.instruction}, *rest]
-
-
-def nearest_tokens(backbone: Backbone, prompt: SoftPrompt) -> list[str]:
-    """Return, for each virtual token of an embedding prompt, the vocabulary token of the closest
-    direction.
-    """
-    if backbone.tokenizer is None:
-        raise InputError("naming tokens needs a tokenizer; give the backbone one")
-    table = backbone.embed(torch.arange(backbone.capabilities.vocab_size)).float()
-    directions = torch.nn.functional.normalize(table, dim=1)
-    own = torch.nn.functional.normalize(prompt.embeddings.to(table), dim=1)
-    return [repr(backbone.tokenizer.decode([i])) for i in (own @ directions.T).argmax(1).tolist()]

@@ -117,14 +117,37 @@ def test_eval_compares_bare_model_instruction_and_prompt(trained: str, data: str
 def test_show_says_what_a_prompt_is(trained: str, model: str) -> None:
     facts = json.loads(invoke("show", "--prompt", trained, "--json"))
     assert facts["base"] == model and facts["virtual tokens"] == 4 and facts["step"] in (2, 4)
+    assert "no token space" in facts["nearest tokens"] and len(facts["layer norms"]) == 3
+    assert json.loads(invoke("show", trained, "--json")) == facts
 
 
 def test_show_names_the_nearest_tokens(model: str, data: str, tmp_path: Path) -> None:
-    output = str(tmp_path / "prompt")
+    output, png = str(tmp_path / "prompt"), tmp_path / "prompt.png"
     invoke(
         "train", "--model", model, "--data", data, "--output", output, *FAST, "--form", "embeddings"
     )
-    assert "nearest tokens" in invoke("show", "--prompt", output, "--model", model)
+    arguments = ["show", output, "--model", model, "--with", output, "--input", "hi"]
+    said = invoke(*arguments, "--png", str(png))
+    assert "nearest by cosine" in said and "norms of the table" in said
+    assert "the token in its place 1.000" in said and "attention received: " in said
+    assert png.read_bytes().startswith(b"\x89PNG")
+    facts = json.loads(invoke(*arguments, "--json", "--nearest", "2"))
+    assert [len(one["by_dot"]) for one in facts["nearest tokens"]] == [2] * 4
+    paid = facts["attention"]["mean of tokens"]
+    assert len(paid) == 3 and all(0 < sum(layer) < 1 for layer in paid)
+
+
+def test_show_compares_forms_where_a_model_compiles_them(  # type: ignore[no-untyped-def]
+    monkeypatch, capsys, trained: str, model: str, data: str, tmp_path: Path
+) -> None:
+    other = str(tmp_path / "other")
+    invoke(
+        "train", "--model", model, "--data", data, "--output", other, *FAST, "--form", "embeddings"
+    )
+    said = fails(monkeypatch, capsys, "show", trained, "--with", other)
+    assert "different forms" in said and "--model" in said
+    said = invoke("show", trained, "--with", other, "--model", model)
+    assert "compiled to prefixes" in said
 
 
 def test_chat_switches_between_base_and_prompt(trained: str) -> None:

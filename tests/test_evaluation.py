@@ -5,9 +5,9 @@ import tiny_models
 import torch
 from tiny_tokenizer import tiny_tokenizer
 
-from foreword import Backbone, EncodingConfig, Example, SoftPrompt
+from foreword import Backbone, EncodingConfig, Example
 from foreword.errors import InputError
-from foreword.evaluation import System, evaluate, nearest_tokens, read_as, same_json
+from foreword.evaluation import System, evaluate, read_as, same_json
 
 EXAMPLES = [Example("a", "b", "rows:1"), Example("b", "a", "rows:2")]
 
@@ -45,10 +45,3 @@ def test_an_instruction_is_the_system_turn() -> None:
 def test_json_is_compared_by_meaning() -> None:
     assert same_json('{"a": 1, "b": 2}', '{"b":2,"a":1}')
     assert not same_json("{", "{}")
-
-
-def test_nearest_tokens_of_embedded_text_are_its_tokens() -> None:
-    model = backbone()
-    ids = torch.tensor([5, 9, 7])
-    named = nearest_tokens(model, SoftPrompt.from_embeddings(model.embed(ids)))
-    assert named == [repr(model.tokenizer.decode([i])) for i in ids.tolist()]

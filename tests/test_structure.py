@@ -13,7 +13,8 @@ ORDER = [
     "errors", "releases", "config", "row_files", "data", "encoding", "home_commands", "gguf_files",
     "models", "artifact", "states", "prompt", "initializers", "capabilities", "identity", "layout",
     "media", "prefix", "caches", "recurrent", "arguments", "generation", "proof", "media_proof",
-    "quantized", "backbone", "loss", "training", "chat", "evaluation", "doctor", "cli",
+    "quantized", "backbone", "loss", "training", "chat", "evaluation",
+    "inspection", "plots", "doctor", "cli",
 ]  # fmt: skip
 
 
