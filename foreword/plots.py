@@ -9,9 +9,15 @@ import importlib.util
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from foreword.errors import DependencyError, InputError, StorageError
+
+if TYPE_CHECKING:
+    from foreword.evaluation import Evaluation
+    from foreword.metrics import Metric
+
+COLORS = ("#3b6ea5", "#8a8a8a")  # of prompts, and of what they are compared with
 
 
 @dataclass(frozen=True)
@@ -47,6 +53,29 @@ def check(path: str) -> None:
         raise InputError(f"expected the name of a .png file, got {path!r}")
     if not Path(path).absolute().parent.is_dir():
         raise InputError(f"{path}: there is no such folder; make it first")
+
+
+def draw_scores(path: str, results: "Sequence[Evaluation]", metrics: "Sequence[Metric]") -> None:
+    """Draw a panel for each metric: a bar for each subject with its interval."""
+    figure = _figure(path, (1.5 + 3.2 * len(metrics), 1.2 + 0.45 * len(results)))
+    names = [result.subject.name for result in results]
+    colors = [COLORS[result.subject.prompt is None] for result in results]
+    panels = figure.subplots(1, len(metrics), sharey=True, squeeze=False)[0]
+    for panel, metric in zip(panels, metrics, strict=True):
+        scale = 100 if metric.is_share else 1
+        scores = [result.scores[metric.name] for result in results]
+        # Labels by position: two subjects may end alike once they are shortened.
+        panel.barh(range(len(names)), [scale * s.value for s in scores], color=colors)
+        for row, score in enumerate(scores):
+            if score.has_interval:
+                ends = [scale * score.low, scale * score.high]
+                panel.plot(ends, [row, row], color="black", linewidth=1.2)
+        unit = "%" if metric.is_share else "nats"
+        better = ", less is better" if metric.is_better_low else ""
+        panel.set_xlabel(f"{metric.name} ({unit}{better})")
+        panel.set_yticks(range(len(names)), [name[-32:] for name in names])
+    panels[0].invert_yaxis()
+    _save(figure, path)
 
 
 def draw_panels(path: str, panels: Sequence[Panel]) -> None:

@@ -1,47 +1,132 @@
-"""Evaluation: scores, instructions as system turns, nearest tokens."""
+"""Evaluation: answers and losses beside the oracle, instructions as turns, forgetting."""
 
+from typing import Any
+
+import oracle
 import pytest
 import tiny_models
 import torch
 from tiny_tokenizer import tiny_tokenizer
 
-from foreword import Backbone, EncodingConfig, Example
-from foreword.errors import InputError
-from foreword.evaluation import System, evaluate, read_as, same_json
+from foreword import Backbone, EncodingConfig, Example, SoftPrompt
+from foreword.config import EvalConfig, ResamplingConfig
+from foreword.errors import DataError, InputError
+from foreword.evaluation import Subject, evaluate, forgetting, read_as, unrelated_text
+from foreword.metrics import METRICS, row_metric
 
-EXAMPLES = [Example("a", "b", "rows:1"), Example("b", "a", "rows:2")]
+EXAMPLES = [
+    Example("a", "bc", "rows:1"),
+    Example("bit", "a", "rows:2"),
+    Example("cc", "hello", "rows:3"),
+]
+PLAIN = EncodingConfig(row_template="{prompt}")
+FAST = ResamplingConfig(num_resamples=50)
+SHORT = EvalConfig(batch_size=2, max_new_tokens=3)
 
 
-def backbone() -> Backbone:
+def backbone(**changes: Any) -> Backbone:
     tokenizer = tiny_tokenizer()
-    model = tiny_models.build("llama", dtype=torch.float32, vocab_size=len(tokenizer))
+    model = tiny_models.build("llama", vocab_size=len(tokenizer), **changes)
     return Backbone(model, tokenizer)
 
 
+def soft_prompt(model: Backbone, num_virtual: int = 4) -> SoftPrompt:
+    generator = torch.Generator().manual_seed(3)
+    rows = torch.randn(num_virtual, 32, generator=generator, dtype=torch.float64)
+    return SoftPrompt.from_embeddings(rows * 0.3)
+
+
+def slow_loss(model: Backbone, prompt: SoftPrompt | None, ids: list[int], num_labels: int) -> float:
+    logits = oracle.row_logits(model.model, prompt, torch.tensor(ids))[:-1]
+    labels = torch.tensor(ids[1:])
+    losses = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
+    return losses[-num_labels:].sum().item()
+
+
 def test_scores_count_the_answers_that_match() -> None:
-    plain = System("bare", encoding=EncodingConfig(row_template="{prompt}"))
-    always = {"always": lambda answer, expected: True, "never": lambda answer, expected: False}
+    always = row_metric("always", lambda answer, expected: True)
     seen = []
     result = evaluate(
-        backbone(), plain, EXAMPLES, always, on_answer=lambda: seen.append(1), max_new_tokens=3
-    )
-    assert result.scores == {"always": 1.0, "never": 0.0}
-    assert len(result.answers) == len(seen) == 2
+        backbone(), Subject("bare", encoding=PLAIN), EXAMPLES, [always], SHORT, FAST,
+        on_answer=lambda: seen.append(1),
+    )  # fmt: skip
+    assert result.scores["always"].value == 1.0
+    assert len(result.answers) == len(result.outcomes) == len(seen) == 3
+
+
+def test_answers_and_losses_are_the_oracles() -> None:
+    model = backbone()
+    prompt = soft_prompt(model)
+    subject = Subject("soft prompt", prompt, encoding=PLAIN)
+    result = evaluate(model, subject, EXAMPLES, config=SHORT, resampling=FAST)
+    ends = [model.tokenizer.eos_token_id]
+    for example, outcome in zip(EXAMPLES, result.outcomes, strict=True):
+        ids, labels = (
+            list(model.tokenizer(t).input_ids) for t in (example.prompt, outcome.expected)
+        )
+        new = oracle.greedy(model.model, prompt, torch.tensor(ids), 3)
+        assert outcome.answer == model.tokenizer.decode(new, skip_special_tokens=True)
+        loss = slow_loss(model, prompt, [*ids, *labels, *ends], len(labels) + 1)
+        assert outcome.loss == pytest.approx(loss, abs=1e-9)
+        assert outcome.num_labels == len(labels) + 1
+
+
+def test_the_loss_alone_generates_nothing() -> None:
+    found = evaluate(backbone(), Subject("bare"), EXAMPLES, [METRICS["loss"]], SHORT, FAST)
+    assert found.answers == () and found.scores["loss"].value > 0
 
 
 def test_no_examples_is_an_error() -> None:
     with pytest.raises(InputError, match="at least one"):
-        evaluate(backbone(), System("bare"), [])
+        evaluate(backbone(), Subject("bare"), [])
+
+
+def test_a_row_that_does_not_fit_behind_a_prompt_is_named() -> None:
+    model = backbone(max_position_embeddings=16)
+    long = [Example("x" * 12, "y", "rows.jsonl:7")]
+    assert evaluate(model, Subject("bare", encoding=PLAIN), long, [METRICS["loss"]]).outcomes
+    with pytest.raises(DataError, match=r"rows.jsonl:7: expected at most 12 tokens for mine, got"):
+        evaluate(model, Subject("mine", soft_prompt(model), encoding=PLAIN), long)
+
+
+def test_the_length_of_training_rows_does_not_bind_evaluation() -> None:
+    short = EncodingConfig(row_template="{prompt}", max_length=2)
+    found = evaluate(backbone(), Subject("x", encoding=short), EXAMPLES, [METRICS["loss"]])
+    assert [outcome.num_labels for outcome in found.outcomes] == [3, 2, 6]
 
 
 def test_an_instruction_is_the_system_turn() -> None:
-    turns = read_as(backbone(), System("x", instruction="Be brief."), "hi")
+    turns = read_as(backbone(), Subject("x", instruction="Be brief."), "hi")
     assert turns == [
         {"role": "system", "content": "Be brief."},
         {"role": "user", "content": "hi"},
     ]
 
 
-def test_json_is_compared_by_meaning() -> None:
-    assert same_json('{"a": 1, "b": 2}', '{"b":2,"a":1}')
-    assert not same_json("{", "{}")
+def test_forgetting_is_the_change_of_the_oracles_loss() -> None:
+    model = backbone()
+    prompt = soft_prompt(model)
+    text = "The river rises in the hills. " * 10
+    found = forgetting(model, prompt, text, resampling=FAST)
+    ids = list(model.tokenizer(text).input_ids)
+    parts = [ids[start : start + 128] for start in range(0, len(ids), 128)]
+    count = len(ids) - len(parts)
+    for score, one in ((found.without, None), (found.behind, prompt)):
+        slow = sum(slow_loss(model, one, part, len(part) - 1) for part in parts) / count
+        assert score.value == pytest.approx(slow, abs=1e-9)
+    assert found.change.value == pytest.approx(found.behind.value - found.without.value)
+    assert found.change.has_interval and len(parts) == 3
+
+
+def test_a_prompt_that_says_nothing_forgets_nothing() -> None:
+    model = backbone()
+    empty = model.compile(soft_prompt(model))
+    same = forgetting(model, empty, unrelated_text()[:300], resampling=FAST)
+    again = forgetting(model, empty, unrelated_text()[:300], resampling=FAST)
+    assert same.change.value == again.change.value
+    with pytest.raises(InputError, match="at least 2 tokens"):
+        forgetting(model, empty, "a")
+
+
+def test_the_text_that_comes_along_is_long_enough_to_tell() -> None:
+    assert len(unrelated_text().split()) > 900

@@ -13,7 +13,7 @@ ORDER = [
     "errors", "releases", "config", "row_files", "data", "encoding", "home_commands", "gguf_files",
     "models", "artifact", "states", "prompt", "initializers", "capabilities", "identity", "layout",
     "media", "prefix", "caches", "recurrent", "arguments", "generation", "proof", "media_proof",
-    "quantized", "backbone", "loss", "training", "chat", "evaluation",
+    "quantized", "backbone", "loss", "training", "chat", "metrics", "scores", "evaluation",
     "inspection", "plots", "doctor", "cli",
 ]  # fmt: skip
 
