@@ -70,18 +70,33 @@ def answers(
         part = texts[start : start + batch_size]
         rows = [encode(backbone, text, config) for text in part]
         ends = end_tokens(backbone, part[0], config)
-        ids, mask = _left_padded(rows, padding_id(backbone))
-        output = backbone.generate(
-            prefix,
-            ids.to(backbone.device),
-            mask.to(backbone.device),
-            max_new_tokens=max_new_tokens,
-            eos_token_id=ends,
-            pad_token_id=padding_id(backbone),
-            **({"do_sample": False} | options),
+        yield from answer_rows(
+            backbone, prefix, rows, ends, max_new_tokens=max_new_tokens, **options
         )
-        for row in output[:, ids.shape[1] :].tolist():
-            yield _answer(backbone, row, ends)
+
+
+def answer_rows(
+    backbone: Backbone,
+    prefix: Prefix | None,
+    rows: list[list[int]],
+    ends: list[int],
+    *,
+    max_new_tokens: int,
+    **options: Any,
+) -> Iterator[Answer]:
+    """Answer rows of ids in one left-padded batch; an answer ends before the first of `ends`."""
+    ids, mask = _left_padded(rows, padding_id(backbone))
+    output = backbone.generate(
+        prefix,
+        ids.to(backbone.device),
+        mask.to(backbone.device),
+        max_new_tokens=max_new_tokens,
+        eos_token_id=ends,
+        pad_token_id=padding_id(backbone),
+        **({"do_sample": False} | options),
+    )
+    for row in output[:, ids.shape[1] :].tolist():
+        yield _answer(backbone, row, ends)
 
 
 def stream(

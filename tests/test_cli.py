@@ -193,6 +193,12 @@ def test_a_picture_needs_its_extra(  # type: ignore[no-untyped-def]
     assert "pip install 'foreword[plots]'" in fails(monkeypatch, capsys, *arguments)
 
 
+def test_the_harness_needs_its_extra(monkeypatch, capsys) -> None:  # type: ignore[no-untyped-def]
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    said = fails(monkeypatch, capsys, "lm-eval", "--tasks", "none")
+    assert "pip install 'foreword[lm-eval]'" in said
+
+
 def test_show_says_what_a_prompt_is(trained: str, model: str) -> None:
     facts = json.loads(invoke("show", "--prompt", trained, "--json"))
     assert facts["base"] == model and facts["virtual tokens"] == 4 and facts["step"] in (2, 4)

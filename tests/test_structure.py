@@ -14,7 +14,7 @@ ORDER = [
     "models", "artifact", "states", "prompt", "initializers", "capabilities", "identity", "layout",
     "media", "prefix", "caches", "recurrent", "arguments", "generation", "proof", "media_proof",
     "quantized", "backbone", "loss", "training", "chat", "metrics", "scores", "evaluation",
-    "inspection", "plots", "doctor", "cli",
+    "inspection", "plots", "harness", "doctor", "cli",
 ]  # fmt: skip
 
 
