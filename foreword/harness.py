@@ -74,13 +74,15 @@ class ForewordLM(TemplateLM):
             raise InputError(f"encoding must be raw or own, got {encoding!r}")
         if not str(batch_size).isdigit() or int(batch_size) < 1:
             raise InputError(f"batch_size must be a number of rows, got {batch_size!r}")
+        precision = dtype if dtype == "auto" else getattr(torch, dtype, None)
+        if not isinstance(precision, str | torch.dtype):
+            raise InputError(f"dtype must be auto or one of torch's, as float32, got {dtype!r}")
         self.prompt = SoftPrompt.load(prompt) if prompt else None
         known = (self.prompt.facts.get("base") or {}) if self.prompt else {}
         name = base or known.get("name")
         if not name:
             raise InputError("which model? give base=MODEL; the prompt does not name its base")
         revision = None if base else known.get("revision")
-        precision = dtype if dtype == "auto" else getattr(torch, dtype)
         # The harness's command line names the first CUDA device unless it is told otherwise.
         is_there = device and (torch.cuda.is_available() or not device.startswith("cuda"))
         self.backbone = Backbone.load(

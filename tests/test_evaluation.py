@@ -1,5 +1,8 @@
 """Evaluation: answers and losses beside the oracle, instructions as turns, forgetting."""
 
+import json
+import re
+from pathlib import Path
 from typing import Any
 
 import oracle
@@ -130,3 +133,17 @@ def test_a_prompt_that_says_nothing_forgets_nothing() -> None:
 
 def test_the_text_that_comes_along_is_long_enough_to_tell() -> None:
     assert len(unrelated_text().split()) > 900
+
+
+def test_the_page_on_evaluation_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = Path(__file__).parents[1] / "docs" / "evaluation.md"
+    (code,) = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+    rows = [{"prompt": e.prompt, "completion": e.completion} for e in EXAMPLES]
+    (tmp_path / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    monkeypatch.chdir(tmp_path)
+    model = backbone()
+    exec(code, {"backbone": model, "prompt": soft_prompt(model)})
+    value, low, high, _ = capsys.readouterr().out.split()
+    assert float(low) <= float(value) <= float(high)

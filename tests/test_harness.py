@@ -214,6 +214,8 @@ def test_wrong_arguments_are_named() -> None:
         ForewordLM(encoding="chat")
     with pytest.raises(InputError, match="number of rows, got 'auto'"):
         ForewordLM(batch_size="auto")
+    with pytest.raises(InputError, match="one of torch's, as float32, got 'nn'"):
+        ForewordLM(dtype="nn")
     with pytest.raises(InputError, match="base=MODEL"):
         ForewordLM()
 
