@@ -54,6 +54,7 @@ check: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python docs/make_cli.py --check
+	$(BIN)/python docs/make_systems.py --check
 
 format: $(VENV)/installed
 	$(BIN)/ruff format .
@@ -61,6 +62,7 @@ format: $(VENV)/installed
 
 docs: $(VENV)/installed
 	$(BIN)/python docs/make_cli.py
+	$(BIN)/python docs/make_systems.py
 	$(BIN)/python tests/contract_table.py
 
 clean:

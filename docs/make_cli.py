@@ -15,14 +15,15 @@ HEAD = "# Command line\n\nMade from the commands by `make docs`; `make check` co
 def render() -> str:
     """Return the page: the help of every command, at 100 columns."""
     runner = CliRunner(env={"COLUMNS": "100", "TERMINAL_WIDTH": "100", "NO_COLOR": "1"})
-    commands = [[], *([name] for name in get_command(app).commands)]  # type: ignore[attr-defined]
+    commands: list[list[str]] = [[]]
+    for name, command in get_command(app).commands.items():  # type: ignore[attr-defined]
+        commands.append([name])
+        commands += [[name, sub] for sub in getattr(command, "commands", ())]
     parts = [HEAD]
-    for command in commands:
-        shown = runner.invoke(
-            app, [*command, "--help"], prog_name="foreword", max_content_width=100
-        )
+    for words in commands:
+        shown = runner.invoke(app, [*words, "--help"], prog_name="foreword", max_content_width=100)
         lines = "\n".join(line.rstrip() for line in shown.output.strip().splitlines())
-        parts.append(f"\n## foreword {' '.join(command)}".rstrip() + f"\n\n```\n{lines}\n```\n")
+        parts.append(f"\n## foreword {' '.join(words)}".rstrip() + f"\n\n```\n{lines}\n```\n")
     return "".join(parts)
 
 

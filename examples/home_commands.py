@@ -21,7 +21,7 @@ from transformers.utils import logging
 
 from foreword import Backbone, EncodingConfig, Example, SoftPrompt, TrainConfig, models, train
 from foreword.chat import answers
-from foreword.cli.train import run
+from foreword.cli.running import run
 from foreword.config import EvalConfig
 from foreword.evaluation import Evaluation, Subject, evaluate
 from foreword.home_commands import (

@@ -48,6 +48,7 @@ FACT_TYPES: dict[str, Any] = {
 }
 OWN_TYPE = "FOREWORD_ONLY"  # PEFT's error for an adapter of this type is KeyError: 'FOREWORD_ONLY'
 OWN_PREFIX = "foreword."
+ENCODER_TASK = "SEQ_2_SEQ_LM"  # PEFT's name for models whose decoder follows an encoder
 
 
 @dataclass(frozen=True)
@@ -144,8 +145,14 @@ def read(directory: str | os.PathLike[str]) -> Artifact:
     is_own = config["peft_type"] == OWN_TYPE
     names = [f"{OWN_PREFIX}{i}" for i in range(_num_tensors(source, config))] if is_own else []
     tensors, facts = _read_tensors(source, names or [TENSOR_NAME])
+    expected = config.get("num_virtual_tokens")
+    if config["peft_type"] in EMBEDDING_TYPES and config.get("num_transformer_submodules") == 2:
+        # PEFT keeps a second half for the decoder, which it never reads.
+        (tensor,) = tensors.values()
+        if expected is not None and tensor.ndim and tensor.shape[0] == 2 * expected:
+            tensors = {TENSOR_NAME: tensor[:expected].clone()}
     for name, tensor in tensors.items():
-        _check_tensor(source, name, tensor, is_own, config.get("num_virtual_tokens"))
+        _check_tensor(source, name, tensor, is_own, expected)
     return Artifact(list(tensors.values()), config, facts)
 
 
@@ -207,10 +214,18 @@ def _read_config(source: Path) -> dict[str, Any]:
             f"{path}: peft_type is {kind!r}, which is not a soft prompt that can be read; "
             f"expected one of {supported}"
         )
-    if config.get("num_transformer_submodules") not in (None, 1):
+    num_parts = config.get("num_transformer_submodules")
+    has_encoder = config.get("task_type") == ENCODER_TASK
+    if has_encoder and kind in (*KEY_VALUE_TYPES, "CPT"):
         raise ArtifactError(
-            f"{path}: num_transformer_submodules is {config['num_transformer_submodules']!r} (an "
-            "encoder-decoder prompt); only decoder prompts are supported"
+            f"{path}: a {kind} adapter with task_type {ENCODER_TASK}: PEFT gives its layers to "
+            "others than their own, and differently from release to release; only PROMPT_TUNING "
+            "and P_TUNING can be read for models with an encoder"
+        )
+    if num_parts not in ((None, 1, 2) if has_encoder else (None, 1)):
+        raise ArtifactError(
+            f"{path}: num_transformer_submodules is {num_parts!r} with task_type "
+            f"{config.get('task_type')!r:.60}; expected 1, or 2 with {ENCODER_TASK}"
         )
     for name in ("base_model_name_or_path", "revision"):
         if not isinstance(config.get(name), str | None):
@@ -289,6 +304,13 @@ def replacing(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_leftovers(path: Path) -> None:
+    """Remove the temporary files of writes to `path` whose process was killed."""
+    with storage_errors(path):
+        for leftover in path.parent.glob(f".{path.name}.*"):
+            leftover.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

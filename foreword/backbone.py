@@ -9,13 +9,12 @@ ids, not text.
 import copy
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import Module
-from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
@@ -24,41 +23,56 @@ from foreword import (
     caches,
     generation,
     identity,
+    loading,
     media_proof,
     models,
     proof,
     quantized,
     recurrent,
+    seq2seq_generation,
 )
 from foreword.capabilities import Capabilities, inspect_model
+from foreword.encoding import Batch
 from foreword.errors import InputError, MismatchError, UnsupportedError
-from foreword.media import Reading, Turn, split_media
+from foreword.media import Reading, split_media
+from foreword.placeholders import Turn
 from foreword.prefix import Prefix, PrefixBatch, no_prefixes
 from foreword.prompt import SoftPrompt
-from foreword.states import States
+from foreword.seq2seq import Seq2Seq
+from foreword.states import States, Unread
 
 Prompt = SoftPrompt | Prefix | None
 NUM_COMPILED = 8  # prompts whose prefix is remembered by content
 
 
 class Backbone:
-    """A frozen causal language model that takes prefixes.
+    """A frozen language model that takes prefixes: a decoder, alone or with an encoder.
 
     Args:
-        hf_model: a transformers causal language model in memory; its parameters stop taking
-            gradients.
+        hf_model: a transformers language model in memory; its parameters stop taking gradients.
         tokenizer: its tokenizer, where text is to be read; ids in and ids out need none.
+        processor: its processor, where messages with images or sounds are to be read.
         name: how the model is called in a saved prompt; default: what the model calls itself.
 
     Raises:
         UnsupportedError: a part of the model cannot be made exact; the message names it.
     """
 
-    def __init__(self, hf_model: Any, tokenizer: Any = None, *, name: str | None = None):
+    def __init__(
+        self,
+        hf_model: Any,
+        tokenizer: Any = None,
+        *,
+        processor: Any = None,
+        name: str | None = None,
+    ):
         self.capabilities: Capabilities = inspect_model(hf_model)
         self.model = hf_model.eval().requires_grad_(False)
         self.quantization = quantized.prepare(self.model)
-        self.tokenizer = tokenizer
+        # The passes of a model with an encoder; None where the decoder stands alone.
+        self.seq2seq = Seq2Seq(hf_model, self.capabilities) if self.capabilities.encoder else None
+        self.processor = processor
+        self.tokenizer = tokenizer if tokenizer is not None else _tokenizer_of(processor)
         self.name = name or getattr(hf_model, "name_or_path", "") or hf_model.config.model_type
         self.revision: str | None = getattr(hf_model.config, "_commit_hash", None)
         self._compiled: OrderedDict[str, Prefix] = OrderedDict()
@@ -67,6 +81,8 @@ class Backbone:
         self._one_token: States | None = None
         self._embedding_scale = self._measure_scale()
         self._is_media_proved = self.capabilities.is_tested
+        # Set where layers are gathered on the way back by what reaches their output (`sharding`).
+        self.tie: Callable[[States, Tensor], States] | None = None
         if not self.capabilities.is_tested:
             proof.prove(self)
 
@@ -78,6 +94,7 @@ class Backbone:
         dtype: str | torch.dtype = "auto",
         device: str | torch.device = "auto",
         revision: str | None = None,
+        tokenizer: Any = None,
         **kwargs: Any,
     ) -> "Backbone":
         """Load a model by name, directory or GGUF file.
@@ -87,6 +104,7 @@ class Backbone:
             dtype: "auto" is float32 on a CPU and the checkpoint's own on an accelerator.
             device: "auto" is the accelerator where there is one.
             revision: of a Hub id.
+            tokenizer: where the checkpoint's own needs code of its own, which is never run.
             **kwargs: more arguments of transformers' `from_pretrained`.
 
         Raises:
@@ -96,17 +114,17 @@ class Backbone:
         place = _device(device)
         if dtype == "auto" and place.type == "cpu":
             dtype = torch.float32
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
-            loaded = AutoModelForCausalLM.from_pretrained(
-                source, dtype=dtype, revision=revision, **kwargs
-            )
-        except (OSError, ValueError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise InputError(f"{model}: transformers cannot load it ({reason})") from error
+        loaded, known, processor = loading.load(
+            source, model, revision, tokenizer, {"dtype": dtype, **kwargs}
+        )
         if "device_map" not in kwargs:
             loaded = loaded.to(place)
-        return cls(loaded, tokenizer, name=model)
+        return cls(loaded, known, processor=processor, name=model)
+
+    @property
+    def reads_apart(self) -> bool:
+        """Whether an encoder reads the text before an answer, and a decoder says the answer."""
+        return self.seq2seq is not None and self.seq2seq.encoder.reads_text
 
     @property
     def decoder(self) -> Any:
@@ -132,9 +150,19 @@ class Backbone:
         embedded: Tensor = self.model.get_input_embeddings()(input_ids.to(self.device))
         return embedded * self._embedding_scale if self._embedding_scale != 1 else embedded
 
+    def check(self, prompt: SoftPrompt) -> None:
+        """Refuse a prompt that was made for another base model, without any arithmetic.
+
+        Raises:
+            MismatchError: names both models.
+        """
+        _check_kind(prompt)
+        self._check_base(prompt)
+
     def compile(self, prompt: SoftPrompt | Prefix) -> Prefix:
         """Compute a prompt's prefix: what the model's cache holds after its virtual tokens.
 
+        With an encoder, embeddings stay unread: every row reads them with what is its own.
         The result does not change when the prompt is trained further. A prompt with the same values
         is not computed again.
 
@@ -143,8 +171,7 @@ class Backbone:
         """
         if isinstance(prompt, Prefix):
             return prompt
-        _check_kind(prompt)
-        self._check_base(prompt)
+        self.check(prompt)
         key = prompt.content_hash
         with self._lock:
             if key in self._compiled:
@@ -166,10 +193,13 @@ class Backbone:
         if prompt.form == "key_values":
             own = iter(self._probe().tensors)  # of the dtypes that the model keeps them in
             return prompt.states.map(lambda tensor: tensor.to(self.device, next(own).dtype))
-        return self.read_embeddings(prompt.embeddings.to(self.device, self.dtype))
+        embeddings = prompt.embeddings.to(self.device, self.dtype)
+        return Unread.of(embeddings) if self.seq2seq else self.read_embeddings(embeddings)
 
     def read_embeddings(self, embeddings: Tensor) -> States:
-        """Run the model over embeddings `[P, H]`; return each layer's state."""
+        """Run the decoder over embeddings `[P, H]`; return each layer's state."""
+        if self.seq2seq:
+            return self.seq2seq.read_alone(embeddings)
         arguments.check_length(self.capabilities, 0, len(embeddings))
         cache = caches.uncached(no_prefixes(1), self.capabilities)
         tokens = {"inputs_embeds": embeddings[None]}
@@ -178,11 +208,12 @@ class Backbone:
             looked_up = self.decoder.embed_tokens_per_layer(ids)
             num_layers = self.decoder.config.num_hidden_layers
             tokens["per_layer_inputs"] = looked_up.unflatten(-1, (num_layers, -1))
-        self._decode(no_prefixes(1), cache, None, None, **tokens)
+        hidden = self._decode(no_prefixes(1), cache, None, None, **tokens)
         layers = tuple(
             tuple(tensor[0] for tensor in caches.state_of(layer)) for layer in cache.layers
         )
-        return States(layers, len(embeddings))
+        states = States(layers, len(embeddings))
+        return self.tie(states, hidden) if self.tie is not None else states
 
     def generate(
         self,
@@ -196,12 +227,13 @@ class Backbone:
         Args:
             prompt: a soft prompt, a prefix, None for the bare model, or a sequence with one of
                 these for each row.
-            input_ids: `[B, T]`, padded on either side.
+            input_ids: `[B, T]`, padded on either side; the encoder's where one reads text.
             attention_mask: `[B, T]`; with `past_key_values`, one column for every token so far.
-            **kwargs: what `generate` takes.
+            **kwargs: what `generate` takes; the features of an encoder that hears.
 
         Returns:
-            What `generate` returns: sequences begin with `input_ids`, scores are of real tokens.
+            What `generate` returns: sequences begin with `input_ids`, or as a decoder with an
+            encoder begins them; scores are of real tokens.
             `attentions`, where asked for, keep the columns of the virtual tokens, first.
 
         Raises:
@@ -212,6 +244,8 @@ class Backbone:
             input_ids = kwargs.pop("inputs")
         if kwargs.get("assistant_model") is not None:
             kwargs["assistant_model"] = self._assistant(kwargs["assistant_model"])
+        if self.seq2seq:
+            return self._generate_seq2seq(prompt, input_ids, attention_mask, kwargs)
         inputs = input_ids if input_ids is not None else kwargs.get("inputs_embeds")
         if inputs is None:
             raise InputError("generate needs input_ids or inputs_embeds; got neither")
@@ -228,27 +262,26 @@ class Backbone:
     def logits(
         self,
         prompt: Prompt | Sequence[Prompt],
-        input_ids: Tensor,
+        input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         **media: Any,
     ) -> Tensor:
         """Return the logits `[B, T, V]` of every real token; those of padding mean nothing.
 
-        With gradients enabled, they reach a prompt whose tensors require one.
+        With gradients enabled, they reach a prompt whose tensors require one. With an encoder they
+        are of the decoder's tokens: `decoder_input_ids`, or `input_ids` where it does not read
+        text.
         """
-        found, others = split_media(self.capabilities, media)
-        if others:
-            known = ", ".join(["input_ids", "attention_mask", *sorted(self.capabilities.media)])
-            raise UnsupportedError(
-                f"{self.capabilities.model_type} takes no {', '.join(sorted(others))}; "
-                f"give {known} only"
-            )
+        if self.seq2seq:
+            given = {"input_ids": input_ids} | media
+            batch = self.batch_of(prompt, _num_rows(given), needs_grad=torch.is_grad_enabled())
+            return self.head(self.seq2seq.hidden(batch, input_ids, attention_mask, media))
         arguments.check_inputs(input_ids, self.capabilities.vocab_size)
+        assert input_ids is not None
         if attention_mask is not None:
             arguments.check_mask(attention_mask, *input_ids.shape)
         batch = self.batch_of(prompt, input_ids.shape[0], needs_grad=torch.is_grad_enabled())
-        self._prove_media(input_ids, attention_mask, found)
-        return self.head(self.hidden(batch, input_ids.to(self.device), attention_mask, found))
+        return self.head(self.hidden(batch, input_ids.to(self.device), attention_mask, media))
 
     def hidden(
         self,
@@ -260,7 +293,30 @@ class Backbone:
         """Return the last hidden states `[B, T, H]` of real tokens, each row behind its prefix.
 
         `media` is what a processor returns beside ids and mask, the rows' one after another.
+
+        Raises:
+            UnsupportedError: media that the model does not read, or not behind a prefix.
+            InputError: media that does not fit the placeholders.
         """
+        assert self.seq2seq is None, "with an encoder, its own passes decode"
+        found, others = split_media(self.capabilities, media or {})
+        if others:
+            known = ", ".join(["input_ids", "attention_mask", *sorted(self.capabilities.media)])
+            raise UnsupportedError(
+                f"{self.capabilities.model_type} takes no {', '.join(sorted(others))}; "
+                f"give {known} only"
+            )
+        self._prove_media(input_ids, attention_mask, found)
+        return self.read_rows(batch, input_ids, attention_mask, found)
+
+    def read_rows(
+        self,
+        batch: PrefixBatch,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        media: Mapping[str, Tensor],
+    ) -> Tensor:
+        """Return the last hidden states `[B, T, H]` without a look at what was given."""
         cache = caches.uncached(batch, self.capabilities)
         longest = input_ids.shape[1] if attention_mask is None else int(attention_mask.sum(1).max())
         arguments.check_length(
@@ -282,6 +338,19 @@ class Backbone:
             return None
         turn = Turn(input_ids, attention_mask, 0, 0, batch.num_virtual, None)
         return generation.read_media(self.model, self.capabilities, turn, dict(media or {}))
+
+    def label_states(self, prefixes: PrefixBatch, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the hidden states before labels `[N, H]`, the labels `[N]` and rows `[N]`."""
+        input_ids, is_label = batch.input_ids.to(self.device), batch.label_mask.to(self.device)
+        mask = batch.attention_mask
+        if self.seq2seq and self.reads_apart:
+            return self.seq2seq.label_states(prefixes, input_ids, mask.to(self.device), is_label)
+        if self.seq2seq:
+            hidden = self.seq2seq.hidden(prefixes, input_ids, mask, batch.media)
+        else:
+            hidden = self.hidden(prefixes, input_ids, mask, batch.media)
+        is_label = is_label[:, 1:]
+        return hidden[:, :-1][is_label], input_ids[:, 1:][is_label], is_label.nonzero()[:, 0]
 
     def _decode_shifted(
         self,
@@ -311,10 +380,11 @@ class Backbone:
         decoder = _Given(hidden.reshape(1, -1, hidden.shape[-1]), self.decoder)
         head = copy.copy(self.model)
         head.__dict__["_modules"] = dict(self.model._modules) | {self.capabilities.decoder: decoder}
-        logits = (
-            type(self.model).forward(head, inputs_embeds=decoder.hidden, use_cache=False).logits
-        )
-        return logits.reshape(*hidden.shape[:-1], -1)  # type: ignore[no-any-return]
+        given: dict[str, Any] = {"inputs_embeds": decoder.hidden}
+        if self.seq2seq:
+            given = {"decoder_inputs_embeds": decoder.hidden, "encoder_outputs": (decoder.hidden,)}
+        logits = type(self.model).forward(head, **given, use_cache=False).logits
+        return logits.reshape(*hidden.shape[:-1], logits.shape[-1])  # type: ignore[no-any-return]
 
     def batch_of(
         self, prompt: Prompt | Sequence[Prompt], num_rows: int, *, needs_grad: bool = False
@@ -335,10 +405,27 @@ class Backbone:
         """Return what tells this base from another: proportions and hashes of its numbers."""
         if self._fingerprint is None:
             is_quantized = bool(getattr(self.model, "is_quantized", False))
+            whole = self.model if self.seq2seq else self.decoder
             self._fingerprint = identity.fingerprint(
-                self.decoder, self.embed, self.capabilities, is_quantized
+                whole, self.embed, self.capabilities, is_quantized
             )
         return self._fingerprint
+
+    def _generate_seq2seq(
+        self,
+        prompt: Prompt | Sequence[Prompt],
+        input_ids: Tensor | None,
+        attention_mask: Tensor | None,
+        kwargs: dict[str, Any],
+    ) -> Any:
+        assert self.seq2seq is not None
+        if input_ids is not None and self.reads_apart:
+            arguments.check_inputs(input_ids, self.capabilities.vocab_size)
+        elif input_ids is not None:
+            is_ids = not input_ids.is_floating_point()
+            kwargs["decoder_input_ids" if is_ids else self.seq2seq.encoder.input_name] = input_ids
+        batch = self.batch_of(prompt, _num_rows({"input_ids": input_ids} | kwargs))
+        return seq2seq_generation.generate(self.seq2seq, batch, input_ids, attention_mask, kwargs)
 
     @staticmethod
     def _assistant(assistant: Any) -> Any:
@@ -348,13 +435,18 @@ class Backbone:
             capabilities = inspect_model(model)
         except UnsupportedError:
             return model  # what it proposes is verified anyway
+        if capabilities.encoder:
+            return model
         return generation.view(model, capabilities, no_prefixes(1), (0,))
 
     def _prefix(self, prompt: Prompt, needs_grad: bool) -> Prefix | None:
         if prompt is None:
             return None
         if isinstance(prompt, Prefix):
-            self._check_shapes(prompt.states)
+            if self.seq2seq and isinstance(prompt.states, Unread):
+                self._check_width(prompt.states.embeddings, prompt.facts)
+            else:
+                self._check_shapes(prompt.states)
             self._check_fingerprint(prompt.facts)
             return prompt
         _check_kind(prompt)
@@ -366,16 +458,18 @@ class Backbone:
     def _check_base(self, prompt: SoftPrompt) -> None:
         """Refuse a prompt of another base by name, before any arithmetic."""
         if prompt.form == "embeddings":
-            found = prompt.embeddings.shape[1]
-            if found != self.capabilities.hidden_size:
-                made_for = identity.base_name(prompt.facts)
-                raise MismatchError(
-                    f"the prompt has hidden size {found}, {self.name} has "
-                    f"{self.capabilities.hidden_size}; it was made for {made_for}"
-                )
+            self._check_width(prompt.embeddings, prompt.facts)
         else:
             self._check_shapes(prompt.states)
         self._check_fingerprint(prompt.facts)
+
+    def _check_width(self, embeddings: Tensor, facts: Mapping[str, Any]) -> None:
+        found = embeddings.shape[1]
+        if found != self.capabilities.hidden_size:
+            raise MismatchError(
+                f"the prompt has hidden size {found}, {self.name} has "
+                f"{self.capabilities.hidden_size}; it was made for {identity.base_name(facts)}"
+            )
 
     def _check_fingerprint(self, facts: Mapping[str, Any]) -> None:
         if (facts.get("base") or {}).get("fingerprint") is not None:
@@ -395,6 +489,8 @@ class Backbone:
 
     def _measure_scale(self) -> float:
         """Find what the model multiplies the embeddings of ids by, and not given ones."""
+        if self.seq2seq:
+            return self.seq2seq.embedding_scale
         scale = getattr(self.decoder.config, "embedding_multiplier", None)
         if scale in (None, 1):
             return 1.0
@@ -462,6 +558,19 @@ class _Hidden(BaseModelOutputWithPast):
     def __getattr__(self, name: str) -> None:
         if name.startswith("__"):
             raise AttributeError(name)
+
+
+def _tokenizer_of(processor: Any) -> Any:
+    return getattr(processor, "tokenizer", None)
+
+
+def _num_rows(given: Mapping[str, Any]) -> int:
+    """Return the rows of what an encoder-decoder model is given, whichever of it is there."""
+    for value in given.values():
+        first = value[0] if isinstance(value, tuple | Mapping) and len(value) else value
+        if isinstance(first, Tensor) and first.ndim > 1:
+            return first.shape[0]
+    raise InputError(f"no rows are given; got {sorted(given) or 'nothing'}")
 
 
 def _device(device: str | torch.device) -> torch.device:

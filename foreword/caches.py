@@ -22,7 +22,7 @@ from transformers.cache_utils import (
 
 from foreword.capabilities import SHARED_LAYER, Capabilities, LayerFacts
 from foreword.errors import InputError, MismatchError, UnsupportedError
-from foreword.media import Memory
+from foreword.placeholders import Memory
 from foreword.prefix import PrefixBatch
 from foreword.states import LayerState
 
@@ -98,13 +98,36 @@ class SharedLayer(DynamicLayer):
         return keys, torch.cat([self.values.to(value_states.device), value_states], dim=2)
 
 
+class ReadOnceLayer(DynamicLayer):
+    """A layer for one pass without a prefix: it shows what it is given, and keeps it the first
+    time. A layer of the model that is computed again finds it unchanged.
+    """
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self._is_read = False
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Return `[B, N, T, D]` as they are."""
+        if not self._is_read:
+            self.dtype, self.device = key_states.dtype, key_states.device
+            self.keys, self.values = key_states, value_states
+            self.is_initialized = self._is_read = True
+        return key_states, value_states
+
+
 class RecurrentStates:
     """What recurrent layers keep, on top of transformers' own layer of such states.
 
     transformers copies a new state into the old one's memory. Here it takes its place: under
-    autograd the old one may still be needed, and rows that share a prefix share its memory.
+    autograd the old one may still be needed, and rows that share a prefix share its memory. In a
+    layer for one pass it is laid aside: a layer of the model that is computed again finds the old
+    one.
     """
 
+    is_read_once = False
     conv_states: dict[int, Any]
     recurrent_states: dict[int, Any]
     conv_kernel_size: dict[int, Any]
@@ -125,10 +148,14 @@ class RecurrentStates:
 
     def states(self) -> LayerState:
         """Return what `begin` takes."""
-        found = []
+        found, aside = [], self.__dict__.get("_aside", {})
         for index, window in self.conv_states.items():
-            found += [window, self.recurrent_states[index]]
+            found.append(aside.get(("window", index), window))
+            found.append(aside.get(("state", index), self.recurrent_states[index]))
         return tuple(tensor for tensor in found if tensor is not None)
+
+    def _lay_aside(self, name: str, index: int, value: Tensor) -> None:
+        self.__dict__.setdefault("_aside", {}).setdefault((name, index), value)
 
     def update_conv_state(
         self,
@@ -143,13 +170,20 @@ class RecurrentStates:
             conv_states = torch.cat([self.conv_states[state_idx], conv_states], dim=-1)
         missing = max(size - conv_states.shape[-1], 0)
         conv_states = torch.nn.functional.pad(conv_states, (missing, 0))
-        self._keep_window(state_idx, conv_states[..., -size:].clone(), size)
+        window = conv_states[..., -size:].clone()
+        if self.is_read_once:
+            self._lay_aside("window", state_idx, window)
+        else:
+            self._keep_window(state_idx, window, size)
         return conv_states
 
     def update_recurrent_state(
         self, recurrent_states: Tensor, state_idx: int = 0, **kwargs: Any
     ) -> Tensor:
-        """Keep a new state in the old one's place."""
+        """Keep a new state in the old one's place, or beside it."""
+        if self.is_read_once:
+            self._lay_aside("state", state_idx, recurrent_states)
+            return recurrent_states
         self.recurrent_states[state_idx] = recurrent_states
         self.is_recurrent_states_initialized[state_idx] = True
         return recurrent_states
@@ -166,6 +200,10 @@ class StateLayer(RecurrentStates, LinearAttentionLayer):
 
 class GrowingStateLayer(RecurrentStates, GrowingLayer, LinearAttentionAndFullAttentionLayer):
     """Recurrent states beside keys and values that grow."""
+
+
+class ReadOnceStateLayer(RecurrentStates, ReadOnceLayer, LinearAttentionAndFullAttentionLayer):
+    """Recurrent states beside keys and values of a pass without a prefix."""
 
 
 class SharedStateLayer(RecurrentStates, SharedLayer, LinearAttentionAndFullAttentionLayer):
@@ -320,9 +358,10 @@ def one_pass_layer(facts: LayerFacts, state: LayerState) -> Any:
             SharedStateLayer(*virtual, number_of_states=count) if count else SharedLayer(*virtual)
         )
     else:
-        layer = GrowingStateLayer(number_of_states=count) if count else DynamicLayer()
+        layer = ReadOnceStateLayer(number_of_states=count) if count else ReadOnceLayer()
     if count:
         layer.begin(states)
+        layer.is_read_once = True
     return layer
 
 
@@ -372,7 +411,7 @@ def start(cache: Cache, batch: PrefixBatch, facts: Capabilities, num_real: int) 
     if held:
         _check_foreign(cache)
     else:
-        _fill(cache, batch, facts, num_real)
+        fill(cache, batch, facts, num_real)
     prefixed = PrefixedCache(cache, batch)
     setattr(cache, MARK, prefixed)
     return prefixed
@@ -387,7 +426,7 @@ def _check_foreign(cache: Cache) -> None:
             )
 
 
-def _fill(cache: Cache, batch: PrefixBatch, facts: Capabilities, num_real: int) -> None:
+def fill(cache: Cache, batch: PrefixBatch, facts: Capabilities, num_real: int) -> None:
     num_layers = facts.num_layers
     old = [layer for layer in cache.layers if not isinstance(layer, SHARED_LAYER)]
     old = old or [DynamicLayer() for _ in range(num_layers)]

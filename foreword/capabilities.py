@@ -14,6 +14,7 @@ import torch
 from transformers import DynamicCache, PreTrainedModel, cache_utils
 from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer
 
+from foreword.encoders import EncoderFacts, inspect_encoder
 from foreword.errors import UnsupportedError
 
 # Families whose every case is compared with the oracle in the tests. Any other one proves itself
@@ -25,7 +26,7 @@ TESTED_MODEL_TYPES = frozenset(
         "deepseek_v3", "gpt2", "qwen3_next", "qwen3_5_text", "mamba2", "bamba", "falcon_h1", "lfm2",
         "granitemoehybrid",
         "qwen2_5_vl", "qwen3_vl", "gemma3", "glm4v", "glm4v_moe", "glm46v", "hunyuan_vl", "glmasr",
-        "qwen2_audio",
+        "qwen2_audio", "t5", "mt5", "bart", "whisper",
     }
 )  # fmt: skip
 
@@ -122,6 +123,8 @@ class Capabilities:
         types: the argument that tells placeholders from text, token by token, or None.
         num_axes: A, the axes of a rotary position: 1, or those of the model's own rope index.
         has_image_blocks: whether the tokens of one image attend to each other in both directions.
+        encoder: the encoder whose output the decoder attends to, if there is one. All other facts
+            are the decoder's.
     """
 
     model_type: str
@@ -140,6 +143,7 @@ class Capabilities:
     types: str | None = None
     num_axes: int = 1
     has_image_blocks: bool = False
+    encoder: EncoderFacts | None = None
 
     @property
     def num_layers(self) -> int:
@@ -182,6 +186,8 @@ def inspect_model(model: Any) -> Capabilities:
     config: Any = model.config.get_text_config(decoder=True)
     name = getattr(model.config, "model_type", type(model).__name__)
     _refuse_unknown_parts(model, config, name)
+    if model.config.is_encoder_decoder:
+        return _with_encoder(model, config, name)
     decoder = _decoder(model, name)
     arguments = set(inspect.signature(getattr(model, decoder).forward).parameters)
     modalities = _modalities(model.config, arguments)
@@ -245,8 +251,6 @@ def _refuse_unknown_parts(model: Any, config: Any, name: str) -> None:
     def refuse(what: str, instead: str) -> None:
         raise UnsupportedError(f"{name}: {what}; {instead}")
 
-    if model.config.is_encoder_decoder:
-        refuse("an encoder-decoder model", "use a decoder-only language model")
     if not model.can_generate():
         refuse(f"{type(model).__name__} cannot generate", "load it as a causal language model")
     if config._attn_implementation not in ("sdpa", "eager"):
@@ -257,6 +261,28 @@ def _refuse_unknown_parts(model: Any, config: Any, name: str) -> None:
     # "vision" means images alone.
     if getattr(config, "use_bidirectional_attention", None) not in (None, False, "vision"):
         refuse("attention in both directions", "use a causal language model")
+
+
+def _with_encoder(model: Any, config: Any, name: str) -> Capabilities:
+    encoder = inspect_encoder(model)
+    # A state that is not keys of all tokens would need masks and positions of its own.
+    if getattr(config, "sliding_window", None) or getattr(config, "rope_parameters", None):
+        raise UnsupportedError(
+            f"{name}: windows or rotary embeddings beside an encoder; use a model whose decoder "
+            "attends to every token"
+        )
+    return Capabilities(
+        model_type=name,
+        layers=(LayerFacts(Reach("full_attention")),) * encoder.num_layers,
+        hidden_size=model.get_input_embeddings().weight.shape[-1],
+        vocab_size=config.vocab_size,
+        context_length=encoder.decoder_length,
+        is_context_hard=encoder.decoder_length is not None,
+        rope_switch=None,
+        attention=config._attn_implementation,
+        decoder=encoder.head_input,
+        encoder=encoder,
+    )
 
 
 def _layers(model: Any, config: Any, name: str) -> tuple[LayerFacts, ...]:

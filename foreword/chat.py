@@ -17,9 +17,10 @@ from foreword.backbone import Backbone
 from foreword.config import EncodingConfig
 from foreword.data import Message
 from foreword.errors import InputError
+from foreword.parts import has_media
+from foreword.passes import padding_id
 from foreword.prefix import Prefix
 from foreword.prompt import SoftPrompt
-from foreword.training import padding_id
 
 Text = str | Sequence[Message]
 
@@ -68,7 +69,7 @@ def answers(
     prefix = backbone.compile(prompt) if isinstance(prompt, SoftPrompt) else prompt
     for start in range(0, len(texts), batch_size):
         part = texts[start : start + batch_size]
-        rows = [encode(backbone, text, config) for text in part]
+        rows = [encode_row(backbone, text, config) for text in part]
         ends = end_tokens(backbone, part[0], config)
         yield from answer_rows(
             backbone, prefix, rows, ends, max_new_tokens=max_new_tokens, **options
@@ -78,14 +79,16 @@ def answers(
 def answer_rows(
     backbone: Backbone,
     prefix: Prefix | None,
-    rows: list[list[int]],
+    rows: Sequence[encoding.Row],
     ends: list[int],
     *,
     max_new_tokens: int,
     **options: Any,
 ) -> Iterator[Answer]:
-    """Answer rows of ids in one left-padded batch; an answer ends before the first of `ends`."""
-    ids, mask = _left_padded(rows, padding_id(backbone))
+    """Answer rows, whose ids are all prompts, in one left-padded batch; an answer ends before the
+    first of `ends`.
+    """
+    ids, mask = _left_padded([list(row.input_ids) for row in rows], padding_id(backbone))
     output = backbone.generate(
         prefix,
         ids.to(backbone.device),
@@ -93,9 +96,12 @@ def answer_rows(
         max_new_tokens=max_new_tokens,
         eos_token_id=ends,
         pad_token_id=padding_id(backbone),
+        **encoding.collate_media(rows),
         **({"do_sample": False} | options),
     )
-    for row in output[:, ids.shape[1] :].tolist():
+    # With an encoder, a sequence begins with the decoder's own start.
+    num_given = 1 if backbone.seq2seq else ids.shape[1]
+    for row in output[:, num_given:].tolist():
         yield _answer(backbone, row, ends)
 
 
@@ -110,7 +116,8 @@ def stream(
 ) -> Iterator[str]:
     """Answer one text piece by piece; closing the iterator stops at the next token."""
     config = config or encoding_of(prompt)
-    ids = torch.tensor([encode(backbone, text, config)], device=backbone.device)
+    row = encode_row(backbone, text, config)
+    ids = torch.tensor([row.input_ids], device=backbone.device)
     streamer = TextIteratorStreamer(backbone.tokenizer, skip_prompt=True, skip_special_tokens=True)
     stop = _Stop()
     failures: list[BaseException] = []
@@ -126,6 +133,7 @@ def stream(
                 pad_token_id=padding_id(backbone),
                 streamer=streamer,
                 stopping_criteria=[stop],
+                **encoding.collate_media([row]),
                 **({"do_sample": False} | options),
             )
         except BaseException as error:
@@ -151,15 +159,89 @@ def encode(backbone: Backbone, text: Text, config: EncodingConfig) -> list[int]:
     """
     if backbone.tokenizer is None:
         raise InputError("text needs a tokenizer; give the backbone one, or generate from ids")
-    return encoding.encode_prompt(text, backbone.tokenizer, config)
+    is_closed = backbone.reads_apart
+    return encoding.encode_prompt(text, backbone.tokenizer, config, is_closed=is_closed)
+
+
+def encode_row(backbone: Backbone, text: Text, config: EncodingConfig) -> encoding.Row:
+    """Return a text before its answer, with its images and sounds, as a row.
+
+    Raises:
+        InputError: the backbone has no tokenizer, or no processor for media.
+    """
+    if isinstance(text, str) or not has_media(text):
+        ids, media = encode(backbone, text, config), None
+    else:
+        ids, media = encoding.encode_turns(text, backbone.tokenizer, config, backbone.processor)
+    return encoding.Row(tuple(ids), 1, "prompt", media)
 
 
 def end_tokens(backbone: Backbone, text: Text, config: EncodingConfig) -> list[int]:
     """Return the ids that end an answer: the encoding's own and the model's."""
-    own = encoding.end_ids(text, backbone.tokenizer, config)[-1:]
+    own = encoding.end_ids(text, backbone.tokenizer, config, backbone.processor)[-1:]
     known = backbone.model.generation_config.eos_token_id
     model_ends = known if isinstance(known, list) else [known]
     return list(dict.fromkeys([*own, *(end for end in model_ends if end is not None)]))
+
+
+class TextStream:
+    """One answer's ids, one at a time, to text: never half a character, never a stop string.
+
+    Args:
+        tokenizer: what the ids are of.
+        stop: strings at which the answer ends, without them.
+
+    Attributes:
+        is_stopped: whether a stop string came; nothing follows then.
+    """
+
+    def __init__(self, tokenizer: Any, stop: Sequence[str] = ()) -> None:
+        self.tokenizer, self.stop = tokenizer, tuple(stop)
+        self.is_stopped = False
+        self._ids: list[int] = []  # a window: some whose text is out, then new ones
+        self._border = 0  # where the new ones begin
+        self._num_told = 0  # characters of the window's text that are out
+        self._held = ""  # may be the beginning of a stop string
+
+    def put(self, ids: Sequence[int]) -> str:
+        """Take the next ids; return the text that is certain now."""
+        self._ids += ids
+        whole = encoding.decode(self._ids, self.tokenizer)
+        # Up to three replacement characters may be the first bytes of one that is not whole yet.
+        num_broken = min(3, len(whole) - len(whole.rstrip("\ufffd")))
+        new = whole[self._num_told : len(whole) - num_broken]
+        self._num_told += len(new)
+        if new and not num_broken:
+            self._ids, self._border = self._ids[self._border :], len(self._ids) - self._border
+            self._num_told = len(encoding.decode(self._ids, self.tokenizer))
+        return self._release(new)
+
+    def end(self) -> str:
+        """Return what was held back, now that nothing follows."""
+        rest = encoding.decode(self._ids, self.tokenizer)[self._num_told :]
+        self._ids, self._border, self._num_told = [], 0, 0
+        text = self._release(rest)
+        if not self.is_stopped:
+            text, self._held = text + self._held, ""
+        return text
+
+    def _release(self, text: str) -> str:
+        if self.is_stopped:
+            return ""
+        text = self._held + text
+        found = [index for stop in self.stop if (index := text.find(stop)) >= 0]
+        if found:
+            self.is_stopped, self._held = True, ""
+            return text[: min(found)]
+        longest = max((_overlap(text, stop) for stop in self.stop), default=0)
+        self._held = text[len(text) - longest :]
+        return text[: len(text) - longest]
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Return how many characters at the end of a text begin a stop string."""
+    sizes = range(min(len(text), len(stop) - 1), 0, -1)
+    return next((size for size in sizes if text.endswith(stop[:size])), 0)
 
 
 class _Stop(StoppingCriteria):

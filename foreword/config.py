@@ -95,7 +95,9 @@ class TrainConfig:
     )
     batch_size: int = option(16, "rows per optimizer step")
     micro_batch_size: int | None = option(
-        None, "rows per forward pass; the gradient of a step is added up; default: the batch size"
+        None,
+        "rows per forward pass; the gradient of a step is added up; default: the batch size, on a "
+        "CPU fewer where rows are long",
     )
     num_steps: int | None = option(None, "optimizer steps; default: --num-epochs over the data")
     num_epochs: float = option(3.0, "passes over the data when --num-steps is not given")
@@ -103,6 +105,15 @@ class TrainConfig:
     weight_decay: float = option(0.0, "AdamW weight decay, decoupled")
     max_grad_norm: float = option(1.0, "gradient is scaled down to this norm; 0 switches it off")
     eval_every: int = option(20, "optimizer steps between validations; 0: only at the end")
+    patience: int = option(
+        0, "end the run after this many validations without a better one; 0: never"
+    )
+    save_every: int | None = option(
+        None, "optimizer steps between writes of the training state; default: at every validation"
+    )
+    gradient_checkpointing: bool = option(
+        False, "compute each layer again on the way back instead of keeping it: less memory"
+    )
     seed: int = option(0, "seed of the order of rows and of the initialization")
 
     def __post_init__(self) -> None:
@@ -111,7 +122,7 @@ class TrainConfig:
                 raise InputError(
                     f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}"
                 )
-        for name in ("micro_batch_size", "num_steps"):
+        for name in ("micro_batch_size", "num_steps", "save_every"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
@@ -122,7 +133,7 @@ class TrainConfig:
                 )
         if not 0 <= self.warmup_share < 1:
             raise InputError(f"--warmup-share must be in [0, 1), got {self.warmup_share}")
-        for name in ("weight_decay", "max_grad_norm", "eval_every"):
+        for name in ("weight_decay", "max_grad_norm", "eval_every", "patience"):
             if getattr(self, name) < 0:
                 raise InputError(
                     f"--{name.replace('_', '-')} must not be negative, got {getattr(self, name)}"
@@ -200,3 +211,48 @@ class ResamplingConfig:
             raise InputError(f"--confidence must be between 0 and 1, got {self.confidence}")
         if self.seed < 0:
             raise InputError(f"--seed must not be negative, got {self.seed}")
+
+
+@dataclass(frozen=True)
+class ServeConfig:
+    """How a server takes requests on, and how many."""
+
+    host: str = option("127.0.0.1", "address to listen at; the default is this machine only")
+    port: int = option(8000, "port to listen at; 0 takes a free one")
+    served_name: str | None = option(None, "name of the bare model; default: as it was loaded")
+    max_batch: int = option(32, "requests that are answered at once")
+    max_queue: int = option(128, "requests that may wait; more are told to come back (503)")
+    max_length: int | None = option(
+        None, "tokens of one request, virtual and new ones included; default: the model's context"
+    )
+    default_max_tokens: int = option(
+        1024, "new tokens of a chat answer that names no limit; memory is kept for all of them"
+    )
+    max_choices: int = option(16, "answers to one HTTP request: its prompts times its n")
+    max_body_bytes: int = option(2_000_000, "size of one HTTP request")
+    request_seconds: float = option(600.0, "after these a request is ended with an error (504)")
+    drain_seconds: float = option(30.0, "time that running requests get to end at SIGTERM")
+    chunk_tokens: int = option(256, "tokens of prompts read between two decoding steps")
+    batch_tokens: int = option(65536, "tokens of all running requests that memory is kept for")
+    cache_bytes: int = option(
+        1_000_000_000, "memory for the states of prompts and conversations, in bytes"
+    )
+    runtime_loading: bool = option(
+        False, "let the admin key load and unload prompts of the store while serving"
+    )
+
+    def __post_init__(self) -> None:
+        for name in ("max_batch", "max_queue", "default_max_tokens", "max_choices", "chunk_tokens"):
+            if getattr(self, name) < 1:
+                flag = name.replace("_", "-")
+                raise InputError(f"--{flag} must be at least 1, got {getattr(self, name)}")
+        for name in ("request_seconds", "max_body_bytes", "batch_tokens"):
+            if not getattr(self, name) > 0:
+                flag = name.replace("_", "-")
+                raise InputError(f"--{flag} must be above 0, got {getattr(self, name)}")
+        if self.max_length is not None and self.max_length < 2:
+            raise InputError(f"--max-length must be at least 2 tokens, got {self.max_length}")
+        if self.drain_seconds < 0 or self.cache_bytes < 0:
+            raise InputError("--drain-seconds and --cache-bytes must not be negative")
+        if not 0 <= self.port < 65536:
+            raise InputError(f"--port must be from 0 to 65535, got {self.port}")

@@ -2,7 +2,8 @@
 
 In: a path and the options that name its columns. Out: `Example`s, in the order of the file. Every
 problem is one `DataError` line that names file and line. This module knows nothing of tokenizers,
-token ids or torch; parts of a message that are not text pass through as they are.
+token ids or torch; parts of a message that are not text pass through, but for their paths, which
+are told from the file's folder.
 """
 
 import json
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from foreword import parts
 from foreword.config import TEMPLATE_FIELD, DataConfig
 from foreword.errors import DataError
 from foreword.row_files import kind_of, read_rows
@@ -50,7 +52,11 @@ def read_examples(path: str | Path, config: DataConfig = _DEFAULT_COLUMNS) -> li
         DataError: the file or one of its rows cannot be used.
         DependencyError: Parquet or a directory, without the extra that reads them.
     """
-    examples = [as_example(row, source, config) for source, row in read_rows(Path(path))]
+    folder = Path(path).absolute()
+    folder = folder if folder.is_dir() else folder.parent
+    examples = [
+        _beside(as_example(row, source, config), folder) for source, row in read_rows(Path(path))
+    ]
     if not examples:
         raise DataError(f"{path}: expected rows, found none: add at least one")
     return examples
@@ -66,6 +72,19 @@ def as_example(
     """
     with named(source):
         return _example(dict(row), source, config)
+
+
+def _beside(example: Example, folder: Path) -> Example:
+    """Return an example whose images and sounds are found from its file's folder on."""
+    if isinstance(example.prompt, str) or not parts.has_media(example.prompt):
+        return example
+    turns = tuple(
+        turn | {"content": [parts.beside(part, folder) for part in turn["content"]]}
+        if isinstance(turn.get("content"), list)
+        else turn
+        for turn in example.prompt
+    )
+    return Example(turns, example.completion, example.source)
 
 
 def split_examples(

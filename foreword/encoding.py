@@ -2,24 +2,27 @@
 
 A row begins with exactly the ids that `encode_prompt` gives at generation; the ids after them are
 its labels: the answer and what closes it. Labels are counted, never read from the ids, so that a
-padding id equal to the end id is harmless. This module knows nothing of models or virtual tokens.
+padding id equal to the end id is harmless. Images and sounds become what the model's processor
+makes of them. This module knows nothing of models or virtual tokens.
 """
 
 import random
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Self
 
 import torch
 from jinja2 import TemplateError
 from torch import Tensor
 
+from foreword import parts, turns
 from foreword.config import EncodingConfig
 from foreword.data import Example, Message, message_text, named
 from foreword.errors import DataError, InputError
+from foreword.turns import Media
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
 _PROBE = "foreword-probe"  # stands for an answer, to see what a chat template puts after one
 _CHUNK = 50  # batches that are sorted by length together
@@ -27,11 +30,14 @@ _CHUNK = 50  # batches that are sorted by length together
 
 @dataclass(frozen=True)
 class Row:
-    """The ids of one example; the last `num_labels` of them are its labels, at least one."""
+    """The ids of one example; the last `num_labels` of them are its labels, at least one. `media`
+    is what its placeholders stand for.
+    """
 
     input_ids: tuple[int, ...]
     num_labels: int
     source: str
+    media: Media | None = None
 
     def __post_init__(self) -> None:
         if not 1 <= self.num_labels <= len(self.input_ids):
@@ -72,30 +78,71 @@ class Batch:
         input_ids: int64 `[B, T]`.
         attention_mask: int64 `[B, T]`, 1 at real tokens.
         label_mask: bool `[B, T]`, True where `input_ids` holds a token to be predicted.
+        media: the rows' images and sounds, one after another, by the model's argument names.
     """
 
     input_ids: Tensor
     attention_mask: Tensor
     label_mask: Tensor
+    media: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 def encode_prompt(
-    prompt: str | Sequence[Message], tokenizer: "PreTrainedTokenizerBase", config: EncodingConfig
+    prompt: str | Sequence[Message],
+    tokenizer: "PreTrainedTokenizerBase",
+    config: EncodingConfig,
+    *,
+    is_closed: bool = False,
 ) -> list[int]:
     """The ids of everything before the answer, in training and in generation.
 
     Text without a row template gets the special tokens that the tokenizer adds at the start of a
     text. A row template or a chat template gets exactly the special tokens that it spells out.
+    `is_closed`: text is a whole of its own, as an encoder reads it, and is closed as the tokenizer
+    closes a text.
 
     Raises:
         InputError: messages, but neither a row template nor a chat template.
         DataError: messages that the template cannot take.
     """
-    return _token_ids(*_prompt_text(prompt, tokenizer, config), tokenizer)
+    return _token_ids(*_prompt_text(prompt, tokenizer, config), tokenizer, is_closed=is_closed)
+
+
+def encode_turns(
+    prompt: str | Sequence[Message],
+    tokenizer: "PreTrainedTokenizerBase",
+    config: EncodingConfig,
+    processor: "ProcessorMixin | None" = None,
+) -> tuple[list[int], Media | None]:
+    """The ids of everything before the answer, and the images and sounds between them.
+
+    Raises:
+        DataError: a file that cannot be read, or media that the processor cannot take, or none
+            that could.
+    """
+    if not parts.has_media(prompt):
+        return encode_prompt(prompt, tokenizer, config), None
+    assert not isinstance(prompt, str)
+    if config.row_template is not None:
+        kind = parts.first_media(prompt)
+        raise DataError(
+            f"expected text only for --row-template, found a part of type {kind!r}: leave it out"
+        )
+    if processor is None:
+        kind = parts.first_media(prompt)
+        raise DataError(
+            f"expected text only, found a part of type {kind!r}, and there is no processor that "
+            "reads it: load the model with Backbone.load, pass Backbone(..., processor=...), or "
+            "leave the part out"
+        )
+    return turns.read(prompt, processor)
 
 
 def end_ids(
-    prompt: str | Sequence[Message], tokenizer: "PreTrainedTokenizerBase", config: EncodingConfig
+    prompt: str | Sequence[Message],
+    tokenizer: "PreTrainedTokenizerBase",
+    config: EncodingConfig,
+    processor: "ProcessorMixin | None" = None,
 ) -> list[int]:
     """The ids that close the answer to a prompt; generation stops at the last of them.
 
@@ -104,7 +151,12 @@ def end_ids(
     """
     if config.row_template is None and not isinstance(prompt, str):
         answer = {"role": "assistant", "content": _PROBE}
-        _, shown, after = _render([*prompt, answer], tokenizer, is_open=False).rpartition(_PROBE)
+        whole = [*prompt, answer]
+        if parts.has_media(prompt):
+            text = turns.render(whole, processor, is_open=False)
+        else:
+            text = _render(whole, tokenizer, is_open=False)
+        _, shown, after = text.rpartition(_PROBE)
         if not shown:
             raise InputError("the chat template does not show an answer: use --row-template")
         ids = _token_ids(after, False, tokenizer)
@@ -124,13 +176,14 @@ def encode(
     tokenizer: "PreTrainedTokenizerBase",
     config: EncodingConfig,
     context_length: int,
+    processor: "ProcessorMixin | None" = None,
 ) -> Row:
     """One example as a row of at most `context_length` tokens, virtual tokens not counted.
 
     Raises:
         DataError: the row is too long and not to be truncated, or no label is left of it.
     """
-    return _fit(_encode_whole(example, tokenizer, config), config, context_length)
+    return _fit(_encode_whole(example, tokenizer, config, processor), config, context_length)
 
 
 def encode_examples(
@@ -138,11 +191,22 @@ def encode_examples(
     tokenizer: "PreTrainedTokenizerBase",
     config: EncodingConfig,
     context_length: int,
+    processor: "ProcessorMixin | None" = None,
+    *,
+    are_pairs: bool = False,
 ) -> tuple[list[Row], EncodingReport]:
-    """Every example as a row, in the order given, and what became of them; see `encode`."""
+    """Every example as a row, in the order given, and what became of them; see `encode`.
+
+    `are_pairs`: an encoder reads what is before the answer, and a decoder says the answer: both are
+    texts of their own, opened and closed as the tokenizer does.
+    """
     rows, num_truncated = [], 0
     for example in examples:
-        whole = _encode_whole(example, tokenizer, config)
+        whole = (
+            _encode_pair(example, tokenizer, config)
+            if are_pairs
+            else _encode_whole(example, tokenizer, config, processor)
+        )
         rows.append(_fit(whole, config, context_length))
         num_truncated += len(rows[-1].input_ids) < len(whole.input_ids)
     return rows, EncodingReport(
@@ -171,7 +235,26 @@ def collate(rows: Sequence[Row], pad_id: int) -> Batch:
         input_ids[index, :length] = torch.tensor(row.input_ids)
         attention_mask[index, :length] = 1
         label_mask[index, length - row.num_labels : length] = True
-    return Batch(input_ids, attention_mask, label_mask)
+    return Batch(input_ids, attention_mask, label_mask, collate_media(rows))
+
+
+def collate_media(rows: Sequence[Row]) -> dict[str, Tensor]:
+    """Lay the media of rows one after another, as processors do.
+
+    Raises:
+        DataError: features of different sizes.
+    """
+    found: dict[str, Tensor] = {}
+    for row in rows:
+        for name, value in row.media.tensors.items() if row.media else ():
+            before = found.get(name)
+            if before is not None and before.shape[1:] != value.shape[1:]:
+                raise DataError(
+                    f"{row.source}: {name} is {list(value.shape)}, and that of a row before "
+                    f"{list(before.shape)}: let the processor pad to one size"
+                )
+            found[name] = value if before is None else torch.cat([before, value])
+    return found
 
 
 def epoch_order(rows: Sequence[Row], batch_size: int, seed: int, epoch: int) -> list[list[Row]]:
@@ -189,10 +272,19 @@ def epoch_order(rows: Sequence[Row], batch_size: int, seed: int, epoch: int) -> 
 
 
 def _encode_whole(
-    example: Example, tokenizer: "PreTrainedTokenizerBase", config: EncodingConfig
+    example: Example,
+    tokenizer: "PreTrainedTokenizerBase",
+    config: EncodingConfig,
+    processor: "ProcessorMixin | None" = None,
 ) -> Row:
+    media = None
     with named(example.source):
-        text, is_plain = _prompt_text(example.prompt, tokenizer, config)
+        if parts.has_media(example.prompt):
+            expanded_ids, media = encode_turns(example.prompt, tokenizer, config, processor)
+            assert not isinstance(example.prompt, str)
+            text, is_plain = turns.render(example.prompt, processor, is_open=True), False
+        else:
+            text, is_plain = _prompt_text(example.prompt, tokenizer, config)
         prompt_ids = _token_ids(text, is_plain, tokenizer)
         whole_ids = _token_ids(text + example.completion, is_plain, tokenizer)
         # A token across the border cannot be generated: there the answer is tokenized alone.
@@ -201,6 +293,21 @@ def _encode_whole(
             completion_ids = _token_ids(example.completion, False, tokenizer)
         if not completion_ids:
             raise DataError("no label left: the tokenizer knows nothing in the completion")
+        closing_ids = end_ids(example.prompt, tokenizer, config, processor)
+    if completion_ids[-len(closing_ids) :] != closing_ids:
+        completion_ids += closing_ids
+    if media is not None:  # in the text, one placeholder stands for an image's many
+        prompt_ids = expanded_ids
+    return Row((*prompt_ids, *completion_ids), len(completion_ids), example.source, media)
+
+
+def _encode_pair(
+    example: Example, tokenizer: "PreTrainedTokenizerBase", config: EncodingConfig
+) -> Row:
+    with named(example.source):
+        prompt_ids = encode_prompt(example.prompt, tokenizer, config, is_closed=True)
+        target = tokenizer(text_target=example.completion, verbose=False)
+        completion_ids: list[int] = list(target["input_ids"])
         closing_ids = end_ids(example.prompt, tokenizer, config)
     if completion_ids[-len(closing_ids) :] != closing_ids:
         completion_ids += closing_ids
@@ -222,6 +329,11 @@ def _fit(row: Row, config: EncodingConfig, context_length: int) -> Row:
         raise DataError(
             f"{row.source}: expected at most {limit} tokens, got {length}: shorten the row{longer} "
             "or cut the start of long rows with --truncate"
+        )
+    if row.media is not None:
+        raise DataError(
+            f"{row.source}: expected at most {limit} tokens, got {length}, and a row with images "
+            f"or sounds is not cut: shorten it{longer}"
         )
     return Row(row.input_ids[length - limit :], row.num_labels, row.source)
 
@@ -267,9 +379,11 @@ def _render(
     return text
 
 
-def _token_ids(text: str, is_plain: bool, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
+def _token_ids(
+    text: str, is_plain: bool, tokenizer: "PreTrainedTokenizerBase", *, is_closed: bool = False
+) -> list[int]:
     ids: list[int] = tokenizer(text, add_special_tokens=is_plain, verbose=False)["input_ids"]
     # A tokenizer that closes every text by itself would close it before the answer.
-    if is_plain and tokenizer.eos_token_id in tokenizer("a")["input_ids"][-1:]:
+    if is_plain and not is_closed and tokenizer.eos_token_id in tokenizer("a")["input_ids"][-1:]:
         return ids[:-1]
     return ids

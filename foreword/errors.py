@@ -4,11 +4,14 @@
     ├── InputError           the caller's data, file or argument is wrong
     │   ├── DataError        a row or a data file: names file and line
     │   ├── ArtifactError    a prompt directory: truncated, hostile, not a soft prompt
+    │   ├── NotFoundError    no prompt or version of that name
     │   └── MismatchError    a prompt and a base model that do not belong together
     ├── UnsupportedError     a combination that would not be exact: refused by name
     ├── DependencyError      a missing extra or a release outside the tested range
+    ├── BusyError            as many requests wait as may: come back later
     ├── StorageError         no space, no permission: says what was kept and where
-    └── TrainingError        the run cannot go on: no gradient, a loss that is not finite
+    └── TrainingError        the run cannot go on: no gradient, a process of it that died
+        └── DivergedError    a loss or a gradient that is not finite
 
 A message is one line that says what, where, expected, got, and what to do. Each class carries the
 exit code of the command line and the status of an HTTP answer, so that one place turns errors into
@@ -40,6 +43,12 @@ class ArtifactError(InputError):
     """A directory does not hold a readable soft prompt."""
 
 
+class NotFoundError(InputError):
+    """No prompt, or no version of it, goes by the name that was given."""
+
+    http_status = 404
+
+
 class MismatchError(InputError):
     """A prompt, a cache or a tensor belongs to another base model or to another prompt."""
 
@@ -57,6 +66,12 @@ class DependencyError(ForewordError):
     exit_code = 4
 
 
+class BusyError(ForewordError):
+    """As many requests wait as may; the same request will be served later."""
+
+    http_status = 503
+
+
 class StorageError(ForewordError):
     """A file could not be written; nothing that was there before is lost."""
 
@@ -67,3 +82,7 @@ class TrainingError(ForewordError):
     """Training cannot go on; the best prompt so far is kept where there is one."""
 
     exit_code = 6
+
+
+class DivergedError(TrainingError):
+    """A loss or a gradient that is not finite; a run first goes back and tries a lower rate."""

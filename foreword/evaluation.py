@@ -20,14 +20,15 @@ from foreword.chat import Answer, Text
 from foreword.config import EncodingConfig, EvalConfig, ResamplingConfig
 from foreword.data import Example
 from foreword.encoding import Row
-from foreword.errors import DataError, InputError
+from foreword.errors import DataError, InputError, UnsupportedError
 from foreword.loss import score_labels
 from foreword.metrics import METRICS, Metric, Outcome
+from foreword.passes import padding_id
 from foreword.prefix import Prefix
 from foreword.prompt import SoftPrompt
 from foreword.scores import Score, difference, score
-from foreword.training import padding_id
 
+NO_LIMIT = 1 << 30
 WINDOW = 128  # tokens of unrelated text that are read at once
 _DEFAULTS = EvalConfig()
 _RESAMPLING = ResamplingConfig()
@@ -163,7 +164,14 @@ def _rows(backbone: Backbone, subject: Subject, asked: Sequence[Example]) -> lis
         raise InputError("text needs a tokenizer; give the backbone one")
     config = replace(subject.config, max_length=None, truncate=False)
     limit = _room(backbone, subject.prompt)
-    rows = [encoding.encode(e, backbone.tokenizer, config, 1 << 60) for e in asked]
+    rows, _ = encoding.encode_examples(
+        asked,
+        backbone.tokenizer,
+        config,
+        NO_LIMIT,
+        backbone.processor,
+        are_pairs=backbone.reads_apart,
+    )
     for row in rows:
         if len(row.input_ids) > limit:
             raise DataError(
@@ -176,7 +184,9 @@ def _rows(backbone: Backbone, subject: Subject, asked: Sequence[Example]) -> lis
 def _room(backbone: Backbone, prompt: SoftPrompt | Prefix | None) -> int:
     """Return how many real tokens fit behind a prompt."""
     num_virtual = prompt.num_virtual_tokens if prompt is not None else 0
-    return (backbone.capabilities.context_length or 1 << 30) - num_virtual
+    if backbone.reads_apart or backbone.capabilities.context_length is None:
+        return NO_LIMIT  # apart, texts and answers each have a room of their own
+    return backbone.capabilities.context_length - num_virtual
 
 
 def label_losses(
@@ -234,8 +244,14 @@ def forgetting(
     The text is read in windows of at most 128 tokens; a window's first token is not scored.
 
     Raises:
-        InputError: less than two tokens of text.
+        InputError: less than two tokens of text. UnsupportedError: an encoder-decoder, which
+            answers texts and continues none.
     """
+    if backbone.reads_apart:
+        raise UnsupportedError(
+            f"{backbone.capabilities.model_type} answers texts and continues none; leave the "
+            "forgetting check out (--unrelated none)"
+        )
     rows = _windows(backbone, text, min(WINDOW, _room(backbone, prompt)))
     without, behind = (
         _score_rows(backbone, one, rows, config, resampling) for one in (None, prompt)

@@ -11,6 +11,7 @@ import functools
 import logging
 import weakref
 from collections import OrderedDict
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -30,6 +31,7 @@ from foreword import arguments, caches, layout, media, recurrent, releases
 from foreword.capabilities import Capabilities
 from foreword.errors import InputError, UnsupportedError
 from foreword.media import Reading
+from foreword.placeholders import Item, Turn
 from foreword.prefix import PrefixBatch
 
 log = logging.getLogger("foreword")
@@ -99,9 +101,9 @@ def model_inputs(
 
 def _items(
     reading: Reading, attention_mask: Tensor | None, num_cached: int, tokens: Tensor
-) -> list[media.Item]:
+) -> list[Item]:
     """Return the media of a pass over columns `num_cached` and on."""
-    if not reading.items:
+    if not reading.items or num_cached >= reading.num_columns:
         return []
     rows, num_new = tokens.shape[:2]
     if attention_mask is None:
@@ -369,10 +371,7 @@ def view(
     """Return an object that generates like `model`, each row behind its prefix; it shares the
     weights.
     """
-    result: Any = object.__new__(_view_class(model.__class__))
-    result.__dict__.update(model.__dict__)
-    result.__dict__.pop("forward", None)
-    result.__dict__.update({name: OrderedDict() for name in HOOKS if name in model.__dict__})
+    result = twin(model, _view_class(model.__class__))
     # Through the dictionary: a module set as an attribute would be registered as a submodule.
     result.__dict__.update(
         _model=model,
@@ -381,6 +380,15 @@ def view(
         _num_padding=num_padding,
         _reading=reading,
     )
+    return result
+
+
+def twin(model: Any, view_class: Any) -> Any:
+    """Return an object of another class with a model's state and none of its hooks."""
+    result: Any = object.__new__(view_class)
+    result.__dict__.update(model.__dict__)
+    result.__dict__.pop("forward", None)
+    result.__dict__.update({name: OrderedDict() for name in HOOKS if name in model.__dict__})
     return result
 
 
@@ -463,12 +471,12 @@ def _read(
     if input_ids is None or not capabilities.modalities:
         return None
     memory = getattr(_known(cache), "memory", None)
-    turn = media.Turn(input_ids, attention_mask, *columns, batch.num_virtual, memory)
+    turn = Turn(input_ids, attention_mask, *columns, batch.num_virtual, memory)
     return read_media(model, capabilities, turn, found)
 
 
 def read_media(
-    model: Any, capabilities: Capabilities, turn: media.Turn, found: dict[str, Tensor]
+    model: Any, capabilities: Capabilities, turn: Turn, found: Mapping[str, Tensor]
 ) -> Reading:
     """Find out what media a call reads, on the device and in the precision of the model."""
     moved = {

@@ -17,10 +17,10 @@ from foreword.backbone import Backbone
 from foreword.config import EncodingConfig
 from foreword.data import Example
 from foreword.encoding import Row
-from foreword.errors import DependencyError, InputError
+from foreword.errors import DependencyError, InputError, UnsupportedError
 from foreword.loss import score_labels
+from foreword.passes import padding_id
 from foreword.prompt import SoftPrompt
-from foreword.training import padding_id
 
 try:
     import lm_eval.models  # noqa: F401  a registry that is not empty would not load these itself
@@ -56,6 +56,7 @@ class ForewordLM(TemplateLM):
 
     Raises:
         InputError: neither base nor prompt, or an argument that is not one of these.
+        UnsupportedError: an encoder-decoder.
     """
 
     def __init__(
@@ -91,6 +92,10 @@ class ForewordLM(TemplateLM):
             device=(device if is_there else None) or "auto",
             revision=revision,
         )
+        if self.backbone.reads_apart:
+            raise UnsupportedError(
+                f"{name}: an encoder-decoder; only decoders take the harness's requests here"
+            )
         self.prefix = self.backbone.compile(self.prompt) if self.prompt else None
         self.tokenizer = self.backbone.tokenizer
         self.config = chat.encoding_of(self.prompt) if encoding == "own" else None
@@ -240,7 +245,7 @@ class ForewordLM(TemplateLM):
         options.setdefault("do_sample", float(options.get("temperature") or 0) > 0)
         if not options["do_sample"]:
             options = {name: value for name, value in options.items() if name not in SAMPLING}
-        rows = [self._context(context, num_new) for context in contexts]
+        rows = [Row(tuple(self._context(context, num_new)), 1, "request") for context in contexts]
         ends = self._ends(contexts[0], stops)
         if stops:
             options["stopping_criteria"] = StoppingCriteriaList([_Until(self.tokenizer, stops)])

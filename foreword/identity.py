@@ -45,6 +45,8 @@ def fingerprint(
         weights = [p for p in decoder.parameters() if p.is_floating_point()]
         chosen = weights[:: max(1, len(weights) // NUM_WEIGHTS)]
         found["weights"] = _hash([weight.detach().flatten()[:NUM_NUMBERS] for weight in chosen])
+    if facts.encoder is not None:
+        found["encoder"] = facts.encoder.input_name
     if facts.virtual_id is not None:
         found["virtual_id"] = facts.virtual_id
     return found
@@ -66,6 +68,8 @@ def check_fingerprint(facts: Mapping[str, Any], own: dict[str, Any], name: str) 
         return
     # What only one of the two knows, as the weights of a quantized base, is not compared.
     differing = [key for key, value in own.items() if theirs.get(key, value) != value]
+    if theirs.get("encoder") != own.get("encoder") and "encoder" not in differing:
+        differing.append("encoder")
     if differing:
         raise MismatchError(
             f"the prompt was made for {base_name(facts)}, not for {name} (they differ "

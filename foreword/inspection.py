@@ -162,6 +162,8 @@ def attention_received(
         UnsupportedError: no layer attends, or the attention is computed without its weights.
     """
     facts = backbone.capabilities
+    if backbone.reads_apart:
+        raise UnsupportedError(f"{facts.model_type}: attention is shown of decoders alone")
     if not facts.reaches:
         raise UnsupportedError(f"{facts.model_type} has no attention to show: its layers recur")
     if facts.attention != "eager":

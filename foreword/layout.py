@@ -103,10 +103,7 @@ def _mask(
     if is_plain and is_causal_right and (reach.size is None or total <= reach.size):
         return None
     allowed = _allowed(span, attention_mask, virtual, real, reach, blocks)[:, None]
-    if attention == "sdpa":
-        return allowed
-    lowest = torch.finfo(dtype).min
-    return torch.zeros_like(allowed, dtype=dtype).masked_fill_(~allowed, lowest)
+    return _in_form(allowed, dtype, attention)
 
 
 def _allowed(
@@ -151,6 +148,40 @@ def _same_block(span: Span, blocks: Tensor) -> Tensor:
     keys = torch.cat([before, blocks, after], dim=1)
     queries = blocks[:, span.num_cached :, None]
     return (queries == keys[:, None]) & (queries >= 0)
+
+
+def place_in_slots(
+    positions: Tensor, width: int, capabilities: Capabilities, dtype: torch.dtype, *, is_even: bool
+) -> Masks:
+    """Return the masks of a pass over rows whose every token lies in the slot of its position.
+
+    `positions` is `[B, T]`, `width` the slots that attention will see. `is_even` says that the pass
+    is of one token for each row and that all of them are at `width - 1`: full attention needs no
+    mask then. Slots after a token's own are empty or of another row's past: it never sees them.
+    """
+    keys = torch.arange(width, device=positions.device)
+    queries = positions[:, None, :, None]
+    masks: dict[str, Tensor | None] = {}
+    for reach in dict.fromkeys(capabilities.reaches):
+        is_whole = is_even and (reach.size is None or width <= reach.size)
+        if is_whole and capabilities.attention == "sdpa":
+            masks[reach.name] = None
+            continue
+        allowed = keys <= queries
+        if reach.size is not None and reach.name == "chunked_attention":
+            allowed &= queries // reach.size == keys // reach.size
+        elif reach.size is not None:
+            allowed &= queries - keys < reach.size
+        masks[reach.name] = _in_form(allowed, dtype, capabilities.attention)
+    return masks if len(masks) > 1 else next(iter(masks.values()))
+
+
+def _in_form(allowed: Tensor, dtype: torch.dtype, attention: str) -> Tensor:
+    """Turn a boolean mask into what an attention implementation takes."""
+    if attention == "sdpa":
+        return allowed
+    lowest = torch.finfo(dtype).min
+    return torch.zeros_like(allowed, dtype=dtype).masked_fill_(~allowed, lowest)
 
 
 def check_slots(

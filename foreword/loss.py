@@ -1,6 +1,6 @@
 """The loss of a batch: cross entropy of label tokens, and nothing else is computed.
 
-In: hidden states `[B, T, H]`, ids and a label mask `[B, T]`. Out: for each label its loss, and
+In: a batch's ids and label mask `[B, T]`. Out: for each label its loss, and
 whether it is what greedy decoding would say. The head is applied to the positions before labels
 only, in chunks.
 """
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from foreword.backbone import Backbone
 from foreword.encoding import Batch
@@ -38,15 +39,24 @@ def score_labels(backbone: Backbone, prefixes: PrefixBatch, batch: Batch) -> Lab
     A row's first token has none before it (a prefix keeps no hidden state), so it cannot be a
     label.
     """
-    device = backbone.device
-    input_ids, is_label = batch.input_ids.to(device), batch.label_mask.to(device)[:, 1:]
-    hidden = backbone.hidden(prefixes, input_ids, batch.attention_mask)
-    states, labels = hidden[:, :-1][is_label], input_ids[:, 1:][is_label]
+    states, labels, rows = backbone.label_states(prefixes, batch)
     size = max(1, MAX_LOGITS // backbone.capabilities.vocab_size)
-    losses, is_best = [], []
-    for part, target in zip(states.split(size), labels.split(size), strict=True):
-        logits = backbone.head(part)
-        logits = logits if logits.dtype == torch.float64 else logits.float()
-        losses.append(torch.nn.functional.cross_entropy(logits, target, reduction="none"))
-        is_best.append(logits.detach().argmax(-1) == target)
-    return LabelScores(torch.cat(losses), torch.cat(is_best), is_label.nonzero()[:, 0])
+    chunks = list(zip(states.split(size), labels.split(size), strict=True))
+    is_kept = len(chunks) == 1 or not torch.is_grad_enabled()
+    scores = [
+        # The logits of several chunks are not kept for the way back: that is what they are cut for.
+        _score(backbone, *chunk)
+        if is_kept
+        else checkpoint(_score, backbone, *chunk, use_reentrant=False)
+        for chunk in chunks
+    ]
+    losses, is_best = (torch.cat(parts) for parts in zip(*scores, strict=True))
+    return LabelScores(losses, is_best, rows)
+
+
+def _score(backbone: Backbone, states: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Return each label's loss and whether it is the first choice, from states `[N, H]`."""
+    logits = backbone.head(states)
+    logits = logits if logits.dtype == torch.float64 else logits.float()
+    losses = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
+    return losses, logits.detach().argmax(-1) == labels

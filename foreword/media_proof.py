@@ -16,7 +16,7 @@ from torch import Tensor
 from foreword.capabilities import Capabilities
 from foreword.errors import InputError, UnsupportedError
 from foreword.generation import read_media
-from foreword.media import Turn
+from foreword.placeholders import Turn
 from foreword.prefix import Prefix, PrefixBatch
 
 NUM_TEXT = 5
@@ -79,7 +79,7 @@ def _behind_prefix(backbone: Any, row: Tensor, given: Mapping[str, Tensor]) -> T
     prefix = Prefix(backbone.read_embeddings(backbone.embed(text)), "self-test")
     ids, mask = torch.stack([row, row]), torch.ones(2, len(row), dtype=torch.long)
     ids[1, -1], mask[1, :-1] = text[0], 0
-    states = backbone.hidden(PrefixBatch((prefix, prefix)), ids, mask.to(row.device), given)
+    states = backbone.read_rows(PrefixBatch((prefix, prefix)), ids, mask.to(row.device), given)
     logits: Tensor = backbone.head(states)[0]
     return logits
 

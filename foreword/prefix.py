@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from foreword.prompt import SoftPrompt
-from foreword.states import KeyValues, LayerState, States, attention_part
+from foreword.states import KeyValues, LayerState, States, Unread, attention_part
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,7 +22,8 @@ class Prefix:
     """The state that every row starts from. Computed once, reused for any number of rows and calls.
 
     Attributes:
-        states: each layer's state, keys and values `[N, P, D]` where it attends.
+        states: each layer's state, keys and values `[N, P, D]` where it attends; or, beside an
+            encoder, embeddings that each row reads for itself.
         content_hash: hash of the prompt that it was compiled from.
         facts: what the prompt knows of itself.
     """
@@ -54,6 +55,9 @@ class Prefix:
         Raises:
             StorageError: no space or no permission; what was there before is kept.
         """
+        if isinstance(self.states, Unread):
+            SoftPrompt.from_embeddings(self.states.embeddings, facts=self.facts).save(directory)
+            return
         prompt = SoftPrompt.from_states(self.states, facts=self.facts)
         prompt._save(directory, "CARTRIDGE", {"num_frozen_tokens": 0})
 

@@ -25,6 +25,12 @@ OWN_NOTE = (
 )
 
 
+OWN_DECODED = (
+    "the prompt stands before the tokens of a decoder that follows an encoder, where PEFT places "
+    "none, or each layer's keys at another layer; load it with foreword.SoftPrompt.load"
+)
+
+
 class SoftPrompt:
     """`P` virtual tokens, as embeddings `[P, H]` or as each layer's keys and values `[N, P, D]`.
 
@@ -195,6 +201,7 @@ class SoftPrompt:
 
     def _save(self, directory: str | os.PathLike[str], kind: str, extra: dict[str, Any]) -> None:
         base = self.facts.get("base") or {}
+        encoder = (base.get("fingerprint") or {}).get("encoder")
         config: dict[str, Any] = {
             "peft_type": kind,
             "task_type": "CAUSAL_LM",
@@ -227,7 +234,18 @@ class SoftPrompt:
             }
             if kind == "PREFIX_TUNING":
                 config["prefix_projection"] = False
+        if encoder is not None:
+            self._place_beside_encoder(config, encoder)
+            if config["peft_type"] == artifact.OWN_TYPE:
+                tensors = self.tensors
         artifact.write(directory, Artifact(tensors, config, facts))
+
+    def _place_beside_encoder(self, config: dict[str, Any], encoder: str) -> None:
+        """Change PEFT's configuration of a prompt whose model has an encoder."""
+        config["task_type"] = artifact.ENCODER_TASK
+        if encoder != "input_ids" or self.form == "key_values":
+            config |= {"peft_type": artifact.OWN_TYPE, "note": OWN_DECODED, "form": self.form}
+            config["tensors_per_layer"] = list(self.counts or [1])
 
     def _flat(self) -> Tensor:
         """Lay keys and values of one shape out as PEFT does: `[P, L * 2 * N * D]`."""
@@ -253,10 +271,12 @@ class SoftPrompt:
                 f"{directory}: the values do not match their recorded hash; the file was changed"
             )
         # PEFT's own fields are all that a foreign prompt says about its base.
-        base = {
+        base: dict[str, Any] = {
             "name": stored.config.get("base_model_name_or_path"),
             "revision": stored.config.get("revision"),
         }
+        if stored.config.get("task_type") == artifact.ENCODER_TASK:
+            base["fingerprint"] = {"encoder": "input_ids"}
         prompt.facts = stored.facts or {"base": base, "method": stored.config["peft_type"]}
         return prompt
 
@@ -276,13 +296,15 @@ def _own(stored: Artifact, where: str) -> SoftPrompt:
             "a positive integer"
         )
     try:
+        if config.get("form") == "embeddings":
+            return SoftPrompt.from_embeddings(*stored.tensors)
         return SoftPrompt(
             "key_values",
             stored.tensors,
             counts=config["tensors_per_layer"],
             num_virtual_tokens=num_virtual,
         )
-    except InputError as error:
+    except (InputError, TypeError) as error:
         raise ArtifactError(f"{where}: {error}") from None
 
 

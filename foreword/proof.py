@@ -9,9 +9,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers.modeling_outputs import BaseModelOutput
 
+from foreword import seq2seq_generation
 from foreword.errors import UnsupportedError
 from foreword.prefix import Prefix, PrefixBatch, no_prefixes
+from foreword.states import Unread
 
 NUM_VIRTUAL, NUM_REAL, NUM_STEPS = 5, 3, 3
 
@@ -25,8 +28,7 @@ def prove(backbone: Any) -> None:
     name = backbone.capabilities.model_type
     try:
         with torch.no_grad():
-            checks = {"a prefix and the text it stands for": _prefix(backbone)}
-            checks["a cached step and a full recomputation"] = _steps(backbone)
+            checks = _checks(backbone)
     except torch.OutOfMemoryError:
         raise
     except (AttributeError, TypeError, ValueError, RuntimeError) as failure:
@@ -45,6 +47,90 @@ def prove(backbone: Any) -> None:
                 f"{name}: {what} give logits that differ by {error:.2g}{cause}; this family cannot "
                 "be made exact yet"
             )
+
+
+def _checks(backbone: Any) -> dict[str, tuple[float, float]]:
+    """Return what is compared: how much it differs, and the size of the numbers."""
+    if backbone.seq2seq is None:
+        return {
+            "a prefix and the text it stands for": _prefix(backbone),
+            "a cached step and a full recomputation": _steps(backbone),
+        }
+    checks = {
+        "a prompt and the decoded text it stands for": _decoder_prefix(backbone),
+        "a cached step and a full recomputation": _decoder_steps(backbone),
+    }
+    if backbone.seq2seq.encoder.reads_text:
+        checks["a prompt and the encoded text it stands for"] = _encoder_prompt(backbone)
+    return checks
+
+
+def _encoder_prompt(backbone: Any) -> tuple[float, float]:
+    """Return how much an encoder's output over embeddings and padding differs from that over ids
+    alone.
+    """
+    passes, (virtual, real) = backbone.seq2seq, _ids(backbone)
+    prefix = Prefix(Unread.of(backbone.embed(virtual)), "self-test")
+    rows = torch.stack([real, real.roll(1)])
+    mask = torch.tensor([[1, 1, 1], [0, 1, 1]], device=backbone.device)
+    found = passes.encode(PrefixBatch((prefix, None)), rows, mask)[0].last_hidden_state
+    found = torch.cat([found[0], found[1, :2]])
+    encoder, whole = passes.model.get_encoder(), torch.cat([virtual, real])
+    alone = [encoder(input_ids=ids[None]).last_hidden_state[0] for ids in (whole, real[:2])]
+    return _distance(found, torch.cat(alone))
+
+
+def _decoder_prefix(backbone: Any) -> tuple[float, float]:
+    """Return how much logits behind a prefix differ from those behind its text, decoded."""
+    passes, (virtual, real) = backbone.seq2seq, _ids(backbone)
+    tokens = {"input_ids": virtual[None]}
+    if not passes.encoder.reads_text:  # there the decoder reads a prompt's embeddings
+        tokens = {"inputs_embeds": backbone.embed(virtual)[None]}
+    (states,) = passes.states_after(_encoded(backbone), **tokens)
+    batch = PrefixBatch((Prefix(states, "self-test"),))
+    found = _decoded(backbone, batch, real)
+    whole = _decoded(backbone, no_prefixes(1), torch.cat([virtual, real]))
+    return _distance(found, whole[NUM_VIRTUAL:])
+
+
+def _decoder_steps(backbone: Any) -> tuple[float, float]:
+    """Return the same for a few steps of generation."""
+    passes, (_, real) = backbone.seq2seq, _ids(backbone)
+    states = passes.read_alone(backbone.embed(real))
+    batch = PrefixBatch((Prefix(states, "self-test"),))
+    output = seq2seq_generation.view(passes, batch).generate(
+        encoder_outputs=BaseModelOutput(_encoded(backbone)),
+        encoder_no_repeat_ngram_size=0,
+        max_new_tokens=NUM_STEPS,
+        do_sample=False,
+        eos_token_id=None,
+        return_dict_in_generate=True,
+        output_logits=True,
+    )
+    steps = torch.cat(output.logits)
+    given = output.sequences[0, : -len(steps)], output.sequences[0, -len(steps) : -1]
+    return _distance(steps, _decoded(backbone, batch, torch.cat(given))[-len(steps) :])
+
+
+def _ids(backbone: Any) -> tuple[Tensor, Tensor]:
+    """Return virtual and real ids that are no special ones."""
+    facts, num_ids = backbone.capabilities, NUM_VIRTUAL + NUM_REAL
+    ids = (torch.arange(1, num_ids + 1, device=backbone.device) * 7919) % facts.vocab_size
+    return ids[:NUM_VIRTUAL], ids[NUM_VIRTUAL:]
+
+
+def _encoded(backbone: Any) -> Tensor:
+    """Return numbers that stand for an encoder's output, `[1, S, H]`."""
+    numbers = torch.arange(4 * backbone.capabilities.hidden_size, device=backbone.device)
+    encoded: Tensor = torch.sin(numbers.float()).to(backbone.dtype).reshape(1, 4, -1)
+    return encoded
+
+
+def _decoded(backbone: Any, batch: PrefixBatch, ids: Tensor) -> Tensor:
+    """Return the logits `[T, V]` of decoded ids in a single pass."""
+    hidden = backbone.seq2seq.decoded(batch, _encoded(backbone), None, ids[None], None)
+    logits: Tensor = backbone.head(hidden)[0]
+    return logits
 
 
 def _prefix(backbone: Any) -> tuple[float, float]:

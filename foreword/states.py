@@ -7,7 +7,7 @@ both. Knows no model and no cache.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -55,13 +55,29 @@ class States:
     def map(self, change: Callable[[Tensor], Tensor]) -> "States":
         """Return states whose every tensor is changed."""
         layers = tuple(tuple(change(tensor) for tensor in layer) for layer in self.layers)
-        return States(layers, self.num_virtual_tokens)
+        return replace(self, layers=layers)
 
     def __iter__(self) -> Iterator[LayerState]:
         return iter(self.layers)
 
     def __len__(self) -> int:
         return len(self.layers)
+
+
+class Unread(States):
+    """Virtual tokens that each row reads for itself, because their state depends on the row: before
+    an encoder, which reads in both directions, or before a decoder that attends to its output.
+    """
+
+    @classmethod
+    def of(cls, embeddings: Tensor) -> "Unread":
+        """Hold embeddings `[P, H]`."""
+        return cls(((embeddings,),), len(embeddings))
+
+    @property
+    def embeddings(self) -> Tensor:
+        """The embeddings `[P, H]`."""
+        return self.layers[0][0]
 
 
 def attention_part(layer: LayerState) -> LayerState:

@@ -3,62 +3,69 @@
 In: a backbone, examples or encoded rows, a configuration. Out: an iterator of `TrainEvent`s, whose
 last one holds the trained prompt. The prefix is computed once per optimizer step and shared by all
 of its rows; its gradient adds up over the micro-batches and goes through the prefix once. Prints
-nothing, writes no file.
+nothing; writes one file, the training state, where it is told to.
 """
 
-import hashlib
-import json
 import math
+import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
-from typing import Any
+from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import get_cosine_schedule_with_warmup
 
-from foreword import encoding, initializers
+from foreword import artifact, distributed, guards, memory, preparation, sharding
 from foreword.backbone import Backbone
 from foreword.config import EncodingConfig, TrainConfig
-from foreword.data import Example, as_example
+from foreword.distributed import Ranks
 from foreword.encoding import Batch, Row
-from foreword.errors import InputError, TrainingError
+from foreword.errors import DivergedError, InputError
+from foreword.guards import check_gradient
 from foreword.loss import score_labels
+from foreword.passes import batches_of, default_size
 from foreword.prefix import Prefix, same_prefix
+from foreword.preparation import AnyExample, initial_prompt
 from foreword.prompt import SoftPrompt
+from foreword.recomputation import recomputing
+from foreword.run import Run
 from foreword.states import States
+from foreword.train_state import STATE_FILE, TrainState, read_state
+from foreword.validation import Validation, validate
 
-AnyExample = Example | Row | Mapping[str, Any]
 
-
-def train_step(
-    backbone: Backbone,
-    prompt: SoftPrompt,
-    batches: Sequence[Batch],
-    optimizer: torch.optim.Optimizer,
-    max_grad_norm: float,
-) -> tuple[float, float]:
-    """Take one optimizer step over micro-batches; return the mean loss of a label and the
-    gradient's norm.
+def train_step(run: Run, state: TrainState, rows: Sequence[Row]) -> tuple[float, float]:
+    """Take one optimizer step over the rows of all processes; return the mean loss of a label and
+    the gradient's norm.
     """
-    states = backbone.read(prompt)  # 1. the prefix, once, with gradient to the prompt
+    prompt, batches = state.prompt, _batches(run, state, rows)
+    states = run.backbone.read(prompt)  # 1. the prefix, once, with gradient to the prompt
     leaves = leaves_of(states)  # 2. the rows, their gradient adding up on a detached copy
-    loss = accumulate(backbone, leaves, batches)
+    loss = accumulate(run.backbone, leaves, batches, sum(row.num_labels for row in rows))
     _backward(states, leaves)  # 3. the prefix, backwards once
-    norm = _clip(prompt.tensors, max_grad_norm)  # 4. the prompt
-    check_gradient(loss, norm)
-    optimizer.step()
-    optimizer.zero_grad()
+    loss = _add_up(run.ranks, prompt.tensors, loss)  # 4. the prompt
+    norm = _clip(prompt.tensors, run.config.max_grad_norm)
+    check_gradient(loss, norm, run.backbone, state.progress.step)
+    state.optimizer.step()
+    state.optimizer.zero_grad()
     return loss, norm
 
 
-def accumulate(backbone: Backbone, states: States, batches: Sequence[Batch]) -> float:
-    """Add the gradient of the mean label loss over all batches to `states`; return that loss, in
-    nats.
+def _batches(run: Run, state: TrainState, rows: Sequence[Row]) -> list[Batch]:
+    return batches_of(run.backbone, run.ranks, rows, state.progress.micro_batch_size)
+
+
+def accumulate(
+    backbone: Backbone,
+    states: States,
+    batches: Sequence[Batch],
+    num_labels: int | None = None,
+) -> float:
+    """Add the gradient of the label losses over all batches to `states`, divided by `num_labels`
+    (default: those of the batches); return the loss, in nats.
     """
-    num_labels = sum(int(batch.label_mask.sum()) for batch in batches)
+    num_labels = num_labels or sum(int(batch.label_mask.sum()) for batch in batches)
     total = 0.0
     for batch in batches:
         prefixes = same_prefix(Prefix(states, "training"), batch.input_ids.shape[0])
@@ -83,41 +90,20 @@ def _backward(states: States, leaves: States) -> None:
         torch.autograd.backward([state for state, _ in pairs], [grad for _, grad in pairs])
 
 
+def _add_up(ranks: Ranks, tensors: list[Tensor], loss: float) -> float:
+    """Sum the prompt's gradient and the loss over all processes."""
+    if ranks.size == 1:
+        return loss
+    for tensor in tensors:
+        tensor.grad = torch.zeros_like(tensor) if tensor.grad is None else tensor.grad
+    total = torch.tensor([loss], dtype=tensors[0].dtype)
+    ranks.add_up([total, *(tensor.grad for tensor in tensors if tensor.grad is not None)])
+    return total.item()
+
+
 def _clip(tensors: list[Tensor], max_norm: float) -> float:
     limit = max_norm if max_norm > 0 else math.inf
     return float(torch.nn.utils.clip_grad_norm_(tensors, limit))
-
-
-def check_gradient(loss: float, norm: float) -> None:
-    """Refuse to go on blindly: a dead gradient trains nothing, and nothing else would tell.
-
-    Raises:
-        TrainingError: names what is known to cause it.
-    """
-    if not math.isfinite(loss) or not math.isfinite(norm):
-        raise TrainingError(
-            f"the loss is {loss:.4g} and the gradient's norm {norm:.4g}; lower --learning-rate, or "
-            "load the base in float32 or bfloat16 instead of float16"
-        )
-    if norm == 0.0:
-        raise TrainingError(
-            "the gradient of the prompt is zero: the base stops it (weights under fake "
-            "quantization, or gradient checkpointing that drops the cache); load it dequantized "
-            "or without checkpointing"
-        )
-
-
-@dataclass(frozen=True)
-class Validation:
-    """What the prompt does on rows that it was not trained on.
-
-    Attributes:
-        loss: mean cross entropy of a label, in nats.
-        exact: share of rows whose greedy answer is the label, token for token.
-    """
-
-    loss: float
-    exact: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,7 +111,7 @@ class TrainEvent:
     """One optimizer step.
 
     Attributes:
-        step: from 1 to `num_steps`.
+        step: from 1 to `num_steps`; it falls where a run that diverged goes back.
         loss: mean cross entropy of a label over the step's rows, in nats.
         learning_rate: of this step.
         gradient_norm: before clipping.
@@ -133,6 +119,7 @@ class TrainEvent:
         seconds: that the step took, validation not counted.
         validation: set where the prompt was validated.
         prompt: set where it was validated, and on the last event: the best so far, else the newest.
+        notices: what the run saw and did since the last event, a sentence each.
     """
 
     step: int
@@ -144,6 +131,7 @@ class TrainEvent:
     seconds: float
     validation: Validation | None = None
     prompt: SoftPrompt | None = None
+    notices: tuple[str, ...] = ()
 
 
 def train(
@@ -154,11 +142,13 @@ def train(
     validation: Sequence[AnyExample] = (),
     encoding_config: EncodingConfig | None = None,
     initial: SoftPrompt | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    resume: bool = False,
 ) -> Iterator[TrainEvent]:
     """Train a soft prompt, one event per optimizer step; the last event's `prompt` is the result.
 
     With validation rows the result is the prompt with the lowest validation loss, else the last
-    one.
+    one. Under a launcher of several processes each calls this alike, and all get the same events.
 
     Args:
         backbone: with a tokenizer, unless all examples are encoded rows and `initial` is given.
@@ -167,195 +157,179 @@ def train(
         validation: examples that are never trained on.
         encoding_config: how examples become ids; saved in the prompt.
         initial: start from this prompt's values instead of `config.init`.
+        checkpoint: directory that the training state is written to, as often as
+            `config.save_every` says, at the end, and when the iterator is closed.
+        resume: go on with the state in `checkpoint`, bit for bit; without one, begin. A finished
+            run yields its last event again.
 
     Raises:
         DataError: an example that cannot be encoded; names file and line.
-        InputError: nothing to train on. TrainingError: a gradient that is zero or not finite.
+        InputError: nothing to train on, or a state of another run. ArtifactError: a damaged state.
+        TrainingError: a gradient that is zero or, going back notwithstanding, not finite.
+        StorageError: the state cannot be written; the earlier one is kept.
     """
     config = (config or TrainConfig()).resolved()
     encoding_config = encoding_config or EncodingConfig()
-    rows = encode_rows(backbone, examples, config, encoding_config)
-    held_out = encode_rows(backbone, validation, config, encoding_config)
+    ranks = distributed.join()
+    rows, notices = preparation.encode_rows(backbone, examples, config, encoding_config)
+    held_out, _ = preparation.encode_rows(backbone, validation, config, encoding_config)
     if not rows:
         raise InputError("no examples to train on; give at least one")
-    prompt = initial or initial_prompt(backbone, config)
-    facts = describe(backbone, config, encoding_config, len(rows))
-    prompt = prompt.replaced(prompt.trainable(_dtype(backbone)).tensors, facts)
-    yield from _run(backbone, prompt, rows, held_out, config)
+    if resume and checkpoint is None:
+        raise InputError("resume needs checkpoint, the directory that holds the training state")
+    file = Path(checkpoint) / STATE_FILE if checkpoint is not None else None
+    identity = preparation.identity(
+        backbone, rows, held_out, config, encoding_config, initial, ranks.size
+    )
+    backbone = recomputing(backbone) if config.gradient_checkpointing else backbone
+    backbone = sharding.sharded(backbone, ranks.device) if sharding.is_asked_for() else backbone
+    run = Run(backbone, rows, held_out, config, ranks, identity, file)
+    stored = read_state(file) if resume and file is not None and file.exists() else None
+    if stored is not None:
+        stored.check(identity)
+        prompt = stored.prompt()
+        notices = [notice] if (notice := stored.changed_environment(identity)) else []
+    else:
+        prompt = initial or initial_prompt(backbone, config)
+        facts = preparation.describe(backbone, config, encoding_config, len(rows))
+        prompt = prompt.replaced(prompt.tensors, facts)
+    state = _start(run, prompt)
+    if stored is not None:
+        state.take_over(stored, state.progress.micro_batch_size)
+    ranks.check_alike(f"{identity} {state.progress} {state.prompt.content_hash}")
+    if file is not None and ranks.is_main:
+        for name in (STATE_FILE, artifact.CONFIG_FILE, artifact.TENSOR_FILE):
+            artifact.remove_leftovers(file.with_name(name))
+    if stored is None:
+        _save(run, state)
+    return _steps(run, state, notices)
 
 
-def _run(
-    backbone: Backbone,
-    prompt: SoftPrompt,
-    rows: list[Row],
-    held_out: list[Row],
-    config: TrainConfig,
-) -> Iterator[TrainEvent]:
-    num_steps = config.num_steps or math.ceil(config.num_epochs * len(rows) / config.batch_size)
+def _start(run: Run, prompt: SoftPrompt) -> TrainState:
+    config = run.config
     assert config.learning_rate is not None  # resolved by `train`
+    prompt = prompt.trainable(_dtype(run.backbone))
     optimizer = torch.optim.AdamW(
         prompt.tensors, lr=config.learning_rate, weight_decay=config.weight_decay
     )
-    warmup = round(config.warmup_share * num_steps)
-    schedule = get_cosine_schedule_with_warmup(optimizer, warmup, num_steps)
-    best: tuple[float, SoftPrompt] | None = None
-    for step, chosen in zip(range(1, num_steps + 1), _steps(rows, config), strict=False):
+    share = -(-config.batch_size // run.ranks.size)
+    size = config.micro_batch_size or default_size(run.backbone, run.rows, share)
+    return TrainState(prompt, optimizer, min(size, share))
+
+
+def _steps(run: Run, state: TrainState, notices: list[str]) -> Iterator[TrainEvent]:
+    """Yield an event for each step that is left, and write the state where it is due."""
+    if state.progress.is_finished:
+        yield _event(run, state, math.nan, 0, tuple(notices), prompt=state.result())
+    while not state.progress.is_finished:
+        point, rows = state.point_if_due(), run.rows_of(state.progress.step)
+        rate = run.rate_of(state.progress.step) * state.progress.rate_scale
+        state.set_rate(rate)
         started = time.perf_counter()
-        rate = schedule.get_last_lr()[0]
-        batches = _micro_batches(backbone, chosen, config)
-        loss, norm = train_step(backbone, prompt, batches, optimizer, config.max_grad_norm)
-        schedule.step()
-        seconds = time.perf_counter() - started
-        is_due = step == num_steps or (config.eval_every and step % config.eval_every == 0)
-        result = None
-        if is_due and held_out:
-            result = validate(backbone, prompt, held_out, config.batch_size)
-            if best is None or result.loss < best[0]:
-                metrics = {"step": step, "validation": asdict(result), "training_loss": loss}
-                best = (result.loss, _snapshot(prompt, metrics))
-        snapshot = None
-        if is_due:
-            snapshot = best[1] if best else _snapshot(prompt, {"step": step, "training_loss": loss})
-        num_tokens = sum(len(row.input_ids) for row in chosen)
-        yield TrainEvent(step, num_steps, loss, rate, norm, num_tokens, seconds, result, snapshot)
+        try:
+            loss, norm = _step_that_fits(run, state, rows, notices)  # 1. the step
+            state.record(loss, rate, time.perf_counter() - started)
+            guards.check_level(state.history.losses, state.progress.good_level)
+            result = _validate_if_due(run, state)  # 2. what it came to
+        except DivergedError as error:
+            notices.append(_go_back(state, error))
+            continue
+        state.keep(point)
+        notices += _remarks(run, state, result)
+        is_due = run.is_due(state.progress.step) or state.progress.is_finished
+        num_tokens = sum(len(row.input_ids) for row in rows)
+        event = _event(
+            run, state, norm, num_tokens, tuple(notices), result, state.result() if is_due else None
+        )
+        notices.clear()
+        is_saved = state.progress.is_finished or run.is_save_due(state.progress.step)
+        if is_saved:  # 3. nothing is lost
+            _save(run, state)
+        try:
+            yield event
+        except GeneratorExit:
+            if not is_saved:
+                _save(run, state)
+            raise
 
 
-def _steps(rows: list[Row], config: TrainConfig) -> Iterator[list[Row]]:
-    """Yield the rows of each optimizer step, epoch after epoch, without end."""
-    epoch = 0
+def _step_that_fits(
+    run: Run, state: TrainState, rows: list[Row], notices: list[str]
+) -> tuple[float, float]:
+    """Take a step; where memory runs out, halve the rows of a pass and take it from its start."""
     while True:
-        yield from encoding.epoch_order(rows, config.batch_size, config.seed, epoch)
-        epoch += 1
+        try:
+            return train_step(run, state, rows)
+        except RuntimeError as error:
+            memory.check(error, is_sharded=run.backbone.tie is not None)
+            notices.append(memory.take_less(state, error))
 
 
-def _micro_batches(backbone: Backbone, rows: list[Row], config: TrainConfig) -> list[Batch]:
-    size = config.micro_batch_size or config.batch_size
-    pad_id = padding_id(backbone)
-    return [
-        encoding.collate(rows[start : start + size], pad_id) for start in range(0, len(rows), size)
-    ]
+def _go_back(state: TrainState, seen: DivergedError) -> str:
+    """Return to the last good point at half the rate and say so, or give up where that is no use.
 
-
-def validate(
-    backbone: Backbone, prompt: SoftPrompt, rows: Sequence[Row], batch_size: int
-) -> Validation:
-    """Score held-out rows: teacher-forced, so one pass tells the loss and what greedy decoding
-    answers.
+    Raises:
+        DivergedError: the good point itself diverges, or the run has gone back too often.
     """
-    prefix = backbone.compile(prompt.detached())
-    total, num_labels, num_exact = 0.0, 0, 0
-    ordered = sorted(rows, key=lambda row: len(row.input_ids))
-    with torch.no_grad():
-        for start in range(0, len(ordered), batch_size):
-            part = ordered[start : start + batch_size]
-            batch = encoding.collate(part, padding_id(backbone))
-            scores = score_labels(backbone, same_prefix(prefix, len(part)), batch)
-            total += float(scores.losses.sum())
-            num_labels += len(scores.losses)
-            wrong = scores.rows[~scores.is_best].unique()
-            num_exact += len(part) - len(wrong)
-    return Validation(loss=total / num_labels, exact=num_exact / len(ordered))
+    progress, step = state.progress, len(state.history.losses) + 1
+    if progress.step == progress.good_step == 0:
+        raise seen
+    if progress.num_returns == guards.MAX_RETURNS:
+        raise DivergedError(f"{seen}; the run went back {progress.num_returns} times in vain")
+    state.go_back()
+    return (
+        f"near step {step} {str(seen).partition(';')[0]}: back to step {progress.step}, with "
+        f"{progress.rate_scale:g} of the learning rate"
+    )
 
 
-def initial_prompt(backbone: Backbone, config: TrainConfig) -> SoftPrompt:
-    """Return the prompt that a run starts from, in the form that it trains."""
-    config = config.resolved()
-    generator = torch.Generator().manual_seed(config.seed)
-    table = backbone.embed(torch.arange(backbone.capabilities.vocab_size))
-    if config.init == "text":
-        ids = initializers.fit_ids(_text_ids(backbone, config), config.num_virtual_tokens)
-        values = backbone.embed(torch.tensor(ids)).float().cpu()
-    elif config.init == "vocabulary":
-        values = initializers.vocabulary_embeddings(table, config.num_virtual_tokens, generator)
-    else:
-        values = initializers.random_embeddings(table, config.num_virtual_tokens, generator)
-    if config.form == "embeddings":
-        return SoftPrompt.from_embeddings(values)
-    with torch.no_grad():
-        states = backbone.read_embeddings(values.to(backbone.device, backbone.dtype))
-    return SoftPrompt.from_states(states.map(Tensor.float))
+def _validate_if_due(run: Run, state: TrainState) -> Validation | None:
+    """Validate the prompt, and remember it if it is the best.
 
-
-def _text_ids(backbone: Backbone, config: TrainConfig) -> list[int]:
-    if backbone.tokenizer is None:
-        raise InputError("--init-text needs a tokenizer; use --init vocabulary, or pass `initial`")
-    return list(backbone.tokenizer(config.init_text).input_ids)
-
-
-def encode_rows(
-    backbone: Backbone,
-    examples: Sequence[AnyExample],
-    config: TrainConfig,
-    encoding_config: EncodingConfig,
-) -> list[Row]:
-    """Return examples as rows of ids that fit behind the prompt; rows pass as they are."""
-    texts = [
-        as_example(example, f"example {number}") if isinstance(example, Mapping) else example
-        for number, example in enumerate(examples, 1)
-        if not isinstance(example, Row)
-    ]
-    rows = [row for row in examples if isinstance(row, Row)]
-    context = (backbone.capabilities.context_length or 1 << 30) - config.num_virtual_tokens
-    if texts:
-        if backbone.tokenizer is None:
-            raise InputError(
-                "text examples need a tokenizer; give the backbone one, or pass rows of ids"
-            )
-        encoded, _ = encoding.encode_examples(texts, backbone.tokenizer, encoding_config, context)
-        rows += encoded
-    for row in rows:
-        if row.num_labels >= len(row.input_ids):
-            raise InputError(
-                f"{row.source}: every token is a label; a row needs one token before its answer"
-            )
-        if len(row.input_ids) > context:
-            raise InputError(f"{row.source}: {len(row.input_ids)} tokens, at most {context} fit")
-    return rows
-
-
-def describe(
-    backbone: Backbone, config: TrainConfig, encoding_config: EncodingConfig, num_rows: int
-) -> dict[str, Any]:
-    """Return what a trained prompt says of itself: base, tokenizer, how rows are encoded, how it
-    was trained.
+    Raises:
+        DivergedError: the validation loss is not finite.
     """
-    return {
-        "base": {
-            "name": backbone.name,
-            "revision": backbone.revision,
-            "fingerprint": backbone.fingerprint(),
-        },
-        "tokenizer": _tokenizer_facts(backbone.tokenizer),
-        "method": "prompt tuning" if config.form == "embeddings" else "prefix tuning",
-        "embedding_scale": "as the model's embedding module returns them",
-        "encoding": asdict(encoding_config),
-        "training": asdict(config) | {"num_rows": num_rows},
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
-
-
-def _tokenizer_facts(tokenizer: Any) -> dict[str, Any] | None:
-    """Return hashes of the vocabulary and of the chat template: a prompt is trained on both."""
-    if tokenizer is None:
+    step = state.progress.step
+    if not run.held_out or not run.is_due(step):
         return None
-    vocabulary = json.dumps(sorted(tokenizer.get_vocab().items()))
-    template = json.dumps(getattr(tokenizer, "chat_template", None))
-    return {
-        "vocabulary": hashlib.sha256(vocabulary.encode()).hexdigest(),
-        "chat_template": hashlib.sha256(template.encode()).hexdigest(),
-    }
+    size = state.progress.micro_batch_size
+    result = validate(run.backbone, state.prompt, run.held_out, size, run.ranks)
+    if not math.isfinite(result.loss):
+        raise DivergedError(f"the validation loss is {result.loss:.4g}; lower --learning-rate")
+    state.validated(asdict(result))
+    return result
 
 
-def padding_id(backbone: Backbone) -> int:
-    """Return an id to pad with; masks decide, so any valid id serves."""
-    found = getattr(backbone.tokenizer, "pad_token_id", None)
-    return found if isinstance(found, int) else 0
+def _remarks(run: Run, state: TrainState, result: Validation | None) -> list[str]:
+    """Say what the guards see, and end the run where its patience is over."""
+    found = [guards.standstill(state.history.losses, run.num_warmup)]
+    validations = [(step, loss) for step, loss, _ in state.history.validations]
+    is_over = False
+    if result is not None:
+        said, is_over = guards.worsening(validations, state.best_step, run.config.patience)
+        found.append(said)
+    state.progress.is_finished = is_over or state.progress.step >= run.num_steps
+    return [sentence for sentence in found if sentence]
 
 
-def _snapshot(prompt: SoftPrompt, metrics: dict[str, Any]) -> SoftPrompt:
-    copy = prompt.detached()
-    copy.facts["metrics"] = metrics
-    return copy
+def _event(
+    run: Run,
+    state: TrainState,
+    norm: float,
+    num_tokens: int,
+    notices: tuple[str, ...],
+    validation: Validation | None = None,
+    prompt: SoftPrompt | None = None,
+) -> TrainEvent:
+    step, loss, rate, seconds = state.latest()
+    return TrainEvent(
+        step, run.num_steps, loss, rate, norm, num_tokens, seconds, validation, prompt, notices
+    )
+
+
+def _save(run: Run, state: TrainState) -> None:
+    if run.file is not None and run.ranks.is_main:
+        state.save(run.file, run.identity)
 
 
 def _dtype(backbone: Backbone) -> torch.dtype:

@@ -8,7 +8,7 @@ of the embeddings of those ids. A key/value prompt stands in a plain cache befor
 from typing import Any
 
 import torch
-from tiny_media import AUDIO, IMAGE, MediaRow
+from tiny_media import MediaRow
 from torch import Tensor
 from transformers import DynamicCache
 from transformers.modeling_outputs import CausalLMOutputWithPast
@@ -18,9 +18,14 @@ from foreword import SoftPrompt
 DUMMY = 5  # an id of plain text
 
 
+def _placeholders(model: Any) -> list[int]:
+    names = ("image_token_id", "audio_token_id")
+    return [getattr(model.config, name) for name in names if hasattr(model.config, name)]
+
+
 def _types(model: Any, ids: Tensor, num_media: int) -> dict[str, Tensor]:
     """Return the token types that a processor would; generated tokens are text."""
-    types = (ids == IMAGE).long()
+    types = (ids == getattr(model.config, "image_token_id", -1)).long()
     types[0, num_media:] = 0
     if model.config.model_type == "gemma3":
         return {"token_type_ids": types}
@@ -113,6 +118,6 @@ def greedy(model: Any, prompt: SoftPrompt | None, row: MediaRow, num_new: int) -
     ids = row.ids
     for _ in range(num_new):
         best = row_logits(model, prompt, row, ids)[-1].float().argmax()
-        assert int(best) not in (IMAGE, AUDIO), "the oracle cannot go on behind a placeholder"
+        assert int(best) not in _placeholders(model), "the oracle cannot read it as text"
         ids = torch.cat([ids, best[None]])
     return ids[len(row.ids) :].tolist()

@@ -2,6 +2,8 @@
 
 import importlib.util
 import json
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,10 +15,11 @@ import torch
 from tiny_tokenizer import tiny_tokenizer
 from typer.testing import CliRunner
 
-from foreword import SoftPrompt, evaluation
+from foreword import Backbone, Row, SoftPrompt, TrainConfig, evaluation, train, training
 from foreword.cli import app, chat, main
-from foreword.cli.train import run
+from foreword.cli.running import run
 from foreword.config import SamplingConfig
+from foreword.errors import TrainingError
 from foreword.training import TrainEvent
 
 FAST = [
@@ -244,8 +247,6 @@ def test_chat_switches_between_base_and_prompt(trained: str) -> None:
 
 
 def test_chat_forgets_on_clear(trained: str, model: str) -> None:
-    from foreword import Backbone
-
     session = chat.Session(Backbone.load(model), None, SamplingConfig(max_new_tokens=2))
     session.take("hello")
     assert [turn["role"] for turn in session.turns] == ["user", "assistant"]
@@ -263,6 +264,94 @@ def test_an_interrupt_keeps_the_best_so_far(tmp_path: Path) -> None:
     saved = run(events(), str(tmp_path / "best"))
     assert saved is not None and saved.step == 1
     assert SoftPrompt.load(tmp_path / "best").content_hash == prompt.content_hash
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_leaves_the_best_and_resume_goes_on(
+    monkeypatch: pytest.MonkeyPatch, model: str, data: str, tmp_path: Path, number: int
+) -> None:
+    step = training.train_step
+
+    def step_then_signal(run: Any, state: Any, rows: Any) -> Any:
+        if state.progress.step == 2:
+            os.kill(os.getpid(), number)
+        return step(run, state, rows)
+
+    arguments = ["train", "--model", model, "--data", data, *FAST, "--output"]
+    monkeypatch.setattr(training, "train_step", step_then_signal)
+    stopped = CliRunner().invoke(app, [*arguments, str(tmp_path / "stopped")])
+    assert stopped.exit_code == 128 + number
+    assert f"stopped after step 3; the best so far prompt, of step 2, is in {tmp_path}" in (
+        stopped.output.replace("\n", "")
+    )
+    assert SoftPrompt.load(tmp_path / "stopped").facts["metrics"]["step"] == 2
+    monkeypatch.undo()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    invoke(*arguments, str(tmp_path / "calm"))
+    said = invoke(*arguments, str(tmp_path / "stopped"), "--resume")
+    assert "goes on after step 3" in said
+    assert "begins at step 1" in invoke(*arguments, str(tmp_path / "new"), "--resume")
+    calm, resumed = (SoftPrompt.load(tmp_path / name) for name in ("calm", "stopped"))
+    assert resumed.content_hash == calm.content_hash
+
+
+def test_a_stopped_run_is_not_overwritten(  # type: ignore[no-untyped-def]
+    monkeypatch, capsys, model: str, data: str, tmp_path: Path
+) -> None:
+    rows = [Row.from_ids([5, 6, 7], [8])] * 4
+    events = train(Backbone.load(model), rows, TrainConfig(num_steps=3), checkpoint=tmp_path)
+    next(events)
+    events.close()
+    said = fails(monkeypatch, capsys, "train", "--data", data, "--output", str(tmp_path))
+    assert "stopped at step 1; go on with it with --resume" in said
+    said = fails(
+        monkeypatch, capsys, "train", "--data", data, "--output", str(tmp_path), "--resume",
+        "--model", model, "--form", "embeddings",
+    )  # fmt: skip
+    assert "--form was 'key_values', is 'embeddings'" in said and "training rows differ" in said
+
+
+def test_a_run_that_cannot_go_on_says_what_it_leaves(  # type: ignore[no-untyped-def]
+    monkeypatch, model: str, data: str, tmp_path: Path
+) -> None:
+    step = training.train_step
+
+    def last_step_fails(run: Any, state: Any, rows: Any) -> Any:
+        if state.progress.step == 3:
+            raise TrainingError("the run cannot go on")
+        return step(run, state, rows)
+
+    monkeypatch.setattr(training, "train_step", last_step_fails)
+    options = ["--model", model, "--data", data, "--output", str(tmp_path), *FAST]
+    ended = CliRunner().invoke(app, ["train", *options])
+    kept = f"{tmp_path} holds the best prompt, of step 2, and the training state of step 2"
+    assert str(ended.exception) == f"the run cannot go on; {kept}"
+
+
+def test_curves_are_drawn(model: str, data: str, tmp_path: Path) -> None:
+    picture = tmp_path / "curves.png"
+    output = str(tmp_path / "prompt")
+    options = [*FAST, "--curves", str(picture)]
+    said = invoke("train", "--model", model, "--data", data, "--output", output, *options)
+    assert picture.read_bytes().startswith(b"\x89PNG") and f"curves: {picture}" in said
+
+
+def test_a_tracker_is_told_every_step(model: str, data: str, tmp_path: Path) -> None:
+    name = "tensorboard.backend.event_processing.event_accumulator"
+    reading = pytest.importorskip(name)
+    output = tmp_path / "prompt"
+    options = [*FAST, "--track", "tensorboard"]
+    invoke("train", "--model", model, "--data", data, "--output", str(output), *options)
+    reader = reading.EventAccumulator(str(output / "foreword"))
+    reader.Reload()
+    assert [event.step for event in reader.Scalars("loss")] == [1, 2, 3, 4]
+    assert [event.step for event in reader.Scalars("validation/loss")] == [2, 4]
+
+
+def test_an_unknown_tracker_is_one_line(monkeypatch, capsys, tmp_path: Path, data: str) -> None:  # type: ignore[no-untyped-def]
+    options = ["--data", data, "--output", str(tmp_path), "--track", "none-such"]
+    said = fails(monkeypatch, capsys, "train", *options)
+    assert "--track none-such: not installed" in said
 
 
 def test_a_missing_file_is_one_line(monkeypatch, capsys, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]

@@ -81,7 +81,8 @@ def test_media_parts_pass_through_and_nulls_of_a_table_go(tmp_path: Path) -> Non
     parts = [{**image, "text": None}, {**text, "url": None}]
     turns = [{"role": "user", "content": parts, "tool_calls": None}, ANSWER]
     [row] = read(tmp_path, "rows.jsonl", json.dumps({"messages": turns}))
-    assert row.prompt == ({"role": "user", "content": [image, text]},)
+    found = image | {"url": str(tmp_path / "x.png")}
+    assert row.prompt == ({"role": "user", "content": [found, text]},)
 
 
 def test_an_answer_of_text_parts_is_their_text(tmp_path: Path) -> None:

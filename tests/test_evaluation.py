@@ -7,14 +7,17 @@ from typing import Any
 
 import oracle
 import pytest
+import seq2seq_models
+import seq2seq_oracle
 import tiny_models
 import torch
 from tiny_tokenizer import tiny_tokenizer
 
 from foreword import Backbone, EncodingConfig, Example, SoftPrompt
 from foreword.config import EvalConfig, ResamplingConfig
-from foreword.errors import DataError, InputError
+from foreword.errors import DataError, InputError, UnsupportedError
 from foreword.evaluation import Subject, evaluate, forgetting, read_as, unrelated_text
+from foreword.inspection import attention_received
 from foreword.metrics import METRICS, row_metric
 
 EXAMPLES = [
@@ -133,6 +136,22 @@ def test_a_prompt_that_says_nothing_forgets_nothing() -> None:
 
 def test_the_text_that_comes_along_is_long_enough_to_tell() -> None:
     assert len(unrelated_text().split()) > 900
+
+
+def test_an_encoder_decoder_is_scored_as_its_oracle_and_forgets_nothing_to_continue() -> None:
+    tokenizer = tiny_tokenizer("$A <|im_end|>", chat_template=None)
+    network = seq2seq_models.build("t5", vocab_size=len(tokenizer))
+    model, prompt = Backbone(network, tokenizer), seq2seq_models.embedding_prompt(network, 3)
+    (found,) = evaluate(model, Subject("x", prompt), EXAMPLES[:1], config=SHORT).outcomes
+    row, labels = (torch.tensor(tokenizer(text).input_ids) for text in ("a", "bc"))
+    given = torch.cat([torch.tensor([network.config.decoder_start_token_id]), labels[:-1]])
+    logits = seq2seq_oracle.row_logits(network, prompt, row, given)
+    slow = torch.nn.functional.cross_entropy(logits, labels, reduction="sum").item()
+    assert found.loss == pytest.approx(slow, abs=1e-6) and found.num_labels == len(labels)
+    with pytest.raises(UnsupportedError, match="answers texts and continues none"):
+        forgetting(model, prompt, unrelated_text())
+    with pytest.raises(UnsupportedError, match="attention is shown of decoders alone"):
+        attention_received(model, prompt, [5, 6])
 
 
 def test_the_page_on_evaluation_runs(

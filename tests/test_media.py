@@ -13,6 +13,7 @@ from tiny_media import AUDIO, IMAGE, MediaRow, image, joined, text
 from torch import Tensor
 
 from foreword import Backbone, SoftPrompt, capabilities, generation
+from foreword.doctor.parts import capabilities_findings
 from foreword.errors import InputError, MismatchError, UnsupportedError
 
 
@@ -50,6 +51,22 @@ def test_what_a_model_reads_is_read_off_its_class(
     assert (found.num_axes, found.types, found.has_image_blocks) == (axes, types, has_blocks)
     (modality,) = found.modalities
     assert modality.token_id == (AUDIO if family == "glmasr" else IMAGE)
+
+
+def test_the_doctor_says_what_is_read_beside_text() -> None:
+    said = {
+        family: {f.name: f.detail for f in capabilities_findings(Backbone(model))}.get("media")
+        for family, model in (
+            ("hunyuan_vl", tiny_media.shared("hunyuan_vl")),
+            ("gemma3", tiny_media.shared("gemma3")),
+            ("llama", tiny_models.shared("llama")),
+        )
+    }
+    assert said["hunyuan_vl"] == (
+        "image in pixel_values, image_grid_thw; positions of 4 axes from the model's own index"
+    )
+    assert "both ways" in str(said["gemma3"])
+    assert said["llama"] is None
 
 
 # Positions ----------------------------------------------------------------------------------------
@@ -156,6 +173,16 @@ def test_the_tokens_of_an_image_see_each_other_both_ways() -> None:
     object.__setattr__(backbone, "capabilities", causal := _replace(facts, has_image_blocks=False))
     assert causal.modalities
     assert error_of(backbone, rows, "left") > 1e-3, "a causal mask is another model"
+
+
+@pytest.mark.parametrize("family", tiny_media.FAMILIES)
+def test_the_bare_model_is_exact_too(family: str) -> None:
+    backbone = Backbone(tiny_media.shared(family))
+    row = image(family) + text(2)
+    with torch.no_grad():
+        found = backbone.logits(None, row.ids[None], **row.media)[0]
+    expected = media_oracle.row_logits(backbone.model, None, row, row.ids)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
 
 def _replace(facts: capabilities.Capabilities, **changes: Any) -> capabilities.Capabilities:

@@ -5,8 +5,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import media_oracle
 import oracle
 import pytest
+import tiny_media
 import tiny_models
 import torch
 import transformers
@@ -56,7 +58,7 @@ def load(directory: Path, **options: Any) -> Any:
 def compressed(
     directory: Path, model: Any, weights: dict[str, Any], inputs: dict[str, Any] | None, form: str
 ) -> None:
-    """Write a checkpoint as llm-compressor does: every linear layer but the head."""
+    """Write a checkpoint as llm-compressor does: every linear layer but the head and a tower's."""
     from compressed_tensors.compressors import ModelCompressor
     from compressed_tensors.quantization import (
         QuantizationArgs,
@@ -70,7 +72,9 @@ def compressed(
         weights=QuantizationArgs(symmetric=True, **weights),
         input_activations=QuantizationArgs(symmetric=True, **inputs) if inputs else None,
     )
-    config = QuantizationConfig(config_groups={"all": scheme}, ignore=["lm_head"], format=form)
+    config = QuantizationConfig(
+        config_groups={"all": scheme}, ignore=["lm_head", "re:.*visual.*"], format=form
+    )
     apply_quantization_config(model, config)
     for module in model.modules():
         if getattr(module, "quantization_scheme", None) is not None:
@@ -84,11 +88,13 @@ def compressed(
     compressor.update_config(directory)
 
 
+FP8_WEIGHTS = {"num_bits": 8, "type": "float", "strategy": "channel"}
+FP8_INPUTS = {"num_bits": 8, "type": "float", "strategy": "token", "dynamic": True}
+
+
 def fp8(directory: Path) -> Any:
     """Weights by channel, activations by token at run time: the scheme of the FP8 checkpoints."""
-    weights = {"num_bits": 8, "type": "float", "strategy": "channel"}
-    inputs = {"num_bits": 8, "type": "float", "strategy": "token", "dynamic": True}
-    compressed(directory, plain(), weights, inputs, "float-quantized")
+    compressed(directory, plain(), FP8_WEIGHTS, FP8_INPUTS, "float-quantized")
     return load(directory)
 
 
@@ -246,6 +252,26 @@ def test_other_bases_stay_as_small_as_they_were_loaded(base: str, tmp_path: Path
     backbone = Backbone(BASES[base](tmp_path))
     backbone.generate(prompt_of(backbone, "embeddings"), IDS[None], max_new_tokens=2)
     assert num_bytes(backbone.model) == backbone.quantization.num_bytes_loaded
+
+
+def test_fp8_with_images(tmp_path: Path) -> None:
+    """GLM-4.6V-FP8: experts and a tower, an image between the tokens, a gradient that is alive."""
+    whole = tiny_media.build("glm4v_moe").float()
+    compressed(tmp_path, whole, FP8_WEIGHTS, FP8_INPUTS, "float-quantized")
+    model = transformers.AutoModelForImageTextToText.from_pretrained(tmp_path, dtype=torch.float32)
+    model.set_experts_implementation("batched_mm")
+    backbone = Backbone(model)
+    assert backbone.quantization.num_straight > 0
+    row = tiny_media.text(3) + tiny_media.image("glm4v_moe") + tiny_media.text(4)
+    float_row = tiny_media.MediaRow(
+        row.ids, {k: v.float() if v.is_floating_point() else v for k, v in row.media.items()}
+    )
+    prompt = SoftPrompt.from_embeddings(tiny_models.embeddings(model, 5)).trainable()
+    logits = backbone.logits(prompt, row.ids[None], **float_row.media)
+    logits[0, -1].square().mean().backward()
+    assert float(prompt.tensors[0].grad.norm()) > 0
+    expected = media_oracle.row_logits(model, prompt, float_row, row.ids)
+    assert apart(logits[0], expected) < LOOSE["fp8"]
 
 
 def test_int4_of_torchao(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from foreword.errors import (
     MismatchError,
     UnsupportedError,
 )
-from foreword.training import describe
+from foreword.preparation import describe
 
 GREEDY: dict[str, Any] = {"max_new_tokens": 4, "do_sample": False}
 IDS = tiny_models.ids(6)[None]
@@ -402,9 +402,19 @@ def test_more_tokens_than_the_rotation_is_constant_for(rope: dict[str, Any]) -> 
 # Models and releases.
 
 
-def _t5() -> Any:
-    config = transformers.T5Config(vocab_size=97, d_model=16, d_kv=8, d_ff=16, num_layers=1)
-    return transformers.T5ForConditionalGeneration(config)
+def _two_models() -> Any:
+    sizes = {"hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 1}
+    parts = [transformers.BertConfig(vocab_size=97, intermediate_size=16, **sizes)] * 2
+    config = transformers.EncoderDecoderConfig.from_encoder_decoder_configs(*parts)
+    return transformers.EncoderDecoderModel(config)
+
+
+def _windows_beside_an_encoder() -> Any:
+    config = transformers.MoonshineConfig(
+        vocab_size=97, hidden_size=16, intermediate_size=16, encoder_num_hidden_layers=1,
+        decoder_num_hidden_layers=1, encoder_num_attention_heads=2, decoder_num_attention_heads=2,
+    )  # fmt: skip
+    return transformers.AutoModelForSpeechSeq2Seq.from_config(config)
 
 
 def _mamba() -> Any:
@@ -444,7 +454,8 @@ def _headless() -> Any:
 
 
 MODELS = {
-    "encoder-decoder": (_t5, "t5: an encoder-decoder model"),
+    "two models": (_two_models, "encoder-decoder: an encoder and a decoder that are models of"),
+    "rotation beside an encoder": (_windows_beside_an_encoder, "moonshine: windows or rotary"),
     "a state dropped by mamba": (_mamba, "mamba: a prefix and the text it stands for give logits"),
     "a state dropped by jamba": (_jamba, "its code may drop the recurrent state between passes"),
     "a state that reads padding": (_recurrent_gemma, "recurrent_gemma: a prefix and the text"),

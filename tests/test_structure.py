@@ -10,11 +10,15 @@ import foreword
 PACKAGE = Path(foreword.__file__).parent
 # A module imports only modules before it.
 ORDER = [
-    "errors", "releases", "config", "row_files", "data", "encoding", "home_commands", "gguf_files",
-    "models", "artifact", "states", "prompt", "initializers", "capabilities", "identity", "layout",
-    "media", "prefix", "caches", "recurrent", "arguments", "generation", "proof", "media_proof",
-    "quantized", "backbone", "loss", "training", "chat", "metrics", "scores", "evaluation",
-    "inspection", "plots", "harness", "doctor", "cli",
+    "errors", "releases", "config", "store", "row_files", "parts", "turns", "data", "encoding",
+    "home_commands", "gguf_files", "models", "artifact", "states", "prompt", "initializers",
+    "encoders", "capabilities", "identity", "layout", "placeholders", "media", "prefix", "caches",
+    "recurrent", "arguments", "generation", "seq2seq", "seq2seq_generation", "proof", "media_proof",
+    "quantized", "processors", "loading", "backbone", "recomputation", "sharding", "guards", "loss",
+    "train_state", "preparation", "distributed", "passes", "validation", "run", "memory",
+    "training", "curves", "chat", "metrics", "scores", "evaluation", "inspection", "plots",
+    "harness", "doctor", "sampling", "slots", "state_cache",
+    "request", "alone", "rows", "engine", "server", "cli",
 ]  # fmt: skip
 
 
@@ -31,7 +35,7 @@ def imported(path: Path) -> set[str]:
 
 
 def test_every_module_has_its_place() -> None:
-    modules = {path.stem for path in PACKAGE.glob("*.py")} - {"__init__"}
+    modules = {path.stem for path in PACKAGE.glob("*.py")} - {"__init__", "__main__"}
     packages = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
     assert modules | packages == set(ORDER)
 
@@ -39,7 +43,7 @@ def test_every_module_has_its_place() -> None:
 def test_modules_import_only_modules_before_them() -> None:
     for path in PACKAGE.rglob("*.py"):
         name = path.stem if path.parent == PACKAGE else path.parent.name
-        if name == "__init__":
+        if name in ("__init__", "__main__"):
             continue
         allowed = ORDER[: ORDER.index(name) + (path.parent != PACKAGE)]
         assert imported(path) <= set(allowed), f"{path.name} imports a module after its own"

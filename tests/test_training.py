@@ -1,6 +1,7 @@
 """Training: the gradient is the obvious one, nothing of the base moves, and the loss falls."""
 
 import dataclasses
+from pathlib import Path
 
 import oracle
 import pytest
@@ -10,8 +11,12 @@ from tiny_tokenizer import tiny_tokenizer
 from torch import Tensor
 
 from foreword import Backbone, Row, SoftPrompt, TrainConfig, train
+from foreword import loss as loss_module
 from foreword.encoding import collate
 from foreword.errors import DataError, InputError, TrainingError
+from foreword.prefix import Prefix, same_prefix
+from foreword.recomputation import recomputing
+from foreword.train_state import STATE_FILE, read_state
 from foreword.training import _backward, accumulate, leaves_of
 
 CHAT = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
@@ -35,12 +40,8 @@ def obvious_loss(model: torch.nn.Module, prompt: SoftPrompt) -> Tensor:
     return torch.cat(losses).mean()
 
 
-@pytest.mark.parametrize("micro_batch_size", [4, 2, 1])
-@pytest.mark.parametrize("form", ["embeddings", "key_values"])
-@pytest.mark.parametrize("family", tiny_models.FAMILIES)
-def test_gradient_equals_the_concatenated_form(
-    family: str, form: str, micro_batch_size: int
-) -> None:
+def check_gradient(family: str, form: str, micro_batch_size: int, is_recomputed: bool) -> None:
+    """Compare the shared prefix's gradient with that of one concatenated row at a time."""
     model = tiny_models.with_exact_norms(tiny_models.build(family))
     backbone = Backbone(model)
     prompt = SoftPrompt.from_embeddings(tiny_models.embeddings(model, 6))
@@ -48,6 +49,7 @@ def test_gradient_equals_the_concatenated_form(
         prompt = SoftPrompt.from_states(backbone.compile(prompt).states)
     ours, theirs = (prompt.trainable(torch.float64) for _ in range(2))
 
+    backbone = recomputing(backbone) if is_recomputed else backbone
     states = backbone.read(ours)
     leaves = leaves_of(states)
     batches = [
@@ -63,6 +65,100 @@ def test_gradient_equals_the_concatenated_form(
     for mine, obvious in zip(ours.tensors, theirs.tensors, strict=True):
         difference = (mine.grad - obvious.grad).norm() / obvious.grad.norm().clamp_min(1e-12)
         assert difference < tolerance
+
+
+@pytest.mark.parametrize("micro_batch_size", [4, 2, 1])
+@pytest.mark.parametrize("form", ["embeddings", "key_values"])
+@pytest.mark.parametrize("family", tiny_models.FAMILIES)
+def test_gradient_equals_the_concatenated_form(
+    family: str, form: str, micro_batch_size: int
+) -> None:
+    check_gradient(family, form, micro_batch_size, is_recomputed=False)
+
+
+@pytest.mark.parametrize("form", ["embeddings", "key_values"])
+@pytest.mark.parametrize("family", tiny_models.FAMILIES)
+def test_gradient_of_recomputed_layers_equals_the_concatenated_form(family: str, form: str) -> None:
+    for micro_batch_size in (4, 1) if family in ("llama", "gemma3", "qwen3") else (2,):
+        check_gradient(family, form, micro_batch_size, is_recomputed=True)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "granite"])
+def test_a_head_in_chunks_keeps_no_logits_and_gives_the_same_gradient(
+    family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backbone = Backbone(tiny_models.build(family))
+    prompt = SoftPrompt.from_embeddings(tiny_models.embeddings(backbone.model, 6))
+    whole, chunked = (leaves_of(backbone.compile(prompt).states) for _ in range(2))
+    widths: list[int] = []
+
+    def pack(tensor: Tensor) -> Tensor:
+        widths.append(tensor.shape[-1] if tensor.ndim else 0)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        loss = accumulate(backbone, whole, [collate(ROWS, 0)])
+        assert 97 in widths
+        widths.clear()
+        monkeypatch.setattr(loss_module, "MAX_LOGITS", 3 * 97)
+        assert accumulate(backbone, chunked, [collate(ROWS, 0)]) == pytest.approx(loss, rel=1e-12)
+        assert 32 in widths and 97 not in widths
+    for ours, theirs in zip(chunked, whole, strict=True):
+        torch.testing.assert_close(ours[0].grad, theirs[0].grad, rtol=1e-9, atol=1e-12)
+
+
+def kept_numbers(backbone: Backbone, form: str) -> int:
+    """Return how many numbers a pass of rows keeps for its way back, the inputs of all included."""
+    prompt = SoftPrompt.from_embeddings(tiny_models.embeddings(backbone.model, 6))
+    if form == "key_values":
+        prompt = SoftPrompt.from_key_values(backbone.compile(prompt).key_values)
+    sizes: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        sizes[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    states = backbone.read(prompt.trainable(torch.float32))
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        backbone.hidden(same_prefix(Prefix(states, ""), 4), collate(ROWS, 0).input_ids, None)
+    weights = {p.untyped_storage().data_ptr() for p in backbone.model.parameters()}
+    return sum(size for pointer, size in sizes.items() if pointer not in weights)
+
+
+@pytest.mark.parametrize("form", ["embeddings", "key_values"])
+def test_recomputed_layers_keep_little_and_leave_the_model_alone(form: str) -> None:
+    model = tiny_models.build("llama", dtype=torch.float32, num_hidden_layers=8)
+    before = [(name, id(part), part.training) for name, part in model.named_modules()]
+    attributes = [dict(vars(part)) for part in model.modules()]
+    backbone = Backbone(model)
+    assert kept_numbers(recomputing(backbone), form) < 0.3 * kept_numbers(backbone, form)
+    assert [(name, id(part), part.training) for name, part in model.named_modules()] == before
+    assert [dict(vars(part)).keys() for part in model.modules()] == [a.keys() for a in attributes]
+
+
+@pytest.mark.parametrize("form", ["embeddings", "key_values"])
+def test_a_run_with_recomputed_layers_comes_to_the_same(form: str) -> None:
+    backbone = Backbone(tiny_models.build("gemma3"))
+    config = dataclasses.replace(FAST, form=form, micro_batch_size=2)
+    plain = list(train(backbone, ROWS, config))
+    recomputed = list(
+        train(backbone, ROWS, dataclasses.replace(config, gradient_checkpointing=True))
+    )
+    for ours, theirs in zip(recomputed, plain, strict=True):
+        assert ours.loss == pytest.approx(theirs.loss, rel=1e-9)
+
+
+@pytest.mark.parametrize("form", ["embeddings", "key_values"])
+def test_prompt_and_moments_stay_float32_over_a_bfloat16_base(form: str, tmp_path: Path) -> None:
+    backbone = Backbone(tiny_models.build("llama", dtype=torch.bfloat16))
+    config = dataclasses.replace(FAST, form=form, num_steps=20, learning_rate=0.05)
+    events = list(train(backbone, ROWS, config, checkpoint=tmp_path))
+    assert events[-1].loss < events[0].loss
+    assert {t.dtype for t in events[-1].prompt.tensors} == {torch.float32}
+    state = read_state(tmp_path / STATE_FILE).part("now")
+    assert {t.dtype for t in state.values()} == {torch.float32}
+    assert {name.split(".")[1] for name in state} == {"value", "step", "exp_avg", "exp_avg_sq"}
 
 
 @pytest.mark.parametrize("form", ["embeddings", "key_values"])

@@ -127,24 +127,27 @@ GRID_FAMILIES = tuple(f for f in FAMILIES if f not in (*AUDIO_FAMILIES, "gemma3"
 TOLERANCES = {
     "glm4v_moe": 1e-5,  # the router: a product whose rounding depends on the number of tokens
 }
-AUTO = {
-    "glmasr": transformers.AutoModelForMultimodalLM,
-    "qwen2_audio": transformers.AutoModelForMultimodalLM,
-}
 
 
-def build(family: str, seed: int = 0) -> Any:
-    """Return a new model of a family with random weights."""
+def build(family: str, seed: int = 0, vocabulary: Any = None) -> Any:
+    """Return a new model of a family with random weights, with the ids of a tokenizer if given."""
     torch.manual_seed(seed)
-    kind = AUTO.get(family, transformers.AutoModelForImageTextToText)
-    model = kind.from_config(CONFIGS[family](), dtype=torch.float64)
+    config = CONFIGS[family]()
+    if vocabulary is not None:
+        config.get_text_config().vocab_size = 280
+        config.image_token_id = vocabulary.convert_tokens_to_ids("<|image|>")
+        config.audio_token_id = vocabulary.convert_tokens_to_ids("<|AUDIO|>")
+        if family == "qwen2_audio":  # two seconds of sound
+            config.audio_config.max_source_positions = 100
+    model = transformers.AutoModelForMultimodalLM.from_config(config, dtype=torch.float64)
     for parameter in model.parameters():
         if parameter.ndim == 1:
             parameter.data += 0.1 * torch.randn_like(parameter)
         elif parameter.std() < 0.1:  # towers that start small would hardly be heard
             parameter.data += 0.2 * torch.randn_like(parameter)
     # Special ids are never what greedy decoding says.
-    model.get_output_embeddings().weight.data[list(SPECIAL)] = 0
+    special = range(10) if vocabulary is not None else SPECIAL
+    model.get_output_embeddings().weight.data[list(special)] = 0
     if model._can_set_experts_implementation():
         model.set_experts_implementation("batched_mm")  # the default has no float64
     model.generation_config.pad_token_id = 0

@@ -11,7 +11,18 @@ import typer
 from rich.console import Console
 
 import foreword
-from foreword.cli import chat, compare, doctor, evaluate, generate, harness, show, train
+from foreword.cli import (
+    chat,
+    compare,
+    doctor,
+    evaluate,
+    generate,
+    harness,
+    prompts,
+    serve,
+    show,
+    train,
+)
 from foreword.errors import ForewordError
 
 app = typer.Typer(
@@ -30,6 +41,8 @@ app.command("compare")(compare.command)
 app.command("lm-eval", context_settings=harness.PASS_ON)(harness.command)
 app.command("show")(show.command)
 app.command("doctor")(doctor.command)
+app.command("serve")(serve.command)
+app.add_typer(prompts.app, name="prompts")
 
 
 def _print_version(is_asked: bool) -> None:

@@ -54,7 +54,8 @@ def command(
     if predictions:
         subjects.write_predictions(predictions, examples, results, choice.metrics)
     forgot = None
-    if soft_prompt is not None and text is not None:
+    is_wished = unrelated is not None or not backbone.reads_apart
+    if soft_prompt is not None and text is not None and is_wished:
         forgot = forgetting(backbone, soft_prompt, text, config, resampling)
     if as_json:
         found = [subjects.as_dict(result, results[0], resampling) for result in results]

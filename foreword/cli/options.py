@@ -7,6 +7,8 @@ Knows no option itself.
 
 import functools
 import inspect
+import os
+import sys
 from collections.abc import Callable
 from dataclasses import MISSING, fields
 from pathlib import Path
@@ -90,7 +92,21 @@ def _parameter(field: Any) -> inspect.Parameter:
     )
 
 
-def load(model: str | None, prompt_directory: str | None) -> "tuple[Backbone, SoftPrompt | None]":
+def speak(is_main: bool) -> None:
+    """Let one process of several speak for all."""
+    errors.quiet = output.quiet = not is_main
+
+
+def end_at_once(code: int) -> None:
+    """End the process without the interpreter's own end, at which gloo's threads may abort it."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def load(
+    model: str | None, prompt_directory: str | None, device: str = "auto"
+) -> "tuple[Backbone, SoftPrompt | None]":
     """Load the prompt, if any, and its base model, and say what takes long."""
     from transformers.utils import logging
 
@@ -107,7 +123,9 @@ def load(model: str | None, prompt_directory: str | None) -> "tuple[Backbone, So
         raise InputError("which model? give --model; the prompt's file does not name its base")
     with errors.status(f"loading {name}") as status:
         models.resolve(name, progress=status.update)
-        backbone = Backbone.load(name, revision=None if model else base.get("revision"))
+        backbone = Backbone.load(
+            name, device=device, revision=None if model else base.get("revision")
+        )
     if prompt and "fingerprint" not in base:
         errors.print(
             "note: the prompt does not record its base; that it is this model is unchecked"

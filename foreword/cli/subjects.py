@@ -147,7 +147,9 @@ def write_predictions(
         line["answers"] = {
             result.subject.name: _judged(result, index, judges) for result in results
         }
-        lines.append(json.dumps(line, ensure_ascii=False) + "\n")
+        # Images that a file holds itself are named, not written.
+        shown = json.dumps(line, ensure_ascii=False, default=lambda part: type(part).__name__)
+        lines.append(shown + "\n")
     try:
         Path(path).write_text("".join(lines), encoding="utf-8")
     except OSError as error:

@@ -1,13 +1,13 @@
 """`foreword train`: from a data file to a soft prompt."""
 
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from foreword.cli import options
+from foreword.cli.running import Stop, Trackers, run
 from foreword.config import DataConfig, EncodingConfig, TrainConfig
 
 if TYPE_CHECKING:
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from foreword.data import Example
     from foreword.encoding import Row
     from foreword.prompt import SoftPrompt
+    from foreword.train_state import StoredState
     from foreword.training import TrainEvent
 
 
@@ -34,34 +35,103 @@ def command(
     init_from: Annotated[
         str | None, typer.Option(help="directory of a soft prompt to start from")
     ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="go on where a run into --output stopped, bit for bit")
+    ] = False,
+    curves: Annotated[
+        str | None, typer.Option(help="draw loss, validation and learning rate into this PNG")
+    ] = None,
+    track: Annotated[
+        str | None,
+        typer.Option(
+            help="trackers that Accelerate knows, as tensorboard or wandb; a comma between"
+        ),
+    ] = None,
 ) -> None:
-    """Train a soft prompt on a data file; Ctrl-C keeps the best so far.
+    """Train a soft prompt on a data file; Ctrl-C keeps the best so far, --resume goes on.
 
     Example: foreword train --data rows.jsonl --output my-prompt
+    Many devices: accelerate launch -m foreword train ... (the same options)
     """
+    from dataclasses import asdict
+
+    from foreword import curves as drawing
+    from foreword import distributed, sharding
     from foreword.artifact import check_writable
+    from foreword.errors import StorageError, TrainingError
     from foreword.training import train
 
+    ranks = distributed.join()
+    options.speak(ranks.is_main)
     check_writable(output)
+    if curves:
+        drawing.check_matplotlib()
+    where = where_it_goes_on(output) if resume else None
+    if not resume:
+        refuse_to_overwrite(output)
+    trackers = Trackers(track, output, asdict(config)) if track else None
     train_examples, held_out = read(data, validation, columns, config.seed)
-    backbone, _ = options.load(model, None)
+    # What is spread over the processes is loaded beside them first, and moved layer by layer.
+    backbone, _ = options.load(model, None, device="cpu" if sharding.is_asked_for() else "auto")
     rows, held_out_rows = (
         encode(backbone, part, config, encoding, name)
         for part, name in ((train_examples, "training"), (held_out, "validation"))
     )
-    initial = _initial(init_from)
     events = train(
         backbone,
         rows,
         config,
         validation=held_out_rows,
         encoding_config=encoding,
-        initial=initial,
+        initial=_initial(init_from),
+        checkpoint=output,
+        resume=resume,
     )
-    started = time.perf_counter()
-    last = run(events, output)
-    if last is not None:
-        summarize(last, output, time.perf_counter() - started)
+    if where is not None:
+        options.errors.print(where)
+    stop = Stop()
+    try:
+        last = run(events, output, stop, ranks, trackers)
+    except (TrainingError, StorageError) as error:
+        raise type(error)(f"{error}{_kept(output)}") from error
+    if trackers is not None:
+        trackers.close()
+    if ranks.is_main:
+        conclude(last, output, stop, curves)
+    code = 128 + stop.signal if stop.signal else 0
+    if ranks.size > 1:
+        distributed.leave(ranks)
+        options.end_at_once(code)
+    if code:
+        raise typer.Exit(code)
+
+
+def where_it_goes_on(output: str) -> str:
+    """Say after which step a run goes on."""
+    from foreword.train_state import STATE_FILE, read_state
+
+    path = Path(output) / STATE_FILE
+    if path.exists():
+        step = read_state(path).progress().step
+        return f"goes on after step {step}, from {path}"
+    return f"nothing was saved in {output} yet: begins at step 1"
+
+
+def refuse_to_overwrite(output: str) -> None:
+    """Refuse to begin where an unfinished run would be lost.
+
+    Raises:
+        InputError: says how to go on, and how to begin anew.
+    """
+    from foreword.errors import InputError
+    from foreword.train_state import STATE_FILE, read_state
+
+    path = Path(output) / STATE_FILE
+    if path.exists() and not (progress := read_state(path).progress()).is_finished:
+        raise InputError(
+            f"{output} holds a run that stopped at step {progress.step}; go on with it with "
+            f"--resume, choose another --output, or remove {path}"
+        )
 
 
 def read(
@@ -89,13 +159,15 @@ def encode(
     name: str,
 ) -> "list[Row]":
     """Encode examples, and say what they came to."""
-    from foreword.encoding import encode_examples
+    from foreword.guards import truncation
+    from foreword.preparation import encode_texts
 
     if not examples:
         return []
-    context = (backbone.capabilities.context_length or 1 << 30) - config.num_virtual_tokens
-    rows, report = encode_examples(examples, backbone.tokenizer, encoding, context)
+    rows, report = encode_texts(backbone, examples, config, encoding)
     options.output.print(f"{name}: {report}")
+    if said := truncation(report):
+        options.errors.print(f"note: {name}: {said}")
     return rows
 
 
@@ -105,57 +177,66 @@ def _initial(directory: str | None) -> "SoftPrompt | None":
     return SoftPrompt.load(directory) if directory else None
 
 
-def run(events: "Iterator[TrainEvent]", output: str) -> "TrainEvent | None":
-    """Show the run on one line and write every prompt that it yields; return the last event with
-    one.
-    """
-    saved: TrainEvent | None = None
-    columns = [
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.completed}/{task.total}"),
-        TextColumn("{task.fields[state]}"),
-        TimeRemainingColumn(),
-    ]
-    with Progress(*columns, console=options.errors) as progress:
-        task = progress.add_task("training", total=None, state="")
-        validated = ""
-        try:
-            for event in events:
-                if event.validation:
-                    validated = (
-                        f" · validation {event.validation.loss:.3f}, "
-                        f"{event.validation.exact:.0%} exact"
-                    )
-                speed = event.num_tokens / event.seconds
-                state = f"loss {event.loss:.3f}{validated} · {speed:.0f} tokens/s"
-                progress.update(task, total=event.num_steps, completed=event.step, state=state)
-                if event.prompt is not None:
-                    event.prompt.save(output)
-                    saved = event
-        except KeyboardInterrupt:
-            kept = f"the best so far is in {output}" if saved else "nothing was validated yet"
-            options.errors.print(f"stopped; {kept}")
-            if saved is None:
-                raise typer.Exit(130) from None
-    return saved
+def _kept(output: str) -> str:
+    """Say what a run that cannot go on leaves behind."""
+    from foreword.errors import ForewordError
+    from foreword.train_state import STATE_FILE, read_state
+
+    try:
+        stored = read_state(Path(output) / STATE_FILE)
+    except ForewordError:
+        return ""
+    best = stored.best()
+    prompt = f"the best prompt, of step {best.facts['metrics']['step']}, and " if best else ""
+    return f"; {output} holds {prompt}the training state of step {stored.progress().step}"
 
 
-def summarize(last: "TrainEvent", output: str, seconds: float) -> None:
+def conclude(last: "TrainEvent | None", output: str, stop: Stop, curves: str | None = None) -> None:
+    """Write the prompt of a run that was stopped, draw the curves, and say what came of it."""
+    from foreword import curves as drawing
+    from foreword.train_state import STATE_FILE, read_state
+
+    path = Path(output) / STATE_FILE
+    if not path.exists():
+        options.errors.print("stopped before the first step was saved")
+        return
+    stored = read_state(path)
+    if curves:
+        drawing.draw(stored.history(), Path(curves))
+        options.output.print(f"curves: {curves}")
+    if stop.signal:
+        prompt = stored.result()
+        prompt.save(output)
+        kind = "best so far" if stored.best() else "newest"
+        options.errors.print(
+            f"stopped after step {stored.progress().step}; the {kind} prompt, of step "
+            f"{prompt.facts['metrics']['step']}, is in {output}; the same command with --resume "
+            "goes on"
+        )
+    elif last is not None:
+        summarize(last, output, stored)
+
+
+def summarize(last: "TrainEvent", output: str, stored: "StoredState") -> None:
     """Say from what to what, how long, how large, and what to type next."""
     from shlex import quote
 
-    prompt = last.prompt
+    prompt, history = last.prompt, stored.history()
     assert prompt is not None
     metrics = prompt.facts["metrics"]
-    held_out = metrics.get("validation")
-    shown = (
-        f", validation {held_out['loss']:.3f} ({held_out['exact']:.0%} exact)" if held_out else ""
-    )
+    shown = ""
+    if held_out := metrics.get("validation"):
+        first = history.validations[0]
+        shown = (
+            f", validation {first[1]:.3f} at step {first[0]}, {held_out['loss']:.3f} at its best "
+            f"({held_out['exact']:.0%} exact)"
+        )
     options.output.print(
         f"{prompt.num_virtual_tokens} virtual tokens ({prompt.form}), "
-        f"{prompt.num_bytes / 1e6:.2f} MB, step {metrics['step']} of {last.num_steps} "
-        f"in {seconds:.0f} s: loss {metrics['training_loss']:.3f}{shown}\nsaved to {output}\n\n"
+        f"{prompt.num_bytes / 1e6:.2f} MB, the prompt of step {metrics['step']} of "
+        f"{last.num_steps} in {stored.progress().seconds:.0f} s\n"
+        f"loss {history.losses[0]:.3f} at first, {metrics['training_loss']:.3f} there{shown}\n"
+        f"saved to {output}\n\n"
         f"try it:   foreword chat --prompt {quote(output)}\n"
         f"look:     foreword show --prompt {quote(output)}\n"
         f"measure:  foreword eval --prompt {quote(output)} --data FILE"

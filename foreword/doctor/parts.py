@@ -16,11 +16,13 @@ def capabilities_findings(backbone: Backbone) -> list[Finding]:
     return [
         _family(facts),
         Finding("layers", "ok", _layers(facts)),
+        *_encoder(facts),
         Finding("context", "ok", _context(facts)),
         Finding("weights", "ok", _weights(backbone)),
         Finding("attention", "ok", f"{facts.attention}, in {str(backbone.dtype)[6:]}"),
         Finding("embedding scale", "ok", _embedding_scale(backbone)),
         _positions(facts),
+        *([Finding("media", "ok", _media(facts))] if facts.modalities else []),
     ]
 
 
@@ -60,11 +62,35 @@ def _layers(facts: Capabilities) -> str:
     return f"{facts.num_layers}: {', '.join(words)}"
 
 
+def _encoder(facts: Capabilities) -> list[Finding]:
+    if facts.encoder is None:
+        return []
+    place = "before its text, and every row reads it with its own"
+    if not facts.encoder.reads_text:
+        place = "before the decoder's tokens, and every row reads it behind its own"
+    detail = f"reads {facts.encoder.input_name}; an embedding prompt stands {place}"
+    if facts.encoder.placing == "counted":
+        detail += "; prompts before the decoder are of one length in a batch"
+    return [Finding("encoder", "ok", detail)]
+
+
 def _context(facts: Capabilities) -> str:
     if facts.context_length is None:
         return "its configuration names no length"
     end = "longer inputs are refused" if facts.is_context_hard else "made for no more"
     return f"{facts.context_length} positions, virtual tokens included; {end}"
+
+
+def _media(facts: Capabilities) -> str:
+    """Say what is read beside text, and what that asks of positions and masks."""
+    words = [f"{one.name} in {', '.join(one.arguments)}" for one in facts.modalities]
+    if facts.num_axes > 1:
+        words.append(f"positions of {facts.num_axes} axes from the model's own index")
+    if facts.has_image_blocks:
+        words.append("the tokens of an image attend to each other both ways")
+    if not facts.is_tested:
+        words.append("proved on the first media given")
+    return "; ".join(words)
 
 
 def _embedding_scale(backbone: Backbone) -> str:

@@ -12,8 +12,9 @@ import torch
 from foreword.backbone import Backbone
 from foreword.doctor.finding import Finding
 from foreword.doctor.trial import Trial, make_trial
+from foreword.guards import check_gradient
 from foreword.prompt import SoftPrompt
-from foreword.training import check_gradient
+from foreword.states import Unread
 
 NUM_ROUNDS = 2  # of the speed measurement, each way
 REPORT = "a defect of foreword or of this release of transformers: please report it"
@@ -32,16 +33,17 @@ def self_test(backbone: Backbone, prompt: SoftPrompt | None, *, num_new: int = 3
     """
     trial = make_trial(backbone, prompt, num_new)
     row = trial.row
-    rows = [row, row[: max(1, len(row) // 2)], row[: max(1, len(row) // 3)]]
     chunk = (len(row) + 1) // 2
     checks: list[tuple[str, Callable[[], str]]] = [
         ("cached generation", lambda: _agreement(trial, [row])),
         ("chunked prefill", lambda: _agreement(trial, [row], prefill_chunk_size=chunk)),
-        ("left-padded batch", lambda: _agreement(trial, rows)),
+        ("left-padded batch", lambda: _agreement(trial, trial.rows)),
         ("gradient", lambda: _gradient(trial)),
         ("prefix", lambda: _size(trial)),
         ("speed", lambda: _speed(trial)),
     ]
+    if not trial.can_chunk:
+        checks = [check for check in checks if check[0] != "chunked prefill"]
     return [_finding(name, check) for name, check in checks]
 
 
@@ -72,8 +74,7 @@ def _agreement(trial: Trial, rows: list[torch.Tensor], **options: Any) -> str:
 def _gradient(trial: Trial) -> str:
     prompt = trial.prompt.trainable()
     with torch.enable_grad():
-        logits = trial.backbone.logits(prompt, trial.row[None])[0, :-1].float()
-        loss = torch.nn.functional.cross_entropy(logits, trial.row[1:])
+        loss = trial.label_loss(prompt)
         loss.backward()
     grads = [tensor.grad for tensor in prompt.tensors if tensor.grad is not None]
     norm = float(torch.nn.utils.get_total_norm(grads)) if grads else 0.0
@@ -83,6 +84,8 @@ def _gradient(trial: Trial) -> str:
 
 def _size(trial: Trial) -> str:
     prefix = trial.backbone.compile(trial.prompt)
+    if isinstance(prefix.states, Unread):
+        return f"{prefix.num_virtual_tokens} virtual tokens, which every row reads with its own"
     return (
         f"{prefix.num_virtual_tokens} virtual tokens take {prefix.num_bytes:,} bytes, "
         "computed once and shared by all rows"

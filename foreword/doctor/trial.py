@@ -73,6 +73,22 @@ class Trial:
             "output_logits": True,
         }
 
+    @property
+    def rows(self) -> list[Tensor]:
+        """The row and two shorter ones, for a padded batch."""
+        length = len(self.row)
+        return [self.row, self.row[: max(1, length // 2)], self.row[: max(1, length // 3)]]
+
+    @property
+    def can_chunk(self) -> bool:
+        """Whether generation reads several tokens first, which can be cut into chunks."""
+        return True
+
+    def label_loss(self, prompt: SoftPrompt) -> Tensor:
+        """Return the mean cross entropy of the row's tokens behind a prompt, with gradient."""
+        logits = self.backbone.logits(prompt, self.row[None])[0, :-1].float()
+        return torch.nn.functional.cross_entropy(logits, self.row[1:])
+
     def fast(self, rows: list[Tensor], **options: Any) -> Any:
         """Generate with foreword from rows `[T]`, left-padded where they differ in length."""
         ids, mask = left_padded(rows)
@@ -169,6 +185,10 @@ def make_trial(backbone: Backbone, prompt: SoftPrompt | None, num_new: int) -> T
     if backbone.tokenizer is not None:
         ids = list(backbone.tokenizer(SENTENCE).input_ids)
     facts = backbone.capabilities
+    if facts.encoder is not None:
+        from foreword.doctor.encoder_trial import make_encoder_trial
+
+        return make_encoder_trial(backbone, prompt, ids, num_new)
     limit = min(facts.context_length or 1 << 30, facts.rope_switch or 1 << 30)
     room = max(limit - prompt.num_virtual_tokens, 6)
     num_new = max(1, min(num_new, room // 2))

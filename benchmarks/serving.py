@@ -1,0 +1,220 @@
+"""Serving: the bare model, 64 prompts, and stock PEFT called per request, in one process run.
+
+    python benchmarks/serving.py [--model smollm2-135m] [--repeats 3] [--vllm URL --vllm-model NAME]
+
+A closed loop: so many requests are under way at any time, each of a few sentences, and the next one
+comes when one ends. The engine is the server's; nothing is cached between runs but, where "warm" is
+said, the prompts' own states. Systems take turns, so that a noisy machine is noisy for all; figures
+are medians. With `--vllm`, an OpenAI-compatible server at that address gets the same requests.
+"""
+
+import argparse
+import copy
+import itertools
+import json
+import statistics
+import tempfile
+import threading
+import time
+import urllib.request
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from transformers.utils import logging
+
+from foreword import Backbone, SoftPrompt
+from foreword.engine import Engine
+from foreword.request import Handle, PromptSource, Request
+from foreword.rows import EngineLimits
+
+TEXT = Path(__file__).parent.parent / "README.md"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run's figures: new tokens per second, and median seconds to the first token."""
+
+    speed: float
+    first: float
+
+
+def requests_for(backbone: Backbone, arguments: argparse.Namespace) -> list[Request]:
+    """Return requests of real text, of 20 to 100 tokens, that end by length."""
+    ids = backbone.tokenizer(TEXT.read_text(), verbose=False)["input_ids"]
+    found, start = [], 0
+    for length in itertools.islice(itertools.cycle(range(20, 101, 7)), arguments.requests):
+        start = (start + 37) % (len(ids) - 101)
+        new = arguments.new_tokens
+        found.append(Request(tuple(ids[start : start + length]), max_new_tokens=new))
+    return found
+
+
+def prompts_for(backbone: Backbone, arguments: argparse.Namespace) -> list[SoftPrompt]:
+    """Return different prompts, of embeddings of random vocabulary."""
+    generator = torch.Generator().manual_seed(0)
+    shape = arguments.virtual_tokens, backbone.capabilities.vocab_size
+    return [
+        SoftPrompt.from_embeddings(
+            backbone.embed(torch.randint(3, shape[1], shape[:1], generator=generator)).float()
+        )
+        for _ in range(arguments.prompts)
+    ]
+
+
+def through_engine(engine: Engine, requests: Sequence[Request], num_at_once: int) -> Run:
+    """Run a closed loop through an engine."""
+    started: dict[int, float] = {}
+    first: dict[int, float] = {}
+    coming = iter(enumerate(requests))
+    live: list[tuple[int, Handle]] = []
+    begun, handles = time.perf_counter(), []
+    while True:
+        live = [pair for pair in live if pair[1].finish_reason is None]
+        for index, request in itertools.islice(coming, num_at_once - len(live)):
+            started[index] = time.perf_counter()
+            handles.append(engine.submit(request))
+            live.append((index, handles[-1]))
+        if not live:
+            break
+        engine.step()
+        for index, handle in live:
+            if handle.choices and index not in first:
+                first[index] = time.perf_counter() - started[index]
+    seconds = time.perf_counter() - begun
+    assert all(handle.finish_reason == "length" for handle in handles)
+    num_new = sum(len(handle.choices) for handle in handles)
+    return Run(num_new / seconds, statistics.median(first.values()))
+
+
+def through_peft(model: Any, requests: Sequence[Request]) -> Run:
+    """Call stock PEFT's `generate` for one request after the other."""
+    begun, first = time.perf_counter(), []
+    for request in requests:
+        ids = torch.tensor([request.ids], device=model.device)
+        options = {"do_sample": False, "pad_token_id": 0, "attention_mask": torch.ones_like(ids)}
+        started = time.perf_counter()
+        model.generate(input_ids=ids, max_new_tokens=1, **options)
+        first.append(time.perf_counter() - started)
+    wasted = time.perf_counter() - begun
+    for request in requests:
+        ids = torch.tensor([request.ids], device=model.device)
+        options = {"do_sample": False, "pad_token_id": 0, "attention_mask": torch.ones_like(ids)}
+        num_new = request.max_new_tokens
+        model.generate(input_ids=ids, max_new_tokens=num_new, min_new_tokens=num_new, **options)
+    seconds = time.perf_counter() - begun - wasted
+    return Run(sum(r.max_new_tokens for r in requests) / seconds, statistics.median(first))
+
+
+def through_http(url: str, model: str, requests: Sequence[Request], num_at_once: int) -> Run:
+    """Run the same closed loop through an OpenAI-compatible server."""
+    first: list[float] = []
+    lock = threading.Lock()
+
+    def ask(request: Request) -> None:
+        body = {
+            "model": model, "prompt": list(request.ids), "max_tokens": request.max_new_tokens,
+            "temperature": 0, "ignore_eos": True, "stream": True,
+        }  # fmt: skip
+        kind = {"content-type": "application/json"}
+        started, seconds = time.perf_counter(), None
+        asked = urllib.request.Request(f"{url}/v1/completions", json.dumps(body).encode(), kind)
+        with urllib.request.urlopen(asked) as answer:
+            for line in answer:
+                if line.startswith(b"data: {") and seconds is None:
+                    seconds = time.perf_counter() - started
+        assert seconds is not None
+        with lock:
+            first.append(seconds)
+
+    begun = time.perf_counter()
+    with ThreadPoolExecutor(num_at_once) as pool:
+        list(pool.map(ask, requests))
+    num_new = sum(request.max_new_tokens for request in requests)
+    return Run(num_new / (time.perf_counter() - begun), statistics.median(first))
+
+
+def systems_for(backbone: Backbone, arguments: argparse.Namespace) -> dict[str, Callable[[], Run]]:
+    """Return what is compared."""
+    bare = requests_for(backbone, arguments)
+    prompts = prompts_for(backbone, arguments)
+    cycle = itertools.cycle(map(PromptSource.of, prompts))
+    prompted = [replace(request, prompt=next(cycle)) for request in bare]
+    limits = EngineLimits(max_rows=arguments.at_once)
+    warm = Engine(backbone, limits)
+    for source in map(PromptSource.of, prompts):
+        warm.submit(Request((1,), source, max_new_tokens=0))
+        warm.run()
+    directory = tempfile.mkdtemp()
+    prompts[0].save(directory)
+    peft = PeftModel.from_pretrained(copy.deepcopy(backbone.model), directory)
+    systems = {
+        "bare": lambda: through_engine(Engine(backbone, limits), bare, arguments.at_once),
+        f"{arguments.prompts} prompts, warm": lambda: through_engine(
+            _only_prompts(warm), prompted, arguments.at_once
+        ),
+        f"{arguments.prompts} prompts, cold": lambda: through_engine(
+            Engine(backbone, limits), prompted, arguments.at_once
+        ),
+        "stock PEFT, per request": lambda: through_peft(peft, bare[: arguments.peft_requests]),
+    }
+    if arguments.vllm:
+        systems["server at --vllm"] = lambda: through_http(
+            arguments.vllm, arguments.vllm_model, bare, arguments.at_once
+        )
+    return systems
+
+
+def _only_prompts(engine: Engine) -> Engine:
+    """Forget the conversations of the run before."""
+    for known in [known for known in engine.states._known if len(known.ids)]:
+        engine.states._drop(known)
+    return engine
+
+
+def main() -> None:
+    """Print one line for each system."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--at-once", type=int, default=32)
+    parser.add_argument("--requests", type=int, default=96)
+    parser.add_argument("--new-tokens", type=int, default=48)
+    parser.add_argument("--prompts", type=int, default=64)
+    parser.add_argument("--virtual-tokens", type=int, default=32)
+    parser.add_argument("--peft-requests", type=int, default=6)
+    parser.add_argument("--vllm", help="address of another server, as http://127.0.0.1:8000")
+    parser.add_argument("--vllm-model", default="smollm2-135m")
+    arguments = parser.parse_args()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    backbone = Backbone.load(arguments.model)
+    systems = systems_for(backbone, arguments)
+    runs: dict[str, list[Run]] = {name: [] for name in systems}
+    for _ in range(arguments.repeats):
+        for name, run in systems.items():
+            runs[name].append(run())
+    where = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+    print(
+        f"{arguments.model}, {backbone.dtype}, {where}, {torch.get_num_threads()} threads, "
+        f"{arguments.at_once} requests at once, {arguments.requests} in all, "
+        f"{arguments.new_tokens} new tokens each, P={arguments.virtual_tokens}, "
+        f"median of {arguments.repeats}\n\n"
+        "| system | tokens/s | to bare | first token, s | to bare |\n|---|---|---|---|---|"
+    )
+    # A machine's speed drifts: each run is compared with the bare model's of its own round.
+    for name, found in runs.items():
+        pairs = list(zip(found, runs["bare"], strict=True))
+        speed = statistics.median(run.speed for run in found)
+        first = statistics.median(run.first for run in found)
+        faster = statistics.median(run.speed / bare.speed for run, bare in pairs)
+        later = statistics.median(run.first / bare.first for run, bare in pairs)
+        print(f"| {name} | {speed:.1f} | {faster:.2f} | {first:.3f} | {later:.2f} |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,154 @@
+"""A run on the terminal: one progress line, the prompt written where it is validated, a stop that
+loses nothing, and the curves in whatever tracker is asked for.
+
+In: the events of a run. Out: files and one line that is rewritten. Under several processes the
+main one alone speaks and writes, and all stop at the same step.
+"""
+
+import contextlib
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from foreword.cli import options
+from foreword.errors import DependencyError
+
+if TYPE_CHECKING:
+    from foreword.distributed import Ranks
+    from foreword.training import TrainEvent
+
+COLUMNS = (
+    TextColumn("{task.description}"),
+    BarColumn(),
+    TextColumn("{task.completed}/{task.total}"),
+    TextColumn("{task.fields[state]}"),
+    TimeRemainingColumn(),
+)
+
+
+@dataclass
+class Stop:
+    """Whether a run was asked to stop by Ctrl-C or SIGTERM; asked again, it is cut off."""
+
+    signal: int | None = None
+
+    def ask(self, number: int, frame: Any = None) -> None:
+        """Remember a signal; the same again interrupts the step that is being taken."""
+        if self.signal == number:
+            raise KeyboardInterrupt
+        self.signal = number  # a launcher may pass on Ctrl-C and send SIGTERM for it, too
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[None]:
+        """Take signals as requests, while the run is on."""
+        numbers = (signal.SIGINT, signal.SIGTERM)
+        try:
+            before = [signal.signal(number, self.ask) for number in numbers]
+        except ValueError:  # not the main thread: signals go elsewhere
+            yield
+            return
+        try:
+            yield
+        finally:
+            for number, handler in zip(numbers, before, strict=True):
+                signal.signal(number, handler)
+
+
+def run(
+    events: "Iterator[TrainEvent]",
+    output: str,
+    stop: Stop | None = None,
+    ranks: "Ranks | None" = None,
+    trackers: "Trackers | None" = None,
+) -> "TrainEvent | None":
+    """Show the run on one line and write every prompt that it yields; return the last event with
+    one.
+    """
+    saved: TrainEvent | None = None
+    stop = stop or Stop()
+    is_main = ranks is None or ranks.is_main
+    with Progress(*COLUMNS, console=options.errors, disable=not is_main) as progress:
+        task = progress.add_task("training", total=None, state="")
+        validated = ""
+        with stop.listening(), contextlib.suppress(KeyboardInterrupt), _closing(events):
+            for event in events:
+                for notice in event.notices:
+                    progress.console.print(f"note: {notice}")
+                validated = _validated(event) or validated
+                speed = event.num_tokens / event.seconds
+                state = f"loss {event.loss:.3f}{validated} · {speed:.0f} tokens/s"
+                progress.update(task, total=event.num_steps, completed=event.step, state=state)
+                if trackers is not None:
+                    trackers.log(event)
+                if event.prompt is not None:
+                    if is_main:
+                        event.prompt.save(output)
+                    saved = event
+                asked = stop.signal is not None
+                if asked if ranks is None else ranks.is_any(asked):
+                    stop.signal = stop.signal or signal.SIGTERM
+                    break
+            else:
+                stop.signal = None  # it came after the last step
+                return saved
+        stop.signal = stop.signal or signal.SIGINT
+    return saved
+
+
+@contextlib.contextmanager
+def _closing(events: "Iterator[TrainEvent]") -> Iterator[None]:
+    """Close the run when it is left early: it then writes its state."""
+    try:
+        yield
+    finally:
+        if close := getattr(events, "close", None):
+            close()
+
+
+def _validated(event: "TrainEvent") -> str:
+    if event.validation is None:
+        return ""
+    return f" · validation {event.validation.loss:.3f}, {event.validation.exact:.0%} exact"
+
+
+class Trackers:
+    """Experiment trackers that Accelerate knows, by name.
+
+    Raises:
+        DependencyError: a tracker is not installed, or has no such name.
+    """
+
+    def __init__(self, names: str, output: str, config: dict[str, Any]) -> None:
+        from accelerate import Accelerator
+        from accelerate.tracking import get_available_trackers
+
+        wanted = [name.strip() for name in names.split(",")]
+        known = [str(name) for name in get_available_trackers()]
+        if missing := [name for name in wanted if name not in known]:
+            raise DependencyError(
+                f"--track {', '.join(missing)}: not installed, or not a tracker of Accelerate's; "
+                f"here there are: {', '.join(known) or 'none'}; pip install {missing[0]}"
+            )
+        self._accelerator = Accelerator(log_with=wanted, project_dir=output)
+        plain = {k: v if isinstance(v, str | int | float) else str(v) for k, v in config.items()}
+        self._accelerator.init_trackers("foreword", config=plain)
+
+    def log(self, event: "TrainEvent") -> None:
+        """Send the numbers of one step."""
+        values = {
+            "loss": event.loss,
+            "learning_rate": event.learning_rate,
+            "gradient_norm": event.gradient_norm,
+            "tokens_per_second": event.num_tokens / event.seconds,
+        }
+        if event.validation is not None:
+            values["validation/loss"] = event.validation.loss
+            values["validation/exact"] = event.validation.exact
+        self._accelerator.log(values, step=event.step)
+
+    def close(self) -> None:
+        """Write what is left."""
+        self._accelerator.end_training()

@@ -1,0 +1,138 @@
+"""A trial on a model with an encoder: the slow computation decodes behind a plain encoder output.
+
+In: a backbone, a prompt. Out: what `Trial` says, for a row that is the encoder's: ids of text
+`[T]`, or, where the encoder hears or sees, numbers `[S, H]` that stand for its output, which no
+prompt changes. Written of transformers alone.
+"""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, EncoderDecoderCache
+from transformers.modeling_outputs import BaseModelOutput
+
+from foreword.backbone import Backbone
+from foreword.doctor.trial import Distance, Trial
+from foreword.encoders import EncoderFacts
+from foreword.prompt import SoftPrompt
+
+NUM_SOUNDS = 16  # places of an encoder output that stands for a sound
+
+
+class EncoderTrial(Trial):
+    """One prompt on one model with an encoder, and a row whose answer has `num_new` tokens."""
+
+    @property
+    def encoder(self) -> EncoderFacts:
+        """The encoder's facts."""
+        assert self.backbone.capabilities.encoder is not None
+        return self.backbone.capabilities.encoder
+
+    @property
+    def rows(self) -> list[Tensor]:
+        """The row and others: shorter ones of text, or other sounds."""
+        if self.encoder.reads_text:
+            return super().rows
+        return [self.row.roll(shift, 0) for shift in range(3)]
+
+    @property
+    def can_chunk(self) -> bool:
+        """False: a decoder with an encoder starts from one token."""
+        return False
+
+    def fast(self, rows: list[Tensor], **options: Any) -> Any:
+        """Generate with foreword behind the encoder's rows."""
+        if self.encoder.reads_text:
+            return super().fast(rows, **options)
+        return self.backbone.generate(
+            self.prompt,
+            encoder_outputs=BaseModelOutput(torch.stack(rows)),
+            decoder_input_ids=self._start.expand(len(rows), 1),
+            **self.options,
+            **options,
+        )
+
+    def slow(self) -> Tensor:
+        """Generate `[num_new]` ids by full recomputation."""
+        ids = self._start
+        for _ in range(self.num_new):
+            ids = torch.cat([ids, self._slow_logits(self.row, ids)[-1].argmax()[None]])
+        return ids[1:]
+
+    def label_loss(self, prompt: SoftPrompt) -> Tensor:
+        """Return the mean cross entropy of a few tokens behind a prompt, with gradient."""
+        ids = (
+            torch.arange(1, 9, device=self.row.device) * 31 % self.backbone.capabilities.vocab_size
+        )
+        given: dict[str, Any] = {"encoder_outputs": self.row[None]}
+        if self.encoder.reads_text:
+            given = {"input_ids": self.row[None]}
+        logits = self.backbone.logits(prompt, **given, decoder_input_ids=ids[None])[0, :-1]
+        return torch.nn.functional.cross_entropy(logits.float(), ids[1:])
+
+    @property
+    def _start(self) -> Tensor:
+        return torch.tensor([self.encoder.start_id], device=self.row.device)
+
+    def _row_distance(self, row: Tensor, tokens: Tensor, steps: Tensor) -> Distance:
+        """Compare tokens `[N]` and the logits `[N, V]` that they were chosen from."""
+        given = torch.cat([self._start, tokens[:-1]])
+        slow, steps = self._slow_logits(row, given).double(), steps.double()
+        error = ((steps - slow).std(-1) / slow.std(-1)).max().item()
+        # Whisper suppresses some ids: its tokens need not be the best.
+        chosen = steps.gather(1, tokens[:, None])[:, 0]
+        is_greedy = not self.encoder.reads_text or bool((chosen == steps.max(-1).values).all())
+        num_same = int((tokens == slow.argmax(-1)).sum())
+        return Distance(error if is_greedy else math.inf, num_same, len(tokens))
+
+    @torch.no_grad()
+    def _slow_logits(self, row: Tensor, ids: Tensor) -> Tensor:
+        """Return the logits `[N, V]` of decoded ids `[N]`, all of it computed anew."""
+        model, prompt = self.backbone.model, self.prompt
+        embeds = self.backbone.embed
+        is_read = prompt.form == "embeddings" and self.encoder.reads_text
+        if not self.encoder.reads_text:
+            hidden = row[None]
+        elif is_read:
+            text = embeds(row)
+            whole = torch.cat([prompt.embeddings.to(text), text])[None]
+            hidden = model.get_encoder()(inputs_embeds=whole).last_hidden_state
+        else:
+            hidden = model.get_encoder()(input_ids=row[None]).last_hidden_state
+        output = BaseModelOutput(last_hidden_state=hidden)
+        if prompt.form == "embeddings" and not is_read:
+            tokens = embeds(ids)
+            whole = torch.cat([prompt.embeddings.to(tokens), tokens])[None]
+            found = model(encoder_outputs=output, decoder_inputs_embeds=whole, use_cache=False)
+            return found.logits[0, prompt.num_virtual_tokens :]  # type: ignore[no-any-return]
+        cache = DynamicCache()
+        for index, pair in enumerate(prompt.key_values if prompt.form == "key_values" else ()):
+            keys, values = (tensor[None].to(ids.device, self.backbone.dtype) for tensor in pair)
+            cache.update(keys, values, index)
+        found = model(
+            encoder_outputs=output,
+            decoder_input_ids=ids[None],
+            past_key_values=EncoderDecoderCache(cache, DynamicCache()),
+        )
+        return found.logits[0]  # type: ignore[no-any-return]
+
+
+def make_encoder_trial(
+    backbone: Backbone, prompt: SoftPrompt, ids: list[int], num_new: int
+) -> EncoderTrial:
+    """Return a trial on ids of text, or on numbers that stand for a sound."""
+    facts = backbone.capabilities
+    assert facts.encoder is not None
+    limit, text_limit = facts.context_length or 1 << 30, facts.encoder.context_length or 1 << 30
+    room = limit - prompt.num_virtual_tokens
+    num_new = max(1, min(num_new, room - 2))
+    row = torch.tensor(ids[: max(text_limit - prompt.num_virtual_tokens, 1)])
+    if not facts.encoder.reads_text:
+        generator = torch.Generator().manual_seed(0)
+        num_places = getattr(backbone.model.config, "max_source_positions", None) or NUM_SOUNDS
+        row = torch.randn(min(num_places, NUM_SOUNDS), facts.hidden_size, generator=generator).to(
+            backbone.dtype
+        )
+    return EncoderTrial(backbone, prompt, row.to(backbone.device), num_new)

@@ -1,0 +1,393 @@
+"""Continuous batching: requests join and leave between steps, each behind its own prompt.
+
+In: requests of ids, with settings and a stop rule each. Out: their ids, one at a time, as the
+oracle would choose them whatever else is in the batch. One thread calls `step`; `submit` and
+`Handle.cancel` may come from any other. What cannot be batched row by row is served alone, through
+`Backbone.generate`. Knows no text, no names and no HTTP.
+"""
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from foreword import alone, arguments, layout, releases, sampling
+from foreword.backbone import Backbone
+from foreword.errors import BusyError, InputError, UnsupportedError
+from foreword.request import Handle, Request
+from foreword.rows import EngineLimits, Row
+from foreword.slots import Pass, Slots
+from foreword.state_cache import Known, StateCache
+
+log = logging.getLogger("foreword.engine")
+MAX_FAILURES = 8  # of passes one after the other, before the model itself is taken for broken
+
+
+Ready = tuple[list[Row], Tensor]  # rows that have read everything, and their logits [B, V]
+
+
+class Engine:
+    """Many requests on one model.
+
+    Args:
+        backbone: the model.
+        limits: how much to take on.
+    """
+
+    def __init__(self, backbone: Backbone, limits: EngineLimits | None = None) -> None:
+        if backbone.seq2seq is not None:
+            raise UnsupportedError(
+                f"{backbone.capabilities.model_type}: models with an encoder are not served; call "
+                "Backbone.generate"
+            )
+        self.backbone, self.limits = backbone, limits or EngineLimits()
+        self.max_length = _max_length(backbone, self.limits)
+        self.slots = Slots(backbone.capabilities.num_layers)
+        self.states = StateCache(self.limits.max_state_bytes)
+        self.rows: list[Row] = []  # the first `num_decoding` decode, the others read
+        self.num_decoding = 0
+        self.num_prompt_tokens = self.num_reused_tokens = self.num_new_tokens = 0
+        self._turns: deque[Row] = deque()  # of the rows that read
+        self._waiting: deque[Handle] = deque()
+        self._lock = threading.Lock()
+        self._num_failures = 0
+        self._has_said_alone = False
+
+    @property
+    def num_waiting(self) -> int:
+        """Requests that wait for a row."""
+        return len(self._waiting)
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a step would do anything."""
+        return bool(self.rows or self._waiting)
+
+    def submit(self, request: Request) -> Handle:
+        """Take a request on; from any thread.
+
+        Raises:
+            InputError: ids that the model does not have, or more tokens than it takes.
+            BusyError: too many requests wait.
+        """
+        self.check(request)
+        handle = Handle(request)
+        with self._lock:
+            if len(self._waiting) >= self.limits.max_waiting:
+                raise BusyError(f"{len(self._waiting)} requests wait already; try again later")
+            self._waiting.append(handle)
+        return handle
+
+    def check(self, request: Request) -> None:
+        """Refuse a request that cannot be served.
+
+        Raises:
+            InputError: names what is wrong.
+        """
+        size = self.backbone.capabilities.vocab_size
+        if not request.ids or not 0 <= min(request.ids) <= max(request.ids) < size:
+            raise InputError(f"expected at least one id, each from 0 to {size - 1}")
+        if request.sampling.logit_bias and not (
+            0 <= min(request.sampling.logit_bias) <= max(request.sampling.logit_bias) < size
+        ):
+            raise InputError(f"logit_bias: expected ids from 0 to {size - 1}")
+        virtual = request.prompt.num_virtual_tokens if request.prompt else 0
+        total = virtual + len(request.ids) + request.max_new_tokens
+        if total > self.max_length or request.max_new_tokens < 0:
+            raise InputError(
+                f"{len(request.ids)} tokens, {virtual} virtual ones and {request.max_new_tokens} "
+                f"new ones make {total}; at most {self.max_length} are served"
+            )
+        real = len(request.ids) + request.max_new_tokens
+        arguments.check_length(self.backbone.capabilities, real, virtual)
+
+    def step(self) -> bool:
+        """Bring every request one step further; return whether there is more to do.
+
+        Raises:
+            Exception: the model fails whatever it is given; the engine cannot go on.
+        """
+        with torch.no_grad():
+            self._admit()
+            decoded = self._decode()
+            read = self._read()
+            self._sample(decoded, read)
+            self._retire()
+        return self.has_work
+
+    def run(self) -> None:
+        """Step until nothing is left to do."""
+        while self.step():
+            pass
+
+    # Admit --------------------------------------------------------------------------------------
+
+    def _admit(self) -> None:
+        """Give rows to waiting requests, in order, while there is room."""
+        self._drop_cancelled()
+        while (handle := self._next()) is not None:
+            try:
+                if alone.is_needed(self.backbone.capabilities, handle.num_tokens):
+                    self._serve_alone(handle)
+                else:
+                    self._start(handle)
+            except Exception as error:
+                handle.fail(error)
+
+    def _drop_cancelled(self) -> None:
+        with self._lock:
+            cancelled = [handle for handle in self._waiting if handle.is_cancelled]
+            for handle in cancelled:
+                self._waiting.remove(handle)
+        for handle in cancelled:
+            handle.end("cancelled")
+
+    def _next(self) -> Handle | None:
+        with self._lock:
+            if not self._waiting or not self._has_room_for(self._waiting[0]):
+                return None
+            return self._waiting.popleft()
+
+    def _has_room_for(self, handle: Handle) -> bool:
+        if not self.rows:
+            return True
+        capacity = max(handle.num_tokens, *(row.handle.num_tokens for row in self.rows))
+        num_rows = len(self.rows) + 1
+        return num_rows <= self.limits.max_rows and num_rows * capacity <= self.limits.max_slots
+
+    def _start(self, handle: Handle) -> None:
+        """Lay what is known of a request into a new row."""
+        request, index = handle.request, len(self.rows)
+        found = self._known(request)
+        # The last token is read in any case: its logits choose the first new one.
+        shared = min(found[1], len(request.ids) - 1) if found else 0
+        row = Row(handle, index, 0 if request.num_prompt_logprobs is not None else shared)
+        # Twice the rows, so that many that come together are not copied for each.
+        self.slots.reserve(min(self.limits.max_rows, 1 << index.bit_length()), handle.num_tokens)
+        if found:
+            self.slots.put(index, found[0].state, row.num_held)
+        handle.num_reused = row.num_read
+        self.num_prompt_tokens += len(request.ids)
+        self.num_reused_tokens += row.num_read
+        self.rows.append(row)
+        self._turns.append(row)
+
+    def _known(self, request: Request) -> tuple[Known, int] | None:
+        """Find the state that saves the most reading; a prompt's own is computed where missing."""
+        prompt = request.prompt
+        found = self.states.find(prompt.content_hash if prompt else None, request.ids)
+        if found is not None or prompt is None:
+            return found
+        prefix = self.backbone.compile(prompt.load())
+        if prefix.num_virtual_tokens != prompt.num_virtual_tokens:
+            raise InputError("the prompt's file has changed since it was looked up; load it again")
+        state = tuple(tuple(layer) for layer in prefix.key_values)
+        if not all(bool(torch.isfinite(tensor).all()) for layer in state for tensor in layer):
+            raise InputError("the prompt makes the model's numbers infinite; train it again")
+        none = np.empty(0, dtype=np.int64)
+        known = Known(prompt.content_hash, prefix.num_virtual_tokens, none, state)
+        self.states.add(known)
+        return known, 0
+
+    def _serve_alone(self, handle: Handle) -> None:
+        if not self._has_said_alone:
+            self._has_said_alone = True
+            family = self.backbone.capabilities.model_type
+            log.warning("%s: requests that cannot be batched exactly are served alone", family)
+        alone.serve(self.backbone, handle)
+        self.num_prompt_tokens += len(handle.request.ids)
+        self.num_new_tokens += len(handle.choices)
+
+    # Decode and read ----------------------------------------------------------------------------
+
+    def _decode(self) -> Ready | None:
+        """Read the last id of every row that answers."""
+        return self._forward(self.rows[: self.num_decoding], 1)
+
+    def _read(self) -> Ready | None:
+        """Read a chunk of the prompts whose turn it is; those that end decode from now on."""
+        rows, limit = self._next_to_read()
+        read = self._forward(rows, limit)
+        for row in rows:
+            self._turns.remove(row)
+            if row.num_unread and not row.is_over:
+                self._turns.append(row)
+        for row in read[0] if read else []:
+            self._let_decode(row)
+        return read
+
+    def _next_to_read(self) -> tuple[list[Row], int]:
+        """Choose rows that need chunks of similar length, the one whose turn it is first."""
+        turns = [row for row in self._turns if not row.is_over]
+        if not turns:
+            return [], 0
+        budget = self.limits.chunk_tokens
+        limit = min(turns[0].num_unread, budget)
+        rows = [row for row in turns if 2 * min(row.num_unread, limit) >= limit]
+        return rows[: max(1, budget // limit)], limit
+
+    def _let_decode(self, row: Row) -> None:
+        """Move a row that has read everything behind the ones that decode."""
+        other = self.rows[self.num_decoding]
+        self.slots.swap(row.index, other.index, max(row.num_held, other.num_held))
+        row.index, other.index = other.index, row.index
+        self.rows[row.index], self.rows[other.index] = row, other
+        self.num_decoding += 1
+
+    def _forward(self, rows: list[Row], limit: int) -> Ready | None:
+        """Let rows read up to `limit` tokens each; where the model fails, each of them alone, so
+        that the culprit alone fails.
+        """
+        if not rows:
+            return None
+        try:
+            ready = self._pass(rows, limit)
+        except Exception as error:
+            self._num_failures += 1
+            if self._num_failures > MAX_FAILURES:
+                raise
+            if len(rows) == 1:
+                log.warning("a request failed in the model: %s", type(error).__name__)
+                rows[0].handle.fail(error)
+                return None
+            parts = [part for row in rows if (part := self._forward([row], limit)) is not None]
+            return _joined(parts)
+        self._num_failures = 0
+        return ready
+
+    def _pass(self, rows: list[Row], limit: int) -> Ready | None:
+        """Run the model once; return the rows that have read everything."""
+        counts = [min(row.num_unread, limit) for row in rows]
+        current = Pass([row.index for row in rows], [row.num_held for row in rows], counts)
+        hidden = self._hidden(
+            current, [row.ids[row.num_read : row.num_read + n] for row, n in _zip(rows, counts)]
+        )
+        for index, row in enumerate(rows):
+            if row.handle.request.num_prompt_logprobs is not None:
+                self._report(row, hidden[index, : counts[index]])
+        done = [index for index, row in enumerate(rows) if row.num_unread == counts[index]]
+        if current.num_new == 1 and len(done) == len(rows):
+            logits = self.backbone.head(hidden[:, 0])
+        elif done:
+            logits = self.backbone.head(torch.stack([hidden[i, counts[i] - 1] for i in done]))
+        for row, count in _zip(rows, counts):
+            row.num_read += count
+        return ([rows[index] for index in done], logits) if done else None
+
+    def _hidden(self, current: Pass, ids: list[list[int]]) -> Tensor:
+        """Return the last hidden states `[B, T, H]` of one pass."""
+        backbone, num_new = self.backbone, current.num_new
+        padded = [row + row[-1:] * (num_new - len(row)) for row in ids]
+        positions = current.positions(backbone.device)
+        masks = layout.place_in_slots(
+            positions, current.width, backbone.capabilities, backbone.dtype, is_even=current.is_even
+        )
+        self.slots.begin(current, positions)
+        with releases.grouped_heads(backbone.device.type == "cpu" and num_new > 1):
+            output = backbone.decoder(
+                input_ids=torch.tensor(padded, device=backbone.device),
+                position_ids=positions,
+                attention_mask=masks,
+                past_key_values=self.slots.cache,
+                use_cache=True,
+            )
+        hidden: Tensor = output.last_hidden_state
+        return hidden
+
+    def _report(self, row: Row, hidden: Tensor) -> None:
+        """Note the log-probability of each id that followed the ones just read."""
+        following = row.handle.request.ids[row.num_read + 1 : row.num_read + 1 + len(hidden)]
+        if following:
+            logits = self.backbone.head(hidden[: len(following)])
+            chosen = torch.tensor(following, device=logits.device)
+            num_top = row.handle.request.num_prompt_logprobs or 0
+            row.handle.prompt_logprobs += sampling.report(logits, chosen, num_top)
+
+    # Sample and retire --------------------------------------------------------------------------
+
+    def _sample(self, *ready: Ready | None) -> None:
+        """Choose the next id of every row that has read everything."""
+        joined = _joined([part for part in ready if part is not None])
+        if joined is None:
+            return
+        rows, logits = joined
+        for row in rows:
+            _ask_constraint(row)
+        choices = sampling.choose(logits, [row.sampler for row in rows])
+        for row, choice in zip(rows, choices, strict=True):
+            if row.is_over:
+                continue
+            row.handle.take(choice)
+            if choice is not None:
+                row.num_sound = row.num_read
+                row.ids.append(choice.id)
+                row.sampler.record(choice.id)
+                self.num_new_tokens += bool(row.handle.choices)
+
+    def _retire(self) -> None:
+        """Free the rows of requests that are over, and all memory when none is left."""
+        for row in [row for row in self.rows if row.is_over]:
+            row.handle.end("cancelled")
+            self._remember(row)
+            self._free(row)
+        if not self.has_work:
+            self.slots.release()
+
+    def _remember(self, row: Row) -> None:
+        """Keep a row's state for the next turn, or clear what may not be finite."""
+        if row.num_sound != row.num_read or row.handle.finish_reason == "error":
+            self.slots.clear(row.index)
+            return
+        prompt = row.handle.request.prompt
+        ids = np.asarray(row.ids[: row.num_read], dtype=np.int64)
+        content_hash = prompt.content_hash if prompt else None
+        if self.states.wants(content_hash, ids, self.slots.token_bytes * row.num_held):
+            state = self.slots.get(row.index, row.num_held)
+            self.states.add(Known(content_hash, row.num_virtual, ids, state))
+
+    def _free(self, row: Row) -> None:
+        """Close the gap: the last decoding row moves into it, then the last of all behind that."""
+        if row in self._turns:
+            self._turns.remove(row)
+        hole = row.index
+        if hole < self.num_decoding:
+            self.num_decoding -= 1
+            hole = self._fill(hole, self.num_decoding)
+        self._fill(hole, len(self.rows) - 1)
+        self.rows.pop()
+
+    def _fill(self, hole: int, source: int) -> int:
+        """Move the row at `source` into a hole; return the new hole."""
+        if source != hole:
+            moved = self.rows[source]
+            self.slots.move(source, hole, moved.num_held)
+            self.rows[hole], moved.index = moved, hole
+        return source
+
+
+def _ask_constraint(row: Row) -> None:
+    constraint = row.handle.request.constraint
+    if constraint is not None:
+        try:
+            row.sampler.allowed = constraint.allowed()
+        except Exception as error:
+            row.handle.fail(error)
+
+
+def _joined(parts: list[Ready]) -> Ready | None:
+    if len(parts) < 2:
+        return parts[0] if parts else None
+    return [row for part in parts for row in part[0]], torch.cat([part[1] for part in parts])
+
+
+def _zip(rows: Sequence[Row], counts: Sequence[int]) -> list[tuple[Row, int]]:
+    return list(zip(rows, counts, strict=True))
+
+
+def _max_length(backbone: Backbone, limits: EngineLimits) -> int:
+    known = (limits.max_length, backbone.capabilities.context_length, limits.max_slots)
+    return min(length for length in known if length is not None)

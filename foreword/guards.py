@@ -1,0 +1,153 @@
+"""What goes wrong in a run without an error of its own: seen, and put into words.
+
+In: losses, gradients and validations so far. Out: None, or one sentence of what was seen and what
+becomes of it. Every verdict is a function of numbers that a training state keeps, so that a resumed
+run comes to the same one. Moves no prompt and knows no rows.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from foreword.errors import DivergedError, TrainingError
+
+if TYPE_CHECKING:
+    from foreword.backbone import Backbone
+    from foreword.encoding import EncodingReport
+
+GOOD_EVERY = 20  # steps between the points that a diverged run goes back to
+MAX_RETURNS = 3  # how often it goes back, each time to half the rate
+NUM_HIGH = 3  # losses in a row that are an explosion, not a hard batch
+NUM_RECENT = 10  # losses whose mean is the level of a run
+STUCK_AFTER = 50  # steps past the warm-up after which a loss should have moved
+STUCK_SHARE = 0.99  # of the first level: above it, the loss has not moved
+NUM_WORSE = 3  # validations in a row without a better one, of which the run speaks
+
+
+def check_gradient(
+    loss: float, norm: float, backbone: "Backbone | None" = None, step: int = 0
+) -> None:
+    """Refuse to go on blindly: a dead gradient trains nothing, and nothing else would tell.
+
+    Args:
+        loss: of the step, in nats.
+        norm: of the prompt's gradient.
+        backbone: the base, where suspects are to be looked for.
+        step: steps that are behind; a gradient that was alive once is not stopped by the base.
+
+    Raises:
+        DivergedError: a loss or norm that is not finite, or a gradient that has vanished.
+        TrainingError: a zero gradient at the first step; names what is known to cause it.
+    """
+    if not math.isfinite(loss) or not math.isfinite(norm):
+        raise DivergedError(
+            f"the loss is {loss:.4g} and the gradient's norm {norm:.4g}; lower --learning-rate, or "
+            "load the base in float32 or bfloat16 instead of float16"
+        )
+    if norm == 0.0 and loss > 0.0 and step:
+        raise DivergedError(
+            "the gradient has vanished: the prompt's values are so large that the model no longer "
+            "reacts to them; lower --learning-rate"
+        )
+    if norm == 0.0 and loss > 0.0:
+        raise TrainingError(
+            f"the gradient of the prompt is zero: the base stops it ({_suspects(backbone)}); load "
+            "it dequantized or without checkpointing"
+        )
+
+
+def _suspects(backbone: "Backbone | None") -> str:
+    """Name what of the base is known to stop a gradient; in general, where nothing is found."""
+    found = []
+    if backbone is not None:
+        method = getattr(backbone.model.config, "quantization_config", None)
+        if getattr(backbone.model, "is_quantized", False) or method is not None:
+            name = getattr(method, "quant_method", None) or "unknown"
+            found.append(f"its weights are quantized, method {getattr(name, 'value', name)}")
+        if any(getattr(part, "gradient_checkpointing", False) for part in backbone.model.modules()):
+            found.append("its own gradient checkpointing is on, which drops the cache")
+        if hooked := _hooked(backbone.model):
+            found.append(f"hooks on {', '.join(hooked[:3])}")
+    general = "weights under fake quantization, or gradient checkpointing that drops the cache"
+    return "; ".join(found) or general
+
+
+def _hooked(model: Any) -> list[str]:
+    """Name the parts whose output somebody's hook may change; transformers' own change nothing."""
+    return [
+        name
+        for name, part in model.named_modules()
+        for hook in part._forward_hooks.values()
+        if not (getattr(hook, "__module__", None) or "").startswith("transformers.")
+    ]
+
+
+def level(losses: Sequence[float]) -> float:
+    """Return where a run stands: the mean of its latest losses, in nats."""
+    recent = losses[-NUM_RECENT:]
+    return sum(recent) / len(recent) if recent else math.inf
+
+
+def is_sane(loss: float, good_level: float | None) -> bool:
+    """Return whether a loss is not far above the level of the last good point."""
+    return good_level is None or loss <= 2 * good_level + 1
+
+
+def check_level(losses: Sequence[float], good_level: float | None) -> None:
+    """Refuse a run whose latest losses all lie far above the level of its last good point.
+
+    Raises:
+        DivergedError: names both.
+    """
+    latest = losses[-NUM_HIGH:]
+    if len(latest) == NUM_HIGH and not any(is_sane(loss, good_level) for loss in latest):
+        raise DivergedError(
+            f"the loss rose from {good_level:.3g} to {latest[-1]:.3g}; lower --learning-rate"
+        )
+
+
+def standstill(losses: Sequence[float], num_warmup: int) -> str | None:
+    """Say, once, that the loss has not moved since the run began."""
+    if len(losses) != num_warmup + STUCK_AFTER:
+        return None
+    first, latest = level(losses[:NUM_RECENT]), level(losses)
+    if latest <= STUCK_SHARE * first:
+        return None
+    return (
+        f"after {len(losses)} steps the loss is {latest:.3g}, it began at {first:.3g}: it does not "
+        "move; the run goes on, but a higher --learning-rate or an --init-text may serve it better"
+    )
+
+
+def worsening(
+    validations: Sequence[tuple[int, float]], best_step: int, patience: int
+) -> tuple[str | None, bool]:
+    """Return what to say of validations since the best one, and whether to stop.
+
+    Args:
+        validations: step and loss of each, in order.
+        best_step: that of the best.
+        patience: validations without a better one after which the run ends; 0: never.
+    """
+    worse = [loss for step, loss in validations if step > best_step]
+    best = next((loss for step, loss in validations if step == best_step), math.nan)
+    seen = (
+        f"the validation loss was {best:.3g} at step {best_step} and is {worse[-1]:.3g} now"
+        if worse
+        else ""
+    )
+    if patience and len(worse) >= patience:
+        return f"{seen}, the {len(worse)}th without a better one: stopped, the best is kept", True
+    if not patience and len(worse) == NUM_WORSE:
+        return f"{seen}: the best is kept, the run goes on; --patience would end it", False
+    return None, False
+
+
+def truncation(report: "EncodingReport") -> str | None:
+    """Say how many rows lost their beginning."""
+    if not report.num_truncated:
+        return None
+    return (
+        f"{report.num_truncated} of {report.num_rows} rows were too long and lost their beginning; "
+        "every label is whole"
+    )

@@ -1,0 +1,44 @@
+"""Rows as the batches that one process passes through the model.
+
+In: the rows of a step or of a validation, the same in every process. Out: this process's share, as
+padded batches of a given number of rows. Knows no prompt and no loss.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+
+from foreword import encoding
+from foreword.backbone import Backbone
+from foreword.distributed import Ranks
+from foreword.encoding import Batch, Row
+
+TOKENS_ON_CPU = 256  # of a pass: more make it no faster, and take memory
+
+
+def default_size(backbone: Backbone, rows: Sequence[Row], most: int) -> int:
+    """Return how many rows a pass holds where nobody says: `most`, or fewer on a CPU."""
+    if backbone.device.type != "cpu":
+        return most
+    lengths = sorted(len(row.input_ids) for row in rows)
+    return max(1, min(most, TOKENS_ON_CPU // lengths[len(lengths) // 2]))
+
+
+def batches_of(backbone: Backbone, ranks: Ranks, rows: Sequence[Row], size: int) -> list[Batch]:
+    """Return this process's share of rows in batches of at most `size`, as many as others have."""
+    pad_id = padding_id(backbone)
+    passes = ranks.passes(rows, size)
+    return [encoding.collate(part, pad_id) if part else _idle(rows, pad_id) for part in passes]
+
+
+def _idle(rows: Sequence[Row], pad_id: int) -> Batch:
+    """Return a batch without labels, for a process that has no rows where others have some."""
+    batch = encoding.collate(rows[:1], pad_id)
+    return replace(batch, label_mask=torch.zeros_like(batch.label_mask))
+
+
+def padding_id(backbone: Backbone) -> int:
+    """Return an id to pad with; masks decide, so any valid id serves."""
+    found = getattr(backbone.tokenizer, "pad_token_id", None)
+    return found if isinstance(found, int) else 0

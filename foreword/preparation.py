@@ -1,0 +1,204 @@
+"""What a run starts from: rows of ids, the first prompt, and what a trained one says of itself.
+
+In: a backbone, examples, the options. Out: rows that fit behind the prompt, a prompt in the form
+that is trained, facts as plain data. Takes no step and writes no file.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import Any
+
+import torch
+
+from foreword import artifact, encoding, guards, initializers
+from foreword.backbone import Backbone
+from foreword.config import EncodingConfig, TrainConfig
+from foreword.data import Example, as_example
+from foreword.encoding import EncodingReport, Row
+from foreword.errors import InputError
+from foreword.prompt import SoftPrompt
+from foreword.train_state import ENVIRONMENT
+
+AnyExample = Example | Row | Mapping[str, Any]
+
+
+def initial_prompt(backbone: Backbone, config: TrainConfig) -> SoftPrompt:
+    """Return the prompt that a run starts from, in the form that it trains."""
+    config = config.resolved()
+    generator = torch.Generator().manual_seed(config.seed)
+    table = backbone.embed(torch.arange(backbone.capabilities.vocab_size))
+    if config.init == "text":
+        ids = initializers.fit_ids(_text_ids(backbone, config), config.num_virtual_tokens)
+        values = backbone.embed(torch.tensor(ids)).float().cpu()
+    elif config.init == "vocabulary":
+        values = initializers.vocabulary_embeddings(table, config.num_virtual_tokens, generator)
+    else:
+        values = initializers.random_embeddings(table, config.num_virtual_tokens, generator)
+    if config.form == "embeddings":
+        return SoftPrompt.from_embeddings(values)
+    with torch.no_grad():
+        states = backbone.read_embeddings(values.to(backbone.device, backbone.dtype))
+    return SoftPrompt.from_states(states.map(torch.Tensor.float))
+
+
+def _text_ids(backbone: Backbone, config: TrainConfig) -> list[int]:
+    if backbone.tokenizer is None:
+        raise InputError("--init-text needs a tokenizer; use --init vocabulary, or pass `initial`")
+    return list(backbone.tokenizer(config.init_text).input_ids)
+
+
+def encode_rows(
+    backbone: Backbone,
+    examples: Sequence[AnyExample],
+    config: TrainConfig,
+    encoding_config: EncodingConfig,
+) -> tuple[list[Row], list[str]]:
+    """Return examples as rows of ids that fit behind the prompt, and what there is to say of them;
+    rows pass as they are.
+    """
+    said = []
+    texts = [
+        as_example(example, f"example {number}") if isinstance(example, Mapping) else example
+        for number, example in enumerate(examples, 1)
+        if not isinstance(example, Row)
+    ]
+    rows = [row for row in examples if isinstance(row, Row)]
+    if texts:
+        encoded, report = encode_texts(backbone, texts, config, encoding_config)
+        rows += encoded
+        said += [sentence] if (sentence := guards.truncation(report)) else []
+    context = _context(backbone, config)
+    for row in rows:
+        if row.num_labels >= len(row.input_ids):
+            raise InputError(
+                f"{row.source}: every token is a label; a row needs one token before its answer"
+            )
+        if len(row.input_ids) > context:
+            raise InputError(f"{row.source}: {len(row.input_ids)} tokens, at most {context} fit")
+        if backbone.reads_apart:
+            _check_pair(backbone, row, config)
+    return rows, said
+
+
+def encode_texts(
+    backbone: Backbone,
+    examples: Sequence[Example],
+    config: TrainConfig,
+    encoding_config: EncodingConfig,
+) -> tuple[list[Row], EncodingReport]:
+    """Encode examples as the backbone reads them, and say what became of them.
+
+    Raises:
+        InputError: the backbone has no tokenizer. DataError: an example that cannot be encoded.
+    """
+    if backbone.tokenizer is None:
+        raise InputError(
+            "text examples need a tokenizer; give the backbone one, or pass rows of ids"
+        )
+    return encoding.encode_examples(
+        examples,
+        backbone.tokenizer,
+        encoding_config,
+        _context(backbone, config),
+        backbone.processor,
+        are_pairs=backbone.reads_apart,
+    )
+
+
+def _context(backbone: Backbone, config: TrainConfig) -> int:
+    """Return how many tokens fit behind the prompt; where text and labels are read apart, each has
+    a room of its own.
+    """
+    if backbone.reads_apart or backbone.capabilities.context_length is None:
+        return 1 << 30
+    return backbone.capabilities.context_length - config.num_virtual_tokens
+
+
+def _check_pair(backbone: Backbone, row: Row, config: TrainConfig) -> None:
+    """Refuse a row whose text does not fit into the encoder, or its labels into the decoder."""
+    assert backbone.seq2seq is not None
+    is_read = config.resolved().form == "embeddings"
+    encoder, num_virtual = backbone.seq2seq.encoder, config.num_virtual_tokens
+    for what, count, limit, before in (
+        ("text", len(row.input_ids) - row.num_labels, encoder.context_length, is_read),
+        ("labels", row.num_labels, encoder.decoder_length, not is_read),
+    ):
+        room = (limit or 1 << 30) - before * num_virtual
+        if count > room:
+            raise InputError(f"{row.source}: {what} of {count} tokens, at most {room} fit")
+
+
+def describe(
+    backbone: Backbone, config: TrainConfig, encoding_config: EncodingConfig, num_rows: int
+) -> dict[str, Any]:
+    """Return what a trained prompt says of itself: base, tokenizer, how rows are encoded, how it
+    was trained.
+    """
+    return {
+        "base": {
+            "name": backbone.name,
+            "revision": backbone.revision,
+            "fingerprint": backbone.fingerprint(),
+        },
+        "tokenizer": _tokenizer_facts(backbone.tokenizer),
+        "method": "prompt tuning" if config.form == "embeddings" else "prefix tuning",
+        "embedding_scale": "as the model's embedding module returns them",
+        "encoding": asdict(encoding_config),
+        "training": asdict(config) | {"num_rows": num_rows},
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _tokenizer_facts(tokenizer: Any) -> dict[str, Any] | None:
+    """Return hashes of the vocabulary and of the chat template: a prompt is trained on both."""
+    if tokenizer is None:
+        return None
+    vocabulary = json.dumps(sorted(tokenizer.get_vocab().items()))
+    template = json.dumps(getattr(tokenizer, "chat_template", None))
+    return {
+        "vocabulary": hashlib.sha256(vocabulary.encode()).hexdigest(),
+        "chat_template": hashlib.sha256(template.encode()).hexdigest(),
+    }
+
+
+def identity(
+    backbone: Backbone,
+    rows: Sequence[Row],
+    held_out: Sequence[Row],
+    config: TrainConfig,
+    encoding_config: EncodingConfig,
+    initial: SoftPrompt | None,
+    num_processes: int,
+) -> dict[str, Any]:
+    """Return what two runs must have in common for one to go on where the other stopped, and the
+    environment, which may change the last bits of what it comes to.
+    """
+    options = asdict(config) | asdict(encoding_config)
+    del options["save_every"]  # changes nothing but how much is lost
+    in_memory = ("micro_batch_size", "gradient_checkpointing")
+    environment = {f"--{name.replace('_', '-')}": options.pop(name) for name in in_memory}
+    environment |= {
+        "the number of processes": num_processes,
+        "the number of threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+    }
+    return {
+        ENVIRONMENT: environment,
+        "the base model": json.dumps(backbone.fingerprint(), sort_keys=True),
+        "the training rows": _hash_rows(rows),
+        "the validation rows": _hash_rows(held_out),
+        "the prompt to start from": initial.content_hash if initial else None,
+        "options": options,
+    }
+
+
+def _hash_rows(rows: Sequence[Row]) -> str:
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(f"{row.num_labels} {row.input_ids}\n".encode())
+        if row.media is not None:
+            digest.update(artifact.content_hash(list(row.media.tensors.values())).encode())
+    return digest.hexdigest()

@@ -1,0 +1,89 @@
+"""What stays the same from the first step of a run to its last: model, rows, options, schedule.
+
+In: everything that `train` was given, made ready. Out: the rows and the learning rate of any step,
+as functions of its number. Holds nothing that changes and computes no gradient.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import get_cosine_schedule_with_warmup
+
+from foreword.backbone import Backbone
+from foreword.config import TrainConfig
+from foreword.distributed import Ranks
+from foreword.encoding import Row, epoch_order
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """What stays the same from the first step of a run to the last.
+
+    Attributes:
+        backbone: the frozen model.
+        rows: to train on.
+        held_out: to validate with.
+        config: resolved.
+        ranks: the processes that share the work.
+        identity: what a run that goes on must have in common with this one.
+        file: where the training state is written; None: nowhere.
+    """
+
+    backbone: Backbone
+    rows: list[Row]
+    held_out: list[Row]
+    config: TrainConfig
+    ranks: Ranks
+    identity: dict[str, Any]
+    file: Path | None = None
+    _epoch: dict[int, list[list[Row]]] = field(default_factory=dict)  # the one in progress
+
+    @property
+    def num_steps(self) -> int:
+        """Optimizer steps from the first to the last."""
+        config = self.config
+        return config.num_steps or math.ceil(config.num_epochs * len(self.rows) / config.batch_size)
+
+    @property
+    def num_warmup(self) -> int:
+        """Steps in which the learning rate rises."""
+        return round(self.config.warmup_share * self.num_steps)
+
+    def is_due(self, step: int) -> bool:
+        """Whether the prompt is validated after a step."""
+        every = self.config.eval_every
+        return step == self.num_steps or (every > 0 and step % every == 0)
+
+    def is_save_due(self, step: int) -> bool:
+        """Whether the training state is written after a step."""
+        every = self.config.save_every
+        return self.is_due(step) if every is None else step % every == 0
+
+    def rows_of(self, step: int) -> list[Row]:
+        """Return the rows of all processes after `step` steps, epoch after epoch.
+
+        They depend on the seed and the step alone, so that the step is all there is to remember.
+        """
+        size = self.config.batch_size
+        epoch, position = divmod(step, math.ceil(len(self.rows) / size))
+        if epoch not in self._epoch:
+            self._epoch.clear()
+            self._epoch[epoch] = epoch_order(self.rows, size, self.config.seed, epoch)
+        return self._epoch[epoch][position]
+
+    def rate_of(self, step: int) -> float:
+        """Return the scheduled learning rate after `step` steps."""
+        assert self.config.learning_rate is not None  # the configuration is resolved
+        return self.config.learning_rate * self._shape(step)
+
+    @cached_property
+    def _shape(self) -> Callable[[int], float]:
+        unused = torch.optim.SGD([torch.zeros(1)])
+        schedule = get_cosine_schedule_with_warmup(unused, self.num_warmup, self.num_steps)
+        shape: Callable[[int], float] = schedule.lr_lambdas[0]
+        return shape

@@ -1,0 +1,319 @@
+"""How prompts reach a model whose decoder attends to an encoder's output.
+
+In: a batch of prefixes, the encoder's input, the decoder's ids. Out: hidden states of the decoder.
+An embedding prompt stands before the encoder's text, and every row reads it with its own text,
+which an encoder reads in both directions. Where the encoder hears or sees, it stands before the
+decoder's tokens, and every row reads it behind its own encoder output. Keys and values are the
+start of the decoder's self-attention. Knows no text and does not generate.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from transformers import DynamicCache, EncoderDecoderCache
+
+from foreword import arguments, caches, generation, recurrent
+from foreword.capabilities import Capabilities
+from foreword.encoders import EncoderFacts
+from foreword.errors import InputError, UnsupportedError
+from foreword.prefix import Prefix, PrefixBatch, no_prefixes
+from foreword.states import States, Unread
+
+
+class Seq2Seq:
+    """The passes of one encoder-decoder model, each row with its own prompt.
+
+    Args:
+        model: a transformers model with an encoder, frozen.
+        facts: its capabilities, the encoder's included.
+    """
+
+    def __init__(self, model: Any, facts: Capabilities):
+        assert facts.encoder is not None
+        self.model, self.facts = model, facts
+        self.encoder: EncoderFacts = facts.encoder
+        self.embedding_scale = self._measure_scale()
+
+    def read_alone(self, embeddings: Tensor) -> States:
+        """Return the decoder's state after embeddings `[P, H]`, behind an encoder that says
+        nothing: where keys and values start from, at the scale of the model's own.
+        """
+        silence = embeddings.new_zeros(1, 1, self.facts.hidden_size)
+        prefix = Prefix(Unread.of(embeddings), "alone")
+        found = self._read(PrefixBatch((prefix,)), [0], silence)
+        return found[0].states
+
+    def encode(
+        self,
+        batch: PrefixBatch,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        **options: Any,
+    ) -> tuple[Any, Tensor]:
+        """Return the encoder's output over each row's text behind its embedding prompt, and the
+        mask `[B, P + T]`; padding stands behind each row.
+
+        Raises:
+            InputError: a row longer than the encoder can place.
+        """
+        input_ids = input_ids.to(self.model.device)
+        mask = torch.ones_like(input_ids)
+        if attention_mask is not None:
+            mask = attention_mask.to(input_ids.device).long()
+            order = recurrent.shift_left(mask)  # the bias counts slots: no hole before a token
+            input_ids, mask = input_ids.gather(1, order), mask.gather(1, order)
+        prompts = [_unread(prefix) for prefix in batch.prefixes]
+        self._check_text(prompts, mask)
+        encoder = self.model.get_encoder()
+        if all(prompt is None for prompt in prompts):
+            return encoder(input_ids=input_ids, attention_mask=mask, **options), mask
+        embedded = self.model.get_input_embeddings()(input_ids) * self.embedding_scale
+        rows = [
+            torch.cat([row[:0] if prompt is None else prompt, row[:length]])
+            for prompt, row, length in zip(prompts, embedded, mask.sum(1).tolist(), strict=True)
+        ]
+        whole = pad_sequence(rows, batch_first=True)
+        lengths = torch.tensor([len(row) for row in rows], device=whole.device)
+        mask = (torch.arange(whole.shape[1], device=whole.device) < lengths[:, None]).long()
+        return encoder(inputs_embeds=whole, attention_mask=mask, **options), mask
+
+    @torch.no_grad()
+    def _measure_scale(self) -> float:
+        """Find what the encoder multiplies the embeddings of ids by, and not given ones."""
+        encoder: Any = self.model.get_encoder()
+        scale = getattr(encoder, "embed_scale", None)
+        if scale in (None, 1) or not self.encoder.reads_text:
+            return 1.0
+        ids = torch.arange(4, device=self.model.device)[None]
+        given, mask = self.model.get_input_embeddings()(ids), torch.ones_like(ids)
+        expected = encoder(input_ids=ids, attention_mask=mask).last_hidden_state
+        plain, scaled = (
+            encoder(inputs_embeds=given * by, attention_mask=mask).last_hidden_state
+            for by in (1.0, float(scale))
+        )
+        is_plain = (plain - expected).norm() <= (scaled - expected).norm()
+        return 1.0 if is_plain else float(scale)
+
+    def _check_text(self, prompts: list[Tensor | None], mask: Tensor) -> None:
+        limit = self.encoder.context_length
+        counts = [0 if prompt is None else len(prompt) for prompt in prompts]
+        for row, (num_virtual, num_real) in enumerate(
+            zip(counts, mask.sum(1).tolist(), strict=True)
+        ):
+            if limit is not None and num_virtual + num_real > limit:
+                raise InputError(
+                    f"row {row}: {num_real} real and {num_virtual} virtual tokens, but the encoder "
+                    f"of {self.facts.model_type} has {limit} positions; shorten the input"
+                )
+
+    def before_decoder(self, batch: PrefixBatch) -> PrefixBatch:
+        """Return what stands before each row's decoded tokens, embeddings still unread."""
+        if not self.encoder.reads_text:
+            return batch
+        return PrefixBatch(
+            tuple(None if _unread(prefix) is not None else prefix for prefix in batch.prefixes)
+        )
+
+    def started(self, batch: PrefixBatch, hidden: Tensor) -> PrefixBatch:
+        """Read what is unread behind each row's encoder output `[B, S, H]`; rows of as many virtual
+        tokens are read in one pass.
+
+        Raises:
+            UnsupportedError: prompts of several lengths, where the decoder counts slots.
+        """
+        groups: dict[int, list[int]] = {}
+        for row, prefix in enumerate(batch.prefixes):
+            if (embeddings := _unread(prefix)) is not None:
+                groups.setdefault(len(embeddings), []).append(row)
+        if len(set(batch.num_virtual)) > 1 and self.encoder.placing == "counted":
+            raise UnsupportedError(
+                f"prompts of {sorted(set(batch.num_virtual))} tokens in one batch: the decoder of "
+                f"{self.facts.model_type} counts the slots before a token; give rows behind "
+                "prompts of one length together"
+            )
+        found: dict[int, Prefix] = {}
+        for rows in groups.values():
+            found |= self._read(batch, rows, hidden)
+        return PrefixBatch(
+            tuple(found.get(row, prefix) for row, prefix in enumerate(batch.prefixes))
+        )
+
+    def _read(self, batch: PrefixBatch, rows: list[int], hidden: Tensor) -> dict[int, Prefix]:
+        """Return the prefixes of some rows, whose prompts are of one length, after reading them."""
+        given = [prefix for row in rows if (prefix := batch.prefixes[row]) is not None]
+        embeddings = torch.stack([prefix.states.layers[0][0] for prefix in given])
+        arguments.check_length(self.facts, 0, embeddings.shape[1])
+        states = self.states_after(hidden[rows], inputs_embeds=embeddings)
+        return {
+            row: Prefix(found, prefix.content_hash, prefix.facts)
+            for row, prefix, found in zip(rows, given, states, strict=True)
+        }
+
+    def states_after(self, hidden: Tensor, **tokens: Tensor) -> list[States]:
+        """Return the decoder's state after each row's `input_ids` or `inputs_embeds`, behind its
+        encoder output `[B, S, H]`.
+        """
+        bare = no_prefixes(len(hidden))
+        cache = self.one_pass_cache(bare)
+        self._decode(bare, cache, hidden, None, None, **tokens)
+        layers = [(layer.keys, layer.values) for layer in cache.self_attention_cache.layers]
+        (given,) = tokens.values()
+        return [
+            States(tuple((keys[row], values[row]) for keys, values in layers), given.shape[1])
+            for row in range(len(hidden))
+        ]
+
+    def one_pass_cache(self, batch: PrefixBatch) -> EncoderDecoderCache:
+        """Return a cache for one pass that carries the prefixes' gradient."""
+        return EncoderDecoderCache(caches.uncached(batch, self.facts), DynamicCache())
+
+    def placed(
+        self,
+        batch: PrefixBatch,
+        cache: EncoderDecoderCache,
+        tokens: Tensor,
+        mask: Tensor | None,
+        num_cached: int,
+    ) -> dict[str, Any]:
+        """Return positions, mask and cache for one pass of the decoder over `tokens` `[B, T]`."""
+        placed = generation.model_inputs(
+            self.facts, batch, cache, tokens, mask, num_cached, self.model.dtype
+        )
+        if self.encoder.placing != "told":
+            del placed["position_ids"]
+        return placed
+
+    def _decode(
+        self,
+        batch: PrefixBatch,
+        cache: EncoderDecoderCache,
+        hidden: Tensor,
+        encoder_mask: Tensor | None,
+        mask: Tensor | None,
+        **tokens: Tensor,
+    ) -> Tensor:
+        """Run the decoder without its head over one pass of tokens and return `[B, T, H]`."""
+        (given,) = tokens.values()
+        placed = self.placed(batch, cache, given, mask, 0)
+        if encoder_mask is not None:
+            placed["encoder_attention_mask"] = encoder_mask
+        output = self.model.get_decoder()(**tokens, **placed, encoder_hidden_states=hidden)
+        return output.last_hidden_state  # type: ignore[no-any-return]
+
+    def hidden(
+        self,
+        batch: PrefixBatch,
+        input_ids: Tensor | None,
+        attention_mask: Tensor | None,
+        given: Mapping[str, Tensor],
+    ) -> Tensor:
+        """Return the last hidden states `[B, T, H]` of the decoder's tokens.
+
+        `input_ids` and their mask are the encoder's where it reads text, the decoder's where it
+        does not; `given` holds the rest, by the names of transformers.
+
+        Raises:
+            InputError: no input for the encoder. UnsupportedError: an argument of another model.
+        """
+        rest = dict(given)
+        ids, mask = rest.pop("decoder_input_ids", None), rest.pop("decoder_attention_mask", None)
+        if not self.encoder.reads_text:
+            if ids is None:
+                ids, mask = input_ids, attention_mask
+            hidden, encoder_mask = self.perceive(rest), None
+        else:
+            arguments.check_inputs(input_ids, self.facts.vocab_size)
+            assert input_ids is not None
+            output, encoder_mask = self.encode(batch, input_ids, attention_mask)
+            hidden = output.last_hidden_state
+        if rest:
+            raise UnsupportedError(
+                f"{self.facts.model_type} takes no {', '.join(sorted(rest))}; leave it out"
+            )
+        if ids is None:
+            ids = torch.full((hidden.shape[0], 1), self.encoder.start_id)
+        return self.decoded(batch, hidden, encoder_mask, ids, mask)
+
+    def perceive(self, given: dict[str, Any]) -> Tensor:
+        """Take the encoder's input, or its output, out of `given`; return its output `[B, S, H]`.
+
+        Raises:
+            InputError: neither is there.
+        """
+        if (output := given.pop("encoder_outputs", None)) is not None:
+            return output[0] if not isinstance(output, Tensor) else output
+        name = self.encoder.input_name
+        if name not in given:
+            raise InputError(f"{self.facts.model_type} needs {name}; got {sorted(given) or 'none'}")
+        features = given.pop(name).to(self.model.device, self.model.dtype)
+        return self.model.get_encoder()(features).last_hidden_state  # type: ignore[no-any-return]
+
+    def decoded(
+        self,
+        batch: PrefixBatch,
+        hidden: Tensor,
+        encoder_mask: Tensor | None,
+        decoder_input_ids: Tensor,
+        mask: Tensor | None,
+    ) -> Tensor:
+        """Return the decoder's hidden states `[B, T, H]` over ids padded on the right, or anywhere
+        where the decoder is told its positions.
+        """
+        ids = decoder_input_ids.to(self.model.device)
+        arguments.check_inputs(ids, self.facts.vocab_size)
+        if mask is not None:
+            arguments.check_mask(mask, *ids.shape)
+            self.check_padding(mask, is_right=True)
+        batch = self.started(self.before_decoder(batch), hidden)
+        longest = ids.shape[1] if mask is None else int(mask.sum(1).max())
+        arguments.check_length(self.facts, longest, batch.num_slots)
+        cache = self.one_pass_cache(batch)
+        return self._decode(batch, cache, hidden, encoder_mask, mask, input_ids=ids)
+
+    def check_padding(self, mask: Tensor, *, is_right: bool = False) -> None:
+        """Refuse padding before a decoder's token where slots decide the positions."""
+        if self.encoder.placing == "told":
+            return
+        steps = mask.int().diff(dim=1)
+        if bool((steps > 0).any()) or not (is_right or bool(mask.all())):
+            where = "before" if is_right else "among"
+            raise UnsupportedError(
+                f"padding {where} the decoder's tokens: {self.facts.model_type} places them by "
+                "their slots; give rows whose decoder_input_ids are of one length"
+            )
+
+    def label_states(
+        self,
+        batch: PrefixBatch,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        label_mask: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return, for rows of text and labels `[B, T]`, the hidden states before labels `[N, H]`,
+        the labels `[N]` and their rows `[N]`: what is no label is the encoder's, labels are the
+        decoder's.
+        """
+        order = recurrent.shift_left(label_mask.int())[:, : int(label_mask.sum(1).max())]
+        labels, is_label = input_ids.gather(1, order), label_mask.gather(1, order)
+        is_text = attention_mask.bool() & ~label_mask
+        width = max(1, int(is_text.sum(1).max()))
+        output, encoder_mask = self.encode(batch, input_ids[:, :width], is_text[:, :width])
+        start = labels.new_full((len(labels), 1), self.encoder.start_id)
+        decoded = self.decoded(
+            batch,
+            output.last_hidden_state,
+            encoder_mask,
+            torch.cat([start, labels[:, :-1]], 1),
+            is_label.long(),
+        )
+        return decoded[is_label], labels[is_label], is_label.nonzero()[:, 0]
+
+
+def _unread(prefix: Prefix | None) -> Tensor | None:
+    """Return the embeddings `[P, H]` of a prefix that each row reads for itself."""
+    if prefix is None or not isinstance(prefix.states, Unread):
+        return None
+    return prefix.states.embeddings

@@ -1,0 +1,162 @@
+"""Requests of one HTTP call to pieces of text, as they come.
+
+In: the worker and the engine's requests. Out: pieces, each of one answer: its new text, its new
+ids, and why it ended. A stop string cancels its own answer; who listens cancels what is left. Runs
+on the event loop and never waits for the engine.
+"""
+
+import asyncio
+import dataclasses
+import time
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from foreword.chat import TextStream
+from foreword.errors import ForewordError
+from foreword.request import Handle, Request
+from foreword.sampling import Choice
+from foreword.server.worker import Worker
+
+
+class TooSlowError(ForewordError):
+    """A request has taken longer than the server allows."""
+
+    http_status = 504
+
+
+class ModelError(ForewordError):
+    """The model failed at one request; others go on."""
+
+    http_status = 500
+
+
+@dataclass
+class Answer:
+    """One answer under way.
+
+    Attributes:
+        index: its place among the answers of the call.
+        num_tokens: of it, so far.
+        finish_reason: why it ended; None while it goes on.
+    """
+
+    index: int
+    handle: Handle
+    stream: TextStream
+    num_tokens: int = 0
+    finish_reason: str | None = None
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What is new in one answer."""
+
+    answer: Answer
+    text: str = ""
+    choices: tuple[Choice, ...] = ()
+
+
+@dataclass
+class Answers:
+    """All answers of one HTTP call.
+
+    Args:
+        worker: runs the engine.
+        tokenizer: turns ids to text.
+        stop: strings at which an answer ends.
+        seconds: after these the call ends with an error.
+    """
+
+    worker: Worker
+    tokenizer: Any
+    stop: Sequence[str]
+    seconds: float
+    answers: list[Answer] = field(default_factory=list)
+    first_token_at: float | None = None
+    _queue: "asyncio.Queue[tuple[int, Choice | None, str | None]]" = field(
+        default_factory=asyncio.Queue
+    )
+
+    def submit(self, requests: Sequence[Request]) -> None:
+        """Hand all requests to the engine, or none.
+
+        Raises:
+            ForewordError: as `Worker.submit`; what was taken already is cancelled.
+        """
+        loop = asyncio.get_running_loop()
+        try:
+            for index, request in enumerate(requests):
+                listener = _Listener(index, loop, self._queue)
+                handle = self.worker.submit(dataclasses.replace(request, listener=listener))
+                self.answers.append(Answer(index, handle, TextStream(self.tokenizer, self.stop)))
+        except BaseException:
+            self.cancel()
+            raise
+
+    def cancel(self) -> None:
+        """End whatever goes on."""
+        for answer in self.answers:
+            answer.handle.cancel()
+
+    async def pieces(self) -> AsyncIterator[Piece]:
+        """Yield what comes until every answer has ended; `cancel` afterwards, however it ends.
+
+        Raises:
+            TooSlowError: the time is over. ForewordError: a request has failed.
+        """
+        try:
+            async with asyncio.timeout(self.seconds):
+                while any(answer.finish_reason is None for answer in self.answers):
+                    index, choice, reason = await self._queue.get()
+                    piece = self._piece(self.answers[index], choice, reason)
+                    if piece is not None:
+                        yield piece
+        except TimeoutError:
+            raise TooSlowError(
+                f"the answer took longer than {self.seconds:g} seconds; ask for fewer tokens"
+            ) from None
+
+    def _piece(self, answer: Answer, choice: Choice | None, reason: str | None) -> Piece | None:
+        if answer.finish_reason is not None:
+            return None  # came after a stop string
+        if reason == "error":
+            raise _as_foreword(answer.handle.error)
+        if choice is None:
+            answer.finish_reason = reason
+            return Piece(answer, answer.stream.end())
+        if self.first_token_at is None:
+            self.first_token_at = time.perf_counter()
+        answer.num_tokens += 1
+        # The id that ends an answer is counted, and is no text of it.
+        is_end = reason == "stop" and choice.id in answer.handle.request.stop_ids
+        text = answer.stream.put([] if is_end else [choice.id])
+        if reason is not None:
+            text += answer.stream.end()
+        if answer.stream.is_stopped:
+            answer.handle.cancel()
+            reason = "stop"
+        answer.finish_reason = reason
+        return Piece(answer, text, (choice,))
+
+
+class _Listener:
+    """Carries what one handle tells from the engine's thread to the event loop."""
+
+    def __init__(self, index: int, loop: asyncio.AbstractEventLoop, queue: Any) -> None:
+        self._index, self._loop, self._queue = index, loop, queue
+        self._num_told = 0
+
+    def __call__(self, handle: Handle) -> None:
+        choice = None
+        if len(handle.choices) > self._num_told:
+            choice = handle.choices[-1]
+            self._num_told = len(handle.choices)
+        event = (self._index, choice, handle.finish_reason)
+        self._loop.call_soon_threadsafe(self._queue.put_nowait, event)
+
+
+def _as_foreword(error: Exception | None) -> ForewordError:
+    if isinstance(error, ForewordError):
+        return error
+    return ModelError(f"the model failed at this request ({type(error).__name__})")

@@ -1,0 +1,165 @@
+"""The application: which function answers which route, and how an error is worded.
+
+In: a backbone, a catalog of names, a worker, limits and keys. Out: an ASGI application, whose
+beginning and end are the worker's.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response
+from starlette.exceptions import HTTPException
+
+import foreword
+from foreword import chat
+from foreword.backbone import Backbone
+from foreword.config import ServeConfig
+from foreword.errors import BusyError, ForewordError
+from foreword.server import handlers
+from foreword.server.catalog import Catalog
+from foreword.server.gate import LOOPBACK, Gate, error_body
+from foreword.server.grammar import Grammars
+from foreword.server.metrics import Metrics
+from foreword.server.shared import State
+from foreword.server.worker import Worker
+
+ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"description": text, "content": {"application/json": {}}}
+    for status, text in (
+        (400, "the request is wrong"),
+        (401, "a key is needed"),
+        (403, "not allowed here"),
+        (404, "no such model"),
+        (413, "the body is too large"),
+        (415, "the body is not JSON"),
+        (503, "busy, or the engine is dead"),
+    )
+}
+
+
+def create_app(
+    backbone: Backbone,
+    catalog: Catalog,
+    worker: Worker,
+    config: ServeConfig,
+    *,
+    api_key: str | None = None,
+    admin_key: str | None = None,
+    on_death: Callable[[], None] = lambda: None,
+) -> Gate:
+    """Return the application.
+
+    Args:
+        backbone: the model, with a tokenizer.
+        catalog: the names that are served.
+        worker: runs the engine; started and stopped with the application.
+        config: limits.
+        api_key: what clients must send; None lets everybody in.
+        admin_key: what loading at run time needs.
+        on_death: called once the engine has failed as a whole.
+    """
+    ends = chat.end_tokens(backbone, "", catalog.base.encoding)
+    state = State(
+        backbone,
+        catalog,
+        worker,
+        config,
+        Metrics(catalog.base.name, worker.engine),
+        Grammars(backbone.tokenizer, ends),
+        ThreadPoolExecutor(1, "encoder"),
+        on_death,
+    )
+    app = FastAPI(
+        title="foreword",
+        version=foreword.__version__,
+        lifespan=_lifespan,
+        docs_url=None,
+        redoc_url=None,
+    )
+    app.state.shared = state
+    _add_routes(app)
+    _add_error_handlers(app, state)
+    return Gate(
+        app,
+        api_key=api_key,
+        admin_key=admin_key if config.runtime_loading else None,
+        max_body_bytes=config.max_body_bytes,
+        hosts=LOOPBACK if config.host in LOOPBACK else None,
+    )
+
+
+@contextlib.asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    state: State = app.state.shared
+    state.worker.start()
+    watch = asyncio.create_task(_watch(state))
+    try:
+        yield
+    finally:
+        watch.cancel()
+        await asyncio.to_thread(state.worker.stop)
+        state.encoder.shutdown(wait=False, cancel_futures=True)
+
+
+async def _watch(state: State) -> None:
+    """Notice a dead engine; probes get a moment to see it before the process ends."""
+    while state.worker.error is None:
+        await asyncio.sleep(0.2)
+    await asyncio.sleep(1.0)
+    state.on_death()
+
+
+# Routes -----------------------------------------------------------------------------------------
+
+
+def _add_routes(app: FastAPI) -> None:
+    app.post("/v1/chat/completions", responses=ERRORS, response_model=None)(
+        handlers.chat_completions
+    )
+    app.post("/v1/completions", responses=ERRORS, response_model=None)(handlers.completions)
+    app.post("/tokenize", responses=ERRORS)(handlers.tokenize)
+    app.get("/v1/models", responses=ERRORS)(handlers.list_models)
+    app.get("/v1/models/{model:path}", responses=ERRORS)(handlers.show_model)
+    app.post("/v1/load_soft_prompt", responses=ERRORS)(handlers.load_soft_prompt)
+    app.post("/v1/unload_soft_prompt", responses=ERRORS)(handlers.unload_soft_prompt)
+    app.get("/health", responses=ERRORS)(handlers.health)
+    app.get("/ready", responses=ERRORS)(handlers.ready)
+    app.get("/version", responses=ERRORS)(handlers.version)
+    app.get("/metrics", response_class=Response, responses=ERRORS)(handlers.metrics)
+    for path, file in (("/", "index.html"), ("/page.js", "page.js"), ("/page.css", "page.css")):
+        app.get(path, include_in_schema=False)(handlers.page_of(file))
+
+
+def _where_of(location: Sequence[Any]) -> str:
+    return ".".join(str(part) for part in location if part != "body") or "body"
+
+
+def _add_error_handlers(app: FastAPI, state: State) -> None:
+    async def on_foreword(_: Request, error: Exception) -> Response:
+        assert isinstance(error, ForewordError)
+        headers = {"retry-after": "1"} if error.http_status == 503 else {}
+        state.metrics.refused("queue_full" if isinstance(error, BusyError) else "invalid")
+        return JSONResponse(error_body(str(error), error.http_status), error.http_status, headers)
+
+    async def on_invalid(_: Request, error: Exception) -> Response:
+        assert isinstance(error, RequestValidationError)
+        found = [(_where_of(one["loc"]), one["msg"]) for one in error.errors()]
+        text = "; ".join(f"{where}: {reason}" for where, reason in found[:4])
+        state.metrics.refused("invalid")
+        return JSONResponse(error_body(text[:1000], 400, found[0][0][:200]), 400)
+
+    async def on_http(_: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        headers = dict(error.headers or {})
+        return JSONResponse(
+            error_body(str(error.detail), error.status_code), error.status_code, headers
+        )
+
+    app.exception_handler(ForewordError)(on_foreword)
+    app.exception_handler(RequestValidationError)(on_invalid)
+    app.exception_handler(HTTPException)(on_http)

@@ -1,0 +1,158 @@
+"""The names that are served: the bare model, and prompts of the store.
+
+In: what a client calls a model: the base's name, `NAME`, `NAME@VERSION`, an alias. Out: the source
+of a prompt for the engine, and how its rows are encoded. A name is bound to a version when it is
+loaded; a request is bound to that version when it arrives, so that replacing a prompt never mixes
+old and new. Values are read again only where the engine has forgotten a prompt's state.
+"""
+
+import logging
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from foreword import chat
+from foreword.backbone import Backbone
+from foreword.config import EncodingConfig
+from foreword.errors import ForewordError, InputError, NotFoundError
+from foreword.prompt import SoftPrompt
+from foreword.request import PromptSource
+from foreword.store import Entry, Store
+
+log = logging.getLogger("foreword.server")
+MAX_VERSIONS = 1024  # old versions of which the facts are remembered
+
+
+@dataclass(frozen=True)
+class Served:
+    """One model as clients see it.
+
+    Attributes:
+        name: what answers call it.
+        label: its name in metrics: without a version, so that their number stays bounded.
+        source: its prompt; None for the bare model.
+        encoding: how text becomes ids.
+        entry: where it lies in the store.
+        facts: what the prompt says of itself, and its size.
+    """
+
+    name: str
+    label: str
+    source: PromptSource | None = None
+    encoding: EncodingConfig = field(default_factory=EncodingConfig)
+    entry: Entry | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Catalog:
+    """What is served now.
+
+    Args:
+        backbone: the model.
+        store: where prompts lie; None serves the bare model only.
+        base: the bare model's name.
+    """
+
+    def __init__(self, backbone: Backbone, store: Store | None, base: str) -> None:
+        self.backbone, self.store = backbone, store
+        self.base = Served(base, "base")
+        self._served: dict[str, Served] = {}
+        self._versions: dict[str, Served] = {}
+        self._lock = threading.Lock()
+
+    def load_all(self) -> dict[str, str]:
+        """Load every name and alias of the store; return those that are refused, and why."""
+        refused: dict[str, str] = {}
+        if self.store is None:
+            return refused
+        for name in [*self.store.names(), *self.store.aliases()]:
+            try:
+                self.load(name)
+            except ForewordError as error:
+                refused[name] = str(error)
+        return refused
+
+    def load(self, name: str) -> Served:
+        """Serve a name of the store at its current version, or again at a newer one.
+
+        Raises:
+            NotFoundError: not in the store. InputError: its files are not a prompt for this model.
+        """
+        if self.store is None:
+            raise NotFoundError("this server has no store of prompts; start it with --prompts")
+        if name == self.base.name:
+            raise InputError(f"{name!r} is the bare model's own name; rename the prompt")
+        if "@" in name:
+            raise InputError(f"{name!r}: load a name; its versions can be asked for then")
+        served = self._read(name, name, self.store.resolve(name))
+        with self._lock:
+            self._served[name] = served
+        return served
+
+    def unload(self, name: str) -> None:
+        """Serve a name no longer; requests under way are not disturbed.
+
+        Raises:
+            NotFoundError: it is not served.
+        """
+        with self._lock:
+            if self._served.pop(name, None) is None:
+                raise NotFoundError(f"{name[:80]!r} is not loaded")
+
+    def find(self, name: str) -> Served:
+        """Return what goes by a name.
+
+        Raises:
+            NotFoundError: nothing does.
+        """
+        if name == self.base.name:
+            return self.base
+        plain, _, version = name.partition("@")
+        with self._lock:
+            served = self._served.get(plain)
+        if served is None or served.entry is None:
+            raise NotFoundError(
+                f"the model {name[:80]!r} does not exist; GET /v1/models lists all that do"
+            )
+        return self._version(served, version) if version else served
+
+    def all(self) -> list[Served]:
+        """Return the bare model and every prompt."""
+        with self._lock:
+            return [self.base, *sorted(self._served.values(), key=lambda served: served.name)]
+
+    def _version(self, served: Served, version: str) -> Served:
+        assert self.store is not None and served.entry is not None
+        entry = self.store.resolve(f"{served.entry.name}@{version}")
+        name = f"{served.name}@{entry.version}"
+        with self._lock:
+            known = self._versions.get(name)
+        if known is None:
+            known = self._read(name, served.label, entry)
+            with self._lock:
+                if len(self._versions) >= MAX_VERSIONS:
+                    self._versions.clear()
+                self._versions[name] = known
+        return known
+
+    def _read(self, name: str, label: str, entry: Entry) -> Served:
+        """Read and check a prompt's files; its values are not kept."""
+        prompt = self._load(entry)
+        self.backbone.check(prompt)
+        source = PromptSource(
+            prompt.content_hash, prompt.num_virtual_tokens, lambda: self._load(entry)
+        )
+        facts = {
+            "version": entry.version,
+            "form": prompt.form,
+            "virtual_tokens": prompt.num_virtual_tokens,
+            "num_bytes": prompt.num_bytes,
+            "created": prompt.facts.get("created"),
+            "metrics": prompt.facts.get("metrics"),
+        }
+        return Served(name, label, source, chat.encoding_of(prompt), entry, facts)
+
+    def _load(self, entry: Entry) -> SoftPrompt:
+        assert self.store is not None
+        return SoftPrompt.load(self.store.verify(entry))

@@ -1,0 +1,95 @@
+"""Prometheus metrics, named as vLLM's with `foreword:` before them.
+
+In: what requests and the engine tell. Out: the text of `/metrics`. The label `soft_prompt` takes
+the names that are served, and "other" past a bound, never what a client made up.
+"""
+
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from foreword.engine import Engine
+
+MAX_LABELS = 256
+SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
+
+
+class Metrics:
+    """Counts one server's requests.
+
+    Args:
+        model: the bare model's name.
+        engine: read when somebody asks.
+    """
+
+    def __init__(self, model: str, engine: Engine) -> None:
+        self.registry = CollectorRegistry()
+        self._model, self._engine = model, engine
+        self._labels: set[str] = set()
+        own = ("model_name", "soft_prompt")
+        self._prompt_tokens = self._counter("prompt_tokens", "tokens given", own)
+        self._new_tokens = self._counter("generation_tokens", "tokens answered", own)
+        self._ended = self._counter(
+            "request_success", "answers by why they ended", (*own, "finished_reason")
+        )
+        self._refused = self._counter(
+            "admission_rejections", "requests refused", ("model_name", "reason")
+        )
+        self._first = self._histogram("time_to_first_token_seconds", "to the first token", own)
+        self._whole = self._histogram("e2e_request_latency_seconds", "of a whole request", own)
+        self._between = self._histogram(
+            "inter_token_latency_seconds", "between two tokens of an answer, its mean", own
+        )
+        for name, text, read in (
+            ("num_requests_running", "requests in the batch", lambda: len(engine.rows)),
+            ("num_requests_waiting", "requests that wait for a row", lambda: engine.num_waiting),
+            (
+                "kv_cache_usage_perc",
+                "share of the tokens that memory is kept for",
+                lambda: sum(row.num_held for row in list(engine.rows)) / engine.limits.max_slots,
+            ),
+            ("state_cache_bytes", "states of prompts and chats", lambda: engine.states.num_bytes),
+        ):
+            gauge = Gauge(f"foreword:{name}", text, ("model_name",), registry=self.registry)
+            gauge.labels(model).set_function(read)
+        self._queries = self._counter("prefix_cache_queries", "tokens looked up", ("model_name",))
+        self._hits = self._counter("prefix_cache_hits", "tokens not read again", ("model_name",))
+
+    def label(self, soft_prompt: str) -> str:
+        """Return the label of a served name; "other" where there are too many."""
+        if soft_prompt not in self._labels and len(self._labels) >= MAX_LABELS:
+            return "other"
+        self._labels.add(soft_prompt)
+        return soft_prompt
+
+    def refused(self, reason: str) -> None:
+        """Count a request that was not taken on."""
+        self._refused.labels(self._model, reason).inc()
+
+    def ended(self, soft_prompt: str, facts: dict[str, Any]) -> None:
+        """Count a call that was answered; `facts` are those of the log."""
+        labels = self._model, self.label(soft_prompt)
+        self._prompt_tokens.labels(*labels).inc(facts["prompt_tokens"])
+        self._new_tokens.labels(*labels).inc(facts["new_tokens"])
+        self._queries.labels(self._model).inc(facts["prompt_tokens"])
+        self._hits.labels(self._model).inc(facts["cached_tokens"])
+        for reason in facts["finish_reasons"]:
+            self._ended.labels(*labels, reason).inc()
+        self._whole.labels(*labels).observe(facts["seconds"])
+        if facts["first_token_seconds"] is not None:
+            self._first.labels(*labels).observe(facts["first_token_seconds"])
+            if facts["longest"] > 1:
+                seconds = facts["seconds"] - facts["first_token_seconds"]
+                self._between.labels(*labels).observe(seconds / (facts["longest"] - 1))
+
+    def text(self) -> bytes:
+        """Return everything in Prometheus' text format."""
+        return generate_latest(self.registry)
+
+    def _counter(self, name: str, text: str, labels: tuple[str, ...]) -> Counter:
+        return Counter(f"foreword:{name}", text, labels, registry=self.registry)
+
+    def _histogram(self, name: str, text: str, labels: tuple[str, ...]) -> Histogram:
+        return Histogram(
+            f"foreword:{name}", f"seconds {text}", labels, registry=self.registry, buckets=SECONDS
+        )

@@ -1,0 +1,174 @@
+"""From a checked body to requests of the engine, and from pieces to an HTTP answer.
+
+In: a body, what it names, encoded prompts. Out: one JSON answer, or a stream of events. Whatever
+way an answer ends, its requests are cancelled, and its facts are logged and counted.
+"""
+
+import asyncio
+import contextlib
+import json
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any
+
+from fastapi import Request
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+from starlette.exceptions import HTTPException
+
+from foreword import request
+from foreword.errors import ForewordError, InputError
+from foreword.server.answers import Answers, Piece
+from foreword.server.bodies import ChatWords, CompletionWords, usage
+from foreword.server.catalog import Served
+from foreword.server.gate import error_body
+from foreword.server.schema import Common, CompletionRequest
+from foreword.server.shared import State, note, state_of
+
+Words = ChatWords | CompletionWords
+
+
+def requests_of(
+    state: State,
+    body: Common,
+    served: Served,
+    encoded: Sequence[Sequence[int]],
+    ends: Sequence[int],
+    limit: int,
+) -> list[request.Request]:
+    """Return the engine's requests: each prompt `n` times."""
+    if len(encoded) * body.n > state.config.max_choices:
+        raise InputError(
+            f"{len(encoded)} prompts times n = {body.n}: at most {state.config.max_choices} "
+            "answers to one request; send several"
+        )
+    schema = body.response_format.schema_to_follow if body.response_format else None
+    has_echo = isinstance(body, CompletionRequest) and body.echo
+    try:
+        settings = [body.sampling(index) for index in range(len(encoded) * body.n)]
+    except ValueError:
+        raise InputError("logit_bias: expected token ids as keys") from None
+    requests = [
+        request.Request(
+            tuple(ids),
+            served.source,
+            settings[place * body.n + copy],
+            limit,
+            frozenset() if body.ignore_eos else frozenset(ends),
+            state.grammars.constraint(schema) if schema is not None else None,
+            body.num_logprobs if has_echo else None,
+        )
+        for place, ids in enumerate(encoded)
+        for copy in range(body.n)
+    ]
+    for one in requests:
+        state.worker.engine.check(one)
+    return requests
+
+
+async def reply(
+    http: Request, body: Common, served: Served, requests: list[request.Request], words: Words
+) -> Response:
+    """Hand requests to the engine and answer with what comes, whole or as a stream."""
+    state = state_of(http)
+    answers = Answers(
+        state.worker, state.backbone.tokenizer, body.stops, state.config.request_seconds
+    )
+    started = time.perf_counter()
+    answers.submit(requests)
+    has_logprobs = body.num_logprobs is not None
+
+    def end() -> None:
+        facts = _facts(answers, body.n, started)
+        note(http, {"model": served.name, "soft_prompt": served.label, **facts})
+        state.metrics.ended(served.label, facts)
+
+    if body.stream:
+        has_usage = body.stream_options is not None and body.stream_options.include_usage
+        return _Stream(answers, _events(answers, words, has_logprobs, has_usage), end)
+    try:
+        pieces = await _unless_gone(http, _all(answers))
+    finally:
+        answers.cancel()
+        end()
+    return JSONResponse(words.body(answers.answers, pieces, has_logprobs))
+
+
+async def _all(answers: Answers) -> list[Piece]:
+    return [piece async for piece in answers.pieces()]
+
+
+async def _events(
+    answers: Answers, words: Words, has_logprobs: bool, has_usage: bool
+) -> AsyncIterator[str]:
+    """Yield server-sent events, an error among them where one comes late."""
+    try:
+        for answer in answers.answers:
+            if opening := words.opening(answer.index):
+                yield _event(opening)
+        async with contextlib.aclosing(answers.pieces()) as pieces:  # type: ignore[type-var]
+            async for piece in pieces:
+                if chunk := words.chunk(piece, has_logprobs):
+                    yield _event(chunk)
+        if has_usage:
+            yield _event(words.usage_chunk(answers.answers))
+    except ForewordError as error:
+        yield _event(error_body(str(error), error.http_status))
+    yield "data: [DONE]\n\n"
+
+
+def _event(content: dict[str, Any]) -> str:
+    return f"data: {json.dumps(content, ensure_ascii=False)}\n\n"
+
+
+class _Stream(StreamingResponse):
+    """A stream whose requests are cancelled however it ends, also before its first event."""
+
+    def __init__(
+        self, answers: Answers, events: AsyncIterator[str], note: Callable[[], None]
+    ) -> None:
+        super().__init__(events, media_type="text/event-stream")
+        self.headers["cache-control"] = "no-cache"
+        self._answers, self._note = answers, note
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._answers.cancel()
+            self._note()
+
+
+async def _unless_gone(http: Request, answer: Any) -> list[Piece]:
+    """Wait for an answer, and stop when its client has gone."""
+    work = asyncio.ensure_future(answer)
+    gone = asyncio.ensure_future(_until_gone(http))
+    try:
+        await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not work.done():
+            raise HTTPException(499, "the client has gone")
+        result: list[Piece] = work.result()
+        return result
+    finally:
+        for task in (work, gone):
+            task.cancel()
+        await asyncio.gather(work, gone, return_exceptions=True)
+
+
+async def _until_gone(http: Request) -> None:
+    while (await http.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _facts(answers: Answers, copies: int, started: float) -> dict[str, Any]:
+    """Return what the log and the metrics keep of a call: numbers only."""
+    counted = usage(answers.answers, copies)
+    first = answers.first_token_at
+    return {
+        "prompt_tokens": counted["prompt_tokens"],
+        "cached_tokens": counted["prompt_tokens_details"]["cached_tokens"],
+        "new_tokens": counted["completion_tokens"],
+        "longest": max((answer.num_tokens for answer in answers.answers), default=0),
+        "finish_reasons": [answer.finish_reason or "abort" for answer in answers.answers],
+        "first_token_seconds": first - started if first is not None else None,
+        "seconds": time.perf_counter() - started,
+    }

@@ -1,0 +1,228 @@
+"""What clients may ask, as OpenAI's API names it: every field bounded, unknown ones refused.
+
+In: JSON bodies. Out: checked requests, and their sampling settings. A field that would change an
+answer and is not supported is an error, never ignored; fields that cannot change one are taken.
+"""
+
+import json
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+
+from foreword.sampling import Sampling
+
+MAX_LOGPROBS = 20
+ModelName = Annotated[str, StringConstraints(min_length=1, max_length=200)]
+Stop = Annotated[str, StringConstraints(min_length=1, max_length=200)]
+TokenId = Annotated[int, Field(ge=0, le=10_000_000)]
+Ids = Annotated[list[TokenId], Field(min_length=1)]
+
+
+class Strict(BaseModel):
+    """A body without unknown fields and without NaN."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+
+class Body(Strict):
+    """A whole body, whose strings are all text: JSON can escape half a character."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_text(cls, data: Any) -> Any:
+        try:
+            json.dumps(data, ensure_ascii=False, default=str).encode()
+        except UnicodeEncodeError:
+            raise ValueError("half a surrogate pair is no text") from None
+        except RecursionError:
+            raise ValueError("nested too deeply") from None
+        return data
+
+
+class StreamOptions(Strict):
+    """What a stream tells beside the text."""
+
+    include_usage: bool = False
+    include_obfuscation: bool = False
+
+
+class JsonSchema(Strict):
+    """A named JSON schema."""
+
+    name: str = Field(max_length=200)
+    schema_: dict[str, Any] = Field(alias="schema")
+    description: str | None = Field(None, max_length=10_000)
+    strict: bool | None = None
+
+
+class ResponseFormat(Strict):
+    """The form of an answer."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+    @model_validator(mode="after")
+    def _has_schema(self) -> "ResponseFormat":
+        if (self.type == "json_schema") != (self.json_schema is not None):
+            raise ValueError("type 'json_schema' and the field json_schema go together")
+        return self
+
+    @property
+    def schema_to_follow(self) -> dict[str, Any] | None:
+        """The JSON schema of an answer; None for free text."""
+        if self.json_schema is not None:
+            return self.json_schema.schema_
+        return {"type": "object"} if self.type == "json_object" else None
+
+
+class Common(Body):
+    """What chat and plain completions share."""
+
+    model: ModelName
+    n: int = Field(1, ge=1, le=128)
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    stop: Stop | Annotated[list[Stop], Field(max_length=8)] | None = None
+    seed: int | None = Field(None, ge=-(2**63), lt=2**63)
+    temperature: float | None = Field(None, ge=0, le=100)
+    top_p: float | None = Field(None, gt=0, le=1)
+    top_k: int | None = Field(None, ge=-1, le=1_000_000)
+    min_p: float | None = Field(None, ge=0, le=1)
+    repetition_penalty: float | None = Field(None, ge=0.01, le=100)
+    presence_penalty: float | None = Field(None, ge=-2, le=2)
+    frequency_penalty: float | None = Field(None, ge=-2, le=2)
+    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = Field(
+        None, max_length=1024
+    )
+    max_tokens: int | None = Field(None, ge=0, le=10_000_000)
+    response_format: ResponseFormat | None = None
+    ignore_eos: bool = False
+    user: str | None = Field(None, max_length=1000)
+
+    @property
+    def stops(self) -> list[str]:
+        """The stop strings."""
+        return [self.stop] if isinstance(self.stop, str) else list(self.stop or [])
+
+    @property
+    def num_logprobs(self) -> int | None:
+        """Likeliest ids to report; None reports nothing."""
+        raise NotImplementedError
+
+    def sampling(self, index: int) -> Sampling:
+        """Return the settings of the answer at an index: each has its own chance.
+
+        Raises:
+            ValueError: a key of logit_bias that is no id.
+        """
+        given: dict[str, Any] = {
+            "top_p": self.top_p,
+            "top_k": self.top_k if self.top_k != -1 else None,
+            "min_p": self.min_p,
+            "repetition_penalty": self.repetition_penalty,
+            "presence_penalty": self.presence_penalty,
+            "frequency_penalty": self.frequency_penalty,
+        }
+        return Sampling(
+            temperature=1.0 if self.temperature is None else self.temperature,
+            seed=None if self.seed is None else self.seed + index,
+            num_logprobs=self.num_logprobs,
+            logit_bias={int(key): value for key, value in (self.logit_bias or {}).items()},
+            **{name: value for name, value in given.items() if value is not None},
+        )
+
+
+class Part(Strict):
+    """A part of a message; parts that are not text are refused by name."""
+
+    type: str = Field(max_length=100)
+    text: str | None = None
+    image_url: Any = None
+    input_audio: Any = None
+    file: Any = None
+
+    @model_validator(mode="after")
+    def _has_text(self) -> "Part":
+        if self.type == "text" and self.text is None:
+            raise ValueError("a part of type 'text' needs text")
+        return self
+
+
+class Message(Strict):
+    """One turn."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | list[Part] | None = None
+    name: str | None = Field(None, max_length=200)
+    refusal: str | None = None
+
+
+class ChatRequest(Common):
+    """`POST /v1/chat/completions`."""
+
+    messages: list[Message] = Field(min_length=1, max_length=4096)
+    max_completion_tokens: int | None = Field(None, ge=0, le=10_000_000)
+    logprobs: bool | None = False
+    top_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
+    store: bool | None = None
+    metadata: dict[str, str] | None = None
+    service_tier: str | None = None
+
+    @model_validator(mode="after")
+    def _go_together(self) -> "ChatRequest":
+        if self.top_logprobs is not None and not self.logprobs:
+            raise ValueError("top_logprobs needs logprobs: true")
+        return self
+
+    @property
+    def num_logprobs(self) -> int | None:
+        """Likeliest ids to report at each step."""
+        return (self.top_logprobs or 0) if self.logprobs else None
+
+
+class CompletionRequest(Common):
+    """`POST /v1/completions`."""
+
+    prompt: (
+        str
+        | Annotated[list[str], Field(min_length=1, max_length=256)]
+        | Ids
+        | Annotated[list[Ids], Field(min_length=1, max_length=256)]
+    )
+    logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
+    echo: bool = False
+    best_of: Literal[1] | None = None
+
+    @property
+    def num_logprobs(self) -> int | None:
+        """Likeliest ids to report at each step."""
+        return self.logprobs
+
+    @property
+    def prompts(self) -> list[str | list[int]]:
+        """Each prompt apart."""
+        if isinstance(self.prompt, str):
+            return [self.prompt]
+        if all(isinstance(one, int) for one in self.prompt):
+            return [list(self.prompt)]  # type: ignore[arg-type]
+        return list(self.prompt)  # type: ignore[arg-type]
+
+
+class TokenizeRequest(Body):
+    """`POST /tokenize`: a text or messages, as the model's prompt would encode them."""
+
+    model: ModelName
+    prompt: str | None = None
+    messages: list[Message] | None = Field(None, min_length=1, max_length=4096)
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> "TokenizeRequest":
+        if (self.prompt is None) == (self.messages is None):
+            raise ValueError("give either prompt or messages")
+        return self
+
+
+class NameRequest(Body):
+    """`POST /v1/load_soft_prompt` and `/v1/unload_soft_prompt`: a name of the store."""
+
+    name: ModelName

@@ -1,0 +1,50 @@
+"""What the handlers of one application share, and how they reach it.
+
+In: an HTTP request. Out: the backbone, the catalog, the worker and the limits behind it.
+"""
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from fastapi import Request
+
+from foreword.backbone import Backbone
+from foreword.config import ServeConfig
+from foreword.server.catalog import Catalog
+from foreword.server.grammar import Grammars
+from foreword.server.metrics import Metrics
+from foreword.server.worker import Worker
+
+T = TypeVar("T")
+
+
+@dataclass
+class State:
+    """What the handlers share."""
+
+    backbone: Backbone
+    catalog: Catalog
+    worker: Worker
+    config: ServeConfig
+    metrics: Metrics
+    grammars: Grammars
+    encoder: ThreadPoolExecutor  # one thread: tokenizers are not safe under several
+    on_death: Callable[[], None]
+
+    async def encode(self, call: Callable[[], T]) -> T:
+        """Run what tokenizes or reads files beside the event loop."""
+        return await asyncio.get_running_loop().run_in_executor(self.encoder, call)
+
+
+def state_of(http: Request) -> State:
+    """Return what the application of a request shares."""
+    state: State = http.app.state.shared
+    return state
+
+
+def note(http: Request, facts: dict[str, Any]) -> None:
+    """Add facts to the request's line of log: numbers and names that are served, never text."""
+    http.scope["state"]["call"].facts |= facts

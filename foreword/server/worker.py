@@ -1,0 +1,93 @@
+"""The engine's own thread: it steps while there is work, and its death is noticed.
+
+In: requests, from any thread. Out: handles that fill. Where the engine fails as a whole, every
+request under way ends with an error, no new one is taken, and `error` says why.
+"""
+
+import logging
+import threading
+
+from foreword.engine import Engine
+from foreword.errors import ForewordError
+from foreword.request import Handle, Request
+
+log = logging.getLogger("foreword.server")
+
+
+class EngineDeadError(ForewordError):
+    """The engine has failed as a whole; the process ends and has to be started again."""
+
+    http_status = 503
+
+
+class Worker:
+    """Steps an engine in a thread."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.error: BaseException | None = None
+        self._live: set[Handle] = set()
+        self._lock = threading.Lock()
+        self._wake = threading.Event()
+        self._is_stopping = False
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether requests are taken."""
+        return self.error is None and self._thread.is_alive() and not self._is_stopping
+
+    @property
+    def num_live(self) -> int:
+        """Requests under way, waiting ones included."""
+        with self._lock:
+            self._live = {handle for handle in self._live if handle.finish_reason is None}
+            return len(self._live)
+
+    def start(self) -> None:
+        """Begin to step."""
+        self._thread.start()
+
+    def submit(self, request: Request) -> Handle:
+        """Take a request on.
+
+        Raises:
+            EngineDeadError: the engine has failed, or is being stopped.
+            ForewordError: as `Engine.submit`.
+        """
+        handle = self.engine.submit(request)
+        with self._lock:
+            if not self.is_alive:
+                handle.cancel()
+                raise EngineDeadError("the engine does not run; the server has to be started again")
+            self._live.add(handle)
+            if len(self._live) > 4 * self.engine.limits.max_rows:
+                self._live = {one for one in self._live if one.finish_reason is None}
+        self._wake.set()
+        return handle
+
+    def stop(self, seconds: float = 10.0) -> None:
+        """End: whatever is under way is cancelled."""
+        self._is_stopping = True
+        self._wake.set()
+        if self._thread.is_alive():
+            self._thread.join(seconds)
+        self._fail_all(EngineDeadError("the server is being stopped"))
+
+    def _run(self) -> None:
+        try:
+            while not self._is_stopping:
+                self._wake.wait()
+                self._wake.clear()
+                while not self._is_stopping and self.engine.step():
+                    pass
+        except BaseException as error:
+            log.critical("the engine has failed: %s", type(error).__name__)
+            self.error = error
+            self._fail_all(EngineDeadError(f"the engine has failed: {type(error).__name__}"))
+
+    def _fail_all(self, error: EngineDeadError) -> None:
+        with self._lock:
+            live, self._live = self._live, set()
+        for handle in live:
+            handle.fail(error)

@@ -1,0 +1,74 @@
+"""A frozen base whose layers are spread over the processes of a run (FSDP2).
+
+In: a backbone that every process has loaded alike. Out: a view of it for training: each process
+keeps its part of every layer and gathers one layer at a time. Embeddings, norms and head stay
+whole: they are called on their own. Nothing of the base takes a gradient, so nothing of it is ever
+reduced. The model's own layers are spread, too: afterwards it serves this run only.
+"""
+
+import copy
+import os
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from foreword.backbone import Backbone
+from foreword.recomputation import layers_of
+from foreword.states import States
+
+
+def is_asked_for() -> bool:
+    """Return whether the launcher was told to use FSDP (`accelerate launch --use_fsdp`)."""
+    return os.environ.get("ACCELERATE_USE_FSDP", "").lower() in ("1", "true", "yes")
+
+
+def sharded(backbone: Backbone, device: torch.device) -> Backbone:
+    """Spread the layers of a backbone over the processes that have joined; return the view.
+
+    Raises:
+        UnsupportedError: the decoder's layers are not found as one list.
+    """
+    from torch.distributed.fsdp import fully_shard
+
+    backbone.fingerprint()  # of whole weights: it is remembered
+    decoder = backbone.decoder
+    layers = layers_of(decoder)
+    inside = {parameter for layer in layers for parameter in layer.parameters()}
+    for parameter in backbone.model.parameters():
+        if parameter not in inside:
+            parameter.data = parameter.data.to(device)
+    for layer in layers:
+        fully_shard(layer)
+    # The decoder is the root, which owns nothing itself but lets one layer be gathered ahead.
+    fully_shard(decoder, ignored_params=set(decoder.parameters()) - inside)
+    view = copy.copy(backbone)
+    view.tie = _tied
+    return view
+
+
+def _tied(states: States, hidden: Tensor) -> States:
+    """Let whatever reaches the states on the way back reach `hidden` as well, as zeros.
+
+    A layer is gathered when a gradient reaches its output. The prefix's last layer has an output
+    that nobody uses: its keys and values alone take a gradient.
+    """
+    if not hidden.requires_grad:
+        return states
+    last = _Tie.apply(*states.layers[-1], hidden)
+    return States((*states.layers[:-1], tuple(last)), states.num_virtual_tokens)
+
+
+class _Tie(torch.autograd.Function):
+    """Pass states through; on the way back, give zeros to a tensor beside them."""
+
+    @staticmethod
+    def forward(ctx: Any, *tensors: Tensor) -> tuple[Tensor, ...]:
+        *states, hidden = tensors
+        ctx.like = hidden.shape, hidden.dtype, hidden.device
+        return tuple(state.view_as(state) for state in states)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:
+        shape, dtype, device = ctx.like
+        return (*grads, torch.zeros(shape, dtype=dtype, device=device))

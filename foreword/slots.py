@@ -1,0 +1,226 @@
+"""The keys and values of many rows, each at its own length, in tensors of fixed slots.
+
+In: passes of the model over some rows. Out: a cache that transformers' decoders take. For each
+layer there is one tensor `[rows, N, capacity, D]` for keys and one for values, and a token lies in
+the slot of its position, virtual tokens first: so a pass writes in place, attention reads views,
+and masks compare positions. Rows in use are moved together, so that a decoding pass is a view of
+the first rows and copies nothing. Knows nothing of requests, ids or prompts.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+BLOCK = 64  # slots by which the capacity grows
+
+State = tuple[tuple[Tensor, ...], ...]
+"""For each layer its tensors `[N, T, D]`: keys and values of one row."""
+
+
+@dataclass(frozen=True)
+class Pass:
+    """Where one pass of the model reads and writes.
+
+    Attributes:
+        rows: the slot rows that the pass is over, in order.
+        starts: tokens that each row holds before it, virtual ones included.
+        counts: tokens that each row reads; rows that read fewer than the most are padded behind.
+    """
+
+    rows: Sequence[int]
+    starts: Sequence[int]
+    counts: Sequence[int]
+
+    @property
+    def num_new(self) -> int:
+        """T, the most tokens that a row reads."""
+        return max(self.counts)
+
+    @property
+    def width(self) -> int:
+        """W, the slots that attention sees: the most tokens that a row holds afterwards."""
+        return max(start + count for start, count in zip(self.starts, self.counts, strict=True))
+
+    @property
+    def is_even(self) -> bool:
+        """Whether every row reads one token, and all are equally long."""
+        return self.num_new == 1 and min(self.starts) == max(self.starts)
+
+    @property
+    def are_rows_consecutive(self) -> bool:
+        """Whether the rows are neighbours, so that a view holds them."""
+        return list(self.rows) == list(range(self.rows[0], self.rows[0] + len(self.rows)))
+
+    def positions(self, device: torch.device) -> Tensor:
+        """Return position ids `[B, T]`; padding repeats that of its row's last token."""
+        starts = torch.tensor(list(self.starts), device=device)[:, None]
+        if self.num_new == 1:
+            return starts
+        last = torch.tensor(list(self.counts), device=device)[:, None] - 1
+        return starts + torch.minimum(torch.arange(self.num_new, device=device), last)
+
+
+class SlotLayer(CacheLayerMixin):
+    """One layer's slots; `update` writes the tokens of the current pass where they belong."""
+
+    is_sliding = False
+
+    def __init__(self, slots: "Slots") -> None:
+        super().__init__()
+        self.slots = slots
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Make the slots, once the first token says what a layer caches."""
+        self.keys, self.values = (self._empty(one) for one in (key_states, value_states))
+        self.is_initialized = True
+
+    def _empty(self, like: Tensor) -> Tensor:
+        # Zeros: what a masked slot holds is multiplied by zero, which NaN would survive.
+        shape = (self.slots.num_rows, like.shape[1], self.slots.capacity, like.shape[3])
+        return like.new_zeros(shape)
+
+    def resize(self) -> None:
+        """Take the slots' new numbers of rows and of slots, and keep what is in use."""
+        if not self.is_initialized:
+            return
+        grown = []
+        for old in _pair(self):
+            new = self._empty(old)
+            new[: old.shape[0], :, : old.shape[2]] = old
+            grown.append(new)
+        self.keys, self.values = grown
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Write `[B, N, T, D]` of the current pass; return all that its rows hold, `[B, N, W,
+        D]`.
+        """
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        keys, values = _pair(self)
+        return self.slots.write(keys, key_states), self.slots.write(values, value_states)
+
+    def get_seq_length(self) -> int:
+        """Return the slots before the tokens of the current pass, in its longest row."""
+        return self.slots.num_before
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Return the width of the current pass, and no offset."""
+        return self.slots.width, 0
+
+    def get_max_length(self) -> int:
+        """Return -1: there is no maximum."""
+        return -1
+
+
+class Slots:
+    """All layers' slots, and the pass that is under way."""
+
+    def __init__(self, num_layers: int) -> None:
+        self.num_rows = self.capacity = 0
+        self._make(num_layers)
+        self.width = self.num_before = 0
+        self._source: tuple[Any, ...] = ()
+        self._target: tuple[Any, ...] = ()
+        self._view = slice(0)
+        self._gathered: Tensor | None = None
+
+    @property
+    def num_bytes(self) -> int:
+        """Size in bytes of all slots, used or not."""
+        made = (t for layer in self.layers if layer.is_initialized for t in _pair(layer))
+        return sum(tensor.numel() * tensor.element_size() for tensor in made)
+
+    @property
+    def token_bytes(self) -> int:
+        """Size in bytes of one token's slots in all layers."""
+        return self.num_bytes // max(1, self.num_rows * self.capacity)
+
+    def reserve(self, num_rows: int, capacity: int) -> None:
+        """Grow to at least so many rows and slots; never shrink."""
+        blocks = -(-capacity // BLOCK) * BLOCK
+        if num_rows > self.num_rows or blocks > self.capacity:
+            self.num_rows = max(num_rows, self.num_rows)
+            self.capacity = max(blocks, self.capacity)
+            for layer in self.layers:
+                layer.resize()
+
+    def release(self) -> None:
+        """Give all memory back; no row may be in use."""
+        self.num_rows = self.capacity = 0
+        self._make(len(self.layers))
+
+    def _make(self, num_layers: int) -> None:
+        self.layers = [SlotLayer(self) for _ in range(num_layers)]
+        self.cache = Cache(layers=list(self.layers))
+
+    def put(self, row: int, state: State, length: int) -> None:
+        """Copy the first `length` tokens of a state into a row."""
+        for layer, tensors in zip(self.layers, state, strict=True):
+            if not layer.is_initialized:
+                layer.lazy_initialization(*(tensor[None] for tensor in tensors))
+            for slots, tensor in zip(_pair(layer), tensors, strict=True):
+                slots[row, :, :length] = tensor[:, :length]
+
+    def get(self, row: int, length: int) -> State:
+        """Return a copy of the first `length` tokens of a row."""
+        return tuple(
+            tuple(tensor[row, :, :length].clone() for tensor in _pair(layer))
+            for layer in self.layers
+        )
+
+    def move(self, source: int, target: int, length: int) -> None:
+        """Copy a row's first `length` tokens over another row."""
+        if source != target:
+            for tensor in self._tensors():
+                tensor[target, :, :length] = tensor[source, :, :length]
+
+    def swap(self, one: int, other: int, length: int) -> None:
+        """Exchange the first `length` tokens of two rows."""
+        if one != other:
+            pair = torch.tensor([one, other])
+            for tensor in self._tensors():
+                tensor[pair, :, :length] = tensor[pair.flip(0), :, :length]
+
+    def clear(self, row: int) -> None:
+        """Fill a row with zeros: values that are not finite would reach the next request."""
+        for tensor in self._tensors():
+            tensor[row] = 0
+
+    def begin(self, current: Pass, positions: Tensor) -> None:
+        """Say what the next updates of all layers are about."""
+        device = positions.device
+        self.width, self.num_before = current.width, current.width - current.num_new
+        rows = torch.tensor(list(current.rows), device=device)
+        self._gathered = None if current.are_rows_consecutive else rows
+        self._view = slice(current.rows[0], current.rows[0] + len(current.rows))
+        if current.num_new == 1:
+            self._source = (slice(None), slice(None), 0)
+            self._target = (rows, slice(None), positions[:, 0])
+            return
+        counts = torch.tensor(list(current.counts), device=device)[:, None]
+        index, token = (torch.arange(current.num_new, device=device) < counts).nonzero(
+            as_tuple=True
+        )
+        self._source = (index, slice(None), token)
+        self._target = (rows[index], slice(None), positions[index, token])
+
+    def write(self, slots: Tensor, states: Tensor) -> Tensor:
+        """Write the current pass's `[B, N, T, D]` into slots; return its rows `[B, N, W, D]`."""
+        slots[self._target] = states[self._source]
+        if self._gathered is not None:
+            return slots[:, :, : self.width].index_select(0, self._gathered)
+        return slots[self._view, :, : self.width]
+
+    def _tensors(self) -> list[Tensor]:
+        return [t for layer in self.layers if layer.is_initialized for t in _pair(layer)]
+
+
+def _pair(layer: SlotLayer) -> tuple[Tensor, Tensor]:
+    assert layer.keys is not None and layer.values is not None
+    return layer.keys, layer.values

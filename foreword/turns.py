@@ -1,0 +1,81 @@
+"""Conversations with images or sounds, through a model's own processor.
+
+In: messages, and a processor of transformers. Out: their text, or their ids and what the processor
+made of the media. Knows nothing of answers or labels.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from jinja2 import TemplateError
+from torch import Tensor
+
+from foreword import parts
+from foreword.errors import DataError
+from foreword.parts import Message
+
+if TYPE_CHECKING:
+    from transformers import ProcessorMixin
+
+
+@dataclass(frozen=True, eq=False)
+class Media:
+    """What a processor made of one row's images and sounds, by the model's argument names."""
+
+    tensors: Mapping[str, Tensor]
+
+    def __eq__(self, other: object) -> bool:
+        """Whether both hold the same numbers."""
+        return (
+            isinstance(other, Media)
+            and self.tensors.keys() == other.tensors.keys()
+            and all(torch.equal(value, other.tensors[name]) for name, value in self.tensors.items())
+        )
+
+    def __hash__(self) -> int:
+        return hash(tuple((name, value.shape) for name, value in sorted(self.tensors.items())))
+
+
+def read(messages: Sequence[Message], processor: "ProcessorMixin") -> tuple[list[int], Media]:
+    """Return the ids of everything before the answer, and the images and sounds between them.
+
+    Raises:
+        DataError: a file that cannot be read, or messages that the processor cannot take.
+    """
+    rate = getattr(getattr(processor, "feature_extractor", None), "sampling_rate", None)
+    turns = parts.load(messages, rate)
+    try:
+        found = processor.apply_chat_template(
+            turns, tokenize=True, return_dict=True, return_tensors="pt", add_generation_prompt=True
+        )
+    except TemplateError as error:
+        raise DataError(f"the chat template refuses the messages: {error}") from error
+    except (ValueError, TypeError, KeyError, IndexError) as error:
+        reason = str(error).partition("\n")[0]
+        raise DataError(f"the processor cannot take the messages: {reason}") from error
+    # Token types follow from the ids, and are computed when these are read.
+    media = {
+        name: value
+        for name, value in found.items()
+        if name not in ("input_ids", "attention_mask") and not name.endswith("token_type_ids")
+    }
+    return found["input_ids"][0].tolist(), Media(media)
+
+
+def render(messages: Sequence[Message], processor: "ProcessorMixin | None", is_open: bool) -> str:
+    """The processor's chat template's text of a conversation with images or sounds."""
+    assert processor is not None  # encoding has refused
+    turns = [
+        {**message, "content": [{"type": "text", "text": message["content"]}]}
+        if isinstance(message.get("content"), str)
+        else message
+        for message in messages
+    ]
+    try:
+        text = processor.apply_chat_template(turns, tokenize=False, add_generation_prompt=is_open)
+    except TemplateError as error:
+        raise DataError(f"the chat template refuses the messages: {error}") from error
+    assert isinstance(text, str)
+    return text

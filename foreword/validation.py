@@ -1,0 +1,56 @@
+"""What a prompt does on rows that it was not trained on.
+
+In: a backbone, a prompt, held-out rows. Out: their loss and the share that greedy decoding would
+answer right, in one teacher-forced pass. Knows nothing of training.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from foreword.backbone import Backbone
+from foreword.distributed import ALONE, Ranks
+from foreword.encoding import Row
+from foreword.loss import score_labels
+from foreword.passes import batches_of
+from foreword.prefix import same_prefix
+from foreword.prompt import SoftPrompt
+
+
+@dataclass(frozen=True)
+class Validation:
+    """What the prompt does on rows that it was not trained on.
+
+    Attributes:
+        loss: mean cross entropy of a label, in nats.
+        exact: share of rows whose greedy answer is the label, token for token.
+    """
+
+    loss: float
+    exact: float
+
+
+def validate(
+    backbone: Backbone,
+    prompt: SoftPrompt,
+    rows: Sequence[Row],
+    batch_size: int,
+    ranks: Ranks = ALONE,
+) -> Validation:
+    """Score held-out rows: teacher-forced, so one pass tells the loss and what greedy decoding
+    answers.
+    """
+    prefix = backbone.compile(prompt.detached())
+    ordered = sorted(rows, key=lambda row: len(row.input_ids))
+    totals = torch.zeros(3, dtype=torch.float64)  # loss, labels, rows that are exact
+    with torch.no_grad():
+        for batch in batches_of(backbone, ranks, ordered, batch_size):
+            scores = score_labels(backbone, same_prefix(prefix, len(batch.input_ids)), batch)
+            num_wrong = len(scores.rows[~scores.is_best].unique())
+            num_exact = len(scores.rows.unique()) - num_wrong
+            found = float(scores.losses.sum()), len(scores.losses), num_exact
+            totals += torch.tensor(found, dtype=torch.float64)
+    ranks.add_up([totals])
+    loss, num_labels, exact = totals.tolist()
+    return Validation(loss=loss / num_labels, exact=exact / len(ordered))

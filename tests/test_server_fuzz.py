@@ -1,0 +1,73 @@
+"""Requests made up from the server's own description: none of them is the server's fault."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, Phase, settings
+from serving import config, fill, running, tiny_backbone
+
+from foreword.server.run import Server
+from foreword.store import Store
+
+ROUTES = [
+    ("/v1/chat/completions", "POST"), ("/v1/completions", "POST"), ("/tokenize", "POST"),
+    ("/v1/models", "GET"), ("/v1/models/{model}", "GET"), ("/v1/load_soft_prompt", "POST"),
+    ("/v1/unload_soft_prompt", "POST"), ("/health", "GET"), ("/ready", "GET"), ("/version", "GET"),
+    ("/metrics", "GET"),
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    directory: Path = tmp_path_factory.mktemp("fuzz")
+    backbone, store = tiny_backbone(), Store(directory / "store")
+    fill(store, backbone, directory)
+    server = Server(backbone, store, config(runtime_loading=True), admin_key="root")
+    with running(server) as found:
+        yield found
+
+
+def test_every_route_is_described(address: str) -> None:
+    paths = httpx.get(f"{address}/openapi.json").json()["paths"]
+    assert {(path, verb.upper()) for path in paths for verb in paths[path]} == set(ROUTES)
+
+
+@pytest.mark.parametrize(("path", "method"), ROUTES)
+def test_made_up_requests_are_answered_without_a_failure(
+    address: str, path: str, method: str
+) -> None:
+    schema = schemathesis.openapi.from_url(f"{address}/openapi.json")
+    operation = schema[path][method]
+
+    @operation_cases(operation)
+    def call(case: Any) -> None:
+        if isinstance(case.body, dict) and "model" in case.body and len(case.body["model"]) % 2:
+            case.body["model"] = "a"  # so that half of them reach the engine
+        response = case.call(headers={"authorization": "Bearer root"}, timeout=60)
+        assert response.status_code < 500 or response.status_code == 503, response.text
+
+    call()
+    assert httpx.get(f"{address}/health").status_code == 200
+
+
+def operation_cases(operation: Any) -> Any:
+    """Give a test the cases of one operation, valid and invalid ones."""
+
+    def decorate(test: Any) -> Any:
+        from hypothesis import given
+
+        modes = schemathesis.GenerationMode
+        cases = operation.as_strategy(generation_mode=modes.POSITIVE) | operation.as_strategy(
+            generation_mode=modes.NEGATIVE
+        )
+        limits = settings(
+            max_examples=15, deadline=None, derandomize=True, database=None,
+            phases=[Phase.generate], suppress_health_check=list(HealthCheck),
+        )  # fmt: skip
+        return limits(given(case=cases)(test))
+
+    return decorate

@@ -1,0 +1,132 @@
+"""The page in a real browser: both answers stream side by side, and are the oracle's."""
+
+import re
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from serving import config, expected, fill, running, tiny_backbone
+
+from foreword.server.handlers import PAGE, PAGE_KINDS
+from foreword.server.run import Server
+from foreword.store import Store
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+DRIVER = shutil.which("chromedriver")
+TURNS = [{"role": "user", "content": "say yes"}]
+
+
+class Browser:
+    """A headless Chromium, through the WebDriver protocol."""
+
+    def __init__(self, http: httpx.Client) -> None:
+        options = {
+            "binary": CHROMIUM,
+            "args": ["--headless=new", "--no-sandbox", "--disable-gpu", "--no-proxy-server",
+                     "--disable-dev-shm-usage"],
+        }  # fmt: skip
+        wanted = {"capabilities": {"alwaysMatch": {"goog:chromeOptions": options}}}
+        self.http = http
+        self.path = f"/session/{self.send('POST', '/session', wanted)['sessionId']}"
+
+    def send(self, method: str, path: str, body: Any = None) -> Any:
+        found = self.http.request(method, path, json={} if body is None else body).json()["value"]
+        assert not isinstance(found, dict) or "error" not in found, found
+        return found
+
+    def open(self, address: str) -> None:
+        self.send("POST", f"{self.path}/url", {"url": address})
+
+    def run(self, script: str, *arguments: Any) -> Any:
+        body = {"script": script, "args": list(arguments)}
+        return self.send("POST", f"{self.path}/execute/sync", body)
+
+    def until(self, condition: str) -> None:
+        deadline = time.monotonic() + 30
+        while not self.run(f"return Boolean({condition})"):
+            assert time.monotonic() < deadline, self.run("return document.body.innerText")
+            time.sleep(0.05)
+
+    def text(self, selector: str) -> str:
+        return str(self.run("return document.querySelector(arguments[0]).textContent", selector))
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    if CHROMIUM is None or DRIVER is None:
+        pytest.skip("no chromium with chromedriver here")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    driver = subprocess.Popen([DRIVER, f"--port={port}"], stdout=subprocess.DEVNULL)
+    try:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60, trust_env=False) as http:
+            deadline = time.monotonic() + 30
+            while True:
+                try:
+                    http.get("/status")
+                    break
+                except httpx.TransportError:
+                    assert time.monotonic() < deadline
+                    time.sleep(0.05)
+            found = Browser(http)
+            yield found
+            found.send("DELETE", found.path)
+    finally:
+        driver.terminate()
+        driver.wait(30)
+
+
+ASK = """
+const [prompt, text, tokens] = arguments;
+document.getElementById("prompt").value = prompt;
+document.getElementById("text").value = text;
+document.getElementById("tokens").value = tokens;
+document.getElementById("send").click();
+"""
+
+
+def test_both_answers_stream_side_by_side(browser: Browser, tmp_path: Path) -> None:
+    backbone, store = tiny_backbone(), Store(tmp_path / "store")
+    prompts = fill(store, backbone, tmp_path)
+    with running(Server(backbone, store, config())) as address:
+        browser.open(address)
+        browser.until("document.querySelectorAll('#prompts tr').length === 2")
+        assert "a" in browser.text("#prompts tr td") and "MB" in browser.text("#prompts")
+        browser.run(ASK, "b", "say yes", 12)
+        browser.until("document.querySelector('#soft .figures').textContent.includes('tokens/s')")
+        browser.until("!document.getElementById('send').disabled")
+        assert browser.text("#soft h2") == "b" and browser.text("#bare h2") == "tiny"
+        assert browser.text("#soft .answer") == expected(backbone, prompts["b"], TURNS, 12)
+        assert browser.text("#bare .answer") == expected(backbone, None, TURNS, 12)
+        for place in ("#soft", "#bare"):
+            figures = browser.text(f"{place} .figures")
+            assert re.fullmatch(r"first token [\d.]+ s · \d+ tokens · [\d.]+ tokens/s", figures)
+        assert browser.run("return document.getElementById('error').hidden")
+        loaded = browser.run("return performance.getEntriesByType('resource').map((e) => e.name)")
+        assert loaded and all(name.startswith(address) for name in loaded)
+
+
+def test_a_wrong_key_is_told_and_the_right_one_opens(browser: Browser) -> None:
+    server = Server(tiny_backbone(), None, config(), api_key="secret")
+    with running(server) as address:
+        browser.open(address)
+        browser.until("!document.getElementById('error').hidden")
+        assert "a valid key is needed" in browser.text("#error")
+        browser.run(
+            "const key = document.getElementById('key'); key.value = 'secret';"
+            "key.dispatchEvent(new Event('change'))"
+        )
+        browser.until("document.getElementById('error').hidden")
+        assert browser.text("#bare h2") == "tiny"
+
+
+def test_the_page_names_no_outside_address() -> None:
+    for file in PAGE_KINDS:
+        assert not re.search(r"https?:|//[a-z]+\.", (PAGE / file).read_text()), file

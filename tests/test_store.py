@@ -1,0 +1,261 @@
+"""The store: immutable versions, whole or absent, for two writers and a crash in between."""
+
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import save_file
+from typer.testing import CliRunner
+
+from foreword import SoftPrompt
+from foreword.cli import app
+from foreword.errors import ArtifactError, ForewordError, InputError, NotFoundError, StorageError
+from foreword.store import FILES, Store
+
+
+def saved(path: Path, seed: int = 0, num_virtual: int = 3) -> Path:
+    torch.manual_seed(seed)
+    SoftPrompt.from_embeddings(torch.randn(num_virtual, 8)).save(path)
+    return path
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "store")
+
+
+def test_a_prompt_is_found_by_name_by_version_and_by_a_short_version(
+    store: Store, tmp_path: Path
+) -> None:
+    entry = store.add("home", saved(tmp_path / "a"))
+    assert store.names() == ["home"]
+    assert store.resolve("home") == store.resolve(str(entry)) == entry
+    assert store.resolve(f"home@{entry.version[:6]}") == entry
+    loaded = SoftPrompt.load(store.verify(entry))
+    assert loaded.content_hash == SoftPrompt.load(tmp_path / "a").content_hash
+
+
+def test_adding_makes_current_and_keeps_the_old_version(store: Store, tmp_path: Path) -> None:
+    old = store.add("home", saved(tmp_path / "a", 1))
+    new = store.add("home", saved(tmp_path / "b", 2))
+    assert store.resolve("home") == new and store.resolve(str(old)) == old
+    assert store.versions("home") == [old, new]
+    assert store.add("home", tmp_path / "a") == old == store.resolve("home")
+
+
+def test_removing_the_current_version_falls_back_to_the_newest_left(
+    store: Store, tmp_path: Path
+) -> None:
+    old = store.add("home", saved(tmp_path / "a", 1))
+    new = store.add("home", saved(tmp_path / "b", 2))
+    assert store.remove(str(new)) == [new]
+    assert store.resolve("home") == old
+    assert store.remove("home") == [old] and store.names() == []
+    with pytest.raises(NotFoundError, match="it has none"):
+        store.remove("home")
+
+
+def test_an_alias_follows_a_name_or_stays_at_a_version(store: Store, tmp_path: Path) -> None:
+    old = store.add("home", saved(tmp_path / "a", 1))
+    store.alias("follows", "home")
+    store.alias("stays", str(old))
+    new = store.add("home", saved(tmp_path / "b", 2))
+    assert store.resolve("follows") == new and store.resolve("stays") == old
+    with pytest.raises(InputError, match="alias 'stays' points to"):
+        store.remove(str(old))
+    with pytest.raises(InputError, match="alias 'follows' points to home"):
+        store.remove("home")
+    store.remove("follows")
+    assert store.aliases() == {"stays": str(old)}
+    with pytest.raises(InputError, match="an alias itself"):
+        store.alias("other", "stays")
+    with pytest.raises(InputError, match="is an alias"):
+        store.add("stays", tmp_path / "a")
+    with pytest.raises(InputError, match="own name"):
+        store.alias("home", "home")
+
+
+@pytest.mark.parametrize(
+    "name", ["", ".", "..", "../x", "a/b", "/etc", ".hidden", "a\0b", "a\n", "ä", "a" * 65, "a."]
+)
+def test_a_name_leads_nowhere_else(store: Store, tmp_path: Path, name: str) -> None:
+    saved(tmp_path / "a")
+    for call in (store.resolve, store.versions, store.remove, lambda n: store.alias(n, "x")):
+        with pytest.raises(InputError, match="is not a name"):
+            call(name)
+    with pytest.raises(InputError, match="is not a name"):
+        store.add(name, tmp_path / "a")
+
+
+@pytest.mark.parametrize("version", ["zz", "../..", "abc", "*", "a" * 17])
+def test_a_version_is_hexadecimal(store: Store, tmp_path: Path, version: str) -> None:
+    store.add("home", saved(tmp_path / "a"))
+    with pytest.raises(InputError, match="is not a version"):
+        store.resolve(f"home@{version}")
+
+
+def test_a_changed_file_is_told(store: Store, tmp_path: Path) -> None:
+    entry = store.add("home", saved(tmp_path / "a"))
+    tensors = entry.path / FILES[1]
+    tensors.write_bytes(tensors.read_bytes()[:-4] + b"\0\0\0\1")
+    with pytest.raises(InputError, match="do not match their version"):
+        store.verify(entry)
+
+
+def test_links_are_never_followed(store: Store, tmp_path: Path) -> None:
+    source = saved(tmp_path / "a")
+    entry = store.add("home", source)
+    (entry.path / FILES[0]).unlink()
+    (entry.path / FILES[0]).symlink_to(source / FILES[0])
+    with pytest.raises(InputError, match="is a symbolic link"):
+        store.verify(entry)
+    (store.directory / "linked").symlink_to(store.directory / "home")
+    linked = store.directory / "linked" / "versions" / entry.version
+    with pytest.raises(InputError, match="must lie in the store itself"):
+        store.verify(type(entry)("linked", entry.version, linked))
+    for file in FILES:
+        (source / file).rename(tmp_path / file)
+        (source / file).symlink_to(tmp_path / file)
+    with pytest.raises(InputError, match="is a symbolic link"):
+        store.add("other", source)
+    assert store.names() == ["home", "linked"]
+
+
+def test_a_device_or_a_directory_is_no_prompt_file(store: Store, tmp_path: Path) -> None:
+    source = saved(tmp_path / "a")
+    (source / FILES[1]).unlink()
+    os.mkfifo(source / FILES[1])
+    with pytest.raises(InputError, match="not a regular file"):
+        store.add("home", source)
+    assert not list(store.directory.glob(".scratch-*"))
+
+
+def hostile(kind: str, path: Path) -> None:
+    """Spoil a good prompt."""
+    tensors = path / FILES[1]
+    if kind == "truncated":
+        tensors.write_bytes(tensors.read_bytes()[:-8])
+    elif kind == "pickle in disguise":
+        tensors.write_bytes(pickle.dumps({"prompt_embeddings": [1.0]}))
+    elif kind == "huge shape":
+        header = json.dumps(
+            {"prompt_embeddings": {"dtype": "F32", "shape": [1 << 40, 8], "data_offsets": [0, 96]}}
+        ).encode()
+        tensors.write_bytes(len(header).to_bytes(8, "little") + header + b"\0" * 96)
+    elif kind == "huge header":
+        tensors.write_bytes((1 << 60).to_bytes(8, "little") + b"{}")
+    elif kind == "NaN":
+        save_file({"prompt_embeddings": np.full((3, 8), np.nan, np.float32)}, tensors)
+    elif kind == "deep configuration":
+        (path / FILES[0]).write_text("[" * 100_000)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["truncated", "pickle in disguise", "huge shape", "huge header", "NaN", "deep configuration"],
+)
+def test_a_hostile_file_is_refused_by_the_command_with_a_reason(
+    kind: str, tmp_path: Path, store: Store
+) -> None:
+    hostile(kind, saved(tmp_path / "a"))
+    arguments = ["prompts", "add", "x", str(tmp_path / "a"), "--prompts", str(store.directory)]
+    result = CliRunner().invoke(app, arguments)
+    assert isinstance(result.exception, ArtifactError)
+    assert str(tmp_path / "a") in str(result.exception)
+    assert store.names() == []
+
+
+KILLED = """
+import os, signal, sys
+from foreword import store
+point = sys.argv[1]
+real = getattr(os, point)
+def kill(*arguments, **options):
+    if int(sys.argv[4]) == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    sys.argv[4] = str(int(sys.argv[4]) - 1)
+    return real(*arguments, **options)
+setattr(os, point, kill)
+store.Store(sys.argv[2]).add("home", sys.argv[3])
+"""
+
+
+@pytest.mark.parametrize(
+    ("point", "after"), [("fsync", 0), ("fsync", 1), ("rename", 0), ("fsync", 3), ("replace", 0)]
+)
+def test_a_writer_killed_in_the_middle_loses_nothing(
+    store: Store, tmp_path: Path, point: str, after: int
+) -> None:
+    old = store.add("home", saved(tmp_path / "a", 1))
+    saved(tmp_path / "b", 2)
+    arguments = [point, str(store.directory), str(tmp_path / "b"), str(after)]
+    done = subprocess.run([sys.executable, "-c", KILLED, *arguments])
+    assert done.returncode == -signal.SIGKILL
+    assert store.resolve("home") == old
+    for entry in store.versions("home"):
+        store.verify(entry)
+    new = store.add("home", tmp_path / "b")
+    assert store.resolve("home") == new and store.versions("home") == [old, new]
+    assert not [path for path in store.directory.rglob(".scratch-*")]
+
+
+def test_writers_take_turns(store: Store, tmp_path: Path) -> None:
+    sources = [saved(tmp_path / str(seed), seed) for seed in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        entries = list(pool.map(lambda source: store.add("home", source), sources))
+    assert sorted(map(str, store.versions("home"))) == sorted(map(str, entries))
+    assert store.resolve("home") in entries
+
+
+def test_a_lock_that_is_not_released_is_told(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("foreword.store.LOCK_SECONDS", 0.0)
+    source = saved(tmp_path / "a")
+    with store._writing(), pytest.raises(StorageError, match="holds? the lock|held the lock"):
+        store.add("home", source)
+
+
+def test_a_store_that_cannot_be_written_says_so(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError, match="what was there before is kept"):
+        Store(tmp_path / "file").add("home", saved(tmp_path / "a"))
+
+
+def invoke(*arguments: str) -> str:
+    result = CliRunner().invoke(app, ["prompts", *arguments])
+    if isinstance(result.exception, ForewordError):
+        raise result.exception
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def test_the_command_adds_lists_aliases_shows_and_removes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FOREWORD_PROMPTS", str(tmp_path / "store"))
+    assert "no prompts" in invoke("list")
+    added = invoke("add", "home", str(saved(tmp_path / "a"))).split()[1]
+    invoke("alias", "assistant", "home")
+    assert f"{added}  P=3  base not recorded" in invoke("list")
+    assert "assistant -> home" in invoke("list")
+    shown = json.loads(invoke("show", "assistant", "--json"))
+    assert shown["virtual_tokens"] == 3 and shown["form"] == "embeddings"
+    assert f"{shown['name']}@{shown['version']}" == added
+    assert "removed alias assistant" in invoke("remove", "assistant")
+    assert f"removed {added}" in invoke("remove", "home")
+    with pytest.raises(NotFoundError, match="no prompt 'home'"):
+        invoke("show", "home")
+
+
+def test_the_store_imports_no_torch() -> None:
+    code = "import sys, foreword.store; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
