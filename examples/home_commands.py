@@ -22,7 +22,8 @@ from transformers.utils import logging
 from foreword import Backbone, EncodingConfig, Example, SoftPrompt, TrainConfig, models, train
 from foreword.chat import answers
 from foreword.cli.running import run
-from foreword.evaluation import Evaluation, System, evaluate
+from foreword.config import EvalConfig
+from foreword.evaluation import Evaluation, Subject, evaluate
 from foreword.home_commands import (
     SHORT_INSTRUCTION,
     Command,
@@ -31,6 +32,7 @@ from foreword.home_commands import (
     instruction,
     same_intent,
 )
+from foreword.metrics import row_metric
 
 MODEL = "smollm2-135m"
 FOLDER = Path("runs/home-commands")
@@ -61,7 +63,7 @@ CONFIG = TrainConfig(
     num_steps=200,
     eval_every=50,
 )
-METRICS = {"exact": exact, "intent": same_intent}
+METRICS = (row_metric("exact", exact), row_metric("intent", same_intent))
 console = Console(soft_wrap=True)
 
 
@@ -129,19 +131,18 @@ def compare(backbone: Backbone, prompt: SoftPrompt, test: list[Example]) -> list
     text = SYSTEM_TURN.format(instruction(INTENTS))
     ids = backbone.tokenizer(text, return_tensors="pt").input_ids[0]
     written = SoftPrompt.from_embeddings(backbone.embed(ids))
-    systems = [
-        System("bare model", encoding=ROWS),
-        System("hand-written instruction", written, encoding=ROWS),
-        System("soft prompt", prompt),
+    subjects = [
+        Subject("bare model", encoding=ROWS),
+        Subject("hand-written instruction", written, encoding=ROWS),
+        Subject("soft prompt", prompt),
     ]
+    config = EvalConfig(max_new_tokens=64)
     results = []
     with Progress(console=console, transient=True) as progress:
-        for system in systems:
-            task = progress.add_task(system.name, total=len(test))
+        for subject in subjects:
+            task = progress.add_task(subject.name, total=len(test))
             advance = partial(progress.advance, task)
-            results.append(
-                evaluate(backbone, system, test, METRICS, on_answer=advance, max_new_tokens=64)
-            )
+            results.append(evaluate(backbone, subject, test, METRICS, config, on_answer=advance))
     return results
 
 
@@ -149,8 +150,8 @@ def table(results: list[Evaluation], num_test: int) -> Table:
     """Return the comparison as a table."""
     shown = Table("", "exact", "right intent", "s", title=f"{num_test} commands, unseen wordings")
     for result in results:
-        scores = [f"{result.scores[name]:.1%}" for name in METRICS]
-        shown.add_row(result.system.name, *scores, f"{result.seconds:.0f}")
+        scores = [f"{result.scores[metric.name].value:.1%}" for metric in METRICS]
+        shown.add_row(result.subject.name, *scores, f"{result.seconds:.0f}")
     return shown
 
 

@@ -71,21 +71,38 @@ def answers(
         part = texts[start : start + batch_size]
         rows = [encode_row(backbone, text, config) for text in part]
         ends = end_tokens(backbone, part[0], config)
-        ids, mask = _left_padded([list(row.input_ids) for row in rows], padding_id(backbone))
-        output = backbone.generate(
-            prefix,
-            ids.to(backbone.device),
-            mask.to(backbone.device),
-            max_new_tokens=max_new_tokens,
-            eos_token_id=ends,
-            pad_token_id=padding_id(backbone),
-            **encoding.collate_media(rows),
-            **({"do_sample": False} | options),
+        yield from answer_rows(
+            backbone, prefix, rows, ends, max_new_tokens=max_new_tokens, **options
         )
-        # With an encoder, a sequence begins with the decoder's own start.
-        num_given = 1 if backbone.seq2seq else ids.shape[1]
-        for row in output[:, num_given:].tolist():
-            yield _answer(backbone, row, ends)
+
+
+def answer_rows(
+    backbone: Backbone,
+    prefix: Prefix | None,
+    rows: Sequence[encoding.Row],
+    ends: list[int],
+    *,
+    max_new_tokens: int,
+    **options: Any,
+) -> Iterator[Answer]:
+    """Answer rows, whose ids are all prompts, in one left-padded batch; an answer ends before the
+    first of `ends`.
+    """
+    ids, mask = _left_padded([list(row.input_ids) for row in rows], padding_id(backbone))
+    output = backbone.generate(
+        prefix,
+        ids.to(backbone.device),
+        mask.to(backbone.device),
+        max_new_tokens=max_new_tokens,
+        eos_token_id=ends,
+        pad_token_id=padding_id(backbone),
+        **encoding.collate_media(rows),
+        **({"do_sample": False} | options),
+    )
+    # With an encoder, a sequence begins with the decoder's own start.
+    num_given = 1 if backbone.seq2seq else ids.shape[1]
+    for row in output[:, num_given:].tolist():
+        yield _answer(backbone, row, ends)
 
 
 def stream(

@@ -177,6 +177,43 @@ class SamplingConfig:
 
 
 @dataclass(frozen=True)
+class EvalConfig:
+    """What is asked of whoever answers held-out examples."""
+
+    metrics: str = option(
+        "auto",
+        "'auto' looks at the answers; or some of loss, accuracy, macro_f1, exact, json, rouge_l, "
+        "with commas",
+    )
+    limit: int | None = option(None, "evaluate the first N examples")
+    batch_size: int = option(32, "rows answered at once")
+    max_new_tokens: int = option(128, "longest answer in tokens")
+
+    def __post_init__(self) -> None:
+        for name in ("limit", "batch_size", "max_new_tokens"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
+
+
+@dataclass(frozen=True)
+class ResamplingConfig:
+    """How sure a score is: bootstrap intervals over the examples."""
+
+    num_resamples: int = option(1000, "how often the examples are drawn anew for an interval")
+    confidence: float = option(0.95, "share of the resamples inside an interval")
+    seed: int = option(0, "seed of the resamples")
+
+    def __post_init__(self) -> None:
+        if self.num_resamples < 1:
+            raise InputError(f"--num-resamples must be at least 1, got {self.num_resamples}")
+        if not 0 < self.confidence < 1:
+            raise InputError(f"--confidence must be between 0 and 1, got {self.confidence}")
+        if self.seed < 0:
+            raise InputError(f"--seed must not be negative, got {self.seed}")
+
+
+@dataclass(frozen=True)
 class ServeConfig:
     """How a server takes requests on, and how many."""
 

@@ -1,32 +1,41 @@
 """What a prompt is worth: its answers on held-out examples, beside the bare model and an
 instruction.
 
-In: a backbone, examples, systems to compare. Out: a score for each. A system is a prompt, or an
-instruction put before every example as a system turn, or neither: the bare model.
+In: a backbone, subjects to compare, examples. Out: for each subject its answers and scores with
+intervals, and what it does to text that has nothing to do with its task. Draws no table and writes
+no file.
 """
 
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from importlib.resources import files
 from typing import Any
 
 import torch
 
-from foreword import chat
+from foreword import chat, encoding
 from foreword.backbone import Backbone
 from foreword.chat import Answer, Text
-from foreword.config import EncodingConfig
+from foreword.config import EncodingConfig, EvalConfig, ResamplingConfig
 from foreword.data import Example
-from foreword.errors import InputError
+from foreword.encoding import Row
+from foreword.errors import DataError, InputError, UnsupportedError
+from foreword.loss import score_labels
+from foreword.metrics import METRICS, Metric, Outcome
+from foreword.passes import padding_id
 from foreword.prefix import Prefix
 from foreword.prompt import SoftPrompt
+from foreword.scores import Score, difference, score
 
-Metric = Callable[[str, str], bool]
+NO_LIMIT = 1 << 30
+WINDOW = 128  # tokens of unrelated text that are read at once
+_DEFAULTS = EvalConfig()
+_RESAMPLING = ResamplingConfig()
 
 
 @dataclass(frozen=True)
-class System:
+class Subject:
     """One way to get an answer.
 
     Attributes:
@@ -41,20 +50,27 @@ class System:
     instruction: str | None = None
     encoding: EncodingConfig | None = None
 
+    @property
+    def config(self) -> EncodingConfig:
+        """How its examples become ids."""
+        return self.encoding or chat.encoding_of(self.prompt)
+
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A system's result.
+    """A subject's result.
 
     Attributes:
-        scores: for each metric the share of examples it holds for.
-        answers: in the order of the examples.
+        scores: by the name of the metric.
+        answers: in the order of the examples; none where no metric reads answers.
+        outcomes: in the order of the examples.
         seconds: for all examples.
     """
 
-    system: System
-    scores: Mapping[str, float]
+    subject: Subject
+    scores: Mapping[str, Score]
     answers: tuple[Answer, ...]
+    outcomes: tuple[Outcome, ...]
     seconds: float
 
     @property
@@ -63,82 +79,204 @@ class Evaluation:
         return sum(answer.num_tokens for answer in self.answers) / max(self.seconds, 1e-9)
 
 
-def exact(answer: str, expected: str) -> bool:
-    """Whether the texts are equal, but for white space around them."""
-    return answer.strip() == expected.strip()
-
-
-def same_json(answer: str, expected: str) -> bool:
-    """Whether both are JSON and mean the same."""
-    try:
-        return bool(json.loads(answer) == json.loads(expected))
-    except (json.JSONDecodeError, RecursionError):
-        return False
-
-
-METRICS: dict[str, Metric] = {"exact": exact, "json": same_json}
-
-
 def evaluate(
     backbone: Backbone,
-    system: System,
+    subject: Subject,
     examples: Sequence[Example],
-    metrics: Mapping[str, Metric] = METRICS,
+    metrics: Sequence[Metric] = (METRICS["loss"], METRICS["exact"]),
+    config: EvalConfig = _DEFAULTS,
+    resampling: ResamplingConfig = _RESAMPLING,
     *,
     on_answer: Callable[[], Any] | None = None,
     **options: Any,
 ) -> Evaluation:
-    """Answer every example greedily and score the answers; `options` go to `chat.answers`.
+    """Answer every example greedily, score the labels, and sum both up.
+
+    Args:
+        config: batches and lengths; its metrics and limit are the caller's business.
+        on_answer: called after each answer.
+        **options: of `generate`.
 
     Raises:
-        InputError: no examples.
+        InputError: no examples. DataError: an example that does not fit the model's context.
     """
     if not examples:
         raise InputError("no examples to evaluate on; give at least one")
     started = time.perf_counter()
-    found = []
-    texts = [read_as(backbone, system, example.prompt) for example in examples]
-    for answer in chat.answers(backbone, system.prompt, texts, system.encoding, **options):
-        found.append(answer)
-        if on_answer:
-            on_answer()
-    scores = {
-        name: sum(
-            metric(answer.text, example.completion)
-            for answer, example in zip(found, examples, strict=True)
-        )
-        / len(examples)
-        for name, metric in metrics.items()
-    }
-    return Evaluation(system, scores, tuple(found), time.perf_counter() - started)
+    asked = [replace(e, prompt=read_as(backbone, subject, e.prompt)) for e in examples]
+    rows = _rows(backbone, subject, asked)
+    outcomes = [Outcome(example.completion) for example in examples]
+    if any(metric.needs_loss for metric in metrics):
+        losses = label_losses(backbone, subject.prompt, rows, config)
+        pairs = zip(outcomes, losses, strict=True)
+        outcomes = [replace(o, loss=loss, num_labels=labels) for o, (loss, labels) in pairs]
+    found: list[Answer] = []
+    if not all(metric.needs_loss for metric in metrics):
+        for answer in _answers(backbone, subject, asked, config, options):
+            found.append(answer)
+            if on_answer:
+                on_answer()
+        outcomes = [replace(o, answer=a.text) for o, a in zip(outcomes, found, strict=True)]
+    scores = {metric.name: score(metric, outcomes, resampling) for metric in metrics}
+    seconds = time.perf_counter() - started
+    return Evaluation(subject, scores, tuple(found), tuple(outcomes), seconds)
 
 
-def read_as(backbone: Backbone, system: System, prompt: Text) -> Text:
-    """Return an example's prompt as the system reads it.
+def _answers(
+    backbone: Backbone,
+    subject: Subject,
+    asked: Sequence[Example],
+    config: EvalConfig,
+    options: Mapping[str, Any],
+) -> Any:
+    return chat.answers(
+        backbone,
+        subject.prompt,
+        [example.prompt for example in asked],
+        subject.config,
+        batch_size=config.batch_size,
+        max_new_tokens=config.max_new_tokens,
+        **options,
+    )
+
+
+def read_as(backbone: Backbone, subject: Subject, prompt: Text) -> Any:
+    """Return an example's prompt as the subject reads it.
 
     A soft prompt reads what it was trained on. The bare model and an instruction get a chat turn
     where the tokenizer has a chat template, else plain text with the instruction before it.
     """
-    config = system.encoding or chat.encoding_of(system.prompt)
-    is_trained = system.prompt is not None and system.instruction is None
-    if is_trained or config.row_template:
+    is_trained = subject.prompt is not None and subject.instruction is None
+    if is_trained or subject.config.row_template:
         return prompt
     if not getattr(backbone.tokenizer, "chat_template", None):
-        return f"{system.instruction}\n\n{prompt}" if system.instruction else prompt
+        return f"{subject.instruction}\n\n{prompt}" if subject.instruction else prompt
     turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
-    if system.instruction is None:
+    if subject.instruction is None:
         return turns
     rest = [turn for turn in turns if turn["role"] != "system"]
-    return [{"role": "system", "content": system.instruction}, *rest]
+    return [{"role": "system", "content": subject.instruction}, *rest]
 
 
-def nearest_tokens(backbone: Backbone, prompt: SoftPrompt) -> list[str]:
-    """Return, for each virtual token of an embedding prompt, the vocabulary token of the closest
-    direction.
-    """
+def _rows(backbone: Backbone, subject: Subject, asked: Sequence[Example]) -> list[Row]:
+    """Encode examples whole: what training left out of long rows is no answer's business."""
     if backbone.tokenizer is None:
-        raise InputError("naming tokens needs a tokenizer; give the backbone one")
-    table = backbone.embed(torch.arange(backbone.capabilities.vocab_size)).float()
-    directions = torch.nn.functional.normalize(table, dim=1)
-    own = torch.nn.functional.normalize(prompt.embeddings.to(table), dim=1)
-    return [repr(backbone.tokenizer.decode([i])) for i in (own @ directions.T).argmax(1).tolist()]
+        raise InputError("text needs a tokenizer; give the backbone one")
+    config = replace(subject.config, max_length=None, truncate=False)
+    limit = _room(backbone, subject.prompt)
+    rows, _ = encoding.encode_examples(
+        asked,
+        backbone.tokenizer,
+        config,
+        NO_LIMIT,
+        backbone.processor,
+        are_pairs=backbone.reads_apart,
+    )
+    for row in rows:
+        if len(row.input_ids) > limit:
+            raise DataError(
+                f"{row.source}: expected at most {limit} tokens for {subject.name}, got "
+                f"{len(row.input_ids)}: shorten the row, or leave it out"
+            )
+    return rows
+
+
+def _room(backbone: Backbone, prompt: SoftPrompt | Prefix | None) -> int:
+    """Return how many real tokens fit behind a prompt."""
+    num_virtual = prompt.num_virtual_tokens if prompt is not None else 0
+    if backbone.reads_apart or backbone.capabilities.context_length is None:
+        return NO_LIMIT  # apart, texts and answers each have a room of their own
+    return backbone.capabilities.context_length - num_virtual
+
+
+def label_losses(
+    backbone: Backbone,
+    prompt: SoftPrompt | Prefix | None,
+    rows: Sequence[Row],
+    config: EvalConfig = _DEFAULTS,
+) -> list[tuple[float, int]]:
+    """Return for each row the loss of its labels together, in nats, and their number."""
+    order = sorted(range(len(rows)), key=lambda index: len(rows[index].input_ids))
+    found: dict[int, tuple[float, int]] = {}
+    for start in range(0, len(rows), config.batch_size):
+        part = order[start : start + config.batch_size]
+        batch = encoding.collate([rows[index] for index in part], padding_id(backbone))
+        with torch.no_grad():
+            scores = score_labels(backbone, backbone.batch_of(prompt, len(part)), batch)
+        sums = torch.zeros(len(part), dtype=torch.float64)
+        sums.index_add_(0, scores.rows.cpu(), scores.losses.double().cpu())
+        found |= {
+            index: (total, rows[index].num_labels)
+            for index, total in zip(part, sums.tolist(), strict=True)
+        }
+    return [found[index] for index in range(len(rows))]
+
+
+@dataclass(frozen=True)
+class Forgetting:
+    """The mean loss of a token of unrelated text, in nats.
+
+    Attributes:
+        without: of the bare model.
+        behind: with the prompt before it.
+        change: what the prompt adds, paired by windows of the text.
+    """
+
+    without: Score
+    behind: Score
+    change: Score
+
+
+def unrelated_text() -> str:
+    """Return the text that comes with foreword: short notes on everyday things, in English."""
+    return files("foreword").joinpath("unrelated.txt").read_text(encoding="utf-8")
+
+
+def forgetting(
+    backbone: Backbone,
+    prompt: SoftPrompt | Prefix,
+    text: str,
+    config: EvalConfig = _DEFAULTS,
+    resampling: ResamplingConfig = _RESAMPLING,
+) -> Forgetting:
+    """Measure what a prompt does to text that has nothing to do with its task.
+
+    The text is read in windows of at most 128 tokens; a window's first token is not scored.
+
+    Raises:
+        InputError: less than two tokens of text. UnsupportedError: an encoder-decoder, which
+            answers texts and continues none.
+    """
+    if backbone.reads_apart:
+        raise UnsupportedError(
+            f"{backbone.capabilities.model_type} answers texts and continues none; leave the "
+            "forgetting check out (--unrelated none)"
+        )
+    rows = _windows(backbone, text, min(WINDOW, _room(backbone, prompt)))
+    without, behind = (
+        _score_rows(backbone, one, rows, config, resampling) for one in (None, prompt)
+    )
+    return Forgetting(without, behind, difference(behind, without, resampling))
+
+
+def _score_rows(
+    backbone: Backbone,
+    prompt: SoftPrompt | Prefix | None,
+    rows: Sequence[Row],
+    config: EvalConfig,
+    resampling: ResamplingConfig,
+) -> Score:
+    losses = label_losses(backbone, prompt, rows, config)
+    outcomes = [Outcome("", loss=loss, num_labels=count) for loss, count in losses]
+    return score(METRICS["loss"], outcomes, resampling)
+
+
+def _windows(backbone: Backbone, text: str, size: int) -> list[Row]:
+    if backbone.tokenizer is None:
+        raise InputError("text needs a tokenizer; give the backbone one")
+    ids = backbone.tokenizer(text, verbose=False)["input_ids"]
+    parts = [ids[start : start + size] for start in range(0, len(ids), size)]
+    rows = [Row(tuple(part), len(part) - 1, "unrelated text") for part in parts if len(part) > 1]
+    if not rows:
+        raise InputError(f"expected at least 2 tokens of unrelated text, got {len(ids)}")
+    return rows

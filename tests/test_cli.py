@@ -1,5 +1,6 @@
 """The command line, end to end on a tiny model: files in, prompt and one-line errors out."""
 
+import importlib.util
 import json
 import os
 import signal
@@ -14,7 +15,7 @@ import torch
 from tiny_tokenizer import tiny_tokenizer
 from typer.testing import CliRunner
 
-from foreword import Backbone, Row, SoftPrompt, TrainConfig, train, training
+from foreword import Backbone, Row, SoftPrompt, TrainConfig, evaluation, train, training
 from foreword.cli import app, chat, main
 from foreword.cli.running import run
 from foreword.config import SamplingConfig
@@ -31,6 +32,8 @@ FAST = [
     "--eval-every",
     "2",
 ]
+
+QUICK = ["--limit", "3", "--max-new-tokens", "2", "--num-resamples", "20"]
 
 
 @pytest.fixture(scope="module")
@@ -109,26 +112,130 @@ def test_generate_answers_the_bare_model_too(model: str) -> None:
     assert json.loads(said)["prompt"] == "say a"
 
 
-def test_eval_compares_bare_model_instruction_and_prompt(trained: str, data: str) -> None:
-    said = invoke(
-        "eval", "--prompt", trained, "--data", data, "--instruction", "Repeat.", "--json",
-        "--max-new-tokens", "2", "--limit", "3",
-    )  # fmt: skip
-    systems = [row["system"] for row in json.loads(said)]
-    assert systems == ["bare model", "instruction", "soft prompt"]
+def test_eval_compares_bare_model_instruction_and_prompt(
+    trained: str, data: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evaluation, "unrelated_text", lambda: "x" * 200)
+    said = evaluated("eval", "--prompt", trained, "--data", data, "--instruction", "Repeat.")
+    names = [row["subject"] for row in said["results"]]
+    assert names == ["bare model", "instruction", "soft prompt"]
+    loss = said["results"][2]["scores"]["loss"]
+    assert loss["low"] <= loss["value"] <= loss["high"]
+    assert said["results"][2]["differences"]["exact"].keys() == {"value", "low", "high"}
+    assert said["forgetting"]["change"]["low"] is not None
+
+
+def evaluated(*arguments: str) -> dict[str, Any]:
+    result = CliRunner().invoke(app, [*arguments, *QUICK, "--json"], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)  # type: ignore[no-any-return]
+
+
+def test_eval_says_what_it_chose_and_shows_intervals(model: str, data: str) -> None:
+    said = invoke("eval", "--model", model, "--data", data, *QUICK)
+    assert "metrics: loss, exact (3 distinct answers, in words: median 1)" in said
+    assert "3 examples; in brackets 95% bootstrap intervals" in said
+    assert "unrelated" not in said
+
+
+def test_eval_checks_forgetting_on_a_text_of_ones_own(
+    trained: str, data: str, tmp_path: Path
+) -> None:
+    (tmp_path / "own.txt").write_text("The river rises in the hills.")
+    base = ["eval", "--prompt", trained, "--data", data, "--metrics", "loss"]
+    own = evaluated(*base, "--unrelated", str(tmp_path / "own.txt"))["forgetting"]
+    assert own["change"]["value"] == own["behind"]["value"] - own["without"]["value"]
+    assert own["change"]["low"] is None  # one window
+    assert evaluated(*base, "--unrelated", "none")["forgetting"] is None
+
+
+def test_predictions_are_written_for_reading(model: str, tmp_path: Path) -> None:
+    data, path = tmp_path / "rows.jsonl", tmp_path / "said.jsonl"
+    data.write_text(json.dumps({"prompt": "grüß dich", "completion": "a"}) + "\n")
+    invoke("eval", "--model", model, "--data", str(data), *QUICK, "--predictions", str(path))
+    written = path.read_text(encoding="utf-8")
+    line = json.loads(written)
+    assert (line["prompt"], line["expected"], line["source"][-2:]) == ("grüß dich", "a", ":1")
+    assert line["answers"]["bare model"]["right"] is False and "grüß" in written
+    assert line["answers"]["bare model"].keys() >= {"answer", "cut off"}
+
+
+def test_compare_lays_prompts_beside_each_other(
+    trained: str, model: str, data: str, tmp_path: Path
+) -> None:
+    other, png = str(tmp_path / "other"), tmp_path / "scores.png"
+    invoke("train", "--model", model, "--data", data, "--output", other, *FAST, "--seed", "3")
+    said = evaluated(
+        "compare", trained, other, "--data", data, "--instruction", "Repeat.", "--png", str(png)
+    )
+    names = [row["subject"] for row in said["results"]]
+    assert names == [trained, other, "instruction", "bare model"]
+    values = [row["scores"]["loss"]["value"] for row in said["results"]]
+    changes = [row["differences"]["loss"]["value"] for row in said["results"][1:]]
+    assert changes == pytest.approx([value - values[0] for value in values[1:]])
+    assert png.read_bytes().startswith(b"\x89PNG")
+
+
+def test_compare_shows_differences_against_the_first(trained: str, data: str) -> None:
+    said = invoke("compare", trained, "--data", data, *QUICK)
+    assert f"against {trained}, paired" in said and "bare model" in said
+
+
+def test_a_prompt_is_not_compared_with_itself(  # type: ignore[no-untyped-def]
+    monkeypatch, capsys, trained: str, data: str
+) -> None:
+    said = fails(monkeypatch, capsys, "compare", trained, trained, "--data", data)
+    assert "given twice" in said
+
+
+def test_a_picture_needs_its_extra(  # type: ignore[no-untyped-def]
+    monkeypatch, capsys, trained: str, data: str, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    arguments = ["compare", trained, "--data", data, "--png", str(tmp_path / "x.png")]
+    assert "pip install 'foreword[plots]'" in fails(monkeypatch, capsys, *arguments)
+
+
+def test_the_harness_needs_its_extra(monkeypatch, capsys) -> None:  # type: ignore[no-untyped-def]
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    said = fails(monkeypatch, capsys, "lm-eval", "--tasks", "none")
+    assert "pip install 'foreword[lm-eval]'" in said
 
 
 def test_show_says_what_a_prompt_is(trained: str, model: str) -> None:
     facts = json.loads(invoke("show", "--prompt", trained, "--json"))
     assert facts["base"] == model and facts["virtual tokens"] == 4 and facts["step"] in (2, 4)
+    assert "no token space" in facts["nearest tokens"] and len(facts["layer norms"]) == 3
+    assert json.loads(invoke("show", trained, "--json")) == facts
 
 
 def test_show_names_the_nearest_tokens(model: str, data: str, tmp_path: Path) -> None:
-    output = str(tmp_path / "prompt")
+    output, png = str(tmp_path / "prompt"), tmp_path / "prompt.png"
     invoke(
         "train", "--model", model, "--data", data, "--output", output, *FAST, "--form", "embeddings"
     )
-    assert "nearest tokens" in invoke("show", "--prompt", output, "--model", model)
+    arguments = ["show", output, "--model", model, "--with", output, "--input", "hi"]
+    said = invoke(*arguments, "--png", str(png))
+    assert "nearest by cosine" in said and "norms of the table" in said
+    assert "the token in its place 1.000" in said and "attention received: " in said
+    assert png.read_bytes().startswith(b"\x89PNG")
+    facts = json.loads(invoke(*arguments, "--json", "--nearest", "2"))
+    assert [len(one["by_dot"]) for one in facts["nearest tokens"]] == [2] * 4
+    paid = facts["attention"]["mean of tokens"]
+    assert len(paid) == 3 and all(0 < sum(layer) < 1 for layer in paid)
+
+
+def test_show_compares_forms_where_a_model_compiles_them(  # type: ignore[no-untyped-def]
+    monkeypatch, capsys, trained: str, model: str, data: str, tmp_path: Path
+) -> None:
+    other = str(tmp_path / "other")
+    invoke(
+        "train", "--model", model, "--data", data, "--output", other, *FAST, "--form", "embeddings"
+    )
+    said = fails(monkeypatch, capsys, "show", trained, "--with", other)
+    assert "different forms" in said and "--model" in said
+    said = invoke("show", trained, "--with", other, "--model", model)
+    assert "compiled to prefixes" in said
 
 
 def test_chat_switches_between_base_and_prompt(trained: str) -> None:

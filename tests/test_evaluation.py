@@ -1,54 +1,168 @@
-"""Evaluation: scores, instructions as system turns, nearest tokens."""
+"""Evaluation: answers and losses beside the oracle, instructions as turns, forgetting."""
 
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import oracle
 import pytest
+import seq2seq_models
+import seq2seq_oracle
 import tiny_models
 import torch
 from tiny_tokenizer import tiny_tokenizer
 
 from foreword import Backbone, EncodingConfig, Example, SoftPrompt
-from foreword.errors import InputError
-from foreword.evaluation import System, evaluate, nearest_tokens, read_as, same_json
+from foreword.config import EvalConfig, ResamplingConfig
+from foreword.errors import DataError, InputError, UnsupportedError
+from foreword.evaluation import Subject, evaluate, forgetting, read_as, unrelated_text
+from foreword.inspection import attention_received
+from foreword.metrics import METRICS, row_metric
 
-EXAMPLES = [Example("a", "b", "rows:1"), Example("b", "a", "rows:2")]
+EXAMPLES = [
+    Example("a", "bc", "rows:1"),
+    Example("bit", "a", "rows:2"),
+    Example("cc", "hello", "rows:3"),
+]
+PLAIN = EncodingConfig(row_template="{prompt}")
+FAST = ResamplingConfig(num_resamples=50)
+SHORT = EvalConfig(batch_size=2, max_new_tokens=3)
 
 
-def backbone() -> Backbone:
+def backbone(**changes: Any) -> Backbone:
     tokenizer = tiny_tokenizer()
-    model = tiny_models.build("llama", dtype=torch.float32, vocab_size=len(tokenizer))
+    model = tiny_models.build("llama", vocab_size=len(tokenizer), **changes)
     return Backbone(model, tokenizer)
 
 
+def soft_prompt(model: Backbone, num_virtual: int = 4) -> SoftPrompt:
+    generator = torch.Generator().manual_seed(3)
+    rows = torch.randn(num_virtual, 32, generator=generator, dtype=torch.float64)
+    return SoftPrompt.from_embeddings(rows * 0.3)
+
+
+def slow_loss(model: Backbone, prompt: SoftPrompt | None, ids: list[int], num_labels: int) -> float:
+    logits = oracle.row_logits(model.model, prompt, torch.tensor(ids))[:-1]
+    labels = torch.tensor(ids[1:])
+    losses = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
+    return losses[-num_labels:].sum().item()
+
+
 def test_scores_count_the_answers_that_match() -> None:
-    plain = System("bare", encoding=EncodingConfig(row_template="{prompt}"))
-    always = {"always": lambda answer, expected: True, "never": lambda answer, expected: False}
+    always = row_metric("always", lambda answer, expected: True)
     seen = []
     result = evaluate(
-        backbone(), plain, EXAMPLES, always, on_answer=lambda: seen.append(1), max_new_tokens=3
-    )
-    assert result.scores == {"always": 1.0, "never": 0.0}
-    assert len(result.answers) == len(seen) == 2
+        backbone(), Subject("bare", encoding=PLAIN), EXAMPLES, [always], SHORT, FAST,
+        on_answer=lambda: seen.append(1),
+    )  # fmt: skip
+    assert result.scores["always"].value == 1.0
+    assert len(result.answers) == len(result.outcomes) == len(seen) == 3
+
+
+def test_answers_and_losses_are_the_oracles() -> None:
+    model = backbone()
+    prompt = soft_prompt(model)
+    subject = Subject("soft prompt", prompt, encoding=PLAIN)
+    result = evaluate(model, subject, EXAMPLES, config=SHORT, resampling=FAST)
+    ends = [model.tokenizer.eos_token_id]
+    for example, outcome in zip(EXAMPLES, result.outcomes, strict=True):
+        ids, labels = (
+            list(model.tokenizer(t).input_ids) for t in (example.prompt, outcome.expected)
+        )
+        new = oracle.greedy(model.model, prompt, torch.tensor(ids), 3)
+        assert outcome.answer == model.tokenizer.decode(new, skip_special_tokens=True)
+        loss = slow_loss(model, prompt, [*ids, *labels, *ends], len(labels) + 1)
+        assert outcome.loss == pytest.approx(loss, abs=1e-9)
+        assert outcome.num_labels == len(labels) + 1
+
+
+def test_the_loss_alone_generates_nothing() -> None:
+    found = evaluate(backbone(), Subject("bare"), EXAMPLES, [METRICS["loss"]], SHORT, FAST)
+    assert found.answers == () and found.scores["loss"].value > 0
 
 
 def test_no_examples_is_an_error() -> None:
     with pytest.raises(InputError, match="at least one"):
-        evaluate(backbone(), System("bare"), [])
+        evaluate(backbone(), Subject("bare"), [])
+
+
+def test_a_row_that_does_not_fit_behind_a_prompt_is_named() -> None:
+    model = backbone(max_position_embeddings=16)
+    long = [Example("x" * 12, "y", "rows.jsonl:7")]
+    assert evaluate(model, Subject("bare", encoding=PLAIN), long, [METRICS["loss"]]).outcomes
+    with pytest.raises(DataError, match=r"rows.jsonl:7: expected at most 12 tokens for mine, got"):
+        evaluate(model, Subject("mine", soft_prompt(model), encoding=PLAIN), long)
+
+
+def test_the_length_of_training_rows_does_not_bind_evaluation() -> None:
+    short = EncodingConfig(row_template="{prompt}", max_length=2)
+    found = evaluate(backbone(), Subject("x", encoding=short), EXAMPLES, [METRICS["loss"]])
+    assert [outcome.num_labels for outcome in found.outcomes] == [3, 2, 6]
 
 
 def test_an_instruction_is_the_system_turn() -> None:
-    turns = read_as(backbone(), System("x", instruction="Be brief."), "hi")
+    turns = read_as(backbone(), Subject("x", instruction="Be brief."), "hi")
     assert turns == [
         {"role": "system", "content": "Be brief."},
         {"role": "user", "content": "hi"},
     ]
 
 
-def test_json_is_compared_by_meaning() -> None:
-    assert same_json('{"a": 1, "b": 2}', '{"b":2,"a":1}')
-    assert not same_json("{", "{}")
-
-
-def test_nearest_tokens_of_embedded_text_are_its_tokens() -> None:
+def test_forgetting_is_the_change_of_the_oracles_loss() -> None:
     model = backbone()
-    ids = torch.tensor([5, 9, 7])
-    named = nearest_tokens(model, SoftPrompt.from_embeddings(model.embed(ids)))
-    assert named == [repr(model.tokenizer.decode([i])) for i in ids.tolist()]
+    prompt = soft_prompt(model)
+    text = "The river rises in the hills. " * 10
+    found = forgetting(model, prompt, text, resampling=FAST)
+    ids = list(model.tokenizer(text).input_ids)
+    parts = [ids[start : start + 128] for start in range(0, len(ids), 128)]
+    count = len(ids) - len(parts)
+    for score, one in ((found.without, None), (found.behind, prompt)):
+        slow = sum(slow_loss(model, one, part, len(part) - 1) for part in parts) / count
+        assert score.value == pytest.approx(slow, abs=1e-9)
+    assert found.change.value == pytest.approx(found.behind.value - found.without.value)
+    assert found.change.has_interval and len(parts) == 3
+
+
+def test_a_prompt_that_says_nothing_forgets_nothing() -> None:
+    model = backbone()
+    empty = model.compile(soft_prompt(model))
+    same = forgetting(model, empty, unrelated_text()[:300], resampling=FAST)
+    again = forgetting(model, empty, unrelated_text()[:300], resampling=FAST)
+    assert same.change.value == again.change.value
+    with pytest.raises(InputError, match="at least 2 tokens"):
+        forgetting(model, empty, "a")
+
+
+def test_the_text_that_comes_along_is_long_enough_to_tell() -> None:
+    assert len(unrelated_text().split()) > 900
+
+
+def test_an_encoder_decoder_is_scored_as_its_oracle_and_forgets_nothing_to_continue() -> None:
+    tokenizer = tiny_tokenizer("$A <|im_end|>", chat_template=None)
+    network = seq2seq_models.build("t5", vocab_size=len(tokenizer))
+    model, prompt = Backbone(network, tokenizer), seq2seq_models.embedding_prompt(network, 3)
+    (found,) = evaluate(model, Subject("x", prompt), EXAMPLES[:1], config=SHORT).outcomes
+    row, labels = (torch.tensor(tokenizer(text).input_ids) for text in ("a", "bc"))
+    given = torch.cat([torch.tensor([network.config.decoder_start_token_id]), labels[:-1]])
+    logits = seq2seq_oracle.row_logits(network, prompt, row, given)
+    slow = torch.nn.functional.cross_entropy(logits, labels, reduction="sum").item()
+    assert found.loss == pytest.approx(slow, abs=1e-6) and found.num_labels == len(labels)
+    with pytest.raises(UnsupportedError, match="answers texts and continues none"):
+        forgetting(model, prompt, unrelated_text())
+    with pytest.raises(UnsupportedError, match="attention is shown of decoders alone"):
+        attention_received(model, prompt, [5, 6])
+
+
+def test_the_page_on_evaluation_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = Path(__file__).parents[1] / "docs" / "evaluation.md"
+    (code,) = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+    rows = [{"prompt": e.prompt, "completion": e.completion} for e in EXAMPLES]
+    (tmp_path / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    monkeypatch.chdir(tmp_path)
+    model = backbone()
+    exec(code, {"backbone": model, "prompt": soft_prompt(model)})
+    value, low, high, _ = capsys.readouterr().out.split()
+    assert float(low) <= float(value) <= float(high)

@@ -16,7 +16,8 @@ ORDER = [
     "recurrent", "arguments", "generation", "seq2seq", "seq2seq_generation", "proof", "media_proof",
     "quantized", "processors", "loading", "backbone", "recomputation", "sharding", "guards", "loss",
     "train_state", "preparation", "distributed", "passes", "validation", "run", "memory",
-    "training", "curves", "chat", "evaluation", "doctor", "sampling", "slots", "state_cache",
+    "training", "curves", "chat", "metrics", "scores", "evaluation", "inspection", "plots",
+    "harness", "doctor", "sampling", "slots", "state_cache",
     "request", "alone", "rows", "engine", "server", "cli",
 ]  # fmt: skip
 

@@ -11,7 +11,18 @@ import typer
 from rich.console import Console
 
 import foreword
-from foreword.cli import chat, doctor, evaluate, generate, prompts, serve, show, train
+from foreword.cli import (
+    chat,
+    compare,
+    doctor,
+    evaluate,
+    generate,
+    harness,
+    prompts,
+    serve,
+    show,
+    train,
+)
 from foreword.errors import ForewordError
 
 app = typer.Typer(
@@ -26,6 +37,8 @@ app.command("train")(train.command)
 app.command("generate")(generate.command)
 app.command("chat")(chat.command)
 app.command("eval")(evaluate.command)
+app.command("compare")(compare.command)
+app.command("lm-eval", context_settings=harness.PASS_ON)(harness.command)
 app.command("show")(show.command)
 app.command("doctor")(doctor.command)
 app.command("serve")(serve.command)

@@ -1,77 +1,91 @@
 """`foreword eval`: a prompt's score on a data file, beside the bare model and an instruction."""
 
 import json
-from functools import partial
-from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.progress import Progress
-from rich.table import Table
 
-from foreword.cli import options
-from foreword.config import DataConfig
+from foreword.cli import options, subjects
+from foreword.config import DataConfig, EvalConfig, ResamplingConfig
+
+if TYPE_CHECKING:
+    from foreword.evaluation import Forgetting
 
 
-@options.from_configs(DataConfig)
+@options.from_configs(DataConfig, EvalConfig, ResamplingConfig)
 def command(
     columns: DataConfig,
-    data: Annotated[str, typer.Option(help="examples that the prompt was not trained on")],
+    config: EvalConfig,
+    resampling: ResamplingConfig,
+    data: options.Data,
     prompt: options.PromptDirectory = None,
     model: options.Model = None,
-    instruction: Annotated[
-        str | None, typer.Option(help="a hand-written instruction to compare with, or @FILE")
+    instruction: options.Instruction = None,
+    unrelated: Annotated[
+        str | None,
+        typer.Option(
+            help="text file for the forgetting check, or 'none'; default: a text of foreword's own"
+        ),
     ] = None,
-    limit: Annotated[int | None, typer.Option(help="evaluate the first N examples")] = None,
-    batch_size: Annotated[int, typer.Option(help="rows answered at once")] = 32,
-    max_new_tokens: Annotated[int, typer.Option(help="longest answer in tokens")] = 128,
-    predictions: Annotated[
-        str | None, typer.Option(help="write every answer to this JSONL file")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="print JSON instead of a table")] = False,
+    predictions: options.Predictions = None,
+    as_json: options.AsJson = False,
 ) -> None:
     """Score the bare model, an instruction and the prompt on the same examples, greedily.
 
     Example: foreword eval --prompt my-prompt --data test.jsonl --instruction "Answer in JSON."
     """
     from foreword.data import read_examples
-    from foreword.evaluation import System, evaluate
+    from foreword.evaluation import Subject, forgetting, unrelated_text
+    from foreword.metrics import choose
 
-    examples = read_examples(data, columns)[:limit]
+    examples = read_examples(data, columns)[: config.limit]
+    choice = choose(config.metrics, [example.completion for example in examples])
+    written = options.text_of(instruction, "--instruction") if instruction else None
+    text = None if unrelated == "none" else unrelated_text()
+    if unrelated not in (None, "none"):
+        text = options.text_of(f"@{unrelated}", "--unrelated")
     backbone, soft_prompt = options.load(model, prompt)
-    systems = [System("bare model")]
-    if instruction:
-        text = Path(instruction[1:]).read_text() if instruction.startswith("@") else instruction
-        systems.append(System("instruction", instruction=text))
+    asked = [Subject("bare model")]
+    if written is not None:
+        asked.append(Subject("instruction", instruction=written))
     if soft_prompt is not None:
-        systems.append(System("soft prompt", prompt=soft_prompt))
-    results = []
-    with Progress(console=options.errors, transient=True) as progress:
-        for system in systems:
-            task = progress.add_task(system.name, total=len(examples))
-            results.append(
-                evaluate(
-                    backbone,
-                    system,
-                    examples,
-                    on_answer=partial(progress.advance, task),
-                    batch_size=batch_size,
-                    max_new_tokens=max_new_tokens,
-                )
-            )
+        asked.append(Subject("soft prompt", prompt=soft_prompt))
+    results = subjects.ask(backbone, asked, examples, choice, config, resampling)
     if predictions:
-        lines = [
-            {"prompt": example.prompt, "expected": example.completion}
-            | {result.system.name: result.answers[index].text for result in results}
-            for index, example in enumerate(examples)
-        ]
-        Path(predictions).write_text("".join(json.dumps(line) + "\n" for line in lines))
-    rows = [{"system": r.system.name} | dict(r.scores) | {"seconds": r.seconds} for r in results]
+        subjects.write_predictions(predictions, examples, results, choice.metrics)
+    forgot = None
+    is_wished = unrelated is not None or not backbone.reads_apart
+    if soft_prompt is not None and text is not None and is_wished:
+        forgot = forgetting(backbone, soft_prompt, text, config, resampling)
     if as_json:
-        options.output.print(json.dumps(rows))
+        found = [subjects.as_dict(result, results[0], resampling) for result in results]
+        options.output.print(json.dumps({"results": found, "forgetting": _as_dict(forgot)}))
         return
-    table = Table("system", *results[0].scores, "seconds", title=f"{len(examples)} examples")
-    for result in results:
-        scores = [f"{score:.1%}" for score in result.scores.values()]
-        table.add_row(result.system.name, *scores, f"{result.seconds:.1f}")
-    options.output.print(table)
+    options.output.print(subjects.scores_table(results, choice.metrics, resampling))
+    if len(results) > 1:
+        options.output.print(subjects.differences_table(results, choice.metrics, resampling))
+    if forgot is not None:
+        options.output.print(say(forgot))
+
+
+def say(forgot: "Forgetting") -> str:
+    """Return in words what the prompt does to unrelated text."""
+    from foreword.metrics import METRICS
+
+    loss = METRICS["loss"]
+    change = subjects.shown(forgot.change, loss, is_difference=True)
+    return (
+        f"unrelated text, mean loss of a token: bare model {subjects.shown(forgot.without, loss)}, "
+        f"soft prompt {subjects.shown(forgot.behind, loss)}; change {change}"
+        + (" *" if forgot.change.excludes_zero else "")
+    )
+
+
+def _as_dict(forgot: "Forgetting | None") -> dict[str, object] | None:
+    if forgot is None:
+        return None
+    return {
+        "without": forgot.without.as_dict(),
+        "behind": forgot.behind.as_dict(),
+        "change": forgot.change.as_dict(),
+    }

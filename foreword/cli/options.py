@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import MISSING, fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -34,6 +35,24 @@ Model = Annotated[
 PromptDirectory = Annotated[
     str | None, typer.Option(help="directory of a soft prompt, of foreword's or of PEFT's")
 ]
+Instruction = Annotated[
+    str | None, typer.Option(help="a hand-written instruction to compare with, or @FILE")
+]
+Data = Annotated[str, typer.Option(help="examples that the prompt was not trained on")]
+Predictions = Annotated[
+    str | None, typer.Option(help="write every answer, and whether it is right, to this JSONL file")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="print JSON instead of tables")]
+
+
+def text_of(value: str, option: str) -> str:
+    """Return a text, or that of the file named after an @."""
+    if not value.startswith("@"):
+        return value
+    try:
+        return Path(value[1:]).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{option}: cannot read {value[1:]} as text ({error})") from error
 
 
 def from_configs(*configs: type) -> Callable[[Callable[..., None]], Callable[..., None]]:

@@ -1,0 +1,168 @@
+"""What `eval` and `compare` share: subjects are asked with a progress line, shown and written.
+
+In: subjects and examples. Out: tables, JSON, and a file of predictions for reading.
+"""
+
+import json
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.progress import Progress
+from rich.table import Table
+
+from foreword.cli import options
+from foreword.config import EvalConfig, ResamplingConfig
+from foreword.errors import StorageError
+
+if TYPE_CHECKING:
+    from foreword.backbone import Backbone
+    from foreword.data import Example
+    from foreword.evaluation import Evaluation, Subject
+    from foreword.metrics import Choice, Metric
+    from foreword.scores import Score
+
+
+def ask(
+    backbone: "Backbone",
+    subjects: "Sequence[Subject]",
+    examples: "Sequence[Example]",
+    choice: "Choice",
+    config: EvalConfig,
+    resampling: ResamplingConfig,
+) -> "list[Evaluation]":
+    """Evaluate every subject on the same examples, and say which metrics were chosen."""
+    from foreword.evaluation import evaluate
+
+    names = ", ".join(metric.name for metric in choice.metrics)
+    options.errors.print(f"metrics: {names} ({choice.reason})")
+    results = []
+    with Progress(console=options.errors, transient=True) as progress:
+        for subject in subjects:
+            task = progress.add_task(subject.name, total=len(examples))
+            advance = partial(progress.advance, task)
+            results.append(
+                evaluate(
+                    backbone,
+                    subject,
+                    examples,
+                    choice.metrics,
+                    config,
+                    resampling,
+                    on_answer=advance,
+                )
+            )
+    return results
+
+
+def shown(score: "Score", metric: "Metric", *, is_difference: bool = False) -> str:
+    """Return a score with its interval: shares in percent, differences of shares in points."""
+    scale, digits = (100, 1) if metric.is_share else (1, 3)
+    sign, unit = ("+", "") if is_difference else ("", "%" if metric.is_share else "")
+
+    def number(value: float) -> str:
+        return f"{value * scale:{sign}.{digits}f}"
+
+    if not score.has_interval:
+        return f"{number(score.value)}{unit}"
+    return f"{number(score.value)}{unit} [{number(score.low)}, {number(score.high)}]"
+
+
+def scores_table(
+    results: "Sequence[Evaluation]", metrics: "Sequence[Metric]", resampling: ResamplingConfig
+) -> Table:
+    """Return one row for each subject."""
+    count, share = len(results[0].outcomes), resampling.confidence
+    title = f"{count} examples; in brackets {share:.0%} bootstrap intervals"
+    table = Table("subject", *(metric.name for metric in metrics), "seconds", title=title)
+    for result in results:
+        scores = [shown(result.scores[metric.name], metric) for metric in metrics]
+        table.add_row(result.subject.name, *scores, f"{result.seconds:.1f}")
+    return table
+
+
+def differences_table(
+    results: "Sequence[Evaluation]", metrics: "Sequence[Metric]", resampling: ResamplingConfig
+) -> Table:
+    """Return how every other subject differs from the first one, paired by examples."""
+    first = results[0].subject.name
+    title = f"against {first}, paired (points for shares); * beyond chance"
+    table = Table("subject", *(metric.name for metric in metrics), title=title)
+    for result in results[1:]:
+        found = differences(results[0], result, resampling)
+        cells = [
+            shown(found[metric.name], metric, is_difference=True)
+            + (" *" if found[metric.name].excludes_zero else "")
+            for metric in metrics
+        ]
+        table.add_row(result.subject.name, *cells)
+    return table
+
+
+def differences(
+    first: "Evaluation", result: "Evaluation", resampling: ResamplingConfig
+) -> "dict[str, Score]":
+    """Return a subject's paired differences from the first, by metric."""
+    from foreword.scores import difference
+
+    return {
+        name: difference(score, first.scores[name], resampling)
+        for name, score in result.scores.items()
+    }
+
+
+def as_dict(
+    result: "Evaluation", first: "Evaluation", resampling: ResamplingConfig
+) -> dict[str, Any]:
+    """Return a result as JSON takes it."""
+    found: dict[str, Any] = {
+        "subject": result.subject.name,
+        "num_examples": len(result.outcomes),
+        "scores": {name: score.as_dict() for name, score in result.scores.items()},
+        "seconds": result.seconds,
+    }
+    if result is not first:
+        against = differences(first, result, resampling)
+        found["differences"] = {name: score.as_dict() for name, score in against.items()}
+    return found
+
+
+def write_predictions(
+    path: str,
+    examples: "Sequence[Example]",
+    results: "Sequence[Evaluation]",
+    metrics: "Sequence[Metric]",
+) -> None:
+    """Write one line for each example: prompt, expected, and every subject's answer as judged.
+
+    Raises:
+        StorageError: the file cannot be written.
+    """
+    judges = [metric for metric in metrics if metric.of_row]
+    lines = []
+    for index, example in enumerate(examples):
+        line: dict[str, Any] = {"source": example.source, "prompt": example.prompt}
+        line["expected"] = example.completion
+        line["answers"] = {
+            result.subject.name: _judged(result, index, judges) for result in results
+        }
+        # Images that a file holds itself are named, not written.
+        shown = json.dumps(line, ensure_ascii=False, default=lambda part: type(part).__name__)
+        lines.append(shown + "\n")
+    try:
+        Path(path).write_text("".join(lines), encoding="utf-8")
+    except OSError as error:
+        raise StorageError(f"{path}: cannot write the predictions ({error})") from error
+
+
+def _judged(result: "Evaluation", index: int, judges: "Sequence[Metric]") -> dict[str, Any]:
+    outcome = result.outcomes[index]
+    judged = {judge.name: judge.of_row(outcome) for judge in judges if judge.of_row}
+    found: dict[str, Any] = {"answer": outcome.answer}
+    verdicts = [value for value in judged.values() if isinstance(value, bool)]
+    if verdicts:
+        found["right"] = verdicts[0]
+    if result.answers and not result.answers[index].is_finished:
+        found["cut off"] = True
+    return found | {name: v for name, v in judged.items() if not isinstance(v, bool)}

@@ -1,0 +1,239 @@
+"""What an answer is worth: metrics of answers beside what was expected, and which of them fit.
+
+In: for each example what was expected, what was answered, and the loss of its labels. Out: for each
+resample of the examples a score. A metric takes all resamples at once, as counts `[R, n]` of how
+often each of `n` examples is drawn; a row of ones is the plain score. Knows no model, no file and
+no interval.
+"""
+
+import functools
+import importlib
+import importlib.util
+import json
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from foreword.errors import DependencyError, InputError
+
+Counts = NDArray[np.int64]
+Scores = NDArray[np.float64]
+
+INSTALL = "pip install 'foreword[eval]'"
+MAX_CLASSES = 50  # distinct answers that still count as classes
+MAX_LABEL_WORDS = 5
+MIN_LONG_WORDS = 8  # answers longer than this, in the median, are compared by overlap
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One example and what became of it.
+
+    Attributes:
+        expected: the answer of the data.
+        answer: of the model.
+        loss: cross entropy of all labels of the example together, in nats.
+        num_labels: tokens that were labels, the end included.
+    """
+
+    expected: str
+    answer: str = ""
+    loss: float = 0.0
+    num_labels: int = 0
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One way to score.
+
+    Attributes:
+        name: as options and tables call it.
+        sample: scores `[R]` of outcomes `n` under counts `[R, n]`.
+        of_row: the score of one outcome, where that means something; True and False are right and
+            wrong.
+        is_share: whether it lies between 0 and 1, to be shown in percent.
+        is_better_low: whether less is better.
+        needs_loss: whether it reads the loss, and not the answer.
+    """
+
+    name: str
+    sample: Callable[[Sequence[Outcome], Counts], Scores]
+    of_row: Callable[[Outcome], float | bool] | None = None
+    is_share: bool = True
+    is_better_low: bool = False
+    needs_loss: bool = False
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Metrics, and in words why these."""
+
+    metrics: tuple[Metric, ...]
+    reason: str
+
+
+def row_metric(name: str, of_pair: Callable[[str, str], float | bool]) -> Metric:
+    """Return the mean over the examples of a function of answer and expected text."""
+
+    def of_row(outcome: Outcome) -> float | bool:
+        return of_pair(outcome.answer, outcome.expected)
+
+    def sample(outcomes: Sequence[Outcome], counts: Counts) -> Scores:
+        values = np.array([of_row(outcome) for outcome in outcomes], dtype=np.float64)
+        return np.asarray(counts @ values / counts.sum(1))
+
+    return Metric(name, sample, of_row)
+
+
+def exact(answer: str, expected: str) -> bool:
+    """Whether the texts are equal, but for white space around them."""
+    return answer.strip() == expected.strip()
+
+
+def label_of(text: str) -> str:
+    """Return a class name as it is compared: without case, white space, quotes and final stop."""
+    return text.strip().strip("\"'`").rstrip(".!").strip().casefold()
+
+
+def same_label(answer: str, expected: str) -> bool:
+    """Whether both name the same class."""
+    return label_of(answer) == label_of(expected)
+
+
+def same_json(answer: str, expected: str) -> bool:
+    """Whether both are JSON and mean the same."""
+    found, wanted = read_json(answer), read_json(expected)
+    # To Python true equals 1; to JSON it does not.
+    return found is not None and json.dumps(found, sort_keys=True) == json.dumps(
+        wanted, sort_keys=True
+    )
+
+
+def read_json(text: str) -> Any:
+    """Return what a JSON text means in a list of one, or None where it is no JSON."""
+    try:
+        return [_without_floats(json.loads(text))]
+    except (ValueError, RecursionError):
+        return None
+
+
+def rouge_l(answer: str, expected: str) -> float:
+    """Return ROUGE-L (F-measure): the longest common subsequence of words, in their order.
+
+    Raises:
+        DependencyError: the extra `eval` is not installed.
+    """
+    return float(_rouge_scorer().score(expected, answer)["rougeL"].fmeasure)
+
+
+def _without_floats(value: Any) -> Any:
+    """Write whole floats as integers, which JSON does not tell apart."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, list):
+        return [_without_floats(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _without_floats(item) for key, item in value.items()}
+    return value
+
+
+@functools.cache
+def _rouge_scorer() -> Any:
+    return _extra("rouge_score.rouge_scorer", "rouge_l").RougeScorer(["rougeL"])
+
+
+def _mean_loss(outcomes: Sequence[Outcome], counts: Counts) -> Scores:
+    losses = np.array([outcome.loss for outcome in outcomes])
+    labels = np.array([outcome.num_labels for outcome in outcomes], dtype=np.float64)
+    return np.asarray(counts @ losses / (counts @ labels))
+
+
+def _macro_f1(outcomes: Sequence[Outcome], counts: Counts) -> Scores:
+    """Average F1 over the classes of the expected answers; any other answer is just wrong.
+
+    A class that a resample does not hold and that nothing was taken for is left out of its average.
+    """
+    expected = np.array([label_of(outcome.expected) for outcome in outcomes])
+    answered = np.array([label_of(outcome.answer) for outcome in outcomes])
+    total, num_classes = np.zeros(len(counts)), np.zeros(len(counts))
+    for name in np.unique(expected):
+        of_class, taken_for = expected == name, answered == name
+        hits = counts @ (of_class & taken_for)
+        size = counts @ (of_class.astype(np.int64) + taken_for)
+        total += 2 * hits / np.maximum(size, 1)
+        num_classes += size > 0
+    return np.asarray(total / num_classes)
+
+
+METRICS = {
+    metric.name: metric
+    for metric in (
+        Metric("loss", _mean_loss, is_share=False, is_better_low=True, needs_loss=True),
+        row_metric("accuracy", same_label),
+        Metric("macro_f1", _macro_f1),
+        row_metric("exact", exact),
+        row_metric("json", same_json),
+        row_metric("rouge_l", rouge_l),
+    )
+}
+EXTRAS = {"rouge_l": "rouge_score"}
+"""What a metric needs beyond foreword itself."""
+
+
+def choose(names: str, expected: Sequence[str]) -> Choice:
+    """Return the metrics of a list such as "loss,exact", or those that fit the answers: "auto".
+
+    Raises:
+        InputError: an unknown name. DependencyError: one that was asked for needs an extra.
+    """
+    if names == "auto":
+        return _chosen(expected)
+    wanted = list(dict.fromkeys(name.strip() for name in names.split(",") if name.strip()))
+    unknown = [name for name in wanted if name not in METRICS]
+    if unknown or not wanted:
+        raise InputError(
+            f"--metrics: expected 'auto' or some of {', '.join(METRICS)}, got {names!r}"
+        )
+    for name in wanted:
+        _check_extra(name)
+    return Choice(tuple(METRICS[name] for name in wanted), "as asked")
+
+
+def _chosen(expected: Sequence[str]) -> Choice:
+    names, reason = _fitting(expected)
+    missing = [name for name in names if not _has_extra(name)]
+    if missing:
+        reason += f"; without {', '.join(missing)}, which needs: {INSTALL}"
+    return Choice(tuple(METRICS[name] for name in names if name not in missing), reason)
+
+
+def _fitting(expected: Sequence[str]) -> tuple[list[str], str]:
+    num_rows, words = len(expected), [len(text.split()) for text in expected]
+    if all(isinstance((read_json(text) or [None])[0], dict | list) for text in expected):
+        return ["loss", "json", "exact"], "every answer is JSON"
+    classes = {label_of(text) for text in expected}
+    is_short = max(words) <= MAX_LABEL_WORDS
+    if is_short and len(classes) <= MAX_CLASSES and 2 * len(classes) <= num_rows:
+        return ["loss", "accuracy", "macro_f1"], f"{len(classes)} distinct short answers"
+    median = statistics.median(words)
+    if median > MIN_LONG_WORDS:
+        return ["loss", "rouge_l"], f"long answers, in words: median {median:g}"
+    return ["loss", "exact"], f"{len(classes)} distinct answers, in words: median {median:g}"
+
+
+def _has_extra(name: str) -> bool:
+    return name not in EXTRAS or importlib.util.find_spec(EXTRAS[name]) is not None
+
+
+def _check_extra(name: str) -> None:
+    if not _has_extra(name):
+        raise DependencyError(f"metric {name} needs an extra: {INSTALL}")
+
+
+def _extra(module: str, name: str) -> Any:
+    _check_extra(name)
+    return importlib.import_module(module)

@@ -1,0 +1,95 @@
+"""Scores with bootstrap intervals, and paired differences between them.
+
+In: outcomes and a metric. Out: a `Score`: the value, its interval, and the value of every resample.
+Resamples depend on the seed and the number of examples alone, so those of two subjects on the same
+examples draw the same examples: their difference is paired. Knows no model.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from foreword.config import ResamplingConfig
+from foreword.errors import InputError
+from foreword.metrics import Counts, Metric, Outcome
+
+MAX_COUNTS = 1 << 24  # numbers in one block of counts: 128 MB
+_DEFAULTS = ResamplingConfig()
+
+
+@dataclass(frozen=True)
+class Score:
+    """A value and how sure it is.
+
+    Attributes:
+        value: on all examples.
+        low: end of the percentile bootstrap interval (Efron 1979); NaN for a single example.
+        high: the other end.
+        samples: the value on each resample, `[R]`.
+    """
+
+    value: float
+    low: float
+    high: float
+    samples: NDArray[np.float64] = field(repr=False, compare=False)
+
+    @property
+    def has_interval(self) -> bool:
+        """False for a single example, which says nothing about others."""
+        return bool(np.isfinite(self.low) and np.isfinite(self.high))
+
+    @property
+    def excludes_zero(self) -> bool:
+        """Whether a difference is one beyond chance, at the interval's confidence."""
+        return self.has_interval and not self.low <= 0 <= self.high
+
+    def as_dict(self) -> dict[str, float | None]:
+        """Return value and interval as JSON takes them."""
+        ends = (self.low, self.high) if self.has_interval else (None, None)
+        return {"value": self.value, "low": ends[0], "high": ends[1]}
+
+
+def score(
+    metric: Metric, outcomes: Sequence[Outcome], resampling: ResamplingConfig = _DEFAULTS
+) -> Score:
+    """Score outcomes, with an interval over resamples of them.
+
+    Raises:
+        InputError: no outcomes.
+    """
+    if not outcomes:
+        raise InputError("no examples to score; give at least one")
+    num_rows = len(outcomes)
+    value = float(metric.sample(outcomes, np.ones((1, num_rows), dtype=np.int64))[0])
+    parts = [metric.sample(outcomes, counts) for counts in _draws(num_rows, resampling)]
+    return _with_interval(value, np.concatenate(parts), num_rows, resampling)
+
+
+def difference(score: Score, first: Score, resampling: ResamplingConfig = _DEFAULTS) -> Score:
+    """Return how much a score is above the first one, paired: both of the same examples."""
+    samples = score.samples - first.samples
+    num_rows = 2 if score.has_interval and first.has_interval else 1
+    return _with_interval(score.value - first.value, samples, num_rows, resampling)
+
+
+def _draws(num_rows: int, resampling: ResamplingConfig) -> Iterator[Counts]:
+    """Yield counts `[R, n]` of each resample's examples, in blocks of bounded size."""
+    chance = np.random.default_rng(resampling.seed)
+    size = max(1, MAX_COUNTS // num_rows)
+    starts = range(0, resampling.num_resamples, size)
+    sizes = [min(size, resampling.num_resamples - start) for start in starts]
+    even = np.full(num_rows, 1 / num_rows)
+    for count in sizes:
+        yield chance.multinomial(num_rows, even, size=count)
+
+
+def _with_interval(
+    value: float, samples: NDArray[np.float64], num_rows: int, resampling: ResamplingConfig
+) -> Score:
+    if num_rows < 2:
+        return Score(value, float("nan"), float("nan"), samples)
+    tail = (1 - resampling.confidence) / 2
+    low, high = np.quantile(samples, [tail, 1 - tail])
+    return Score(value, float(low), float(high), samples)

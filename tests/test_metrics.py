@@ -1,0 +1,131 @@
+"""Metrics, bootstrap intervals and paired differences, beside slow computations and libraries."""
+
+import importlib.util
+import random
+
+import numpy as np
+import pytest
+from sklearn.metrics import f1_score
+
+from foreword import metrics, scores
+from foreword.config import ResamplingConfig
+from foreword.errors import DependencyError, InputError
+from foreword.metrics import METRICS, Outcome, choose, row_metric, same_json, same_label
+from foreword.scores import difference, score
+
+FAST = ResamplingConfig(num_resamples=200)
+LABELS = [Outcome(e, a) for e, a in ("aa", "ab", "bb", "bb", "ca", "cc", "ac", "b?")]
+
+
+def names(expected: list[str]) -> list[str]:
+    return [metric.name for metric in choose("auto", expected).metrics]
+
+
+def test_json_is_compared_by_meaning() -> None:
+    assert same_json('{"a": 1.0, "b": 2}', '{"b":2,"a":1}')
+    assert not same_json("{", "{}") and not same_json("{", "{")
+    assert not same_json('{"a": true}', '{"a": 1}') and not same_json("[[1]]", "[1]")
+
+
+def test_a_label_has_no_case_and_no_final_stop() -> None:
+    assert same_label(' "Sports."\n', "sports") and not same_label("sports news", "sports")
+
+
+def test_rouge_l_is_the_longest_common_subsequence() -> None:
+    # "the cat mat" is common: 3 of 4 answered words, 3 of 6 expected ones.
+    found = metrics.rouge_l("the cat, a mat", "the cat sat on the mat")
+    assert found == pytest.approx(2 * 0.75 * 0.5 / 1.25)
+
+
+def test_macro_f1_is_scikit_learns_over_the_expected_classes() -> None:
+    expected, answered = ([getattr(o, side) for o in LABELS] for side in ("expected", "answer"))
+    counts = np.random.default_rng(0).multinomial(8, [1 / 8] * 8, size=20)
+    options = {"average": "macro", "labels": ["a", "b", "c"], "zero_division": np.nan}
+    slow = [f1_score(expected, answered, sample_weight=row, **options) for row in counts]
+    assert METRICS["macro_f1"].sample(LABELS, counts) == pytest.approx(slow)
+    plain = f1_score(expected, answered, **options)
+    assert score(METRICS["macro_f1"], LABELS, FAST).value == pytest.approx(plain)
+
+
+def test_the_loss_is_the_mean_over_labels_not_over_rows() -> None:
+    rows = [Outcome("", loss=6.0, num_labels=2), Outcome("", loss=1.0, num_labels=5)]
+    assert score(METRICS["loss"], rows, FAST).value == 1.0
+
+
+@pytest.mark.parametrize("name", ["accuracy", "macro_f1"])
+def test_counts_score_as_repeated_rows_do(name: str) -> None:
+    counts = np.array([[2, 0, 1, 1, 1, 1, 1, 1], [1, 2, 0, 1, 2, 1, 1, 0]])
+    repeated = [[o for o, n in zip(LABELS, row, strict=True) for _ in range(n)] for row in counts]
+    slow = [METRICS[name].sample(rows, np.ones((1, 8), int))[0] for rows in repeated]
+    assert METRICS[name].sample(LABELS, counts) == pytest.approx(slow)
+
+
+def test_a_class_missing_from_a_resample_does_not_count() -> None:
+    found = METRICS["macro_f1"].sample(LABELS, np.array([[8, 0, 0, 0, 0, 0, 0, 0]]))
+    assert found == [1.0]
+
+
+def test_the_interval_is_that_of_plain_resampling() -> None:
+    rows = [Outcome("x", "x" if index % 3 else "y") for index in range(60)]
+    found = score(METRICS["exact"], rows, ResamplingConfig(num_resamples=2000))
+    chance = random.Random(1)
+    slow = sorted(sum(o.answer == "x" for o in chance.choices(rows, k=60)) / 60 for _ in range(999))
+    assert found.value == pytest.approx(2 / 3)
+    assert found.low == pytest.approx(slow[25], abs=0.02)
+    assert found.high == pytest.approx(slow[974], abs=0.02)
+
+
+def test_the_seed_decides_the_interval_and_blocks_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    once = score(METRICS["accuracy"], LABELS, FAST)
+    monkeypatch.setattr(scores, "MAX_COUNTS", 24)
+    again = score(METRICS["accuracy"], LABELS, FAST)
+    other = score(METRICS["accuracy"], LABELS, ResamplingConfig(num_resamples=200, seed=5))
+    assert (once.samples == again.samples).all() and (once.samples != other.samples).any()
+
+
+def test_a_difference_is_paired_by_examples() -> None:
+    first = [Outcome("x", "x" if index % 2 else "y") for index in range(40)]
+    better = [*first[:-4], *(Outcome("x", "x"),) * 4]
+    one, two = (score(METRICS["exact"], rows, FAST) for rows in (first, better))
+    paired = difference(two, one, FAST)
+    assert paired.value == pytest.approx(0.05)
+    # Only four rows differ: unpaired, both would sway by some thirty points.
+    assert paired.low >= 0 and paired.high <= 0.2 and one.high - one.low > 0.2
+    assert not difference(one, one, FAST).excludes_zero
+
+
+def test_one_example_has_no_interval() -> None:
+    found = score(METRICS["exact"], [Outcome("a", "a")], FAST)
+    assert found.value == 1 and not found.has_interval and found.as_dict()["low"] is None
+    assert not difference(found, found, FAST).excludes_zero
+
+
+def test_auto_looks_at_the_answers() -> None:
+    assert names(["spam", "ham"] * 5) == ["loss", "accuracy", "macro_f1"]
+    assert names(['{"a": 1}', "[2]"]) == ["loss", "json", "exact"]
+    assert names(["a sentence of many more words than any label would have"] * 4)[1] == "rouge_l"
+    assert names(["12", "15", "19"]) == ["loss", "exact"]
+    assert "2 distinct short answers" in choose("auto", ["spam", "ham"] * 5).reason
+
+
+def test_metrics_are_asked_for_by_name() -> None:
+    chosen = choose("exact, json,exact", ["a"]).metrics
+    assert [metric.name for metric in chosen] == ["exact", "json"]
+    with pytest.raises(InputError, match="rouge_l, got 'bleu'"):
+        choose("bleu", ["a"])
+
+
+def test_a_missing_extra_is_said_and_only_a_wish_for_it_fails(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(DependencyError, match=r"rouge_l needs an extra: pip install 'foreword\["):
+        choose("rouge_l", ["a"])
+    chosen = choose("auto", ["a sentence of many more words than any label would have"])
+    assert [metric.name for metric in chosen.metrics] == ["loss"]
+    assert "without rouge_l, which needs: pip install 'foreword[eval]'" in chosen.reason
+
+
+def test_any_function_of_two_texts_is_a_metric() -> None:
+    longer = row_metric("longer", lambda answer, expected: len(answer) > len(expected))
+    assert score(longer, [Outcome("a", "bb"), Outcome("a", "b")], FAST).value == 0.5
