@@ -49,7 +49,7 @@ class Engine:
         self._turns: deque[Row] = deque()  # of the rows that read
         self._waiting: deque[Handle] = deque()
         self._lock = threading.Lock()
-        self._num_failures = 0
+        self._num_failures = self._num_compiled = 0
         self._has_said_alone = False
 
     @property
@@ -122,9 +122,15 @@ class Engine:
     # Admit --------------------------------------------------------------------------------------
 
     def _admit(self) -> None:
-        """Give rows to waiting requests, in order, while there is room."""
+        """Give rows to waiting requests, in order, while there is room.
+
+        Prompts whose state is computed first count as what one step reads.
+        """
         self._drop_cancelled()
-        while (handle := self._next()) is not None:
+        self._num_compiled = 0
+        while self._num_compiled < self.limits.chunk_tokens:
+            if (handle := self._next()) is None:
+                return
             try:
                 if alone.is_needed(self.backbone.capabilities, handle.num_tokens):
                     self._serve_alone(handle)
@@ -183,6 +189,7 @@ class Engine:
         state = tuple(tuple(layer) for layer in prefix.key_values)
         if not all(bool(torch.isfinite(tensor).all()) for layer in state for tensor in layer):
             raise InputError("the prompt makes the model's numbers infinite; train it again")
+        self._num_compiled += prefix.num_virtual_tokens
         none = np.empty(0, dtype=np.int64)
         known = Known(prompt.content_hash, prefix.num_virtual_tokens, none, state)
         self.states.add(known)

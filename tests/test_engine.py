@@ -118,6 +118,23 @@ def test_a_prompts_state_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> No
     assert len(loads) == 1
 
 
+def test_many_new_prompts_do_not_stall_the_others() -> None:
+    engine = engine_of(chunk_tokens=8)
+    running = engine.submit(request(None, ids_of(2), 30))
+    engine.step()
+    prompts = [
+        SoftPrompt.from_embeddings(tiny_models.embeddings(tiny_models.shared("llama"), 6, seed))
+        for seed in range(10, 16)
+    ]
+    handles = [engine.submit(request(prompt, ids_of(3))) for prompt in prompts]
+    for count in range(1, 4):
+        engine.step()
+        assert len(running.ids) == 1 + count and len(engine.states) == 2 * count
+    engine.run()
+    for prompt, handle in zip(prompts, handles, strict=True):
+        assert handle.ids == expected("llama", prompt, ids_of(3), 6)
+
+
 def test_states_stay_under_their_budget_least_recently_used_out() -> None:
     one = engine_of()
     one.submit(request(prompt_of("llama", "key_values", 6), ids_of(10)))
