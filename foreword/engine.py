@@ -20,6 +20,7 @@ from foreword.backbone import Backbone
 from foreword.errors import BusyError, InputError
 from foreword.request import Handle, Request
 from foreword.rows import EngineLimits, Row
+from foreword.sampling import Choice
 from foreword.slots import Pass, Slots
 from foreword.states import Known, StateCache
 
@@ -319,7 +320,7 @@ class Engine:
         rows, logits = joined
         for row in rows:
             _ask_constraint(row)
-        choices = sampling.choose(logits, [row.sampler for row in rows])
+        choices = _choose(rows, logits)
         for row, choice in zip(rows, choices, strict=True):
             if row.is_over:
                 continue
@@ -378,6 +379,17 @@ def _ask_constraint(row: Row) -> None:
             row.sampler.allowed = constraint.allowed()
         except Exception as error:
             row.handle.fail(error)
+
+
+def _choose(rows: list[Row], logits: Tensor) -> list[Choice | None]:
+    """Choose for all rows at once; where that fails, for each alone, so that the culprit fails."""
+    try:
+        return sampling.choose(logits, [row.sampler for row in rows])
+    except Exception as error:
+        if len(rows) == 1:
+            rows[0].handle.fail(error)
+            return [None]
+        return [_choose([row], logits[i : i + 1])[0] for i, row in enumerate(rows)]
 
 
 def _joined(parts: list[Ready]) -> Ready | None:

@@ -368,6 +368,34 @@ def test_a_model_that_always_fails_stops_the_engine(monkeypatch: pytest.MonkeyPa
         engine.run()
 
 
+class Broken(Even):
+    """Fails in one way or another."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.way = way
+
+    def allowed(self) -> Any:
+        if self.way == "allowed":
+            raise InputError("no way on")
+        return "nonsense" if self.way == "mask" else torch.ones(200, dtype=torch.bool)
+
+    def accept(self, chosen_id: int) -> bool:
+        if self.way == "accept":
+            raise InputError("not in the grammar")
+        return False
+
+
+@pytest.mark.parametrize("way", ["allowed", "mask", "accept", "nothing"])
+def test_a_constraint_that_fails_ends_its_own_request(way: str) -> None:
+    engine = engine_of()
+    bad = engine.submit(request(None, ids_of(5), constraint=Broken(way)))
+    good = engine.submit(request(None, ids_of(5)))
+    engine.run()
+    assert bad.finish_reason == ("error" if way != "nothing" else "length")
+    assert good.ids == expected("llama", None, ids_of(5), 6)
+
+
 def test_a_listener_that_raises_ends_its_own_request() -> None:
     engine, heard = engine_of(), []
 
