@@ -1,11 +1,13 @@
 """Serving: the bare model, 64 prompts, and stock PEFT called per request, in one process run.
 
-    python benchmarks/serving.py [--model smollm2-135m] [--repeats 3] [--vllm URL --vllm-model NAME]
+    python benchmarks/serving.py [--repeats 3] [--cpu-time] [--vllm URL --vllm-model NAME]
 
 A closed loop: so many requests are under way at any time, each of a few sentences, and the next one
 comes when one ends. The engine is the server's; nothing is cached between runs but, where "warm" is
 said, the prompts' own states. Systems take turns, so that a noisy machine is noisy for all; figures
-are medians. With `--vllm`, an OpenAI-compatible server at that address gets the same requests.
+are medians; where others work on it too, `--cpu-time` counts this process's own seconds, which
+tell what the work costs but not how long it waits. With `--vllm`, an OpenAI-compatible server at
+that address gets the same requests.
 """
 
 import argparse
@@ -32,6 +34,7 @@ from foreword.engine import Engine
 from foreword.request import Handle, PromptSource, Request
 from foreword.rows import EngineLimits
 
+clock: Callable[[], float] = time.perf_counter
 TEXT = Path(__file__).parent.parent / "README.md"
 
 
@@ -72,11 +75,11 @@ def through_engine(engine: Engine, requests: Sequence[Request], num_at_once: int
     first: dict[int, float] = {}
     coming = iter(enumerate(requests))
     live: list[tuple[int, Handle]] = []
-    begun, handles = time.perf_counter(), []
+    begun, handles = clock(), []
     while True:
         live = [pair for pair in live if pair[1].finish_reason is None]
         for index, request in itertools.islice(coming, num_at_once - len(live)):
-            started[index] = time.perf_counter()
+            started[index] = clock()
             handles.append(engine.submit(request))
             live.append((index, handles[-1]))
         if not live:
@@ -84,8 +87,8 @@ def through_engine(engine: Engine, requests: Sequence[Request], num_at_once: int
         engine.step()
         for index, handle in live:
             if handle.choices and index not in first:
-                first[index] = time.perf_counter() - started[index]
-    seconds = time.perf_counter() - begun
+                first[index] = clock() - started[index]
+    seconds = clock() - begun
     assert all(handle.finish_reason == "length" for handle in handles)
     num_new = sum(len(handle.choices) for handle in handles)
     return Run(num_new / seconds, statistics.median(first.values()))
@@ -93,20 +96,20 @@ def through_engine(engine: Engine, requests: Sequence[Request], num_at_once: int
 
 def through_peft(model: Any, requests: Sequence[Request]) -> Run:
     """Call stock PEFT's `generate` for one request after the other."""
-    begun, first = time.perf_counter(), []
+    begun, first = clock(), []
     for request in requests:
         ids = torch.tensor([request.ids], device=model.device)
         options = {"do_sample": False, "pad_token_id": 0, "attention_mask": torch.ones_like(ids)}
-        started = time.perf_counter()
+        started = clock()
         model.generate(input_ids=ids, max_new_tokens=1, **options)
-        first.append(time.perf_counter() - started)
-    wasted = time.perf_counter() - begun
+        first.append(clock() - started)
+    wasted = clock() - begun
     for request in requests:
         ids = torch.tensor([request.ids], device=model.device)
         options = {"do_sample": False, "pad_token_id": 0, "attention_mask": torch.ones_like(ids)}
         num_new = request.max_new_tokens
         model.generate(input_ids=ids, max_new_tokens=num_new, min_new_tokens=num_new, **options)
-    seconds = time.perf_counter() - begun - wasted
+    seconds = clock() - begun - wasted
     return Run(sum(r.max_new_tokens for r in requests) / seconds, statistics.median(first))
 
 
@@ -121,21 +124,21 @@ def through_http(url: str, model: str, requests: Sequence[Request], num_at_once:
             "temperature": 0, "ignore_eos": True, "stream": True,
         }  # fmt: skip
         kind = {"content-type": "application/json"}
-        started, seconds = time.perf_counter(), None
+        started, seconds = clock(), None
         asked = urllib.request.Request(f"{url}/v1/completions", json.dumps(body).encode(), kind)
         with urllib.request.urlopen(asked) as answer:
             for line in answer:
                 if line.startswith(b"data: {") and seconds is None:
-                    seconds = time.perf_counter() - started
+                    seconds = clock() - started
         assert seconds is not None
         with lock:
             first.append(seconds)
 
-    begun = time.perf_counter()
+    begun = clock()
     with ThreadPoolExecutor(num_at_once) as pool:
         list(pool.map(ask, requests))
     num_new = sum(request.max_new_tokens for request in requests)
-    return Run(num_new / (time.perf_counter() - begun), statistics.median(first))
+    return Run(num_new / (clock() - begun), statistics.median(first))
 
 
 def systems_for(backbone: Backbone, arguments: argparse.Namespace) -> dict[str, Callable[[], Run]]:
@@ -187,9 +190,13 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=64)
     parser.add_argument("--virtual-tokens", type=int, default=32)
     parser.add_argument("--peft-requests", type=int, default=6)
+    parser.add_argument("--cpu-time", action="store_true", help="not with --vllm")
     parser.add_argument("--vllm", help="address of another server, as http://127.0.0.1:8000")
     parser.add_argument("--vllm-model", default="smollm2-135m")
     arguments = parser.parse_args()
+    if arguments.cpu_time:
+        global clock
+        clock = time.process_time
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     backbone = Backbone.load(arguments.model)
@@ -200,8 +207,9 @@ def main() -> None:
             runs[name].append(run())
     where = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
     print(
-        f"{arguments.model}, {backbone.dtype}, {where}, {torch.get_num_threads()} threads, "
-        f"{arguments.at_once} requests at once, {arguments.requests} in all, "
+        f"{arguments.model}, {backbone.dtype}, {where}, {torch.get_num_threads()} threads"
+        f"{', CPU seconds' if arguments.cpu_time else ''}, {arguments.at_once} requests at once, "
+        f"{arguments.requests} in all, "
         f"{arguments.new_tokens} new tokens each, P={arguments.virtual_tokens}, "
         f"median of {arguments.repeats}\n\n"
         "| system | tokens/s | to bare | first token, s | to bare |\n|---|---|---|---|---|"

@@ -20,6 +20,7 @@ from foreword.backbone import Backbone
 from foreword.errors import BusyError, InputError, UnsupportedError
 from foreword.request import Handle, Request
 from foreword.rows import EngineLimits, Row
+from foreword.sampling import Choice
 from foreword.slots import Pass, Slots
 from foreword.state_cache import Known, StateCache
 
@@ -54,7 +55,7 @@ class Engine:
         self._turns: deque[Row] = deque()  # of the rows that read
         self._waiting: deque[Handle] = deque()
         self._lock = threading.Lock()
-        self._num_failures = 0
+        self._num_failures = self._num_compiled = 0
         self._has_said_alone = False
 
     @property
@@ -127,9 +128,15 @@ class Engine:
     # Admit --------------------------------------------------------------------------------------
 
     def _admit(self) -> None:
-        """Give rows to waiting requests, in order, while there is room."""
+        """Give rows to waiting requests, in order, while there is room.
+
+        Prompts whose state is computed first count as what one step reads.
+        """
         self._drop_cancelled()
-        while (handle := self._next()) is not None:
+        self._num_compiled = 0
+        while self._num_compiled < self.limits.chunk_tokens:
+            if (handle := self._next()) is None:
+                return
             try:
                 if alone.is_needed(self.backbone.capabilities, handle.num_tokens):
                     self._serve_alone(handle)
@@ -188,6 +195,7 @@ class Engine:
         state = tuple(tuple(layer) for layer in prefix.key_values)
         if not all(bool(torch.isfinite(tensor).all()) for layer in state for tensor in layer):
             raise InputError("the prompt makes the model's numbers infinite; train it again")
+        self._num_compiled += prefix.num_virtual_tokens
         none = np.empty(0, dtype=np.int64)
         known = Known(prompt.content_hash, prefix.num_virtual_tokens, none, state)
         self.states.add(known)
@@ -317,7 +325,7 @@ class Engine:
         rows, logits = joined
         for row in rows:
             _ask_constraint(row)
-        choices = sampling.choose(logits, [row.sampler for row in rows])
+        choices = _choose(rows, logits)
         for row, choice in zip(rows, choices, strict=True):
             if row.is_over:
                 continue
@@ -376,6 +384,17 @@ def _ask_constraint(row: Row) -> None:
             row.sampler.allowed = constraint.allowed()
         except Exception as error:
             row.handle.fail(error)
+
+
+def _choose(rows: list[Row], logits: Tensor) -> list[Choice | None]:
+    """Choose for all rows at once; where that fails, for each alone, so that the culprit fails."""
+    try:
+        return sampling.choose(logits, [row.sampler for row in rows])
+    except Exception as error:
+        if len(rows) == 1:
+            rows[0].handle.fail(error)
+            return [None]
+        return [_choose([row], logits[i : i + 1])[0] for i, row in enumerate(rows)]
 
 
 def _joined(parts: list[Ready]) -> Ready | None:

@@ -122,7 +122,11 @@ class Handle:
             self.end("length")
             return
         self.choices.append(choice)
-        is_said = request.constraint is not None and request.constraint.accept(choice.id)
+        try:
+            is_said = request.constraint is not None and request.constraint.accept(choice.id)
+        except Exception as error:
+            self.fail(error)
+            return
         if is_said or choice.id in request.stop_ids:
             self.finish_reason = "stop"
         elif len(self.choices) >= request.max_new_tokens:

@@ -163,7 +163,7 @@ def _edit_row(row: Tensor, sampler: Sampler) -> None:
         ids = torch.tensor(list(settings.logit_bias), device=device)
         row[ids] += torch.tensor(list(settings.logit_bias.values()), device=device, dtype=row.dtype)
     if sampler.allowed is not None:
-        allowed = sampler.allowed.to(device)
+        allowed = sampler.allowed.to(device)[: len(row)]
         row[: len(allowed)].masked_fill_(~allowed, -math.inf)
         row[len(allowed) :] = -math.inf
 

@@ -120,6 +120,23 @@ def test_a_prompts_state_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> No
     assert len(loads) == 1
 
 
+def test_many_new_prompts_do_not_stall_the_others() -> None:
+    engine = engine_of(chunk_tokens=8)
+    running = engine.submit(request(None, ids_of(2), 30))
+    engine.step()
+    prompts = [
+        SoftPrompt.from_embeddings(tiny_models.embeddings(tiny_models.shared("llama"), 6, seed))
+        for seed in range(10, 16)
+    ]
+    handles = [engine.submit(request(prompt, ids_of(3))) for prompt in prompts]
+    for count in range(1, 4):
+        engine.step()
+        assert len(running.ids) == 1 + count and len(engine.states) == 2 * count
+    engine.run()
+    for prompt, handle in zip(prompts, handles, strict=True):
+        assert handle.ids == expected("llama", prompt, ids_of(3), 6)
+
+
 def test_states_stay_under_their_budget_least_recently_used_out() -> None:
     one = engine_of()
     one.submit(request(prompt_of("llama", "key_values", 6), ids_of(10)))
@@ -351,6 +368,34 @@ def test_a_model_that_always_fails_stops_the_engine(monkeypatch: pytest.MonkeyPa
         engine.submit(request(None, ids_of(9, seed)))
     with pytest.raises(RuntimeError, match="out of memory"):
         engine.run()
+
+
+class Broken(Even):
+    """Fails in one way or another."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.way = way
+
+    def allowed(self) -> Any:
+        if self.way == "allowed":
+            raise InputError("no way on")
+        return "nonsense" if self.way == "mask" else torch.ones(200, dtype=torch.bool)
+
+    def accept(self, chosen_id: int) -> bool:
+        if self.way == "accept":
+            raise InputError("not in the grammar")
+        return False
+
+
+@pytest.mark.parametrize("way", ["allowed", "mask", "accept", "nothing"])
+def test_a_constraint_that_fails_ends_its_own_request(way: str) -> None:
+    engine = engine_of()
+    bad = engine.submit(request(None, ids_of(5), constraint=Broken(way)))
+    good = engine.submit(request(None, ids_of(5)))
+    engine.run()
+    assert bad.finish_reason == ("error" if way != "nothing" else "length")
+    assert good.ids == expected("llama", None, ids_of(5), 6)
 
 
 def test_a_listener_that_raises_ends_its_own_request() -> None:
