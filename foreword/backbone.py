@@ -29,6 +29,7 @@ from foreword import (
     proof,
     quantized,
     recurrent,
+    releases,
     seq2seq_generation,
 )
 from foreword.capabilities import Capabilities, inspect_model
@@ -518,7 +519,9 @@ class Backbone:
         placed = generation.model_inputs(
             self.capabilities, batch, cache, given, attention_mask, 0, self.dtype, reading
         )
-        output = generation.read_pass(self.decoder, tokens | placed)
+        # The rows behind a prefix need a mask, where the bare model's first pass needs none.
+        with releases.grouped_heads(given.device.type == "cpu" and given.shape[1] > 1):
+            output = generation.read_pass(self.decoder, tokens | placed)
         hidden: Tensor = output.last_hidden_state
         return hidden
 

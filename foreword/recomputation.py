@@ -11,6 +11,7 @@ from typing import Any
 from torch.nn import Module, ModuleList
 from torch.utils.checkpoint import checkpoint
 
+from foreword import releases
 from foreword.backbone import Backbone
 from foreword.errors import UnsupportedError
 
@@ -83,7 +84,13 @@ class _Recomputed(Module):
         self.layer = layer
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return checkpoint(self.layer, *args, use_reentrant=False, **kwargs)
+        is_grouped = releases.are_heads_grouped()
+
+        def run(*args: Any, **kwargs: Any) -> Any:
+            with releases.grouped_heads(is_grouped):  # on the way back, too
+                return self.layer(*args, **kwargs)
+
+        return checkpoint(run, *args, use_reentrant=False, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
         try:

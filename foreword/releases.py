@@ -49,3 +49,8 @@ def grouped_heads(is_wanted: bool) -> Iterator[None]:
         yield
     finally:
         os.environ.pop(GROUPED_HEADS, None)
+
+
+def are_heads_grouped() -> bool:
+    """Return whether `grouped_heads`, or the user, asks for grouped attention now."""
+    return GROUPED_HEADS in os.environ
