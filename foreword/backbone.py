@@ -20,17 +20,20 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from foreword import (
     arguments,
+    cache_layers,
     caches,
     generation,
     identity,
     loading,
     media_proof,
     models,
+    one_pass,
     proof,
     quantized,
     recurrent,
     releases,
     seq2seq_generation,
+    view,
 )
 from foreword.capabilities import Capabilities, inspect_model
 from foreword.encoding import Batch
@@ -211,7 +214,7 @@ class Backbone:
             tokens["per_layer_inputs"] = looked_up.unflatten(-1, (num_layers, -1))
         hidden = self._decode(no_prefixes(1), cache, None, None, **tokens)
         layers = tuple(
-            tuple(tensor[0] for tensor in caches.state_of(layer)) for layer in cache.layers
+            tuple(tensor[0] for tensor in cache_layers.state_of(layer)) for layer in cache.layers
         )
         states = States(layers, len(embeddings))
         return self.tie(states, hidden) if self.tie is not None else states
@@ -338,7 +341,7 @@ class Backbone:
         if not self.capabilities.modalities:
             return None
         turn = Turn(input_ids, attention_mask, 0, 0, batch.num_virtual, None)
-        return generation.read_media(self.model, self.capabilities, turn, dict(media or {}))
+        return one_pass.read_media(self.model, self.capabilities, turn, dict(media or {}))
 
     def label_states(self, prefixes: PrefixBatch, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """Return the hidden states before labels `[N, H]`, the labels `[N]` and rows `[N]`."""
@@ -438,7 +441,7 @@ class Backbone:
             return model  # what it proposes is verified anyway
         if capabilities.encoder:
             return model
-        return generation.view(model, capabilities, no_prefixes(1), (0,))
+        return view.view(model, capabilities, no_prefixes(1), (0,))
 
     def _prefix(self, prompt: Prompt, needs_grad: bool) -> Prefix | None:
         if prompt is None:
@@ -516,12 +519,12 @@ class Backbone:
     ) -> Tensor:
         """Run the decoder without its head over one pass of tokens and return `[B, T, H]`."""
         given = tokens["input_ids"] if "input_ids" in tokens else tokens["inputs_embeds"]
-        placed = generation.model_inputs(
+        placed = one_pass.model_inputs(
             self.capabilities, batch, cache, given, attention_mask, 0, self.dtype, reading
         )
         # The rows behind a prefix need a mask, where the bare model's first pass needs none.
         with releases.grouped_heads(given.device.type == "cpu" and given.shape[1] > 1):
-            output = generation.read_pass(self.decoder, tokens | placed)
+            output = one_pass.read_pass(self.decoder, tokens | placed)
         hidden: Tensor = output.last_hidden_state
         return hidden
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from foreword.capabilities import Capabilities
 from foreword.errors import InputError, UnsupportedError
-from foreword.generation import read_media
+from foreword.one_pass import read_media
 from foreword.placeholders import Turn
 from foreword.prefix import Prefix, PrefixBatch
 

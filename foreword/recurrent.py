@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-from foreword.caches import RecurrentStates, SharedLayer, one_pass_layer
+from foreword.cache_layers import RecurrentStates, SharedLayer, one_pass_layer
 from foreword.capabilities import Capabilities, LayerFacts
 from foreword.prefix import PrefixBatch
 from foreword.states import LayerState

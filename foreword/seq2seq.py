@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache, EncoderDecoderCache
 
-from foreword import arguments, caches, generation, recurrent
+from foreword import arguments, caches, one_pass, recurrent
 from foreword.capabilities import Capabilities
 from foreword.encoders import EncoderFacts
 from foreword.errors import InputError, UnsupportedError
@@ -179,7 +179,7 @@ class Seq2Seq:
         num_cached: int,
     ) -> dict[str, Any]:
         """Return positions, mask and cache for one pass of the decoder over `tokens` `[B, T]`."""
-        placed = generation.model_inputs(
+        placed = one_pass.model_inputs(
             self.facts, batch, cache, tokens, mask, num_cached, self.model.dtype
         )
         if self.encoder.placing != "told":

@@ -11,10 +11,11 @@ from typing import Any
 from torch import Tensor
 from transformers import DynamicCache, EncoderDecoderCache, GenerationMixin
 
-from foreword import arguments, caches, generation
+from foreword import arguments, caches
 from foreword.errors import InputError, UnsupportedError
 from foreword.prefix import PrefixBatch
 from foreword.seq2seq import Seq2Seq
+from foreword.view import twin
 
 CACHE = "a decoder's cache belongs to one encoder output; leave past_key_values out"
 PLACED = "a prompt before the decoder's tokens moves them; leave it out"
@@ -156,7 +157,7 @@ def view(passes: Seq2Seq, batch: PrefixBatch) -> Any:
     """Return an object that generates like the model, behind what stands before each row's decoded
     tokens; it shares the weights.
     """
-    result = generation.twin(passes.model, _view_class(passes.model.__class__))
+    result = twin(passes.model, _view_class(passes.model.__class__))
     result.__dict__.update(_model=passes.model, _passes=passes, _batch=batch)
     return result
 

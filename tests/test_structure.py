@@ -12,8 +12,9 @@ PACKAGE = Path(foreword.__file__).parent
 ORDER = [
     "errors", "releases", "config", "store", "row_files", "parts", "turns", "data", "encoding",
     "home_commands", "gguf_files", "models", "artifact", "states", "prompt", "initializers",
-    "encoders", "capabilities", "identity", "layout", "placeholders", "media", "prefix", "caches",
-    "recurrent", "arguments", "generation", "seq2seq", "seq2seq_generation", "proof", "media_proof",
+    "encoders", "capabilities", "identity", "layout", "placeholders", "media", "prefix",
+    "cache_layers", "caches", "recurrent", "arguments", "one_pass", "padding", "view", "generation",
+    "seq2seq", "seq2seq_generation", "proof", "media_proof",
     "quantized", "processors", "loading", "backbone", "recomputation", "sharding", "guards", "loss",
     "train_state", "preparation", "distributed", "passes", "validation", "run", "memory",
     "training", "curves", "chat", "metrics", "scores", "evaluation", "inspection", "plots",

@@ -1,0 +1,273 @@
+"""A view of a model: an object of a subclass of its class that generates behind prefixes.
+
+In: a model, a batch of prefixes. Out: an object that shares the model's weights and has its own
+state, so that the model is never patched and threads do not meet. It translates each forward pass
+of transformers' `generate`: real tokens to positions after the prefix, the two-dimensional mask to
+masks by position, padded rows of recurrent models to passes of one length. Knows ids only, no text.
+"""
+
+import functools
+import logging
+import weakref
+from collections import OrderedDict
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import GenerationMixin, LogitsProcessorList
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from foreword import arguments, caches, padding, recurrent, releases
+from foreword.capabilities import Capabilities
+from foreword.errors import InputError, UnsupportedError
+from foreword.media import Reading
+from foreword.one_pass import model_inputs, read_pass
+from foreword.prefix import PrefixBatch
+
+log = logging.getLogger("foreword")
+
+HOOKS = (
+    "_forward_hooks",
+    "_forward_pre_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_forward_pre_hooks_with_kwargs",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+)
+
+
+class _View(GenerationMixin):
+    """What a view overrides of its model; see `view`."""
+
+    _model: Any
+    _capabilities: Capabilities
+    _batch: PrefixBatch
+    _num_padding: tuple[int, ...]
+    _reading: Reading | None
+
+    def forward(self, **inputs: Any) -> Any:
+        """Run the model on real tokens, behind each row's prefix."""
+        cache = inputs.pop("past_key_values", None)
+        inputs.pop("cache_params", None)
+        mask = inputs.pop("attention_mask", None)
+        inputs.pop("position_ids", None)  # recomputed from the mask
+        keep = inputs.pop("use_cache", None) is not False and cache is not None
+        tokens = inputs.get("input_ids")
+        if tokens is None:
+            tokens = inputs["inputs_embeds"]
+        if cache is not None and mask is not None and not cache.is_padded:
+            cache.is_padded = not bool(mask.all())
+        batch = self._batch.expanded(tokens.shape[0])
+        num_cached = cache.get_seq_length() if cache is not None else 0
+        model_cache = (
+            cache.model_cache if cache is not None else caches.uncached(batch, self._capabilities)
+        )
+        if self._capabilities.is_recurrent and recurrent.has_padding(mask, tokens.shape[1]):
+            output = self._read_groups(inputs, mask, batch, model_cache, num_cached)
+        else:
+            output = self._read(inputs, mask, batch, model_cache, num_cached)
+        if cache is not None:
+            cache.num_read += tokens.shape[1]
+        if cache is not None and self._reading is not None:
+            cache.memory = self._reading.memory.expanded(tokens.shape[0])
+        if self._capabilities.cache_argument != "past_key_values":
+            output = CausalLMOutputWithPast(logits=output.logits)
+        output.past_key_values = cache if keep else None
+        return output
+
+    def _read(
+        self,
+        inputs: dict[str, Any],
+        mask: Tensor | None,
+        batch: PrefixBatch,
+        cache: Any,
+        num_cached: int,
+    ) -> Any:
+        """Run the model once over tokens that follow `num_cached` others behind their prefixes."""
+        tokens = (
+            inputs["input_ids"] if inputs.get("input_ids") is not None else inputs["inputs_embeds"]
+        )
+        placed = model_inputs(
+            self._capabilities,
+            batch,
+            cache,
+            tokens,
+            mask,
+            num_cached,
+            self._model.dtype,
+            self._reading,
+        )
+        # The tokens after a prefix need a mask, where the bare model's first pass needs none.
+        with releases.grouped_heads(tokens.device.type == "cpu" and tokens.shape[1] > 1):
+            return read_pass(self._model, inputs | placed)
+
+    def _read_groups(
+        self,
+        inputs: dict[str, Any],
+        mask: Tensor,
+        batch: PrefixBatch,
+        cache: Any,
+        num_cached: int,
+    ) -> Any:
+        """Run the model over padded rows in groups of one length; logits of padding are zeros."""
+        for name in ("output_attentions", "output_hidden_states"):
+            if inputs.get(name):
+                raise UnsupportedError(
+                    f"generate({name}=True): rows of different lengths are read one length at a "
+                    f"time by {self._capabilities.model_type}; give one row, or leave it out"
+                )
+        if self._reading is not None and self._reading.memory.has_media:
+            raise UnsupportedError(
+                f"{self._capabilities.model_type} reads rows of different lengths one length at a "
+                "time, and no media with them; give one row at a time, or rows of one length"
+            )
+        _say_slower(self._model, self._capabilities)
+        name = "input_ids" if inputs.get("input_ids") is not None else "inputs_embeds"
+        num_rows, num_new = inputs[name].shape[:2]
+        pairs, logits = [], None
+        for group in recurrent.groups(mask, num_new):
+            part = inputs | {name: inputs[name][group.rows, num_new - group.num_new :]}
+            seen = mask[group.rows]
+            seen = torch.cat([seen[:, :num_cached], seen[:, mask.shape[1] - group.num_new :]], 1)
+            prefixes = recurrent.part_of(batch, group)
+            num_empty = batch.num_slots - prefixes.num_slots
+            own = recurrent.cache_of(cache, group, self._capabilities, num_empty)
+            found = self._read(part, seen, prefixes, own, num_cached).logits
+            pairs.append((group, own))
+            if logits is None:
+                num_kept = inputs.get("logits_to_keep") or num_new
+                logits = found.new_zeros(num_rows, num_kept, found.shape[2])
+            logits[group.rows, -found.shape[1] :] = found
+        recurrent.lay_back(cache, pairs, num_rows, num_new)
+        return CausalLMOutputWithPast(logits=logits)
+
+    def _prepare_position_ids_for_generation(self, *args: Any, **kwargs: Any) -> Any:
+        """Return positions that nothing reads; a model's own way leaves a trace on the model."""
+        return GenerationMixin._prepare_position_ids_for_generation(self, *args, **kwargs)
+
+    def _supports_mm_encoder_outputs(self) -> bool:
+        """False: each pass reads its media by ids."""
+        return False
+
+    def _prepare_cache_for_generation(
+        self,
+        generation_config: Any,
+        model_kwargs: dict[str, Any],
+        generation_mode: Any,
+        batch_size: int,
+        max_cache_length: int,
+    ) -> None:
+        """Make the cache asked for, or take the caller's, and start it with the prefixes."""
+        arguments.check_length(self._capabilities, max_cache_length + 1, self._batch.num_slots)
+        self._refuse_cache(generation_config.cache_implementation)
+        if getattr(generation_config, "use_mtp", None):
+            raise UnsupportedError(
+                "generate(use_mtp=...): drafts of multi-token prediction modules do not see the "
+                "prompt; use assistant_model or prompt_lookup_num_tokens"
+            )
+        super()._prepare_cache_for_generation(
+            generation_config, model_kwargs, generation_mode, batch_size, max_cache_length
+        )
+        cache = model_kwargs.get("past_key_values")
+        if cache is None:
+            return
+        copies = max(generation_config.num_beams or 1, generation_config.num_return_sequences or 1)
+        batch = self._batch.expanded(len(self._batch.prefixes) * copies)
+        model_kwargs["past_key_values"] = caches.start(
+            cache, batch, self._capabilities, max_cache_length
+        )
+
+    def _refuse_cache(self, kind: str | None) -> None:
+        if kind == "offloaded_static":
+            raise UnsupportedError(
+                "the offloaded static cache holds no prefix; use cache_implementation='offloaded'"
+            )
+        if kind == "quantized" and self._capabilities.is_recurrent:
+            raise UnsupportedError(
+                f"transformers' quantized cache holds no recurrent states, which "
+                f"{self._capabilities.model_type} keeps; use another cache"
+            )
+        if kind == "quantized" and any(reach.size for reach in self._capabilities.reaches):
+            raise UnsupportedError(
+                f"transformers' quantized cache takes full attention only, and "
+                f"{self._capabilities.model_type} has sliding or chunked layers; use another cache"
+            )
+
+    def _validate_model_kwargs(self, model_kwargs: dict[str, Any]) -> None:
+        """Name arguments that the model does not take, as transformers does, in one line."""
+        # Whatever a model calls its cache, the caller gives it by one name.
+        others = {key: value for key, value in model_kwargs.items() if key != "past_key_values"}
+        try:
+            super()._validate_model_kwargs(others)
+        except ValueError as error:
+            raise InputError(" ".join(str(error).split())) from None
+
+    def _get_logits_processor(self, *args: Any, **kwargs: Any) -> LogitsProcessorList:
+        """Return transformers' processors; those that read history read each row without its
+        padding.
+        """
+        processors = super()._get_logits_processor(*args, **kwargs)
+        if not any(self._num_padding):
+            return processors
+        return LogitsProcessorList(
+            padding.UnpaddedHistory(p, self._num_padding) if padding.reads_padding(p) else p
+            for p in processors
+        )
+
+
+_told: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
+def _say_slower(model: Any, capabilities: Capabilities) -> None:
+    """Say once for each model that its padded rows take several passes."""
+    if model in _told:
+        return
+    _told.add(model)
+    log.warning(
+        "%s keeps recurrent states, which padding would change: rows of several lengths are read "
+        "one length at a time, then decoded together",
+        capabilities.model_type,
+    )
+
+
+@functools.cache
+def _view_class(model_class: Any) -> Any:
+    """Return the subclass of a model's class that views are of; its signature stays the model's."""
+    forward = functools.wraps(model_class.forward)(
+        lambda self, **inputs: _View.forward(self, **inputs)
+    )
+    # By their names, transformers would call the cache of some classes otherwise.
+    name = model_class.__name__.replace("Mamba", "Recurrent")
+    return type(name, (_View, model_class), {"forward": forward})
+
+
+def view(
+    model: Any,
+    capabilities: Capabilities,
+    batch: PrefixBatch,
+    num_padding: tuple[int, ...],
+    reading: Reading | None = None,
+) -> Any:
+    """Return an object that generates like `model`, each row behind its prefix; it shares the
+    weights.
+    """
+    result = twin(model, _view_class(model.__class__))
+    # Through the dictionary: a module set as an attribute would be registered as a submodule.
+    result.__dict__.update(
+        _model=model,
+        _capabilities=capabilities,
+        _batch=batch,
+        _num_padding=num_padding,
+        _reading=reading,
+    )
+    return result
+
+
+def twin(model: Any, view_class: Any) -> Any:
+    """Return an object of another class with a model's state and none of its hooks."""
+    result: Any = object.__new__(view_class)
+    result.__dict__.update(model.__dict__)
+    result.__dict__.pop("forward", None)
+    result.__dict__.update({name: OrderedDict() for name in HOOKS if name in model.__dict__})
+    return result
