@@ -37,7 +37,7 @@ $(VENV)-oldest/installed: pyproject.toml constraints.txt
 
 test-oldest: $(VENV)-oldest/installed
 	$(VENV)-oldest/bin/python -m pytest tests/test_contract.py tests/test_training.py \
-	  tests/test_formats.py tests/test_refusals.py -k '$(PLAIN)'
+	  tests/test_formats.py tests/test_refusals.py tests/test_engine.py -k '$(PLAIN)'
 
 # Quantized bases, whose libraries change what others import: an environment of their own.
 $(VENV)-quantized/installed: pyproject.toml constraints.txt
