@@ -11,7 +11,7 @@ import random
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,11 +38,13 @@ class Example:
         prompt: plain text, or the turns before the answer.
         completion: the answer, never blank.
         source: where the row stands, as "rows.jsonl:12".
+        task: what it is a row of, where a file holds several tasks.
     """
 
     prompt: str | tuple[Message, ...]
     completion: str
     source: str = "example"
+    task: str = ""
 
 
 def read_examples(path: str | Path, config: DataConfig = _DEFAULT_COLUMNS) -> list[Example]:
@@ -71,7 +73,11 @@ def as_example(
         DataError: the row cannot be used; names `source`.
     """
     with named(source):
-        return _example(dict(row), source, config)
+        example = _example(dict(row), source, config)
+        if config.task_column is None:
+            return example
+        task = _column(dict(row), config.task_column, "--task-column")
+        return replace(example, task=_text(task, f"column {config.task_column!r}"))
 
 
 def _beside(example: Example, folder: Path) -> Example:
@@ -84,7 +90,7 @@ def _beside(example: Example, folder: Path) -> Example:
         else turn
         for turn in example.prompt
     )
-    return Example(turns, example.completion, example.source)
+    return replace(example, prompt=turns)
 
 
 def split_examples(

@@ -15,9 +15,9 @@ ORDER = [
     "encoders", "capabilities", "identity", "layout", "placeholders", "media", "prefix", "caches",
     "recurrent", "arguments", "generation", "seq2seq", "seq2seq_generation", "proof", "media_proof",
     "quantized", "processors", "loading", "backbone", "recomputation", "sharding", "guards", "loss",
-    "train_state", "preparation", "distributed", "passes", "validation", "run", "memory",
-    "training", "curves", "chat", "evaluation", "doctor", "sampling", "slots", "state_cache",
-    "request", "alone", "rows", "engine", "server", "cli",
+    "methods", "train_state", "preparation", "probing", "distributed", "passes", "validation",
+    "run", "memory", "training", "curves", "chat", "evaluation", "doctor", "sampling", "slots",
+    "state_cache", "request", "alone", "rows", "engine", "server", "cli",
 ]  # fmt: skip
 
 

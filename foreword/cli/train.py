@@ -32,8 +32,11 @@ def command(
     validation: Annotated[
         str, typer.Option(help="a file of examples, or the share of --data to hold out")
     ] = "0.1",
-    init_from: Annotated[
-        str | None, typer.Option(help="directory of a soft prompt to start from")
+    init_prompt: Annotated[
+        str | None,
+        typer.Option(
+            "--init-prompt", "--init-from", help="directory of a soft prompt to start from"
+        ),
     ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="go on where a run into --output stopped, bit for bit")
@@ -83,7 +86,7 @@ def command(
         config,
         validation=held_out_rows,
         encoding_config=encoding,
-        initial=_initial(init_from),
+        initial=_initial(init_prompt),
         checkpoint=output,
         resume=resume,
     )
