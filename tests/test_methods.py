@@ -37,7 +37,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "context-tuning": {"method": "context-tuning", "num_virtual_tokens": 14},
     "multitask": {"method": "multitask"},
 }
-EMBEDDED = ("p-tuning mlp", "p-tuning lstm", "residual", "multitask", "prompt-tuning")
 
 
 def config(variant: str, **changes: Any) -> TrainConfig:
@@ -118,8 +117,8 @@ def obvious_prompts(variant: str, method: methods.Method) -> dict[str, SoftPromp
         flat = method.constants[0] + FORMULAS[variant](leaves[0], leaves[1:])
         if variant != "prefix-projection":
             return {"": SoftPrompt("embeddings", [flat])}
-        states = flat.view(4, 2, 2, 2, 8)  # P, layers, keys and values, N, D
-        tensors = [states[:, i, j].transpose(0, 1) for i in range(2) for j in range(2)]
+        states = flat.view(4, 3, 2, 2, 8)  # P, layers, keys and values, N, D
+        tensors = [states[:, i, j].transpose(0, 1) for i in range(3) for j in range(2)]
         return {"": SoftPrompt("key_values", tensors)}
     if variant == "context-tuning":
         pairs = zip(method.constants, leaves, strict=True)
@@ -238,8 +237,8 @@ def run(
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_the_loss_falls(backbone: Backbone, variant: str) -> None:
-    events = run(backbone, variant, num_steps=30, batch_size=4, learning_rate=0.05)
-    assert events[-1].loss < 0.7 * events[0].loss
+    events = run(backbone, variant, num_steps=12, batch_size=4, learning_rate=0.1, eval_every=0)
+    assert events[-1].loss < 0.8 * events[0].loss
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -269,6 +268,7 @@ def test_a_network_is_in_the_state_and_not_in_the_prompt(
     assert last.prompt.facts["method"] == "p-tuning"
 
 
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # PEFT's own
 @pytest.mark.parametrize("variant", ["residual", "prefix-projection", "context-tuning"])
 def test_stock_peft_reads_what_is_saved(backbone: Backbone, variant: str, tmp_path: Path) -> None:
     prompt = run(backbone, variant, num_steps=2)[-1].prompt
