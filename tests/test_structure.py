@@ -16,8 +16,8 @@ ORDER = [
     "recurrent", "arguments", "generation", "seq2seq", "seq2seq_generation", "proof", "media_proof",
     "quantized", "processors", "loading", "backbone", "recomputation", "sharding", "guards", "loss",
     "methods", "train_state", "preparation", "probing", "distributed", "passes", "validation",
-    "run", "memory", "training", "recipes", "curves", "chat", "evaluation", "doctor", "sampling",
-    "slots", "state_cache", "request", "alone", "rows", "engine", "server", "cli",
+    "run", "memory", "training", "recipes", "curves", "chat", "ensembles", "evaluation", "doctor",
+    "sampling", "slots", "state_cache", "request", "alone", "rows", "engine", "server", "cli",
 ]  # fmt: skip
 
 
