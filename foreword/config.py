@@ -86,9 +86,6 @@ class DataConfig:
         None, "text before the answer, with {column} fields; needs --label-column"
     )
     label_column: str | None = option(None, "column that holds the answer of a --template")
-    task_column: str | None = option(
-        None, "column that names each row's task, for --method multitask"
-    )
 
     def __post_init__(self) -> None:
         if (self.template is None) != (self.label_column is None):
@@ -146,6 +143,9 @@ class TrainConfig:
         None,
         "instruction that the prompt starts from; without it, vocabulary, and demonstrations for "
         "context-tuning",
+    )
+    task_column: str | None = option(
+        None, "column that names each row's task, for --method multitask"
     )
     encoder: Literal["mlp", "lstm"] = option(
         "mlp", "network of p-tuning (Liu et al. 2021 have both; PEFT's default is mlp)"
@@ -216,6 +216,8 @@ class TrainConfig:
                 f"--method {self.method} learns {FORMS[self.method]}, not --form {self.form}: "
                 "leave --form out"
             )
+        if self.task_column is not None and self.method != "multitask":
+            raise InputError("--task-column is of --method multitask: give that, too")
         if self.encoder != "mlp" and self.method != "p-tuning":
             raise InputError(f"--encoder {self.encoder} is of --method p-tuning: give that, too")
         if self.encoder_size is not None and self.method not in (

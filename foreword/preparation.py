@@ -181,7 +181,9 @@ def encode_rows(
     """
     said = []
     texts = [
-        as_example(example, f"example {number}") if isinstance(example, Mapping) else example
+        as_example(example, f"example {number}", task_column=config.task_column)
+        if isinstance(example, Mapping)
+        else example
         for number, example in enumerate(examples, 1)
         if not isinstance(example, Row)
     ]

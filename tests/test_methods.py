@@ -10,13 +10,14 @@ import pytest
 import tiny_models
 import torch
 from peft import PeftModel
+from tiny_tokenizer import tiny_tokenizer
 from torch import Tensor
 from torch.nn.functional import cross_entropy, layer_norm, linear, relu
 from transformers import DynamicCache
 
 from foreword import Backbone, Row, SoftPrompt, TrainConfig, TrainEvent, methods, train
 from foreword.encoding import collate
-from foreword.errors import InputError, UnsupportedError
+from foreword.errors import DataError, InputError, UnsupportedError
 from foreword.initializers import demonstrations, label_embeddings
 from foreword.preparation import begin, initial_prompt
 from foreword.train_state import STATE_FILE, read_state
@@ -372,6 +373,7 @@ def test_embeddings_cannot_start_from_keys(backbone: Backbone) -> None:
     ("options", "message"),
     [
         ({"method": "residual", "form": "key_values"}, "residual learns embeddings, not --form"),
+        ({"task_column": "job"}, "--task-column is of --method multitask"),
         ({"encoder": "lstm"}, "--encoder lstm is of --method p-tuning"),
         ({"encoder_size": 8}, "--encoder-size is of --method p-tuning, residual"),
         ({"method": "residual", "encoder_size": 0}, "--encoder-size must be at least 1"),
@@ -392,6 +394,17 @@ def test_demonstrations_that_do_not_fit_are_refused(backbone: Backbone) -> None:
 def test_recurrent_layers_are_refused(variant: str) -> None:
     with pytest.raises(UnsupportedError, match=r"recurrent .* use --method prefix-tuning"):
         run(Backbone(tiny_models.shared("qwen3_next")), variant)
+
+
+def test_plain_rows_name_their_tasks_in_a_column() -> None:
+    tokenizer = tiny_tokenizer()
+    model = tiny_models.build("llama", dtype=torch.float32, vocab_size=len(tokenizer))
+    rows = [{"prompt": "a", "completion": "b", "job": job} for job in ("x", "y")]
+    short = config("multitask", task_column="job", num_steps=1)
+    *_, last = train(Backbone(model, tokenizer), rows, short)
+    assert list(last.task_prompts) == ["x", "y"]
+    with pytest.raises(DataError, match="example 1: expected column 'job'"):
+        list(train(Backbone(model, tokenizer), [{"prompt": "a", "completion": "b"}], short))
 
 
 def test_rows_without_a_task_are_refused(backbone: Backbone) -> None:

@@ -80,7 +80,7 @@ def command(
         check_for_seeds(validation, curves)
     for place in () if resume else places.values():
         refuse_to_overwrite(place)
-    train_examples, held_out = read(data, validation, columns, config.seed)
+    train_examples, held_out = read(data, validation, columns, config)
     # What is spread over the processes is loaded beside them first, and moved layer by layer.
     backbone, _ = options.load(model, None, device="cpu" if sharding.is_asked_for() else "auto")
     rows, held_out_rows = (
@@ -201,20 +201,20 @@ def refuse_to_overwrite(output: str) -> None:
 
 
 def read(
-    data: str, validation: str, columns: DataConfig, seed: int
+    data: str, validation: str, columns: DataConfig, config: TrainConfig
 ) -> "tuple[Sequence[Example], Sequence[Example]]":
     """Read the training examples and the held-out ones, from a file or as a share."""
     from foreword.data import read_examples, split_examples
     from foreword.errors import InputError
 
-    examples = read_examples(data, columns)
+    examples = read_examples(data, columns, config.task_column)
     try:
         share = float(validation)
     except ValueError:
-        return examples, read_examples(validation, columns)
+        return examples, read_examples(validation, columns, config.task_column)
     if not 0 <= share < 1:
         raise InputError(f"--validation must be a file or a share in [0, 1), got {validation}")
-    return split_examples(examples, share, seed) if share else (examples, [])
+    return split_examples(examples, share, config.seed) if share else (examples, [])
 
 
 def encode(
