@@ -88,7 +88,7 @@ def answer_rows(
     """Answer rows, whose ids are all prompts, in one left-padded batch; an answer ends before the
     first of `ends`.
     """
-    ids, mask = _left_padded([list(row.input_ids) for row in rows], padding_id(backbone))
+    ids, mask = left_padded([list(row.input_ids) for row in rows], padding_id(backbone))
     output = backbone.generate(
         prefix,
         ids.to(backbone.device),
@@ -102,7 +102,7 @@ def answer_rows(
     # With an encoder, a sequence begins with the decoder's own start.
     num_given = 1 if backbone.seq2seq else ids.shape[1]
     for row in output[:, num_given:].tolist():
-        yield _answer(backbone, row, ends)
+        yield read_answer(backbone, row, ends)
 
 
 def stream(
@@ -252,14 +252,16 @@ class _Stop(StoppingCriteria):
         return torch.full((input_ids.shape[0],), self.is_set, device=input_ids.device)
 
 
-def _left_padded(rows: list[list[int]], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
+def left_padded(rows: list[list[int]], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return rows as ids `[B, T]` that end together, and their mask."""
     length = max(len(row) for row in rows)
     ids = [[pad_id] * (length - len(row)) + row for row in rows]
     mask = [[0] * (length - len(row)) + [1] * len(row) for row in rows]
     return torch.tensor(ids), torch.tensor(mask)
 
 
-def _answer(backbone: Backbone, row: list[int], ends: list[int]) -> Answer:
+def read_answer(backbone: Backbone, row: list[int], ends: list[int]) -> Answer:
+    """Return generated ids as an answer, up to the first of `ends`."""
     stops = [index for index, token in enumerate(row) if token in ends]
     length = stops[0] if stops else len(row)
     text = encoding.decode(row[:length], backbone.tokenizer)

@@ -12,7 +12,36 @@ from typing import Any, Literal
 from foreword.errors import InputError
 
 Form = Literal["embeddings", "key_values"]
-Initialization = Literal["text", "vocabulary", "random"]
+Initialization = Literal["text", "vocabulary", "random", "labels", "demonstrations"]
+Method = Literal[
+    "prompt-tuning",
+    "prefix-tuning",
+    "p-tuning",
+    "residual",
+    "prefix-projection",
+    "context-tuning",
+    "multitask",
+]
+FORMS: dict[Method, Form] = {
+    "prompt-tuning": "embeddings",
+    "prefix-tuning": "key_values",
+    "p-tuning": "embeddings",
+    "residual": "embeddings",
+    "prefix-projection": "key_values",
+    "context-tuning": "key_values",
+    "multitask": "embeddings",
+}
+RATES: dict[Method, float] = {
+    "prompt-tuning": 5e-3,
+    "prefix-tuning": 3e-2,
+    "p-tuning": 1e-3,
+    "residual": 5e-3,
+    "prefix-projection": 1e-3,
+    "context-tuning": 1e-3,
+    "multitask": 5e-3,
+}
+AUTO: Literal["auto"] = "auto"
+Rate = float | Literal["auto"]
 
 TEMPLATE_FIELD = re.compile(r"\{(\w[\w .-]*)\}")
 """A {column} of --template: one name in braces. Any other brace, as in JSON, is plain text."""
@@ -21,6 +50,21 @@ TEMPLATE_FIELD = re.compile(r"\{(\w[\w .-]*)\}")
 def option(default: Any, help: str) -> Any:
     """Declare one option: its default and the sentence that `--help` prints."""
     return field(default=default, metadata={"help": help})
+
+
+def rate_option(default: Any, help: str) -> Any:
+    """Declare an option that is a number or "auto", under two names."""
+    metadata = {"help": help, "names": ("--learning-rate", "--lr"), "parser": rate}
+    return field(default=default, metadata=metadata)
+
+
+def rate(text: str) -> Rate:
+    """Read a learning rate, or "auto".
+
+    Raises:
+        ValueError: neither.
+    """
+    return AUTO if text == AUTO else float(text)
 
 
 def help_of(config: type) -> dict[str, str]:
@@ -77,21 +121,46 @@ class EncodingConfig:
 class TrainConfig:
     """One training run. The resolved values are saved in the prompt."""
 
-    form: Form = option(
-        "key_values", "what is learned: 'embeddings' [P, H] or 'key_values' of every layer"
+    method: Method | None = option(
+        None,
+        "how the prompt is learned, see docs/methods.md; default: prefix-tuning, or prompt-tuning "
+        "with --form embeddings",
+    )
+    form: Form | None = option(
+        None,
+        "what is learned: 'embeddings' [P, H] or 'key_values' of every layer; default: what "
+        "--method learns",
     )
     num_virtual_tokens: int = option(
         32, "P, the number of virtual tokens; a multiple of 16 serves best"
     )
     init: Initialization = option(
         "text",
-        "start from --init-text, from sampled vocabulary rows, or from noise at the table's scale",
+        "start from --init-text, from sampled vocabulary rows, from noise at the table's scale, "
+        "from the answers' own tokens where they are few, or from the first rows that fit",
     )
     init_text: str | None = option(
-        None, "instruction that the prompt starts from; without it, vocabulary"
+        None,
+        "instruction that the prompt starts from; without it, vocabulary, and demonstrations for "
+        "context-tuning",
     )
-    learning_rate: float | None = option(
-        None, "peak learning rate of AdamW; default: 3e-2 for key_values, 5e-3 for embeddings"
+    task_column: str | None = option(
+        None, "column that names each row's task, for --method multitask"
+    )
+    encoder: Literal["mlp", "lstm"] = option(
+        "mlp", "network of p-tuning (Liu et al. 2021 have both; PEFT's default is mlp)"
+    )
+    encoder_size: int | None = option(
+        None,
+        "hidden size of the network of p-tuning, residual and prefix-projection; default: the "
+        "model's hidden size, as PEFT's examples; half of it for residual, an own choice; 512 for "
+        "prefix-projection, as Li and Liang 2021",
+    )
+    learning_rate: Rate | None = rate_option(
+        None,
+        "peak learning rate of AdamW, or auto: a short probe of four rates decides; default: 3e-2 "
+        "for prefix-tuning, 5e-3 for prompt-tuning, residual and multitask, 1e-3 where a network "
+        "is trained, an own choice, and for context-tuning, as Lu et al. 2025",
     )
     batch_size: int = option(16, "rows per optimizer step")
     micro_batch_size: int | None = option(
@@ -122,12 +191,14 @@ class TrainConfig:
                 raise InputError(
                     f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}"
                 )
-        for name in ("micro_batch_size", "num_steps", "save_every"):
+        self._check_method()
+        for name in ("micro_batch_size", "num_steps", "save_every", "encoder_size"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
         for name in ("learning_rate", "num_epochs"):
-            if getattr(self, name) is not None and not getattr(self, name) > 0:
+            value = getattr(self, name)
+            if value not in (None, AUTO) and not value > 0:
                 raise InputError(
                     f"--{name.replace('_', '-')} must be above 0, got {getattr(self, name)}"
                 )
@@ -139,11 +210,33 @@ class TrainConfig:
                     f"--{name.replace('_', '-')} must not be negative, got {getattr(self, name)}"
                 )
 
+    def _check_method(self) -> None:
+        if self.method is not None and self.form not in (None, FORMS[self.method]):
+            raise InputError(
+                f"--method {self.method} learns {FORMS[self.method]}, not --form {self.form}: "
+                "leave --form out"
+            )
+        if self.task_column is not None and self.method != "multitask":
+            raise InputError("--task-column is of --method multitask: give that, too")
+        if self.encoder != "mlp" and self.method != "p-tuning":
+            raise InputError(f"--encoder {self.encoder} is of --method p-tuning: give that, too")
+        if self.encoder_size is not None and self.method not in (
+            "p-tuning", "residual", "prefix-projection"
+        ):  # fmt: skip
+            raise InputError(
+                "--encoder-size is of --method p-tuning, residual and prefix-projection: give one "
+                "of them, or leave it out"
+            )
+
     def resolved(self) -> "TrainConfig":
         """Return the configuration with every default that depends on another option filled in."""
-        rate = self.learning_rate or (3e-2 if self.form == "key_values" else 5e-3)
-        init = self.init if self.init != "text" or self.init_text else "vocabulary"
-        return replace(self, learning_rate=rate, init=init)
+        plain: Method = "prompt-tuning" if self.form == "embeddings" else "prefix-tuning"
+        method = self.method or plain
+        init = self.init
+        if init == "text" and not self.init_text:
+            init = "demonstrations" if method == "context-tuning" else "vocabulary"
+        rate = self.learning_rate or RATES[method]
+        return replace(self, method=method, form=FORMS[method], learning_rate=rate, init=init)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import random
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,15 +38,20 @@ class Example:
         prompt: plain text, or the turns before the answer.
         completion: the answer, never blank.
         source: where the row stands, as "rows.jsonl:12".
+        task: what it is a row of, where a file holds several tasks.
     """
 
     prompt: str | tuple[Message, ...]
     completion: str
     source: str = "example"
+    task: str = ""
 
 
-def read_examples(path: str | Path, config: DataConfig = _DEFAULT_COLUMNS) -> list[Example]:
-    """Read every row of a .jsonl, .json, .csv, .tsv or .parquet file, or of a `datasets` directory.
+def read_examples(
+    path: str | Path, config: DataConfig = _DEFAULT_COLUMNS, task_column: str | None = None
+) -> list[Example]:
+    """Read every row of a .jsonl, .json, .csv, .tsv or .parquet file, or of a `datasets` directory;
+    `task_column` names the task of each, where there are several.
 
     Raises:
         DataError: the file or one of its rows cannot be used.
@@ -55,7 +60,8 @@ def read_examples(path: str | Path, config: DataConfig = _DEFAULT_COLUMNS) -> li
     folder = Path(path).absolute()
     folder = folder if folder.is_dir() else folder.parent
     examples = [
-        _beside(as_example(row, source, config), folder) for source, row in read_rows(Path(path))
+        _beside(as_example(row, source, config, task_column), folder)
+        for source, row in read_rows(Path(path))
     ]
     if not examples:
         raise DataError(f"{path}: expected rows, found none: add at least one")
@@ -63,15 +69,22 @@ def read_examples(path: str | Path, config: DataConfig = _DEFAULT_COLUMNS) -> li
 
 
 def as_example(
-    row: Mapping[str, Any], source: str = "row", config: DataConfig = _DEFAULT_COLUMNS
+    row: Mapping[str, Any],
+    source: str = "row",
+    config: DataConfig = _DEFAULT_COLUMNS,
+    task_column: str | None = None,
 ) -> Example:
-    """Return one row of columns as an example.
+    """Return one row of columns as an example, of the task that `task_column` names.
 
     Raises:
         DataError: the row cannot be used; names `source`.
     """
     with named(source):
-        return _example(dict(row), source, config)
+        example = _example(dict(row), source, config)
+        if task_column is None:
+            return example
+        task = _column(dict(row), task_column, "--task-column")
+        return replace(example, task=_text(task, f"column {task_column!r}"))
 
 
 def _beside(example: Example, folder: Path) -> Example:
@@ -84,7 +97,7 @@ def _beside(example: Example, folder: Path) -> Example:
         else turn
         for turn in example.prompt
     )
-    return Example(turns, example.completion, example.source)
+    return replace(example, prompt=turns)
 
 
 def split_examples(

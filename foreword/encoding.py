@@ -8,7 +8,7 @@ makes of them. This module knows nothing of models or virtual tokens.
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Self
 
 import torch
@@ -31,13 +31,14 @@ _CHUNK = 50  # batches that are sorted by length together
 @dataclass(frozen=True)
 class Row:
     """The ids of one example; the last `num_labels` of them are its labels, at least one. `media`
-    is what its placeholders stand for.
+    is what its placeholders stand for; `task` what it is a row of, where there are several.
     """
 
     input_ids: tuple[int, ...]
     num_labels: int
     source: str
     media: Media | None = None
+    task: str = ""
 
     def __post_init__(self) -> None:
         if not 1 <= self.num_labels <= len(self.input_ids):
@@ -79,12 +80,14 @@ class Batch:
         attention_mask: int64 `[B, T]`, 1 at real tokens.
         label_mask: bool `[B, T]`, True where `input_ids` holds a token to be predicted.
         media: the rows' images and sounds, one after another, by the model's argument names.
+        tasks: what each row is a row of.
     """
 
     input_ids: Tensor
     attention_mask: Tensor
     label_mask: Tensor
     media: Mapping[str, Tensor] = field(default_factory=dict)
+    tasks: tuple[str, ...] = ()
 
 
 def encode_prompt(
@@ -183,7 +186,8 @@ def encode(
     Raises:
         DataError: the row is too long and not to be truncated, or no label is left of it.
     """
-    return _fit(_encode_whole(example, tokenizer, config, processor), config, context_length)
+    row = _fit(_encode_whole(example, tokenizer, config, processor), config, context_length)
+    return replace(row, task=example.task)
 
 
 def encode_examples(
@@ -207,7 +211,7 @@ def encode_examples(
             if are_pairs
             else _encode_whole(example, tokenizer, config, processor)
         )
-        rows.append(_fit(whole, config, context_length))
+        rows.append(replace(_fit(whole, config, context_length), task=example.task))
         num_truncated += len(rows[-1].input_ids) < len(whole.input_ids)
     return rows, EncodingReport(
         num_rows=len(rows),
@@ -235,7 +239,8 @@ def collate(rows: Sequence[Row], pad_id: int) -> Batch:
         input_ids[index, :length] = torch.tensor(row.input_ids)
         attention_mask[index, :length] = 1
         label_mask[index, length - row.num_labels : length] = True
-    return Batch(input_ids, attention_mask, label_mask, collate_media(rows))
+    tasks = tuple(row.task for row in rows)
+    return Batch(input_ids, attention_mask, label_mask, collate_media(rows), tasks)
 
 
 def collate_media(rows: Sequence[Row]) -> dict[str, Tensor]:
@@ -335,7 +340,7 @@ def _fit(row: Row, config: EncodingConfig, context_length: int) -> Row:
             f"{row.source}: expected at most {limit} tokens, got {length}, and a row with images "
             f"or sounds is not cut: shorten it{longer}"
         )
-    return Row(row.input_ids[length - limit :], row.num_labels, row.source)
+    return replace(row, input_ids=row.input_ids[length - limit :])
 
 
 def _prompt_text(

@@ -29,6 +29,7 @@ class Span:
         num_cached: real tokens already in the cache.
         num_new: tokens of this pass.
         capacity: slots of the keys that attention will see, empty ones included.
+        unseen: slots of virtual tokens that a row does not attend to, `[B, num_slots]`.
     """
 
     num_virtual: tuple[int, ...]
@@ -36,6 +37,7 @@ class Span:
     num_cached: int
     num_new: int
     capacity: int
+    unseen: Tensor | None = None
 
     @property
     def is_uniform(self) -> bool:
@@ -62,7 +64,7 @@ def place(
     """
     num_real = span.num_cached + span.num_new
     virtual = torch.tensor(span.num_virtual, device=device)[:, None]
-    if span.is_uniform and attention_mask is None:
+    if span.is_uniform and attention_mask is None and span.unseen is None:
         virtual = virtual[:1]
         real = torch.arange(num_real, device=device)[None] + virtual
     elif attention_mask is None:
@@ -97,7 +99,7 @@ def _mask(
     """
     total = span.num_slots + span.num_cached + span.num_new
     is_plain = attention_mask is None and span.is_uniform and span.capacity == total
-    is_plain &= blocks is None
+    is_plain &= blocks is None and span.unseen is None
     # Without a mask, sdpa applies the causal rule of an empty cache, and eager attention none.
     is_causal_right = span.num_new == 1 or (attention == "sdpa" and total == span.num_new)
     if is_plain and is_causal_right and (reach.size is None or total <= reach.size):
@@ -124,7 +126,10 @@ def _allowed(
     is_real = torch.ones_like(real, dtype=torch.bool)
     if attention_mask is not None:
         is_real = attention_mask.to(device).bool()
-    is_key = torch.cat([slot >= 0, is_real, is_real.new_zeros(rows, empty)], dim=1)
+    is_virtual = slot >= 0
+    if span.unseen is not None:
+        is_virtual = is_virtual & ~span.unseen.to(device)
+    is_key = torch.cat([is_virtual, is_real, is_real.new_zeros(rows, empty)], dim=1)
     queries = real[:, span.num_cached :, None]
     allowed = keys[:, None] <= queries
     if blocks is not None:

@@ -40,6 +40,7 @@ def model_inputs(
         num_cached=num_cached,
         num_new=num_new,
         capacity=int(cache.get_mask_sizes(num_new, 0)[0]),
+        unseen=batch.unseen,
     )
     items = _items(reading, attention_mask, num_cached, tokens) if reading else []
     blocks = None

@@ -67,9 +67,16 @@ class Prefix:
 
 @dataclass(frozen=True, eq=False)
 class PrefixBatch:
-    """The prefixes of a batch's rows; None where a row has no prompt. Rows may differ in P."""
+    """The prefixes of a batch's rows; None where a row has no prompt. Rows may differ in P.
+
+    Attributes:
+        prefixes: one for each row.
+        unseen: the virtual tokens that a row's real tokens do not attend to, `[B, S]`; None: they
+            attend to all. Of models without recurrent layers and without an encoder.
+    """
 
     prefixes: tuple[Prefix | None, ...]
+    unseen: Tensor | None = None
 
     @property
     def num_virtual(self) -> tuple[int, ...]:
@@ -91,7 +98,8 @@ class PrefixBatch:
         repeats = num_rows // len(self.prefixes)
         if repeats == 1:
             return self
-        return PrefixBatch(tuple(p for p in self.prefixes for _ in range(repeats)))
+        unseen = None if self.unseen is None else self.unseen.repeat_interleave(repeats, dim=0)
+        return PrefixBatch(tuple(p for p in self.prefixes for _ in range(repeats)), unseen)
 
     def layer(self, index: int) -> LayerState:
         """Return one layer's state with a row for each of the batch: keys and values

@@ -7,26 +7,35 @@ that is trained, facts as plain data. Takes no step and writes no file.
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from foreword import artifact, encoding, guards, initializers
 from foreword.backbone import Backbone
 from foreword.config import EncodingConfig, TrainConfig
 from foreword.data import Example, as_example
 from foreword.encoding import EncodingReport, Row
-from foreword.errors import InputError
+from foreword.errors import InputError, UnsupportedError
+from foreword.methods import Context, Direct, Method, Multitask, Reencoded
+from foreword.methods.reencoded import Kind
 from foreword.prompt import SoftPrompt
 from foreword.train_state import ENVIRONMENT
 
 AnyExample = Example | Row | Mapping[str, Any]
+KINDS: dict[str, Kind] = {"residual": "residual", "prefix-projection": "projection"}
+PROJECTION_SIZE = 512  # Li and Liang 2021, table to text
 
 
-def initial_prompt(backbone: Backbone, config: TrainConfig) -> SoftPrompt:
-    """Return the prompt that a run starts from, in the form that it trains."""
+def initial_prompt(backbone: Backbone, config: TrainConfig, rows: Sequence[Row] = ()) -> SoftPrompt:
+    """Return the prompt that a run starts from, in the form that it trains.
+
+    Raises:
+        InputError: no tokenizer for a text, or rows that are no classes or do not fit.
+    """
     config = config.resolved()
     generator = torch.Generator().manual_seed(config.seed)
     table = backbone.embed(torch.arange(backbone.capabilities.vocab_size))
@@ -35,13 +44,124 @@ def initial_prompt(backbone: Backbone, config: TrainConfig) -> SoftPrompt:
         values = backbone.embed(torch.tensor(ids)).float().cpu()
     elif config.init == "vocabulary":
         values = initializers.vocabulary_embeddings(table, config.num_virtual_tokens, generator)
+    elif config.init == "labels":
+        answers = [row.input_ids[-row.num_labels :] for row in rows]
+        values = initializers.label_embeddings(table, answers, config.num_virtual_tokens, generator)
+    elif config.init == "demonstrations":
+        places = _demonstrations(rows, config)
+        ids = [rows[row].input_ids[position] for row, position in places]
+        values = backbone.embed(torch.tensor(ids)).float().cpu()
     else:
         values = initializers.random_embeddings(table, config.num_virtual_tokens, generator)
-    if config.form == "embeddings":
-        return SoftPrompt.from_embeddings(values)
+    return in_form(backbone, SoftPrompt.from_embeddings(values), config)
+
+
+def in_form(backbone: Backbone, prompt: SoftPrompt, config: TrainConfig) -> SoftPrompt:
+    """Return a prompt in the form that is trained: embeddings become the cache of themselves.
+
+    Raises:
+        InputError: embeddings are trained, and there are keys and values.
+        MismatchError: the prompt is of another base.
+    """
+    form = config.resolved().form
+    if prompt.form == form:
+        return prompt
+    if form == "embeddings":
+        raise InputError(
+            f"--method {config.resolved().method} learns embeddings, and the prompt to start from "
+            "holds keys and values, which have none: use --method prefix-tuning"
+        )
+    backbone.check(prompt)
     with torch.no_grad():
-        states = backbone.read_embeddings(values.to(backbone.device, backbone.dtype))
-    return SoftPrompt.from_states(states.map(torch.Tensor.float))
+        states = backbone.read_embeddings(prompt.embeddings.to(backbone.device, backbone.dtype))
+    return SoftPrompt.from_states(states.map(torch.Tensor.float), facts=prompt.facts)
+
+
+def _demonstrations(rows: Sequence[Row], config: TrainConfig) -> list[tuple[int, int]]:
+    if any(row.media is not None for row in rows):
+        raise InputError("--init demonstrations takes rows of text; use --init text")
+    return initializers.demonstrations([row.input_ids for row in rows], config.num_virtual_tokens)
+
+
+def settled(config: TrainConfig, initial: SoftPrompt | None) -> tuple[TrainConfig, list[str]]:
+    """Return the configuration with every default filled in, after the prompt that the run starts
+    from, and what there is to say of it.
+    """
+    if initial is None:
+        return config.resolved(), []
+    if config.method is None and config.form is None:
+        config = replace(config, form=initial.form)
+    num_virtual, said = initial.num_virtual_tokens, []
+    if num_virtual != config.num_virtual_tokens:
+        said = [
+            f"the prompt to start from has {num_virtual} virtual tokens: so has this one, not "
+            f"{config.num_virtual_tokens}"
+        ]
+    return replace(config, num_virtual_tokens=num_virtual).resolved(), said
+
+
+def begin(
+    backbone: Backbone, initial: SoftPrompt | None, rows: Sequence[Row], config: TrainConfig
+) -> Method:
+    """Return the method that a run trains, standing at a given prompt or where `config.init` says.
+
+    Raises:
+        UnsupportedError: the method is not exact on this base. InputError: rows without a task.
+    """
+    config = config.resolved()
+    if initial is None:
+        start = initial_prompt(backbone, config, rows)
+    else:
+        start = in_form(backbone, initial, config)
+    start = start.replaced([tensor.detach().to(backbone.device) for tensor in start.tensors])
+    # The prompt and its moments stay in float32 over any base; float64 keeps its precision.
+    dtype = torch.float64 if backbone.dtype == torch.float64 else torch.float32
+    kind = config.encoder if config.method == "p-tuning" else KINDS.get(config.method or "")
+    if kind is not None:
+        inputs = start.tensors[0] if start.form == "embeddings" else _inputs(backbone, config)
+        size = config.encoder_size or _network_size(backbone, kind)
+        inputs = inputs.detach().to(backbone.device, dtype)
+        return Reencoded.begin(kind, start, inputs, size, config.seed)
+    if config.method == "multitask":
+        return Multitask.begin(start, _task_names(rows), dtype)
+    if config.method != "context-tuning":
+        return Direct.begin(start, dtype)
+    if backbone.seq2seq is not None:
+        raise UnsupportedError(
+            "context-tuning places whole rows before others, and this model reads a row's text and "
+            "its answer apart; use --method prefix-tuning"
+        )
+    return bound(Context.begin(start, dtype), rows, config)
+
+
+def bound(method: Method, rows: Sequence[Row], config: TrainConfig) -> Method:
+    """Tell a method whose demonstrations its prompt holds: a function of rows and options."""
+    if isinstance(method, Context) and config.resolved().init == "demonstrations":
+        own: dict[tuple[int, ...], list[int]] = {}
+        for slot, (row, _) in enumerate(_demonstrations(rows, config)):
+            own.setdefault(rows[row].input_ids, []).append(slot)
+        method.own = own
+    return method
+
+
+def _inputs(backbone: Backbone, config: TrainConfig) -> Tensor:
+    """Draw what a projection starts from: noise at the embedding table's scale `[P, H]`."""
+    generator = torch.Generator().manual_seed(config.seed)
+    table = backbone.embed(torch.arange(backbone.capabilities.vocab_size))
+    return initializers.random_embeddings(table, config.num_virtual_tokens, generator)
+
+
+def _network_size(backbone: Backbone, kind: str) -> int:
+    width = backbone.capabilities.hidden_size
+    return {"projection": PROJECTION_SIZE, "residual": max(1, width // 2)}.get(kind, width)
+
+
+def _task_names(rows: Sequence[Row]) -> list[str]:
+    names = sorted({row.task for row in rows})
+    if "" in names:
+        source = next(row.source for row in rows if not row.task)
+        raise InputError(f"--method multitask: {source} names no task: give --task-column")
+    return names
 
 
 def _text_ids(backbone: Backbone, config: TrainConfig) -> list[int]:
@@ -61,7 +181,9 @@ def encode_rows(
     """
     said = []
     texts = [
-        as_example(example, f"example {number}") if isinstance(example, Mapping) else example
+        as_example(example, f"example {number}", task_column=config.task_column)
+        if isinstance(example, Mapping)
+        else example
         for number, example in enumerate(examples, 1)
         if not isinstance(example, Row)
     ]
@@ -144,7 +266,7 @@ def describe(
             "fingerprint": backbone.fingerprint(),
         },
         "tokenizer": _tokenizer_facts(backbone.tokenizer),
-        "method": "prompt tuning" if config.form == "embeddings" else "prefix tuning",
+        "method": config.resolved().method,
         "embedding_scale": "as the model's embedding module returns them",
         "encoding": asdict(encoding_config),
         "training": asdict(config) | {"num_rows": num_rows},
@@ -198,7 +320,7 @@ def identity(
 def _hash_rows(rows: Sequence[Row]) -> str:
     digest = hashlib.sha256()
     for row in rows:
-        digest.update(f"{row.num_labels} {row.input_ids}\n".encode())
+        digest.update(f"{row.num_labels} {row.input_ids}{row.task}\n".encode())
         if row.media is not None:
             digest.update(artifact.content_hash(list(row.media.tensors.values())).encode())
     return digest.hexdigest()

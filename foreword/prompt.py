@@ -140,6 +140,15 @@ class SoftPrompt:
         return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors)
 
     @property
+    def layout(self) -> dict[str, Any]:
+        """What lays the tensors out as a prompt, as plain data: arguments of `SoftPrompt`."""
+        return {
+            "form": self.form,
+            "counts": list(self.counts),
+            "num_virtual_tokens": self.num_virtual_tokens,
+        }
+
+    @property
     def embeddings(self) -> Tensor:
         """The virtual token embeddings `[P, H]` of an embedding prompt."""
         if self.form != "embeddings":

@@ -78,8 +78,9 @@ class Run:
 
     def rate_of(self, step: int) -> float:
         """Return the scheduled learning rate after `step` steps."""
-        assert self.config.learning_rate is not None  # the configuration is resolved
-        return self.config.learning_rate * self._shape(step)
+        rate = self.config.learning_rate
+        assert rate is not None and not isinstance(rate, str)  # resolved, and chosen
+        return rate * self._shape(step)
 
     @cached_property
     def _shape(self) -> Callable[[int], float]:

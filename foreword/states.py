@@ -116,6 +116,23 @@ def regroup(
     return States(tuple(layers), lengths.pop())
 
 
+def joined(parts: Sequence[States]) -> States:
+    """Lay the states of several prompts of one model and one P one after another, as more layers.
+
+    One alone is returned as it is.
+    """
+    return replace(parts[0], layers=tuple(layer for part in parts for layer in part.layers))
+
+
+def parted(states: States, count: int) -> list[States]:
+    """Undo `joined`."""
+    size = len(states) // count
+    return [
+        replace(states, layers=states.layers[start : start + size])
+        for start in range(0, len(states), size)
+    ]
+
+
 def _check_layer(index: int, layer: LayerState, count: int) -> None:
     dimensions = [tensor.ndim for tensor in layer]
     rest = dimensions[2:] if dimensions[:2] == [3, 3] else dimensions

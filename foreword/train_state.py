@@ -19,16 +19,18 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from foreword import artifact, guards
+from foreword import artifact, guards, methods
 from foreword.errors import ArtifactError, InputError
+from foreword.methods import Method
 from foreword.prompt import SoftPrompt
 
 STATE_FILE = "training_state.safetensors"
-STATE_VERSION = 1
+STATE_VERSION = 2
 ENVIRONMENT = "environment"  # of a run's identity: what may change between its processes
 METADATA_NAME = "foreword_training_state"
 
-Point = dict[str, Tensor]  # the prompt's values and the optimizer's moments at one step
+CPU = torch.device("cpu")
+Point = dict[str, Tensor]  # the leaves' values and the optimizer's moments at one step
 
 
 @dataclass
@@ -82,20 +84,26 @@ class TrainState:
     """A prompt in training, its optimizer, and where the run stands.
 
     Args:
-        prompt: leaves that take a gradient.
+        method: leaves that take a gradient, and the prompt that they stand for.
         optimizer: over these leaves.
         micro_batch_size: rows per forward pass.
     """
 
     def __init__(
-        self, prompt: SoftPrompt, optimizer: torch.optim.Optimizer, micro_batch_size: int
+        self, method: Method, optimizer: torch.optim.Optimizer, micro_batch_size: int
     ) -> None:
-        self.prompt = prompt
+        self.method = method
         self.optimizer = optimizer
         self.progress = Progress(micro_batch_size=micro_batch_size)
         self.history = History()
         self.best: SoftPrompt | None = None
+        self.best_tasks: dict[str, SoftPrompt] = {}
         self.good: Point = self._point()
+
+    @property
+    def prompt(self) -> SoftPrompt:
+        """The prompt as it is now."""
+        return self.method.prompt()
 
     @property
     def best_step(self) -> int:
@@ -125,7 +133,8 @@ class TrainState:
         step, loss = self.progress.step, self.history.losses[-1]
         self.history.validations.append((step, result["loss"], result["exact"]))
         if self.best is None or result["loss"] < self.best.facts["metrics"]["validation"]["loss"]:
-            self.best = self.snapshot({"step": step, "validation": result, "training_loss": loss})
+            metrics = {"step": step, "validation": result, "training_loss": loss}
+            self.best, self.best_tasks = self.snapshot(metrics), self.task_snapshots(metrics)
 
     def point_if_due(self) -> Point | None:
         """Return this point every few steps: a good one, should the next loss turn out sane."""
@@ -148,16 +157,23 @@ class TrainState:
 
     def snapshot(self, metrics: dict[str, Any]) -> SoftPrompt:
         """Return a copy of the prompt as it is now, with its metrics."""
-        copy = self.prompt.detached()
-        copy.facts["metrics"] = metrics
-        return copy
+        return _with_metrics(self.prompt, metrics)
+
+    def task_snapshots(self, metrics: dict[str, Any]) -> dict[str, SoftPrompt]:
+        """Return a copy of each task's prompt as it is now, with the run's metrics."""
+        return {n: _with_metrics(prompt, metrics) for n, prompt in self.method.tasks().items()}
 
     def result(self) -> SoftPrompt:
         """Return the best prompt so far by validation; without one, the newest."""
-        if self.best is not None:
-            return self.best
+        return self.best if self.best is not None else self.snapshot(self._metrics())
+
+    def task_results(self) -> dict[str, SoftPrompt]:
+        """Return each task's prompt of the same step."""
+        return self.best_tasks if self.best is not None else self.task_snapshots(self._metrics())
+
+    def _metrics(self) -> dict[str, Any]:
         loss = self.history.losses[-1] if self.history.losses else None
-        return self.snapshot({"step": self.progress.step, "training_loss": loss})
+        return {"step": self.progress.step, "training_loss": loss}
 
     def save(self, path: Path, identity: dict[str, Any]) -> None:
         """Write everything to one file that takes the place of the earlier one, whole.
@@ -173,15 +189,17 @@ class TrainState:
         tensors |= _named("random", _random_state())
         if self.best is not None:
             tensors |= _named("best", {str(i): t for i, t in enumerate(self.best.tensors)})
+        for number, prompt in enumerate(self.best_tasks.values()):
+            tensors |= {f"task.{number}": prompt.tensors[0]}
+        tensors |= _named("constant", {str(i): t for i, t in enumerate(self.method.constants)})
         tensors["history.losses"] = torch.tensor(self.history.losses, dtype=torch.float64)
         tensors["history.rates"] = torch.tensor(self.history.rates, dtype=torch.float64)
         facts = {
             "version": STATE_VERSION,
             "identity": identity,
-            "form": self.prompt.form,
-            "tensors_per_layer": list(self.prompt.counts),
-            "num_virtual_tokens": self.prompt.num_virtual_tokens,
-            "facts": self.prompt.facts,
+            "method": self.method.layout,
+            "prompt": self.prompt.layout,
+            "facts": self.method.facts,
             "progress": asdict(self.progress),
             "validations": self.history.validations,
             "best": self.best.facts["metrics"] if self.best else None,
@@ -195,7 +213,7 @@ class TrainState:
     def _point(self) -> Point:
         found: Point = {}
         moments = self.optimizer.state_dict()["state"]
-        for index, tensor in enumerate(self.prompt.tensors):
+        for index, tensor in enumerate(self.method.tensors):
             values = {"value": tensor} | moments.get(index, {})
             found |= {f"{index}.{name}": one.detach().clone() for name, one in values.items()}
         return found
@@ -205,7 +223,7 @@ class TrainState:
         for key, value in point.items():
             index, name = key.split(".", 1)
             if name == "value":
-                self.prompt.tensors[int(index)].data.copy_(value)
+                self.method.tensors[int(index)].data.copy_(value)
             else:
                 moments.setdefault(int(index), {})[name] = value.clone()
         groups = self.optimizer.state_dict()["param_groups"]
@@ -223,7 +241,7 @@ class TrainState:
             self._restore(stored.part("now"))
             self.good = stored.part("good")
             self.progress, self.history = stored.progress(), stored.history()
-            self.best = stored.best()
+            self.best, self.best_tasks = stored.best(), stored.best_tasks()
             self.progress.micro_batch_size = min(self.progress.micro_batch_size, micro_batch_size)
             _set_random_state(stored.part("random"))
 
@@ -241,11 +259,23 @@ class StoredState:
         prefix = f"{name}."
         return {k.removeprefix(prefix): v for k, v in self.tensors.items() if k.startswith(prefix)}
 
-    def prompt(self) -> SoftPrompt:
-        """Return the prompt that was being trained."""
+    def method(self, device: torch.device = CPU) -> Method:
+        """Return what was being trained, its tensors on a device."""
         with _damage_named(self.path):
             values = [v for k, v in _in_order(self.part("now")) if k.endswith(".value")]
-            return self._prompt(values, self.facts["facts"])
+            constants = [v for _, v in _in_order(self.part("constant"))]
+            return methods.restored(
+                self.facts["method"],
+                [value.to(device) for value in values],
+                [value.to(device) for value in constants],
+                self.facts["facts"],
+            )
+
+    def prompt(self) -> SoftPrompt:
+        """Return the prompt that was being trained."""
+        method = self.method()
+        with _damage_named(self.path):
+            return method.prompt().detached()
 
     def best(self) -> SoftPrompt | None:
         """Return the best prompt so far by validation, if there was one."""
@@ -254,16 +284,18 @@ class StoredState:
                 return None
             values = [value for _, value in _in_order(self.part("best"))]
             facts = self.facts["facts"] | {"metrics": self.facts["best"]}
-            return self._prompt(values, facts)
+            return SoftPrompt(tensors=values, facts=facts, **self.facts["prompt"])
 
-    def _prompt(self, values: list[Tensor], facts: dict[str, Any]) -> SoftPrompt:
-        return SoftPrompt(
-            self.facts["form"],
-            values,
-            facts,
-            counts=self.facts["tensors_per_layer"],
-            num_virtual_tokens=self.facts["num_virtual_tokens"],
-        )
+    def best_tasks(self) -> dict[str, SoftPrompt]:
+        """Return each task's prompt of the best step, where there were tasks and validations."""
+        with _damage_named(self.path):
+            values = [value for _, value in _in_order(self.part("task"))]
+            facts = self.facts["facts"] | {"metrics": self.facts["best"]}
+            names = self.facts["method"].get("names", ())
+            return {
+                name: SoftPrompt("embeddings", [value], facts | {"task": name})
+                for name, value in zip(names, values, strict=bool(values))
+            }
 
     def progress(self) -> Progress:
         """Return where the run stood."""
@@ -279,12 +311,18 @@ class StoredState:
 
     def result(self) -> SoftPrompt:
         """Return the best prompt so far by validation; without one, the newest."""
-        if best := self.best():
-            return best
-        prompt, losses = self.prompt(), self.history().losses
-        loss = losses[-1] if losses else None
-        prompt.facts["metrics"] = {"step": self.progress().step, "training_loss": loss}
-        return prompt
+        return self.best() or _with_metrics(self.prompt(), self._metrics())
+
+    def task_results(self) -> dict[str, SoftPrompt]:
+        """Return each task's prompt of the same step."""
+        newest = self.method().tasks() if self.best() is None else {}
+        return self.best_tasks() or {
+            name: _with_metrics(prompt, self._metrics()) for name, prompt in newest.items()
+        }
+
+    def _metrics(self) -> dict[str, Any]:
+        losses = self.history().losses
+        return {"step": self.progress().step, "training_loss": losses[-1] if losses else None}
 
     def check(self, identity: dict[str, Any]) -> None:
         """Refuse to go on with another base, other rows or other options.
@@ -349,6 +387,12 @@ def _damage_named(path: Path) -> Iterator[None]:
             f"{path}: not a training state of foreword, or a damaged one ({error!r}); remove it "
             "and begin anew"
         ) from None
+
+
+def _with_metrics(prompt: SoftPrompt, metrics: dict[str, Any]) -> SoftPrompt:
+    copy = prompt.detached()
+    copy.facts["metrics"] = metrics
+    return copy
 
 
 def _named(part: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

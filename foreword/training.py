@@ -9,24 +9,26 @@ nothing; writes one file, the training state, where it is told to.
 import math
 import os
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from foreword import artifact, distributed, guards, memory, preparation, sharding
+from foreword import artifact, distributed, guards, memory, methods, preparation, probing, sharding
 from foreword.backbone import Backbone
-from foreword.config import EncodingConfig, TrainConfig
+from foreword.config import AUTO, EncodingConfig, TrainConfig
 from foreword.distributed import Ranks
 from foreword.encoding import Batch, Row
 from foreword.errors import DivergedError, InputError
 from foreword.guards import check_gradient
 from foreword.loss import score_labels
+from foreword.methods import Method
 from foreword.passes import batches_of, default_size
 from foreword.prefix import Prefix, same_prefix
-from foreword.preparation import AnyExample, initial_prompt
+from foreword.preparation import AnyExample
 from foreword.prompt import SoftPrompt
 from foreword.recomputation import recomputing
 from foreword.run import Run
@@ -39,13 +41,14 @@ def train_step(run: Run, state: TrainState, rows: Sequence[Row]) -> tuple[float,
     """Take one optimizer step over the rows of all processes; return the mean loss of a label and
     the gradient's norm.
     """
-    prompt, batches = state.prompt, _batches(run, state, rows)
-    states = run.backbone.read(prompt)  # 1. the prefix, once, with gradient to the prompt
+    method, batches = state.method, _batches(run, state, rows)
+    states = methods.read(run.backbone, method)  # 1. the prefix, once, with gradient to its leaves
     leaves = leaves_of(states)  # 2. the rows, their gradient adding up on a detached copy
-    loss = accumulate(run.backbone, leaves, batches, sum(row.num_labels for row in rows))
+    num_labels = sum(row.num_labels for row in rows)
+    loss = accumulate(run.backbone, leaves, batches, num_labels, method)
     _backward(states, leaves)  # 3. the prefix, backwards once
-    loss = _add_up(run.ranks, prompt.tensors, loss)  # 4. the prompt
-    norm = _clip(prompt.tensors, run.config.max_grad_norm)
+    loss = _add_up(run.ranks, method.tensors, loss)  # 4. what is trained
+    norm = _clip(method.tensors, run.config.max_grad_norm)
     check_gradient(loss, norm, run.backbone, state.progress.step)
     state.optimizer.step()
     state.optimizer.zero_grad()
@@ -61,14 +64,20 @@ def accumulate(
     states: States,
     batches: Sequence[Batch],
     num_labels: int | None = None,
+    method: Method | None = None,
 ) -> float:
     """Add the gradient of the label losses over all batches to `states`, divided by `num_labels`
     (default: those of the batches); return the loss, in nats.
+
+    `method` says which of the states a row starts from; default: all rows from the same.
     """
     num_labels = num_labels or sum(int(batch.label_mask.sum()) for batch in batches)
     total = 0.0
     for batch in batches:
-        prefixes = same_prefix(Prefix(states, "training"), batch.input_ids.shape[0])
+        if method is None:
+            prefixes = same_prefix(Prefix(states, "training"), batch.input_ids.shape[0])
+        else:
+            prefixes = methods.behind(method, states, batch)
         loss = score_labels(backbone, prefixes, batch).losses.sum() / num_labels
         loss.backward()
         total += loss.item()
@@ -120,6 +129,7 @@ class TrainEvent:
         validation: set where the prompt was validated.
         prompt: set where it was validated, and on the last event: the best so far, else the newest.
         notices: what the run saw and did since the last event, a sentence each.
+        task_prompts: beside `prompt`, each task's own, where a run trains several.
     """
 
     step: int
@@ -132,6 +142,7 @@ class TrainEvent:
     validation: Validation | None = None
     prompt: SoftPrompt | None = None
     notices: tuple[str, ...] = ()
+    task_prompts: Mapping[str, SoftPrompt] = field(default_factory=dict)
 
 
 def train(
@@ -168,7 +179,7 @@ def train(
         TrainingError: a gradient that is zero or, going back notwithstanding, not finite.
         StorageError: the state cannot be written; the earlier one is kept.
     """
-    config = (config or TrainConfig()).resolved()
+    config, said = preparation.settled(config or TrainConfig(), initial)
     encoding_config = encoding_config or EncodingConfig()
     ranks = distributed.join()
     rows, notices = preparation.encode_rows(backbone, examples, config, encoding_config)
@@ -187,13 +198,23 @@ def train(
     stored = read_state(file) if resume and file is not None and file.exists() else None
     if stored is not None:
         stored.check(identity)
-        prompt = stored.prompt()
+    facts = preparation.describe(backbone, config, encoding_config, len(rows))
+    if config.learning_rate == AUTO:
+        if stored is not None:
+            chosen = stored.facts["facts"]["training"]
+        else:
+            chosen, sentence = _probe(run, initial)
+            said.append(sentence)
+        facts["training"] |= {name: chosen[name] for name in ("learning_rate", "probe")}
+        run = replace(run, config=replace(config, learning_rate=chosen["learning_rate"]))
+    if stored is not None:
+        method = preparation.bound(stored.method(backbone.device), rows, config)
         notices = [notice] if (notice := stored.changed_environment(identity)) else []
     else:
-        prompt = initial or initial_prompt(backbone, config)
-        facts = preparation.describe(backbone, config, encoding_config, len(rows))
-        prompt = prompt.replaced(prompt.tensors, facts)
-    state = _start(run, prompt)
+        notices += said
+        method = preparation.begin(backbone, initial, rows, config)
+        method.facts = facts
+    state = _start(run, method)
     if stored is not None:
         state.take_over(stored, state.progress.micro_batch_size)
     ranks.check_alike(f"{identity} {state.progress} {state.prompt.content_hash}")
@@ -205,16 +226,37 @@ def train(
     return _steps(run, state, notices)
 
 
-def _start(run: Run, prompt: SoftPrompt) -> TrainState:
+def _probe(run: Run, initial: SoftPrompt | None) -> tuple[dict[str, Any], str]:
+    """Train a copy for a few steps at each of a few rates; return the best rate with all losses,
+    and say so. Takes no file and leaves the run as it was.
+    """
+    num_steps, losses = probing.num_steps(run.num_steps), {}
+    judged = (run.held_out or run.rows)[: probing.NUM_JUDGED]
+    for rate in probing.rates(run.config):
+        config = replace(run.config, learning_rate=rate, num_steps=num_steps)
+        trial = replace(run, config=config, file=None, _epoch={})
+        state = _start(trial, preparation.begin(run.backbone, initial, run.rows, config))
+        try:
+            for step in range(num_steps):
+                state.set_rate(trial.rate_of(step))
+                loss, norm = _step_that_fits(trial, state, trial.rows_of(step), [])
+                state.record(loss, rate, 0.0)
+            prompts = state.method.tasks() or state.prompt
+            size = state.progress.micro_batch_size
+            losses[rate] = validate(run.backbone, prompts, judged, size, run.ranks).loss
+        except DivergedError:
+            losses[rate] = math.inf
+    return probing.chosen(losses, num_steps)
+
+
+def _start(run: Run, method: Method) -> TrainState:
     config = run.config
-    assert config.learning_rate is not None  # resolved by `train`
-    prompt = prompt.trainable(_dtype(run.backbone))
     optimizer = torch.optim.AdamW(
-        prompt.tensors, lr=config.learning_rate, weight_decay=config.weight_decay
+        method.tensors, lr=run.rate_of(0), weight_decay=config.weight_decay
     )
     share = -(-config.batch_size // run.ranks.size)
     size = config.micro_batch_size or default_size(run.backbone, run.rows, share)
-    return TrainState(prompt, optimizer, min(size, share))
+    return TrainState(method, optimizer, min(size, share))
 
 
 def _steps(run: Run, state: TrainState, notices: list[str]) -> Iterator[TrainEvent]:
@@ -293,7 +335,8 @@ def _validate_if_due(run: Run, state: TrainState) -> Validation | None:
     if not run.held_out or not run.is_due(step):
         return None
     size = state.progress.micro_batch_size
-    result = validate(run.backbone, state.prompt, run.held_out, size, run.ranks)
+    prompts = state.method.tasks() or state.prompt
+    result = validate(run.backbone, prompts, run.held_out, size, run.ranks)
     if not math.isfinite(result.loss):
         raise DivergedError(f"the validation loss is {result.loss:.4g}; lower --learning-rate")
     state.validated(asdict(result))
@@ -322,16 +365,13 @@ def _event(
     prompt: SoftPrompt | None = None,
 ) -> TrainEvent:
     step, loss, rate, seconds = state.latest()
+    tasks = state.task_results() if prompt is not None else {}
     return TrainEvent(
-        step, run.num_steps, loss, rate, norm, num_tokens, seconds, validation, prompt, notices
-    )
+        step, run.num_steps, loss, rate, norm, num_tokens, seconds, validation, prompt, notices,
+        tasks,
+    )  # fmt: skip
 
 
 def _save(run: Run, state: TrainState) -> None:
     if run.file is not None and run.ranks.is_main:
         state.save(run.file, run.identity)
-
-
-def _dtype(backbone: Backbone) -> torch.dtype:
-    # The prompt and its moments stay in float32 over any base; a float64 base keeps its precision.
-    return torch.float64 if backbone.dtype == torch.float64 else torch.float32

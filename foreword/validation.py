@@ -4,7 +4,7 @@ In: a backbone, a prompt, held-out rows. Out: their loss and the share that gree
 answer right, in one teacher-forced pass. Knows nothing of training.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +14,7 @@ from foreword.distributed import ALONE, Ranks
 from foreword.encoding import Row
 from foreword.loss import score_labels
 from foreword.passes import batches_of
-from foreword.prefix import same_prefix
+from foreword.prefix import PrefixBatch
 from foreword.prompt import SoftPrompt
 
 
@@ -33,20 +33,22 @@ class Validation:
 
 def validate(
     backbone: Backbone,
-    prompt: SoftPrompt,
+    prompt: SoftPrompt | Mapping[str, SoftPrompt],
     rows: Sequence[Row],
     batch_size: int,
     ranks: Ranks = ALONE,
 ) -> Validation:
     """Score held-out rows: teacher-forced, so one pass tells the loss and what greedy decoding
-    answers.
+    answers. Of several tasks' prompts, each row gets its own task's.
     """
-    prefix = backbone.compile(prompt.detached())
+    prompts = {"": prompt} if isinstance(prompt, SoftPrompt) else prompt
+    known = {name: backbone.compile(one.detached()) for name, one in prompts.items()}
     ordered = sorted(rows, key=lambda row: len(row.input_ids))
     totals = torch.zeros(3, dtype=torch.float64)  # loss, labels, rows that are exact
     with torch.no_grad():
         for batch in batches_of(backbone, ranks, ordered, batch_size):
-            scores = score_labels(backbone, same_prefix(prefix, len(batch.input_ids)), batch)
+            names = ("",) * len(batch.tasks) if "" in known else batch.tasks
+            scores = score_labels(backbone, PrefixBatch(tuple(known[n] for n in names)), batch)
             num_wrong = len(scores.rows[~scores.is_best].unique())
             num_exact = len(scores.rows.unique()) - num_wrong
             found = float(scores.losses.sum()), len(scores.losses), num_exact

@@ -14,12 +14,12 @@ ORDER = [
     "home_commands", "gguf_files", "models", "artifact", "states", "prompt", "initializers",
     "encoders", "capabilities", "identity", "layout", "placeholders", "media", "prefix",
     "cache_layers", "caches", "recurrent", "arguments", "one_pass", "padding", "view", "generation",
-    "seq2seq", "seq2seq_generation", "proof", "media_proof",
-    "quantized", "processors", "loading", "backbone", "recomputation", "sharding", "guards", "loss",
-    "train_state", "preparation", "distributed", "passes", "validation", "run", "memory",
-    "training", "curves", "chat", "metrics", "scores", "evaluation", "inspection", "plots",
-    "harness", "doctor", "sampling", "slots", "state_cache",
-    "request", "alone", "rows", "engine", "server", "cli",
+    "seq2seq", "seq2seq_generation", "proof", "media_proof", "quantized", "processors", "loading",
+    "backbone", "recomputation", "sharding", "guards", "loss", "methods", "train_state",
+    "preparation", "probing", "distributed", "passes", "validation", "run", "memory", "training",
+    "recipes", "curves", "chat", "ensembles", "metrics", "scores", "evaluation", "inspection",
+    "plots", "harness", "doctor", "sampling", "slots", "state_cache", "request", "alone", "rows",
+    "engine", "server", "cli",
 ]  # fmt: skip
 
 

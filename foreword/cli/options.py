@@ -84,11 +84,14 @@ def from_configs(*configs: type) -> Callable[[Callable[..., None]], Callable[...
 def _parameter(field: Any) -> inspect.Parameter:
     assert field.default is not MISSING
     help = field.metadata["help"]
+    names, parser = field.metadata.get("names", ()), field.metadata.get("parser")
+    annotation = field.type if parser is None else str | None
+    option = typer.Option(*names, help=help, parser=parser)
     return inspect.Parameter(
         field.name,
         inspect.Parameter.KEYWORD_ONLY,
         default=field.default,
-        annotation=Annotated[field.type, typer.Option(help=help)],
+        annotation=Annotated[annotation, option],
     )
 
 

@@ -7,9 +7,11 @@ main one alone speaks and writes, and all stop at the same step.
 
 import contextlib
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -18,6 +20,7 @@ from foreword.errors import DependencyError
 
 if TYPE_CHECKING:
     from foreword.distributed import Ranks
+    from foreword.prompt import SoftPrompt
     from foreword.training import TrainEvent
 
 COLUMNS = (
@@ -57,6 +60,13 @@ class Stop:
                 signal.signal(number, handler)
 
 
+def save(prompt: "SoftPrompt", tasks: "Mapping[str, SoftPrompt]", output: str) -> None:
+    """Write a prompt, and those of single tasks into folders of their names below it."""
+    for name, one in tasks.items():
+        one.save(Path(output) / "tasks" / quote(name, safe="").replace(".", "%2E"))
+    prompt.save(output)
+
+
 def run(
     events: "Iterator[TrainEvent]",
     output: str,
@@ -85,7 +95,7 @@ def run(
                     trackers.log(event)
                 if event.prompt is not None:
                     if is_main:
-                        event.prompt.save(output)
+                        save(event.prompt, event.task_prompts, output)
                     saved = event
                 asked = stop.signal is not None
                 if asked if ranks is None else ranks.is_any(asked):

@@ -1,18 +1,19 @@
 """`foreword train`: from a data file to a soft prompt."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from foreword.cli import options
-from foreword.cli.running import Stop, Trackers, run
+from foreword.cli.running import Stop, Trackers, run, save
 from foreword.config import DataConfig, EncodingConfig, TrainConfig
 
 if TYPE_CHECKING:
     from foreword.backbone import Backbone
     from foreword.data import Example
+    from foreword.distributed import Ranks
     from foreword.encoding import Row
     from foreword.prompt import SoftPrompt
     from foreword.train_state import StoredState
@@ -32,12 +33,18 @@ def command(
     validation: Annotated[
         str, typer.Option(help="a file of examples, or the share of --data to hold out")
     ] = "0.1",
-    init_from: Annotated[
-        str | None, typer.Option(help="directory of a soft prompt to start from")
+    init_prompt: Annotated[
+        str | None,
+        typer.Option(
+            "--init-prompt", "--init-from", help="directory of a soft prompt to start from"
+        ),
     ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="go on where a run into --output stopped, bit for bit")
     ] = False,
+    seeds: Annotated[
+        int, typer.Option(help="runs, each from the next seed; the best by validation is kept")
+    ] = 1,
     curves: Annotated[
         str | None, typer.Option(help="draw loss, validation and learning rate into this PNG")
     ] = None,
@@ -56,9 +63,8 @@ def command(
     from dataclasses import asdict
 
     from foreword import curves as drawing
-    from foreword import distributed, sharding
+    from foreword import distributed, recipes, sharding
     from foreword.artifact import check_writable
-    from foreword.errors import StorageError, TrainingError
     from foreword.training import train
 
     ranks = distributed.join()
@@ -66,44 +72,104 @@ def command(
     check_writable(output)
     if curves:
         drawing.check_matplotlib()
-    where = where_it_goes_on(output) if resume else None
-    if not resume:
-        refuse_to_overwrite(output)
-    trackers = Trackers(track, output, asdict(config)) if track else None
-    train_examples, held_out = read(data, validation, columns, config.seed)
+    runs = {one.seed: one for one in recipes.seeds_of(config, seeds)}
+    places = {
+        seed: output if seeds == 1 else str(Path(output, "seeds", f"{seed}")) for seed in runs
+    }
+    if seeds > 1:
+        check_for_seeds(validation, curves)
+    for place in () if resume else places.values():
+        refuse_to_overwrite(place)
+    train_examples, held_out = read(data, validation, columns, config)
     # What is spread over the processes is loaded beside them first, and moved layer by layer.
     backbone, _ = options.load(model, None, device="cpu" if sharding.is_asked_for() else "auto")
     rows, held_out_rows = (
         encode(backbone, part, config, encoding, name)
         for part, name in ((train_examples, "training"), (held_out, "validation"))
     )
-    events = train(
-        backbone,
-        rows,
-        config,
-        validation=held_out_rows,
-        encoding_config=encoding,
-        initial=_initial(init_from),
-        checkpoint=output,
-        resume=resume,
-    )
-    if where is not None:
-        options.errors.print(where)
-    stop = Stop()
-    try:
-        last = run(events, output, stop, ranks, trackers)
-    except (TrainingError, StorageError) as error:
-        raise type(error)(f"{error}{_kept(output)}") from error
-    if trackers is not None:
-        trackers.close()
-    if ranks.is_main:
-        conclude(last, output, stop, curves)
+    initial, stop = _initial(init_prompt), Stop()
+    results: dict[int, TrainEvent] = {}
+    for seed, one in runs.items():
+        place = places[seed]
+        if seeds > 1:
+            options.output.print(f"seed {seed}:")
+        where = where_it_goes_on(place) if resume else None
+        trackers = Trackers(track, place, asdict(one)) if track else None
+        events = train(
+            backbone,
+            rows,
+            one,
+            validation=held_out_rows,
+            encoding_config=encoding,
+            initial=initial,
+            checkpoint=place,
+            resume=resume,
+        )
+        if where is not None:
+            options.errors.print(where)
+        last = attend(events, place, stop, ranks, trackers)
+        if ranks.is_main:
+            conclude(last, place, stop, curves)
+        if last is None or stop.signal:
+            break
+        results[seed] = last
+    if seeds > 1 and len(results) == seeds and ranks.is_main:
+        keep_best(results, output)
     code = 128 + stop.signal if stop.signal else 0
     if ranks.size > 1:
         distributed.leave(ranks)
         options.end_at_once(code)
     if code:
         raise typer.Exit(code)
+
+
+def attend(
+    events: "Iterator[TrainEvent]",
+    output: str,
+    stop: Stop,
+    ranks: "Ranks",
+    trackers: Trackers | None,
+) -> "TrainEvent | None":
+    """Follow one run to its end; of a failure, say what it leaves behind.
+
+    Raises:
+        TrainingError, StorageError: the run cannot go on.
+    """
+    from foreword.errors import StorageError, TrainingError
+
+    try:
+        last = run(events, output, stop, ranks, trackers)
+    except (TrainingError, StorageError) as error:
+        raise type(error)(f"{error}{_kept(output)}") from error
+    if trackers is not None:
+        trackers.close()
+    return last
+
+
+def check_for_seeds(validation: str, curves: str | None) -> None:
+    """Refuse several seeds where nothing could choose between them.
+
+    Raises:
+        InputError: no validation rows, or one picture for several runs.
+    """
+    from foreword.errors import InputError
+
+    if validation in ("0", "0.0"):
+        raise InputError("--seeds keeps the best by validation: give --validation rows")
+    if curves is not None:
+        raise InputError("--curves draws one run: leave it out with --seeds, or use --track")
+
+
+def keep_best(results: "Mapping[int, TrainEvent]", output: str) -> None:
+    """Write the best prompt of several seeds, and say how far apart they are."""
+    from shlex import quote
+
+    from foreword.recipes import spread
+
+    prompts = {seed: event.prompt for seed, event in results.items() if event.prompt is not None}
+    found = spread(prompts)
+    save(found.best, results[found.best_seed].task_prompts, output)
+    options.output.print(f"{found}\nits prompt is saved to {quote(output)}")
 
 
 def where_it_goes_on(output: str) -> str:
@@ -135,20 +201,20 @@ def refuse_to_overwrite(output: str) -> None:
 
 
 def read(
-    data: str, validation: str, columns: DataConfig, seed: int
+    data: str, validation: str, columns: DataConfig, config: TrainConfig
 ) -> "tuple[Sequence[Example], Sequence[Example]]":
     """Read the training examples and the held-out ones, from a file or as a share."""
     from foreword.data import read_examples, split_examples
     from foreword.errors import InputError
 
-    examples = read_examples(data, columns)
+    examples = read_examples(data, columns, config.task_column)
     try:
         share = float(validation)
     except ValueError:
-        return examples, read_examples(validation, columns)
+        return examples, read_examples(validation, columns, config.task_column)
     if not 0 <= share < 1:
         raise InputError(f"--validation must be a file or a share in [0, 1), got {validation}")
-    return split_examples(examples, share, seed) if share else (examples, [])
+    return split_examples(examples, share, config.seed) if share else (examples, [])
 
 
 def encode(
@@ -206,7 +272,7 @@ def conclude(last: "TrainEvent | None", output: str, stop: Stop, curves: str | N
         options.output.print(f"curves: {curves}")
     if stop.signal:
         prompt = stored.result()
-        prompt.save(output)
+        save(prompt, stored.task_results(), output)
         kind = "best so far" if stored.best() else "newest"
         options.errors.print(
             f"stopped after step {stored.progress().step}; the {kind} prompt, of step "

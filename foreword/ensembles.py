@@ -1,0 +1,155 @@
+"""Several prompts answering together: one batch holds each text once behind every prompt.
+
+In: a backbone with a tokenizer, prompts, texts. Out: for each text one answer, in order. `vote`
+takes the answer that most prompts give; `averaged` decodes one answer from the mean of all prompts'
+probabilities, token by token. Lester et al. 2021 (arXiv:2104.08691), section 6. Prints nothing and
+reads no files.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import LogitsProcessor, LogitsProcessorList
+
+from foreword import chat, encoding
+from foreword.backbone import Backbone
+from foreword.chat import Answer, Text
+from foreword.errors import InputError
+from foreword.passes import padding_id
+from foreword.prefix import Prefix
+from foreword.prompt import SoftPrompt
+
+
+@dataclass(frozen=True)
+class Vote:
+    """What several prompts said to one text.
+
+    Attributes:
+        answer: the one that most gave; of equally many, the one of the first prompt among them.
+        share: of the prompts that gave it.
+        answers: of each prompt, in their order.
+    """
+
+    answer: Answer
+    share: float
+    answers: tuple[Answer, ...]
+
+
+def vote(
+    backbone: Backbone,
+    prompts: Sequence[SoftPrompt | Prefix],
+    texts: Sequence[Text],
+    *,
+    batch_size: int = 32,
+    max_new_tokens: int = 128,
+    **options: Any,
+) -> Iterator[Vote]:
+    """Answer every text by majority; greedy unless `options` of `generate` say otherwise.
+
+    Each prompt reads a text as its own training encoded it; `batch_size` counts rows, so that a
+    batch holds `batch_size // len(prompts)` texts, one at least.
+
+    Raises:
+        InputError: no prompts. MismatchError: a prompt of another base.
+    """
+    for found in _batches(backbone, prompts, texts, batch_size, max_new_tokens, options):
+        for own in found:
+            counts = Counter(answer.text.strip() for answer in own)
+            best = max(own, key=lambda answer: counts[answer.text.strip()])  # the first of equals
+            yield Vote(best, counts[best.text.strip()] / len(own), own)
+
+
+def averaged(
+    backbone: Backbone,
+    prompts: Sequence[SoftPrompt | Prefix],
+    texts: Sequence[Text],
+    *,
+    batch_size: int = 32,
+    max_new_tokens: int = 128,
+) -> Iterator[Answer]:
+    """Answer every text greedily from the mean of the prompts' next-token probabilities.
+
+    Raises:
+        InputError: no prompts, or prompts that encode rows differently. MismatchError: a prompt of
+            another base.
+    """
+    configs = {chat.encoding_of(prompt) for prompt in prompts}
+    if len(configs) > 1:
+        raise InputError(
+            "the prompts were trained on rows that are encoded differently, so their answers are "
+            "not of the same tokens: use vote, which compares texts"
+        )
+    mean = LogitsProcessorList([_Mean(len(prompts))])
+    options = {"do_sample": False, "logits_processor": mean}
+    for found in _batches(backbone, prompts, texts, batch_size, max_new_tokens, options):
+        for own in found:
+            yield own[0]
+
+
+def _batches(
+    backbone: Backbone,
+    prompts: Sequence[SoftPrompt | Prefix],
+    texts: Sequence[Text],
+    batch_size: int,
+    max_new_tokens: int,
+    options: dict[str, Any],
+) -> Iterator[list[tuple[Answer, ...]]]:
+    """Yield, for each batch of texts, every prompt's answers to each."""
+    if not prompts:
+        raise InputError("an ensemble needs at least one prompt")
+    size = max(1, batch_size // len(prompts))
+    for start in range(0, len(texts), size):
+        part = texts[start : start + size]
+        groups: dict[tuple[int, ...], list[int]] = {}  # a row ends where its own prompt's rows do
+        for index, prompt in enumerate(prompts):
+            ends = chat.end_tokens(backbone, part[0], chat.encoding_of(prompt))
+            groups.setdefault(tuple(ends), []).append(index)
+        found: dict[int, list[Answer]] = {}
+        for ends_of_all, indices in groups.items():
+            together = [prompts[index] for index in indices]
+            rows = _answers(backbone, together, part, list(ends_of_all), max_new_tokens, options)
+            found |= {index: rows[place :: len(indices)] for place, index in enumerate(indices)}
+        yield list(zip(*(found[index] for index in range(len(prompts))), strict=True))
+
+
+def _answers(
+    backbone: Backbone,
+    prompts: Sequence[SoftPrompt | Prefix],
+    texts: Sequence[Text],
+    ends: list[int],
+    max_new_tokens: int,
+    options: dict[str, Any],
+) -> list[Answer]:
+    """Return the first text's answer of every prompt, then the second's, from one batch."""
+    configs = [chat.encoding_of(prompt) for prompt in prompts]
+    rows = [chat.encode_row(backbone, text, config) for text in texts for config in configs]
+    ids, mask = chat.left_padded([list(row.input_ids) for row in rows], padding_id(backbone))
+    output = backbone.generate(
+        [backbone.compile(prompt) for prompt in prompts] * len(texts),
+        ids.to(backbone.device),
+        mask.to(backbone.device),
+        max_new_tokens=max_new_tokens,
+        eos_token_id=ends,
+        pad_token_id=padding_id(backbone),
+        **encoding.collate_media(rows),
+        **({"do_sample": False} | options),
+    )
+    num_given = 1 if backbone.seq2seq else ids.shape[1]
+    return [chat.read_answer(backbone, row, ends) for row in output[:, num_given:].tolist()]
+
+
+class _Mean(LogitsProcessor):
+    """Give all rows of a text the logarithm of their mean probabilities."""
+
+    def __init__(self, num_prompts: int) -> None:
+        self.num_prompts = num_prompts
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        logs = torch.log_softmax(scores, dim=-1).unflatten(0, (-1, self.num_prompts))
+        mean: Tensor = logs.logsumexp(dim=1) - math.log(self.num_prompts)
+        return mean.repeat_interleave(self.num_prompts, dim=0)

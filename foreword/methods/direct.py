@@ -1,0 +1,68 @@
+"""Prompt tuning and prefix tuning: the prompt's own values are what is trained.
+
+In: a prompt. Out: the same, its tensors leaves that take a gradient. Lester et al. 2021
+(arXiv:2104.08691) for embeddings; Li and Liang 2021 (arXiv:2101.00190), without their projection,
+for keys and values.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from foreword.encoding import Batch
+from foreword.prompt import SoftPrompt
+
+
+class Direct:
+    """A prompt whose own values are trained.
+
+    Args:
+        shape: what lays the tensors out; see `SoftPrompt.layout`.
+        leaves: the values, which take a gradient.
+        facts: what the prompt says of itself.
+    """
+
+    name = "direct"
+
+    def __init__(
+        self, shape: Mapping[str, Any], leaves: Sequence[Tensor], facts: Mapping[str, Any]
+    ) -> None:
+        self.shape, self.facts = dict(shape), dict(facts)
+        self.tensors = [tensor.detach().requires_grad_() for tensor in leaves]
+        self.constants = list[Tensor]()
+
+    @classmethod
+    def begin(cls, start: SoftPrompt, dtype: torch.dtype) -> "Direct":
+        """Start from a copy of a prompt's values."""
+        copies = [tensor.detach().to(dtype, copy=True) for tensor in start.tensors]
+        return cls(start.layout, copies, start.facts)
+
+    @classmethod
+    def restored(
+        cls,
+        layout: Mapping[str, Any],
+        tensors: Sequence[Tensor],
+        constants: Sequence[Tensor],
+        facts: Mapping[str, Any],
+    ) -> "Direct":
+        """Build it from what a training state holds."""
+        return cls(layout["shape"], tensors, facts)
+
+    @property
+    def layout(self) -> dict[str, Any]:
+        """What lays the tensors out."""
+        return {"name": self.name, "shape": self.shape}
+
+    def prompt(self) -> SoftPrompt:
+        """Return the prompt of these values."""
+        return SoftPrompt(facts=self.facts, tensors=self.tensors, **self.shape)
+
+    def tasks(self) -> dict[str, SoftPrompt]:
+        """Return nothing: there is one prompt for all rows."""
+        return {}
+
+    def unseen(self, batch: Batch) -> Tensor | None:
+        """Hide nothing."""
+        return None

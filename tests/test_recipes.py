@@ -1,0 +1,173 @@
+"""A rate that is found, and runs from several seeds."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_models
+import torch
+from tiny_tokenizer import tiny_tokenizer
+from typer.testing import CliRunner
+
+from foreword import Backbone, Row, SoftPrompt, TrainConfig, TrainEvent, probing, train
+from foreword.cli import app
+from foreword.errors import DivergedError, InputError
+from foreword.recipes import seeds_of, spread
+from foreword.train_state import STATE_FILE, read_state
+
+ROWS = [
+    Row.from_ids(tiny_models.ids(length).tolist(), tiny_models.ids(2, seed=5).tolist())
+    for length in (4, 9, 6, 5)
+]
+CONFIG = TrainConfig(
+    method="prompt-tuning", num_virtual_tokens=4, batch_size=3, num_steps=8, eval_every=2,
+    learning_rate="auto",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def backbone() -> Backbone:
+    return Backbone(tiny_models.build("llama", dtype=torch.float32))
+
+
+def run(
+    backbone: Backbone, folder: Path | None = None, stop: int = 0, **changes: Any
+) -> list[TrainEvent]:
+    events = train(
+        backbone, ROWS, dataclasses.replace(CONFIG, **changes), validation=ROWS[:2],
+        checkpoint=folder, resume=folder is not None,
+    )  # fmt: skip
+    found = []
+    for event in events:
+        found.append(event)
+        if event.step == stop:
+            events.close()  # type: ignore[attr-defined]
+    return found
+
+
+def trial(backbone: Backbone, rate: float) -> float:
+    """Return the validation loss of a run that is as long as a trial."""
+    events = run(backbone, learning_rate=rate, num_steps=probing.num_steps(8), eval_every=0)
+    assert events[-1].validation is not None
+    return events[-1].validation.loss
+
+
+def test_the_rate_is_the_best_of_short_runs(backbone: Backbone) -> None:
+    facts = run(backbone)[-1].prompt.facts["training"]
+    expected = {rate: trial(backbone, rate) for rate in (5e-4, 1.5e-3, 5e-3, 1.5e-2)}
+    assert {rate: loss for rate, loss in facts["probe"]} == pytest.approx(expected, rel=1e-6)
+    assert facts["learning_rate"] == min(expected, key=expected.__getitem__)
+
+
+def test_the_run_after_a_probe_is_the_run_at_that_rate(backbone: Backbone) -> None:
+    found = run(backbone)
+    rate = found[-1].prompt.facts["training"]["learning_rate"]
+    told = run(backbone, learning_rate=rate)
+    assert [event.loss for event in found] == [event.loss for event in told]
+    assert found[-1].prompt.content_hash == told[-1].prompt.content_hash
+    assert found[0].notices[0].startswith(f"learning rate {rate:g}, by the loss after 4 steps at")
+
+
+def test_a_resumed_run_keeps_its_rate(
+    backbone: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calm = run(backbone)
+    run(backbone, tmp_path, stop=3)
+    monkeypatch.setattr(probing, "rates", lambda config: pytest.fail("it is known by now"))
+    rest = run(backbone, tmp_path)
+    assert [event.loss for event in rest] == [event.loss for event in calm[3:]]
+    assert rest[-1].prompt.content_hash == calm[-1].prompt.content_hash
+    assert rest[-1].prompt.facts["training"]["probe"] == calm[-1].prompt.facts["training"]["probe"]
+    assert read_state(tmp_path / STATE_FILE).progress().is_finished
+
+
+def test_rates_that_diverge_are_passed_over() -> None:
+    facts, said = probing.chosen({0.1: 2.0, 0.3: 1.5, 1.0: float("inf")}, 5)
+    assert facts == {"learning_rate": 0.3, "probe": [[0.1, 2.0], [0.3, 1.5], [1.0, None]]}
+    assert "learning rate 0.3" in said
+    with pytest.raises(DivergedError, match="all of 0.1, 0.3 diverged within 5 steps"):
+        probing.chosen({0.1: float("inf"), 0.3: float("inf")}, 5)
+
+
+def validated(loss: float, exact: float) -> SoftPrompt:
+    metrics = {"step": 1, "validation": {"loss": loss, "exact": exact}}
+    return SoftPrompt.from_embeddings(torch.full((2, 4), loss), facts={"metrics": metrics})
+
+
+def test_a_spread_keeps_the_best_and_knows_the_others() -> None:
+    found = spread({7: validated(3.0, 0.5), 8: validated(1.0, 0.9), 9: validated(2.0, 0.7)})
+    assert found.best_seed == 8 and float(found.best.embeddings[0, 0]) == 1.0
+    seeds = found.best.facts["metrics"]["seeds"]
+    assert (seeds["loss"]["mean"], seeds["loss"]["deviation"]) == (2.0, 1.0)
+    assert seeds["exact"]["mean"] == pytest.approx(0.7)
+    assert "3 seeds: validation loss 2.000 +- 1.000" in str(found)
+
+
+def test_seeds_need_a_validation_and_a_number() -> None:
+    with pytest.raises(InputError, match="give --validation rows"):
+        spread({0: SoftPrompt.from_embeddings(torch.ones(2, 4))})
+    with pytest.raises(InputError, match="--seeds must be at least 1"):
+        seeds_of(CONFIG, 0)
+
+
+@pytest.fixture(scope="module")
+def command(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    folder = tmp_path_factory.mktemp("model")
+    tokenizer = tiny_tokenizer()
+    model = tiny_models.build(
+        "llama", dtype=torch.float32, vocab_size=len(tokenizer), eos_token_id=2
+    )
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    rows = [{"prompt": f"say {w}", "completion": w, "job": "xy"[w > "c"]} for w in "abcdefg"]
+    data = folder / "rows.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return [
+        "train", "--model", str(folder), "--data", str(data), "--num-virtual-tokens", "4",
+        "--num-steps", "4", "--eval-every", "2",
+    ]  # fmt: skip
+
+
+def invoke(*arguments: str) -> str:
+    result = CliRunner().invoke(app, arguments, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def test_the_command_line_trains_from_several_seeds(command: list[str], tmp_path: Path) -> None:
+    arguments = [*command, "--output", str(tmp_path), "--seeds", "2", "--seed", "5"]
+    said = invoke(*arguments)
+    seeds = SoftPrompt.load(tmp_path).facts["metrics"]["seeds"]
+    own = {seed: SoftPrompt.load(tmp_path / "seeds" / seed) for seed in ("5", "6")}
+    assert own["5"].content_hash != own["6"].content_hash
+    losses = {seed: one.facts["metrics"]["validation"]["loss"] for seed, one in own.items()}
+    assert seeds["loss"]["each"] == losses and "2 seeds: validation loss" in said
+    best = own[min(losses, key=losses.__getitem__)]
+    assert SoftPrompt.load(tmp_path).content_hash == best.content_hash
+    again = invoke(*arguments, "--resume")
+    assert "goes on after step 4" in again
+    assert SoftPrompt.load(tmp_path).content_hash == best.content_hash
+
+
+def test_the_command_line_finds_a_rate(command: list[str], tmp_path: Path) -> None:
+    said = invoke(*command, "--output", str(tmp_path), "--lr", "auto", "--method", "p-tuning")
+    facts = SoftPrompt.load(tmp_path).facts["training"]
+    assert len(facts["probe"]) == 4 and f"note: learning rate {facts['learning_rate']:g}" in said
+
+
+def test_the_command_line_takes_a_rate_by_either_name(command: list[str], tmp_path: Path) -> None:
+    for name in ("--lr", "--learning-rate"):
+        invoke(*command, "--output", str(tmp_path / name), name, "0.25")
+        assert SoftPrompt.load(tmp_path / name).facts["training"]["learning_rate"] == 0.25
+    refused = CliRunner().invoke(app, [*command, "--output", str(tmp_path), "--lr", "fast"])
+    assert refused.exit_code == 2
+
+
+def test_every_task_is_saved_apart(command: list[str], tmp_path: Path) -> None:
+    invoke(*command, "--output", str(tmp_path), "--method", "multitask", "--task-column", "job",
+           "--lr", "0.1")  # fmt: skip
+    x, y = (SoftPrompt.load(tmp_path / "tasks" / name) for name in "xy")
+    assert x.content_hash != y.content_hash and x.facts["task"] == "x"
+    assert SoftPrompt.load(tmp_path).num_virtual_tokens == 4
