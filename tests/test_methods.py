@@ -7,6 +7,7 @@ from typing import Any
 
 import oracle
 import pytest
+import seq2seq_models
 import tiny_models
 import torch
 from peft import PeftModel
@@ -358,6 +359,30 @@ def test_a_prompt_to_start_from_decides_the_form(backbone: Backbone) -> None:
     short = TrainConfig(num_virtual_tokens=4, num_steps=1)
     last = list(train(backbone, ROWS, short, initial=other))[-1].prompt
     assert last.form == "embeddings" and last.facts["method"] == "prompt-tuning"
+
+
+# --- other bases --------------------------------------------------------------------------------
+
+
+def test_hidden_demonstrations_stay_hidden_from_recomputed_layers(backbone: Backbone) -> None:
+    plain, recomputed = (
+        run(backbone, "context-tuning", num_steps=2, gradient_checkpointing=is_recomputed)
+        for is_recomputed in (False, True)
+    )
+    for ours, theirs in zip(recomputed, plain, strict=True):
+        assert ours.loss == pytest.approx(theirs.loss, rel=1e-5)
+
+
+@pytest.mark.parametrize("variant", [name for name in VARIANTS if name != "context-tuning"])
+def test_models_with_an_encoder_learn_by_every_other_method(variant: str) -> None:
+    model = seq2seq_models.with_exact_norms(seq2seq_models.build("t5"))
+    events = run(Backbone(model), variant, num_steps=8, batch_size=4, learning_rate=0.1)
+    assert events[-1].loss < events[0].loss
+
+
+def test_a_context_is_refused_beside_an_encoder() -> None:
+    with pytest.raises(UnsupportedError, match="reads a row's text and its answer apart"):
+        run(Backbone(seq2seq_models.shared("t5")), "context-tuning")
 
 
 # --- refusals -----------------------------------------------------------------------------------
