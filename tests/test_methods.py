@@ -1,6 +1,7 @@
 """Methods: their formulas, gradients and folding, what they refuse, and that a run resumes."""
 
 import dataclasses
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import seq2seq_models
 import tiny_models
 import torch
 from peft import PeftModel
+from safetensors.torch import save_file
 from tiny_tokenizer import tiny_tokenizer
 from torch import Tensor
 from torch.nn.functional import cross_entropy, layer_norm, linear, relu
@@ -18,10 +20,10 @@ from transformers import DynamicCache
 
 from foreword import Backbone, Row, SoftPrompt, TrainConfig, TrainEvent, methods, train
 from foreword.encoding import collate
-from foreword.errors import DataError, InputError, UnsupportedError
+from foreword.errors import ArtifactError, DataError, InputError, UnsupportedError
 from foreword.initializers import demonstrations, label_embeddings
 from foreword.preparation import begin, initial_prompt
-from foreword.train_state import STATE_FILE, read_state
+from foreword.train_state import METADATA_NAME, STATE_FILE, read_state
 from foreword.training import _backward, accumulate, leaves_of
 
 ROWS = [
@@ -268,6 +270,29 @@ def test_a_network_is_in_the_state_and_not_in_the_prompt(
     assert len(read_state(tmp_path / STATE_FILE).method().tensors) == 7
     assert [list(tensor.shape) for tensor in last.prompt.tensors] == [[4, 32]]
     assert last.prompt.facts["method"] == "p-tuning"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"name": "other"},
+        {"kind": "other"},
+        {"sizes": [32, 10**9, 32]},
+        {"sizes": [32, 12]},
+        {"shape": {"form": "embeddings"}, "more": 1},
+        {"shapes": None},
+    ],
+)
+def test_a_damaged_layout_is_refused(
+    backbone: Backbone, tmp_path: Path, change: dict[str, Any]
+) -> None:
+    run(backbone, "p-tuning mlp", tmp_path, stop=2)
+    stored = read_state(tmp_path / STATE_FILE)
+    facts = stored.facts | {"method": stored.facts["method"] | change}
+    save_file(stored.tensors, tmp_path / STATE_FILE, {METADATA_NAME: json.dumps(facts)})
+    with pytest.raises(ArtifactError, match="a damaged one") as refused:
+        run(backbone, "p-tuning mlp", tmp_path)
+    assert "\n" not in str(refused.value)
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # PEFT's own
