@@ -309,6 +309,12 @@ class StoredState:
             validations = [(step, loss, exact) for step, loss, exact in self.facts["validations"]]
             return History(losses.tolist(), rates.tolist(), validations)
 
+    def rate_facts(self) -> dict[str, Any]:
+        """Return the learning rate that was found, and what the trials of the others came to."""
+        with _damage_named(self.path):
+            training = self.facts["facts"]["training"]
+            return {"learning_rate": float(training["learning_rate"]), "probe": training["probe"]}
+
     def result(self) -> SoftPrompt:
         """Return the best prompt so far by validation; without one, the newest."""
         return self.best() or _with_metrics(self.prompt(), self._metrics())

@@ -33,7 +33,7 @@ from foreword.prompt import SoftPrompt
 from foreword.recomputation import recomputing
 from foreword.run import Run
 from foreword.states import States
-from foreword.train_state import STATE_FILE, TrainState, read_state
+from foreword.train_state import STATE_FILE, StoredState, TrainState, read_state
 from foreword.validation import Validation, validate
 
 
@@ -198,22 +198,15 @@ def train(
     stored = read_state(file) if resume and file is not None and file.exists() else None
     if stored is not None:
         stored.check(identity)
-    facts = preparation.describe(backbone, config, encoding_config, len(rows))
-    if config.learning_rate == AUTO:
-        if stored is not None:
-            chosen = stored.facts["facts"]["training"]
-        else:
-            chosen, sentence = _probe(run, initial)
-            said.append(sentence)
-        facts["training"] |= {name: chosen[name] for name in ("learning_rate", "probe")}
-        run = replace(run, config=replace(config, learning_rate=chosen["learning_rate"]))
+    run, chosen = _with_rate(run, stored, initial, said)
     if stored is not None:
         method = preparation.bound(stored.method(backbone.device), rows, config)
         notices = [notice] if (notice := stored.changed_environment(identity)) else []
     else:
         notices += said
         method = preparation.begin(backbone, initial, rows, config)
-        method.facts = facts
+        method.facts = preparation.describe(backbone, config, encoding_config, len(rows))
+        method.facts["training"] |= chosen
     state = _start(run, method)
     if stored is not None:
         state.take_over(stored, state.progress.micro_batch_size)
@@ -224,6 +217,20 @@ def train(
     if stored is None:
         _save(run, state)
     return _steps(run, state, notices)
+
+
+def _with_rate(
+    run: Run, stored: StoredState | None, initial: SoftPrompt | None, said: list[str]
+) -> tuple[Run, dict[str, Any]]:
+    """Return a run whose learning rate is known, and the facts of how it was found, if it was."""
+    if run.config.learning_rate != AUTO:
+        return run, {}
+    if stored is not None:
+        chosen = stored.rate_facts()
+    else:
+        chosen, sentence = _probe(run, initial)
+        said.append(sentence)
+    return replace(run, config=replace(run.config, learning_rate=chosen["learning_rate"])), chosen
 
 
 def _probe(run: Run, initial: SoftPrompt | None) -> tuple[dict[str, Any], str]:
@@ -239,7 +246,7 @@ def _probe(run: Run, initial: SoftPrompt | None) -> tuple[dict[str, Any], str]:
         try:
             for step in range(num_steps):
                 state.set_rate(trial.rate_of(step))
-                loss, norm = _step_that_fits(trial, state, trial.rows_of(step), [])
+                loss, _ = _step_that_fits(trial, state, trial.rows_of(step), [])
                 state.record(loss, rate, 0.0)
             prompts = state.method.tasks() or state.prompt
             size = state.progress.micro_batch_size

@@ -29,6 +29,12 @@ ROWS = [
     )
     for length in (3, 4, 5, 6, 7, 8, 9, 10, 11)
 ]
+ROWS = [dataclasses.replace(row, task="ab"[index % 2]) for index, row in enumerate(ROWS)]
+METHODS: dict[str, dict[str, Any]] = {
+    "residual": {"learning_rate": "auto"},
+    "multitask": {},
+    "context-tuning": {"num_virtual_tokens": 20},
+}
 CONFIG = TrainConfig(
     num_virtual_tokens=4, batch_size=4, num_steps=6, eval_every=3, learning_rate=0.05
 )
@@ -113,6 +119,10 @@ def main(folder: Path) -> None:
             scenario(f"one {form} {short}", 1, dtype, form=form)
             scenario(f"two {form} {short}", 2, dtype, form=form)
         scenario(f"sharded {form}", 2, torch.float64, form=form, is_sharded=True)
+    for method, options in METHODS.items():
+        for name, size in (("one", 1), ("two", 2)):
+            scenario(f"{name} {method}", size, torch.float64, method=method, **options)
+    scenario("sharded multitask", 2, torch.float64, method="multitask", is_sharded=True)
     scenario(
         "sharded recomputed", 2, torch.float64, form="embeddings", is_sharded=True,
         gradient_checkpointing=True, micro_batch_size=1,

@@ -50,6 +50,16 @@ def test_two_processes_come_to_what_one_does(runs: Any, form: str, dtype: str) -
     check_equal(runs[f"one {form} {dtype}"][0], runs[f"two {form} {dtype}"])
 
 
+@pytest.mark.parametrize("method", ["residual", "multitask", "context-tuning"])
+def test_two_processes_learn_by_every_method_what_one_does(runs: Any, method: str) -> None:
+    check_equal(runs[f"one {method}"][0], runs[f"two {method}"])
+    assert method != "residual" or "learning rate" in runs["two residual"][0]["notices"][0]
+
+
+def test_several_prompts_are_read_through_a_sharded_base(runs: Any) -> None:
+    check_equal(runs["one multitask"][0], runs["sharded multitask"])
+
+
 @pytest.mark.parametrize("form", ["embeddings", "key_values"])
 def test_a_sharded_base_comes_to_what_a_whole_one_does(runs: Any, form: str) -> None:
     check_equal(runs[f"one {form} float64"][0], runs[f"sharded {form}"])

@@ -1,15 +1,18 @@
 """Methods: their formulas, gradients and folding, what they refuse, and that a run resumes."""
 
 import dataclasses
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import oracle
 import pytest
+import seq2seq_models
 import tiny_models
 import torch
 from peft import PeftModel
+from safetensors.torch import save_file
 from tiny_tokenizer import tiny_tokenizer
 from torch import Tensor
 from torch.nn.functional import cross_entropy, layer_norm, linear, relu
@@ -17,10 +20,10 @@ from transformers import DynamicCache
 
 from foreword import Backbone, Row, SoftPrompt, TrainConfig, TrainEvent, methods, train
 from foreword.encoding import collate
-from foreword.errors import DataError, InputError, UnsupportedError
+from foreword.errors import ArtifactError, DataError, InputError, UnsupportedError
 from foreword.initializers import demonstrations, label_embeddings
 from foreword.preparation import begin, initial_prompt
-from foreword.train_state import STATE_FILE, read_state
+from foreword.train_state import METADATA_NAME, STATE_FILE, read_state
 from foreword.training import _backward, accumulate, leaves_of
 
 ROWS = [
@@ -269,6 +272,29 @@ def test_a_network_is_in_the_state_and_not_in_the_prompt(
     assert last.prompt.facts["method"] == "p-tuning"
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"name": "other"},
+        {"kind": "other"},
+        {"sizes": [32, 10**9, 32]},
+        {"sizes": [32, 12]},
+        {"shape": {"form": "embeddings"}, "more": 1},
+        {"shapes": None},
+    ],
+)
+def test_a_damaged_layout_is_refused(
+    backbone: Backbone, tmp_path: Path, change: dict[str, Any]
+) -> None:
+    run(backbone, "p-tuning mlp", tmp_path, stop=2)
+    stored = read_state(tmp_path / STATE_FILE)
+    facts = stored.facts | {"method": stored.facts["method"] | change}
+    save_file(stored.tensors, tmp_path / STATE_FILE, {METADATA_NAME: json.dumps(facts)})
+    with pytest.raises(ArtifactError, match="a damaged one") as refused:
+        run(backbone, "p-tuning mlp", tmp_path)
+    assert "\n" not in str(refused.value)
+
+
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # PEFT's own
 @pytest.mark.parametrize("variant", ["residual", "prefix-projection", "context-tuning"])
 def test_stock_peft_reads_what_is_saved(backbone: Backbone, variant: str, tmp_path: Path) -> None:
@@ -358,6 +384,30 @@ def test_a_prompt_to_start_from_decides_the_form(backbone: Backbone) -> None:
     short = TrainConfig(num_virtual_tokens=4, num_steps=1)
     last = list(train(backbone, ROWS, short, initial=other))[-1].prompt
     assert last.form == "embeddings" and last.facts["method"] == "prompt-tuning"
+
+
+# --- other bases --------------------------------------------------------------------------------
+
+
+def test_hidden_demonstrations_stay_hidden_from_recomputed_layers(backbone: Backbone) -> None:
+    plain, recomputed = (
+        run(backbone, "context-tuning", num_steps=2, gradient_checkpointing=is_recomputed)
+        for is_recomputed in (False, True)
+    )
+    for ours, theirs in zip(recomputed, plain, strict=True):
+        assert ours.loss == pytest.approx(theirs.loss, rel=1e-5)
+
+
+@pytest.mark.parametrize("variant", [name for name in VARIANTS if name != "context-tuning"])
+def test_models_with_an_encoder_learn_by_every_other_method(variant: str) -> None:
+    model = seq2seq_models.with_exact_norms(seq2seq_models.build("t5"))
+    events = run(Backbone(model), variant, num_steps=8, batch_size=4, learning_rate=0.1)
+    assert events[-1].loss < events[0].loss
+
+
+def test_a_context_is_refused_beside_an_encoder() -> None:
+    with pytest.raises(UnsupportedError, match="reads a row's text and its answer apart"):
+        run(Backbone(seq2seq_models.shared("t5")), "context-tuning")
 
 
 # --- refusals -----------------------------------------------------------------------------------

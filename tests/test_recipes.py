@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,12 @@ import pytest
 import tiny_models
 import torch
 from tiny_tokenizer import tiny_tokenizer
+from typer.main import get_command
 from typer.testing import CliRunner
 
 from foreword import Backbone, Row, SoftPrompt, TrainConfig, TrainEvent, probing, train
 from foreword.cli import app
+from foreword.config import FORMS
 from foreword.errors import DivergedError, InputError
 from foreword.recipes import seeds_of, spread
 from foreword.train_state import STATE_FILE, read_state
@@ -166,8 +169,20 @@ def test_the_command_line_takes_a_rate_by_either_name(command: list[str], tmp_pa
 
 
 def test_every_task_is_saved_apart(command: list[str], tmp_path: Path) -> None:
-    invoke(*command, "--output", str(tmp_path), "--method", "multitask", "--task-column", "job",
-           "--lr", "0.1")  # fmt: skip
+    said = invoke(*command, "--output", str(tmp_path), "--method", "multitask",
+                  "--task-column", "job", "--lr", "0.1")  # fmt: skip
+    assert f"each task's own to {tmp_path}/tasks" in said
     x, y = (SoftPrompt.load(tmp_path / "tasks" / name) for name in "xy")
     assert x.content_hash != y.content_hash and x.facts["task"] == "x"
     assert SoftPrompt.load(tmp_path).num_virtual_tokens == 4
+
+
+def test_the_commands_of_the_page_on_methods_are_commands() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "methods.md").read_text()
+    lines = [line for line in page.splitlines() if line.startswith("foreword train")]
+    own = get_command(app).commands["train"]  # type: ignore[attr-defined]
+    for line in lines[1:]:
+        given = own.make_context("train", shlex.split(line)[2:]).params
+        TrainConfig(method=given["method"], task_column=given["task_column"])
+    assert {own.make_context("train", shlex.split(line)[2:]).params["method"]
+            for line in lines[1:]} == set(FORMS)  # fmt: skip

@@ -297,12 +297,13 @@ def summarize(last: "TrainEvent", output: str, stored: "StoredState") -> None:
             f", validation {first[1]:.3f} at step {first[0]}, {held_out['loss']:.3f} at its best "
             f"({held_out['exact']:.0%} exact)"
         )
+    tasks = f", each task's own to {output}/tasks" if last.task_prompts else ""
     options.output.print(
         f"{prompt.num_virtual_tokens} virtual tokens ({prompt.form}), "
         f"{prompt.num_bytes / 1e6:.2f} MB, the prompt of step {metrics['step']} of "
         f"{last.num_steps} in {stored.progress().seconds:.0f} s\n"
         f"loss {history.losses[0]:.3f} at first, {metrics['training_loss']:.3f} there{shown}\n"
-        f"saved to {output}\n\n"
+        f"saved to {output}{tasks}\n\n"
         f"try it:   foreword chat --prompt {quote(output)}\n"
         f"look:     foreword show --prompt {quote(output)}\n"
         f"measure:  foreword eval --prompt {quote(output)} --data FILE"

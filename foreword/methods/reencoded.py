@@ -99,6 +99,12 @@ class Reencoded:
     ) -> "Reencoded":
         """Build it from what a training state holds."""
         (offset,), (inputs, *weights) = constants, tensors
+        in_size, hidden_size, out_size = layout["sizes"]
+        known = {size for weight in weights for size in weight.shape}
+        widths = inputs.shape[1], offset.shape[1]
+        # Before the network is built: a damaged file must not decide how large it is.
+        if (in_size, out_size) != widths or not known & {hidden_size, 2 * hidden_size}:
+            raise ValueError(f"sizes {layout['sizes']} are not those of the weights")
         method = cls(inputs=inputs, offset=offset, facts=facts, **layout)
         with torch.no_grad():
             for own, stored in zip(method.tensors[1:], weights, strict=True):
