@@ -1,9 +1,11 @@
 """One request at a time through `Backbone.generate`: for what cannot be batched row by row.
 
-In: a backbone and a request. Out: the same choices as the batch would make, one after the other.
+In: a backbone and a request. Out: the same choices as the batch would make, one at each `advance`.
 Slower, and exact wherever `generate` is; the sampling is the engine's own.
 """
 
+import threading
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -26,24 +28,73 @@ from foreword.sampling import Sampler
 BATCHED = frozenset({"full_attention", "sliding_attention", "chunked_attention"})
 
 
-def is_needed(capabilities: Capabilities, num_tokens: int) -> bool:
-    """Return whether a request of so many tokens, virtual ones included, must be served alone."""
+def is_needed(capabilities: Capabilities, handle: Handle) -> bool:
+    """Return whether a request must be served alone."""
+    if handle.request.media is not None:
+        return True
     # Recurrent states are of no slot; rotary positions of several axes are not those of slots.
     if capabilities.is_recurrent or capabilities.num_axes > 1:
         return True
     if any(reach.name not in BATCHED for reach in capabilities.reaches):
         return True
     # In a batch the slot that such a model scales by is that of the longest row.
-    return capabilities.slot_scale is not None and num_tokens >= capabilities.slot_scale
+    return capabilities.slot_scale is not None and handle.num_tokens >= capabilities.slot_scale
 
 
-def serve(backbone: Backbone, handle: Handle) -> None:
-    """Answer a request to its end."""
+class Alone:
+    """One request's `generate`, which goes on by a token when it is told to.
+
+    It has a thread of its own, which runs only while `advance` waits for it: `generate` gives no
+    other way to come back between two tokens.
+
+    Attributes:
+        is_over: whether nothing is left to do.
+    """
+
+    def __init__(self, backbone: Backbone, handle: Handle) -> None:
+        self.backbone, self.handle = backbone, handle
+        self.is_over = False
+        self._go, self._rest = threading.Semaphore(0), threading.Semaphore(0)
+        self._thread = threading.Thread(target=self._run, name="alone", daemon=True)
+
+    def advance(self) -> None:
+        """Let the request choose one more id, or end."""
+        try:
+            if self._thread.ident is None:
+                self._thread.start()
+        except RuntimeError as error:  # as many threads as may be
+            self.handle.fail(error)
+            self.is_over = True
+            return
+        self._go.release()
+        self._rest.acquire()
+        if self.is_over:
+            self._thread.join()
+
+    def _run(self) -> None:
+        self._go.acquire()
+        try:
+            with torch.no_grad():
+                serve(self.backbone, self.handle, self._pause)
+        except Exception as error:
+            self.handle.fail(error)
+        finally:
+            self.is_over = True
+            self._rest.release()
+
+    def _pause(self) -> None:
+        self._rest.release()
+        self._go.acquire()
+
+
+def serve(backbone: Backbone, handle: Handle, pause: Callable[[], None]) -> None:
+    """Answer a request to its end, with a pause after each id but the last."""
     request = handle.request
+    media = request.media.tensors if request.media is not None else {}
     prefix = backbone.compile(request.prompt.load()) if request.prompt is not None else None
     ids = torch.tensor([request.ids], device=backbone.device)
     if request.num_prompt_logprobs is not None and len(request.ids) > 1:
-        logits = backbone.logits(prefix, ids)[0, :-1]
+        logits = backbone.logits(prefix, ids, **media)[0, :-1]
         handle.prompt_logprobs = sampling.report(logits, ids[0, 1:], request.num_prompt_logprobs)
     if request.max_new_tokens == 0:
         handle.end("length")
@@ -56,7 +107,8 @@ def serve(backbone: Backbone, handle: Handle) -> None:
             max_new_tokens=request.max_new_tokens, do_sample=False, pad_token_id=0
         ),
         logits_processor=LogitsProcessorList([choose]),
-        stopping_criteria=StoppingCriteriaList([_IsOver(handle)]),
+        stopping_criteria=StoppingCriteriaList([_IsOver(handle, pause)]),
+        **media,
     )
     handle.end("cancelled")
 
@@ -81,9 +133,13 @@ class _Choose(LogitsProcessor):
 
 
 class _IsOver(StoppingCriteria):
-    def __init__(self, handle: Handle) -> None:
-        self.handle = handle
+    """Ends `generate` with its request; until then, pauses after each id."""
+
+    def __init__(self, handle: Handle, pause: Callable[[], None]) -> None:
+        self.handle, self.pause = handle, pause
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+        if self.handle.finish_reason is None:
+            self.pause()
         is_over = self.handle.is_cancelled or self.handle.finish_reason is not None
         return torch.full((1,), is_over, device=input_ids.device)

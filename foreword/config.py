@@ -323,6 +323,11 @@ class ServeConfig:
     )
     max_choices: int = option(16, "answers to one HTTP request: its prompts times its n")
     max_body_bytes: int = option(2_000_000, "size of one HTTP request")
+    max_media: int = option(16, "images and sounds of one HTTP request; 0 refuses them")
+    image_pixels: int = option(20_000_000, "pixels of all images of one HTTP request")
+    media_bytes: int = option(
+        1_000_000_000, "memory for images and sounds of requests that wait, in bytes"
+    )
     request_seconds: float = option(600.0, "after these a request is ended with an error (504)")
     drain_seconds: float = option(30.0, "time that running requests get to end at SIGTERM")
     chunk_tokens: int = option(256, "tokens of prompts read between two decoding steps")
@@ -345,7 +350,9 @@ class ServeConfig:
                 raise InputError(f"--{flag} must be above 0, got {getattr(self, name)}")
         if self.max_length is not None and self.max_length < 2:
             raise InputError(f"--max-length must be at least 2 tokens, got {self.max_length}")
-        if self.drain_seconds < 0 or self.cache_bytes < 0:
-            raise InputError("--drain-seconds and --cache-bytes must not be negative")
+        for name in ("drain_seconds", "cache_bytes", "max_media", "image_pixels", "media_bytes"):
+            if getattr(self, name) < 0:
+                flag = name.replace("_", "-")
+                raise InputError(f"--{flag} must not be negative, got {getattr(self, name)}")
         if not 0 <= self.port < 65536:
             raise InputError(f"--port must be from 0 to 65535, got {self.port}")

@@ -3,7 +3,7 @@
 In: requests of ids, with settings and a stop rule each. Out: their ids, one at a time, as the
 oracle would choose them whatever else is in the batch. One thread calls `step`; `submit` and
 `Handle.cancel` may come from any other. What cannot be batched row by row is served alone, through
-`Backbone.generate`. Knows no text, no names and no HTTP.
+`Backbone.generate`, a token of it in each step. Knows no text, no names and no HTTP.
 """
 
 import logging
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from foreword import alone, arguments, layout, releases, sampling
+from foreword.alone import Alone
 from foreword.backbone import Backbone
 from foreword.errors import BusyError, InputError, UnsupportedError
 from foreword.request import Handle, Request
@@ -23,6 +24,7 @@ from foreword.rows import EngineLimits, Row
 from foreword.sampling import Choice
 from foreword.slots import Pass, Slots
 from foreword.state_cache import Known, StateCache
+from foreword.turns import Media
 
 log = logging.getLogger("foreword.engine")
 MAX_FAILURES = 8  # of passes one after the other, before the model itself is taken for broken
@@ -54,34 +56,44 @@ class Engine:
         self.num_prompt_tokens = self.num_reused_tokens = self.num_new_tokens = 0
         self._turns: deque[Row] = deque()  # of the rows that read
         self._waiting: deque[Handle] = deque()
+        self._waiting_alone: deque[Handle] = deque()
+        self._alone: Alone | None = None  # under way
         self._lock = threading.Lock()
         self._num_failures = self._num_compiled = 0
         self._has_said_alone = False
 
     @property
     def num_waiting(self) -> int:
-        """Requests that wait for a row."""
-        return len(self._waiting)
+        """Requests that wait for a row, or for their turn alone."""
+        return len(self._waiting) + len(self._waiting_alone)
 
     @property
     def has_work(self) -> bool:
         """Whether a step would do anything."""
-        return bool(self.rows or self._waiting)
+        return bool(self.rows or self._alone or self.num_waiting)
 
     def submit(self, request: Request) -> Handle:
         """Take a request on; from any thread.
 
         Raises:
             InputError: ids that the model does not have, or more tokens than it takes.
-            BusyError: too many requests wait.
+            BusyError: too many requests wait, or too large ones.
         """
         self.check(request)
         handle = Handle(request)
+        is_alone = alone.is_needed(self.backbone.capabilities, handle)
         with self._lock:
-            if len(self._waiting) >= self.limits.max_waiting:
-                raise BusyError(f"{len(self._waiting)} requests wait already; try again later")
-            self._waiting.append(handle)
+            if self.num_waiting >= self.limits.max_waiting:
+                raise BusyError(f"{self.num_waiting} requests wait already; try again later")
+            if self._media_bytes(request.media) > self.limits.max_media_bytes:
+                raise BusyError("requests with images or sounds wait already; try again later")
+            (self._waiting_alone if is_alone else self._waiting).append(handle)
         return handle
+
+    def _media_bytes(self, media: Media | None) -> int:
+        """Return the size of media and of all that waits; several answers may share one."""
+        waiting = [handle.request.media for handle in self._waiting_alone] if media else []
+        return sum({id(one): one.num_bytes for one in (media, *waiting) if one}.values())
 
     def check(self, request: Request) -> None:
         """Refuse a request that cannot be served.
@@ -92,6 +104,7 @@ class Engine:
         size = self.backbone.capabilities.vocab_size
         if not request.ids or not 0 <= min(request.ids) <= max(request.ids) < size:
             raise InputError(f"expected at least one id, each from 0 to {size - 1}")
+        self._check_media(request)
         if request.sampling.logit_bias and not (
             0 <= min(request.sampling.logit_bias) <= max(request.sampling.logit_bias) < size
         ):
@@ -106,6 +119,21 @@ class Engine:
         real = len(request.ids) + request.max_new_tokens
         arguments.check_length(self.backbone.capabilities, real, virtual)
 
+    def _check_media(self, request: Request) -> None:
+        if request.media is not None:
+            if request.media.num_bytes > self.limits.max_media_bytes:
+                raise InputError(
+                    f"the images or sounds take {request.media.num_bytes} bytes; at most "
+                    f"{self.limits.max_media_bytes} are served"
+                )
+            return
+        for modality in self.backbone.capabilities.modalities:
+            if modality.token_id in request.ids:
+                raise InputError(
+                    f"id {modality.token_id} stands for an {modality.name}, and there is none; "
+                    "leave it out of the text"
+                )
+
     def step(self) -> bool:
         """Bring every request one step further; return whether there is more to do.
 
@@ -117,6 +145,7 @@ class Engine:
             decoded = self._decode()
             read = self._read()
             self._sample(decoded, read)
+            self._advance_alone()
             self._retire()
         return self.has_work
 
@@ -124,6 +153,12 @@ class Engine:
         """Step until nothing is left to do."""
         while self.step():
             pass
+
+    def close(self) -> None:
+        """End the request that is served alone, whose thread would wait for its next token."""
+        if self._alone is not None:
+            self._alone.handle.cancel()
+            self._advance_alone()
 
     # Admit --------------------------------------------------------------------------------------
 
@@ -138,18 +173,18 @@ class Engine:
             if (handle := self._next()) is None:
                 return
             try:
-                if alone.is_needed(self.backbone.capabilities, handle.num_tokens):
-                    self._serve_alone(handle)
-                else:
-                    self._start(handle)
+                self._start(handle)
             except Exception as error:
                 handle.fail(error)
 
     def _drop_cancelled(self) -> None:
         with self._lock:
-            cancelled = [handle for handle in self._waiting if handle.is_cancelled]
-            for handle in cancelled:
-                self._waiting.remove(handle)
+            cancelled = []
+            for queue in (self._waiting, self._waiting_alone):
+                found = [handle for handle in queue if handle.is_cancelled]
+                for handle in found:
+                    queue.remove(handle)
+                cancelled += found
         for handle in cancelled:
             handle.end("cancelled")
 
@@ -200,15 +235,6 @@ class Engine:
         known = Known(prompt.content_hash, prefix.num_virtual_tokens, none, state)
         self.states.add(known)
         return known, 0
-
-    def _serve_alone(self, handle: Handle) -> None:
-        if not self._has_said_alone:
-            self._has_said_alone = True
-            family = self.backbone.capabilities.model_type
-            log.warning("%s: requests that cannot be batched exactly are served alone", family)
-        alone.serve(self.backbone, handle)
-        self.num_prompt_tokens += len(handle.request.ids)
-        self.num_new_tokens += len(handle.choices)
 
     # Decode and read ----------------------------------------------------------------------------
 
@@ -315,6 +341,30 @@ class Engine:
             num_top = row.handle.request.num_prompt_logprobs or 0
             row.handle.prompt_logprobs += sampling.report(logits, chosen, num_top)
 
+    # Alone --------------------------------------------------------------------------------------
+
+    def _advance_alone(self) -> None:
+        """Bring the request that is served alone one id further; the next one follows its end."""
+        if self._alone is None and (handle := self._next_alone()) is not None:
+            self._alone = Alone(self.backbone, handle)
+            self.num_prompt_tokens += len(handle.request.ids)
+        if self._alone is not None:
+            num_before = len(self._alone.handle.choices)
+            self._alone.advance()
+            self.num_new_tokens += len(self._alone.handle.choices) - num_before
+            self._alone = None if self._alone.is_over else self._alone
+
+    def _next_alone(self) -> Handle | None:
+        with self._lock:
+            if not self._waiting_alone:
+                return None
+            handle = self._waiting_alone.popleft()
+        if not self._has_said_alone:
+            self._has_said_alone = True
+            family = self.backbone.capabilities.model_type
+            log.warning("%s: requests that cannot be batched exactly are served alone", family)
+        return handle
+
     # Sample and retire --------------------------------------------------------------------------
 
     def _sample(self, *ready: Ready | None) -> None:
@@ -342,7 +392,7 @@ class Engine:
             row.handle.end("cancelled")
             self._remember(row)
             self._free(row)
-        if not self.has_work:
+        if not self.rows and not self._waiting:
             self.slots.release()
 
     def _remember(self, row: Row) -> None:

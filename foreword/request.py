@@ -1,7 +1,7 @@
 """A request and what became of it, as the engine and its callers share them.
 
-In: ids, a prompt's source, settings, a stop rule. Out: a `Handle` that fills with choices until it
-says why it ended. Knows nothing of models and of how rows are batched.
+In: ids, media between them, a prompt's source, settings, a stop rule. Out: a `Handle` that fills
+with choices until it says why it ended. Knows nothing of models and of how rows are batched.
 """
 
 from collections.abc import Callable
@@ -14,6 +14,7 @@ from foreword.errors import InputError
 from foreword.prefix import Prefix
 from foreword.prompt import SoftPrompt
 from foreword.sampling import Choice, Sampling
+from foreword.turns import Media
 
 Reason = Literal["stop", "length", "cancelled", "error"]
 
@@ -60,6 +61,7 @@ class Request:
         stop_ids: the answer ends with "stop" at one of these, which it includes.
         constraint: what a grammar allows.
         num_prompt_logprobs: likeliest ids to report at each of `ids`; None reports nothing.
+        media: what the placeholders among `ids` stand for; such a request is served alone.
         listener: told of each choice and of the end, in the engine's thread; it must not wait.
     """
 
@@ -70,6 +72,7 @@ class Request:
     stop_ids: frozenset[int] = frozenset()
     constraint: Constraint | None = None
     num_prompt_logprobs: int | None = None
+    media: Media | None = None
     listener: "Callable[[Handle], None] | None" = None
 
 

@@ -22,6 +22,7 @@ class EngineLimits:
         max_waiting: requests that may wait for a row.
         chunk_tokens: tokens of prompts that one step reads.
         max_state_bytes: states of prompts and conversations that are kept.
+        max_media_bytes: images and sounds of requests that wait, as a processor returns them.
     """
 
     max_rows: int = 32
@@ -30,6 +31,7 @@ class EngineLimits:
     max_waiting: int = 1024
     chunk_tokens: int = 256
     max_state_bytes: int = 1 << 30
+    max_media_bytes: int = 1 << 30
 
 
 class Row:

@@ -2,6 +2,7 @@
 
 import logging
 import random
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -490,6 +491,33 @@ def test_what_cannot_be_batched_is_served_alone_and_said_once(
     assert len(even.ids) == 3 and even.finish_reason == "stop"
     assert only_read.finish_reason == "length" and not only_read.ids
     assert len(cancelled.ids) == 1 and cancelled.finish_reason == "cancelled"
+
+
+def test_what_is_served_alone_goes_on_by_a_token_and_holds_up_nobody() -> None:
+    model = tiny_models.build("llama4", floor_scale=8)
+    engine = Engine(Backbone(model))
+    long = [engine.submit(request(None, ids_of(7, seed), 9)) for seed in (1, 2)]
+    short = engine.submit(request(None, ids_of(3), 2))
+    for num_steps in range(1, 3):
+        engine.step()
+        assert [len(handle.ids) for handle in (*long, short)] == [num_steps, 0, num_steps]
+    assert short.ids == oracle.greedy(model, None, torch.tensor(ids_of(3)), 2)
+    long[0].cancel()
+    engine.step()
+    assert long[0].finish_reason == "cancelled" and len(long[0].ids) == 2 and engine.has_work
+    engine.run()
+    assert long[1].ids == oracle.greedy(model, None, torch.tensor(ids_of(7, 2)), 9)
+    assert not [thread for thread in threading.enumerate() if thread.name == "alone"]
+
+
+def test_a_closed_engine_leaves_no_thread_behind() -> None:
+    engine = Engine(Backbone(tiny_models.build("llama4", floor_scale=8)))
+    handle = engine.submit(request(None, ids_of(7), 9))
+    engine.step()
+    assert [thread for thread in threading.enumerate() if thread.name == "alone"]
+    engine.close()
+    assert handle.finish_reason == "cancelled" and not engine.has_work
+    assert not [thread for thread in threading.enumerate() if thread.name == "alone"]
 
 
 @pytest.mark.parametrize("family", ["qwen3_next", "mamba2", "falcon_h1"])

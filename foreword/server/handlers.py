@@ -1,10 +1,11 @@
 """One function for each route: check, encode, ask, word.
 
-In: checked bodies. Out: HTTP answers. Text becomes ids as the named prompt's training encoded it.
+In: checked bodies. Out: HTTP answers. Text, images and sounds become ids as the named prompt's
+training encoded them.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,17 @@ from starlette.exceptions import HTTPException
 
 import foreword
 from foreword import chat, request
+from foreword.server import content
 from foreword.server.bodies import ChatWords, CompletionWords
 from foreword.server.catalog import Served
-from foreword.server.replies import reply, requests_of
-from foreword.server.schema import ChatRequest, CompletionRequest, NameRequest, TokenizeRequest
+from foreword.server.replies import Encoded, reply, requests_of
+from foreword.server.schema import (
+    ChatRequest,
+    CompletionRequest,
+    Message,
+    NameRequest,
+    TokenizeRequest,
+)
 from foreword.server.shared import State, note, state_of
 
 PAGE = Path(__file__).parent / "page"
@@ -28,17 +36,17 @@ async def chat_completions(body: ChatRequest, http: Request) -> Response:
     """Answer a conversation."""
     state = state_of(http)
     served = await state.encode(lambda: state.catalog.find(body.model))
-    messages = [message.model_dump(exclude_none=True) for message in body.messages]
 
     def encode() -> list[request.Request]:
-        ids = chat.encode(state.backbone, messages, served.encoding)
+        messages = _loaded(state, body.messages)
+        ids, media = content.encode(state.backbone, messages, served.encoding)
         ends = chat.end_tokens(state.backbone, messages, served.encoding)
         limit = body.max_completion_tokens
         limit = limit if limit is not None else body.max_tokens
         if limit is None:
             room = state.worker.engine.max_length - len(ids) - num_virtual(served)
             limit = max(1, min(room, state.config.default_max_tokens))
-        return requests_of(state, body, served, [ids], ends, limit)
+        return requests_of(state, body, served, [(ids, media)], ends, limit)
 
     requests = await state.encode(encode)
     words = ChatWords(served.name, state.backbone.tokenizer, body.n)
@@ -52,8 +60,10 @@ async def completions(body: CompletionRequest, http: Request) -> Response:
     tokenizer = state.backbone.tokenizer
 
     def encode() -> tuple[list[request.Request], list[str]]:
-        encoded = [
-            chat.encode(state.backbone, one, served.encoding) if isinstance(one, str) else one
+        encoded: list[Encoded] = [
+            (chat.encode(state.backbone, one, served.encoding), None)
+            if isinstance(one, str)
+            else (one, None)
             for one in body.prompts
         ]
         texts = [
@@ -73,10 +83,14 @@ async def tokenize(body: TokenizeRequest, http: Request) -> dict[str, Any]:
     """Return the ids of a text or a conversation, as the model's prompt encodes them."""
     state = state_of(http)
     served = await state.encode(lambda: state.catalog.find(body.model))
-    text: Any = body.prompt
-    if body.messages is not None:
-        text = [message.model_dump(exclude_none=True) for message in body.messages]
-    ids = await state.encode(lambda: chat.encode(state.backbone, text, served.encoding))
+
+    def encode() -> Sequence[int]:
+        if body.messages is None:
+            return chat.encode(state.backbone, body.prompt or "", served.encoding)
+        messages = _loaded(state, body.messages)
+        return content.encode(state.backbone, messages, served.encoding)[0]
+
+    ids = await state.encode(encode)
     return {
         "tokens": ids,
         "count": len(ids),
@@ -151,6 +165,12 @@ def page_of(file: str) -> Callable[[], Awaitable[Response]]:
 def num_virtual(served: Served) -> int:
     """Return the virtual tokens of a model: 0 for the bare one."""
     return served.source.num_virtual_tokens if served.source is not None else 0
+
+
+def _loaded(state: State, messages: Sequence[Message]) -> list[content.Message]:
+    """Return messages whose images and sounds are in memory."""
+    plain = [message.model_dump(exclude_none=True) for message in messages]
+    return content.load(plain, state.backbone, state.config)
 
 
 def _card(state: State, served: Served) -> dict[str, Any]:

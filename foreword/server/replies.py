@@ -23,15 +23,17 @@ from foreword.server.catalog import Served
 from foreword.server.gate import error_body
 from foreword.server.schema import Common, CompletionRequest
 from foreword.server.shared import State, note, state_of
+from foreword.turns import Media
 
 Words = ChatWords | CompletionWords
+Encoded = tuple[Sequence[int], Media | None]  # a prompt, and the media between its ids
 
 
 def requests_of(
     state: State,
     body: Common,
     served: Served,
-    encoded: Sequence[Sequence[int]],
+    encoded: Sequence[Encoded],
     ends: Sequence[int],
     limit: int,
 ) -> list[request.Request]:
@@ -56,8 +58,9 @@ def requests_of(
             frozenset() if body.ignore_eos else frozenset(ends),
             state.grammars.constraint(schema) if schema is not None else None,
             body.num_logprobs if has_echo else None,
+            media,
         )
-        for place, ids in enumerate(encoded)
+        for place, (ids, media) in enumerate(encoded)
         for copy in range(body.n)
     ]
     for one in requests:

@@ -35,6 +35,7 @@ def limits_of(config: ServeConfig) -> EngineLimits:
         max_waiting=config.max_queue,
         chunk_tokens=config.chunk_tokens,
         max_state_bytes=config.cache_bytes,
+        max_media_bytes=config.media_bytes,
     )
 
 

@@ -132,19 +132,33 @@ class Common(Body):
         )
 
 
-class Part(Strict):
-    """A part of a message; parts that are not text are refused by name."""
+class ImageUrl(Strict):
+    """An image as a data URL."""
 
-    type: str = Field(max_length=100)
+    url: str
+    detail: Literal["auto"] | None = None
+
+
+class InputAudio(Strict):
+    """A sound in base64."""
+
+    data: str
+    format: Literal["wav"]
+
+
+class Part(Strict):
+    """A part of a message: the field that is called as its type, and no other."""
+
+    type: Literal["text", "image_url", "input_audio"]
     text: str | None = None
-    image_url: Any = None
-    input_audio: Any = None
-    file: Any = None
+    image_url: ImageUrl | None = None
+    input_audio: InputAudio | None = None
 
     @model_validator(mode="after")
-    def _has_text(self) -> "Part":
-        if self.type == "text" and self.text is None:
-            raise ValueError("a part of type 'text' needs text")
+    def _has_its_own(self) -> "Part":
+        for name in ("text", "image_url", "input_audio"):
+            if (getattr(self, name) is not None) != (name == self.type):
+                raise ValueError(f"a part of type {self.type!r} needs {self.type}, and no more")
         return self
 
 

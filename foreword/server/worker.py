@@ -85,6 +85,8 @@ class Worker:
             log.critical("the engine has failed: %s", type(error).__name__)
             self.error = error
             self._fail_all(EngineDeadError(f"the engine has failed: {type(error).__name__}"))
+        finally:
+            self.engine.close()
 
     def _fail_all(self, error: EngineDeadError) -> None:
         with self._lock:

@@ -1,0 +1,151 @@
+"""A chat's content parts to messages with pictures and waves in memory, and these to ids and media.
+
+In: a client's messages, whose images are data URLs and whose sounds are base64. Out: messages as
+`parts` takes them, with nothing left to open: no address is fetched and no path is read. What is
+too much is refused before it is decoded; pictures are PNG or JPEG and sounds plain .wav, so that
+few decoders meet a stranger's bytes. An error never repeats what the client sent.
+"""
+
+import base64
+import io
+import wave
+from collections.abc import Sequence
+from typing import Any
+
+import numpy
+
+from foreword import chat, parts
+from foreword.backbone import Backbone
+from foreword.config import EncodingConfig, ServeConfig
+from foreword.errors import ForewordError, InputError
+from foreword.turns import Media
+
+Message = dict[str, Any]
+KINDS = {"image_url": "image", "input_audio": "audio"}
+FORMATS = {"data:image/png;base64": "PNG", "data:image/jpeg;base64": "JPEG"}
+
+
+def load(messages: Sequence[Message], backbone: Backbone, config: ServeConfig) -> list[Message]:
+    """Return messages whose images and sounds are in memory.
+
+    Raises:
+        InputError: names the part that cannot be taken, and why.
+    """
+    found = [
+        (f"messages.{i}.content.{j}", part)
+        for i, message in enumerate(messages)
+        if isinstance(message.get("content"), list)
+        for j, part in enumerate(message["content"])
+        if part["type"] != "text"
+    ]
+    for where, part in found:
+        _check_kind(where, part, backbone)
+    if len(found) > config.max_media:
+        raise InputError(
+            f"{len(found)} images and sounds: at most {config.max_media} to one request; send fewer"
+        )
+    room = config.image_pixels
+    loaded: dict[int, dict[str, Any]] = {}
+    for where, part in found:
+        if part["type"] == "image_url":
+            image = _image(where, part["image_url"]["url"], room)
+            room -= image.width * image.height
+            loaded[id(part)] = {"type": "image", "image": image}
+        else:
+            loaded[id(part)] = {"type": "audio", "audio": _sound(where, part["input_audio"])}
+    return [
+        message | {"content": [loaded.get(id(part), part) for part in message["content"]]}
+        if isinstance(message.get("content"), list)
+        else message
+        for message in messages
+    ]
+
+
+def encode(
+    backbone: Backbone, messages: Sequence[Message], config: EncodingConfig
+) -> tuple[Sequence[int], Media | None]:
+    """Return the ids of loaded messages before the answer, and the media between them.
+
+    Raises:
+        ForewordError: as `chat.encode_row`. InputError: the processor cannot take the media.
+    """
+    if not parts.has_media(messages):
+        return chat.encode(backbone, messages, config), None
+    try:
+        row = chat.encode_row(backbone, messages, config)
+    except ForewordError:
+        raise
+    except Exception as error:  # a processor meets a stranger's sizes here
+        raise InputError(
+            f"the model's processor cannot read these images or sounds ({type(error).__name__})"
+        ) from error
+    return row.input_ids, row.media
+
+
+def _check_kind(where: str, part: dict[str, Any], backbone: Backbone) -> None:
+    kind = KINDS[part["type"]]
+    known = [modality.name for modality in backbone.capabilities.modalities]
+    if kind not in known:
+        reads = " and ".join(["text", *known])
+        raise InputError(f"{where}: {backbone.name} reads no {kind}, only {reads}; leave it out")
+    if backbone.processor is None:
+        raise InputError(
+            f"{where}: {backbone.name} is served without a processor, and so reads only text; "
+            "leave it out"
+        )
+
+
+def _image(where: str, url: str, room: int) -> Any:
+    """Return the RGB picture of a data URL that has at most `room` pixels."""
+    head, comma, data = url.partition(",")
+    if not comma or head not in FORMATS:
+        raise InputError(
+            f"{where}: expected an image as {' or '.join(f'{one},DATA' for one in FORMATS)}; "
+            "nothing is fetched and no file is read"
+        )
+    try:
+        from PIL import Image, ImageOps
+    except ImportError:
+        raise InputError(f"{where}: this server reads no images: Pillow is not installed") from None
+    content = io.BytesIO(_bytes(where, data))
+    too_large = InputError(
+        f"{where}: at most {room} more pixels are read in this request; send smaller images"
+    )
+    try:
+        with Image.open(content, formats=[FORMATS[head]]) as image:
+            if image.width * image.height > room:
+                raise too_large
+            return ImageOps.exif_transpose(image).convert("RGB")
+    except InputError:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise too_large from None
+    except Exception as error:  # decoders raise whatever they stumble over
+        raise InputError(
+            f"{where}: not a readable {FORMATS[head]} image ({type(error).__name__})"
+        ) from None
+
+
+def _sound(where: str, given: dict[str, Any]) -> dict[str, Any]:
+    """Return the samples `[n]` of a .wav of 16 bits, channels averaged, and their rate in Hz."""
+    content = io.BytesIO(_bytes(where, given["data"]))
+    try:
+        with wave.open(content) as file:
+            num_channels, width, rate, *_ = file.getparams()
+            frames = file.readframes(file.getnframes())
+    except Exception as error:
+        raise InputError(f"{where}: not a readable .wav ({type(error).__name__})") from None
+    if width != 2:
+        raise InputError(f"{where}: expected a .wav of 16 bits, found one of {8 * width}")
+    whole = len(frames) - len(frames) % (2 * num_channels)
+    if not whole:
+        raise InputError(f"{where}: the .wav holds no samples")
+    samples = numpy.frombuffer(frames[:whole], dtype="<i2").reshape(-1, num_channels)
+    return {"array": samples.mean(axis=1) / 32768.0, "sampling_rate": rate}
+
+
+def _bytes(where: str, data: str) -> bytes:
+    try:
+        return base64.b64decode(data, validate=True)
+    except ValueError:
+        raise InputError(f"{where}: expected base64, found something else") from None
