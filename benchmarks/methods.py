@@ -34,7 +34,7 @@ RATES = {
     "p-tuning": (3e-4, 1e-3, 3e-3),
     "residual": (5e-3, 1.5e-2),
     "prefix-tuning": (3e-2,),
-    "prefix-projection": (1e-3, 3e-3),
+    "prefix-projection": (3e-4, 1e-3, 3e-3),
     "context-tuning": (1e-3, 1e-2, 3e-2),
 }
 
