@@ -34,10 +34,10 @@ FORMS: dict[Method, Form] = {
 RATES: dict[Method, float] = {
     "prompt-tuning": 5e-3,
     "prefix-tuning": 3e-2,
-    "p-tuning": 1e-3,
+    "p-tuning": 3e-3,
     "residual": 5e-3,
     "prefix-projection": 1e-3,
-    "context-tuning": 1e-3,
+    "context-tuning": 3e-2,
     "multitask": 5e-3,
 }
 AUTO: Literal["auto"] = "auto"
@@ -159,8 +159,8 @@ class TrainConfig:
     learning_rate: Rate | None = rate_option(
         None,
         "peak learning rate of AdamW, or auto: a short probe of four rates decides; default: 3e-2 "
-        "for prefix-tuning, 5e-3 for prompt-tuning, residual and multitask, 1e-3 where a network "
-        "is trained, an own choice, and for context-tuning, as Lu et al. 2025",
+        "for prefix-tuning and context-tuning, 5e-3 for prompt-tuning, residual and multitask, "
+        "3e-3 for p-tuning, 1e-3 for prefix-projection; docs/methods.md says what they rest on",
     )
     batch_size: int = option(16, "rows per optimizer step")
     micro_batch_size: int | None = option(

@@ -372,6 +372,7 @@ def test_keys_may_start_from_another_tasks_embeddings(exact: Backbone) -> None:
     other = SoftPrompt.from_embeddings(tiny_models.embeddings(exact.model, 6))
     events = list(train(exact, ROWS, config("prefix-tuning", num_steps=1), initial=other))
     assert events[-1].prompt.num_virtual_tokens == 6
+    assert events[-1].prompt.facts["training"]["num_virtual_tokens"] == 6
     assert "has 6 virtual tokens: so has this one, not 4" in events[0].notices[0]
     method = begin(exact, other, ROWS, config("prefix-tuning"))
     expected = exact.compile(other).states
