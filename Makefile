@@ -7,6 +7,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 export TOKENIZERS_PARALLELISM = false
+# Tiny models gain nothing from a second thread, and several processes lose by it.
+test test-oldest test-quantized: export OMP_NUM_THREADS = 1
 
 .PHONY: demo test test-oldest test-quantized check format docs clean
 
