@@ -1,5 +1,6 @@
 """Quantized bases: the values are the library's own, the gradient is alive, and size is said."""
 
+import json
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ import tiny_media
 import tiny_models
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from test_training import ROWS, obvious_loss
 
 from foreword import Backbone, SoftPrompt, TrainConfig, train
@@ -110,6 +112,57 @@ def int4(directory: Path) -> Any:
     return load(directory)
 
 
+def int4_experts(directory: Path) -> Any:
+    """Kimi-K2-Thinking's layout: routed experts alone are packed, each in tensors of its own."""
+    from compressed_tensors.compressors import compress_module
+    from compressed_tensors.quantization import (
+        QuantizationArgs,
+        QuantizationConfig,
+        QuantizationScheme,
+        apply_quantization_config,
+    )
+
+    numbers = {"num_bits": 4, "type": "int", "strategy": "group", "group_size": 32}
+    scheme = QuantizationScheme(targets=["Linear"], weights=QuantizationArgs(**numbers))
+    sizes = {"hidden_size": 64, "moe_intermediate_size": 32, "initializer_range": 0.1}
+    config = transformers.DeepseekV3Config(
+        **tiny_models.COMMON | tiny_models.LATENT | sizes, n_group=1, topk_group=1
+    )
+    torch.manual_seed(0)
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(directory)
+    packed = {}
+    for name, value in load_file(directory / "model.safetensors").items():
+        if ".mlp.experts." not in name:
+            packed[name] = value
+            continue
+        expert = torch.nn.Sequential(torch.nn.Linear(*value.shape[::-1], bias=False))
+        expert[0].weight.data = value
+        groups = QuantizationConfig(config_groups={"all": scheme}, format="pack-quantized")
+        apply_quantization_config(expert, groups)
+        largest = value.reshape(len(value), -1, 32).abs().amax(-1)
+        expert[0].weight_scale.data = largest / 7.5
+        compress_module(expert[0], "pack-quantized")
+        stem = name.removesuffix("weight")
+        packed |= {stem + k: v for k, v in expert[0].state_dict().items() if k.startswith("weight")}
+    save_file(packed, directory / "model.safetensors", metadata={"format": "pt"})
+    path = directory / "config.json"
+    others = [
+        "lm_head",
+        "re:.*self_attn.*",
+        "re:.*shared_experts.*",
+        r"re:.*mlp\.(gate|up|down)_proj",
+    ]
+    quantization = {
+        "quant_method": "compressed-tensors", "format": "pack-quantized",
+        "quantization_status": "compressed", "ignore": others,
+        "config_groups": {"all": {"targets": ["Linear"], "weights": numbers | {"symmetric": True}}},
+    }  # fmt: skip
+    path.write_text(
+        json.dumps(json.loads(path.read_text()) | {"quantization_config": quantization})
+    )
+    return load(directory)
+
+
 def torchao_int8(directory: Path) -> Any:
     from torchao.quantization import Int8WeightOnlyConfig
 
@@ -129,7 +182,15 @@ def bitsandbytes_8bit(directory: Path) -> Any:
 
 BASES: dict[str, Callable[[Path], Any]] = {
     base.__name__: base
-    for base in (fp8, fp8_dense, int4, torchao_int8, bitsandbytes_4bit, bitsandbytes_8bit)
+    for base in (
+        fp8,
+        fp8_dense,
+        int4,
+        int4_experts,
+        torchao_int8,
+        bitsandbytes_4bit,
+        bitsandbytes_8bit,
+    )
 }
 # How far logits and gradients may differ, relative: what rounds activations rounds them anew.
 LOOSE = {"bitsandbytes_8bit": 0.15, "fp8": 0.1}
