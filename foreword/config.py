@@ -183,6 +183,9 @@ class TrainConfig:
     gradient_checkpointing: bool = option(
         False, "compute each layer again on the way back instead of keeping it: less memory"
     )
+    compile_layers: bool = option(
+        False, "compile the model's layers for training; pays where steps are many and rows alike"
+    )
     seed: int = option(0, "seed of the order of rows and of the initialization")
 
     def __post_init__(self) -> None:

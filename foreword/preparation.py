@@ -300,7 +300,7 @@ def identity(
     """
     options = asdict(config) | asdict(encoding_config)
     del options["save_every"]  # changes nothing but how much is lost
-    in_memory = ("micro_batch_size", "gradient_checkpointing")
+    in_memory = ("micro_batch_size", "gradient_checkpointing", "compile_layers")
     environment = {f"--{name.replace('_', '-')}": options.pop(name) for name in in_memory}
     environment |= {
         "the number of processes": num_processes,

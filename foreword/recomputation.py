@@ -6,6 +6,7 @@ because the caches of a training pass store nothing: a layer that runs twice see
 """
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 from torch.nn import Module, ModuleList
@@ -22,23 +23,27 @@ def recomputing(backbone: Backbone) -> Backbone:
     Raises:
         UnsupportedError: the decoder's layers are not found as one list.
     """
-    view = copy.copy(backbone)
-    view.model = _with_child(
-        backbone.model, backbone.capabilities.decoder, _recomputing_decoder(backbone.decoder)
-    )
+    return with_layers(backbone, _Recomputed)
+
+
+def with_layers(backbone: Backbone, wrap: Callable[[Module], Module]) -> Backbone:
+    """Return a view of a backbone whose decoder has other layers, each made of its own.
+
+    Raises:
+        UnsupportedError: the decoder's layers are not found as one list.
+    """
+    view, decoder = copy.copy(backbone), backbone.decoder
+    path = _path_of_layers(decoder).split(".")
+    child = _with_layers(decoder, path, wrap)
+    view.model = _with_child(backbone.model, backbone.capabilities.decoder, child)
     return view
 
 
-def _recomputing_decoder(decoder: Any) -> Any:
-    return _with_layers(decoder, _path_of_layers(decoder).split("."))
-
-
-def _with_layers(module: Any, path: list[str]) -> Any:
-    """Return a view of a module whose layers, found along `path`, are computed again."""
+def _with_layers(module: Any, path: list[str], wrap: Callable[[Module], Module]) -> Any:
     child = getattr(module, path[0])
     if len(path) > 1:
-        return _with_child(module, path[0], _with_layers(child, path[1:]))
-    return _with_child(module, path[0], ModuleList([_Recomputed(layer) for layer in child]))
+        return _with_child(module, path[0], _with_layers(child, path[1:], wrap))
+    return _with_child(module, path[0], ModuleList([wrap(layer) for layer in child]))
 
 
 def layers_of(decoder: Any) -> Any:
@@ -76,12 +81,22 @@ def _with_child(module: Any, name: str, child: Module) -> Any:
     return view
 
 
-class _Recomputed(Module):
-    """A layer that keeps its inputs and is run again when its gradient is asked for."""
+class Wrapped(Module):
+    """A layer inside another module, which shows the layer's own attributes."""
 
     def __init__(self, layer: Module) -> None:
         super().__init__()
         self.layer = layer
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("layer"), name)
+
+
+class _Recomputed(Wrapped):
+    """A layer that keeps its inputs and is run again when its gradient is asked for."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         is_grouped = releases.are_heads_grouped()
@@ -91,9 +106,3 @@ class _Recomputed(Module):
                 return self.layer(*args, **kwargs)
 
         return checkpoint(run, *args, use_reentrant=False, **kwargs)
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            return getattr(super().__getattr__("layer"), name)

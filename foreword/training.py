@@ -19,6 +19,7 @@ from torch import Tensor
 
 from foreword import artifact, distributed, guards, memory, methods, preparation, probing, sharding
 from foreword.backbone import Backbone
+from foreword.compilation import compiling
 from foreword.config import AUTO, EncodingConfig, TrainConfig
 from foreword.distributed import Ranks
 from foreword.encoding import Batch, Row
@@ -192,6 +193,7 @@ def train(
     identity = preparation.identity(
         backbone, rows, held_out, config, encoding_config, initial, ranks.size
     )
+    backbone = compiling(backbone) if config.compile_layers else backbone
     backbone = recomputing(backbone) if config.gradient_checkpointing else backbone
     backbone = sharding.sharded(backbone, ranks.device) if sharding.is_asked_for() else backbone
     run = Run(backbone, rows, held_out, config, ranks, identity, file)

@@ -1,6 +1,7 @@
 """Training: the gradient is the obvious one, nothing of the base moves, and the loss falls."""
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 
 import oracle
@@ -10,7 +11,7 @@ import torch
 from tiny_tokenizer import tiny_tokenizer
 from torch import Tensor
 
-from foreword import Backbone, Row, SoftPrompt, TrainConfig, train
+from foreword import Backbone, Row, SoftPrompt, TrainConfig, compilation, train
 from foreword import loss as loss_module
 from foreword.encoding import collate
 from foreword.errors import DataError, InputError, TrainingError
@@ -40,7 +41,12 @@ def obvious_loss(model: torch.nn.Module, prompt: SoftPrompt) -> Tensor:
     return torch.cat(losses).mean()
 
 
-def check_gradient(family: str, form: str, micro_batch_size: int, is_recomputed: bool) -> None:
+def check_gradient(
+    family: str,
+    form: str,
+    micro_batch_size: int,
+    change: Callable[[Backbone], Backbone] = lambda backbone: backbone,
+) -> None:
     """Compare the shared prefix's gradient with that of one concatenated row at a time."""
     model = tiny_models.with_exact_norms(tiny_models.build(family))
     backbone = Backbone(model)
@@ -49,7 +55,7 @@ def check_gradient(family: str, form: str, micro_batch_size: int, is_recomputed:
         prompt = SoftPrompt.from_states(backbone.compile(prompt).states)
     ours, theirs = (prompt.trainable(torch.float64) for _ in range(2))
 
-    backbone = recomputing(backbone) if is_recomputed else backbone
+    backbone = change(backbone)
     states = backbone.read(ours)
     leaves = leaves_of(states)
     batches = [
@@ -73,14 +79,14 @@ def check_gradient(family: str, form: str, micro_batch_size: int, is_recomputed:
 def test_gradient_equals_the_concatenated_form(
     family: str, form: str, micro_batch_size: int
 ) -> None:
-    check_gradient(family, form, micro_batch_size, is_recomputed=False)
+    check_gradient(family, form, micro_batch_size)
 
 
 @pytest.mark.parametrize("form", ["embeddings", "key_values"])
 @pytest.mark.parametrize("family", tiny_models.FAMILIES)
 def test_gradient_of_recomputed_layers_equals_the_concatenated_form(family: str, form: str) -> None:
     for micro_batch_size in (4, 1) if family in ("llama", "gemma3", "qwen3") else (2,):
-        check_gradient(family, form, micro_batch_size, is_recomputed=True)
+        check_gradient(family, form, micro_batch_size, recomputing)
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2", "granite"])
@@ -105,6 +111,16 @@ def test_a_head_in_chunks_keeps_no_logits_and_gives_the_same_gradient(
         assert 32 in widths and 97 not in widths
     for ours, theirs in zip(chunked, whole, strict=True):
         torch.testing.assert_close(ours[0].grad, theirs[0].grad, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("form", ["embeddings", "key_values"])
+@pytest.mark.parametrize("family", ["llama", "gemma3", "qwen3"])
+def test_gradient_of_compiled_layers_equals_the_concatenated_form(
+    family: str, form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compilation, "BACKEND", "aot_eager")
+    check_gradient(family, form, 2, compilation.compiling)
+    torch._dynamo.reset()
 
 
 def kept_numbers(backbone: Backbone, form: str) -> int:
