@@ -11,18 +11,20 @@ import torch
 
 from foreword import encoding
 from foreword.backbone import Backbone
+from foreword.config import Form
 from foreword.distributed import Ranks
 from foreword.encoding import Batch, Row
 
-TOKENS_ON_CPU = 512  # of a pass: half as many take half the memory, and a tenth more time
+# Tokens of a pass. Half as many take half the memory, and a tenth more time.
+TOKENS_ON_CPU: dict[Form, int] = {"embeddings": 512, "key_values": 256}
 
 
-def default_size(backbone: Backbone, rows: Sequence[Row], most: int) -> int:
+def default_size(backbone: Backbone, rows: Sequence[Row], most: int, form: Form) -> int:
     """Return how many rows a pass holds where nobody says: `most`, or fewer on a CPU."""
     if backbone.device.type != "cpu":
         return most
     lengths = sorted(len(row.input_ids) for row in rows)
-    return max(1, min(most, TOKENS_ON_CPU // lengths[len(lengths) // 2]))
+    return max(1, min(most, TOKENS_ON_CPU[form] // lengths[len(lengths) // 2]))
 
 
 def batches_of(backbone: Backbone, ranks: Ranks, rows: Sequence[Row], size: int) -> list[Batch]:

@@ -264,7 +264,9 @@ def _start(run: Run, method: Method) -> TrainState:
         method.tensors, lr=run.rate_of(0), weight_decay=config.weight_decay
     )
     share = -(-config.batch_size // run.ranks.size)
-    size = config.micro_batch_size or default_size(run.backbone, run.rows, share)
+    size = config.micro_batch_size or default_size(
+        run.backbone, run.rows, share, method.prompt().form
+    )
     return TrainState(method, optimizer, min(size, share))
 
 
