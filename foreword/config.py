@@ -6,6 +6,7 @@ the terminal.
 """
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
@@ -65,6 +66,26 @@ def rate(text: str) -> Rate:
         ValueError: neither.
     """
     return AUTO if text == AUTO else float(text)
+
+
+def _at_least_one(config: Any, *names: str) -> None:
+    _check(config, names, lambda value: not value < 1, "be at least 1")
+
+
+def _above_zero(config: Any, *names: str) -> None:
+    _check(config, names, lambda value: value > 0, "be above 0")
+
+
+def _not_negative(config: Any, *names: str) -> None:
+    _check(config, names, lambda value: not value < 0, "not be negative")
+
+
+def _check(config: Any, names: tuple[str, ...], is_right: Callable[[Any], bool], what: str) -> None:
+    """Refuse the first option, of those that are set to a number, whose number is not right."""
+    for name in names:
+        value = getattr(config, name)
+        if value not in (None, AUTO) and not is_right(value):
+            raise InputError(f"--{name.replace('_', '-')} must {what}, got {value}")
 
 
 def help_of(config: type) -> dict[str, str]:
@@ -189,29 +210,13 @@ class TrainConfig:
     seed: int = option(0, "seed of the order of rows and of the initialization")
 
     def __post_init__(self) -> None:
-        for name in ("num_virtual_tokens", "batch_size"):
-            if getattr(self, name) < 1:
-                raise InputError(
-                    f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}"
-                )
+        _at_least_one(self, "num_virtual_tokens", "batch_size")
         self._check_method()
-        for name in ("micro_batch_size", "num_steps", "save_every", "encoder_size"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise InputError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
-        for name in ("learning_rate", "num_epochs"):
-            value = getattr(self, name)
-            if value not in (None, AUTO) and not value > 0:
-                raise InputError(
-                    f"--{name.replace('_', '-')} must be above 0, got {getattr(self, name)}"
-                )
+        _at_least_one(self, "micro_batch_size", "num_steps", "save_every", "encoder_size")
+        _above_zero(self, "learning_rate", "num_epochs")
         if not 0 <= self.warmup_share < 1:
             raise InputError(f"--warmup-share must be in [0, 1), got {self.warmup_share}")
-        for name in ("weight_decay", "max_grad_norm", "eval_every", "patience"):
-            if getattr(self, name) < 0:
-                raise InputError(
-                    f"--{name.replace('_', '-')} must not be negative, got {getattr(self, name)}"
-                )
+        _not_negative(self, "weight_decay", "max_grad_norm", "eval_every", "patience")
 
     def _check_method(self) -> None:
         if self.method is not None and self.form not in (None, FORMS[self.method]):
@@ -286,10 +291,7 @@ class EvalConfig:
     max_new_tokens: int = option(128, "longest answer in tokens")
 
     def __post_init__(self) -> None:
-        for name in ("limit", "batch_size", "max_new_tokens"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise InputError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
+        _at_least_one(self, "limit", "batch_size", "max_new_tokens")
 
 
 @dataclass(frozen=True)
@@ -343,19 +345,14 @@ class ServeConfig:
     )
 
     def __post_init__(self) -> None:
-        for name in ("max_batch", "max_queue", "default_max_tokens", "max_choices", "chunk_tokens"):
-            if getattr(self, name) < 1:
-                flag = name.replace("_", "-")
-                raise InputError(f"--{flag} must be at least 1, got {getattr(self, name)}")
-        for name in ("request_seconds", "max_body_bytes", "batch_tokens"):
-            if not getattr(self, name) > 0:
-                flag = name.replace("_", "-")
-                raise InputError(f"--{flag} must be above 0, got {getattr(self, name)}")
+        _at_least_one(
+            self, "max_batch", "max_queue", "default_max_tokens", "max_choices", "chunk_tokens"
+        )
+        _above_zero(self, "request_seconds", "max_body_bytes", "batch_tokens")
         if self.max_length is not None and self.max_length < 2:
             raise InputError(f"--max-length must be at least 2 tokens, got {self.max_length}")
-        for name in ("drain_seconds", "cache_bytes", "max_media", "image_pixels", "media_bytes"):
-            if getattr(self, name) < 0:
-                flag = name.replace("_", "-")
-                raise InputError(f"--{flag} must not be negative, got {getattr(self, name)}")
+        _not_negative(
+            self, "drain_seconds", "cache_bytes", "max_media", "image_pixels", "media_bytes"
+        )
         if not 0 <= self.port < 65536:
             raise InputError(f"--port must be from 0 to 65535, got {self.port}")
