@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import AutoModelForCausalLM
 
 from foreword.loading import model_class
 
@@ -47,9 +46,8 @@ SYSTEMS: list[tuple[str, Any, str]] = [
 
 def num_parameters(config: Any) -> int:
     """Count a model's parameters without allocating any."""
-    kind = model_class(config) or AutoModelForCausalLM
     with torch.device("meta"):
-        model = kind.from_config(config)
+        model = model_class(config).from_config(config)
     return sum(parameter.numel() for parameter in model.parameters())
 
 

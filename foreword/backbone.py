@@ -336,12 +336,12 @@ class Backbone:
         batch: PrefixBatch,
         attention_mask: Tensor | None,
         input_ids: Tensor,
-        media: Mapping[str, Tensor] | None,
+        media: Mapping[str, Tensor],
     ) -> Reading | None:
         if not self.capabilities.modalities:
             return None
         turn = Turn(input_ids, attention_mask, 0, 0, batch.num_virtual, None)
-        return one_pass.read_media(self.model, self.capabilities, turn, dict(media or {}))
+        return one_pass.read_media(self.model, self.capabilities, turn, media)
 
     def label_states(self, prefixes: PrefixBatch, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """Return the hidden states before labels `[N, H]`, the labels `[N]` and rows `[N]`."""
@@ -362,7 +362,7 @@ class Backbone:
         cache: Cache,
         attention_mask: Tensor | None,
         input_ids: Tensor,
-        media: Mapping[str, Tensor] | None,
+        media: Mapping[str, Tensor],
     ) -> Tensor:
         """Run one pass whose padding stands behind each row, where recurrent layers cannot see it
         in time; return `[B, T, H]` in the order given.

@@ -78,15 +78,15 @@ def answers(
 
 def answer_rows(
     backbone: Backbone,
-    prefix: Prefix | None,
+    prefix: Prefix | Sequence[Prefix] | None,
     rows: Sequence[encoding.Row],
     ends: list[int],
     *,
     max_new_tokens: int,
     **options: Any,
 ) -> Iterator[Answer]:
-    """Answer rows, whose ids are all prompts, in one left-padded batch; an answer ends before the
-    first of `ends`.
+    """Answer rows, whose ids are all prompts, in one left-padded batch, behind one prefix or one
+    for each; an answer ends before the first of `ends`.
     """
     ids, mask = left_padded([list(row.input_ids) for row in rows], padding_id(backbone))
     output = backbone.generate(

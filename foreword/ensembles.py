@@ -16,11 +16,10 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList
 
-from foreword import chat, encoding
+from foreword import chat
 from foreword.backbone import Backbone
 from foreword.chat import Answer, Text
 from foreword.errors import InputError
-from foreword.passes import padding_id
 from foreword.prefix import Prefix
 from foreword.prompt import SoftPrompt
 
@@ -128,19 +127,11 @@ def _answers(
     """Return the first text's answer of every prompt, then the second's, from one batch."""
     configs = [chat.encoding_of(prompt) for prompt in prompts]
     rows = [chat.encode_row(backbone, text, config) for text in texts for config in configs]
-    ids, mask = chat.left_padded([list(row.input_ids) for row in rows], padding_id(backbone))
-    output = backbone.generate(
-        [backbone.compile(prompt) for prompt in prompts] * len(texts),
-        ids.to(backbone.device),
-        mask.to(backbone.device),
-        max_new_tokens=max_new_tokens,
-        eos_token_id=ends,
-        pad_token_id=padding_id(backbone),
-        **encoding.collate_media(rows),
-        **({"do_sample": False} | options),
+    prefixes = [backbone.compile(prompt) for prompt in prompts] * len(texts)
+    found = chat.answer_rows(
+        backbone, prefixes, rows, ends, max_new_tokens=max_new_tokens, **options
     )
-    num_given = 1 if backbone.seq2seq else ids.shape[1]
-    return [chat.read_answer(backbone, row, ends) for row in output[:, num_given:].tolist()]
+    return list(found)
 
 
 class _Mean(LogitsProcessor):

@@ -21,6 +21,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from foreword import processors
 from foreword.errors import InputError, UnsupportedError
+from foreword.gguf_files import first_line
 
 
 def load(
@@ -111,8 +112,3 @@ def _missing(facts: dict[str, Any], name: str) -> str:
         "run; use a release that has it, or, if you trust that code, load model and tokenizer "
         "yourself and give them to Backbone(model, tokenizer), where the model has to prove itself"
     )
-
-
-def first_line(error: Exception) -> str:
-    """Return the first line of what an error says."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
