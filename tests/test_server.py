@@ -11,10 +11,11 @@ import oracle
 import pytest
 import serving
 import torch
-from serving import config, expected, fill, running, tiny_backbone
+from serving import CURVE, config, expected, fill, running, tiny_backbone
 
 from foreword import Backbone
 from foreword.encoding import decode
+from foreword.history import thinned
 from foreword.server.run import Server
 from foreword.store import Store
 
@@ -208,6 +209,14 @@ def test_models_are_listed_with_their_base(world: World) -> None:
     assert cards["tiny"].parent is None and cards["a"].parent == "tiny"  # type: ignore[attr-defined]
     assert cards["a"].root == str(world.store.resolve("a"))  # type: ignore[attr-defined]
     assert world.client.models.retrieve("a").soft_prompt["virtual_tokens"] == 3  # type: ignore[attr-defined]
+
+
+def test_a_prompts_training_is_outlined_in_the_list_and_told_alone(world: World) -> None:
+    listed = {card["id"]: card for card in world.http.get("/v1/models").json()["data"]}
+    alone = world.http.get("/v1/models/a").json()["soft_prompt"]["history"]
+    assert alone == CURVE.facts() and len(alone["loss"]) == 100
+    assert listed["a"]["soft_prompt"]["history"] == thinned(alone, 60)
+    assert listed["b"]["soft_prompt"]["history"] is None
 
 
 def test_tokenize_counts_virtual_tokens_apart(world: World) -> None:
