@@ -110,6 +110,14 @@ def test_several_answers_are_drawn_each_by_its_own_seed(world: World) -> None:
     assert first.usage is not None and first.usage.prompt_tokens == 2
 
 
+def test_several_answers_read_their_prompt_once(world: World) -> None:
+    engine = world.server.worker.engine
+    before = engine.num_prompt_tokens - engine.num_reused_tokens
+    found = world.client.completions.create(model="b", prompt="one red two", n=4, **GREEDY)
+    assert engine.num_prompt_tokens - engine.num_reused_tokens - before <= len("one red two")
+    assert [choice.text for choice in found.choices] == [world.answer("b", "one red two")] * 4
+
+
 def test_a_list_of_prompts_gives_an_answer_to_each(world: World) -> None:
     both = world.client.completions.create(model="b", prompt=["hi", "say yes"], **GREEDY)
     found = [choice.text for choice in both.choices]
