@@ -290,14 +290,27 @@ class Engine:
         return rows, logits[places] if len(places) > len(logits) else logits
 
     def _next_to_read(self) -> tuple[list[Row], int]:
-        """Choose rows that need chunks of similar length, the one whose turn it is first."""
+        """Choose rows that need chunks of similar length, the one whose turn it is among them, and
+        the length that brings the most of them to their end.
+        """
         turns = [row for row in self._turns if not row.is_over]
         if not turns:
             return [], 0
         budget = self.limits.chunk_tokens
-        limit = min(turns[0].num_unread, budget)
-        rows = [row for row in turns if 2 * min(row.num_unread, limit) >= limit]
-        return rows[: max(1, budget // limit)], limit
+        least = min(turns[0].num_unread, budget)
+
+        def near(limit: int) -> list[Row]:
+            rows = [row for row in turns if 2 * min(row.num_unread, limit) >= limit]
+            rows.sort(key=lambda row: row.num_unread > limit and row is not turns[0])
+            return rows[: max(1, budget // limit)]
+
+        def num_ending(limit: int) -> int:
+            return sum(row.num_unread <= limit for row in near(limit))
+
+        most = min(2 * least, budget)
+        lengths = {row.num_unread for row in turns if least < row.num_unread <= most}
+        limit = max([least, *sorted(lengths)], key=num_ending)
+        return near(limit), limit
 
     def _let_decode(self, row: Row) -> None:
         """Move a row that has read everything behind the ones that decode."""

@@ -48,6 +48,18 @@ def is_empty(engine: Engine) -> bool:
     )  # fmt: skip
 
 
+def counted(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Note how many ids each pass of the model reads."""
+    real, counts = engine._hidden, []
+
+    def hidden(current: Any, ids: list[list[int]]) -> Any:
+        counts.append(sum(map(len, ids)))
+        return real(current, ids)
+
+    monkeypatch.setattr(engine, "_hidden", hidden)
+    return counts
+
+
 @pytest.mark.parametrize("family", [f for f in tiny_models.FAMILIES if f not in RECURRENT])
 def test_requests_that_join_and_leave_at_any_step_get_the_oracles_ids(family: str) -> None:
     chance = random.Random(family)
@@ -182,6 +194,21 @@ def test_a_long_prompt_gets_its_turn_among_many_short_ones() -> None:
     assert long.finish_reason == "length"
 
 
+def test_a_step_reads_as_many_prompts_to_their_end_as_it_can(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    engine = engine_of(chunk_tokens=40)
+    passes = counted(engine, monkeypatch)
+    # By the first one's length alone, three of the others would be left with one token each.
+    lengths = (6, 7, 7, 7, 7, 15)
+    handles = [engine.submit(request(None, ids_of(n, n + i), 1)) for i, n in enumerate(lengths)]
+    engine.step()
+    assert passes == [34] and [bool(handle.ids) for handle in handles] == [True] * 5 + [False]
+    engine.run()
+    for handle in handles:
+        assert handle.ids == expected("llama", None, handle.request.ids, 1)
+
+
 def test_cancelling_frees_the_row_at_the_next_step() -> None:
     engine = engine_of(max_rows=2, chunk_tokens=4)
     reading, decoding = (engine.submit(request(None, ids_of(n), 50)) for n in (60, 2))
@@ -289,18 +316,6 @@ def test_a_constraint_masks_its_own_row_and_ends_it() -> None:
 
 
 # What several read, is read once -----------------------------------------------------------------
-
-
-def counted(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Note how many ids each pass of the model reads."""
-    real, counts = engine._hidden, []
-
-    def hidden(current: Any, ids: list[list[int]]) -> Any:
-        counts.append(sum(map(len, ids)))
-        return real(current, ids)
-
-    monkeypatch.setattr(engine, "_hidden", hidden)
-    return counts
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2", "deepseek_v3"])

@@ -60,7 +60,9 @@ class Browser:
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     if CHROMIUM is None or DRIVER is None:
-        pytest.skip("no chromium with chromedriver here: make browser installs them, on Debian as root")
+        pytest.skip(
+            "no chromium with chromedriver here: make browser installs them, on Debian as root"
+        )
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
