@@ -84,7 +84,8 @@ class Engine:
         """
         for request in requests:
             self.check(request)
-        handles = [Handle(request) for request in requests]
+        call = object()
+        handles = [Handle(request, call) for request in requests]
         with self._lock:
             if self.num_waiting + len(handles) > self.limits.max_waiting:
                 raise BusyError(
@@ -216,8 +217,8 @@ class Engine:
         # Twice the rows, so that many that come together are not copied for each.
         num_rows = min(self.limits.max_rows, 1 << row.index.bit_length())
         self.slots.reserve(num_rows, handle.num_tokens)
-        reading = (one for one in self._turns if row.is_twin_of(one) and not one.is_over)
-        if (twin := next(reading, None)) is not None:
+        reading = (one for one in self._shared_with(row) if one in self._turns and not one.is_over)
+        if (twin := next(filter(row.is_twin_of, reading), None)) is not None:
             twin.twins.append(row)
         else:
             self._lay(row)
@@ -230,7 +231,7 @@ class Engine:
         prompt's own is computed where there is neither.
         """
         found = self.states.find(row.content_hash, row.ids)
-        other = max(self.rows, key=row.num_shared, default=row)
+        other = max(self._shared_with(row), key=row.num_shared, default=row)
         if (num_shared := row.num_shared(other)) > (found[1] if found else 0):
             row.begin_at(num_shared)
             self.slots.move(other.index, row.index, row.num_held)
@@ -240,6 +241,14 @@ class Engine:
             if known is not None:
                 self.slots.put(row.index, known.state, row.num_held)
         self.num_reused_tokens += row.num_read
+
+    def _shared_with(self, row: Row) -> list[Row]:
+        """Return the rows whose reading may save a row its own: of its own call only, where nothing
+        is to be kept, since others could tell by the time to a first token what was asked.
+        """
+        if self.limits.max_state_bytes:
+            return self.rows
+        return [one for one in self.rows if one.handle.call is row.handle.call]
 
     def _compiled(self, prompt: PromptSource | None) -> Known | None:
         """Compute a prompt's own state, and keep it."""

@@ -391,6 +391,18 @@ def test_a_request_begins_with_what_a_running_one_has_read() -> None:
     assert other.ids == expected("mistral", None, turn, 6)
 
 
+@pytest.mark.parametrize(("max_state_bytes", "num_read"), [(0, 40), (1 << 20, 20)])
+def test_requests_of_several_calls_share_only_where_states_are_kept(
+    max_state_bytes: int, num_read: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = engine_of(max_state_bytes=max_state_bytes)
+    counts = counted(engine, monkeypatch)
+    for _ in range(2):
+        engine.submit_all([request(None, ids_of(20), 1)] * 2)
+    engine.run()
+    assert sum(counts) == num_read
+
+
 def test_prompt_logprobs_are_reported_to_every_answer() -> None:
     engine = engine_of(chunk_tokens=5)
     asked = request(None, ids_of(12), num_prompt_logprobs=1)
