@@ -124,17 +124,18 @@ def test_each_prompts_training_is_drawn_where_it_is_recorded(
         browser.open(address)
         browser.until("document.querySelectorAll('#prompts tr').length === 2")
         first, second = "#prompts tr:first-child", "#prompts tr:last-child"
-        said = "loss 4.00 to 3.02 in 100 steps, held out 3.80 to 3.20"
-        assert browser.text(f"{first} .said") == browser.text(f"{first} svg title") == said
+        said = "loss 4.00 to 3.02 in 100 steps", "held out 3.80 to 3.20"
+        assert browser.text(f"{first} svg title") == ", ".join(said)
+        assert tuple(browser.text(f"{first} .said.{of}") for of in ("trained", "judged")) == said
         assert browser.text(f"{second} td:last-child") == "no history"
         points = "return document.querySelector(arguments[0]).getAttribute('points').split(' ')"
-        trained = browser.run(points, f"{first} .trained")
-        judged = browser.run(points, f"{first} .judged")
+        trained = browser.run(points, f"{first} polyline.trained")
+        judged = browser.run(points, f"{first} polyline.judged")
         heights = [float(point.split(",")[1]) for point in trained]
         assert len(trained) == 60 and heights == sorted(heights)  # down the picture: a lower loss
         assert len(judged) == 2 and judged[1].startswith("176.0,")
         box = "return document.querySelector(arguments[0]).getBoundingClientRect().width"
-        assert browser.run(box, f"{first} .trained") > 100
+        assert browser.run(box, f"{first} polyline.trained") > 100
         assert browser.run("return document.querySelectorAll('#prompts circle').length") == 2
 
 

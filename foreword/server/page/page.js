@@ -41,11 +41,13 @@ function curve(history) {
   ].map((number) => number.toFixed(1)));
   const told = (values) => [values[0], values[values.length - 1]].map((one) => one.toPrecision(3)).join(" to ");
   const found = at("curve").content.cloneNode(true);
-  found.querySelector("title").textContent = found.querySelector(".said").textContent =
-    "loss " + told(history.loss) + " in " + last + " steps" + (held.loss.length ? ", held out " + told(held.loss) : "");
+  const said = ["loss " + told(history.loss) + " in " + last + " steps"];
+  if (held.loss.length) said.push("held out " + told(held.loss));
+  found.querySelector("title").textContent = said.join(", ");
+  found.querySelectorAll(".said").forEach((place, index) => { place.textContent = said[index] || ""; });
   const judged = points(held.step, held.loss);
-  found.querySelector(".trained").setAttribute("points", points(history.step, history.loss).join(" "));
-  found.querySelector(".judged").setAttribute("points", judged.join(" "));
+  found.querySelector("polyline.trained").setAttribute("points", points(history.step, history.loss).join(" "));
+  found.querySelector("polyline.judged").setAttribute("points", judged.join(" "));
   const dot = found.querySelector("circle");
   dot.replaceWith(...judged.map(([x, y]) => {
     const one = dot.cloneNode();
