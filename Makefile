@@ -1,5 +1,6 @@
 # make demo    train a soft prompt on real data, compare it, generate with it (about ten minutes)
 # make test    the whole test suite
+# make browser a real browser for the page's tests, by apt, where there is none and apt may be used
 # make test-quantized   the same promises on quantized bases
 # make check   format, lint, types, generated pages
 
@@ -10,7 +11,7 @@ export TOKENIZERS_PARALLELISM = false
 # Tiny models gain nothing from a second thread, and several processes lose by it.
 test test-oldest test-quantized: export OMP_NUM_THREADS = 1
 
-.PHONY: demo test test-oldest test-quantized check format docs clean
+.PHONY: demo browser test test-oldest test-quantized check format docs clean
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -25,6 +26,16 @@ demo: $(VENV)/installed
 
 test: $(VENV)/installed
 	$(BIN)/python -m pytest
+
+# Debian's; elsewhere install Chromium and its driver yourself. Without them the page's tests are
+# skipped, with this reason, and all others run.
+HAS_BROWSER = command -v chromium >/dev/null && command -v chromedriver >/dev/null
+browser:
+	@$(HAS_BROWSER) || { test "$$(id -u)" = 0 && apt-get -qq update && \
+	  DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends \
+	  chromium chromium-driver >/dev/null; } || true
+	@$(HAS_BROWSER) || \
+	  echo "no chromium with chromedriver, and apt cannot install them: the page's tests are skipped"
 
 # The contract on the oldest transformers that is supported; experts are left to the newest, and
 # recurrent layers, which need it.

@@ -4,10 +4,12 @@
 
 A closed loop: so many requests are under way at any time, each of a few sentences, and the next one
 comes when one ends. The engine is the server's; nothing is cached between runs but, where "warm" is
-said, the prompts' own states. Systems take turns, so that a noisy machine is noisy for all; figures
-are medians; where others work on it too, `--cpu-time` counts this process's own seconds, which
-tell what the work costs but not how long it waits. With `--vllm`, an OpenAI-compatible server at
-that address gets the same requests.
+said, the prompts' own states. A first token's time is the mean over the requests: they are equally
+long, end together, and wait for whole steps of the engine, by which a median jumps. Systems take
+turns, so that a noisy machine is noisy for all; figures are medians of the rounds. Where others
+work on the machine too, `--cpu-time` counts this process's own seconds, which tell what the work
+costs but not how long it waits. With `--vllm`, an OpenAI-compatible server at that address gets the
+same requests.
 """
 
 import argparse
@@ -40,7 +42,7 @@ TEXT = Path(__file__).parent.parent / "README.md"
 
 @dataclass(frozen=True)
 class Run:
-    """One run's figures: new tokens per second, and median seconds to the first token."""
+    """One run's figures: new tokens per second, and mean seconds to the first token."""
 
     speed: float
     first: float
@@ -91,7 +93,7 @@ def through_engine(engine: Engine, requests: Sequence[Request], num_at_once: int
     seconds = clock() - begun
     assert all(handle.finish_reason == "length" for handle in handles)
     num_new = sum(len(handle.choices) for handle in handles)
-    return Run(num_new / seconds, statistics.median(first.values()))
+    return Run(num_new / seconds, statistics.mean(first.values()))
 
 
 def through_peft(model: Any, requests: Sequence[Request]) -> Run:
@@ -110,7 +112,7 @@ def through_peft(model: Any, requests: Sequence[Request]) -> Run:
         num_new = request.max_new_tokens
         model.generate(input_ids=ids, max_new_tokens=num_new, min_new_tokens=num_new, **options)
     seconds = clock() - begun - wasted
-    return Run(sum(r.max_new_tokens for r in requests) / seconds, statistics.median(first))
+    return Run(sum(r.max_new_tokens for r in requests) / seconds, statistics.mean(first))
 
 
 def through_http(url: str, model: str, requests: Sequence[Request], num_at_once: int) -> Run:
@@ -138,7 +140,7 @@ def through_http(url: str, model: str, requests: Sequence[Request], num_at_once:
     with ThreadPoolExecutor(num_at_once) as pool:
         list(pool.map(ask, requests))
     num_new = sum(request.max_new_tokens for request in requests)
-    return Run(num_new / (clock() - begun), statistics.median(first))
+    return Run(num_new / (clock() - begun), statistics.mean(first))
 
 
 def systems_for(backbone: Backbone, arguments: argparse.Namespace) -> dict[str, Callable[[], Run]]:

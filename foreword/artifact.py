@@ -23,6 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from foreword import history
 from foreword.errors import ArtifactError, InputError, StorageError
 
 FORMAT_VERSION = 1
@@ -74,8 +75,14 @@ def content_hash(tensors: list[Tensor]) -> str:
     return digest.hexdigest()
 
 
-def wrong_fact(facts: dict[str, Any], expected: dict[str, Any] = FACT_TYPES) -> str | None:
+def wrong_fact(facts: dict[str, Any]) -> str | None:
     """Say which fact is not of its type, as "base.name is int, expected str"; None if all are."""
+    if wrong := _wrong_type(facts, FACT_TYPES):
+        return wrong
+    return history.wrong(facts["history"]) if facts.get("history") is not None else None
+
+
+def _wrong_type(facts: dict[str, Any], expected: dict[str, Any]) -> str | None:
     for name, kind in expected.items():
         value = facts.get(name)
         group = kind if isinstance(kind, dict) else {}
@@ -84,7 +91,7 @@ def wrong_fact(facts: dict[str, Any], expected: dict[str, Any] = FACT_TYPES) -> 
             continue
         if not isinstance(value, needed):
             return f"{name} is {type(value).__name__}, expected {needed.__name__}"
-        if group and (wrong := wrong_fact(value, group)):
+        if group and (wrong := _wrong_type(value, group)):
             return f"{name}.{wrong}"
     return None
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from foreword.artifact import replacing, storage_errors
 from foreword.errors import DependencyError
-from foreword.train_state import History
+from foreword.history import History
 
 
 def check_matplotlib() -> None:

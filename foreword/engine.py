@@ -19,12 +19,11 @@ from foreword import alone, arguments, layout, releases, sampling
 from foreword.alone import Alone
 from foreword.backbone import Backbone
 from foreword.errors import BusyError, InputError, UnsupportedError
-from foreword.request import Handle, Request
+from foreword.request import Handle, PromptSource, Request
 from foreword.rows import EngineLimits, Row
 from foreword.sampling import Choice
 from foreword.slots import Pass, Slots
 from foreword.state_cache import Known, StateCache
-from foreword.turns import Media
 
 log = logging.getLogger("foreword.engine")
 MAX_FAILURES = 8  # of passes one after the other, before the model itself is taken for broken
@@ -73,27 +72,38 @@ class Engine:
         return bool(self.rows or self._alone or self.num_waiting)
 
     def submit(self, request: Request) -> Handle:
-        """Take a request on; from any thread.
+        """Take a request on; from any thread. Raises as `submit_all`."""
+        return self.submit_all([request])[0]
+
+    def submit_all(self, requests: Sequence[Request]) -> list[Handle]:
+        """Take all requests on, or none; from any thread. What is the same in them is read once.
 
         Raises:
             InputError: ids that the model does not have, or more tokens than it takes.
             BusyError: too many requests wait, or too large ones.
         """
-        self.check(request)
-        handle = Handle(request)
-        is_alone = alone.is_needed(self.backbone.capabilities, handle)
+        for request in requests:
+            self.check(request)
+        call = object()
+        handles = [Handle(request, call) for request in requests]
         with self._lock:
-            if self.num_waiting >= self.limits.max_waiting:
-                raise BusyError(f"{self.num_waiting} requests wait already; try again later")
-            if self._media_bytes(request.media) > self.limits.max_media_bytes:
+            if self.num_waiting + len(handles) > self.limits.max_waiting:
+                raise BusyError(
+                    f"{self.num_waiting} requests wait already, of {self.limits.max_waiting} at "
+                    "most; try again later"
+                )
+            if self._media_bytes(requests) > self.limits.max_media_bytes:
                 raise BusyError("requests with images or sounds wait already; try again later")
-            (self._waiting_alone if is_alone else self._waiting).append(handle)
-        return handle
+            for handle in handles:
+                is_alone = alone.is_needed(self.backbone.capabilities, handle)
+                (self._waiting_alone if is_alone else self._waiting).append(handle)
+        return handles
 
-    def _media_bytes(self, media: Media | None) -> int:
+    def _media_bytes(self, requests: Sequence[Request]) -> int:
         """Return the size of media and of all that waits; several answers may share one."""
-        waiting = [handle.request.media for handle in self._waiting_alone] if media else []
-        return sum({id(one): one.num_bytes for one in (media, *waiting) if one}.values())
+        ours = [request.media for request in requests]
+        waiting = [handle.request.media for handle in self._waiting_alone] if any(ours) else []
+        return sum({id(one): one.num_bytes for one in (*ours, *waiting) if one}.values())
 
     def check(self, request: Request) -> None:
         """Refuse a request that cannot be served.
@@ -202,28 +212,48 @@ class Engine:
         return num_rows <= self.limits.max_rows and num_rows * capacity <= self.limits.max_slots
 
     def _start(self, handle: Handle) -> None:
-        """Lay what is known of a request into a new row."""
-        request, index = handle.request, len(self.rows)
-        found = self._known(request)
-        # The last token is read in any case: its logits choose the first new one.
-        shared = min(found[1], len(request.ids) - 1) if found else 0
-        row = Row(handle, index, 0 if request.num_prompt_logprobs is not None else shared)
+        """Give a request a new row, which reads, or waits for one that reads the same."""
+        row = Row(handle, len(self.rows))
         # Twice the rows, so that many that come together are not copied for each.
-        self.slots.reserve(min(self.limits.max_rows, 1 << index.bit_length()), handle.num_tokens)
-        if found:
-            self.slots.put(index, found[0].state, row.num_held)
-        handle.num_reused = row.num_read
-        self.num_prompt_tokens += len(request.ids)
-        self.num_reused_tokens += row.num_read
+        num_rows = min(self.limits.max_rows, 1 << row.index.bit_length())
+        self.slots.reserve(num_rows, handle.num_tokens)
+        reading = (one for one in self._shared_with(row) if one in self._turns and not one.is_over)
+        if (twin := next(filter(row.is_twin_of, reading), None)) is not None:
+            twin.twins.append(row)
+        else:
+            self._lay(row)
+            self._turns.append(row)
+        self.num_prompt_tokens += len(row.ids)
         self.rows.append(row)
-        self._turns.append(row)
 
-    def _known(self, request: Request) -> tuple[Known, int] | None:
-        """Find the state that saves the most reading; a prompt's own is computed where missing."""
-        prompt = request.prompt
-        found = self.states.find(prompt.content_hash if prompt else None, request.ids)
-        if found is not None or prompt is None:
-            return found
+    def _lay(self, row: Row) -> None:
+        """Fill a row with the state that saves the most reading: a kept one, or another row's; a
+        prompt's own is computed where there is neither.
+        """
+        found = self.states.find(row.content_hash, row.ids)
+        other = max(self._shared_with(row), key=row.num_shared, default=row)
+        if (num_shared := row.num_shared(other)) > (found[1] if found else 0):
+            row.begin_at(num_shared)
+            self.slots.move(other.index, row.index, row.num_held)
+        else:
+            known, num_shared = found or (self._compiled(row.handle.request.prompt), 0)
+            row.begin_at(num_shared)
+            if known is not None:
+                self.slots.put(row.index, known.state, row.num_held)
+        self.num_reused_tokens += row.num_read
+
+    def _shared_with(self, row: Row) -> list[Row]:
+        """Return the rows whose reading may save a row its own: of its own call only, where nothing
+        is to be kept, since others could tell by the time to a first token what was asked.
+        """
+        if self.limits.max_state_bytes:
+            return self.rows
+        return [one for one in self.rows if one.handle.call is row.handle.call]
+
+    def _compiled(self, prompt: PromptSource | None) -> Known | None:
+        """Compute a prompt's own state, and keep it."""
+        if prompt is None:
+            return None
         prefix = self.backbone.compile(prompt.load())
         if prefix.num_virtual_tokens != prompt.num_virtual_tokens:
             raise InputError("the prompt's file has changed since it was looked up; load it again")
@@ -234,7 +264,7 @@ class Engine:
         none = np.empty(0, dtype=np.int64)
         known = Known(prompt.content_hash, prefix.num_virtual_tokens, none, state)
         self.states.add(known)
-        return known, 0
+        return known
 
     # Decode and read ----------------------------------------------------------------------------
 
@@ -252,17 +282,44 @@ class Engine:
                 self._turns.append(row)
         for row in read[0] if read else []:
             self._let_decode(row)
-        return read
+        return self._with_twins(*read) if read else None
+
+    def _with_twins(self, rows: list[Row], logits: Tensor) -> Ready:
+        """Let the twins of rows that have read everything go on from the same state and logits."""
+        places = list(range(len(rows)))
+        for place, row in enumerate(list(rows)):
+            for twin in [twin for twin in row.twins if not twin.is_over]:
+                twin.follow(row)
+                self.slots.move(row.index, twin.index, row.num_held)
+                self._let_decode(twin)
+                self.num_reused_tokens += twin.num_read
+                places.append(place)
+                rows.append(twin)
+            row.twins = []
+        return rows, logits[places] if len(places) > len(logits) else logits
 
     def _next_to_read(self) -> tuple[list[Row], int]:
-        """Choose rows that need chunks of similar length, the one whose turn it is first."""
+        """Choose rows that need chunks of similar length, the one whose turn it is among them, and
+        the length that brings the most of them to their end.
+        """
         turns = [row for row in self._turns if not row.is_over]
         if not turns:
             return [], 0
         budget = self.limits.chunk_tokens
-        limit = min(turns[0].num_unread, budget)
-        rows = [row for row in turns if 2 * min(row.num_unread, limit) >= limit]
-        return rows[: max(1, budget // limit)], limit
+        least = min(turns[0].num_unread, budget)
+
+        def near(limit: int) -> list[Row]:
+            rows = [row for row in turns if 2 * min(row.num_unread, limit) >= limit]
+            rows.sort(key=lambda row: row.num_unread > limit and row is not turns[0])
+            return rows[: max(1, budget // limit)]
+
+        def num_ending(limit: int) -> int:
+            return sum(row.num_unread <= limit for row in near(limit))
+
+        most = min(2 * least, budget)
+        lengths = {row.num_unread for row in turns if least < row.num_unread <= most}
+        limit = max([least, *sorted(lengths)], key=num_ending)
+        return near(limit), limit
 
     def _let_decode(self, row: Row) -> None:
         """Move a row that has read everything behind the ones that decode."""
@@ -392,20 +449,32 @@ class Engine:
             row.handle.end("cancelled")
             self._remember(row)
             self._free(row)
+            self._pass_on(row.twins)
         if not self.rows and not self._waiting:
             self.slots.release()
 
     def _remember(self, row: Row) -> None:
         """Keep a row's state for the next turn, or clear what may not be finite."""
+        if not row.is_filled:
+            return
         if row.num_sound != row.num_read or row.handle.finish_reason == "error":
             self.slots.clear(row.index)
             return
-        prompt = row.handle.request.prompt
         ids = np.asarray(row.ids[: row.num_read], dtype=np.int64)
-        content_hash = prompt.content_hash if prompt else None
-        if self.states.wants(content_hash, ids, self.slots.token_bytes * row.num_held):
+        if self.states.wants(row.content_hash, ids, self.slots.token_bytes * row.num_held):
             state = self.slots.get(row.index, row.num_held)
-            self.states.add(Known(content_hash, row.num_virtual, ids, state))
+            self.states.add(Known(row.content_hash, row.num_virtual, ids, state))
+
+    def _pass_on(self, twins: list[Row]) -> None:
+        """Let the first of a row's twins read in its place: it ended before it had."""
+        live = [twin for twin in twins if not twin.is_over]
+        if live:
+            first, *first.twins = live
+            try:
+                self._lay(first)
+                self._turns.append(first)
+            except Exception as error:
+                first.handle.fail(error)
 
     def _free(self, row: Row) -> None:
         """Close the gap: the last decoding row moves into it, then the last of all behind that."""

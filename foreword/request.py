@@ -80,6 +80,7 @@ class Handle:
     """A request under way. Its attributes are written by the engine's thread.
 
     Attributes:
+        call: the same for requests that were submitted together, and for no others.
         choices: the answer so far.
         finish_reason: why it ended; None while it goes on.
         error: what went wrong, where the reason is "error".
@@ -87,8 +88,9 @@ class Handle:
         prompt_logprobs: of each of the request's ids after the first, if asked for.
     """
 
-    def __init__(self, request: Request) -> None:
+    def __init__(self, request: Request, call: object = None) -> None:
         self.request = request
+        self.call = call if call is not None else self
         self.choices: list[Choice] = []
         self.finish_reason: Reason | None = None
         self.error: Exception | None = None

@@ -10,7 +10,7 @@ import contextlib
 import json
 import random
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from torch import Tensor
 
 from foreword import artifact, guards, methods
 from foreword.errors import ArtifactError, InputError
+from foreword.history import History
 from foreword.methods import Method
 from foreword.prompt import SoftPrompt
 
@@ -58,26 +59,6 @@ class Progress:
     seconds: float = 0.0
     latest: float = 0.0
     is_finished: bool = False
-
-
-@dataclass
-class History:
-    """What the curves are drawn from.
-
-    Attributes:
-        losses: of each step, in nats.
-        rates: the learning rate of each step.
-        validations: step, loss and exact share of each validation.
-    """
-
-    losses: list[float] = field(default_factory=list)
-    rates: list[float] = field(default_factory=list)
-    validations: list[tuple[int, float, float]] = field(default_factory=list)
-
-    def forget_after(self, step: int) -> None:
-        """Drop what came after a step that the run goes back to."""
-        del self.losses[step:], self.rates[step:]
-        self.validations = [one for one in self.validations if one[0] <= step]
 
 
 class TrainState:
@@ -164,12 +145,14 @@ class TrainState:
         return {n: _with_metrics(prompt, metrics) for n, prompt in self.method.tasks().items()}
 
     def result(self) -> SoftPrompt:
-        """Return the best prompt so far by validation; without one, the newest."""
-        return self.best if self.best is not None else self.snapshot(self._metrics())
+        """Return the best prompt so far by validation, or else the newest, with the history."""
+        found = self.best if self.best is not None else self.snapshot(self._metrics())
+        return _with_history(found, self.history)
 
     def task_results(self) -> dict[str, SoftPrompt]:
         """Return each task's prompt of the same step."""
-        return self.best_tasks if self.best is not None else self.task_snapshots(self._metrics())
+        best = self.best_tasks if self.best is not None else self.task_snapshots(self._metrics())
+        return {name: _with_history(prompt, self.history) for name, prompt in best.items()}
 
     def _metrics(self) -> dict[str, Any]:
         loss = self.history.losses[-1] if self.history.losses else None
@@ -316,15 +299,17 @@ class StoredState:
             return {"learning_rate": float(training["learning_rate"]), "probe": training["probe"]}
 
     def result(self) -> SoftPrompt:
-        """Return the best prompt so far by validation; without one, the newest."""
-        return self.best() or _with_metrics(self.prompt(), self._metrics())
+        """Return the best prompt so far by validation, or else the newest, with the history."""
+        found = self.best() or _with_metrics(self.prompt(), self._metrics())
+        return _with_history(found, self.history())
 
     def task_results(self) -> dict[str, SoftPrompt]:
         """Return each task's prompt of the same step."""
         newest = self.method().tasks() if self.best() is None else {}
-        return self.best_tasks() or {
+        found = self.best_tasks() or {
             name: _with_metrics(prompt, self._metrics()) for name, prompt in newest.items()
         }
+        return {name: _with_history(prompt, self.history()) for name, prompt in found.items()}
 
     def _metrics(self) -> dict[str, Any]:
         losses = self.history().losses
@@ -399,6 +384,11 @@ def _with_metrics(prompt: SoftPrompt, metrics: dict[str, Any]) -> SoftPrompt:
     copy = prompt.detached()
     copy.facts["metrics"] = metrics
     return copy
+
+
+def _with_history(prompt: SoftPrompt, history: History) -> SoftPrompt:
+    known = {"history": facts} if (facts := history.facts()) else {}
+    return prompt.replaced(prompt.tensors, prompt.facts | known)
 
 
 def _named(part: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

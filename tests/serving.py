@@ -16,12 +16,14 @@ from foreword import Backbone, EncodingConfig, SoftPrompt
 from foreword.chat import encode
 from foreword.config import ServeConfig
 from foreword.encoding import decode
+from foreword.history import History
 from foreword.server.run import Server
 from foreword.store import Store
 
 TOKENIZER = tiny_tokenizer()
 VOCAB = len(TOKENIZER)
 END = TOKENIZER.eos_token_id
+CURVE = History([4 - step / 100 for step in range(100)], [0.1] * 100, [(50, 3.8, 0), (100, 3.2, 0)])
 
 
 def tiny_backbone(family: str = "llama") -> Backbone:
@@ -38,10 +40,12 @@ def tiny_prompt(backbone: Backbone, seed: int = 1, num_virtual: int = 4) -> Soft
 
 
 def fill(store: Store, backbone: Backbone, scratch: Path, names: str = "ab") -> dict[str, Any]:
-    """Add a prompt for each letter; return them by name."""
+    """Add a prompt for each letter, the first of which tells its training; return them by name."""
     prompts = {}
     for index, name in enumerate(names):
         prompts[name] = tiny_prompt(backbone, index + 1, 3 + index)
+        if index == 0:
+            prompts[name].facts["history"] = CURVE.facts()
         prompts[name].save(scratch / name)
         store.add(name, scratch / name)
     return prompts

@@ -4,6 +4,7 @@ save that fails leaves what was there before.
 
 import errno
 import json
+import math
 import os
 import pickle
 import random
@@ -213,6 +214,10 @@ def test_a_pickle_is_never_opened(tmp_path: Path, name: str, part: str) -> None:
     assert trace.exists(), "the pickle would have acted"
 
 
+def _history(**changes: Any) -> dict[str, Any]:
+    return {"step": [1, 2], "loss": [2.0, 1.0], "learning_rate": [0.1, 0.1]} | changes
+
+
 def _facts(**facts: Any) -> dict[str, str]:
     return {"foreword": json.dumps({"format_version": artifact.FORMAT_VERSION} | facts)}
 
@@ -235,6 +240,22 @@ METADATA = {
     "training is a list": (_facts(training=[]), "training is list, expected dict"),
     "length is text": (_facts(encoding={"max_length": "9"}), "encoding.max_length is str"),
     "method is a number": (_facts(method=1), "method is int, expected str"),
+    "history is a list": (_facts(history=[1]), "history is list, expected dict"),
+    "history has no loss": (_facts(history=_history(loss=None)), "history.loss is no list"),
+    "history is empty": (_facts(history=_history(step=[])), "history.step is no list of 1 to 200"),
+    "history is huge": (_facts(history=_history(loss=[1.0] * 201)), "history.loss is no list"),
+    "history holds NaN": (_facts(history=_history(loss=[1.0, math.nan])), "no finite number"),
+    "history holds 10**400": (_facts(history=_history(loss=[1.0, 10**400])), "no finite number"),
+    "history holds text": (_facts(history=_history(learning_rate=[1, "2"])), "no finite number"),
+    "history holds true": (_facts(history=_history(loss=[1.0, True])), "no finite number"),
+    "history goes back": (_facts(history=_history(step=[5, 5])), "history.step does not rise"),
+    "history begins at 0": (_facts(history=_history(step=[0, 5])), "history.step does not rise"),
+    "history is uneven": (_facts(history=_history(loss=[1.0])), "are not equally long"),
+    "validation is text": (_facts(history=_history(validation="x")), "history.validation is str"),
+    "validation is uneven": (
+        _facts(history=_history(validation={"step": [1], "loss": [2.0], "exact": []})),
+        "history.validation.exact is no list",
+    ),
 }
 
 

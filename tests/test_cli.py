@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -206,6 +207,7 @@ def test_show_says_what_a_prompt_is(trained: str, model: str) -> None:
     facts = json.loads(invoke("show", "--prompt", trained, "--json"))
     assert facts["base"] == model and facts["virtual tokens"] == 4 and facts["step"] in (2, 4)
     assert "no token space" in facts["nearest tokens"] and len(facts["layer norms"]) == 3
+    assert re.match(r"█.*  loss [\d.]+ to [\d.]+ in 4 steps, held out", facts["curve"])
     assert json.loads(invoke("show", trained, "--json")) == facts
 
 

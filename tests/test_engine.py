@@ -48,6 +48,18 @@ def is_empty(engine: Engine) -> bool:
     )  # fmt: skip
 
 
+def counted(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Note how many ids each pass of the model reads."""
+    real, counts = engine._hidden, []
+
+    def hidden(current: Any, ids: list[list[int]]) -> Any:
+        counts.append(sum(map(len, ids)))
+        return real(current, ids)
+
+    monkeypatch.setattr(engine, "_hidden", hidden)
+    return counts
+
+
 @pytest.mark.parametrize("family", [f for f in tiny_models.FAMILIES if f not in RECURRENT])
 def test_requests_that_join_and_leave_at_any_step_get_the_oracles_ids(family: str) -> None:
     chance = random.Random(family)
@@ -182,6 +194,21 @@ def test_a_long_prompt_gets_its_turn_among_many_short_ones() -> None:
     assert long.finish_reason == "length"
 
 
+def test_a_step_reads_as_many_prompts_to_their_end_as_it_can(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    engine = engine_of(chunk_tokens=40)
+    passes = counted(engine, monkeypatch)
+    # By the first one's length alone, three of the others would be left with one token each.
+    lengths = (6, 7, 7, 7, 7, 15)
+    handles = [engine.submit(request(None, ids_of(n, n + i), 1)) for i, n in enumerate(lengths)]
+    engine.step()
+    assert passes == [34] and [bool(handle.ids) for handle in handles] == [True] * 5 + [False]
+    engine.run()
+    for handle in handles:
+        assert handle.ids == expected("llama", None, handle.request.ids, 1)
+
+
 def test_cancelling_frees_the_row_at_the_next_step() -> None:
     engine = engine_of(max_rows=2, chunk_tokens=4)
     reading, decoding = (engine.submit(request(None, ids_of(n), 50)) for n in (60, 2))
@@ -286,6 +313,118 @@ def test_a_constraint_masks_its_own_row_and_ends_it() -> None:
     assert len(even.ids) == 3 and not any(one % 2 for one in even.ids)
     assert even.finish_reason == "stop"
     assert free.ids == expected("llama", None, ids_of(5), 6)
+
+
+# What several read, is read once -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "deepseek_v3"])
+@pytest.mark.parametrize("form", [None, "embeddings", "key_values"])
+def test_several_answers_to_one_prompt_read_it_once(
+    family: str, form: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompt = prompt_of(family, form) if form else None
+    settings = [Sampling(), *(Sampling(temperature=1.0, seed=seed) for seed in (1, 2)), Sampling()]
+    asked = [request(prompt, ids_of(20), sampling=one) for one in settings]
+    engine = engine_of(family, chunk_tokens=8)
+    counts = counted(engine, monkeypatch)
+    handles = engine.submit_all(asked)
+    other = engine.submit(request(prompt, ids_of(7, 5)))
+    engine.run()
+    assert sum(counts) == 20 + 7 + 5 * (6 - 1)
+    assert [handle.num_reused for handle in handles] == [0, 20, 20, 20]
+    assert engine.num_prompt_tokens == 87 and engine.num_reused_tokens == 60
+    for one, handle in zip(asked, handles, strict=True):
+        alone = engine_of(family, max_state_bytes=0)
+        again = alone.submit(one)
+        alone.run()
+        assert handle.ids == again.ids
+    assert handles[0].ids == handles[3].ids == expected(family, prompt, ids_of(20), 6)
+    assert len({tuple(handle.ids) for handle in handles}) == 3
+    assert other.ids == expected(family, prompt, ids_of(7, 5), 6) and is_empty(engine)
+
+
+@pytest.mark.parametrize("end", ["cancelled", "error"])
+def test_where_the_reader_ends_another_reads_in_its_place(
+    end: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompt = prompt_of("llama", "embeddings")
+    engine = engine_of(chunk_tokens=8)
+    handles = engine.submit_all([request(prompt, ids_of(20))] * 4)
+    engine.step()
+    if end == "cancelled":
+        handles[0].cancel()
+        handles[1].cancel()
+    else:
+        with monkeypatch.context() as patch:
+            broken_at(engine, patch, None)
+            engine.step()
+        assert handles[0].finish_reason == "error"
+    engine.run()
+    assert [handle.finish_reason for handle in handles[2:]] == ["length"] * 2
+    for handle in handles[2 if end == "cancelled" else 1 :]:
+        assert handle.ids == expected("llama", prompt, ids_of(20), 6)
+    assert is_empty(engine)
+
+
+def test_answers_that_find_no_row_at_first_read_one_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    prompt = prompt_of("llama", "key_values")
+    engine = engine_of(max_rows=2, max_state_bytes=0)
+    counts = counted(engine, monkeypatch)
+    handles = engine.submit_all([request(prompt, ids_of(20), 2 + index) for index in range(4)])
+    engine.run()
+    assert sum(counts) == 20 + 1 + 1 + sum(1 + index for index in range(4))
+    for handle in handles:
+        assert handle.ids == expected("llama", prompt, ids_of(20), len(handle.ids))
+
+
+def test_a_request_begins_with_what_a_running_one_has_read() -> None:
+    engine, prompt = engine_of("mistral"), prompt_of("mistral", "key_values")
+    running = engine.submit(request(prompt, ids_of(12), 30))
+    for _ in range(5):
+        engine.step()
+    turn = (*ids_of(12), *running.ids[:3], *ids_of(4, 9))
+    same, other = engine.submit(request(prompt, turn)), engine.submit(request(None, turn))
+    engine.run()
+    assert (same.num_reused, other.num_reused) == (12 + 3, 0)
+    assert same.ids == expected("mistral", prompt, turn, 6)
+    assert other.ids == expected("mistral", None, turn, 6)
+
+
+@pytest.mark.parametrize(("max_state_bytes", "num_read"), [(0, 40), (1 << 20, 20)])
+def test_requests_of_several_calls_share_only_where_states_are_kept(
+    max_state_bytes: int, num_read: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = engine_of(max_state_bytes=max_state_bytes)
+    counts = counted(engine, monkeypatch)
+    for _ in range(2):
+        engine.submit_all([request(None, ids_of(20), 1)] * 2)
+    engine.run()
+    assert sum(counts) == num_read
+
+
+def test_prompt_logprobs_are_reported_to_every_answer() -> None:
+    engine = engine_of(chunk_tokens=5)
+    asked = request(None, ids_of(12), num_prompt_logprobs=1)
+    handles = engine.submit_all([asked, asked, request(None, ids_of(12))])
+    engine.run()
+    assert [len(handle.prompt_logprobs) for handle in handles] == [11, 11, 0]
+    assert handles[0].prompt_logprobs == handles[1].prompt_logprobs
+    assert handles[0].prompt_logprobs is not handles[1].prompt_logprobs
+
+
+def test_a_row_that_waits_for_its_twin_leaves_no_state_behind() -> None:
+    engine = engine_of(chunk_tokens=8)
+    prompt = prompt_of("llama", "key_values")
+    first, second = engine.submit_all([request(prompt, ids_of(20))] * 2)
+    engine.step()
+    for known in list(engine.states._known):
+        engine.states._drop(known)
+    second.cancel()
+    engine.step()
+    assert second.finish_reason == "cancelled" and not len(engine.states)
+    engine.run()
+    assert first.ids == expected("llama", prompt, ids_of(20), 6)
 
 
 # What fails, fails alone ------------------------------------------------------------------------
@@ -439,6 +578,15 @@ def test_a_full_queue_refuses() -> None:
         engine.submit(request(None, ids_of(4)))
     with pytest.raises(BusyError, match="2 requests wait"):
         engine.submit(request(None, ids_of(4)))
+
+
+def test_a_queue_takes_all_of_several_requests_or_none() -> None:
+    engine = engine_of(max_waiting=2)
+    with pytest.raises(BusyError, match="0 requests wait already, of 2 at most"):
+        engine.submit_all([request(None, ids_of(4))] * 3)
+    with pytest.raises(InputError, match="at least one id"):
+        engine.submit_all([request(None, ids_of(4)), request(None, ())])
+    assert not engine.num_waiting
 
 
 def test_a_cancelled_request_leaves_the_queue_at_once() -> None:

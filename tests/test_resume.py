@@ -92,6 +92,18 @@ def test_a_run_left_at_any_step_goes_on_from_there(
     assert rest[-1].prompt.content_hash == calm[-1].prompt.content_hash
 
 
+def test_the_saved_history_is_that_of_the_run_never_left(
+    backbone: Backbone, tmp_path: Path
+) -> None:
+    calm = trained(backbone, None)[-1].prompt.facts["history"]
+    left = stopped(backbone, tmp_path, 3).result().facts["history"]
+    assert left["loss"] == calm["loss"][:3] and left["validation"]["step"] == [2]
+    (*_, last) = trained(backbone, tmp_path)
+    last.prompt.save(tmp_path)
+    assert SoftPrompt.load(tmp_path).facts["history"] == calm
+    assert calm["step"] == [1, 2, 3, 4, 5, 6] and calm["validation"]["step"] == [2, 4, 6]
+
+
 def test_a_finished_run_yields_its_end_again(backbone: Backbone, tmp_path: Path) -> None:
     last = trained(backbone, tmp_path)[-1]
     (again,) = trained(backbone, tmp_path)

@@ -11,10 +11,11 @@ import oracle
 import pytest
 import serving
 import torch
-from serving import config, expected, fill, running, tiny_backbone
+from serving import CURVE, config, expected, fill, running, tiny_backbone
 
 from foreword import Backbone
 from foreword.encoding import decode
+from foreword.history import thinned
 from foreword.server.run import Server
 from foreword.store import Store
 
@@ -107,6 +108,14 @@ def test_several_answers_are_drawn_each_by_its_own_seed(world: World) -> None:
     assert texts == [choice.text for choice in again.choices] and len(set(texts)) > 1
     assert [choice.index for choice in first.choices] == [0, 1, 2]
     assert first.usage is not None and first.usage.prompt_tokens == 2
+
+
+def test_several_answers_read_their_prompt_once(world: World) -> None:
+    engine = world.server.worker.engine
+    before = engine.num_prompt_tokens - engine.num_reused_tokens
+    found = world.client.completions.create(model="b", prompt="one red two", n=4, **GREEDY)
+    assert engine.num_prompt_tokens - engine.num_reused_tokens - before <= len("one red two")
+    assert [choice.text for choice in found.choices] == [world.answer("b", "one red two")] * 4
 
 
 def test_a_list_of_prompts_gives_an_answer_to_each(world: World) -> None:
@@ -208,6 +217,14 @@ def test_models_are_listed_with_their_base(world: World) -> None:
     assert cards["tiny"].parent is None and cards["a"].parent == "tiny"  # type: ignore[attr-defined]
     assert cards["a"].root == str(world.store.resolve("a"))  # type: ignore[attr-defined]
     assert world.client.models.retrieve("a").soft_prompt["virtual_tokens"] == 3  # type: ignore[attr-defined]
+
+
+def test_a_prompts_training_is_outlined_in_the_list_and_told_alone(world: World) -> None:
+    listed = {card["id"]: card for card in world.http.get("/v1/models").json()["data"]}
+    alone = world.http.get("/v1/models/a").json()["soft_prompt"]["history"]
+    assert alone == CURVE.facts() and len(alone["loss"]) == 100
+    assert listed["a"]["soft_prompt"]["history"] == thinned(alone, 60)
+    assert listed["b"]["soft_prompt"]["history"] is None
 
 
 def test_tokenize_counts_virtual_tokens_apart(world: World) -> None:

@@ -353,7 +353,7 @@ def test_a_model_of_text_and_one_without_a_processor_say_so() -> None:
     part = as_image(png(picture(8, 8)))
     body = {"messages": [{"role": "user", "content": [part]}], "model": "tiny"}
     for backbone, reason in (
-        (tiny_backbone(), "tiny reads no image, only text"),
+        (tiny_backbone(), "content.0: the model reads no image, only text"),
         (Backbone(model, known.tokenizer, name="tiny"), "served without a processor"),
     ):
         with running(Server(backbone, None, config())) as address:

@@ -60,7 +60,9 @@ class Browser:
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     if CHROMIUM is None or DRIVER is None:
-        pytest.skip("no chromium with chromedriver here")
+        pytest.skip(
+            "no chromium with chromedriver here: make browser installs them, on Debian as root"
+        )
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -111,6 +113,30 @@ def test_both_answers_stream_side_by_side(browser: Browser, tmp_path: Path) -> N
         assert browser.run("return document.getElementById('error').hidden")
         loaded = browser.run("return performance.getEntriesByType('resource').map((e) => e.name)")
         assert loaded and all(name.startswith(address) for name in loaded)
+
+
+def test_each_prompts_training_is_drawn_where_it_is_recorded(
+    browser: Browser, tmp_path: Path
+) -> None:
+    backbone, store = tiny_backbone(), Store(tmp_path / "store")
+    fill(store, backbone, tmp_path)
+    with running(Server(backbone, store, config())) as address:
+        browser.open(address)
+        browser.until("document.querySelectorAll('#prompts tr').length === 2")
+        first, second = "#prompts tr:first-child", "#prompts tr:last-child"
+        said = "loss 4.00 to 3.02 in 100 steps", "held out 3.80 to 3.20"
+        assert browser.text(f"{first} svg title") == ", ".join(said)
+        assert tuple(browser.text(f"{first} .said.{of}") for of in ("trained", "judged")) == said
+        assert browser.text(f"{second} td:last-child") == "no history"
+        points = "return document.querySelector(arguments[0]).getAttribute('points').split(' ')"
+        trained = browser.run(points, f"{first} polyline.trained")
+        judged = browser.run(points, f"{first} polyline.judged")
+        heights = [float(point.split(",")[1]) for point in trained]
+        assert len(trained) == 60 and heights == sorted(heights)  # down the picture: a lower loss
+        assert len(judged) == 2 and judged[1].startswith("176.0,")
+        box = "return document.querySelector(arguments[0]).getBoundingClientRect().width"
+        assert browser.run(box, f"{first} polyline.trained") > 100
+        assert browser.run("return document.querySelectorAll('#prompts circle').length") == 2
 
 
 def test_a_wrong_key_is_told_and_the_right_one_opens(browser: Browser) -> None:

@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import re
 import signal
 import subprocess
 import sys
@@ -254,6 +255,20 @@ def test_the_command_adds_lists_aliases_shows_and_removes(
     assert f"removed {added}" in invoke("remove", "home")
     with pytest.raises(NotFoundError, match="no prompt 'home'"):
         invoke("show", "home")
+
+
+def test_the_command_shows_how_a_prompt_was_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FOREWORD_PROMPTS", str(tmp_path / "store"))
+    curve = {"step": [1, 2], "loss": [3.0, 1.0], "learning_rate": [0.1, 0.1]}
+    values = torch.ones(3, 4)
+    SoftPrompt.from_embeddings(values, facts={"history": curve}).save(tmp_path / "a")
+    invoke("add", "home", str(tmp_path / "a"))
+    assert "█▁  loss 3 to 1 in 2 steps" in invoke("show", "home")
+    assert json.loads(invoke("show", "home", "--json"))["history"] == curve
+    invoke("add", "home", str(saved(tmp_path / "b")))
+    assert re.search("history +not recorded", invoke("show", "home"))
 
 
 def test_the_store_imports_no_torch() -> None:

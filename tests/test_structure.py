@@ -10,17 +10,16 @@ import foreword
 PACKAGE = Path(foreword.__file__).parent
 # A module imports only modules before it.
 ORDER = [
-    "errors", "releases", "config", "store", "row_files", "parts", "turns", "data", "encoding",
-    "home_commands", "gguf_files", "models", "artifact", "states", "prompt", "initializers",
-    "encoders", "capabilities", "identity", "layout", "placeholders", "media", "prefix",
-    "cache_layers", "caches", "recurrent", "arguments", "one_pass", "padding", "view", "generation",
-    "seq2seq", "seq2seq_generation", "proof", "media_proof", "quantized", "processors", "loading",
-    "backbone", "recomputation", "compilation", "sharding", "guards", "loss", "methods",
-    "train_state",
-    "preparation", "probing", "distributed", "passes", "validation", "run", "memory", "training",
-    "recipes", "curves", "chat", "ensembles", "metrics", "scores", "evaluation", "inspection",
-    "plots", "harness", "doctor", "sampling", "slots", "state_cache", "request", "alone", "rows",
-    "engine", "server", "cli",
+    "errors", "releases", "config", "history", "store", "row_files", "parts", "turns", "data",
+    "encoding", "home_commands", "gguf_files", "models", "artifact", "states", "prompt",
+    "initializers", "encoders", "capabilities", "identity", "layout", "placeholders", "media",
+    "prefix", "cache_layers", "caches", "recurrent", "arguments", "one_pass", "padding", "view",
+    "generation", "seq2seq", "seq2seq_generation", "proof", "media_proof", "quantized",
+    "processors", "loading", "backbone", "recomputation", "compilation", "sharding", "guards",
+    "loss", "methods", "train_state", "preparation", "probing", "distributed", "passes",
+    "validation", "run", "memory", "training", "recipes", "curves", "chat", "ensembles",
+    "metrics", "scores", "evaluation", "inspection", "plots", "harness", "doctor", "sampling",
+    "slots", "state_cache", "request", "alone", "rows", "engine", "server", "cli",
 ]  # fmt: skip
 
 

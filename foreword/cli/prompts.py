@@ -100,17 +100,25 @@ def alias_command(
 def show_command(
     reference: Reference, prompts: Directory = "prompts", as_json: AsJson = False
 ) -> None:
-    """Say what an entry is: versions, base, form, size, metrics.
+    """Say what an entry is: versions, base, form, size, metrics, the curve of its training.
 
     Example: foreword prompts show home
     """
+    from foreword import history
+    from foreword.store import facts_of
+
     store = _store(prompts)
     entry = store.resolve(reference)
     store.verify(entry)
     facts = describe(entry) | {"versions": [e.version for e in store.versions(entry.name)]}
+    known = facts_of(entry.path).get("history")
+    unfit = history.wrong(known) if known is not None else None
     if as_json:
-        options.output.print(json.dumps(facts))
+        options.output.print(
+            json.dumps(facts | ({"history": known} if known and not unfit else {}))
+        )
         return
+    facts["history"] = unfit or (history.line(known) if known else "not recorded")
     width = max(len(name) for name in facts)
     for name, value in facts.items():
         shown = ", ".join(value) if isinstance(value, list) else value

@@ -242,6 +242,8 @@ def _eager(backbone: "Backbone") -> "Backbone":
 
 def describe(prompt: "SoftPrompt") -> dict[str, Any]:
     """Return what a prompt says of itself, in reading order; unknown facts are left out."""
+    from foreword import history
+
     known = prompt.facts
     base = known.get("base") or {}
     metrics = known.get("metrics") or {}
@@ -260,6 +262,7 @@ def describe(prompt: "SoftPrompt") -> dict[str, Any]:
         "training loss": metrics.get("training_loss"),
         "validation loss": held_out.get("loss"),
         "validation exact": held_out.get("exact"),
+        "curve": history.line(known["history"]) if known.get("history") else None,
         "content": prompt.content_hash[:16],
     }
     return {name: value for name, value in facts.items() if value is not None}

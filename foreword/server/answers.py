@@ -82,17 +82,15 @@ class Answers:
         """Hand all requests to the engine, or none.
 
         Raises:
-            ForewordError: as `Worker.submit`; what was taken already is cancelled.
+            ForewordError: as `Worker.submit_all`.
         """
         loop = asyncio.get_running_loop()
-        try:
-            for index, request in enumerate(requests):
-                listener = _Listener(index, loop, self._queue)
-                handle = self.worker.submit(dataclasses.replace(request, listener=listener))
-                self.answers.append(Answer(index, handle, TextStream(self.tokenizer, self.stop)))
-        except BaseException:
-            self.cancel()
-            raise
+        heard = [
+            dataclasses.replace(request, listener=_Listener(index, loop, self._queue))
+            for index, request in enumerate(requests)
+        ]
+        for index, handle in enumerate(self.worker.submit_all(heard)):
+            self.answers.append(Answer(index, handle, TextStream(self.tokenizer, self.stop)))
 
     def cancel(self) -> None:
         """End whatever goes on."""

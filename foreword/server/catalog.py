@@ -150,6 +150,7 @@ class Catalog:
             "num_bytes": prompt.num_bytes,
             "created": prompt.facts.get("created"),
             "metrics": prompt.facts.get("metrics"),
+            "history": prompt.facts.get("history"),
         }
         return Served(name, label, source, chat.encoding_of(prompt), entry, facts)
 

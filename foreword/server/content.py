@@ -87,10 +87,10 @@ def _check_kind(where: str, part: dict[str, Any], backbone: Backbone) -> None:
     known = [modality.name for modality in backbone.capabilities.modalities]
     if kind not in known:
         reads = " and ".join(["text", *known])
-        raise InputError(f"{where}: {backbone.name} reads no {kind}, only {reads}; leave it out")
+        raise InputError(f"{where}: the model reads no {kind}, only {reads}; leave it out")
     if backbone.processor is None:
         raise InputError(
-            f"{where}: {backbone.name} is served without a processor, and so reads only text; "
+            f"{where}: the model is served without a processor, and so reads only text; "
             "leave it out"
         )
 

@@ -14,7 +14,7 @@ from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
 import foreword
-from foreword import chat, request
+from foreword import chat, history, request
 from foreword.server import content
 from foreword.server.bodies import ChatWords, CompletionWords
 from foreword.server.catalog import Served
@@ -29,6 +29,7 @@ from foreword.server.schema import (
 from foreword.server.shared import State, note, state_of
 
 PAGE = Path(__file__).parent / "page"
+OUTLINE_POINTS = 60  # of a curve in a list: many prompts are listed at once
 PAGE_KINDS = {"index.html": "text/html", "page.js": "text/javascript", "page.css": "text/css"}
 
 
@@ -100,9 +101,13 @@ async def tokenize(body: TokenizeRequest, http: Request) -> dict[str, Any]:
 
 
 async def list_models(http: Request) -> dict[str, Any]:
-    """List the bare model and every prompt."""
+    """List the bare model and every prompt, each with an outline of how it was trained."""
     state = state_of(http)
-    return {"object": "list", "data": [_card(state, served) for served in state.catalog.all()]}
+    cards = [_card(state, served) for served in state.catalog.all()]
+    for card in cards:
+        if known := card.get("soft_prompt", {}).get("history"):
+            card["soft_prompt"]["history"] = history.thinned(known, OUTLINE_POINTS)
+    return {"object": "list", "data": cards}
 
 
 async def show_model(model: str, http: Request) -> dict[str, Any]:

@@ -6,6 +6,7 @@ request under way ends with an error, no new one is taken, and `error` says why.
 
 import logging
 import threading
+from collections.abc import Sequence
 
 from foreword.engine import Engine
 from foreword.errors import ForewordError
@@ -48,23 +49,24 @@ class Worker:
         """Begin to step."""
         self._thread.start()
 
-    def submit(self, request: Request) -> Handle:
-        """Take a request on.
+    def submit_all(self, requests: Sequence[Request]) -> list[Handle]:
+        """Take all requests on, or none.
 
         Raises:
             EngineDeadError: the engine has failed, or is being stopped.
-            ForewordError: as `Engine.submit`.
+            ForewordError: as `Engine.submit_all`.
         """
-        handle = self.engine.submit(request)
+        handles = self.engine.submit_all(requests)
         with self._lock:
             if not self.is_alive:
-                handle.cancel()
+                for handle in handles:
+                    handle.cancel()
                 raise EngineDeadError("the engine does not run; the server has to be started again")
-            self._live.add(handle)
+            self._live.update(handles)
             if len(self._live) > 4 * self.engine.limits.max_rows:
                 self._live = {one for one in self._live if one.finish_reason is None}
         self._wake.set()
-        return handle
+        return handles
 
     def stop(self, seconds: float = 10.0) -> None:
         """End: whatever is under way is cancelled."""

@@ -27,12 +27,44 @@ function metricsOf(prompt) {
     .map(([name, value]) => name + " " + value.toPrecision(3)).join(", ");
 }
 
+// A prompt's training as a picture: its loss over the steps, and that of the rows held out.
+function curve(history) {
+  const [width, height, edge] = [180, 48, 4];
+  const held = history.validation || { step: [], loss: [] };
+  const losses = [...history.loss, ...held.loss];
+  const low = Math.min(...losses);
+  const range = Math.max(...losses) - low || 1;
+  const last = Math.max(...history.step, ...held.step);
+  const points = (steps, values) => steps.map((step, index) => [
+    edge + (last > 1 ? (step - 1) / (last - 1) : 0) * (width - 2 * edge),
+    height - edge - ((values[index] - low) / range) * (height - 2 * edge),
+  ].map((number) => number.toFixed(1)));
+  const told = (values) => [values[0], values[values.length - 1]].map((one) => one.toPrecision(3)).join(" to ");
+  const found = at("curve").content.cloneNode(true);
+  const said = ["loss " + told(history.loss) + " in " + last + " steps"];
+  if (held.loss.length) said.push("held out " + told(held.loss));
+  found.querySelector("title").textContent = said.join(", ");
+  found.querySelectorAll(".said").forEach((place, index) => { place.textContent = said[index] || ""; });
+  const judged = points(held.step, held.loss);
+  found.querySelector("polyline.trained").setAttribute("points", points(history.step, history.loss).join(" "));
+  found.querySelector("polyline.judged").setAttribute("points", judged.join(" "));
+  const dot = found.querySelector("circle");
+  dot.replaceWith(...judged.map(([x, y]) => {
+    const one = dot.cloneNode();
+    one.setAttribute("cx", x);
+    one.setAttribute("cy", y);
+    return one;
+  }));
+  return found;
+}
+
 function row(card) {
   const prompt = card.soft_prompt;
   const cells = [card.id, prompt.version, card.parent, prompt.form, prompt.virtual_tokens,
     (prompt.num_bytes / 1e6).toFixed(2) + " MB", metricsOf(prompt)];
   const line = document.createElement("tr");
   for (const cell of cells) line.appendChild(document.createElement("td")).textContent = cell;
+  line.appendChild(document.createElement("td")).append(prompt.history ? curve(prompt.history) : "no history");
   return line;
 }
 
