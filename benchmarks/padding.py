@@ -12,9 +12,8 @@ import copy
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
-import torch
+import stock
 from peft import PeftModel
 from transformers.utils import logging
 
@@ -22,26 +21,9 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 import home_commands as demo
 
 from foreword import Backbone, SoftPrompt, TrainConfig, train
-from foreword.chat import encode
+from foreword.chat import answers
 from foreword.cli.train import run
-from foreword.encoding import decode
 from foreword.home_commands import exact, home_commands, same_intent
-
-Generate = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-
-
-def answers(
-    backbone: Backbone, generate: Generate, texts: list[str], batch_size: int
-) -> Iterator[str]:
-    """Answer texts in left-padded batches of one size."""
-    pad = backbone.tokenizer.pad_token_id
-    for start in range(0, len(texts), batch_size):
-        rows = [encode(backbone, text, demo.ROWS) for text in texts[start : start + batch_size]]
-        length = max(len(row) for row in rows)
-        ids = torch.tensor([[pad] * (length - len(row)) + row for row in rows])
-        mask = torch.tensor([[0] * (length - len(row)) + [1] * len(row) for row in rows])
-        for row in generate(ids, mask)[:, -64:].tolist():
-            yield decode(row[: row.index(pad)] if pad in row else row, backbone.tokenizer)
 
 
 def main() -> None:
@@ -72,31 +54,21 @@ def main() -> None:
     prompt = SoftPrompt.load(directory)
     peft = PeftModel.from_pretrained(copy.deepcopy(backbone.model), directory).eval()
     prefix = backbone.compile(prompt)
-    end = backbone.tokenizer.eos_token_id
-    options: dict[str, Any] = {
-        "max_new_tokens": 64, "min_new_tokens": 0, "do_sample": False, "pad_token_id": end,
-        "eos_token_id": end,
-    }  # fmt: skip
-
-    def padded_to(width: int, output: torch.Tensor) -> torch.Tensor:
-        missing = width + 64 - output.shape[1]
-        return torch.nn.functional.pad(output, (0, missing), value=end)
-
-    systems: dict[str, Generate] = {
-        "PEFT": lambda ids, mask: padded_to(
-            ids.shape[1], peft.generate(input_ids=ids, attention_mask=mask, **options)
-        ),
-        "foreword": lambda ids, mask: padded_to(
-            ids.shape[1], backbone.generate(prefix, ids, mask, **options)
+    texts = [command.text for command in commands.test]
+    systems: dict[str, Callable[[int], Iterator[str]]] = {
+        "PEFT": lambda size: stock.answers(backbone, peft, texts, demo.ROWS, size, 64),
+        "foreword": lambda size: (
+            answer.text
+            for answer in answers(
+                backbone, prefix, texts, demo.ROWS, batch_size=size, max_new_tokens=64
+            )
         ),
     }
-    texts = [command.text for command in commands.test]
     print(f"{prompt}, {len(texts)} held-out commands, greedy\n")
     print("| | batch | exact | right intent |\n|---|---|---|---|")
-    for name, generate in systems.items():
+    for name, answer in systems.items():
         for batch_size in (1, 32):
-            found = list(answers(backbone, generate, texts, batch_size))
-            pairs = list(zip(found, commands.test, strict=True))
+            pairs = list(zip(answer(batch_size), commands.test, strict=True))
             shares = [
                 sum(metric(text, command.call) for text, command in pairs) / len(pairs)
                 for metric in (exact, same_intent)

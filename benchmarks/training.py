@@ -22,15 +22,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import stock
 import torch
 from peft import PrefixTuningConfig, PromptTuningConfig, get_peft_model
-from transformers import (
-    DataCollatorForSeq2Seq,
-    PrinterCallback,
-    Trainer,
-    TrainerCallback,
-    TrainingArguments,
-)
+from transformers import TrainerCallback
 from transformers.utils import logging
 
 from foreword import Backbone, EncodingConfig, Example, Row, TrainConfig, train
@@ -106,26 +101,11 @@ def peft_steps(base: Any, tokenizer: Any, case: Case, form: str, num_steps: int)
     kind = PromptTuningConfig if form == "embeddings" else PrefixTuningConfig
     config = kind(task_type="CAUSAL_LM", num_virtual_tokens=case.num_virtual)
     model = get_peft_model(base, config)
-    rows = [
-        {
-            "input_ids": list(row.input_ids),
-            "attention_mask": [1] * len(row.input_ids),
-            "labels": [-100] * (len(row.input_ids) - row.num_labels)
-            + list(row.input_ids[-row.num_labels :]),
-        }
-        for row in case.rows
-    ]
-    arguments = TrainingArguments(
-        output_dir="/tmp/foreword-benchmark", per_device_train_batch_size=case.batch_size,
-        max_steps=num_steps, learning_rate=5e-3, report_to=[], save_strategy="no",
-        disable_tqdm=True, logging_strategy="no", dataloader_pin_memory=False,
-    )  # fmt: skip
     watch = Clock()
-    collator = DataCollatorForSeq2Seq(tokenizer, padding=True)
-    trainer = Trainer(
-        model, arguments, data_collator=collator, train_dataset=rows, callbacks=[watch]
-    )
-    trainer.remove_callback(PrinterCallback)
+    trainer = stock.trainer(
+        model, tokenizer, case.rows, "/tmp/foreword-benchmark", [watch],
+        per_device_train_batch_size=case.batch_size, max_steps=num_steps, learning_rate=5e-3,
+    )  # fmt: skip
     trainer.train()
     return watch.ends
 

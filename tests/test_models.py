@@ -377,7 +377,7 @@ def test_cache_folder_follows_the_environment(
 ) -> None:
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    assert models._cache_folder() == Path(expected)
+    assert models.cache_folder() == Path(expected)
 
 
 def test_gguf_file_is_converted_and_read_once(tiny: Path) -> None:

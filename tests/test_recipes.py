@@ -59,7 +59,7 @@ def trial(backbone: Backbone, rate: float) -> float:
 
 def test_the_rate_is_the_best_of_short_runs(backbone: Backbone) -> None:
     facts = run(backbone)[-1].prompt.facts["training"]
-    expected = {rate: trial(backbone, rate) for rate in (5e-4, 1.5e-3, 5e-3, 1.5e-2)}
+    expected = {rate: trial(backbone, rate) for rate in (1.5e-3, 4.5e-3, 1.5e-2, 4.5e-2)}
     assert {rate: loss for rate, loss in facts["probe"]} == pytest.approx(expected, rel=1e-6)
     assert facts["learning_rate"] == min(expected, key=expected.__getitem__)
 

@@ -1,0 +1,259 @@
+"""Ways to get a task done: what is trained, how, and at what cost.
+
+In: a base, a task, a seed. Out: for each way a prompt or a model that answers, with the processor
+seconds of its training. PEFT trains with transformers' Trainer on the very ids that foreword trains
+on, as many rows in as many steps.
+"""
+
+import copy
+import random
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import peft
+import stock
+import torch
+from peft import (
+    LoraConfig,
+    PeftModel,
+    PrefixTuningConfig,
+    PromptTuningConfig,
+    get_peft_model,
+)
+from quality_data import Task
+
+from foreword import Backbone, EncodingConfig, Example, SoftPrompt, TrainConfig, train
+from foreword.encoding import encode_examples
+from foreword.prefix import Prefix
+
+NUM_STEPS = 40
+BATCH_SIZE = 8
+NUM_VIRTUAL_TOKENS = 32
+ROWS = EncodingConfig(row_template="<|im_start|>user\n{prompt}<|im_end|>\n<|im_start|>assistant\n")
+SYSTEM_TURN = "<|im_start|>system\n{}<|im_end|>\n"
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What came out of one run.
+
+    Attributes:
+        backbone: the model that answers.
+        prompt: what stands before the text, if anything.
+        encoding: how a row becomes ids.
+        seconds: processor seconds of the training alone.
+        num_parameters: trained; 0 for text.
+        num_bytes: of the files that would be shipped.
+        peft: PEFT's own model, to see whether it answers alike.
+    """
+
+    backbone: Backbone
+    prompt: SoftPrompt | Prefix | None
+    encoding: EncodingConfig = ROWS
+    seconds: float = 0.0
+    num_parameters: int = 0
+    num_bytes: int = 0
+    peft: Any = None
+
+
+@dataclass(frozen=True)
+class System:
+    """One line of the table.
+
+    Attributes:
+        variants: settings among which validation rows choose, with the first seed.
+        run: from backbone, task, seed and the chosen variant to what answers.
+        is_seeded: whether another seed gives another result.
+        is_padded: whether PEFT also answers in batches that it pads on the left.
+    """
+
+    name: str
+    variants: tuple[Any, ...]
+    run: Callable[[Backbone, Task, int, Any], Trained]
+    is_seeded: bool = True
+    is_padded: bool = False
+
+
+def bare(backbone: Backbone, task: Task, seed: int, variant: None) -> Trained:
+    """Ask the model as it is."""
+    return Trained(backbone, None)
+
+
+def instructed(backbone: Backbone, task: Task, seed: int, variant: int) -> Trained:
+    """Put a hand-written instruction into the system turn, or before the text in the user's."""
+    instruction = task.instructions[variant % 5]
+    if variant >= 5:
+        template = f"{ROWS.row_template}".replace("{prompt}", f"{instruction}\n\n{{prompt}}")
+        num_bytes = len(instruction.encode())
+        return Trained(backbone, None, EncodingConfig(template), num_bytes=num_bytes)
+    text = SYSTEM_TURN.format(instruction)
+    return Trained(backbone, _text(backbone, text), num_bytes=len(text.encode()))
+
+
+def few_shot(backbone: Backbone, task: Task, seed: int, variant: int) -> Trained:
+    """Put an instruction and demonstrations before the question, as turns."""
+    rows = list(task.train)
+    random.Random(seed).shuffle(rows)
+    turns = [
+        f"<|im_start|>user\n{row.prompt}<|im_end|>\n"
+        f"<|im_start|>assistant\n{row.completion}<|im_end|>\n"
+        for row in _varied(rows, task.num_shots)
+    ]
+    text = SYSTEM_TURN.format(task.instructions[variant]) + "".join(turns)
+    return Trained(backbone, _text(backbone, text), num_bytes=len(text.encode()))
+
+
+def foreword(method: str) -> Callable[[Backbone, Task, int, Any], Trained]:
+    """Train with foreword's defaults; the task's first instruction is the only choice."""
+
+    def run(backbone: Backbone, task: Task, seed: int, variant: None) -> Trained:
+        config = TrainConfig(
+            method=method,  # type: ignore[arg-type]
+            init_text=None if method == "context-tuning" else task.instructions[0],
+            num_virtual_tokens=96 if method == "context-tuning" else NUM_VIRTUAL_TOKENS,
+            batch_size=BATCH_SIZE,
+            num_steps=NUM_STEPS,
+            eval_every=0,
+            seed=seed,
+        )
+        started = time.process_time()
+        *_, last = train(backbone, list(task.train), config, encoding_config=ROWS)
+        seconds = time.process_time() - started
+        prompt = last.prompt
+        with tempfile.TemporaryDirectory() as folder:
+            prompt.save(folder)
+            num_bytes = _size(folder)
+        return Trained(backbone, prompt, ROWS, seconds, prompt.num_parameters, num_bytes)
+
+    return run
+
+
+def peft_prompt(
+    config: Callable[[Task], Any], is_from_text: bool = False
+) -> Callable[[Backbone, Task, int, float], Trained]:
+    """Train a soft prompt with PEFT at a rate; foreword reads the file that PEFT writes.
+
+    Keys and values start from a text's cache by PEFT's own function, where that is asked for.
+    """
+
+    def run(backbone: Backbone, task: Task, seed: int, variant: float) -> Trained:
+        model, seconds = _trained(backbone, task, config(task), seed, variant, is_from_text)
+        with tempfile.TemporaryDirectory() as folder:
+            model.save_pretrained(folder)
+            prompt = SoftPrompt.load(folder)
+            loaded = PeftModel.from_pretrained(copy.deepcopy(backbone.model), folder).eval()
+            num_bytes = _size(folder)
+        return Trained(backbone, prompt, ROWS, seconds, prompt.num_parameters, num_bytes, loaded)
+
+    return run
+
+
+def lora(backbone: Backbone, task: Task, seed: int, variant: float) -> Trained:
+    """Train LoRA of rank 8 with PEFT at a rate, and merge it."""
+    config = LoraConfig(task_type="CAUSAL_LM", r=8, lora_alpha=16)
+    model, seconds = _trained(backbone, task, config, seed, variant)
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        num_bytes = _size(folder)
+    num_parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    merged = Backbone(model.merge_and_unload().eval(), backbone.tokenizer)
+    return Trained(merged, None, ROWS, seconds, num_parameters, num_bytes)
+
+
+def random_prompt(task: Task) -> Any:
+    """PEFT's own default: noise."""
+    return PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=NUM_VIRTUAL_TOKENS)
+
+
+def text_prompt(task: Task) -> Any:
+    """PEFT's prompt tuning from the same sentence that foreword starts from."""
+    return PromptTuningConfig(
+        task_type="CAUSAL_LM",
+        num_virtual_tokens=NUM_VIRTUAL_TOKENS,
+        prompt_tuning_init="TEXT",
+        prompt_tuning_init_text=task.instructions[0],
+        tokenizer_name_or_path="TOKENIZER",
+    )
+
+
+def prefix(task: Task) -> Any:
+    """PEFT's prefix tuning; it starts at noise."""
+    return PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=NUM_VIRTUAL_TOKENS)
+
+
+SYSTEMS = (
+    System("bare model", (None,), bare, is_seeded=False),
+    System("best of 5 instructions in 2 places", tuple(range(10)), instructed, is_seeded=False),
+    System("few-shot in context", (0,), few_shot),
+    System("PEFT prompt tuning, defaults", (5e-5,), peft_prompt(random_prompt)),
+    System(
+        "PEFT prompt tuning, text, best of 4 rates",
+        (1e-3, 5e-3, 1.5e-2, 5e-2),
+        peft_prompt(text_prompt),
+        is_padded=True,
+    ),
+    System("PEFT prefix tuning", (1e-2,), peft_prompt(prefix)),
+    System(
+        "PEFT prefix tuning, text, best of 2 rates",
+        (5e-3, 3e-2),
+        peft_prompt(prefix, is_from_text=True),
+    ),
+    System("PEFT LoRA r=8, best of 2 rates", (5e-4, 2e-3), lora),
+    System("foreword prompt-tuning", (None,), foreword("prompt-tuning")),
+    System("foreword prefix-tuning (default)", (None,), foreword("prefix-tuning")),
+    System("foreword context-tuning", (None,), foreword("context-tuning")),
+)
+
+
+def _trained(
+    backbone: Backbone,
+    task: Task,
+    config: Any,
+    seed: int,
+    rate: float,
+    is_from_text: bool = False,
+) -> tuple[Any, float]:
+    """Train with transformers' Trainer; return PEFT's model and the processor seconds it took."""
+    rows, _ = encode_examples(list(task.train), backbone.tokenizer, ROWS, 2048)
+    with tempfile.TemporaryDirectory() as folder:
+        if getattr(config, "tokenizer_name_or_path", None) == "TOKENIZER":
+            backbone.tokenizer.save_pretrained(folder)
+            config.tokenizer_name_or_path = folder
+        torch.manual_seed(seed)
+        model = get_peft_model(copy.deepcopy(backbone.model), config)
+        if is_from_text:
+            text = " ".join([task.instructions[0]] * NUM_VIRTUAL_TOKENS)
+            peft.initialize_kv_prefix_from_text(
+                model, backbone.tokenizer, text=text, use_chat_template=False
+            )
+        trainer = stock.trainer(
+            model, backbone.tokenizer, rows, folder, per_device_train_batch_size=BATCH_SIZE,
+            max_steps=NUM_STEPS, learning_rate=rate, seed=seed,
+        )  # fmt: skip
+        started = time.process_time()
+        trainer.train()
+        return model.eval(), time.process_time() - started
+
+
+def _text(backbone: Backbone, text: str) -> SoftPrompt:
+    """Return a text as a prompt; it equals the model fed that text, and is computed once."""
+    ids = backbone.tokenizer(text, return_tensors="pt", add_special_tokens=False).input_ids[0]
+    return SoftPrompt.from_embeddings(backbone.embed(ids))
+
+
+def _varied(rows: Sequence[Example], count: int) -> list[Example]:
+    """Return the first rows, no answer twice before every answer was there once."""
+    groups: dict[str, list[Example]] = {}
+    for row in rows:
+        groups.setdefault(row.completion, []).append(row)
+    depth = max(len(group) for group in groups.values())
+    order = [group[i] for i in range(depth) for group in groups.values() if i < len(group)]
+    return order[:count]
+
+
+def _size(folder: str) -> int:
+    return sum(path.stat().st_size for path in Path(folder).rglob("*.safetensors"))

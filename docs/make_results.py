@@ -1,0 +1,151 @@
+"""Write docs/results.md from the measured lines; with --check, say whether the page is current."""
+
+import json
+import statistics
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+FOLDER = Path(__file__).parent
+PAGE = FOLDER / "results.md"
+LINES = FOLDER.parent / "benchmarks" / "results" / "quality.jsonl"
+TEXT = FOLDER / "results-head.md"
+DEFAULT = "foreword prefix-tuning (default)"
+TEXTS = ("bare model", "best of 5 instructions in 2 places", "few-shot in context")
+
+Result = dict[str, Any]
+
+
+def render() -> str:
+    """Return the page: a table of scores, what was to be reached, and one table for each task."""
+    results = [json.loads(line) for line in LINES.read_text().splitlines()]
+    tasks, systems = _names(results, "task"), _names(results, "system")
+    parts = [TEXT.read_text(), "\n## Scores\n\n", _overview(results, tasks, systems)]
+    parts += ["\n## What was to be reached\n\n", _reached(results, tasks, systems)]
+    parts += ["\n## Padding on the left\n\n", _padding(results)]
+    parts += [f"\n## {task[0].upper()}{task[1:]}\n\n{_detail(results, task)}" for task in tasks]
+    return "".join(parts)
+
+
+def _names(results: Iterable[Result], key: str) -> list[str]:
+    return list(dict.fromkeys(str(result[key]) for result in results))
+
+
+def _scores(results: Iterable[Result], task: str, system: str) -> list[float]:
+    return [r["score"] for r in results if (r["task"], r["system"]) == (task, system)]
+
+
+def _mean(results: Iterable[Result], task: str, system: str) -> float | None:
+    found = _scores(results, task, system)
+    return statistics.mean(found) if found else None
+
+
+def _row(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cells)} |\n"
+
+
+def _overview(results: list[Result], tasks: list[str], systems: list[str]) -> str:
+    lines = _row(["percent", *tasks, "mean"]) + _row(["---"] * (len(tasks) + 2))
+    best = {task: max(filter(None, (_mean(results, task, s) for s in systems))) for task in tasks}
+    for system in systems:
+        means = [_mean(results, task, system) for task in tasks]
+        shown = [
+            "" if m is None else f"**{m:.1%}**" if m == best[task] else f"{m:.1%}"
+            for m, task in zip(means, tasks, strict=True)
+        ]
+        known = [mean for mean in means if mean is not None]
+        whole = f"{statistics.mean(known):.1%}" if len(known) == len(tasks) else ""
+        lines += _row([system, *(cell.replace("%", "") for cell in shown), whole.replace("%", "")])
+    return lines
+
+
+def _reached(results: list[Result], tasks: list[str], systems: list[str]) -> str:
+    """Say task by task whether the default is ahead, and of what."""
+    rivals = {
+        "PEFT's best soft prompt": [s for s in systems if s.startswith("PEFT p")],
+        "the best text (instruction or few-shot)": [s for s in systems if s in TEXTS],
+    }
+    lines = _row(["foreword's default against", *tasks]) + _row(["---"] * (len(tasks) + 1))
+    for name, group in rivals.items():
+        lines += _row([name, *(_ahead(results, task, group) for task in tasks)])
+    lora = next((s for s in systems if "LoRA" in s), None)
+    if lora:
+        lines += _row(["PEFT LoRA r=8", *(_ahead(results, task, [lora]) for task in tasks)])
+    seconds = [s for s in rivals["PEFT's best soft prompt"] if "prompt tuning, text" in s]
+    lines += _row(
+        ["seconds, beside PEFT's prompt tuning", *(_time(results, t, seconds) for t in tasks)]
+    )
+    return lines + "\nPoints, and shares of the time.\n"
+
+
+def _ahead(results: list[Result], task: str, rivals: list[str]) -> str:
+    own = _mean(results, task, DEFAULT)
+    found = [mean for s in rivals if (mean := _mean(results, task, s)) is not None]
+    return "" if own is None or not found else f"{100 * (own - max(found)):+.1f}"
+
+
+def _time(results: list[Result], task: str, rivals: list[str]) -> str:
+    def seconds(system: str) -> list[float]:
+        return [r["seconds"] for r in results if (r["task"], r["system"]) == (task, system)]
+
+    own, other = seconds(DEFAULT), [one for s in rivals for one in seconds(s)]
+    return f"{statistics.mean(own) / statistics.mean(other):.2f}" if own and other else ""
+
+
+def _padding(results: list[Result]) -> str:
+    lines = _row(["one prompt of PEFT's prompt tuning", "row by row", "batches of 32, padded"])
+    lines += _row(["---"] * 3)
+    for r in results:
+        if "left_padded_score" in r:
+            lines += _row([r["task"], f"{r['score']:.1%}", f"{r['left_padded_score']:.1%}"])
+    return lines
+
+
+def _detail(results: list[Result], task: str) -> str:
+    lines = _row(["", "score", "deviation", "seeds", "s of training", "trained", "file"])
+    lines += _row(["---"] * 7)
+    for system in _names(results, "system"):
+        found = [r for r in results if (r["task"], r["system"]) == (task, system)]
+        if not found:
+            continue
+        scores = [r["score"] for r in found]
+        spread = f"{100 * statistics.stdev(scores):.1f}" if len(scores) > 1 else ""
+        seconds = statistics.mean(r["seconds"] for r in found)
+        lines += _row(
+            [
+                system + _choice(found),
+                f"{statistics.mean(scores):.1%}",
+                spread,
+                str(len(scores)),
+                f"{seconds:.0f}" if seconds else "",
+                f"{found[0]['parameters']:,}" if found[0]["parameters"] else "",
+                _size(found[0]["bytes"]),
+            ]
+        )
+    return lines
+
+
+def _choice(found: list[Result]) -> str:
+    rate = found[0]["variant"]
+    return f" ({rate:g})" if isinstance(rate, float) and found[0]["validation"] else ""
+
+
+def _size(num_bytes: int) -> str:
+    return f"{num_bytes / 1000:,.1f} kB" if num_bytes else ""
+
+
+def main() -> int:
+    """Write or check the page."""
+    page = render()
+    if "--check" in sys.argv[1:]:
+        if PAGE.read_text() != page:
+            print("docs/results.md is not what was measured; run: make docs")
+            return 1
+        return 0
+    PAGE.write_text(page)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
