@@ -272,7 +272,7 @@ def test_an_interrupt_keeps_the_best_so_far(tmp_path: Path) -> None:
 def test_a_signal_leaves_the_best_and_resume_goes_on(
     monkeypatch: pytest.MonkeyPatch, model: str, data: str, tmp_path: Path, number: int
 ) -> None:
-    step = training.train_step
+    step, handler = training.train_step, signal.getsignal(signal.SIGINT)
 
     def step_then_signal(run: Any, state: Any, rows: Any) -> Any:
         if state.progress.step == 2:
@@ -288,7 +288,7 @@ def test_a_signal_leaves_the_best_and_resume_goes_on(
     )
     assert SoftPrompt.load(tmp_path / "stopped").facts["metrics"]["step"] == 2
     monkeypatch.undo()
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is handler
     invoke(*arguments, str(tmp_path / "calm"))
     said = invoke(*arguments, str(tmp_path / "stopped"), "--resume")
     assert "goes on after step 3" in said
