@@ -104,41 +104,44 @@ class Line:
         `query` is of the line, or, `narrow`, of the tokens before labels alone; `keys` and `values`
         are of P virtual tokens and of all rows.
         """
-        virtual = self.num_virtual
-        outputs, start, first_key = [], 0, virtual
-        if self.num_ahead and not narrow:
-            # Copies: a view kept for the way back would keep the keys of the whole line.
-            own_keys, own_values = (t[:, :, :virtual].clone() for t in (keys, values))
-            mask = self.masks_ahead[reach]
-            outputs.append(run(query[:, :, :virtual], own_keys, own_values, mask))
-            start = virtual
-        for group in self.groups:
-            first, last = group.queries(narrow)
-            stop = start + group.count * (last - first)
-            last_key = first_key + group.count * group.length
-            mask = self.masks[reach]
-            assert mask is not None, "rows behind a prefix have a mask"
+        virtual, ahead = self.num_virtual, 0 if narrow else self.num_ahead
+        spans = [group.queries(narrow) for group in self.groups]
+        counts = [group.count for group in self.groups]
+        sizes = [count * (last - first) for count, (first, last) in zip(counts, spans, strict=True)]
+        key_sizes = [virtual, *(group.count * group.length for group in self.groups)]
+        # Cut once, not part by part: the way back lays the parts together in one go.
+        own_query, *queries = query.split([ahead, *sizes], dim=2)
+        (own_keys, *row_keys), (own_values, *row_values) = (
+            tensor.split(key_sizes, dim=2) for tensor in (keys, values)
+        )
+        # Copies: parts that are kept for the way back would keep the keys of the whole line.
+        own_keys, own_values = own_keys.clone(), own_values.clone()
+        outputs = []
+        if ahead:
+            outputs.append(run(own_query, own_keys, own_values, self.masks_ahead[reach]))
+        mask = self.masks[reach]
+        assert mask is not None, "rows behind a prefix have a mask"
+        for index, group in enumerate(self.groups):
+            first, last = spans[index]
             output = run(
-                _parted(query[:, :, start:stop], group.count),
-                _behind(keys, virtual, first_key, last_key, group.count),
-                _behind(values, virtual, first_key, last_key, group.count),
+                _parted(queries[index], group.count),
+                _behind(own_keys, row_keys[index], group.count),
+                _behind(own_values, row_values[index], group.count),
                 mask[:, :, first:last, : virtual + group.length],
             )
             outputs.append(output.flatten(0, 1)[None])
-            start, first_key = stop, last_key
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
 
 
 def _parted(tokens: Tensor, count: int) -> Tensor:
     """Turn `[1, N, count * T, D]` into `[count, N, T, D]`, without a copy."""
     heads, num_tokens, size = tokens.shape[1:]
-    return tokens[0].view(heads, count, num_tokens // count, size).transpose(0, 1)
+    return tokens.view(heads, count, num_tokens // count, size).transpose(0, 1)
 
 
-def _behind(tensor: Tensor, virtual: int, start: int, stop: int, count: int) -> Tensor:
+def _behind(virtual: Tensor, rows: Tensor, count: int) -> Tensor:
     """Return the keys or values of the prefix followed by those of each of `count` rows."""
-    shared = tensor[:, :, :virtual].expand(count, -1, -1, -1)
-    return torch.cat([shared, _parted(tensor[:, :, start:stop], count)], dim=2)
+    return torch.cat([virtual.expand(count, -1, -1, -1), _parted(rows, count)], dim=2)
 
 
 def lay(

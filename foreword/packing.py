@@ -15,10 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import Module
+from transformers.cache_utils import Cache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from foreword import arguments, caches, lines, one_pass, recomputation, releases
+from foreword import arguments, lines, one_pass, recomputation, releases
 from foreword.backbone import Backbone
+from foreword.cache_layers import PassingLayer
 from foreword.encoding import Batch, Row, collate
 from foreword.label_layer import LabelLayer
 from foreword.lines import Line
@@ -115,11 +117,13 @@ class Lining:
         if isinstance(prefix.states, Unread):
             embedded = [prefix.states.embeddings, backbone.embed(line.input_ids)]
             tokens, batch = {"inputs_embeds": torch.cat(embedded)[None]}, no_prefixes(1)
+        states = [batch.layer(i) if batch.num_slots else () for i in range(facts.num_layers)]
+        layers = [PassingLayer(state) for state in states]
         axes = (facts.num_axes,) if facts.num_axes > 1 else ()
         placed = {
             "position_ids": line.positions.expand(*axes, 1, -1),
             "attention_mask": _markers(backbone),
-            facts.cache_argument: caches.uncached(batch, facts),
+            facts.cache_argument: Cache(layers=layers),
             "use_cache": True,
         }
         with releases.grouped_heads(backbone.device.type == "cpu"), lines.in_line(line):

@@ -20,7 +20,7 @@ from foreword.prompt import SoftPrompt
 TOKENS_ON_CPU: dict[Form, int] = {"embeddings": 512, "key_values": 256}
 # Tokens of a line that holds the virtual tokens and all rows of a step, and of their share of the
 # tokens that a prompt before every row would make: that takes twice the memory, with its logits.
-TOKENS_OF_LINE, SHARE_OF_LINE = 1280, 0.8
+TOKENS_OF_LINE, SHARE_OF_LINE = 1280, 0.65
 
 
 def default_size(backbone: Backbone, rows: Sequence[Row], most: int, prompt: SoftPrompt) -> int:
