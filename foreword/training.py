@@ -47,9 +47,6 @@ from foreword.states import States, Unread
 from foreword.train_state import STATE_FILE, StoredState, TrainState, read_state
 from foreword.validation import Validation, validate
 
-# Virtual tokens that several passes read once more each, rather than in a pass of their own.
-MOST_READ_AGAIN = 32
-
 
 def train_step(run: Run, state: TrainState, rows: Sequence[Row]) -> tuple[float, float]:
     """Take one optimizer step over the rows of all processes; return the mean loss of a label and
@@ -70,15 +67,12 @@ def train_step(run: Run, state: TrainState, rows: Sequence[Row]) -> tuple[float,
 
 
 def read_for(backbone: Backbone, method: Method, batches: Sequence[Batch]) -> States:
-    """Return the state that rows start from, or, where a line holds rows and virtual tokens, these
-    themselves, unread: then every pass reads them along.
+    """Return the state that rows start from, or, where a line holds all rows of the step and the
+    virtual tokens, these themselves, unread.
     """
-    prompt, lining = method.prompt(), backbone.lining
-    num_again = (len(batches) - 1) * prompt.num_virtual_tokens
-    is_plain = not method.tasks() and all(method.unseen(batch) is None for batch in batches)
-    if lining is None or num_again > MOST_READ_AGAIN or not is_plain:
-        return methods.read(backbone, method)
-    if not all(lining.can_read(prompt, batch) for batch in batches):
+    prompt, (batch, *others), lining = method.prompt(), batches, backbone.lining
+    is_whole = not others and not method.tasks() and method.unseen(batch) is None
+    if lining is None or not is_whole or not lining.can_read(prompt, batch):
         return methods.read(backbone, method)
     return Unread.of(prompt.embeddings.to(backbone.device, backbone.dtype))
 

@@ -9,7 +9,7 @@ import tiny_models
 import torch
 from test_training import FAST, check_gradient
 
-from foreword import Backbone, Row, SoftPrompt, packing, passes, recomputation, train, training
+from foreword import Backbone, Row, SoftPrompt, packing, passes, recomputation, train
 from foreword.encoding import collate
 from foreword.packing import packed
 from foreword.prefix import Prefix, PrefixBatch, no_prefixes, same_prefix
@@ -51,18 +51,6 @@ def test_gradient_of_lines_adds_up_over_passes(
     for rows in (MIXED, EVEN):
         for size in (len(rows), 3, 1):
             assert check_gradient(family, form, size, change, rows).lining is not None
-
-
-@pytest.mark.parametrize("family", ["llama", "gemma3", "qwen3"])
-def test_gradient_of_lines_behind_a_prefix_read_before(
-    family: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(training, "MOST_READ_AGAIN", 0)
-    read: list[int] = []
-    count = Backbone.read
-    monkeypatch.setattr(Backbone, "read", lambda *given: read.append(1) or count(*given))
-    check_gradient(family, "embeddings", 2, packed, MIXED)
-    assert read
 
 
 @pytest.mark.parametrize("family", UNPACKED)
