@@ -57,7 +57,8 @@ def _may_line(backbone: Backbone) -> bool:
     """Return whether a model's layers can be asked at all."""
     facts = backbone.capabilities
     return (
-        backbone.seq2seq is None
+        backbone.device.type == "cpu"  # elsewhere, rows of many lengths would be many small kernels
+        and backbone.seq2seq is None
         and backbone.tie is None  # sharded layers are gathered around whole passes
         and not facts.is_recurrent
         and facts.slot_scale is None  # a slot of a line is no position
@@ -82,7 +83,7 @@ class Lining:
     def can_read(self, prompt: Any, batch: Batch) -> bool:
         """Return whether a prompt's virtual tokens can stand at the head of a line."""
         has_ids = self.backbone.capabilities.virtual_id is not None
-        return prompt.form == "embeddings" and not has_ids and _is_text(batch)
+        return prompt.form == "embeddings" and not has_ids and self._is_text(batch)
 
     def label_states(
         self, prefixes: PrefixBatch, batch: Batch
@@ -92,13 +93,23 @@ class Lining:
         """
         prefix = prefixes.prefixes[0]
         is_one = prefix is not None and all(one is prefix for one in prefixes.prefixes)
-        if not is_one or prefixes.unseen is not None or not _is_text(batch):
+        if not is_one or prefixes.unseen is not None or not self._is_text(batch):
             return None
         assert prefix is not None
         line = self._line(prefix, batch)
         hidden = self._pass(line, prefix)
         hidden = hidden if self.is_narrow else hidden[line.places]
         return hidden, line.labels, line.rows.to(hidden.device)
+
+    def _is_text(self, batch: Batch) -> bool:
+        """Return whether rows are text alone, each with a label and a token before."""
+        counts = batch.label_mask.sum(1)
+        is_whole = (counts > 0) & (counts < batch.attention_mask.sum(1))
+        special = [modality.token_id for modality in self.backbone.capabilities.modalities]
+        has_media = bool(batch.media) or bool(
+            torch.isin(batch.input_ids, torch.tensor(special, dtype=torch.long)).any()
+        )
+        return not has_media and bool(is_whole.all())
 
     def _line(self, prefix: Prefix, batch: Batch) -> Line:
         backbone, count = self.backbone, prefix.num_virtual_tokens
@@ -130,13 +141,6 @@ class Lining:
             output = one_pass.read_pass(self.decoder, tokens | placed)
         hidden: Tensor = output.last_hidden_state[0]
         return hidden
-
-
-def _is_text(batch: Batch) -> bool:
-    """Return whether rows are text, each with a label and a token before."""
-    counts = batch.label_mask.sum(1)
-    is_whole = (counts > 0) & (counts < batch.attention_mask.sum(1))
-    return not batch.media and bool(is_whole.all())
 
 
 def _markers(backbone: Backbone) -> Any:

@@ -10,6 +10,7 @@ import torch
 from test_training import FAST, check_gradient
 
 from foreword import Backbone, Row, SoftPrompt, packing, passes, recomputation, train
+from foreword.capabilities import Modality
 from foreword.encoding import collate
 from foreword.packing import packed
 from foreword.prefix import Prefix, PrefixBatch, no_prefixes, same_prefix
@@ -163,3 +164,17 @@ def test_a_pass_holds_all_rows_where_a_line_takes_half_the_memory(
     rows = [row(64, 8, seed) for seed in range(3)]
     assert passes.default_size(packed(plain), rows, most, prompt) == size
     assert passes.default_size(plain, rows, most, prompt) == 8
+
+
+def test_rows_without_labels_or_with_placeholders_stay_in_batches() -> None:
+    lining = packed(Backbone(tiny_models.shared("llama"))).lining
+    prompt = SoftPrompt.from_embeddings(tiny_models.embeddings(lining.backbone.model, 6))
+    batch = collate(EVEN, 0)
+    assert lining.can_read(prompt, batch)
+    idle = dataclasses.replace(batch, label_mask=torch.zeros_like(batch.label_mask))
+    assert not lining.can_read(prompt, idle)
+    image = Modality("image", EVEN[0].input_ids[0], "pixel_values")
+    lining.backbone.capabilities = dataclasses.replace(
+        lining.backbone.capabilities, modalities=(image,)
+    )
+    assert not lining.can_read(prompt, batch)
