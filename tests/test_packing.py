@@ -51,7 +51,7 @@ def test_gradient_of_lines_adds_up_over_passes(
 ) -> None:
     for rows in (MIXED, EVEN):
         for size in (len(rows), 3, 1):
-            assert check_gradient(family, form, size, change, rows).lining is not None
+            assert check_gradient(family, form, size, change, rows).lining.is_narrow
 
 
 @pytest.mark.parametrize("family", UNPACKED)
