@@ -87,6 +87,8 @@ class Backbone:
         self._is_media_proved = self.capabilities.is_tested
         # Set where layers are gathered on the way back by what reaches their output (`sharding`).
         self.tie: Callable[[States, Tensor], States] | None = None
+        # Set where rows are passed one behind the other, without padding (`packing`).
+        self.lining: Any = None
         if not self.capabilities.is_tested:
             proof.prove(self)
 
@@ -345,6 +347,8 @@ class Backbone:
 
     def label_states(self, prefixes: PrefixBatch, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """Return the hidden states before labels `[N, H]`, the labels `[N]` and rows `[N]`."""
+        if self.lining is not None and (found := self.lining.label_states(prefixes, batch)):
+            return found  # type: ignore[no-any-return]
         input_ids, is_label = batch.input_ids.to(self.device), batch.label_mask.to(self.device)
         mask = batch.attention_mask
         if self.seq2seq and self.reads_apart:

@@ -114,6 +114,28 @@ class ReadOnceLayer(DynamicLayer):
         return key_states, value_states
 
 
+class PassingLayer(DynamicLayer):
+    """A layer for one pass that keeps nothing: every update sees the prefix, if there is one, and
+    what it is given.
+    """
+
+    def __init__(self, virtual: LayerState, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        if virtual:
+            self.keys, self.values = virtual
+            self.dtype, self.device = self.keys.dtype, self.keys.device
+            self.is_initialized = True
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Return the prefix, if there is one, followed by `[B, N, T, D]`."""
+        if not self.is_initialized:
+            return key_states, value_states
+        keys = torch.cat([self.keys.to(key_states.device), key_states], dim=2)
+        return keys, torch.cat([self.values.to(value_states.device), value_states], dim=2)
+
+
 class RecurrentStates:
     """What recurrent layers keep, on top of transformers' own layer of such states.
 

@@ -198,6 +198,7 @@ class ForewordLM(TemplateLM):
         results = []
         for index in range(len(rows)):
             own = scores.rows == index
+            assert scores.is_best is not None
             is_greedy = bool(scores.is_best[own].all())
             results.append((-scores.losses[own].double().sum().item(), is_greedy))
         return results

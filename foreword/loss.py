@@ -24,12 +24,13 @@ class LabelScores:
 
     Attributes:
         losses: cross entropy of each label `[N]`, in nats, row after row.
-        is_best: whether each label is the model's first choice, `[N]`.
+        is_best: whether each label is the model's first choice, `[N]`; not looked for in a pass
+            with gradient.
         rows: the row of each label, `[N]`.
     """
 
     losses: Tensor
-    is_best: Tensor
+    is_best: Tensor | None
     rows: Tensor
 
 
@@ -50,13 +51,16 @@ def score_labels(backbone: Backbone, prefixes: PrefixBatch, batch: Batch) -> Lab
         else checkpoint(_score, backbone, *chunk, use_reentrant=False)
         for chunk in chunks
     ]
-    losses, is_best = (torch.cat(parts) for parts in zip(*scores, strict=True))
-    return LabelScores(losses, is_best, rows)
+    losses = torch.cat([losses for losses, _ in scores])
+    found = [is_best for _, is_best in scores if is_best is not None]
+    return LabelScores(losses, torch.cat(found) if found else None, rows)
 
 
-def _score(backbone: Backbone, states: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Return each label's loss and whether it is the first choice, from states `[N, H]`."""
+def _score(backbone: Backbone, states: Tensor, labels: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Return each label's loss and, without gradient, whether it is the first choice, from states
+    `[N, H]`.
+    """
     logits = backbone.head(states)
     logits = logits if logits.dtype == torch.float64 else logits.float()
     losses = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
-    return losses, logits.detach().argmax(-1) == labels
+    return losses, None if torch.is_grad_enabled() else logits.argmax(-1) == labels

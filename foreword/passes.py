@@ -14,17 +14,26 @@ from foreword.backbone import Backbone
 from foreword.config import Form
 from foreword.distributed import Ranks
 from foreword.encoding import Batch, Row
+from foreword.prompt import SoftPrompt
 
 # Tokens of a pass. Half as many take half the memory, and a tenth more time.
 TOKENS_ON_CPU: dict[Form, int] = {"embeddings": 512, "key_values": 256}
+# Tokens of a line that holds the virtual tokens and all rows of a step, and of their share of the
+# tokens that a prompt before every row would make: that takes twice the memory, with its logits.
+TOKENS_OF_LINE, SHARE_OF_LINE = 1280, 0.65
 
 
-def default_size(backbone: Backbone, rows: Sequence[Row], most: int, form: Form) -> int:
+def default_size(backbone: Backbone, rows: Sequence[Row], most: int, prompt: SoftPrompt) -> int:
     """Return how many rows a pass holds where nobody says: `most`, or fewer on a CPU."""
     if backbone.device.type != "cpu":
         return most
     lengths = sorted(len(row.input_ids) for row in rows)
-    return max(1, min(most, TOKENS_ON_CPU[form] // lengths[len(lengths) // 2]))
+    length, num_virtual = lengths[len(lengths) // 2], prompt.num_virtual_tokens
+    whole = num_virtual + most * length
+    is_line = backbone.lining is not None and prompt.form == "embeddings"
+    if is_line and whole <= min(TOKENS_OF_LINE, SHARE_OF_LINE * most * (num_virtual + length)):
+        return most
+    return max(1, min(most, TOKENS_ON_CPU[prompt.form] // length))
 
 
 def batches_of(backbone: Backbone, ranks: Ranks, rows: Sequence[Row], size: int) -> list[Batch]:

@@ -5,6 +5,7 @@ alone. The user's model is neither patched nor switched: the view has its own li
 because the caches of a training pass store nothing: a layer that runs twice sees the same.
 """
 
+import contextvars
 import copy
 from collections.abc import Callable
 from typing import Any
@@ -23,7 +24,7 @@ def recomputing(backbone: Backbone) -> Backbone:
     Raises:
         UnsupportedError: the decoder's layers are not found as one list.
     """
-    return with_layers(backbone, _Recomputed)
+    return with_layers(backbone, Recomputed)
 
 
 def with_layers(backbone: Backbone, wrap: Callable[[Module], Module]) -> Backbone:
@@ -95,14 +96,14 @@ class Wrapped(Module):
             return getattr(super().__getattr__("layer"), name)
 
 
-class _Recomputed(Wrapped):
+class Recomputed(Wrapped):
     """A layer that keeps its inputs and is run again when its gradient is asked for."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        is_grouped = releases.are_heads_grouped()
+        is_grouped, context = releases.are_heads_grouped(), contextvars.copy_context()
 
         def run(*args: Any, **kwargs: Any) -> Any:
             with releases.grouped_heads(is_grouped):  # on the way back, too
-                return self.layer(*args, **kwargs)
+                return context.run(self.layer, *args, **kwargs)
 
         return checkpoint(run, *args, use_reentrant=False, **kwargs)

@@ -17,7 +17,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from foreword import artifact, distributed, guards, memory, methods, preparation, probing, sharding
+from foreword import (
+    artifact,
+    distributed,
+    guards,
+    memory,
+    methods,
+    packing,
+    preparation,
+    probing,
+    sharding,
+)
 from foreword.backbone import Backbone
 from foreword.compilation import compiling
 from foreword.config import AUTO, EncodingConfig, TrainConfig
@@ -33,7 +43,7 @@ from foreword.preparation import AnyExample
 from foreword.prompt import SoftPrompt
 from foreword.recomputation import recomputing
 from foreword.run import Run
-from foreword.states import States
+from foreword.states import States, Unread
 from foreword.train_state import STATE_FILE, StoredState, TrainState, read_state
 from foreword.validation import Validation, validate
 
@@ -43,7 +53,7 @@ def train_step(run: Run, state: TrainState, rows: Sequence[Row]) -> tuple[float,
     the gradient's norm.
     """
     method, batches = state.method, _batches(run, state, rows)
-    states = methods.read(run.backbone, method)  # 1. the prefix, once, with gradient to its leaves
+    states = read_for(run.backbone, method, batches)  # 1. the prefix, once, with gradient to leaves
     leaves = leaves_of(states)  # 2. the rows, their gradient adding up on a detached copy
     num_labels = sum(row.num_labels for row in rows)
     loss = accumulate(run.backbone, leaves, batches, num_labels, method)
@@ -54,6 +64,17 @@ def train_step(run: Run, state: TrainState, rows: Sequence[Row]) -> tuple[float,
     state.optimizer.step()
     state.optimizer.zero_grad()
     return loss, norm
+
+
+def read_for(backbone: Backbone, method: Method, batches: Sequence[Batch]) -> States:
+    """Return the state that rows start from, or, where a line holds all rows of the step and the
+    virtual tokens, these themselves, unread.
+    """
+    prompt, (batch, *others), lining = method.prompt(), batches, backbone.lining
+    is_whole = not others and not method.tasks() and method.unseen(batch) is None
+    if lining is None or not is_whole or not lining.can_read(prompt, batch):
+        return methods.read(backbone, method)
+    return Unread.of(prompt.embeddings.to(backbone.device, backbone.dtype))
 
 
 def _batches(run: Run, state: TrainState, rows: Sequence[Row]) -> list[Batch]:
@@ -196,6 +217,7 @@ def train(
     backbone = compiling(backbone) if config.compile_layers else backbone
     backbone = recomputing(backbone) if config.gradient_checkpointing else backbone
     backbone = sharding.sharded(backbone, ranks.device) if sharding.is_asked_for() else backbone
+    backbone = backbone if config.compile_layers else packing.packed(backbone)
     run = Run(backbone, rows, held_out, config, ranks, identity, file)
     stored = read_state(file) if resume and file is not None and file.exists() else None
     if stored is not None:
@@ -264,9 +286,7 @@ def _start(run: Run, method: Method) -> TrainState:
         method.tensors, lr=run.rate_of(0), weight_decay=config.weight_decay
     )
     share = -(-config.batch_size // run.ranks.size)
-    size = config.micro_batch_size or default_size(
-        run.backbone, run.rows, share, method.prompt().form
-    )
+    size = config.micro_batch_size or default_size(run.backbone, run.rows, share, method.prompt())
     return TrainState(method, optimizer, min(size, share))
 
 

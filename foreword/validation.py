@@ -49,6 +49,7 @@ def validate(
         for batch in batches_of(backbone, ranks, ordered, batch_size):
             names = ("",) * len(batch.tasks) if "" in known else batch.tasks
             scores = score_labels(backbone, PrefixBatch(tuple(known[n] for n in names)), batch)
+            assert scores.is_best is not None
             num_wrong = len(scores.rows[~scores.is_best].unique())
             num_exact = len(scores.rows.unique()) - num_wrong
             found = float(scores.losses.sum()), len(scores.losses), num_exact

@@ -36,18 +36,22 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return found
 
 
-def check_equal(alone: dict[str, Any], together: list[dict[str, Any]]) -> None:
+def check_equal(
+    alone: dict[str, Any], together: list[dict[str, Any]], tolerance: float = 1e-6
+) -> None:
     assert [one["num_processes"] for one in together] == [2, 2]
     assert together[0]["hash"] == together[1]["hash"], "every process ends with the same prompt"
     assert together[0]["exact"] == alone["exact"]
     for name in ("values", "losses", "validation"):
-        assert together[0][name] == pytest.approx(alone[name], rel=1e-6, abs=1e-6)
+        assert together[0][name] == pytest.approx(alone[name], rel=tolerance, abs=tolerance)
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 @pytest.mark.parametrize("form", ["embeddings", "key_values"])
 def test_two_processes_come_to_what_one_does(runs: Any, form: str, dtype: str) -> None:
-    check_equal(runs[f"one {form} {dtype}"][0], runs[f"two {form} {dtype}"])
+    # In float32, sums over other rows are rounded otherwise, and the optimizer divides by them.
+    tolerance = 1e-6 if dtype == "float64" else 1e-5
+    check_equal(runs[f"one {form} {dtype}"][0], runs[f"two {form} {dtype}"], tolerance)
 
 
 @pytest.mark.parametrize("method", ["residual", "multitask", "context-tuning"])

@@ -15,10 +15,11 @@ from foreword import Backbone, Row, SoftPrompt, TrainConfig, compilation, train
 from foreword import loss as loss_module
 from foreword.encoding import collate
 from foreword.errors import DataError, InputError, TrainingError
+from foreword.methods import Direct
 from foreword.prefix import Prefix, same_prefix
 from foreword.recomputation import recomputing
 from foreword.train_state import STATE_FILE, read_state
-from foreword.training import _backward, accumulate, leaves_of
+from foreword.training import _backward, accumulate, leaves_of, read_for
 
 CHAT = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
 ROWS = [
@@ -30,10 +31,10 @@ FAST = TrainConfig(
 )
 
 
-def obvious_loss(model: torch.nn.Module, prompt: SoftPrompt) -> Tensor:
+def obvious_loss(model: torch.nn.Module, prompt: SoftPrompt, rows: list[Row]) -> Tensor:
     """Return the mean label loss, one unpadded concatenated row at a time."""
     losses = []
-    for row in ROWS:
+    for row in rows:
         ids = torch.tensor(row.input_ids)
         logits = oracle.row_logits(model, prompt, ids)[-row.num_labels - 1 : -1]
         labels = ids[-row.num_labels :]
@@ -46,24 +47,27 @@ def check_gradient(
     form: str,
     micro_batch_size: int,
     change: Callable[[Backbone], Backbone] = lambda backbone: backbone,
-) -> None:
-    """Compare the shared prefix's gradient with that of one concatenated row at a time."""
+    rows: list[Row] = ROWS,
+) -> Backbone:
+    """Compare the shared prefix's gradient with that of one concatenated row at a time; return the
+    changed backbone.
+    """
     model = tiny_models.with_exact_norms(tiny_models.build(family))
     backbone = Backbone(model)
     prompt = SoftPrompt.from_embeddings(tiny_models.embeddings(model, 6))
     if form == "key_values":
         prompt = SoftPrompt.from_states(backbone.compile(prompt).states)
-    ours, theirs = (prompt.trainable(torch.float64) for _ in range(2))
+    ours, theirs = Direct.begin(prompt, torch.float64), prompt.trainable(torch.float64)
 
     backbone = change(backbone)
-    states = backbone.read(ours)
-    leaves = leaves_of(states)
     batches = [
-        collate(ROWS[i : i + micro_batch_size], 0) for i in range(0, len(ROWS), micro_batch_size)
+        collate(rows[i : i + micro_batch_size], 0) for i in range(0, len(rows), micro_batch_size)
     ]
+    states = read_for(backbone, ours, batches)
+    leaves = leaves_of(states)
     loss = accumulate(backbone, leaves, batches)
     _backward(states, leaves)
-    expected = obvious_loss(model, theirs)
+    expected = obvious_loss(model, theirs, rows)
     expected.backward()
 
     tolerance = tiny_models.GRADIENT_TOLERANCES.get(family, 1e-9)
@@ -71,6 +75,7 @@ def check_gradient(
     for mine, obvious in zip(ours.tensors, theirs.tensors, strict=True):
         difference = (mine.grad - obvious.grad).norm() / obvious.grad.norm().clamp_min(1e-12)
         assert difference < tolerance
+    return backbone
 
 
 @pytest.mark.parametrize("micro_batch_size", [4, 2, 1])
