@@ -16,10 +16,10 @@ ORDER = [
     "prefix", "cache_layers", "caches", "recurrent", "arguments", "one_pass", "padding", "view",
     "generation", "seq2seq", "seq2seq_generation", "proof", "media_proof", "quantized",
     "processors", "loading", "backbone", "recomputation", "compilation", "sharding", "lines",
-    "label_layer", "packing", "guards", "loss", "methods", "train_state", "preparation", "probing", "distributed", "passes",
-    "validation", "run", "memory", "training", "recipes", "curves", "chat", "ensembles",
-    "metrics", "scores", "evaluation", "inspection", "plots", "harness", "doctor", "sampling",
-    "slots", "state_cache", "request", "alone", "rows", "engine", "server", "cli",
+    "label_layer", "packing", "guards", "loss", "methods", "train_state", "preparation", "probing",
+    "distributed", "passes", "validation", "run", "memory", "training", "recipes", "curves", "chat",
+    "ensembles", "metrics", "scores", "evaluation", "inspection", "plots", "harness", "doctor",
+    "sampling", "slots", "state_cache", "request", "alone", "rows", "engine", "server", "cli",
 ]  # fmt: skip
 
 
