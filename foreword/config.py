@@ -33,7 +33,7 @@ FORMS: dict[Method, Form] = {
     "multitask": "embeddings",
 }
 RATES: dict[Method, float] = {
-    "prompt-tuning": 1.5e-2,
+    "prompt-tuning": 0.11,  # times the scale of the embedding table: see RELATIVE
     "prefix-tuning": 3e-2,
     "p-tuning": 3e-3,
     "residual": 5e-3,
@@ -41,6 +41,8 @@ RATES: dict[Method, float] = {
     "context-tuning": 3e-2,
     "multitask": 5e-3,
 }
+RELATIVE: tuple[Method, ...] = ("prompt-tuning",)
+"""Methods whose rate is relative: it is multiplied by the embedding table's root mean square."""
 AUTO: Literal["auto"] = "auto"
 Rate = float | Literal["auto"]
 
@@ -180,9 +182,9 @@ class TrainConfig:
     learning_rate: Rate | None = rate_option(
         None,
         "peak learning rate of AdamW, or auto: a short probe of four rates decides; default: 3e-2 "
-        "for prefix-tuning and context-tuning, 1.5e-2 for prompt-tuning, 5e-3 for residual and "
-        "multitask, 3e-3 for p-tuning, 1e-3 for prefix-projection; docs/methods.md says what they "
-        "rest on",
+        "for prefix-tuning and context-tuning, 5e-3 for residual and multitask, 3e-3 for p-tuning, "
+        "1e-3 for prefix-projection, 0.11 times the embedding table's root mean square for "
+        "prompt-tuning; docs/methods.md says what they rest on",
     )
     batch_size: int = option(16, "rows per optimizer step")
     micro_batch_size: int | None = option(
@@ -238,13 +240,16 @@ class TrainConfig:
             )
 
     def resolved(self) -> "TrainConfig":
-        """Return the configuration with every default that depends on another option filled in."""
+        """Return the configuration with every default that depends on another option filled in.
+
+        A relative learning rate stays None: it depends on the base.
+        """
         plain: Method = "prompt-tuning" if self.form == "embeddings" else "prefix-tuning"
         method = self.method or plain
         init = self.init
         if init == "text" and not self.init_text:
             init = "demonstrations" if method == "context-tuning" else "vocabulary"
-        rate = self.learning_rate or RATES[method]
+        rate = self.learning_rate or (None if method in RELATIVE else RATES[method])
         return replace(self, method=method, form=FORMS[method], learning_rate=rate, init=init)
 
 

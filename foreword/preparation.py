@@ -16,7 +16,7 @@ from torch import Tensor
 
 from foreword import artifact, encoding, guards, initializers
 from foreword.backbone import Backbone
-from foreword.config import EncodingConfig, TrainConfig
+from foreword.config import RATES, RELATIVE, EncodingConfig, TrainConfig
 from foreword.data import Example, as_example
 from foreword.encoding import EncodingReport, Row
 from foreword.errors import InputError, UnsupportedError
@@ -28,6 +28,7 @@ from foreword.train_state import ENVIRONMENT
 AnyExample = Example | Row | Mapping[str, Any]
 KINDS: dict[str, Kind] = {"residual": "residual", "prefix-projection": "projection"}
 PROJECTION_SIZE = 512  # Li and Liang 2021, table to text
+NUM_ROWS_OF_SCALE = 1024  # of the embedding table, evenly spaced; more say the same to three digits
 
 
 def initial_prompt(backbone: Backbone, config: TrainConfig, rows: Sequence[Row] = ()) -> SoftPrompt:
@@ -98,6 +99,26 @@ def settled(config: TrainConfig, initial: SoftPrompt | None) -> tuple[TrainConfi
             f"{config.num_virtual_tokens}"
         ]
     return replace(config, num_virtual_tokens=num_virtual).resolved(), said
+
+
+def with_rate(backbone: Backbone, config: TrainConfig) -> TrainConfig:
+    """Return a configuration that has a learning rate: its own, or the method's on this base."""
+    if config.learning_rate is not None:
+        return config
+    return replace(config, learning_rate=default_rate(backbone, config))
+
+
+def default_rate(backbone: Backbone, config: TrainConfig) -> float:
+    """Return the learning rate that a method takes on a base where nobody says one."""
+    method = config.resolved().method
+    assert method is not None
+    if method not in RELATIVE:
+        return RATES[method]
+    size = backbone.capabilities.vocab_size
+    ids = torch.arange(0, size, max(1, size // NUM_ROWS_OF_SCALE))
+    with torch.no_grad():
+        scale = backbone.embed(ids).double().pow(2).mean().sqrt()
+    return float(f"{RATES[method] * scale.item():.3g}")
 
 
 def begin(

@@ -1,28 +1,25 @@
 """Which learning rate a run takes where it is asked to find one.
 
-In: a configuration; then the loss that a short trial at each rate came to. Out: the rates to try,
-and the one to take. Pure functions of numbers: the same data, seed and base find the same rate.
-Trains nothing itself.
+In: a method's own rate; then the loss that a short trial at each rate came to. Out: the rates to
+try, and the one to take. Pure functions of numbers: the same data, seed and base find the same
+rate. Trains nothing itself.
 """
 
 import math
 from collections.abc import Mapping
 from typing import Any
 
-from foreword.config import RATES, TrainConfig
 from foreword.errors import DivergedError
 
-FACTORS = (0.1, 0.3, 1.0, 3.0)  # of the method's default rate
+FACTORS = (0.1, 0.3, 1.0, 3.0)  # of the method's own rate
 NUM_JUDGED = 64  # rows whose loss decides
 MOST_STEPS = 20  # of one trial
 SHARE = 0.1  # of the run's steps that one trial takes
 
 
-def rates(config: TrainConfig) -> list[float]:
-    """Return the learning rates to try, the lowest first."""
-    method = config.resolved().method
-    assert method is not None
-    return [float(f"{RATES[method] * factor:.3g}") for factor in FACTORS]
+def rates(default: float) -> list[float]:
+    """Return the learning rates to try around a method's own, the lowest first."""
+    return [float(f"{default * factor:.3g}") for factor in FACTORS]
 
 
 def num_steps(whole: int) -> int:

@@ -202,6 +202,7 @@ def train(
         StorageError: the state cannot be written; the earlier one is kept.
     """
     config, said = preparation.settled(config or TrainConfig(), initial)
+    config = preparation.with_rate(backbone, config)
     encoding_config = encoding_config or EncodingConfig()
     ranks = distributed.join()
     rows, notices = preparation.encode_rows(backbone, examples, config, encoding_config)
@@ -263,7 +264,7 @@ def _probe(run: Run, initial: SoftPrompt | None) -> tuple[dict[str, Any], str]:
     """
     num_steps, losses = probing.num_steps(run.num_steps), {}
     judged = (run.held_out or run.rows)[: probing.NUM_JUDGED]
-    for rate in probing.rates(run.config):
+    for rate in probing.rates(preparation.default_rate(run.backbone, run.config)):
         config = replace(run.config, learning_rate=rate, num_steps=num_steps)
         trial = replace(run, config=config, file=None, _epoch={})
         state = _start(trial, preparation.begin(run.backbone, initial, run.rows, config))

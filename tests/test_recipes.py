@@ -13,7 +13,7 @@ from tiny_tokenizer import tiny_tokenizer
 from typer.main import get_command
 from typer.testing import CliRunner
 
-from foreword import Backbone, Row, SoftPrompt, TrainConfig, TrainEvent, probing, train
+from foreword import Backbone, Row, SoftPrompt, TrainConfig, TrainEvent, preparation, probing, train
 from foreword.cli import app
 from foreword.config import FORMS
 from foreword.errors import DivergedError, InputError
@@ -59,9 +59,25 @@ def trial(backbone: Backbone, rate: float) -> float:
 
 def test_the_rate_is_the_best_of_short_runs(backbone: Backbone) -> None:
     facts = run(backbone)[-1].prompt.facts["training"]
-    expected = {rate: trial(backbone, rate) for rate in (1.5e-3, 4.5e-3, 1.5e-2, 4.5e-2)}
+    own = preparation.default_rate(backbone, CONFIG)
+    rates = [float(f"{own * factor:.3g}") for factor in (0.1, 0.3, 1, 3)]
+    expected = {rate: trial(backbone, rate) for rate in rates}
     assert {rate: loss for rate, loss in facts["probe"]} == pytest.approx(expected, rel=1e-6)
     assert facts["learning_rate"] == min(expected, key=expected.__getitem__)
+
+
+def test_the_rate_of_embeddings_is_a_share_of_the_tables_scale(backbone: Backbone) -> None:
+    table = backbone.embed(torch.arange(backbone.capabilities.vocab_size))
+    scale = table.pow(2).mean().sqrt().item()
+    assert preparation.default_rate(backbone, CONFIG) == pytest.approx(0.11 * scale, rel=5e-3)
+    events = run(backbone, learning_rate=None)
+    assert events[-1].prompt.facts["training"]["learning_rate"] == pytest.approx(
+        0.11 * scale, rel=5e-3
+    )
+
+
+def test_a_rate_that_is_given_is_taken_as_it_is(backbone: Backbone) -> None:
+    assert run(backbone, learning_rate=0.25)[-1].prompt.facts["training"]["learning_rate"] == 0.25
 
 
 def test_the_run_after_a_probe_is_the_run_at_that_rate(backbone: Backbone) -> None:
