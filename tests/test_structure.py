@@ -20,7 +20,7 @@ ORDER = [
     "preparation", "probing", "distributed", "passes", "validation", "run", "memory", "training",
     "recipes", "curves", "chat", "ensembles", "metrics", "scores", "evaluation", "inspection",
     "plots", "harness", "doctor", "sampling", "slots", "state_cache", "request", "alone", "rows",
-    "engine", "server", "cli",
+    "engine", "server", "vllm_plugin", "cli",
 ]  # fmt: skip
 
 
