@@ -27,7 +27,7 @@ from vllm.exceptions import GenerationError
 from vllm.inputs.engine import embeds_input, tokens_input
 from vllm.logger import init_logger
 
-from foreword.errors import ForewordError, UnsupportedError
+from foreword.errors import ForewordError, InputError, UnsupportedError
 from foreword.server.catalog import Catalog, Served
 from foreword.server.gate import error_body
 from foreword.vllm_plugin import CONNECTOR, NAME, connector, refusals, settings
@@ -132,12 +132,14 @@ class Plugin:
         """Answer behind a prompt, or let vLLM answer."""
         started, front = time.perf_counter(), self._front
         if not front.is_prompt(body.model):
-            return await stock(body, http)
+            refused = connector.ORDER in (body.kv_transfer_params or {})
+            text = f"kv_transfer_params: {connector.ORDER!r} is what the server itself says there"
+            return _error(InputError(text)) if refused else await stock(body, http)
         try:
             bound: Bound = await front.run(lambda: front.bind(body, is_chat=is_chat))
         except ForewordError as error:
             self._metrics.refused()
-            return JSONResponse(error_body(str(error), error.http_status), error.http_status)
+            return _error(error)
         words = Words(bound.served.name, bound.num_virtual, len(bound.rows))
         _prepare(body, bound, words, front.catalog.base.name)
         token = _bound.set(bound)
@@ -187,6 +189,10 @@ class Plugin:
             "seconds": round(seconds, 6),
         }
         access.info("%s", json.dumps(line))
+
+
+def _error(error: ForewordError) -> JSONResponse:
+    return JSONResponse(error_body(str(error), error.http_status), error.http_status)
 
 
 def _prepare(body: Any, bound: Bound, words: Words, base: str) -> None:
