@@ -30,7 +30,7 @@ SIZES = {
     "vocab_size": VOCAB, "eos_token_id": TOKENIZER.eos_token_id,
 }  # fmt: skip
 ENGINE = (
-    "--dtype", "float32", "--max-model-len", "512", "--max-num-seqs", "32", "--enforce-eager",
+    "--dtype", "float32", "--max-model-len", "512", "--max-num-seqs", "32",
     "--max-num-batched-tokens", "512", "--block-size", "32",
 )  # fmt: skip
 START_SECONDS = 240
@@ -91,7 +91,7 @@ def expected(model: Any, one: SoftPrompt | None, ids: Sequence[int], num_new: in
 
 @contextlib.contextmanager
 def serving(
-    model: Path,
+    model: Path | str,
     store: Path,
     log: Path,
     *options: str,
@@ -113,6 +113,7 @@ def serving(
         *(command or (sys.executable, "-m", "foreword", "serve", str(model), "--engine", "vllm")),
         *("--prompts", str(store), "--port", str(port), "--served-name", "base", "--"),
         *ENGINE,
+        *(() if "--compilation-config" in options else ("--enforce-eager",)),
         *options,
     ]
     with log.open("w") as file:
