@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import sys
 from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,8 +13,11 @@ import serving
 import tiny_models
 import torch
 from prometheus_client import CollectorRegistry, generate_latest
+from typer.testing import CliRunner
 
+import foreword.vllm_plugin.front
 from foreword import Backbone, SoftPrompt, identity
+from foreword.cli import app
 from foreword.config import ServeConfig
 from foreword.errors import (
     DependencyError,
@@ -587,3 +591,48 @@ def test_an_option_that_vllm_does_not_have_is_refused() -> None:
         command.command("/base", "b", "store", ServeConfig(cache_bytes=5))
     with pytest.raises(InputError, match="--prompts"):
         command.command("/base", "b", None, ServeConfig())
+
+
+def run(*words: str) -> Any:
+    return CliRunner().invoke(app, ["serve", *words])
+
+
+def test_serve_becomes_vllm(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    started = []
+    monkeypatch.setattr(versions, "check_vllm", lambda: None)
+    monkeypatch.setattr(os, "execvpe", lambda *found: started.append(found) or sys.exit(0))
+    words = str(tmp_path), "--engine", "vllm", "--prompts", "store", "--api-key", "k"
+    assert run(*words, "--", "--tensor-parallel-size", "2").exit_code == 0
+    ((program, arguments, variables),) = started
+    assert program == arguments[0] == sys.executable and variables["VLLM_API_KEY"] == "k"
+    assert arguments[arguments.index("serve") + 1] == str(tmp_path)
+    assert arguments[-2:] == ["--tensor-parallel-size", "2"]
+
+
+def test_serve_says_that_vllm_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    installed(monkeypatch, transformers="5.19.0")
+    result = run(str(tmp_path), "--engine", "vllm", "--prompts", "store")
+    assert isinstance(result.exception, DependencyError)
+
+
+def test_options_of_vllm_are_for_vllm() -> None:
+    result = run("smollm2-135m", "--", "--tensor-parallel-size", "2")
+    assert isinstance(result.exception, InputError)
+
+
+def test_a_disk_that_is_away_for_a_while_does_not_end_the_watch(
+    front: Front, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks = []
+
+    def look() -> bool:
+        looks.append(1)
+        if len(looks) < 3:
+            raise OSError("away")
+        raise SystemExit
+
+    monkeypatch.setattr(front.watch, "look", look)
+    monkeypatch.setattr(foreword.vllm_plugin.front, "LOOK_SECONDS", 0)
+    with pytest.raises(SystemExit):
+        asyncio.run(front.follow_forever())
+    assert len(looks) == 3

@@ -7,6 +7,7 @@ waits for them. Imports no vLLM.
 """
 
 import asyncio
+import logging
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,11 +19,12 @@ from torch import Tensor
 
 from foreword import encoding
 from foreword.config import EncodingConfig
-from foreword.errors import InputError, UnsupportedError
+from foreword.errors import InputError, NotFoundError, UnsupportedError
 from foreword.server.catalog import Catalog, Served
 from foreword.vllm_plugin import refusals, seal, splice
 from foreword.vllm_plugin.watch import LOOK_SECONDS, Watch
 
+log = logging.getLogger("vllm.foreword")
 MAX_BYTES = 1 << 28  # of embeddings that are remembered
 
 
@@ -97,7 +99,10 @@ class Front:
     async def follow_forever(self) -> None:
         """Look at the store, again and again."""
         while True:
-            await self.run(self.watch.look)
+            try:
+                await self.run(self.watch.look)
+            except Exception:  # a disk that is away for a while
+                log.exception("the store could not be read; what was served stays")
             await asyncio.sleep(LOOK_SECONDS)
 
     async def run(self, work: Callable[..., Any], *arguments: Any) -> Any:
@@ -107,8 +112,12 @@ class Front:
     def is_prompt(self, name: str | None) -> bool:
         """Return whether a name is one of the store's, served or refused."""
         plain = (name or "").partition("@")[0]
-        known = [served.name for served in self.catalog.all()[1:]]
-        return plain in known or plain in self.watch.refused
+        if plain in self.watch.refused:
+            return True
+        try:
+            return self.catalog.find(plain).source is not None
+        except NotFoundError:
+            return False
 
     def bind(self, body: Any, *, is_chat: bool) -> Bound:
         """Return a request as the engine shall read it.
