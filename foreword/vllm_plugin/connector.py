@@ -163,7 +163,9 @@ class ForewordConnector(KVConnectorBase_V1):
         name, _, version = str(load.order["entry"]).partition("@")
         path = self._store.directory / name / "versions" / version
         prompt = SoftPrompt.load(self._store.verify(Entry(name, version, path)))
-        if prompt.content_hash != key or prompt.num_virtual_tokens != load.stop:
+        # Loading compares the values with a hash that the file records; others are hashed here.
+        found = prompt.facts.get("content_hash") or prompt.content_hash
+        if found != key or prompt.num_virtual_tokens != load.stop:
             raise UnsupportedError(f"{name}@{version} is not the prompt that was asked for")
         dtype = self._vllm_config.model_config.dtype
         part = shards.part_of(prompt.key_values, self._layers, self._heads, dtype)
