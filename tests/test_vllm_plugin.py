@@ -361,6 +361,12 @@ def test_a_stream_is_reworded_event_by_event() -> None:
     assert '"prompt_tokens": 1, "total_tokens": 2' in found[1]
 
 
+def test_usage_of_an_event_with_a_choice_is_of_its_row_alone() -> None:
+    usage = {"prompt_tokens": 5, "total_tokens": 6}
+    found = Words("home", 4, num_rows=2).event({"choices": [{"index": 1}], "usage": usage})
+    assert found is not None and found["usage"]["prompt_tokens"] == 1
+
+
 def test_usage_that_the_client_did_not_ask_for_is_kept_for_the_metrics() -> None:
     words = Words("home", 4, tells_usage=False)
     assert len(stream_of(words, EVENT + LAST, ": keep-alive\n\n")) == 2

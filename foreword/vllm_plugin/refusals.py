@@ -144,8 +144,7 @@ def check_request(body: Any, name: str, *, is_chat: bool) -> None:
     """
     allowed = {**_NEITHER, **(_CHAT if is_chat else _COMPLETION)}
     for field, values in allowed.items():
-        given = getattr(body, field, None)
-        if not any(given == value and type(given) is type(value) for value in values):
+        if getattr(body, field, None) not in values:
             raise UnsupportedError(
                 f"{field} does not work with a soft prompt on vLLM ({name!r} is one); leave it out"
             )

@@ -36,9 +36,9 @@ ENGINE = (
 START_SECONDS = 240
 
 
-def build(family: str = "llama") -> Any:
+def build(family: str = "llama", **changes: Any) -> Any:
     """Return a tiny model in float32 whose logits differ clearly."""
-    model = tiny_models.build(family, dtype=torch.float32, **SIZES)
+    model = tiny_models.build(family, dtype=torch.float32, **SIZES, **changes)
     model.generation_config.eos_token_id = TOKENIZER.eos_token_id
     return model
 

@@ -75,6 +75,9 @@ def _follows(url: str, model: Any, backbone: Backbone, store: Store, scratch: Pa
     ids = served.ids_of(9)
     wanted = served.expected(model, new, ids, NUM_NEW)
     assert [answer(url, "new", ids) for _ in range(8)] == [wanted] * 8
+    # Whichever process is asked, it tells the numbers of all.
+    label = 'foreword:generation_tokens_total{model_name="base",soft_prompt="new"}'
+    assert f"{label} {8.0 * NUM_NEW}" in served.get(url + "/metrics")
 
 
 def _serves(url: str, name: str) -> bool:
