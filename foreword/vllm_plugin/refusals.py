@@ -12,8 +12,10 @@ from typing import Any
 from foreword.config import Form
 from foreword.errors import InputError, UnsupportedError
 
-# Families whose both forms are compared with the oracle through vLLM, in tests/vllm.
-SHOWN = ("llama", "qwen2", "qwen3")
+# Families whose both forms are compared with the oracle through vLLM, in tests/on_vllm.
+SHOWN = (
+    "llama", "qwen2", "qwen3", "mistral", "phi3", "granite", "mixtral", "qwen3_moe",
+)  # fmt: skip
 EXACT_CACHES = ("auto",)  # as the model computes
 
 

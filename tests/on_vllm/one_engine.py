@@ -1,8 +1,9 @@
-"""Answer rows with an engine in this process, without HTTP, and print the ids: one family's trial.
+"""Answer rows with engines in this process, without HTTP, and print the ids: one family's trial.
 
-    python one_engine.py MODEL STORE ROWS.json NUM_NEW
+    python one_engine.py DIRECTORY...
 
-Every row is answered behind every prompt of the store, and behind none.
+Each directory holds `model`, `store` and `rows.json`. Every row is answered behind every prompt of
+the store, and behind none; the engines follow each other, for starting Python takes longest.
 """
 
 import json
@@ -13,10 +14,14 @@ from typing import Any
 
 from vllm import LLM, SamplingParams
 from vllm.config import KVTransferConfig
+from vllm.distributed.kv_transfer import ensure_kv_transfer_shutdown
+from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
 
 from foreword import SoftPrompt
 from foreword.store import Entry, Store
 from foreword.vllm_plugin import CONNECTOR, seal, splice
+
+NUM_NEW = 10
 
 
 def asked(entry: Entry, prompt: SoftPrompt, ids: list[int], options: Any) -> tuple[Any, Any]:
@@ -37,19 +42,10 @@ def asked(entry: Entry, prompt: SoftPrompt, ids: list[int], options: Any) -> tup
     return given, SamplingParams(**options, extra_args=extra)
 
 
-def main(model: str, directory: str, rows: list[list[int]], num_new: int) -> None:
-    """Print the new ids by name, then by row."""
-    os.environ |= {"VLLM_PLUGINS": "foreword", "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
-    os.environ |= {"FOREWORD_PROMPTS": directory}
-    seal.ensure_secret()
-    engine = LLM(
-        model, dtype="float32", enable_prompt_embeds=True, max_model_len=256, max_num_seqs=8,
-        block_size=32, enforce_eager=True,
-        kv_transfer_config=KVTransferConfig(kv_connector=CONNECTOR, kv_role="kv_both"),
-    )  # fmt: skip
-    options = {"temperature": 0, "max_tokens": num_new, "ignore_eos": True}
+def answers(engine: LLM, store: Store, rows: list[list[int]]) -> dict[str, list[list[int]]]:
+    """Return the new ids by name, then by row."""
+    options = {"temperature": 0, "max_tokens": NUM_NEW, "ignore_eos": True}
     pairs, names = [], []
-    store = Store(directory)
     for ids in rows:
         pairs.append(({"prompt_token_ids": ids}, SamplingParams(**options)))
         names.append("base")
@@ -62,8 +58,31 @@ def main(model: str, directory: str, rows: list[list[int]], num_new: int) -> Non
     found: dict[str, list[list[int]]] = {}
     for name, output in zip(names, outputs, strict=True):
         found.setdefault(name, []).append(list(output.outputs[0].token_ids))
-    print("FOUND" + json.dumps(found), flush=True)
+    return found
+
+
+def trial(directory: Path) -> dict[str, list[list[int]]]:
+    """Start an engine, ask it, and end it."""
+    order = KVTransferConfig(
+        kv_connector=CONNECTOR,
+        kv_role="kv_both",
+        kv_connector_extra_config={"prompts": str(directory / "store")},
+    )
+    engine = LLM(
+        str(directory / "model"), dtype="float32", enable_prompt_embeds=True, max_model_len=256,
+        max_num_seqs=8, block_size=32, enforce_eager=True, kv_transfer_config=order,
+    )  # fmt: skip
+    rows = json.loads((directory / "rows.json").read_text())
+    found = answers(engine, Store(directory / "store"), rows)
+    engine.llm_engine.engine_core.shutdown()
+    del engine
+    ensure_kv_transfer_shutdown()
+    cleanup_dist_env_and_memory()
+    return found
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], json.loads(Path(sys.argv[3]).read_text()), int(sys.argv[4]))
+    os.environ |= {"VLLM_PLUGINS": "foreword", "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
+    seal.ensure_secret()
+    for word in sys.argv[1:]:
+        print("FOUND" + json.dumps([word, trial(Path(word))]), flush=True)

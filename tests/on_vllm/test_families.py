@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import pytest
 import served
 
 from foreword import Backbone
@@ -16,32 +15,37 @@ from foreword.vllm_plugin.refusals import SHOWN
 
 NUM_NEW = 10
 CHANGES: dict[str, dict[str, Any]] = {"mistral": {"sliding_window": None}}
+FORMS, LENGTHS = ("embeddings", "key_values"), (20, 32)
 
 
-@pytest.mark.parametrize("family", SHOWN)
-def test_a_family_answers_as_the_oracle(tmp_path: Path, family: str) -> None:
+def prepare(family: str, directory: Path) -> dict[str, list[list[int]]]:
+    """Save a family's model, prompts of both forms and rows; return the oracle's ids by name."""
     model = served.build(family, **CHANGES.get(family, {}))
-    directory = served.save(model, tmp_path / "model")
+    served.save(model, directory / "model")
     backbone = Backbone(model, served.TOKENIZER, name="tiny")
-    store = Store(tmp_path / "store")
+    store = Store(directory / "store")
     prompts: dict[str, Any] = {"base": None}
-    for form, length in itertools.product(("embeddings", "key_values"), (20, 32)):
-        name = f"{form[:3]}{length}"
-        prompts[name] = served.add(
-            store, name, served.prompt(backbone, form, length, length), tmp_path
-        )
+    for form, length in itertools.product(FORMS, LENGTHS):
+        one = served.prompt(backbone, form, length, length)
+        prompts[f"{form}-{length}"] = served.add(store, f"{form}-{length}", one, directory)
     rows = [served.ids_of(9), served.ids_of(40)]
-    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    (directory / "rows.json").write_text(json.dumps(rows))
+    return {
+        name: [served.expected(model, one, ids, NUM_NEW) for ids in rows]
+        for name, one in prompts.items()
+    }
+
+
+def test_every_family_answers_as_the_oracle(tmp_path: Path) -> None:
+    wanted = {str(tmp_path / family): prepare(family, tmp_path / family) for family in SHOWN}
     script = Path(__file__).parent / "one_engine.py"
-    words = str(directory), str(store.directory), str(tmp_path / "rows.json"), str(NUM_NEW)
     done = subprocess.run(
-        [sys.executable, str(script), *words],
+        [sys.executable, str(script), *wanted],
         env=served.environment(),
         capture_output=True,
         text=True,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    (line,) = [one for one in done.stdout.splitlines() if one.startswith("FOUND")]
-    found = json.loads(line.removeprefix("FOUND"))
-    for name, one in prompts.items():
-        assert found[name] == [served.expected(model, one, ids, NUM_NEW) for ids in rows], name
+    lines = [one for one in done.stdout.splitlines() if one.startswith("FOUND")]
+    found = dict(json.loads(line.removeprefix("FOUND")) for line in lines)
+    assert found == wanted
