@@ -5,9 +5,11 @@
 In the environment of `make test-vllm`, or any with `foreword[vllm]`. A server is started with a
 store of prompts; a closed loop of requests, each of some words of real text, runs through it as
 bare ones, behind one prompt, and behind all of them in turn. Systems take turns, so that a noisy
-machine is noisy for all; figures are medians, ratios those of one round. `hits` is the share of a
-request's tokens, virtual ones included, that vLLM found in its own cache or was given; first
-tokens of single requests are told apart, cold and warm.
+machine is noisy for all; figures are medians, ratios those of one round. With `--cpu-time`, tokens
+are counted by the seconds that all processes of the server take (Linux): they tell what the work
+costs where others work on the machine too. First tokens are always by the wall's clock. `hits` is
+the share of a request's tokens, virtual ones included, that vLLM found in its own cache or was
+given; first tokens of single requests are told apart, cold and warm.
 """
 
 import argparse
@@ -24,9 +26,9 @@ import tempfile
 import threading
 import time
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,10 +87,11 @@ class Client:
     Args:
         url: its address.
         new_tokens: of each answer.
+        clock: seconds by which tokens are counted.
     """
 
-    def __init__(self, url: str, new_tokens: int) -> None:
-        self.url, self.new_tokens = url, new_tokens
+    def __init__(self, url: str, new_tokens: int, clock: Callable[[], float]) -> None:
+        self.url, self.new_tokens, self.clock = url, new_tokens, clock
         self._lock = threading.Lock()
 
     def first_token(self, name: str, row: Sequence[int]) -> float:
@@ -112,10 +115,10 @@ class Client:
     def run(self, names: Sequence[str], rows: Sequence[Sequence[int]], num_at_once: int) -> Run:
         """Run a closed loop, behind the names in turn."""
         before = self._counts()
-        started = time.perf_counter()
+        started = self.clock()
         with ThreadPoolExecutor(num_at_once) as pool:
             first = list(pool.map(self.first_token, itertools.cycle(names), rows))
-        seconds = time.perf_counter() - started
+        seconds = self.clock() - started
         asked, found, given = (b - a for a, b in zip(before, self._counts(), strict=True))
         hits = (found + given) / asked if asked else 0.0
         return Run(len(rows) * self.new_tokens / seconds, statistics.median(first), hits)
@@ -132,8 +135,8 @@ class Client:
 
 
 @contextmanager
-def serving(model: str, store: Path, extra: Sequence[str]) -> Iterator[str]:
-    """Start a server; yield its address."""
+def serving(model: str, store: Path, extra: Sequence[str]) -> Iterator[tuple[str, int]]:
+    """Start a server; yield its address and the group of its processes."""
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
         port = one.getsockname()[1]
@@ -151,10 +154,20 @@ def serving(model: str, store: Path, extra: Sequence[str]) -> Iterator[str]:
                 break
             except OSError:
                 time.sleep(0.5)
-        yield f"http://127.0.0.1:{port}"
+        yield f"http://127.0.0.1:{port}", process.pid
     finally:
         os.killpg(process.pid, signal.SIGTERM)
         process.wait(60)
+
+
+def seconds_of(group: int) -> float:
+    """Return the seconds of processor that the processes of a group have taken."""
+    ticks = 0
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            fields = path.read_text().rpartition(")")[2].split()
+            ticks += (int(fields[11]) + int(fields[12])) * (int(fields[2]) == group)
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def main() -> None:
@@ -167,6 +180,7 @@ def main() -> None:
     parser.add_argument("--new-tokens", type=int, default=32)
     parser.add_argument("--prompts", type=int, default=64)
     parser.add_argument("--virtual-tokens", type=int, default=32)
+    parser.add_argument("--cpu-time", action="store_true")
     parser.add_argument("extra", nargs="*", help="options of vLLM, after --")
     arguments = parser.parse_args()
     logging.set_verbosity_error()
@@ -176,8 +190,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as directory:
         names = fill(Store(directory), backbone, arguments)
         del backbone
-        with serving(arguments.model, Path(directory), arguments.extra) as url:
-            measure(Client(url, arguments.new_tokens), names, rows, arguments)
+        with serving(arguments.model, Path(directory), arguments.extra) as (url, group):
+            clock = (lambda: seconds_of(group)) if arguments.cpu_time else time.perf_counter
+            measure(Client(url, arguments.new_tokens, clock), names, rows, arguments)
 
 
 def measure(
@@ -215,6 +230,7 @@ def report(
     where = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
     print(
         f"{arguments.model}, {where}, {os.environ.get('OMP_NUM_THREADS', 'all')} threads, "
+        f"{'CPU seconds of the server, ' if arguments.cpu_time else ''}"
         f"{arguments.at_once} requests at once, {arguments.requests} in all, "
         f"{arguments.new_tokens} new tokens each, P={arguments.virtual_tokens}, median of "
         f"{arguments.repeats}\n\n"
