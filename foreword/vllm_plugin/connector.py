@@ -73,6 +73,11 @@ class ForewordConnector(KVConnectorBase_V1):
         self._num_bytes = 0
         self._failed: set[int] = set()
 
+    @property
+    def requires_kv_delivery(self) -> bool:
+        """Nothing is handed on: a preempted request just gets its keys again."""
+        return False
+
     # Scheduler ----------------------------------------------------------------------------------
 
     def get_num_new_matched_tokens(

@@ -104,7 +104,7 @@ class Plugin:
         catalog = Catalog(base, store, names[0])
         self._metrics = Metrics(names[0])
         self._front = Front(
-            catalog, Watch(catalog, store), copy.deepcopy(tokenizer), _limits(model)
+            catalog, Watch(catalog, store, names), copy.deepcopy(tokenizer), _limits(model)
         )
         await self._front.run(self._front.watch.look)
         self._tasks.append(asyncio.create_task(self._front.follow_forever()))

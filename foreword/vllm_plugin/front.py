@@ -112,6 +112,8 @@ class Front:
     def is_prompt(self, name: str | None) -> bool:
         """Return whether a name is one of the store's, served or refused."""
         plain = (name or "").partition("@")[0]
+        if plain in self.watch.reserved:
+            return False
         if plain in self.watch.refused:
             return True
         try:

@@ -16,6 +16,7 @@ from foreword.errors import InputError, UnsupportedError
 SHOWN = (
     "llama", "qwen2", "qwen3", "mistral", "phi3", "granite", "mixtral", "qwen3_moe",
 )  # fmt: skip
+ROTATIONS = ("default", "llama3")  # none that changes with a text's length
 EXACT_CACHES = ("auto",)  # as the model computes
 
 
@@ -31,6 +32,8 @@ class EngineFacts:
         cache_dtype: `--kv-cache-dtype`.
         is_latent: the cache holds latents of keys (MLA).
         is_hybrid: layers differ in what they keep, or look at a window only.
+        rotation: how positions are rotated, as `rope_type` says it.
+        reads_media: the model reads images or sounds too.
         speculates: speculative decoding.
         num_context_ranks: ranks over which one sequence's tokens are divided.
     """
@@ -42,6 +45,8 @@ class EngineFacts:
     cache_dtype: str = "auto"
     is_latent: bool = False
     is_hybrid: bool = False
+    rotation: str = "default"
+    reads_media: bool = False
     speculates: bool = False
     num_context_ranks: int = 1
 
@@ -58,6 +63,10 @@ def check_engine(facts: EngineFacts) -> None:
         raise UnsupportedError(
             f"{facts.model_type} has layers with a window or a recurrent state: {_NOT_SHOWN}"
         )
+    if facts.rotation not in ROTATIONS:
+        raise UnsupportedError(f"{facts.model_type} with {facts.rotation} rotation: {_NOT_SHOWN}")
+    if facts.reads_media:
+        raise UnsupportedError(f"{facts.model_type} beside images or sounds: {_NOT_SHOWN}")
     if facts.model_type not in SHOWN:
         raise UnsupportedError(f"{facts.model_type} is not one of {', '.join(SHOWN)}: {_NOT_SHOWN}")
     if facts.speculates:

@@ -32,12 +32,19 @@ def facts_of(config: Any, cache_groups: Any = None) -> EngineFacts:
         cache_dtype=str(config.cache_config.cache_dtype),
         is_latent=bool(model.use_mla),
         is_hybrid=has_window or bool(kinds - {"full_attention"}) or num_groups > 1,
+        rotation=_rotation_of(text),
+        reads_media=bool(getattr(model, "is_multimodal_model", False)),
         speculates=config.speculative_config is not None,
         num_context_ranks=max(
             getattr(parallel, "decode_context_parallel_size", 1),
             getattr(parallel, "prefill_context_parallel_size", 1),
         ),
     )
+
+
+def _rotation_of(text: Any) -> str:
+    found = getattr(text, "rope_parameters", None) or {}
+    return str(found.get("rope_type") or found.get("type") or "default")
 
 
 def store_of(config: Any) -> Store:

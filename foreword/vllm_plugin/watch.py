@@ -8,9 +8,9 @@ sees the same. A name whose newest version is refused is not served at its old o
 import contextlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
-from foreword.errors import ForewordError, NotFoundError
+from foreword.errors import ForewordError, InputError, NotFoundError
 from foreword.server.catalog import Catalog
 from foreword.store import Store
 
@@ -26,6 +26,7 @@ class Watch:
     Args:
         catalog: what is served.
         store: where prompts lie.
+        reserved: the bare model's names.
         clock: seconds.
 
     Attributes:
@@ -33,9 +34,13 @@ class Watch:
     """
 
     def __init__(
-        self, catalog: Catalog, store: Store, clock: Callable[[], float] = time.monotonic
+        self,
+        catalog: Catalog,
+        store: Store,
+        reserved: Collection[str] = (),
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.catalog, self.store = catalog, store
+        self.catalog, self.store, self.reserved = catalog, store, reserved
         self.refused: dict[str, str] = {}
         self._clock = clock
         self._seen: dict[str, str] = {}
@@ -68,6 +73,8 @@ class Watch:
 
     def _take(self, name: str, version: str) -> None:
         try:
+            if name in self.reserved:
+                raise InputError(f"{name!r} is a name of the bare model; rename the prompt")
             self.catalog.load(name)
         except NotFoundError:
             return  # gone while it was read: the next look tells

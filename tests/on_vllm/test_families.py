@@ -37,7 +37,8 @@ def prepare(family: str, directory: Path) -> dict[str, list[list[int]]]:
 
 
 def test_every_family_answers_as_the_oracle(tmp_path: Path) -> None:
-    wanted = {str(tmp_path / family): prepare(family, tmp_path / family) for family in SHOWN}
+    families = *SHOWN, "llama31"  # and another rotation
+    wanted = {str(tmp_path / family): prepare(family, tmp_path / family) for family in families}
     script = Path(__file__).parent / "one_engine.py"
     done = subprocess.run(
         [sys.executable, str(script), *wanted],
