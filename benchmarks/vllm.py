@@ -94,10 +94,10 @@ class Client:
         self.url, self.new_tokens, self.clock = url, new_tokens, clock
         self._lock = threading.Lock()
 
-    def first_token(self, name: str, row: Sequence[int]) -> float:
+    def first_token(self, name: str, row: Sequence[int], new_tokens: int = 1) -> float:
         """Stream one answer; return seconds to its first token."""
         body = {
-            "model": name, "prompt": list(row), "max_tokens": self.new_tokens, "temperature": 0,
+            "model": name, "prompt": list(row), "max_tokens": new_tokens, "temperature": 0,
             "ignore_eos": True, "stream": True,
         }  # fmt: skip
         kind = {"content-type": "application/json"}
@@ -117,7 +117,8 @@ class Client:
         before = self._counts()
         started = self.clock()
         with ThreadPoolExecutor(num_at_once) as pool:
-            first = list(pool.map(self.first_token, itertools.cycle(names), rows))
+            new = itertools.repeat(self.new_tokens)
+            first = list(pool.map(self.first_token, itertools.cycle(names), rows, new))
         seconds = self.clock() - started
         asked, found, given = (b - a for a, b in zip(before, self._counts(), strict=True))
         hits = (found + given) / asked if asked else 0.0
