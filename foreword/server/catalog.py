@@ -10,10 +10,9 @@ import logging
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from foreword import chat
-from foreword.backbone import Backbone
 from foreword.config import EncodingConfig
 from foreword.errors import ForewordError, InputError, NotFoundError
 from foreword.prompt import SoftPrompt
@@ -22,6 +21,13 @@ from foreword.store import Entry, Store
 
 log = logging.getLogger("foreword.server")
 MAX_VERSIONS = 1024  # old versions of which the facts are remembered
+
+
+class Base(Protocol):
+    """A model, as far as prompts have to fit it."""
+
+    def check(self, prompt: SoftPrompt) -> None:
+        """Refuse a prompt that was made for another model."""
 
 
 @dataclass(frozen=True)
@@ -49,13 +55,13 @@ class Catalog:
     """What is served now.
 
     Args:
-        backbone: the model.
+        model: what prompts must fit.
         store: where prompts lie; None serves the bare model only.
         base: the bare model's name.
     """
 
-    def __init__(self, backbone: Backbone, store: Store | None, base: str) -> None:
-        self.backbone, self.store = backbone, store
+    def __init__(self, model: Base, store: Store | None, base: str) -> None:
+        self.model, self.store = model, store
         self.base = Served(base, "base")
         self._served: dict[str, Served] = {}
         self._versions: dict[str, Served] = {}
@@ -139,7 +145,7 @@ class Catalog:
     def _read(self, name: str, label: str, entry: Entry) -> Served:
         """Read and check a prompt's files; its values are not kept."""
         prompt = self._load(entry)
-        self.backbone.check(prompt)
+        self.model.check(prompt)
         source = PromptSource(
             prompt.content_hash, prompt.num_virtual_tokens, lambda: self._load(entry)
         )

@@ -1,0 +1,32 @@
+"""The same soft prompts on an unmodified vLLM.
+
+vLLM loads this package by its entry points: `register` in every process, the endpoint plugin in
+those that speak HTTP. Both stay away unless `VLLM_PLUGINS` names them. Only `connector` and
+`endpoint` import vLLM; all that decides or computes is in the other modules.
+"""
+
+import os
+
+from foreword.vllm_plugin import seal, versions
+
+NAME = "foreword"
+CONNECTOR = "ForewordConnector"
+
+
+def register() -> None:
+    """Take part in a vLLM process that was asked for it.
+
+    vLLM lets an error of this function end the process: a release that was not tested does not
+    start.
+
+    Raises:
+        DependencyError: a release of vLLM or transformers outside the tested range.
+    """
+    if NAME not in os.environ.get("VLLM_PLUGINS", "").split(","):
+        return
+    versions.check_vllm()
+    seal.ensure_secret()
+    from vllm.distributed.kv_transfer.kv_connector.factory import KVConnectorFactory
+
+    if CONNECTOR not in KVConnectorFactory._registry:
+        KVConnectorFactory.register_connector(CONNECTOR, f"{__name__}.connector", CONNECTOR)

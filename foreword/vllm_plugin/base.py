@@ -1,0 +1,150 @@
+"""The base as vLLM's front end knows it: a directory of weights that it does not load.
+
+In: a model's directory or Hub id. Out: the facts that a prompt must match, its fingerprint among
+them, read from a few rows of the checkpoint. What cannot be read there is not compared, and named.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from foreword import identity
+from foreword.config import Form
+from foreword.errors import MismatchError, UnsupportedError
+from foreword.prompt import SoftPrompt
+
+INDEX = "model.safetensors.index.json"
+
+
+@dataclass(frozen=True)
+class Base:
+    """What prompts are checked against.
+
+    Attributes:
+        name: how errors call the model.
+        hidden_size: H.
+        shapes: heads and sizes of each layer's keys and values.
+        fingerprint: as `identity` makes it; empty where the checkpoint cannot be read.
+        reasons: why a form is refused; None where it is served.
+    """
+
+    name: str
+    hidden_size: int
+    shapes: identity.Shapes
+    fingerprint: dict[str, Any] = field(default_factory=dict)
+    reasons: Mapping[Form, str | None] = field(default_factory=dict)
+
+    def check(self, prompt: SoftPrompt) -> None:
+        """Refuse a prompt of another base, or of a form that is not served.
+
+        Raises:
+            MismatchError: names both models. UnsupportedError: says what the engine lacks.
+        """
+        if prompt.form == "key_values":
+            identity.check_shapes(identity.shapes_of(prompt.states), self.shapes, self.name)
+        elif (found := prompt.embeddings.shape[1]) != self.hidden_size:
+            raise MismatchError(
+                f"the prompt has hidden size {found}, {self.name} has {self.hidden_size}; it was "
+                f"made for {identity.base_name(prompt.facts)}"
+            )
+        if self.fingerprint:
+            identity.check_fingerprint(prompt.facts, self.fingerprint, self.name)
+        if reason := self.reasons.get(prompt.form):
+            raise UnsupportedError(f"prompts as {prompt.form}: {reason}")
+
+
+def shapes_of(config: Any) -> identity.Shapes:
+    """Return heads and sizes of a model whose layers all keep keys and values of one shape."""
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    layer = (("keys", (heads, size)), ("values", (heads, size)))
+    num_layers: int = config.num_hidden_layers
+    return (layer,) * num_layers
+
+
+def fingerprint_of(model: str, revision: str | None = None) -> dict[str, Any]:
+    """Return the fingerprint of a checkpoint; of a quantized one, without that of its weights.
+
+    Empty where the checkpoint's tensors are not laid out as the model's own.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from foreword.capabilities import inspect_model
+
+    config = AutoConfig.from_pretrained(model, revision=revision)
+    with torch.device("meta"):
+        skeleton = AutoModelForCausalLM.from_config(config)
+    facts = inspect_model(skeleton)
+    decoder = getattr(skeleton, facts.decoder)
+    files = _files_of(model, revision)
+    table = f"{facts.decoder}.embed_tokens.weight"
+    names = [f"{facts.decoder}.{name}" for name, _ in decoder.named_parameters()]
+    # The same tensors as `identity.fingerprint` takes: of the others nothing is read.
+    chosen = names[:: max(1, len(names) // identity.NUM_WEIGHTS)]
+    if table not in files or type(skeleton.get_input_embeddings()) is not torch.nn.Embedding:
+        return {}
+    is_quantized = getattr(config, "quantization_config", None) is not None
+    is_whole = not is_quantized and all(name in files for name in chosen)
+    weights = _Weights([_beginning(files[name], name) for name in chosen] if is_whole else [])
+    return identity.fingerprint(
+        weights,  # type: ignore[arg-type]  # all that is asked of a decoder is its parameters
+        lambda ids: _rows(files[table], table, ids),
+        facts,
+        not is_whole,
+    )
+
+
+class _Weights:
+    """The parameters that a fingerprint is made of, chosen already."""
+
+    def __init__(self, weights: list[Tensor]) -> None:
+        self._weights = weights
+
+    def parameters(self) -> list[Tensor]:
+        """Return them; `NUM_WEIGHTS` or fewer are all taken, more are thinned as they were."""
+        return self._weights
+
+
+def _files_of(model: str, revision: str | None) -> dict[str, Path]:
+    """Return the file of each tensor of a checkpoint in safetensors; nothing of others."""
+    from transformers.utils import cached_file
+
+    def path_of(name: str) -> Path | None:
+        found = cached_file(
+            model, name, revision=revision, _raise_exceptions_for_missing_entries=False
+        )
+        return Path(found) if found else None
+
+    if index := path_of(INDEX):
+        places = json.loads(index.read_text())["weight_map"]
+        return {name: index.parent / file for name, file in places.items()}
+    single = path_of("model.safetensors")
+    if single is None:
+        return {}
+    with safe_open(single, framework="pt") as file:
+        return dict.fromkeys(file.keys(), single)
+
+
+def _rows(path: Path, name: str, ids: Tensor) -> Tensor:
+    with safe_open(path, framework="pt") as file:
+        part = file.get_slice(name)
+        return torch.stack([part[i : i + 1][0] for i in ids.tolist()])
+
+
+def _beginning(path: Path, name: str) -> Tensor:
+    """Return enough of a tensor's first numbers, in its own order."""
+    with safe_open(path, framework="pt") as file:
+        part = file.get_slice(name)
+        shape = part.get_shape()
+        width = 1
+        for size in shape[1:]:
+            width *= size
+        num_rows = max(1, -(-identity.NUM_NUMBERS // width))
+        beginning: Tensor = part[:num_rows].flatten()[: identity.NUM_NUMBERS]
+        return beginning

@@ -1,0 +1,219 @@
+"""Puts a prompt's keys and values where vLLM's cache has room for them: a KV connector.
+
+In the scheduler: a request with a sealed order names a prompt; its first P tokens count as
+computed elsewhere, and those that are not in vLLM's own prefix cache are put there before the step
+that needs them, at every admission, after a preemption too. In each worker: the prompt's file →
+the heads and layers that the worker has. What cannot be put there fails its request alone: keys
+are never computed from placeholders.
+"""
+
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+from vllm.distributed.kv_transfer.kv_connector.v1.base import (
+    KVConnectorBase_V1,
+    KVConnectorMetadata,
+)
+from vllm.distributed.parallel_state import (
+    get_tensor_model_parallel_rank,
+    get_tensor_model_parallel_world_size,
+)
+from vllm.logger import init_logger
+
+from foreword.errors import ForewordError, UnsupportedError
+from foreword.prompt import SoftPrompt
+from foreword.store import Entry
+from foreword.vllm_plugin import refusals, seal, settings, shards
+
+log = init_logger("vllm.foreword.connector")
+ORDER = "foreword"  # its key in a request's transfer parameters
+MAX_BYTES = 1 << 30  # of prompts that a worker remembers, its own part of them
+
+Part = dict[int, tuple[Tensor, Tensor]]
+
+
+@dataclass
+class Load:
+    """Keys and values of positions `start..stop-1` of a prompt, for one request's blocks.
+
+    Attributes:
+        order: which prompt, as the front end said.
+        reason: why it cannot be loaded; None where it can be tried.
+    """
+
+    order: Mapping[str, Any]
+    block_ids: list[int]
+    start: int
+    stop: int
+    reason: str | None = None
+
+
+@dataclass
+class Loads(KVConnectorMetadata):
+    """What a step's requests need first."""
+
+    loads: list[Load] = field(default_factory=list)
+
+
+class ForewordConnector(KVConnectorBase_V1):
+    """vLLM makes one in the scheduler and one in each worker."""
+
+    def __init__(self, vllm_config: Any, role: Any, kv_cache_config: Any) -> None:
+        super().__init__(vllm_config=vllm_config, role=role, kv_cache_config=kv_cache_config)
+        groups = kv_cache_config.kv_cache_groups if kv_cache_config is not None else None
+        refusals.check_connector(settings.facts_of(vllm_config, groups))
+        self._store = settings.store_of(vllm_config)
+        self._block_size: int = vllm_config.cache_config.block_size
+        self._num_heads: int = vllm_config.model_config.get_total_num_kv_heads()
+        self._waiting: list[Load] = []
+        self._parts: OrderedDict[str, Part] = OrderedDict()
+        self._num_bytes = 0
+        self._failed: set[int] = set()
+
+    @property
+    def requires_kv_delivery(self) -> bool:
+        """Nothing is handed on: a preempted request just gets its keys again."""
+        return False
+
+    # Scheduler ----------------------------------------------------------------------------------
+
+    def get_num_new_matched_tokens(
+        self, request: Any, num_computed_tokens: int
+    ) -> tuple[int, bool]:
+        """Return how many of a prompt's tokens the cache lacks."""
+        order = _order_of(request)
+        if order is None:
+            return 0, False
+        return max(0, _num_virtual(order, request) - num_computed_tokens), False
+
+    def update_state_after_alloc(self, request: Any, blocks: Any, num_external_tokens: int) -> None:
+        """Remember what has to be put into the blocks of a request that was admitted."""
+        order = _order_of(request)
+        if order is None:
+            return
+        (block_ids,) = blocks.get_block_ids()
+        stop = _num_virtual(order, request)
+        reason = None
+        if not seal.is_sealed(order):
+            reason = "its order was not sealed by a front end of this server"
+        elif request.skip_reading_prefix_cache:
+            reason = "it does not read cached keys"
+        if reason is not None:
+            self._waiting.append(Load(order, block_ids, 0, stop, reason))
+        elif num_external_tokens > 0:
+            self._waiting.append(Load(order, block_ids, stop - num_external_tokens, stop))
+
+    def build_connector_meta(self, scheduler_output: Any) -> Loads:
+        """Return what the step's requests need, and forget it."""
+        loads, self._waiting = self._waiting, []
+        return Loads(loads)
+
+    # Worker -------------------------------------------------------------------------------------
+
+    def register_kv_caches(self, kv_caches: dict[str, Tensor]) -> None:
+        """Find the layers of this worker, and refuse those that do not take keys as they are."""
+        context = self._vllm_config.compilation_config.static_forward_context
+        self._layers = {shards.layer_index(name): context[name] for name in kv_caches}
+        ranks = get_tensor_model_parallel_world_size(), get_tensor_model_parallel_rank()
+        self._heads = shards.heads_of(self._num_heads, *ranks)
+        num_own = self._heads.stop - self._heads.start
+        for index, layer in self._layers.items():
+            if not hasattr(layer.impl, "do_kv_cache_update"):
+                raise UnsupportedError(
+                    f"{type(layer.impl).__name__} has no way to put keys into its cache; choose "
+                    "another --attention-backend"
+                )
+            if layer.num_kv_heads != num_own:
+                raise UnsupportedError(
+                    f"layer {index} has {layer.num_kv_heads} key heads on this rank, expected "
+                    f"{num_own}"
+                )
+        log.info("key/value prompts: layers %s, heads %s", sorted(self._layers), self._heads)
+
+    def start_load_kv(self, forward_context: Any, **kwargs: Any) -> None:
+        """Put keys and values into the cache before the step reads them."""
+        metadata = self._get_connector_metadata()
+        assert isinstance(metadata, Loads)
+        for load in metadata.loads:
+            try:
+                if load.reason is not None:
+                    raise UnsupportedError(load.reason)
+                self._put(self._part(load), load)
+            except (ForewordError, OSError) as error:
+                log.error("a request behind %s fails: %s", load.order.get("entry"), error)
+                self._failed |= shards.blocks_of(
+                    load.block_ids, self._block_size, load.start, load.stop
+                )
+
+    def _put(self, part: Part, load: Load) -> None:
+        slots = shards.slots_of(load.block_ids, self._block_size, load.start, load.stop)
+        for index, layer in self._layers.items():
+            cache = layer.kv_cache
+            keys, values = (side[load.start : load.stop].to(cache.device) for side in part[index])
+            layer.impl.do_kv_cache_update(layer, keys, values, cache, slots.to(cache.device))
+
+    def _part(self, load: Load) -> Part:
+        """Return this worker's part of a prompt, read from the store where it is not known.
+
+        Raises:
+            ForewordError: it is not in the store, was changed, or does not fit.
+        """
+        key = str(load.order["content"])
+        if key in self._parts:
+            self._parts.move_to_end(key)
+            return self._parts[key]
+        name, _, version = str(load.order["entry"]).partition("@")
+        path = self._store.directory / name / "versions" / version
+        prompt = SoftPrompt.load(self._store.verify(Entry(name, version, path)))
+        # Loading compares the values with a hash that the file records; others are hashed here.
+        found = prompt.facts.get("content_hash") or prompt.content_hash
+        if found != key or prompt.num_virtual_tokens != load.stop:
+            raise UnsupportedError(f"{name}@{version} is not the prompt that was asked for")
+        dtype = self._vllm_config.model_config.dtype
+        part = shards.part_of(prompt.key_values, self._layers, self._heads, dtype)
+        self._remember(key, part)
+        return part
+
+    def _remember(self, key: str, part: Part) -> None:
+        self._parts[key] = part
+        self._num_bytes += _size(part)
+        while self._num_bytes > MAX_BYTES and len(self._parts) > 1:
+            self._num_bytes -= _size(self._parts.popitem(last=False)[1])
+
+    def get_block_ids_with_load_errors(self) -> set[int]:
+        """Return the blocks whose keys could not be put there, and forget them."""
+        failed, self._failed = self._failed, set()
+        return failed
+
+    def wait_for_layer_load(self, layer_name: str) -> None:
+        """Do nothing: all keys are in place before the first layer."""
+
+    def save_kv_layer(
+        self, layer_name: str, kv_layer: Tensor, attn_metadata: Any, **kwargs: Any
+    ) -> None:
+        """Do nothing: prompts are only read."""
+
+    def wait_for_save(self) -> None:
+        """Do nothing."""
+
+
+def _order_of(request: Any) -> Mapping[str, Any] | None:
+    """Return what a request says of its prompt; None where it is none of ours."""
+    parameters = getattr(request, "kv_transfer_params", None) or {}
+    order = parameters.get(ORDER)
+    return order if isinstance(order, dict) and request.num_tokens > 1 else None
+
+
+def _num_virtual(order: Mapping[str, Any], request: Any) -> int:
+    """Return P; of an order that nobody sealed, a number that cannot do harm."""
+    found = order.get("num_virtual")
+    number = found if isinstance(found, int) else 1
+    most: int = request.num_tokens - 1
+    return min(max(1, number), most)
+
+
+def _size(part: Part) -> int:
+    return sum(side.numel() * side.element_size() for layer in part.values() for side in layer)

@@ -1,0 +1,262 @@
+"""vLLM's own routes, with the prompts of a store as models: an endpoint plugin.
+
+In: requests for `/v1/chat/completions`, `/v1/completions` and `/v1/models`. Out: vLLM's answers.
+A request that names a prompt is bound to it and handed to vLLM's own handler under the base's
+name; where that handler would render the request, it gets the bound rows instead. Everything else
+is vLLM's. Clients' own tensors are refused everywhere.
+"""
+
+import asyncio
+import copy
+import json
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextvars import ContextVar
+from typing import Any
+
+from fastapi import Depends, FastAPI, Request
+from fastapi.responses import JSONResponse, StreamingResponse
+from transformers import PreTrainedTokenizerBase
+from vllm.entrypoints.generate.base.protocol import StreamOptions
+from vllm.entrypoints.openai.chat_completion import api_router as chat_router
+from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+from vllm.entrypoints.openai.completion import api_router as completion_router
+from vllm.entrypoints.openai.completion.protocol import CompletionRequest
+from vllm.entrypoints.serve.utils.api_utils import validate_json_request
+from vllm.exceptions import GenerationError
+from vllm.inputs.engine import embeds_input, tokens_input
+from vllm.logger import init_logger
+
+from foreword.errors import ForewordError, InputError, UnsupportedError
+from foreword.server.catalog import Catalog, Served
+from foreword.server.gate import error_body
+from foreword.vllm_plugin import CONNECTOR, NAME, connector, refusals, settings
+from foreword.vllm_plugin.base import Base, fingerprint_of, shapes_of
+from foreword.vllm_plugin.front import Bound, Front, Limits
+from foreword.vllm_plugin.metrics import Metrics
+from foreword.vllm_plugin.watch import Watch
+from foreword.vllm_plugin.wording import Words
+
+log = init_logger("vllm.foreword")
+access = init_logger("vllm.foreword.access")
+
+Handler = Callable[[Any, Request], Awaitable[Any]]
+_bound: ContextVar[Bound | None] = ContextVar("foreword_bound", default=None)
+
+
+class Plugin:
+    """What vLLM finds at the entry point `foreword` of `vllm.endpoint_plugins`."""
+
+    name = NAME
+    required_tasks = ("generate",)
+
+    def __init__(self) -> None:
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def attach_router(self, app: FastAPI) -> None:
+        """Put the prompts before vLLM's own routes."""
+        checked = [Depends(validate_json_request)]
+
+        @app.post("/v1/chat/completions", dependencies=checked, response_model=None)
+        async def create_chat_completion(
+            request: ChatCompletionRequest, raw_request: Request
+        ) -> Any:
+            stock: Handler = chat_router.create_chat_completion
+            return await self._answer(request, raw_request, stock, is_chat=True)
+
+        @app.post("/v1/completions", dependencies=checked, response_model=None)
+        async def create_completion(request: CompletionRequest, raw_request: Request) -> Any:
+            stock: Handler = completion_router.create_completion
+            return await self._answer(request, raw_request, stock, is_chat=False)
+
+        @app.get("/v1/models")
+        async def show_available_models(raw_request: Request) -> JSONResponse:
+            models = await raw_request.app.state.openai_serving_models.show_available_models()
+            content = models.model_dump()
+            content["data"] += [self._card(served) for served in self._front.catalog.all()[1:]]
+            return JSONResponse(content)
+
+    async def init_state(self, engine_client: Any, state: Any, args: Any) -> None:
+        """Read the store, once the engine has started.
+
+        Raises:
+            ForewordError: an engine that could not serve prompts exactly.
+        """
+        config = engine_client.vllm_config
+        facts = settings.facts_of(config)
+        refusals.check_engine(facts)
+        model = config.model_config
+        names = [path.name for path in state.openai_serving_models.base_model_paths]
+        tokenizer = engine_client.renderer.tokenizer
+        if not isinstance(tokenizer, PreTrainedTokenizerBase):
+            raise UnsupportedError(
+                f"{type(tokenizer).__name__} is no tokenizer of transformers; leave out "
+                "--tokenizer-mode"
+            )
+        base = Base(
+            names[0],
+            model.get_hidden_size(),
+            shapes_of(model.hf_text_config),
+            await asyncio.to_thread(_fingerprint, model),
+            refusals.forms_of(facts, CONNECTOR),
+        )
+        store = settings.store_of(config)
+        catalog = Catalog(base, store, names[0])
+        self._metrics = Metrics(names[0])
+        self._front = Front(
+            catalog, Watch(catalog, store, names), copy.deepcopy(tokenizer), _limits(model)
+        )
+        await self._front.run(self._front.watch.look)
+        self._tasks.append(asyncio.create_task(self._front.follow_forever()))
+        _splice(state.online_renderer)
+        # From here on only this plugin brings embeddings: what clients send is refused by vLLM.
+        model.enable_prompt_embeds = False
+        served = ", ".join(one.name for one in catalog.all())
+        log.info("serving %s from %s", served, store.directory)
+
+    def _card(self, served: Served) -> dict[str, Any]:
+        assert served.source is not None
+        front = self._front
+        return {
+            "id": served.name,
+            "object": "model",
+            "created": 0,
+            "owned_by": "foreword",
+            "root": str(served.entry),
+            "parent": front.catalog.base.name,
+            "max_model_len": front.limits.max_length - served.source.num_virtual_tokens,
+            "soft_prompt": dict(served.facts),
+        }
+
+    async def _answer(self, body: Any, http: Request, stock: Handler, *, is_chat: bool) -> Any:
+        """Answer behind a prompt, or let vLLM answer."""
+        started, front = time.perf_counter(), self._front
+        if not front.is_prompt(body.model):
+            refused = connector.ORDER in (body.kv_transfer_params or {})
+            text = f"kv_transfer_params: {connector.ORDER!r} is what the server itself says there"
+            return _error(InputError(text)) if refused else await stock(body, http)
+        try:
+            bound: Bound = await front.run(lambda: front.bind(body, is_chat=is_chat))
+        except ForewordError as error:
+            self._metrics.refused()
+            return _error(error)
+        words = Words(bound.served.name, bound.num_virtual, len(bound.rows))
+        _prepare(body, bound, words, front.catalog.base.name)
+        token = _bound.set(bound)
+        try:
+            response = await stock(body, http)
+        except GenerationError:
+            text = f"{words.name} could not be read by the engine; its log says why"
+            return JSONResponse(error_body(text, 500), 500)
+        finally:
+            _bound.reset(token)
+        if isinstance(response, StreamingResponse):
+            response.body_iterator = self._streamed(
+                words.stream(response.body_iterator), words, bound.served, started
+            )
+        elif response.status_code == 200:
+            response.body = json.dumps(
+                words.whole(json.loads(response.body)), ensure_ascii=False
+            ).encode()
+            response.headers["content-length"] = str(len(response.body))
+            self._note(words, bound.served, started, None)
+        return response
+
+    async def _streamed(
+        self, chunks: AsyncIterator[str], words: Words, served: Served, started: float
+    ) -> AsyncIterator[str]:
+        first: float | None = None
+        try:
+            async for chunk in chunks:
+                if first is None:
+                    first = time.perf_counter() - started
+                yield chunk
+        finally:
+            self._note(words, served, started, first)
+
+    def _note(self, words: Words, served: Served, started: float, first: float | None) -> None:
+        """Count an answer, and write its line of log: names and numbers, no text."""
+        seconds = time.perf_counter() - started
+        reasons = words.finish_reasons or ["abort"]
+        self._metrics.ended(served.label, words.usage, reasons, seconds, first)
+        line = {
+            "event": "request",
+            "model": words.name,
+            "soft_prompt": served.label,
+            "root": str(served.entry),
+            **words.usage,
+            "finish_reasons": reasons,
+            "seconds": round(seconds, 6),
+        }
+        access.info("%s", json.dumps(line))
+
+
+def _error(error: ForewordError) -> JSONResponse:
+    return JSONResponse(error_body(str(error), error.http_status), error.http_status)
+
+
+def _prepare(body: Any, bound: Bound, words: Words, base: str) -> None:
+    """Change a body to what vLLM's own handler shall see."""
+    body.model = base
+    body.kv_transfer_params = {connector.ORDER: bound.order} if bound.order else None
+    if not body.ignore_eos:
+        body.stop_token_ids = [*(body.stop_token_ids or ()), *bound.stop_ids]
+    if body.stream:
+        options = body.stream_options
+        words.tells_usage = options is not None and bool(options.include_usage)
+        body.stream_options = options or StreamOptions()
+        body.stream_options.include_usage = True  # what is counted is counted there
+
+
+def _splice(renderer: Any) -> None:
+    """Let a renderer give the bound rows of a request that has some."""
+    completion, chat = renderer.render_completion, renderer.render_chat
+
+    async def render_completion(request: Any, **options: Any) -> Any:
+        bound = _bound.get()
+        return await completion(request, **options) if bound is None else _inputs(bound)
+
+    async def render_chat(request: Any, **options: Any) -> Any:
+        bound = _bound.get()
+        return await chat(request, **options) if bound is None else ([], _inputs(bound))
+
+    renderer.render_completion, renderer.render_chat = render_completion, render_chat
+
+
+def _inputs(bound: Bound) -> list[Any]:
+    """Return the engine's inputs."""
+    return [
+        tokens_input(row.ids, cache_salt=row.salt)
+        if row.mixed is None
+        else embeds_input(
+            prompt_embeds=row.mixed.embeddings,
+            prompt_token_ids=row.ids,
+            is_token_ids=row.mixed.is_real,
+            cache_salt=row.salt,
+        )
+        for row in bound.rows
+    ]
+
+
+def _limits(model: Any) -> Limits:
+    """Return what a model takes."""
+    ends = (model.try_get_generation_config() or {}).get("eos_token_id")
+    return Limits(
+        max_length=model.max_model_len,
+        vocab_size=model.get_vocab_size(),
+        dtype=model.dtype,
+        repetition_penalty=model.get_diff_sampling_param().get("repetition_penalty", 1.0),
+        end_ids=tuple(ends) if isinstance(ends, list) else (() if ends is None else (ends,)),
+    )
+
+
+def _fingerprint(model: Any) -> dict[str, Any]:
+    """Return the checkpoint's fingerprint; nothing, and a warning, where it cannot be read."""
+    try:
+        found = fingerprint_of(model.model, model.revision)
+    except Exception as error:  # whatever a checkpoint of another layout makes transformers raise
+        found = {}
+        log.warning("the checkpoint cannot be read here: %s: %s", type(error).__name__, error)
+    if not found:
+        log.warning("prompts of another base with the same sizes cannot be told from this one's")
+    return found

@@ -1,0 +1,226 @@
+"""One front end's prompts: from what a client asked to what the engine is given.
+
+In: a body that names a model. Out: nothing, where vLLM itself shall answer; or a `Bound` request:
+ids as the prompt's training encoded them, a salt, and either embeddings or an order for the
+connector. Files and tokenizers are used in one thread of its own, so that the event loop never
+waits for them. Imports no vLLM.
+"""
+
+import asyncio
+import logging
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from foreword import encoding
+from foreword.config import EncodingConfig
+from foreword.errors import InputError, NotFoundError, UnsupportedError
+from foreword.server.catalog import Catalog, Served
+from foreword.vllm_plugin import refusals, seal, splice
+from foreword.vllm_plugin.watch import LOOK_SECONDS, Watch
+
+log = logging.getLogger("vllm.foreword")
+MAX_BYTES = 1 << 28  # of embeddings that are remembered
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row for the engine.
+
+    Attributes:
+        ids: `[P + T]`, placeholders first.
+        salt: of its cached blocks.
+        mixed: its embeddings; None where keys are put in place.
+    """
+
+    ids: list[int]
+    salt: str
+    mixed: splice.Mixed | None = None
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A request behind the version of a prompt that was current when it came.
+
+    Attributes:
+        served: the prompt.
+        num_virtual: P.
+        rows: what the engine reads.
+        stop_ids: the ids that end an answer, as at training.
+        order: what the connector has to put in place; None for embeddings.
+    """
+
+    served: Served
+    num_virtual: int
+    rows: list[Row] = field(repr=False)
+    stop_ids: list[int]
+    order: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the engine takes.
+
+    Attributes:
+        max_length: tokens of one request, virtual and new ones included.
+        vocab_size: V.
+        dtype: of the embeddings that it reads.
+        repetition_penalty: where a request says none.
+        end_ids: the ids at which the model itself ends.
+    """
+
+    max_length: int
+    vocab_size: int
+    dtype: torch.dtype = torch.float32
+    repetition_penalty: float = 1.0
+    end_ids: tuple[int, ...] = ()
+
+
+class Front:
+    """The prompts of one process that speaks HTTP.
+
+    Args:
+        catalog: the names.
+        watch: keeps them as the store is.
+        tokenizer: of its own; nobody else uses it meanwhile.
+        limits: what the engine takes.
+    """
+
+    def __init__(self, catalog: Catalog, watch: Watch, tokenizer: Any, limits: Limits) -> None:
+        self.catalog, self.watch, self.tokenizer, self.limits = catalog, watch, tokenizer, limits
+        self._thread = ThreadPoolExecutor(1, "foreword")
+        self._rows: OrderedDict[str, Tensor] = OrderedDict()
+
+    async def follow_forever(self) -> None:
+        """Look at the store, again and again."""
+        while True:
+            try:
+                await self.run(self.watch.look)
+            except Exception:  # a disk that is away for a while
+                log.exception("the store could not be read; what was served stays")
+            await asyncio.sleep(LOOK_SECONDS)
+
+    async def run(self, work: Callable[..., Any], *arguments: Any) -> Any:
+        """Do something in the thread of files and tokenizers."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work, *arguments)
+
+    def is_prompt(self, name: str | None) -> bool:
+        """Return whether a name is one of the store's, served or refused."""
+        plain = (name or "").partition("@")[0]
+        if plain in self.watch.reserved:
+            return False
+        if plain in self.watch.refused:
+            return True
+        try:
+            return self.catalog.find(plain).source is not None
+        except NotFoundError:
+            return False
+
+    def bind(self, body: Any, *, is_chat: bool) -> Bound:
+        """Return a request as the engine shall read it.
+
+        Raises:
+            NotFoundError: no such version. UnsupportedError: a field that would not be exact, or a
+                prompt that is not served. InputError: messages or ids that cannot be taken.
+        """
+        if reason := self.watch.refused.get(body.model.partition("@")[0]):
+            raise UnsupportedError(f"{body.model!r} is not served: {reason}")
+        served = self.catalog.find(body.model)
+        assert served.source is not None and served.entry is not None
+        refusals.check_request(body, served.name, is_chat=is_chat)
+        rows, stop_ids = self._encoded(body, served.encoding, is_chat)
+        num_virtual = served.source.num_virtual_tokens
+        num_new = self._num_new(body, is_chat)
+        for ids in rows:
+            refusals.check_ids(ids, self.limits.vocab_size)
+            refusals.check_room(num_virtual, len(ids), num_new, self.limits.max_length)
+        salt = seal.salt(served.source.content_hash, body.cache_salt)
+        penalty = body.repetition_penalty
+        penalty = self.limits.repetition_penalty if penalty is None else penalty
+        if served.facts["form"] == "embeddings":
+            values = self._embeddings(served)
+            spliced = [splice.mixed(ids, values, splice.placeholder(ids, penalty)) for ids in rows]
+            found = [Row(one.ids, salt, one) for one in spliced]
+            return Bound(served, num_virtual, found, stop_ids)
+        order = {
+            "entry": str(served.entry),
+            "content": served.source.content_hash,
+            "num_virtual": num_virtual,
+        }
+        found = [
+            Row(splice.with_placeholders(ids, num_virtual, splice.placeholder(ids, penalty)), salt)
+            for ids in rows
+        ]
+        return Bound(served, num_virtual, found, stop_ids, seal.sealed(order))
+
+    def _encoded(
+        self, body: Any, config: EncodingConfig, is_chat: bool
+    ) -> tuple[list[list[int]], list[int]]:
+        """Return each row's ids, and the ids at which an answer ends."""
+        given: list[Any] = [_messages_of(body)] if is_chat else _prompts_of(body.prompt)
+        rows = [
+            encoding.encode_prompt(one, self.tokenizer, config) if _is_text(one, is_chat) else one
+            for one in given
+        ]
+        own = encoding.end_ids(given[0] if is_chat else "", self.tokenizer, config)[-1:]
+        return rows, list(dict.fromkeys([*own, *self.limits.end_ids]))
+
+    def _num_new(self, body: Any, is_chat: bool) -> int | None:
+        if is_chat and body.max_completion_tokens is not None:
+            return int(body.max_completion_tokens)
+        return None if body.max_tokens is None else int(body.max_tokens)
+
+    def _embeddings(self, served: Served) -> Tensor:
+        """Return a prompt's embeddings `[P, H]` in the engine's dtype."""
+        assert served.source is not None
+        key = served.source.content_hash
+        if key not in self._rows:
+            prompt = served.source.load()
+            assert prompt.form == "embeddings"  # type: ignore[union-attr]
+            self._rows[key] = prompt.embeddings.to(self.limits.dtype)  # type: ignore[union-attr]
+            while len(self._rows) > 1 and sum(map(_size, self._rows.values())) > MAX_BYTES:
+                self._rows.popitem(last=False)
+        self._rows.move_to_end(key)
+        return self._rows[key]
+
+
+def _is_text(one: Any, is_chat: bool) -> bool:
+    return is_chat or isinstance(one, str)
+
+
+def _size(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
+
+
+def _messages_of(body: Any) -> list[dict[str, Any]]:
+    """Return a chat's messages as plain data; text parts only."""
+    found = []
+    for message in body.messages:
+        plain = message if isinstance(message, dict) else message.model_dump(exclude_none=True)
+        content = plain.get("content")
+        if content is not None and not isinstance(content, str):
+            content = [dict(part) for part in content]
+        if plain.get("tool_calls"):
+            raise UnsupportedError("tool calls do not work with a soft prompt; leave them out")
+        found.append({**plain, "content": content})
+    return found
+
+
+def _prompts_of(prompt: Any) -> list[Any]:
+    """Return each prompt of a completion: a text or ids.
+
+    Raises:
+        InputError: none.
+    """
+    if isinstance(prompt, str):
+        return [prompt]
+    if not isinstance(prompt, Sequence) or not prompt:
+        raise InputError("prompt: expected a text, ids, or a list of either")
+    if all(isinstance(one, int) for one in prompt):
+        return [list(prompt)]
+    return [one if isinstance(one, str) else list(one) for one in prompt]

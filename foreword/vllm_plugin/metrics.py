@@ -1,0 +1,76 @@
+"""Prometheus metrics by prompt, beside vLLM's own, which know the engine only.
+
+In: what answers tell. Out: counters in the process's own registry, whose text vLLM's `/metrics`
+gives, over several front ends too. They are named as those of `foreword serve`; the label takes
+the names that are served, and "other" past a bound.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Histogram
+
+MAX_LABELS = 256
+SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
+
+
+class Metrics:
+    """Counts the requests of prompts.
+
+    Args:
+        model: the bare model's name.
+        registry: where they are shown.
+    """
+
+    def __init__(self, model: str, registry: CollectorRegistry = REGISTRY) -> None:
+        self._model, self._labels = model, set[str]()
+        own = ("model_name", "soft_prompt")
+
+        def counter(name: str, text: str, labels: Sequence[str] = own) -> Counter:
+            return Counter(f"foreword:{name}", text, labels, registry=registry)
+
+        def histogram(name: str, text: str) -> Histogram:
+            return Histogram(f"foreword:{name}", text, own, registry=registry, buckets=SECONDS)
+
+        self._prompt_tokens = counter("prompt_tokens", "tokens given")
+        self._virtual_tokens = counter("virtual_tokens", "virtual tokens before them")
+        self._new_tokens = counter("generation_tokens", "tokens answered")
+        self._ended = counter(
+            "request_success", "answers by why they ended", (*own, "finished_reason")
+        )
+        self._refused = counter(
+            "admission_rejections", "requests refused", ("model_name", "reason")
+        )
+        self._first = histogram("time_to_first_token_seconds", "seconds to a stream's first token")
+        self._whole = histogram("e2e_request_latency_seconds", "seconds of a whole request")
+
+    def label(self, soft_prompt: str) -> str:
+        """Return the label of a served name; "other" where there are too many."""
+        if soft_prompt not in self._labels and len(self._labels) >= MAX_LABELS:
+            return "other"
+        self._labels.add(soft_prompt)
+        return soft_prompt
+
+    def refused(self) -> None:
+        """Count a request that was not taken on."""
+        self._refused.labels(self._model, "invalid").inc()
+
+    def ended(
+        self,
+        soft_prompt: str,
+        usage: dict[str, Any],
+        finish_reasons: Sequence[str],
+        seconds: float,
+        first_token_seconds: float | None,
+    ) -> None:
+        """Count a request that was answered."""
+        labels = self._model, self.label(soft_prompt)
+        details = usage.get("prompt_tokens_details") or {}
+        self._prompt_tokens.labels(*labels).inc(usage.get("prompt_tokens", 0))
+        self._virtual_tokens.labels(*labels).inc(details.get("virtual_tokens", 0))
+        self._new_tokens.labels(*labels).inc(usage.get("completion_tokens") or 0)
+        for reason in finish_reasons:
+            self._ended.labels(*labels, reason).inc()
+        self._whole.labels(*labels).observe(seconds)
+        if first_token_seconds is not None:
+            self._first.labels(*labels).observe(first_token_seconds)

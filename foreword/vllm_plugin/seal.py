@@ -1,0 +1,49 @@
+"""What only the server's own processes can say: salts of the prefix cache and orders to load.
+
+In: a content hash, facts. Out: a salt that no client can guess, facts with a seal. A client may
+send vLLM a salt or transfer parameters of its own: with a salt that it knew, it could read a
+prompt's cached keys, or put its own in their place. The secret is made once by the first process
+and inherited; servers on several hosts that share an engine are given one.
+"""
+
+import hashlib
+import hmac
+import json
+import os
+import secrets
+from typing import Any
+
+from foreword.errors import InputError
+
+VARIABLE = "FOREWORD_SECRET"
+
+
+def ensure_secret() -> None:
+    """Make the secret of this process and its children, where there is none yet."""
+    os.environ.setdefault(VARIABLE, secrets.token_hex(32))
+
+
+def salt(content_hash: str, own: str | None = None) -> str:
+    """Return the salt of a prompt's cached blocks, and of a client's own salt within them."""
+    return _digest("salt", {"content": content_hash, "own": own})
+
+
+def sealed(facts: dict[str, Any]) -> dict[str, Any]:
+    """Return facts with a seal."""
+    return facts | {"seal": _digest("order", facts)}
+
+
+def is_sealed(facts: Any) -> bool:
+    """Return whether facts come from a process with the same secret, unchanged."""
+    if not isinstance(facts, dict) or not isinstance(given := facts.get("seal"), str):
+        return False
+    rest = {name: value for name, value in facts.items() if name != "seal"}
+    return hmac.compare_digest(given.encode(), _digest("order", rest).encode())
+
+
+def _digest(purpose: str, facts: dict[str, Any]) -> str:
+    key = os.environ.get(VARIABLE)
+    if not key:
+        raise InputError(f"{VARIABLE} is not set: this process was not started by the plugin")
+    text = json.dumps([purpose, facts], sort_keys=True)
+    return hmac.new(key.encode(), text.encode(), hashlib.sha256).hexdigest()

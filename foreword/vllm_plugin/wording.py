@@ -1,0 +1,83 @@
+"""vLLM's answers, as a client of a prompt sees them: its name, and virtual tokens counted apart.
+
+In: the JSON of an answer, or the lines of a stream. Out: the same, reworded, and the usage told to
+a listener. Knows JSON only.
+"""
+
+import json
+from collections.abc import AsyncIterable, AsyncIterator
+from dataclasses import dataclass, field
+from typing import Any
+
+PREFIX, END = "data: ", "\n\n"
+
+
+@dataclass
+class Words:
+    """What is changed in one answer.
+
+    Attributes:
+        name: what answers call the model.
+        num_virtual: P.
+        num_rows: prompts of the request, each behind the virtual tokens.
+        tells_usage: whether the client of a stream asked for its usage.
+        usage: what was counted, once it is known.
+        finish_reasons: why each answer ended.
+    """
+
+    name: str
+    num_virtual: int
+    num_rows: int = 1
+    tells_usage: bool = True
+    usage: dict[str, Any] = field(default_factory=dict)
+    finish_reasons: list[str] = field(default_factory=list)
+
+    def whole(self, content: dict[str, Any]) -> dict[str, Any]:
+        """Reword a whole answer, in place."""
+        self._rename(content)
+        self._count(content["usage"], self.num_rows)
+        self.usage = content["usage"]
+        return content
+
+    def event(self, content: dict[str, Any]) -> dict[str, Any] | None:
+        """Reword an event of a stream, in place; None where the client did not ask for it."""
+        if "error" in content:
+            return content
+        self._rename(content)
+        is_last = not content["choices"]
+        if usage := content.get("usage"):
+            # What is counted with a choice is of its row alone.
+            self._count(usage, self.num_rows if is_last else 1)
+            if is_last:
+                self.usage = usage
+        return content if self.tells_usage or not is_last else None
+
+    async def stream(self, chunks: AsyncIterable[Any]) -> AsyncIterator[str]:
+        """Reword a stream of server-sent events; what is no JSON passes as it is."""
+        async for chunk in chunks:
+            text = chunk.decode() if isinstance(chunk, bytes) else chunk
+            for line in text.split(END):
+                if not line.startswith(PREFIX + "{"):
+                    if line:
+                        yield line + END
+                    continue
+                content = self.event(json.loads(line.removeprefix(PREFIX)))
+                if content is not None:
+                    yield PREFIX + json.dumps(content, ensure_ascii=False) + END
+
+    def _rename(self, content: dict[str, Any]) -> None:
+        content["model"] = self.name
+        for holder in (content, *content["choices"]):
+            if ids := holder.get("prompt_token_ids"):
+                holder["prompt_token_ids"] = ids[self.num_virtual :]
+            if reason := holder.get("finish_reason"):
+                self.finish_reasons.append(reason)
+
+    def _count(self, usage: dict[str, Any], num_rows: int) -> None:
+        virtual = self.num_virtual * num_rows
+        usage["prompt_tokens"] -= virtual
+        usage["total_tokens"] -= virtual
+        details = usage.get("prompt_tokens_details") or {}
+        if (cached := details.get("cached_tokens")) is not None:
+            details["cached_tokens"] = max(0, cached - self.num_virtual)
+        usage["prompt_tokens_details"] = details | {"virtual_tokens": virtual}
