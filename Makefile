@@ -86,6 +86,7 @@ check: $(VENV)/installed
 	$(BIN)/mypy
 	$(BIN)/python docs/make_cli.py --check
 	$(BIN)/python docs/make_systems.py --check
+	$(BIN)/python docs/make_results.py --check
 
 format: $(VENV)/installed
 	$(BIN)/ruff format .
@@ -94,6 +95,7 @@ format: $(VENV)/installed
 docs: $(VENV)/installed
 	$(BIN)/python docs/make_cli.py
 	$(BIN)/python docs/make_systems.py
+	$(BIN)/python docs/make_results.py
 	$(BIN)/python tests/contract_table.py
 	$(BIN)/python tests/media_table.py
 

@@ -1,4 +1,4 @@
-"""Write docs/results.md from the measured lines; with --check, say whether the page is current."""
+"""Write docs/results.md from benchmarks/results; with --check, say whether the page is current."""
 
 import json
 import statistics
@@ -9,8 +9,8 @@ from typing import Any
 
 FOLDER = Path(__file__).parent
 PAGE = FOLDER / "results.md"
-LINES = FOLDER.parent / "benchmarks" / "results" / "quality.jsonl"
-TEXT = FOLDER / "results-head.md"
+RESULTS = FOLDER.parent / "benchmarks" / "results"
+LINES, TEXT = RESULTS / "quality.jsonl", RESULTS / "head.md"
 DEFAULT = "foreword prefix-tuning (default)"
 TEXTS = ("bare model", "best of 5 instructions in 2 places", "few-shot in context")
 
