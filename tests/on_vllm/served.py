@@ -95,7 +95,6 @@ def serving(
     store: Path,
     log: Path,
     *options: str,
-    command: Sequence[str] = (),
     **variables: str,
 ) -> Iterator[str]:
     """Run a server; yield its address.
@@ -105,12 +104,11 @@ def serving(
         store: the prompts.
         log: where the server writes.
         options: of `vllm serve`, after those of this module.
-        command: another command than `foreword serve --engine vllm`.
         variables: of the environment.
     """
     port = free_port()
     start = [
-        *(command or (sys.executable, "-m", "foreword", "serve", str(model), "--engine", "vllm")),
+        *(sys.executable, "-m", "foreword", "serve", str(model), "--engine", "vllm"),
         *("--prompts", str(store), "--port", str(port), "--served-name", "base", "--"),
         *ENGINE,
         *(() if "--compilation-config" in options else ("--enforce-eager",)),
