@@ -204,8 +204,8 @@ SYSTEMS = (
     ),
     System("PEFT LoRA r=8, best of 2 rates", (5e-4, 2e-3), lora),
     System("foreword prompt-tuning", (None,), foreword("prompt-tuning")),
-    System("foreword prefix-tuning (default)", (None,), foreword("prefix-tuning")),
-    System("foreword context-tuning", (None,), foreword("context-tuning")),
+    System("foreword prefix-tuning", (None,), foreword("prefix-tuning")),
+    System("foreword context-tuning (default)", (None,), foreword("context-tuning")),
 )
 
 

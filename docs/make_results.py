@@ -11,7 +11,7 @@ FOLDER = Path(__file__).parent
 PAGE = FOLDER / "results.md"
 RESULTS = FOLDER.parent / "benchmarks" / "results"
 LINES, TEXT = RESULTS / "quality.jsonl", RESULTS / "head.md"
-DEFAULT = "foreword prefix-tuning (default)"
+DEFAULT = "foreword context-tuning (default)"
 TEXTS = ("bare model", "best of 5 instructions in 2 places", "few-shot in context")
 
 Result = dict[str, Any]

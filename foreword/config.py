@@ -41,6 +41,9 @@ RATES: dict[Method, float] = {
     "context-tuning": 3e-2,
     "multitask": 5e-3,
 }
+NUM_VIRTUAL_TOKENS = 32
+NUM_DEMONSTRATED = 96
+"""P where the prompt starts from rows: room for several."""
 RELATIVE: tuple[Method, ...] = ("prompt-tuning",)
 """Methods whose rate is relative: it is multiplied by the embedding table's root mean square."""
 AUTO: Literal["auto"] = "auto"
@@ -146,16 +149,19 @@ class TrainConfig:
 
     method: Method | None = option(
         None,
-        "how the prompt is learned, see docs/methods.md; default: prefix-tuning, or prompt-tuning "
-        "with --form embeddings",
+        "how the prompt is learned, see docs/methods.md; default: context-tuning where nothing is "
+        "said of the start and rows are short (two fit into 96 tokens), else prefix-tuning, or "
+        "prompt-tuning with --form embeddings",
     )
     form: Form | None = option(
         None,
         "what is learned: 'embeddings' [P, H] or 'key_values' of every layer; default: what "
         "--method learns",
     )
-    num_virtual_tokens: int = option(
-        32, "P, the number of virtual tokens; a multiple of 16 serves best"
+    num_virtual_tokens: int | None = option(
+        None,
+        "P, the number of virtual tokens; a multiple of 16 serves best; default: 32, or 96 for "
+        "context-tuning",
     )
     init: Initialization = option(
         "text",
@@ -250,7 +256,26 @@ class TrainConfig:
         if init == "text" and not self.init_text:
             init = "demonstrations" if method == "context-tuning" else "vocabulary"
         rate = self.learning_rate or (None if method in RELATIVE else RATES[method])
-        return replace(self, method=method, form=FORMS[method], learning_rate=rate, init=init)
+        num_virtual = self.num_virtual_tokens or _num_virtual(method)
+        return replace(
+            self, method=method, form=FORMS[method], learning_rate=rate, init=init,
+            num_virtual_tokens=num_virtual,
+        )  # fmt: skip
+
+    @property
+    def num_virtual(self) -> int:
+        """P: as given, or the method's own."""
+        return self.num_virtual_tokens or _num_virtual(self.method)
+
+    @property
+    def is_start_open(self) -> bool:
+        """Whether nothing is said of what is learned and where it starts."""
+        said = (self.method, self.form, self.init_text, self.num_virtual_tokens)
+        return self.init == "text" and not any(said)
+
+
+def _num_virtual(method: Method | None) -> int:
+    return NUM_DEMONSTRATED if method == "context-tuning" else NUM_VIRTUAL_TOKENS
 
 
 @dataclass(frozen=True)

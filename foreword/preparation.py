@@ -6,6 +6,7 @@ that is trained, facts as plain data. Takes no step and writes no file.
 
 import hashlib
 import json
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from foreword import artifact, encoding, guards, initializers
 from foreword.backbone import Backbone
-from foreword.config import RATES, RELATIVE, EncodingConfig, TrainConfig
+from foreword.config import NUM_DEMONSTRATED, RATES, RELATIVE, EncodingConfig, TrainConfig
 from foreword.data import Example, as_example
 from foreword.encoding import EncodingReport, Row
 from foreword.errors import InputError, UnsupportedError
@@ -28,6 +29,7 @@ from foreword.train_state import ENVIRONMENT
 AnyExample = Example | Row | Mapping[str, Any]
 KINDS: dict[str, Kind] = {"residual": "residual", "prefix-projection": "projection"}
 PROJECTION_SIZE = 512  # Li and Liang 2021, table to text
+MIN_DIFFERENT = 16  # rows, for a prompt that starts from some of them without being told to
 NUM_ROWS_OF_SCALE = 1024  # of the embedding table, evenly spaced; more say the same to three digits
 
 
@@ -41,19 +43,19 @@ def initial_prompt(backbone: Backbone, config: TrainConfig, rows: Sequence[Row] 
     generator = torch.Generator().manual_seed(config.seed)
     table = backbone.embed(torch.arange(backbone.capabilities.vocab_size))
     if config.init == "text":
-        ids = initializers.fit_ids(_text_ids(backbone, config), config.num_virtual_tokens)
+        ids = initializers.fit_ids(_text_ids(backbone, config), config.num_virtual)
         values = backbone.embed(torch.tensor(ids)).float().cpu()
     elif config.init == "vocabulary":
-        values = initializers.vocabulary_embeddings(table, config.num_virtual_tokens, generator)
+        values = initializers.vocabulary_embeddings(table, config.num_virtual, generator)
     elif config.init == "labels":
         answers = [row.input_ids[-row.num_labels :] for row in rows]
-        values = initializers.label_embeddings(table, answers, config.num_virtual_tokens, generator)
+        values = initializers.label_embeddings(table, answers, config.num_virtual, generator)
     elif config.init == "demonstrations":
         places = _demonstrations(rows, config)
         ids = [rows[row].input_ids[position] for row, position in places]
         values = backbone.embed(torch.tensor(ids)).float().cpu()
     else:
-        values = initializers.random_embeddings(table, config.num_virtual_tokens, generator)
+        values = initializers.random_embeddings(table, config.num_virtual, generator)
     return in_form(backbone, SoftPrompt.from_embeddings(values), config)
 
 
@@ -81,7 +83,7 @@ def in_form(backbone: Backbone, prompt: SoftPrompt, config: TrainConfig) -> Soft
 def _demonstrations(rows: Sequence[Row], config: TrainConfig) -> list[tuple[int, int]]:
     if any(row.media is not None for row in rows):
         raise InputError("--init demonstrations takes rows of text; use --init text")
-    return initializers.demonstrations([row.input_ids for row in rows], config.num_virtual_tokens)
+    return initializers.demonstrations([row.input_ids for row in rows], config.num_virtual)
 
 
 def settled(config: TrainConfig, initial: SoftPrompt | None) -> tuple[TrainConfig, list[str]]:
@@ -93,12 +95,36 @@ def settled(config: TrainConfig, initial: SoftPrompt | None) -> tuple[TrainConfi
     if config.method is None and config.form is None:
         config = replace(config, form=initial.form)
     num_virtual, said = initial.num_virtual_tokens, []
-    if num_virtual != config.num_virtual_tokens:
+    if config.num_virtual_tokens not in (None, num_virtual):
         said = [
             f"the prompt to start from has {num_virtual} virtual tokens: so has this one, not "
-            f"{config.num_virtual_tokens}"
+            f"{config.num_virtual}"
         ]
     return replace(config, num_virtual_tokens=num_virtual).resolved(), said
+
+
+def with_start(
+    backbone: Backbone, config: TrainConfig, rows: Sequence[Row], held_out: Sequence[Row]
+) -> tuple[TrainConfig, list[str]]:
+    """Return a configuration whose prompt starts from rows, where they are short, varied text and
+    the base can hide a row from itself, and what there is to say of it; else the one given.
+    """
+    lengths = [len(row.input_ids) for row in (*rows, *held_out)]
+    is_short = 2 * statistics.median(lengths[: len(rows)]) <= NUM_DEMONSTRATED
+    fits = NUM_DEMONSTRATED + max(lengths) <= (backbone.capabilities.context_length or 1 << 30)
+    is_plain = not backbone.capabilities.is_recurrent and backbone.seq2seq is None
+    is_plain &= all(row.media is None for row in rows)
+    # Of few rows, or of one row many times, a row sees too little once its own is hidden.
+    is_varied = len({row.input_ids for row in rows}) >= MIN_DIFFERENT
+    if not (is_short and fits and is_plain and is_varied):
+        return config, []
+    said = (
+        f"starts from the first rows, several of which fit into {NUM_DEMONSTRATED} virtual tokens "
+        "(context-tuning); --init-text or --method says otherwise"
+    )
+    return TrainConfig.resolved(
+        replace(config, method="context-tuning", form=None, num_virtual_tokens=None, init="text")
+    ), [said]
 
 
 def with_rate(backbone: Backbone, config: TrainConfig) -> TrainConfig:
@@ -169,7 +195,7 @@ def _inputs(backbone: Backbone, config: TrainConfig) -> Tensor:
     """Draw what a projection starts from: noise at the embedding table's scale `[P, H]`."""
     generator = torch.Generator().manual_seed(config.seed)
     table = backbone.embed(torch.arange(backbone.capabilities.vocab_size))
-    return initializers.random_embeddings(table, config.num_virtual_tokens, generator)
+    return initializers.random_embeddings(table, config.num_virtual, generator)
 
 
 def _network_size(backbone: Backbone, kind: str) -> int:
@@ -257,14 +283,14 @@ def _context(backbone: Backbone, config: TrainConfig) -> int:
     """
     if backbone.reads_apart or backbone.capabilities.context_length is None:
         return 1 << 30
-    return backbone.capabilities.context_length - config.num_virtual_tokens
+    return backbone.capabilities.context_length - config.num_virtual
 
 
 def _check_pair(backbone: Backbone, row: Row, config: TrainConfig) -> None:
     """Refuse a row whose text does not fit into the encoder, or its labels into the decoder."""
     assert backbone.seq2seq is not None
     is_read = config.resolved().form == "embeddings"
-    encoder, num_virtual = backbone.seq2seq.encoder, config.num_virtual_tokens
+    encoder, num_virtual = backbone.seq2seq.encoder, config.num_virtual
     for what, count, limit, before in (
         ("text", len(row.input_ids) - row.num_labels, encoder.context_length, is_read),
         ("labels", row.num_labels, encoder.decoder_length, not is_read),

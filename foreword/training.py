@@ -201,14 +201,18 @@ def train(
         TrainingError: a gradient that is zero or, going back notwithstanding, not finite.
         StorageError: the state cannot be written; the earlier one is kept.
     """
-    config, said = preparation.settled(config or TrainConfig(), initial)
-    config = preparation.with_rate(backbone, config)
+    config = config or TrainConfig()
+    is_open = config.is_start_open and initial is None
+    config, said = preparation.settled(config, initial)
     encoding_config = encoding_config or EncodingConfig()
     ranks = distributed.join()
     rows, notices = preparation.encode_rows(backbone, examples, config, encoding_config)
     held_out, _ = preparation.encode_rows(backbone, validation, config, encoding_config)
     if not rows:
         raise InputError("no examples to train on; give at least one")
+    if is_open:
+        config, said = preparation.with_start(backbone, config, rows, held_out)
+    config = preparation.with_rate(backbone, config)
     if resume and checkpoint is None:
         raise InputError("resume needs checkpoint, the directory that holds the training state")
     file = Path(checkpoint) / STATE_FILE if checkpoint is not None else None

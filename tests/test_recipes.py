@@ -80,6 +80,60 @@ def test_a_rate_that_is_given_is_taken_as_it_is(backbone: Backbone) -> None:
     assert run(backbone, learning_rate=0.25)[-1].prompt.facts["training"]["learning_rate"] == 0.25
 
 
+MANY = [
+    Row.from_ids(tiny_models.ids(6, seed=seed).tolist(), [7, 9 + seed % 2]) for seed in range(20)
+]
+
+
+def test_where_nothing_is_said_short_rows_are_the_start(backbone: Backbone) -> None:
+    first, last = train(backbone, MANY, TrainConfig(num_steps=2))
+    assert last.prompt.facts["method"] == "context-tuning"
+    assert last.prompt.num_virtual_tokens == 96
+    assert "starts from the first rows" in first.notices[0]
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"num_virtual_tokens": 8},
+        {"method": "prefix-tuning"},
+        {"init": "random"},
+        {"form": "key_values"},
+    ],
+)
+def test_where_something_is_said_of_the_start_it_holds(backbone: Backbone, said: Any) -> None:
+    *_, last = train(backbone, MANY, TrainConfig(num_steps=1, **said))
+    assert last.prompt.facts["method"] == "prefix-tuning"
+    assert last.prompt.num_virtual_tokens == said.get("num_virtual_tokens", 32)
+
+
+def test_long_rows_and_few_rows_are_no_start(backbone: Backbone) -> None:
+    long = [
+        Row.from_ids(tiny_models.ids(60, seed=seed).tolist(), [7], f"row {seed}")
+        for seed in range(20)
+    ]
+    for rows in (long, MANY[:4], MANY[:1] * 20):
+        *_, last = train(backbone, rows, TrainConfig(num_steps=1))
+        assert last.prompt.facts["method"] == "prefix-tuning"
+
+
+def test_recurrent_layers_start_from_vocabulary() -> None:
+    backbone = Backbone(tiny_models.build("mamba2", dtype=torch.float32))
+    *_, last = train(backbone, MANY, TrainConfig(num_steps=1))
+    assert last.prompt.facts["method"] == "prefix-tuning"
+
+
+def test_a_start_from_rows_goes_on_bit_for_bit(backbone: Backbone, tmp_path: Path) -> None:
+    config = TrainConfig(num_steps=4, batch_size=4, save_every=1)
+    *_, calm = train(backbone, MANY, config)
+    events = train(backbone, MANY, config, checkpoint=tmp_path)
+    next(events)
+    next(events)
+    events.close()  # type: ignore[attr-defined]
+    *_, resumed = train(backbone, MANY, config, checkpoint=tmp_path, resume=True)
+    assert resumed.prompt.content_hash == calm.prompt.content_hash
+
+
 def test_the_run_after_a_probe_is_the_run_at_that_rate(backbone: Backbone) -> None:
     found = run(backbone)
     rate = found[-1].prompt.facts["training"]["learning_rate"]
