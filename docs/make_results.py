@@ -47,7 +47,10 @@ def _row(cells: Iterable[str]) -> str:
 
 def _overview(results: list[Result], tasks: list[str], systems: list[str]) -> str:
     lines = _row(["percent", *tasks, "mean"]) + _row(["---"] * (len(tasks) + 2))
-    best = {task: max(filter(None, (_mean(results, task, s) for s in systems))) for task in tasks}
+    best = {}
+    for task in tasks:
+        found = [mean for s in systems if (mean := _mean(results, task, s)) is not None]
+        best[task] = max(found) if len(found) == len(systems) else None
     for system in systems:
         means = [_mean(results, task, system) for task in tasks]
         shown = [
@@ -82,7 +85,8 @@ def _reached(results: list[Result], tasks: list[str], systems: list[str]) -> str
 def _ahead(results: list[Result], task: str, rivals: list[str]) -> str:
     own = _mean(results, task, DEFAULT)
     found = [mean for s in rivals if (mean := _mean(results, task, s)) is not None]
-    return "" if own is None or not found else f"{100 * (own - max(found)):+.1f}"
+    is_whole = len(found) == len(rivals)  # a lead over some of them says nothing
+    return f"{100 * (own - max(found)):+.1f}" if own is not None and is_whole else ""
 
 
 def _time(results: list[Result], task: str, rivals: list[str]) -> str:
