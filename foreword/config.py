@@ -150,7 +150,7 @@ class TrainConfig:
     method: Method | None = option(
         None,
         "how the prompt is learned, see docs/methods.md; default: context-tuning where nothing is "
-        "said of the start and rows are short (two fit into 96 tokens), else prefix-tuning, or "
+        "said of the start and rows are short (at most 96 tokens), else prefix-tuning, or "
         "prompt-tuning with --form embeddings",
     )
     form: Form | None = option(

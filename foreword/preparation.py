@@ -110,7 +110,7 @@ def with_start(
     the base can hide a row from itself, and what there is to say of it; else the one given.
     """
     lengths = [len(row.input_ids) for row in (*rows, *held_out)]
-    is_short = 2 * statistics.median(lengths[: len(rows)]) <= NUM_DEMONSTRATED
+    is_short = statistics.median(lengths[: len(rows)]) <= NUM_DEMONSTRATED
     fits = NUM_DEMONSTRATED + max(lengths) <= (backbone.capabilities.context_length or 1 << 30)
     is_plain = not backbone.capabilities.is_recurrent and backbone.seq2seq is None
     is_plain &= all(row.media is None for row in rows)
@@ -119,7 +119,7 @@ def with_start(
     if not (is_short and fits and is_plain and is_varied):
         return config, []
     said = (
-        f"starts from the first rows, several of which fit into {NUM_DEMONSTRATED} virtual tokens "
+        f"starts from the first rows, as many as fit into {NUM_DEMONSTRATED} virtual tokens "
         "(context-tuning); --init-text or --method says otherwise"
     )
     return TrainConfig.resolved(

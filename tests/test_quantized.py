@@ -18,8 +18,10 @@ from test_training import ROWS, obvious_loss
 
 from foreword import Backbone, SoftPrompt, TrainConfig, train
 from foreword.encoding import collate
+from foreword.methods import Direct
+from foreword.packing import packed
 from foreword.quantized import num_bytes
-from foreword.training import _backward, accumulate, leaves_of
+from foreword.training import _backward, accumulate, leaves_of, read_for
 
 REASON = "needs the extra `bases` (make test-quantized): "
 for library in ("compressed_tensors", "torchao", "bitsandbytes"):
@@ -241,17 +243,19 @@ def test_padded_rows_equal_the_oracle(backbone: Backbone, name: str, form: str) 
     assert apart(found[1, 2:], expected[1]) < LOOSE.get(name, 1e-4)
 
 
+@pytest.mark.parametrize("view", [lambda backbone: backbone, packed], ids=["padded", "in_a_line"])
 @pytest.mark.parametrize("form", ["embeddings", "key_values"])
 def test_the_gradient_is_alive_and_that_of_the_concatenated_form(
-    backbone: Backbone, name: str, form: str
+    backbone: Backbone, name: str, form: str, view: Callable[[Backbone], Backbone]
 ) -> None:
     prompt = prompt_of(backbone, form)
-    ours, theirs = (prompt.trainable() for _ in range(2))
-    states = backbone.read(ours)
+    ours, theirs = Direct.begin(prompt, torch.float32), prompt.trainable()
+    backbone, batches = view(backbone), [collate(ROWS, 0)]
+    states = read_for(backbone, ours, batches)
     leaves = leaves_of(states)
-    accumulate(backbone, leaves, [collate(ROWS, 0)])
+    accumulate(backbone, leaves, batches)
     _backward(states, leaves)
-    obvious_loss(backbone.model, theirs).backward()
+    obvious_loss(backbone.model, theirs, ROWS).backward()
     for mine, obvious in zip(ours.tensors, theirs.tensors, strict=True):
         assert float(mine.grad.norm()) > 0
         assert apart(mine.grad, obvious.grad) < 3 * LOOSE.get(name, 1e-4)

@@ -109,7 +109,7 @@ def test_where_something_is_said_of_the_start_it_holds(backbone: Backbone, said:
 
 def test_long_rows_and_few_rows_are_no_start(backbone: Backbone) -> None:
     long = [
-        Row.from_ids(tiny_models.ids(60, seed=seed).tolist(), [7], f"row {seed}")
+        Row.from_ids(tiny_models.ids(100, seed=seed).tolist(), [7], f"row {seed}")
         for seed in range(20)
     ]
     for rows in (long, MANY[:4], MANY[:1] * 20):
