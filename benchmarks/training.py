@@ -28,7 +28,7 @@ from peft import PrefixTuningConfig, PromptTuningConfig, get_peft_model
 from transformers import TrainerCallback
 from transformers.utils import logging
 
-from foreword import Backbone, EncodingConfig, Example, Row, TrainConfig, train
+from foreword import Backbone, EncodingConfig, Example, Row, TrainConfig, packing, train
 from foreword.encoding import encode_examples
 
 SETTINGS = ("16,20,64", "8,100,64", "8,200,64", "32,100,32")
@@ -184,23 +184,30 @@ def phases(backbone: Backbone, case: Case, form: str) -> str:
 
         return call
 
-    view: Any = copy.copy(backbone)
-    for name, method in (("prefix", "read"), ("rows", "hidden"), ("head", "head")):
-        setattr(view, method, timed(name, getattr(backbone, method)))
-    backward = torch.autograd.backward
-    torch.autograd.backward = timed("backward", backward)
+    places = [
+        (Backbone, "read", "prefix"),
+        (Backbone, "hidden", "rows"),
+        (packing.Lining, "label_states", "rows"),
+        (Backbone, "head", "head"),
+        (torch.autograd, "backward", "backward"),
+    ]
+    before = [getattr(owner, attribute) for owner, attribute, _ in places]
+    for (owner, attribute, name), function in zip(places, before, strict=True):
+        setattr(owner, attribute, timed(name, function))
     try:
         config = TrainConfig(
             form=form, num_virtual_tokens=case.num_virtual, batch_size=case.batch_size,
             num_steps=2, eval_every=0,
         )  # type: ignore[arg-type]  # fmt: skip
-        events = train(view, case.rows, config)
+        events = train(backbone, case.rows, config)
+        seconds.update(dict.fromkeys(seconds, 0.0))  # what was before the first step
         started = clock()
         for _ in events:
             pass
         whole = clock() - started
     finally:
-        torch.autograd.backward = backward
+        for (owner, attribute, _), function in zip(places, before, strict=True):
+            setattr(owner, attribute, function)
     shares = {name: value / whole for name, value in seconds.items()}
     shares["optimizer and rest"] = 1 - sum(shares.values())
     return ", ".join(f"{name} {share:.0%}" for name, share in shares.items())
