@@ -10,24 +10,12 @@ import time
 from typing import Any
 
 import torch
+from quality_systems import ROWS
 from transformers.utils import logging
 
-from foreword import Backbone, EncodingConfig, Example, TrainConfig, train
-from foreword.home_commands import Command, home_commands
+from foreword import Backbone, Example, TrainConfig, train
+from foreword.home_commands import FEW_INTENTS, Command, home_commands
 
-INTENTS = (
-    "HassTurnOn",
-    "HassTurnOff",
-    "HassLightSet",
-    "HassClimateSetTemperature",
-    "HassClimateGetTemperature",
-    "HassSetVolume",
-    "HassMediaPause",
-    "HassShoppingListAddItem",
-    "HassGetWeather",
-    "HassVacuumCleanArea",
-)
-ROWS = EncodingConfig(row_template="<|im_start|>user\n{prompt}<|im_end|>\n<|im_start|>assistant\n")
 TEXT = "Turn a home command into a JSON call with intent and slots."
 RATES = {
     "prompt-tuning": (5e-3,),
@@ -49,7 +37,7 @@ def main(num_steps: int = 20) -> None:
     torch.set_num_threads(1)
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    commands = home_commands(600, 24, 10, intents=INTENTS)
+    commands = home_commands(600, 24, 10, intents=FEW_INTENTS)
     backbone = Backbone.load("smollm2-135m")
     for method, rates in RATES.items():
         start: dict[str, Any] = {"init_text": TEXT, "num_virtual_tokens": 32}

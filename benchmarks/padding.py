@@ -23,7 +23,7 @@ import home_commands as demo
 from foreword import Backbone, SoftPrompt, TrainConfig, train
 from foreword.chat import answers
 from foreword.cli.train import run
-from foreword.home_commands import exact, home_commands, same_intent
+from foreword.home_commands import FEW_INTENTS, exact, home_commands, same_intent
 
 
 def main() -> None:
@@ -35,7 +35,7 @@ def main() -> None:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     backbone = Backbone.load(demo.MODEL)
-    commands = home_commands(1200, 48, 96, intents=demo.INTENTS)
+    commands = home_commands(1200, 48, 96, intents=FEW_INTENTS)
     directory = arguments.prompt or "runs/padding/prompt"
     if arguments.prompt is None:
         config = TrainConfig(

@@ -1,12 +1,12 @@
-"""Six real tasks: the bare model, text, PEFT and foreword, over three seeds.
+"""Seven real tasks: the bare model, text, PEFT and foreword, over three seeds.
 
     python benchmarks/quality.py [--tasks NAME ...] [--systems PART ...] [--seeds 0 1 2]
-    python benchmarks/quality.py --table   # writes docs/results.md from what was measured
+    python docs/make_results.py   # writes docs/results.md from what was measured
 
 One model, one processor thread, the same rows for everybody. Each result is one line of
 benchmarks/results/quality.jsonl, and what is there is not measured again: a run that is stopped
 goes on. Validation rows choose instructions and rates, with the first seed; test rows choose
-nothing. Foreword has one recipe, its defaults, and chooses nothing.
+nothing. Foreword takes its own rates and chooses nothing.
 """
 
 import argparse

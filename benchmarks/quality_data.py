@@ -12,13 +12,13 @@ import subprocess
 import sys
 import tarfile
 import zipfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from foreword import Example
-from foreword.home_commands import home_commands
+from foreword.home_commands import FEW_INTENTS, home_commands
 from foreword.metrics import METRICS, Metric, rouge_l, row_metric
 from foreword.models import cache_folder
 
@@ -32,12 +32,8 @@ SHA256 = {
     EVALS: "0abcb2051303500784b1641a6e4f6b813ed43ad64f879a37d344a6774eb8eb78",
     BIG_BENCH: "1bb398a5512c6d798cdebe0dfa0ac03f67f6033fa6b39c6ef71df978c7cbc5c2",
 }
-INTENTS = (
-    "HassTurnOn", "HassTurnOff", "HassLightSet", "HassClimateSetTemperature",
-    "HassClimateGetTemperature", "HassSetVolume", "HassMediaPause", "HassShoppingListAddItem",
-    "HassGetWeather", "HassVacuumCleanArea",
-)  # fmt: skip
 NUM_VALIDATION = 48
+NUM_TEST = 200  # of classes
 
 
 @dataclass(frozen=True)
@@ -72,7 +68,6 @@ def sarcasm() -> Task:
     """Headlines, sarcastic or serious."""
     labels = {"1": "sarcastic", "0": "serious"}
     rows = [Example(_asked(row), labels[row["ideal"]]) for row in _evals("sarcasm")]
-    train, validation, test = _split(rows, 2000, 200)
     instructions = (
         "Say whether the headline is sarcastic or serious. Answer with one word.",
         "Is this headline from a satirical newspaper or a real one? Answer sarcastic or serious.",
@@ -80,9 +75,7 @@ def sarcasm() -> Task:
         "Classify the news headline. Possible labels: sarcastic, serious. Label:",
         "Answer 'sarcastic' if the headline makes fun of something, otherwise answer 'serious'.",
     )
-    return Task(
-        "sarcasm", "2 classes", METRICS["accuracy"], 8, instructions, 4, train, validation, test
-    )
+    return _of_classes("sarcasm", "2 classes", 8, instructions, 4, rows, 2000)
 
 
 def topics() -> Task:
@@ -93,7 +86,6 @@ def topics() -> Task:
             if "/bbcnews/data/" in name and name.endswith(".txt"):
                 headline = archive.read(name).decode("latin1").splitlines()[0]
                 rows.append(Example(headline, name.split("/")[3]))
-    train, validation, test = _split(rows, 1800, 200)
     listed = ", ".join(sorted({row.completion for row in rows}))
     instructions = (
         f"Name the topic of the headline, one of: {listed}.",
@@ -102,9 +94,7 @@ def topics() -> Task:
         f"Which of the following fits the headline best: {listed}? Write only that word.",
         f"Topics: {listed}. Read the headline and output the right topic without other words.",
     )
-    return Task(
-        "topics", "5 classes", METRICS["accuracy"], 6, instructions, 5, train, validation, test
-    )
+    return _of_classes("topics", "5 classes", 6, instructions, 5, rows, 1800)
 
 
 def intents() -> Task:
@@ -113,9 +103,7 @@ def intents() -> Task:
         Example(row["input"].removeprefix("Utterance: "), _best(row["target_scores"]))
         for row in _big_bench("intent_recognition")
     ]
-    train, validation, test = _split(rows, 445, 200)
-    names = sorted({row.completion for row in rows})
-    listed = ", ".join(names)
+    listed = ", ".join(sorted({row.completion for row in rows}))
     instructions = (
         f"Name the intent of the utterance, one of: {listed}.",
         f"Classify what the user wants. Answer with exactly one of these labels: {listed}.",
@@ -123,9 +111,7 @@ def intents() -> Task:
         f"Which of the following fits the request best: {listed}? Write only its name.",
         f"Labels: {listed}. Read the utterance and output the right label without other words.",
     )
-    return Task(
-        "intents", "7 classes", METRICS["accuracy"], 12, instructions, 7, train, validation, test
-    )
+    return _of_classes("intents", "7 classes", 12, instructions, 7, rows, 445)
 
 
 def question_types() -> Task:
@@ -136,7 +122,6 @@ def question_types() -> Task:
         for row in _big_bench(source)
         if len(row["target"]) == 1
     ]
-    train, validation, test = _split(rows, 2000, 200)
     listed = ", ".join(sorted({row.completion for row in rows}))
     instructions = (
         f"Name the type of the answer, one of: {listed}.",
@@ -145,20 +130,17 @@ def question_types() -> Task:
         f"You label questions by the type of their answer. Allowed labels: {listed}.",
         f"Read the question and the answer in brackets. Output exactly one label of: {listed}.",
     )
-    return Task(
-        "question types", "13 classes", METRICS["accuracy"], 6, instructions, 8,
-        train, validation, test,
-    )  # fmt: skip
+    return _of_classes("question types", "13 classes", 6, instructions, 8, rows, 2000)
 
 
 def commands() -> Task:
     """Home commands to JSON; the test's wordings are of sentence templates that are unseen."""
-    found = home_commands(1200, NUM_VALIDATION, 150, intents=INTENTS)
+    found = home_commands(1200, NUM_VALIDATION, 150, intents=FEW_INTENTS)
     train, validation, test = (
         tuple(Example(command.text, command.call) for command in part)
         for part in (found.train, found.validation, found.test)
     )
-    listed = ", ".join(INTENTS)
+    listed = ", ".join(FEW_INTENTS)
     slots = "name, area, floor, domain, device_class, brightness, color, temperature, item"
     shown = '{"intent": "HassLightSet", "area": "kitchen", "brightness": 40}'
     instructions = (
@@ -200,7 +182,6 @@ def descriptions() -> Task:
 def physics() -> Task:
     """Everyday physics, two choices: known to be beyond a model of this size."""
     rows = [Example(_asked(row), row["ideal"]) for row in _evals("quartz")]
-    train, validation, test = _split(rows, 2000, 200)
     instructions = (
         "Answer the question with the letter of the right option.",
         "Choose A or B. Reply with the letter only.",
@@ -208,10 +189,7 @@ def physics() -> Task:
         "You know physics and nature well. Which option is right, A or B? Give one letter.",
         "Read the situation, think what follows, and answer only A or only B.",
     )
-    return Task(
-        "physics", "2 choices, too hard", METRICS["accuracy"], 4, instructions, 4,
-        train, validation, test,
-    )  # fmt: skip
+    return _of_classes("physics", "2 choices, too hard", 4, instructions, 4, rows, 2000)
 
 
 TASKS: dict[str, Callable[[], Task]] = {
@@ -225,13 +203,24 @@ TASKS: dict[str, Callable[[], Task]] = {
 }
 
 
-def _split(rows: Iterable[Example], num_train: int, num_test: int) -> Sequence[Any]:
-    """Return train, validation and test; no text stands in two of them."""
+def _of_classes(
+    name: str,
+    kind: str,
+    max_new_tokens: int,
+    instructions: tuple[str, str, str, str, str],
+    num_shots: int,
+    rows: Iterable[Example],
+    num_train: int,
+) -> Task:
+    """Return a task of short labels; no text stands in two of its parts."""
     distinct = list({str(row.prompt): row for row in rows}.values())
     random.Random(0).shuffle(distinct)
-    held_out = num_test + NUM_VALIDATION
-    parts = distinct[held_out : held_out + num_train], distinct[num_test:held_out]
-    return *(tuple(part) for part in parts), tuple(distinct[:num_test])
+    held_out = NUM_TEST + NUM_VALIDATION
+    return Task(
+        name, kind, METRICS["accuracy"], max_new_tokens, instructions, num_shots,
+        train=tuple(distinct[held_out : held_out + num_train]),
+        validation=tuple(distinct[NUM_TEST:held_out]), test=tuple(distinct[:NUM_TEST]),
+    )  # fmt: skip
 
 
 def _asked(row: Any) -> str:

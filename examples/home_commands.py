@@ -25,6 +25,7 @@ from foreword.cli.running import run
 from foreword.config import EvalConfig
 from foreword.evaluation import Evaluation, Subject, evaluate
 from foreword.home_commands import (
+    FEW_INTENTS,
     SHORT_INSTRUCTION,
     Command,
     exact,
@@ -39,20 +40,8 @@ FOLDER = Path("runs/home-commands")
 SYSTEM_TURN = "<|im_start|>system\n{}<|im_end|>\n"
 # A row is the user's turn alone: the soft prompt stands where the system turn stood.
 ROWS = EncodingConfig(row_template="<|im_start|>user\n{prompt}<|im_end|>\n<|im_start|>assistant\n")
-INTENTS = (
-    "HassTurnOn",
-    "HassTurnOff",
-    "HassLightSet",
-    "HassClimateSetTemperature",
-    "HassClimateGetTemperature",
-    "HassSetVolume",
-    "HassMediaPause",
-    "HassShoppingListAddItem",
-    "HassGetWeather",
-    "HassVacuumCleanArea",
-)
 START = (
-    f"{SHORT_INSTRUCTION} Intents: {', '.join(INTENTS)}. Slots: name, area, floor, domain, "
+    f"{SHORT_INSTRUCTION} Intents: {', '.join(FEW_INTENTS)}. Slots: name, area, floor, domain, "
     "device_class, brightness, color, temperature, item, volume_level."
 )
 CONFIG = TrainConfig(
@@ -76,7 +65,7 @@ def main(num_steps: int = CONFIG.num_steps or 0, num_test: int = 96) -> None:
         models.resolve(MODEL, progress=status.update)
         backbone = Backbone.load(MODEL)
         status.update("expanding the grammar of home commands")
-        commands = home_commands(1200, min(48, num_test), num_test, intents=INTENTS)
+        commands = home_commands(1200, min(48, num_test), num_test, intents=FEW_INTENTS)
     examples = {
         "train": [as_example(command) for command in commands.train],
         "validation": [as_example(command) for command in commands.validation],
@@ -128,7 +117,7 @@ def write_rows(path: Path, rows: list[Example]) -> None:
 def compare(backbone: Backbone, prompt: SoftPrompt, test: list[Example]) -> list[Evaluation]:
     """Score the bare model, the hand-written instruction and the soft prompt on unseen wordings."""
     # A text is a prompt too: its prefix is computed once, and equals the model fed that text.
-    text = SYSTEM_TURN.format(instruction(INTENTS))
+    text = SYSTEM_TURN.format(instruction(FEW_INTENTS))
     ids = backbone.tokenizer(text, return_tensors="pt").input_ids[0]
     written = SoftPrompt.from_embeddings(backbone.embed(ids))
     subjects = [

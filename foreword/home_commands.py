@@ -77,6 +77,13 @@ INTENTS = (
     "HassGetCurrentTime",
 )  # fmt: skip
 
+FEW_INTENTS = (
+    "HassTurnOn", "HassTurnOff", "HassLightSet", "HassClimateSetTemperature",
+    "HassClimateGetTemperature", "HassSetVolume", "HassMediaPause", "HassShoppingListAddItem",
+    "HassGetWeather", "HassVacuumCleanArea",
+)  # fmt: skip
+"""What a small model learns in minutes."""
+
 SLOTS = (
     "name", "area", "floor", "domain", "device_class", "hours", "minutes", "seconds",
     "start_hours", "start_minutes", "start_seconds", "item", "media_class", "search_query",

@@ -122,9 +122,10 @@ def with_start(
         f"starts from the first rows, as many as fit into {NUM_DEMONSTRATED} virtual tokens "
         "(context-tuning); --init-text or --method says otherwise"
     )
-    return TrainConfig.resolved(
-        replace(config, method="context-tuning", form=None, num_virtual_tokens=None, init="text")
-    ), [said]
+    open_start = replace(
+        config, method="context-tuning", form=None, num_virtual_tokens=None, init="text"
+    )
+    return open_start.resolved(), [said]
 
 
 def with_rate(backbone: Backbone, config: TrainConfig) -> TrainConfig:
