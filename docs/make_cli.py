@@ -3,6 +3,7 @@
 import sys
 from pathlib import Path
 
+from page import write_or_check
 from typer.main import get_command
 from typer.testing import CliRunner
 
@@ -27,17 +28,5 @@ def render() -> str:
     return "".join(parts)
 
 
-def main() -> int:
-    """Write or check the page."""
-    page = render()
-    if "--check" in sys.argv[1:]:
-        if PAGE.read_text() != page:
-            print("docs/cli.md is not what the commands say; run: make docs")
-            return 1
-        return 0
-    PAGE.write_text(page)
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(write_or_check(PAGE, render(), "is not what the commands say; run: make docs"))

@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from page import write_or_check
+
 FOLDER = Path(__file__).parent
 PAGE = FOLDER / "results.md"
 RESULTS = FOLDER.parent / "benchmarks" / "results"
@@ -139,17 +141,5 @@ def _size(num_bytes: int) -> str:
     return f"{num_bytes / 1000:,.1f} kB" if num_bytes else ""
 
 
-def main() -> int:
-    """Write or check the page."""
-    page = render()
-    if "--check" in sys.argv[1:]:
-        if PAGE.read_text() != page:
-            print("docs/results.md is not what was measured; run: make docs")
-            return 1
-        return 0
-    PAGE.write_text(page)
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(write_or_check(PAGE, render(), "is not what was measured; run: make docs"))

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 import transformers
+from page import write_or_check
 
 from foreword.loading import model_class
 
@@ -82,12 +83,7 @@ def main() -> int:
     page = PAGE.read_text()
     before, rest = page.split(BEGIN)
     new = before + table() + rest.split(END)[1]
-    if "--check" not in sys.argv[1:]:
-        PAGE.write_text(new)
-    elif new != page:
-        print("docs/systems.md has other sizes; run: python docs/make_systems.py")
-        return 1
-    return 0
+    return write_or_check(PAGE, new, "has other sizes; run: python docs/make_systems.py")
 
 
 if __name__ == "__main__":
