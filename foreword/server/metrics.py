@@ -9,9 +9,7 @@ from typing import Any
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from foreword.engine import Engine
-
-MAX_LABELS = 256
-SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
+from foreword.server.labels import SECONDS, Labels
 
 
 class Metrics:
@@ -25,7 +23,7 @@ class Metrics:
     def __init__(self, model: str, engine: Engine) -> None:
         self.registry = CollectorRegistry()
         self._model, self._engine = model, engine
-        self._labels: set[str] = set()
+        self._labels = Labels()
         own = ("model_name", "soft_prompt")
         self._prompt_tokens = self._counter("prompt_tokens", "tokens given", own)
         self._new_tokens = self._counter("generation_tokens", "tokens answered", own)
@@ -55,20 +53,13 @@ class Metrics:
         self._queries = self._counter("prefix_cache_queries", "tokens looked up", ("model_name",))
         self._hits = self._counter("prefix_cache_hits", "tokens not read again", ("model_name",))
 
-    def label(self, soft_prompt: str) -> str:
-        """Return the label of a served name; "other" where there are too many."""
-        if soft_prompt not in self._labels and len(self._labels) >= MAX_LABELS:
-            return "other"
-        self._labels.add(soft_prompt)
-        return soft_prompt
-
     def refused(self, reason: str) -> None:
         """Count a request that was not taken on."""
         self._refused.labels(self._model, reason).inc()
 
     def ended(self, soft_prompt: str, facts: dict[str, Any]) -> None:
         """Count a call that was answered; `facts` are those of the log."""
-        labels = self._model, self.label(soft_prompt)
+        labels = self._model, self._labels.of(soft_prompt)
         self._prompt_tokens.labels(*labels).inc(facts["prompt_tokens"])
         self._new_tokens.labels(*labels).inc(facts["new_tokens"])
         self._queries.labels(self._model).inc(facts["prompt_tokens"])

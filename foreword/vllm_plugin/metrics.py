@@ -10,8 +10,7 @@ from typing import Any
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Histogram
 
-MAX_LABELS = 256
-SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
+from foreword.server.labels import SECONDS, Labels
 
 
 class Metrics:
@@ -23,7 +22,7 @@ class Metrics:
     """
 
     def __init__(self, model: str, registry: CollectorRegistry = REGISTRY) -> None:
-        self._model, self._labels = model, set[str]()
+        self._model, self._labels = model, Labels()
         own = ("model_name", "soft_prompt")
 
         def counter(name: str, text: str, labels: Sequence[str] = own) -> Counter:
@@ -44,13 +43,6 @@ class Metrics:
         self._first = histogram("time_to_first_token_seconds", "seconds to a stream's first token")
         self._whole = histogram("e2e_request_latency_seconds", "seconds of a whole request")
 
-    def label(self, soft_prompt: str) -> str:
-        """Return the label of a served name; "other" where there are too many."""
-        if soft_prompt not in self._labels and len(self._labels) >= MAX_LABELS:
-            return "other"
-        self._labels.add(soft_prompt)
-        return soft_prompt
-
     def refused(self) -> None:
         """Count a request that was not taken on."""
         self._refused.labels(self._model, "invalid").inc()
@@ -64,7 +56,7 @@ class Metrics:
         first_token_seconds: float | None,
     ) -> None:
         """Count a request that was answered."""
-        labels = self._model, self.label(soft_prompt)
+        labels = self._model, self._labels.of(soft_prompt)
         details = usage.get("prompt_tokens_details") or {}
         self._prompt_tokens.labels(*labels).inc(usage.get("prompt_tokens", 0))
         self._virtual_tokens.labels(*labels).inc(details.get("virtual_tokens", 0))
