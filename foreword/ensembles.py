@@ -57,10 +57,16 @@ def vote(
         InputError: no prompts. MismatchError: a prompt of another base.
     """
     for found in _batches(backbone, prompts, texts, batch_size, max_new_tokens, options):
-        for own in found:
-            counts = Counter(answer.text.strip() for answer in own)
-            best = max(own, key=lambda answer: counts[answer.text.strip()])  # the first of equals
-            yield Vote(best, counts[best.text.strip()] / len(own), own)
+        yield from map(majority, found)
+
+
+def majority(answers: Sequence[Answer]) -> Vote:
+    """Return what most of several prompts' answers to one text are; white space around them does
+    not count.
+    """
+    counts = Counter(answer.text.strip() for answer in answers)
+    best = max(answers, key=lambda answer: counts[answer.text.strip()])  # the first of equals
+    return Vote(best, counts[best.text.strip()] / len(answers), tuple(answers))
 
 
 def averaged(
@@ -77,17 +83,25 @@ def averaged(
         InputError: no prompts, or prompts that encode rows differently. MismatchError: a prompt of
             another base.
     """
-    configs = {chat.encoding_of(prompt) for prompt in prompts}
-    if len(configs) > 1:
-        raise InputError(
-            "the prompts were trained on rows that are encoded differently, so their answers are "
-            "not of the same tokens: use vote, which compares texts"
-        )
+    check_alike(prompts)
     mean = LogitsProcessorList([_Mean(len(prompts))])
     options = {"do_sample": False, "logits_processor": mean}
     for found in _batches(backbone, prompts, texts, batch_size, max_new_tokens, options):
         for own in found:
             yield own[0]
+
+
+def check_alike(prompts: Sequence[SoftPrompt | Prefix]) -> None:
+    """Refuse to average prompts that encode rows differently.
+
+    Raises:
+        InputError: they do.
+    """
+    if len({chat.encoding_of(prompt) for prompt in prompts}) > 1:
+        raise InputError(
+            "the prompts were trained on rows that are encoded differently, so their answers are "
+            "not of the same tokens: use a vote, which compares texts"
+        )
 
 
 def _batches(

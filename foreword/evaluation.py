@@ -2,34 +2,32 @@
 instruction.
 
 In: a backbone, subjects to compare, examples. Out: for each subject its answers and scores with
-intervals, and what it does to text that has nothing to do with its task. Draws no table and writes
-no file.
+intervals. Draws no table and writes no file.
 """
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib.resources import files
 from typing import Any
 
 import torch
 
-from foreword import chat, encoding
+from foreword import chat, encoding, ensembles
 from foreword.backbone import Backbone
 from foreword.chat import Answer, Text
 from foreword.config import EncodingConfig, EvalConfig, ResamplingConfig
 from foreword.data import Example
 from foreword.encoding import Row
-from foreword.errors import DataError, InputError, UnsupportedError
+from foreword.errors import DataError, InputError
 from foreword.loss import score_labels
 from foreword.metrics import METRICS, Metric, Outcome
 from foreword.passes import padding_id
 from foreword.prefix import Prefix
 from foreword.prompt import SoftPrompt
-from foreword.scores import Score, difference, score
+from foreword.scores import Score, score
 
 NO_LIMIT = 1 << 30
-WINDOW = 128  # tokens of unrelated text that are read at once
 _DEFAULTS = EvalConfig()
 _RESAMPLING = ResamplingConfig()
 
@@ -43,17 +41,38 @@ class Subject:
         prompt: the soft prompt, if any.
         instruction: a system turn before every example, if any.
         encoding: how examples become ids; default: the prompt's own, else the chat template.
+        members: prompts that answer together, by the mean of their probabilities; such a subject
+            has nothing else, and its rows are encoded as its members' training rows were.
+
+    Raises:
+        InputError: members that encode rows differently, or something else beside them.
     """
 
     name: str
     prompt: SoftPrompt | Prefix | None = None
     instruction: str | None = None
     encoding: EncodingConfig | None = None
+    members: tuple[SoftPrompt | Prefix, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.members and (self.prompt or self.instruction or self.encoding):
+            raise InputError("members answer as they are: give no prompt, instruction or encoding")
+        ensembles.check_alike(self.members)
+
+    @property
+    def prompts(self) -> tuple[SoftPrompt | Prefix | None, ...]:
+        """What stands before the text: one prompt or none, or several together."""
+        return self.members or (self.prompt,)
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether a prompt stands before the text."""
+        return self.prompts != (None,)
 
     @property
     def config(self) -> EncodingConfig:
         """How its examples become ids."""
-        return self.encoding or chat.encoding_of(self.prompt)
+        return self.encoding or chat.encoding_of(self.prompts[0])
 
 
 @dataclass(frozen=True)
@@ -107,7 +126,7 @@ def evaluate(
     rows = _rows(backbone, subject, asked)
     outcomes = [Outcome(example.completion) for example in examples]
     if any(metric.needs_loss for metric in metrics):
-        losses = label_losses(backbone, subject.prompt, rows, config)
+        losses = mixed_losses(backbone, subject.prompts, rows, config)
         pairs = zip(outcomes, losses, strict=True)
         outcomes = [replace(o, loss=loss, num_labels=labels) for o, (loss, labels) in pairs]
     found: list[Answer] = []
@@ -129,15 +148,50 @@ def _answers(
     config: EvalConfig,
     options: Mapping[str, Any],
 ) -> Any:
-    return chat.answers(
-        backbone,
-        subject.prompt,
-        [example.prompt for example in asked],
-        subject.config,
-        batch_size=config.batch_size,
-        max_new_tokens=config.max_new_tokens,
-        **options,
+    texts = [example.prompt for example in asked]
+    limits: Any = {"batch_size": config.batch_size, "max_new_tokens": config.max_new_tokens}
+    if subject.members:
+        return ensembles.averaged(backbone, subject.members, texts, **limits, **options)
+    return chat.answers(backbone, subject.prompt, texts, subject.config, **limits, **options)
+
+
+def voted(
+    name: str,
+    results: Sequence[Evaluation],
+    metrics: Sequence[Metric],
+    resampling: ResamplingConfig = _RESAMPLING,
+) -> Evaluation:
+    """Let the subjects of several results on the same examples vote on each answer; a vote has no
+    probabilities, so only metrics of answers score it.
+
+    Raises:
+        InputError: no metric reads answers.
+    """
+    check_vote(metrics)
+    votes = map(ensembles.majority, zip(*(result.answers for result in results), strict=True))
+    answers = tuple(vote.answer for vote in votes)
+    outcomes = tuple(
+        Outcome(example.expected, answer.text)
+        for example, answer in zip(results[0].outcomes, answers, strict=True)
     )
+    judges = [metric for metric in metrics if not metric.needs_loss]
+    scores = {metric.name: score(metric, outcomes, resampling) for metric in judges}
+    members = tuple(p for result in results for p in result.subject.prompts if p is not None)
+    seconds = sum(result.seconds for result in results)
+    return Evaluation(Subject(name, members=members), scores, answers, outcomes, seconds)
+
+
+def check_vote(metrics: Sequence[Metric]) -> None:
+    """Refuse a vote where no metric reads answers: then none are given.
+
+    Raises:
+        InputError: there is none.
+    """
+    if all(metric.needs_loss for metric in metrics):
+        raise InputError(
+            "a vote is taken over answers, and the metrics read none: add exact or another metric "
+            "of answers (--metrics), or take --ensemble average"
+        )
 
 
 def read_as(backbone: Backbone, subject: Subject, prompt: Text) -> Any:
@@ -146,7 +200,7 @@ def read_as(backbone: Backbone, subject: Subject, prompt: Text) -> Any:
     A soft prompt reads what it was trained on. The bare model and an instruction get a chat turn
     where the tokenizer has a chat template, else plain text with the instruction before it.
     """
-    is_trained = subject.prompt is not None and subject.instruction is None
+    is_trained = subject.is_trained and subject.instruction is None
     if is_trained or subject.config.row_template:
         return prompt
     if not getattr(backbone.tokenizer, "chat_template", None):
@@ -163,7 +217,7 @@ def _rows(backbone: Backbone, subject: Subject, asked: Sequence[Example]) -> lis
     if backbone.tokenizer is None:
         raise InputError("text needs a tokenizer; give the backbone one")
     config = replace(subject.config, max_length=None, truncate=False)
-    limit = _room(backbone, subject.prompt)
+    limit = min(room(backbone, prompt) for prompt in subject.prompts)
     rows, _ = encoding.encode_examples(
         asked,
         backbone.tokenizer,
@@ -181,7 +235,7 @@ def _rows(backbone: Backbone, subject: Subject, asked: Sequence[Example]) -> lis
     return rows
 
 
-def _room(backbone: Backbone, prompt: SoftPrompt | Prefix | None) -> int:
+def room(backbone: Backbone, prompt: SoftPrompt | Prefix | None) -> int:
     """Return how many real tokens fit behind a prompt."""
     num_virtual = prompt.num_virtual_tokens if prompt is not None else 0
     if backbone.reads_apart or backbone.capabilities.context_length is None:
@@ -196,87 +250,32 @@ def label_losses(
     config: EvalConfig = _DEFAULTS,
 ) -> list[tuple[float, int]]:
     """Return for each row the loss of its labels together, in nats, and their number."""
+    return mixed_losses(backbone, (prompt,), rows, config)
+
+
+def mixed_losses(
+    backbone: Backbone,
+    prompts: Sequence[SoftPrompt | Prefix | None],
+    rows: Sequence[Row],
+    config: EvalConfig = _DEFAULTS,
+) -> list[tuple[float, int]]:
+    """Return the same of the mean, over prompts, of each label's probability."""
     order = sorted(range(len(rows)), key=lambda index: len(rows[index].input_ids))
     found: dict[int, tuple[float, int]] = {}
     for start in range(0, len(rows), config.batch_size):
         part = order[start : start + config.batch_size]
         batch = encoding.collate([rows[index] for index in part], padding_id(backbone))
         with torch.no_grad():
-            scores = score_labels(backbone, backbone.batch_of(prompt, len(part)), batch)
+            scores = [
+                score_labels(backbone, backbone.batch_of(prompt, len(part)), batch)
+                for prompt in prompts
+            ]
+        losses = torch.stack([one.losses.double().cpu() for one in scores])
+        mixed = math.log(len(prompts)) - (-losses).logsumexp(dim=0)
         sums = torch.zeros(len(part), dtype=torch.float64)
-        sums.index_add_(0, scores.rows.cpu(), scores.losses.double().cpu())
+        sums.index_add_(0, scores[0].rows.cpu(), mixed)
         found |= {
             index: (total, rows[index].num_labels)
             for index, total in zip(part, sums.tolist(), strict=True)
         }
     return [found[index] for index in range(len(rows))]
-
-
-@dataclass(frozen=True)
-class Forgetting:
-    """The mean loss of a token of unrelated text, in nats.
-
-    Attributes:
-        without: of the bare model.
-        behind: with the prompt before it.
-        change: what the prompt adds, paired by windows of the text.
-    """
-
-    without: Score
-    behind: Score
-    change: Score
-
-
-def unrelated_text() -> str:
-    """Return the text that comes with foreword: short notes on everyday things, in English."""
-    return files("foreword").joinpath("unrelated.txt").read_text(encoding="utf-8")
-
-
-def forgetting(
-    backbone: Backbone,
-    prompt: SoftPrompt | Prefix,
-    text: str,
-    config: EvalConfig = _DEFAULTS,
-    resampling: ResamplingConfig = _RESAMPLING,
-) -> Forgetting:
-    """Measure what a prompt does to text that has nothing to do with its task.
-
-    The text is read in windows of at most 128 tokens; a window's first token is not scored.
-
-    Raises:
-        InputError: less than two tokens of text. UnsupportedError: an encoder-decoder, which
-            answers texts and continues none.
-    """
-    if backbone.reads_apart:
-        raise UnsupportedError(
-            f"{backbone.capabilities.model_type} answers texts and continues none; leave the "
-            "forgetting check out (--unrelated none)"
-        )
-    rows = _windows(backbone, text, min(WINDOW, _room(backbone, prompt)))
-    without, behind = (
-        _score_rows(backbone, one, rows, config, resampling) for one in (None, prompt)
-    )
-    return Forgetting(without, behind, difference(behind, without, resampling))
-
-
-def _score_rows(
-    backbone: Backbone,
-    prompt: SoftPrompt | Prefix | None,
-    rows: Sequence[Row],
-    config: EvalConfig,
-    resampling: ResamplingConfig,
-) -> Score:
-    losses = label_losses(backbone, prompt, rows, config)
-    outcomes = [Outcome("", loss=loss, num_labels=count) for loss, count in losses]
-    return score(METRICS["loss"], outcomes, resampling)
-
-
-def _windows(backbone: Backbone, text: str, size: int) -> list[Row]:
-    if backbone.tokenizer is None:
-        raise InputError("text needs a tokenizer; give the backbone one")
-    ids = backbone.tokenizer(text, verbose=False)["input_ids"]
-    parts = [ids[start : start + size] for start in range(0, len(ids), size)]
-    rows = [Row(tuple(part), len(part) - 1, "unrelated text") for part in parts if len(part) > 1]
-    if not rows:
-        raise InputError(f"expected at least 2 tokens of unrelated text, got {len(ids)}")
-    return rows

@@ -59,15 +59,15 @@ def draw_scores(path: str, results: "Sequence[Evaluation]", metrics: "Sequence[M
     """Draw a panel for each metric: a bar for each subject with its interval."""
     figure = _figure(path, (1.5 + 3.2 * len(metrics), 1.2 + 0.45 * len(results)))
     names = [result.subject.name for result in results]
-    colors = [COLORS[result.subject.prompt is None] for result in results]
+    colors = [COLORS[not result.subject.is_trained] for result in results]
     panels = figure.subplots(1, len(metrics), sharey=True, squeeze=False)[0]
     for panel, metric in zip(panels, metrics, strict=True):
         scale = 100 if metric.is_share else 1
-        scores = [result.scores[metric.name] for result in results]
-        # Labels by position: two subjects may end alike once they are shortened.
-        panel.barh(range(len(names)), [scale * s.value for s in scores], color=colors)
+        scores = [result.scores.get(metric.name) for result in results]
+        # Labels by position: two subjects may end alike once shortened. A vote has no loss.
+        panel.barh(range(len(names)), [scale * s.value if s else 0 for s in scores], color=colors)
         for row, score in enumerate(scores):
-            if score.has_interval:
+            if score and score.has_interval:
                 ends = [scale * score.low, scale * score.high]
                 panel.plot(ends, [row, row], color="black", linewidth=1.2)
         unit = "%" if metric.is_share else "nats"

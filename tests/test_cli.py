@@ -16,7 +16,7 @@ import torch
 from tiny_tokenizer import tiny_tokenizer
 from typer.testing import CliRunner
 
-from foreword import Backbone, Row, SoftPrompt, TrainConfig, evaluation, train, training
+from foreword import Backbone, Row, SoftPrompt, TrainConfig, forgetting, train, training
 from foreword.cli import app, chat, main
 from foreword.cli.running import run
 from foreword.config import SamplingConfig
@@ -116,7 +116,7 @@ def test_generate_answers_the_bare_model_too(model: str) -> None:
 def test_eval_compares_bare_model_instruction_and_prompt(
     trained: str, data: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(evaluation, "unrelated_text", lambda: "x" * 200)
+    monkeypatch.setattr(forgetting, "unrelated_text", lambda: "x" * 200)
     said = evaluated("eval", "--prompt", trained, "--data", data, "--instruction", "Repeat.")
     names = [row["subject"] for row in said["results"]]
     assert names == ["bare model", "instruction", "soft prompt"]
@@ -175,6 +175,41 @@ def test_compare_lays_prompts_beside_each_other(
     changes = [row["differences"]["loss"]["value"] for row in said["results"][1:]]
     assert changes == pytest.approx([value - values[0] for value in values[1:]])
     assert png.read_bytes().startswith(b"\x89PNG")
+
+
+def test_compare_lets_prompts_answer_together(trained: str, data: str, tmp_path: Path) -> None:
+    other, png = str(tmp_path / "other"), tmp_path / "scores.png"
+    prompt = SoftPrompt.load(trained)
+    prompt.replaced([3 * tensor for tensor in prompt.tensors]).save(other)
+    base = ["compare", trained, other, trained + "/", "--data", data, "--predictions"]
+    told = str(tmp_path / "told.jsonl")
+    vote = evaluated(*base, told, "--ensemble", "vote", "--png", str(png))["results"][3]
+    assert vote["subject"] == "vote of 3" and vote["scores"].keys() == {"exact"}
+    first = json.loads(Path(told).read_text().splitlines()[0])["answers"]
+    assert first["vote of 3"] == first[trained]  # two of three
+    assert png.read_bytes()[:4] == b"\x89PNG"
+    mean = evaluated(*base, told, "--ensemble", "average")["results"]
+    losses = [row["scores"]["loss"]["value"] for row in mean]
+    assert mean[3]["subject"] == "average of 3" and losses[3] <= sum(losses[:3]) / 3  # Jensen
+    said = invoke(*base, told, "--ensemble", "vote", *QUICK)
+    assert re.search(r"vote of 3 *│ *- *│", said)
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        ([], "needs two prompts or more"),
+        (["{trained}/", "--metrics", "loss"], "a vote is taken over answers"),
+    ],
+)
+def test_a_vote_needs_prompts_and_answers(  # type: ignore[no-untyped-def]
+    trained: str, data: str, extra: list[str], message: str, monkeypatch, capsys
+) -> None:
+    more = [part.format(trained=trained) for part in extra]
+    said = fails(
+        monkeypatch, capsys, "compare", trained, *more, "--data", data, "--ensemble", "vote"
+    )
+    assert message in said
 
 
 def test_compare_shows_differences_against_the_first(trained: str, data: str) -> None:

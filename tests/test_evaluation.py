@@ -15,8 +15,10 @@ from tiny_tokenizer import tiny_tokenizer
 
 from foreword import Backbone, EncodingConfig, Example, SoftPrompt
 from foreword.config import EvalConfig, ResamplingConfig
+from foreword.ensembles import averaged, vote
 from foreword.errors import DataError, InputError, UnsupportedError
-from foreword.evaluation import Subject, evaluate, forgetting, read_as, unrelated_text
+from foreword.evaluation import Subject, evaluate, read_as, voted
+from foreword.forgetting import forgetting, unrelated_text
 from foreword.inspection import attention_received
 from foreword.metrics import METRICS, row_metric
 
@@ -166,3 +168,48 @@ def test_the_page_on_evaluation_runs(
     exec(code, {"backbone": model, "prompt": soft_prompt(model)})
     value, low, high, _ = capsys.readouterr().out.split()
     assert float(low) <= float(value) <= float(high)
+
+
+def three(model: Backbone) -> tuple[SoftPrompt, ...]:
+    facts = {"encoding": {"row_template": "{prompt}"}}
+    values = soft_prompt(model).embeddings
+    return tuple(SoftPrompt.from_embeddings(values * scale, facts=facts) for scale in (1, 5, 25))
+
+
+def test_prompts_together_are_scored_by_their_mean_probability() -> None:
+    model = backbone()
+    prompts = three(model)
+    metrics = (METRICS["loss"], METRICS["exact"])
+    found = evaluate(model, Subject("mean", members=prompts), EXAMPLES, metrics, SHORT, FAST)
+    for outcome, example in zip(found.outcomes, EXAMPLES, strict=True):
+        ids = [*model.tokenizer(f"{example.prompt}{example.completion}").input_ids]
+        ids.append(model.tokenizer.eos_token_id)
+        rows = [oracle.row_logits(model.model, one, torch.tensor(ids))[:-1] for one in prompts]
+        mean = torch.stack(rows).softmax(-1).mean(0)
+        losses = -mean.log().gather(-1, torch.tensor(ids[1:])[:, None]).squeeze(-1)
+        assert outcome.loss == pytest.approx(losses[-outcome.num_labels :].sum().item(), rel=1e-9)
+    texts = [example.prompt for example in EXAMPLES]
+    assert found.answers == tuple(averaged(model, prompts, texts, max_new_tokens=3))
+
+
+def test_a_vote_over_results_is_the_vote_of_their_prompts() -> None:
+    model = backbone()
+    prompts = three(model)
+    metrics = (METRICS["loss"], METRICS["exact"])
+    alone = [
+        evaluate(model, Subject(str(index), prompt), EXAMPLES, metrics, SHORT, FAST)
+        for index, prompt in enumerate(prompts)
+    ]
+    found = voted("vote", alone, metrics, FAST)
+    expected = list(vote(model, prompts, [e.prompt for e in EXAMPLES], max_new_tokens=3))
+    assert list(found.answers) == [one.answer for one in expected]
+    assert found.subject.members == prompts and found.scores.keys() == {"exact"}
+
+
+def test_members_answer_as_they_are() -> None:
+    model = backbone()
+    with pytest.raises(InputError, match="give no prompt, instruction or encoding"):
+        Subject("both", prompt=soft_prompt(model), members=three(model))
+    other = SoftPrompt.from_embeddings(soft_prompt(model).embeddings)
+    with pytest.raises(InputError, match="encoded differently"):
+        Subject("two", members=(*three(model), other))

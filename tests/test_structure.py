@@ -18,8 +18,8 @@ ORDER = [
     "processors", "loading", "backbone", "recomputation", "compilation", "sharding", "lines",
     "label_layer", "packing", "guards", "loss", "methods", "train_state", "preparation", "probing",
     "distributed", "passes", "validation", "run", "memory", "training", "recipes", "curves", "chat",
-    "ensembles", "metrics", "scores", "evaluation", "inspection", "plots", "harness", "doctor",
-    "sampling", "slots", "state_cache", "request", "alone", "rows", "engine", "server",
+    "ensembles", "metrics", "scores", "evaluation", "forgetting", "inspection", "plots", "harness",
+    "doctor", "sampling", "slots", "state_cache", "request", "alone", "rows", "engine", "server",
     "vllm_plugin", "cli",
 ]  # fmt: skip
 

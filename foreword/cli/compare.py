@@ -1,13 +1,15 @@
 """`foreword compare`: prompts, an instruction and the bare model in one table and one picture."""
 
 import json
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from foreword.cli import options, subjects
 from foreword.config import DataConfig, EvalConfig, ResamplingConfig
 from foreword.errors import InputError
+
+Ensemble = Literal["vote", "average"]
 
 
 @options.from_configs(DataConfig, EvalConfig, ResamplingConfig)
@@ -21,6 +23,13 @@ def command(
     data: options.Data,
     model: options.Model = None,
     instruction: options.Instruction = None,
+    ensemble: Annotated[
+        Ensemble | None,
+        typer.Option(
+            help="also let the prompts answer together: the answer that most give, or one decoded "
+            "from the mean of their probabilities"
+        ),
+    ] = None,
     png: Annotated[str | None, typer.Option(help="draw the scores into this PNG file")] = None,
     predictions: options.Predictions = None,
     as_json: options.AsJson = False,
@@ -30,28 +39,38 @@ def command(
     Example: foreword compare first-prompt second-prompt --data test.jsonl --png scores.png
     """
     from foreword.data import read_examples
-    from foreword.evaluation import Subject
+    from foreword.evaluation import Subject, check_vote, voted
     from foreword.metrics import choose
     from foreword.prompt import SoftPrompt
 
     if len(set(prompts)) < len(prompts):
         raise InputError("a prompt was given twice; give each directory once")
+    if ensemble and len(prompts) < 2:
+        raise InputError(f"--ensemble {ensemble} needs two prompts or more, got {prompts[0]} alone")
     if png:
         from foreword import plots
 
         plots.check(png)
     examples = read_examples(data, columns)[: config.limit]
     choice = choose(config.metrics, [example.completion for example in examples])
+    if ensemble == "vote":
+        check_vote(choice.metrics)
     written = options.text_of(instruction, "--instruction") if instruction else None
     loaded = {name: SoftPrompt.load(name) for name in prompts}
     backbone, _ = options.load(model, prompts[0])
     for prompt in loaded.values():
         backbone.compile(prompt)  # refuses a wrong base by name, before anything runs
     asked = [Subject(name, prompt=prompt) for name, prompt in loaded.items()]
+    together = f"{ensemble} of {len(prompts)}"
+    if ensemble == "average":
+        asked.append(Subject(together, members=tuple(loaded.values())))
     if written is not None:
         asked.append(Subject("instruction", instruction=written))
     asked.append(Subject("bare model"))
     results = subjects.ask(backbone, asked, examples, choice, config, resampling)
+    if ensemble == "vote":
+        members = results[: len(prompts)]
+        results.insert(len(prompts), voted(together, members, choice.metrics, resampling))
     if predictions:
         subjects.write_predictions(predictions, examples, results, choice.metrics)
     if png:

@@ -9,7 +9,7 @@ from foreword.cli import options, subjects
 from foreword.config import DataConfig, EvalConfig, ResamplingConfig
 
 if TYPE_CHECKING:
-    from foreword.evaluation import Forgetting
+    from foreword.forgetting import Forgetting
 
 
 @options.from_configs(DataConfig, EvalConfig, ResamplingConfig)
@@ -35,7 +35,8 @@ def command(
     Example: foreword eval --prompt my-prompt --data test.jsonl --instruction "Answer in JSON."
     """
     from foreword.data import read_examples
-    from foreword.evaluation import Subject, forgetting, unrelated_text
+    from foreword.evaluation import Subject
+    from foreword.forgetting import forgetting, unrelated_text
     from foreword.metrics import choose
 
     examples = read_examples(data, columns)[: config.limit]

@@ -4,7 +4,7 @@ In: subjects and examples. Out: tables, JSON, and a file of predictions for read
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -69,6 +69,15 @@ def shown(score: "Score", metric: "Metric", *, is_difference: bool = False) -> s
     return f"{number(score.value)}{unit} [{number(score.low)}, {number(score.high)}]"
 
 
+def _cell(scores: "Mapping[str, Score]", metric: "Metric", *, is_difference: bool = False) -> str:
+    """Return a metric's score as a table has it; a vote has no loss."""
+    if metric.name not in scores:
+        return "-"
+    score = scores[metric.name]
+    is_marked = is_difference and score.excludes_zero
+    return shown(score, metric, is_difference=is_difference) + (" *" if is_marked else "")
+
+
 def scores_table(
     results: "Sequence[Evaluation]", metrics: "Sequence[Metric]", resampling: ResamplingConfig
 ) -> Table:
@@ -77,7 +86,7 @@ def scores_table(
     title = f"{count} examples; in brackets {share:.0%} bootstrap intervals"
     table = Table("subject", *(metric.name for metric in metrics), "seconds", title=title)
     for result in results:
-        scores = [shown(result.scores[metric.name], metric) for metric in metrics]
+        scores = [_cell(result.scores, metric) for metric in metrics]
         table.add_row(result.subject.name, *scores, f"{result.seconds:.1f}")
     return table
 
@@ -91,11 +100,7 @@ def differences_table(
     table = Table("subject", *(metric.name for metric in metrics), title=title)
     for result in results[1:]:
         found = differences(results[0], result, resampling)
-        cells = [
-            shown(found[metric.name], metric, is_difference=True)
-            + (" *" if found[metric.name].excludes_zero else "")
-            for metric in metrics
-        ]
+        cells = [_cell(found, metric, is_difference=True) for metric in metrics]
         table.add_row(result.subject.name, *cells)
     return table
 

@@ -1,0 +1,93 @@
+"""What a prompt does to text that has nothing to do with its task.
+
+In: a backbone, a prompt, a text. Out: the mean loss of the text's tokens without the prompt and
+behind it, and the paired change. Draws no table and reads no file but the text that comes along.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+
+from foreword.backbone import Backbone
+from foreword.config import EvalConfig, ResamplingConfig
+from foreword.encoding import Row
+from foreword.errors import InputError, UnsupportedError
+from foreword.evaluation import label_losses, room
+from foreword.metrics import METRICS, Outcome
+from foreword.prefix import Prefix
+from foreword.prompt import SoftPrompt
+from foreword.scores import Score, difference, score
+
+WINDOW = 128  # tokens of unrelated text that are read at once
+_DEFAULTS = EvalConfig()
+_RESAMPLING = ResamplingConfig()
+
+
+@dataclass(frozen=True)
+class Forgetting:
+    """The mean loss of a token of unrelated text, in nats.
+
+    Attributes:
+        without: of the bare model.
+        behind: with the prompt before it.
+        change: what the prompt adds, paired by windows of the text.
+    """
+
+    without: Score
+    behind: Score
+    change: Score
+
+
+def unrelated_text() -> str:
+    """Return the text that comes with foreword: short notes on everyday things, in English."""
+    return files("foreword").joinpath("unrelated.txt").read_text(encoding="utf-8")
+
+
+def forgetting(
+    backbone: Backbone,
+    prompt: SoftPrompt | Prefix,
+    text: str,
+    config: EvalConfig = _DEFAULTS,
+    resampling: ResamplingConfig = _RESAMPLING,
+) -> Forgetting:
+    """Measure what a prompt does to text that has nothing to do with its task.
+
+    The text is read in windows of at most 128 tokens; a window's first token is not scored.
+
+    Raises:
+        InputError: less than two tokens of text. UnsupportedError: an encoder-decoder, which
+            answers texts and continues none.
+    """
+    if backbone.reads_apart:
+        raise UnsupportedError(
+            f"{backbone.capabilities.model_type} answers texts and continues none; leave the "
+            "forgetting check out (--unrelated none)"
+        )
+    rows = _windows(backbone, text, min(WINDOW, room(backbone, prompt)))
+    without, behind = (
+        _score_rows(backbone, one, rows, config, resampling) for one in (None, prompt)
+    )
+    return Forgetting(without, behind, difference(behind, without, resampling))
+
+
+def _score_rows(
+    backbone: Backbone,
+    prompt: SoftPrompt | Prefix | None,
+    rows: Sequence[Row],
+    config: EvalConfig,
+    resampling: ResamplingConfig,
+) -> Score:
+    losses = label_losses(backbone, prompt, rows, config)
+    outcomes = [Outcome("", loss=loss, num_labels=count) for loss, count in losses]
+    return score(METRICS["loss"], outcomes, resampling)
+
+
+def _windows(backbone: Backbone, text: str, size: int) -> list[Row]:
+    if backbone.tokenizer is None:
+        raise InputError("text needs a tokenizer; give the backbone one")
+    ids = backbone.tokenizer(text, verbose=False)["input_ids"]
+    parts = [ids[start : start + size] for start in range(0, len(ids), size)]
+    rows = [Row(tuple(part), len(part) - 1, "unrelated text") for part in parts if len(part) > 1]
+    if not rows:
+        raise InputError(f"expected at least 2 tokens of unrelated text, got {len(ids)}")
+    return rows
