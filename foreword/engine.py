@@ -7,7 +7,6 @@ oracle would choose them whatever else is in the batch. One thread calls `step`;
 """
 
 import logging
-import threading
 from collections import deque
 from collections.abc import Sequence
 
@@ -15,21 +14,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from foreword import alone, arguments, layout, releases, sampling
+from foreword import sampling
 from foreword.alone import Alone
 from foreword.backbone import Backbone
-from foreword.errors import BusyError, InputError, UnsupportedError
+from foreword.errors import InputError, UnsupportedError
 from foreword.request import Handle, PromptSource, Request
+from foreword.row_pass import Ready, RowPasses, joined
 from foreword.rows import EngineLimits, Row
 from foreword.sampling import Choice
-from foreword.slots import Pass, Slots
+from foreword.slots import Slots
 from foreword.state_cache import Known, StateCache
+from foreword.waiting import Waiting
 
 log = logging.getLogger("foreword.engine")
-MAX_FAILURES = 8  # of passes one after the other, before the model itself is taken for broken
-
-
-Ready = tuple[list[Row], Tensor]  # rows that have read everything, and their logits [B, V]
 
 
 class Engine:
@@ -47,24 +44,27 @@ class Engine:
                 "Backbone.generate"
             )
         self.backbone, self.limits = backbone, limits or EngineLimits()
-        self.max_length = _max_length(backbone, self.limits)
         self.slots = Slots(backbone.capabilities.num_layers)
         self.states = StateCache(self.limits.max_state_bytes)
         self.rows: list[Row] = []  # the first `num_decoding` decode, the others read
         self.num_decoding = 0
         self.num_prompt_tokens = self.num_reused_tokens = self.num_new_tokens = 0
         self._turns: deque[Row] = deque()  # of the rows that read
-        self._waiting: deque[Handle] = deque()
-        self._waiting_alone: deque[Handle] = deque()
+        self._waiting = Waiting(backbone.capabilities, self.limits)
+        self.passes = RowPasses(backbone, self.slots)
         self._alone: Alone | None = None  # under way
-        self._lock = threading.Lock()
-        self._num_failures = self._num_compiled = 0
+        self._num_compiled = 0
         self._has_said_alone = False
 
     @property
     def num_waiting(self) -> int:
         """Requests that wait for a row, or for their turn alone."""
-        return len(self._waiting) + len(self._waiting_alone)
+        return len(self._waiting)
+
+    @property
+    def max_length(self) -> int:
+        """Tokens of one request, virtual, given and new ones together."""
+        return self._waiting.max_length
 
     @property
     def has_work(self) -> bool:
@@ -82,28 +82,7 @@ class Engine:
             InputError: ids that the model does not have, or more tokens than it takes.
             BusyError: too many requests wait, or too large ones.
         """
-        for request in requests:
-            self.check(request)
-        call = object()
-        handles = [Handle(request, call) for request in requests]
-        with self._lock:
-            if self.num_waiting + len(handles) > self.limits.max_waiting:
-                raise BusyError(
-                    f"{self.num_waiting} requests wait already, of {self.limits.max_waiting} at "
-                    "most; try again later"
-                )
-            if self._media_bytes(requests) > self.limits.max_media_bytes:
-                raise BusyError("requests with images or sounds wait already; try again later")
-            for handle in handles:
-                is_alone = alone.is_needed(self.backbone.capabilities, handle)
-                (self._waiting_alone if is_alone else self._waiting).append(handle)
-        return handles
-
-    def _media_bytes(self, requests: Sequence[Request]) -> int:
-        """Return the size of media and of all that waits; several answers may share one."""
-        ours = [request.media for request in requests]
-        waiting = [handle.request.media for handle in self._waiting_alone] if any(ours) else []
-        return sum({id(one): one.num_bytes for one in (*ours, *waiting) if one}.values())
+        return self._waiting.add(requests)
 
     def check(self, request: Request) -> None:
         """Refuse a request that cannot be served.
@@ -111,38 +90,7 @@ class Engine:
         Raises:
             InputError: names what is wrong.
         """
-        size = self.backbone.capabilities.vocab_size
-        if not request.ids or not 0 <= min(request.ids) <= max(request.ids) < size:
-            raise InputError(f"expected at least one id, each from 0 to {size - 1}")
-        self._check_media(request)
-        if request.sampling.logit_bias and not (
-            0 <= min(request.sampling.logit_bias) <= max(request.sampling.logit_bias) < size
-        ):
-            raise InputError(f"logit_bias: expected ids from 0 to {size - 1}")
-        virtual = request.prompt.num_virtual_tokens if request.prompt else 0
-        total = virtual + len(request.ids) + request.max_new_tokens
-        if total > self.max_length or request.max_new_tokens < 0:
-            raise InputError(
-                f"{len(request.ids)} tokens, {virtual} virtual ones and {request.max_new_tokens} "
-                f"new ones make {total}; at most {self.max_length} are served"
-            )
-        real = len(request.ids) + request.max_new_tokens
-        arguments.check_length(self.backbone.capabilities, real, virtual)
-
-    def _check_media(self, request: Request) -> None:
-        if request.media is not None:
-            if request.media.num_bytes > self.limits.max_media_bytes:
-                raise InputError(
-                    f"the images or sounds take {request.media.num_bytes} bytes; at most "
-                    f"{self.limits.max_media_bytes} are served"
-                )
-            return
-        for modality in self.backbone.capabilities.modalities:
-            if modality.token_id in request.ids:
-                raise InputError(
-                    f"id {modality.token_id} stands for an {modality.name}, and there is none; "
-                    "leave it out of the text"
-                )
+        self._waiting.check(request)
 
     def step(self) -> bool:
         """Bring every request one step further; return whether there is more to do.
@@ -177,32 +125,15 @@ class Engine:
 
         Prompts whose state is computed first count as what one step reads.
         """
-        self._drop_cancelled()
+        self._waiting.drop_cancelled()
         self._num_compiled = 0
         while self._num_compiled < self.limits.chunk_tokens:
-            if (handle := self._next()) is None:
+            if (handle := self._waiting.next_for_row(self._has_room_for)) is None:
                 return
             try:
                 self._start(handle)
             except Exception as error:
                 handle.fail(error)
-
-    def _drop_cancelled(self) -> None:
-        with self._lock:
-            cancelled = []
-            for queue in (self._waiting, self._waiting_alone):
-                found = [handle for handle in queue if handle.is_cancelled]
-                for handle in found:
-                    queue.remove(handle)
-                cancelled += found
-        for handle in cancelled:
-            handle.end("cancelled")
-
-    def _next(self) -> Handle | None:
-        with self._lock:
-            if not self._waiting or not self._has_room_for(self._waiting[0]):
-                return None
-            return self._waiting.popleft()
 
     def _has_room_for(self, handle: Handle) -> bool:
         if not self.rows:
@@ -270,12 +201,12 @@ class Engine:
 
     def _decode(self) -> Ready | None:
         """Read the last id of every row that answers."""
-        return self._forward(self.rows[: self.num_decoding], 1)
+        return self.passes.read(self.rows[: self.num_decoding], 1)
 
     def _read(self) -> Ready | None:
         """Read a chunk of the prompts whose turn it is; those that end decode from now on."""
         rows, limit = self._next_to_read()
-        read = self._forward(rows, limit)
+        read = self.passes.read(rows, limit)
         for row in rows:
             self._turns.remove(row)
             if row.num_unread and not row.is_over:
@@ -329,80 +260,12 @@ class Engine:
         self.rows[row.index], self.rows[other.index] = row, other
         self.num_decoding += 1
 
-    def _forward(self, rows: list[Row], limit: int) -> Ready | None:
-        """Let rows read up to `limit` tokens each; where the model fails, each of them alone, so
-        that the culprit alone fails.
-        """
-        if not rows:
-            return None
-        try:
-            ready = self._pass(rows, limit)
-        except Exception as error:
-            self._num_failures += 1
-            if self._num_failures > MAX_FAILURES:
-                raise
-            if len(rows) == 1:
-                log.warning("a request failed in the model: %s", type(error).__name__)
-                rows[0].handle.fail(error)
-                return None
-            parts = [part for row in rows if (part := self._forward([row], limit)) is not None]
-            return _joined(parts)
-        self._num_failures = 0
-        return ready
-
-    def _pass(self, rows: list[Row], limit: int) -> Ready | None:
-        """Run the model once; return the rows that have read everything."""
-        counts = [min(row.num_unread, limit) for row in rows]
-        current = Pass([row.index for row in rows], [row.num_held for row in rows], counts)
-        hidden = self._hidden(
-            current, [row.ids[row.num_read : row.num_read + n] for row, n in _zip(rows, counts)]
-        )
-        for index, row in enumerate(rows):
-            if row.handle.request.num_prompt_logprobs is not None:
-                self._report(row, hidden[index, : counts[index]])
-        done = [index for index, row in enumerate(rows) if row.num_unread == counts[index]]
-        if current.num_new == 1 and len(done) == len(rows):
-            logits = self.backbone.head(hidden[:, 0])
-        elif done:
-            logits = self.backbone.head(torch.stack([hidden[i, counts[i] - 1] for i in done]))
-        for row, count in _zip(rows, counts):
-            row.num_read += count
-        return ([rows[index] for index in done], logits) if done else None
-
-    def _hidden(self, current: Pass, ids: list[list[int]]) -> Tensor:
-        """Return the last hidden states `[B, T, H]` of one pass."""
-        backbone, num_new = self.backbone, current.num_new
-        padded = [row + row[-1:] * (num_new - len(row)) for row in ids]
-        positions = current.positions(backbone.device)
-        masks = layout.place_in_slots(
-            positions, current.width, backbone.capabilities, backbone.dtype, is_even=current.is_even
-        )
-        self.slots.begin(current, positions)
-        with releases.grouped_heads(backbone.device.type == "cpu" and num_new > 1):
-            output = backbone.decoder(
-                input_ids=torch.tensor(padded, device=backbone.device),
-                position_ids=positions,
-                attention_mask=masks,
-                past_key_values=self.slots.cache,
-                use_cache=True,
-            )
-        hidden: Tensor = output.last_hidden_state
-        return hidden
-
-    def _report(self, row: Row, hidden: Tensor) -> None:
-        """Note the log-probability of each id that followed the ones just read."""
-        following = row.handle.request.ids[row.num_read + 1 : row.num_read + 1 + len(hidden)]
-        if following:
-            logits = self.backbone.head(hidden[: len(following)])
-            chosen = torch.tensor(following, device=logits.device)
-            num_top = row.handle.request.num_prompt_logprobs or 0
-            row.handle.prompt_logprobs += sampling.report(logits, chosen, num_top)
-
     # Alone --------------------------------------------------------------------------------------
 
     def _advance_alone(self) -> None:
         """Bring the request that is served alone one id further; the next one follows its end."""
-        if self._alone is None and (handle := self._next_alone()) is not None:
+        if self._alone is None and (handle := self._waiting.next_alone()) is not None:
+            self._say_alone()
             self._alone = Alone(self.backbone, handle)
             self.num_prompt_tokens += len(handle.request.ids)
         if self._alone is not None:
@@ -411,25 +274,19 @@ class Engine:
             self.num_new_tokens += len(self._alone.handle.choices) - num_before
             self._alone = None if self._alone.is_over else self._alone
 
-    def _next_alone(self) -> Handle | None:
-        with self._lock:
-            if not self._waiting_alone:
-                return None
-            handle = self._waiting_alone.popleft()
+    def _say_alone(self) -> None:
         if not self._has_said_alone:
             self._has_said_alone = True
             family = self.backbone.capabilities.model_type
             log.warning("%s: requests that cannot be batched exactly are served alone", family)
-        return handle
 
     # Sample and retire --------------------------------------------------------------------------
 
     def _sample(self, *ready: Ready | None) -> None:
         """Choose the next id of every row that has read everything."""
-        joined = _joined([part for part in ready if part is not None])
-        if joined is None:
+        if (found := joined(ready)) is None:
             return
-        rows, logits = joined
+        rows, logits = found
         for row in rows:
             _ask_constraint(row)
         choices = _choose(rows, logits)
@@ -450,7 +307,7 @@ class Engine:
             self._remember(row)
             self._free(row)
             self._pass_on(row.twins)
-        if not self.rows and not self._waiting:
+        if not self.rows and not self._waiting.is_row_awaited:
             self.slots.release()
 
     def _remember(self, row: Row) -> None:
@@ -514,18 +371,3 @@ def _choose(rows: list[Row], logits: Tensor) -> list[Choice | None]:
             rows[0].handle.fail(error)
             return [None]
         return [_choose([row], logits[i : i + 1])[0] for i, row in enumerate(rows)]
-
-
-def _joined(parts: list[Ready]) -> Ready | None:
-    if len(parts) < 2:
-        return parts[0] if parts else None
-    return [row for part in parts for row in part[0]], torch.cat([part[1] for part in parts])
-
-
-def _zip(rows: Sequence[Row], counts: Sequence[int]) -> list[tuple[Row, int]]:
-    return list(zip(rows, counts, strict=True))
-
-
-def _max_length(backbone: Backbone, limits: EngineLimits) -> int:
-    known = (limits.max_length, backbone.capabilities.context_length, limits.max_slots)
-    return min(length for length in known if length is not None)

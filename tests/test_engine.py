@@ -50,13 +50,13 @@ def is_empty(engine: Engine) -> bool:
 
 def counted(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Note how many ids each pass of the model reads."""
-    real, counts = engine._hidden, []
+    real, counts = engine.passes.hidden, []
 
     def hidden(current: Any, ids: list[list[int]]) -> Any:
         counts.append(sum(map(len, ids)))
         return real(current, ids)
 
-    monkeypatch.setattr(engine, "_hidden", hidden)
+    monkeypatch.setattr(engine.passes, "hidden", hidden)
     return counts
 
 
@@ -472,14 +472,14 @@ def test_numbers_that_are_not_finite_end_one_request_and_leave_no_trace(
 
 
 def broken_at(engine: Engine, monkeypatch: pytest.MonkeyPatch, poison: int | None) -> None:
-    real = engine._hidden
+    real = engine.passes.hidden
 
     def hidden(current: Any, ids: list[list[int]]) -> Any:
         if poison is None or any(poison in row for row in ids):
             raise RuntimeError("out of memory")
         return real(current, ids)
 
-    monkeypatch.setattr(engine, "_hidden", hidden)
+    monkeypatch.setattr(engine.passes, "hidden", hidden)
 
 
 @pytest.mark.parametrize("when", ["read", "decoded"])

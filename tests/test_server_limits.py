@@ -311,14 +311,14 @@ def test_a_request_that_breaks_the_model_fails_alone(
     server = Server(backbone, None, config())
     engine = server.worker.engine
     poison = serving.TOKENIZER("Z")["input_ids"][0]
-    real = engine._hidden
+    real = engine.passes.hidden
 
     def hidden(current: Any, ids: list[list[int]]) -> Any:
         if any(poison in row for row in ids):
             raise RuntimeError("secret text")
         return real(current, ids)
 
-    monkeypatch.setattr(engine, "_hidden", hidden)
+    monkeypatch.setattr(engine.passes, "hidden", hidden)
     with running(server) as address, httpx.Client(base_url=address, timeout=60) as client:
         with concurrent.futures.ThreadPoolExecutor(6) as pool:
             prompts = ["hi", "Z", "say yes", "ZZ", "hello"]

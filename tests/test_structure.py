@@ -19,8 +19,8 @@ ORDER = [
     "label_layer", "packing", "guards", "loss", "methods", "train_state", "preparation", "probing",
     "distributed", "passes", "validation", "run", "memory", "training", "recipes", "curves", "chat",
     "ensembles", "metrics", "scores", "evaluation", "forgetting", "inspection", "plots", "harness",
-    "doctor", "sampling", "slots", "state_cache", "request", "alone", "rows", "engine", "server",
-    "vllm_plugin", "cli",
+    "doctor", "sampling", "slots", "state_cache", "request", "alone", "rows", "waiting",
+    "row_pass", "engine", "server", "vllm_plugin", "cli",
 ]  # fmt: skip
 
 
