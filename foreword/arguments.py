@@ -4,6 +4,7 @@ In: the arguments of `generate` and `logits`. Out: nothing, or one line that say
 what to use instead. Knows nothing of prompts.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
@@ -119,3 +120,16 @@ def refuse_options(kwargs: dict[str, Any], default_config: Any) -> None:
     for name, (neutral, reason) in REFUSED_SETTINGS.items():
         if kwargs.get(name, getattr(config, name, None)) not in neutral:
             raise UnsupportedError(f"generate({name}=...): {reason}")
+
+
+def num_rows(given: Mapping[str, Any]) -> int:
+    """Return the rows of what an encoder-decoder model is given, whichever of it is there.
+
+    Raises:
+        InputError: nothing that has rows.
+    """
+    for value in given.values():
+        first = value[0] if isinstance(value, tuple | Mapping) and len(value) else value
+        if isinstance(first, Tensor) and first.ndim > 1:
+            return first.shape[0]
+    raise InputError(f"no rows are given; got {sorted(given) or 'nothing'}")

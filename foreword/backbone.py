@@ -6,40 +6,31 @@ transformers is behind this class, in `capabilities`, `layout`, `caches` and `ge
 ids, not text.
 """
 
-import copy
-import threading
-from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import Module
-from transformers.cache_utils import Cache
-from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from foreword import (
     arguments,
-    cache_layers,
-    caches,
+    ends,
     generation,
     identity,
     loading,
     media_proof,
     models,
-    one_pass,
     proof,
     quantized,
-    recurrent,
-    releases,
     seq2seq_generation,
     view,
 )
 from foreword.capabilities import Capabilities, inspect_model
+from foreword.compiled import Compiled
+from foreword.decoder import Decoder
 from foreword.encoding import Batch
-from foreword.errors import InputError, MismatchError, UnsupportedError
-from foreword.media import Reading, split_media
-from foreword.placeholders import Turn
+from foreword.errors import InputError, UnsupportedError
+from foreword.media import split_media
 from foreword.prefix import Prefix, PrefixBatch, no_prefixes
 from foreword.prompt import SoftPrompt
 from foreword.seq2seq import Seq2Seq
@@ -79,11 +70,14 @@ class Backbone:
         self.tokenizer = tokenizer if tokenizer is not None else _tokenizer_of(processor)
         self.name = name or getattr(hf_model, "name_or_path", "") or hf_model.config.model_type
         self.revision: str | None = getattr(hf_model.config, "_commit_hash", None)
-        self._compiled: OrderedDict[str, Prefix] = OrderedDict()
-        self._lock = threading.Lock()
+        self._compiled = Compiled(NUM_COMPILED)
         self._fingerprint: dict[str, Any] | None = None
         self._one_token: States | None = None
-        self._embedding_scale = self._measure_scale()
+        self._embedding_scale = (
+            self.seq2seq.embedding_scale
+            if self.seq2seq
+            else ends.decoder_scale(hf_model, self.capabilities)
+        )
         self._is_media_proved = self.capabilities.is_tested
         # Set where layers are gathered on the way back by what reaches their output (`sharding`).
         self.tie: Callable[[States, Tensor], States] | None = None
@@ -138,6 +132,11 @@ class Backbone:
         return getattr(self.model, self.capabilities.decoder)
 
     @property
+    def _passes(self) -> Decoder:
+        """The decoder's own passes; of this very `model`, which a view of the backbone replaces."""
+        return Decoder(self.model, self.capabilities)
+
+    @property
     def device(self) -> torch.device:
         """Where inputs go."""
         return torch.device(self.model.device)
@@ -179,20 +178,15 @@ class Backbone:
             return prompt
         self.check(prompt)
         key = prompt.content_hash
-        with self._lock:
-            if key in self._compiled:
-                self._compiled.move_to_end(key)
-                return self._compiled[key]
-        with torch.no_grad():
-            states = self.read(prompt).map(Tensor.clone)
-        # A prefix is a state of this very model, whatever its prompt's file says.
-        base = {"name": self.name, "revision": self.revision, "fingerprint": self.fingerprint()}
-        prefix = Prefix(states, key, dict(prompt.facts) | {"base": base})
-        with self._lock:
-            self._compiled[key] = prefix
-            while len(self._compiled) > NUM_COMPILED:
-                self._compiled.popitem(last=False)
-        return prefix
+
+        def compute() -> Prefix:
+            with torch.no_grad():
+                states = self.read(prompt).map(Tensor.clone)
+            # A prefix is a state of this very model, whatever its prompt's file says.
+            base = {"name": self.name, "revision": self.revision, "fingerprint": self.fingerprint()}
+            return Prefix(states, key, dict(prompt.facts) | {"base": base})
+
+        return self._compiled.get(key, compute)
 
     def read(self, prompt: SoftPrompt) -> States:
         """Return every layer's state, with gradient to the prompt."""
@@ -206,19 +200,7 @@ class Backbone:
         """Run the decoder over embeddings `[P, H]`; return each layer's state."""
         if self.seq2seq:
             return self.seq2seq.read_alone(embeddings)
-        arguments.check_length(self.capabilities, 0, len(embeddings))
-        cache = caches.uncached(no_prefixes(1), self.capabilities)
-        tokens = {"inputs_embeds": embeddings[None]}
-        if self.capabilities.virtual_id is not None:
-            ids = torch.full((1, len(embeddings)), self.capabilities.virtual_id, device=self.device)
-            looked_up = self.decoder.embed_tokens_per_layer(ids)
-            num_layers = self.decoder.config.num_hidden_layers
-            tokens["per_layer_inputs"] = looked_up.unflatten(-1, (num_layers, -1))
-        hidden = self._decode(no_prefixes(1), cache, None, None, **tokens)
-        layers = tuple(
-            tuple(tensor[0] for tensor in cache_layers.state_of(layer)) for layer in cache.layers
-        )
-        states = States(layers, len(embeddings))
+        states, hidden = self._passes.read_alone(embeddings)
         return self.tie(states, hidden) if self.tie is not None else states
 
     def generate(
@@ -249,7 +231,7 @@ class Backbone:
         if input_ids is None and isinstance(kwargs.get("inputs"), Tensor):
             input_ids = kwargs.pop("inputs")
         if kwargs.get("assistant_model") is not None:
-            kwargs["assistant_model"] = self._assistant(kwargs["assistant_model"])
+            kwargs["assistant_model"] = _assistant(kwargs["assistant_model"])
         if self.seq2seq:
             return self._generate_seq2seq(prompt, input_ids, attention_mask, kwargs)
         inputs = input_ids if input_ids is not None else kwargs.get("inputs_embeds")
@@ -280,7 +262,9 @@ class Backbone:
         """
         if self.seq2seq:
             given = {"input_ids": input_ids} | media
-            batch = self.batch_of(prompt, _num_rows(given), needs_grad=torch.is_grad_enabled())
+            batch = self.batch_of(
+                prompt, arguments.num_rows(given), needs_grad=torch.is_grad_enabled()
+            )
             return self.head(self.seq2seq.hidden(batch, input_ids, attention_mask, media))
         arguments.check_inputs(input_ids, self.capabilities.vocab_size)
         assert input_ids is not None
@@ -323,27 +307,7 @@ class Backbone:
         media: Mapping[str, Tensor],
     ) -> Tensor:
         """Return the last hidden states `[B, T, H]` without a look at what was given."""
-        cache = caches.uncached(batch, self.capabilities)
-        longest = input_ids.shape[1] if attention_mask is None else int(attention_mask.sum(1).max())
-        arguments.check_length(
-            self.capabilities, longest, batch.num_slots, is_cached=batch.num_slots > 0
-        )
-        if self.capabilities.is_recurrent:
-            return self._decode_shifted(batch, cache, attention_mask, input_ids, media)
-        reading = self._read_media(batch, attention_mask, input_ids, media)
-        return self._decode(batch, cache, attention_mask, reading, input_ids=input_ids)
-
-    def _read_media(
-        self,
-        batch: PrefixBatch,
-        attention_mask: Tensor | None,
-        input_ids: Tensor,
-        media: Mapping[str, Tensor],
-    ) -> Reading | None:
-        if not self.capabilities.modalities:
-            return None
-        turn = Turn(input_ids, attention_mask, 0, 0, batch.num_virtual, None)
-        return one_pass.read_media(self.model, self.capabilities, turn, media)
+        return self._passes.hidden(batch, input_ids, attention_mask, media)
 
     def label_states(self, prefixes: PrefixBatch, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """Return the hidden states before labels `[N, H]`, the labels `[N]` and rows `[N]`."""
@@ -360,39 +324,11 @@ class Backbone:
         is_label = is_label[:, 1:]
         return hidden[:, :-1][is_label], input_ids[:, 1:][is_label], is_label.nonzero()[:, 0]
 
-    def _decode_shifted(
-        self,
-        batch: PrefixBatch,
-        cache: Cache,
-        attention_mask: Tensor | None,
-        input_ids: Tensor,
-        media: Mapping[str, Tensor],
-    ) -> Tensor:
-        """Run one pass whose padding stands behind each row, where recurrent layers cannot see it
-        in time; return `[B, T, H]` in the order given.
-        """
-        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        order = recurrent.shift_left(mask.to(input_ids.device))
-        ids, mask = input_ids.gather(1, order), mask.to(order.device).gather(1, order)
-        # A pass of a single token writes into the states, which a gradient may still need.
-        ids, mask = (torch.nn.functional.pad(t, (0, ids.shape[1] == 1)) for t in (ids, mask))
-        reading = self._read_media(batch, mask, ids, media)
-        hidden = self._decode(batch, cache, mask, reading, input_ids=ids)
-        back = order.argsort(dim=1)[..., None].expand(-1, -1, hidden.shape[-1])
-        return hidden.gather(1, back)
-
     def head(self, hidden: Tensor) -> Tensor:
         """Turn hidden states `[..., H]` into logits `[..., V]` with the model's own head, scale and
         soft cap.
         """
-        decoder = _Given(hidden.reshape(1, -1, hidden.shape[-1]), self.decoder)
-        head = copy.copy(self.model)
-        head.__dict__["_modules"] = dict(self.model._modules) | {self.capabilities.decoder: decoder}
-        given: dict[str, Any] = {"inputs_embeds": decoder.hidden}
-        if self.seq2seq:
-            given = {"decoder_inputs_embeds": decoder.hidden, "encoder_outputs": (decoder.hidden,)}
-        logits = type(self.model).forward(head, **given, use_cache=False).logits
-        return logits.reshape(*hidden.shape[:-1], logits.shape[-1])  # type: ignore[no-any-return]
+        return ends.logits(self.model, self.capabilities, hidden)
 
     def batch_of(
         self, prompt: Prompt | Sequence[Prompt], num_rows: int, *, needs_grad: bool = False
@@ -432,20 +368,8 @@ class Backbone:
         elif input_ids is not None:
             is_ids = not input_ids.is_floating_point()
             kwargs["decoder_input_ids" if is_ids else self.seq2seq.encoder.input_name] = input_ids
-        batch = self.batch_of(prompt, _num_rows({"input_ids": input_ids} | kwargs))
+        batch = self.batch_of(prompt, arguments.num_rows({"input_ids": input_ids} | kwargs))
         return seq2seq_generation.generate(self.seq2seq, batch, input_ids, attention_mask, kwargs)
-
-    @staticmethod
-    def _assistant(assistant: Any) -> Any:
-        """Return a view of an assistant, whose sliding layers can then take candidates back."""
-        model = assistant.model if isinstance(assistant, Backbone) else assistant
-        try:
-            capabilities = inspect_model(model)
-        except UnsupportedError:
-            return model  # what it proposes is verified anyway
-        if capabilities.encoder:
-            return model
-        return view.view(model, capabilities, no_prefixes(1), (0,))
 
     def _prefix(self, prompt: Prompt, needs_grad: bool) -> Prefix | None:
         if prompt is None:
@@ -472,12 +396,8 @@ class Backbone:
         self._check_fingerprint(prompt.facts)
 
     def _check_width(self, embeddings: Tensor, facts: Mapping[str, Any]) -> None:
-        found = embeddings.shape[1]
-        if found != self.capabilities.hidden_size:
-            raise MismatchError(
-                f"the prompt has hidden size {found}, {self.name} has "
-                f"{self.capabilities.hidden_size}; it was made for {identity.base_name(facts)}"
-            )
+        size = self.capabilities.hidden_size
+        identity.check_width(embeddings.shape[1], size, self.name, facts)
 
     def _check_fingerprint(self, facts: Mapping[str, Any]) -> None:
         if (facts.get("base") or {}).get("fingerprint") is not None:
@@ -495,43 +415,6 @@ class Backbone:
                 self._one_token = self.read_embeddings(token)
         return self._one_token
 
-    def _measure_scale(self) -> float:
-        """Find what the model multiplies the embeddings of ids by, and not given ones."""
-        if self.seq2seq:
-            return self.seq2seq.embedding_scale
-        scale = getattr(self.decoder.config, "embedding_multiplier", None)
-        if scale in (None, 1):
-            return 1.0
-        ids = torch.arange(4, device=self.device)[None]  # several: that of padding may be zeros
-        with torch.no_grad():
-            given = self.model.get_input_embeddings()(ids)
-            expected = self.decoder(input_ids=ids, use_cache=False).last_hidden_state
-            plain, scaled = (
-                self.decoder(inputs_embeds=given * by, use_cache=False).last_hidden_state
-                for by in (1.0, float(scale))
-            )
-        is_plain = (plain - expected).norm() <= (scaled - expected).norm()
-        return 1.0 if is_plain else float(scale)
-
-    def _decode(
-        self,
-        batch: PrefixBatch,
-        cache: Cache,
-        attention_mask: Tensor | None,
-        reading: Reading | None = None,
-        **tokens: Tensor,
-    ) -> Tensor:
-        """Run the decoder without its head over one pass of tokens and return `[B, T, H]`."""
-        given = tokens["input_ids"] if "input_ids" in tokens else tokens["inputs_embeds"]
-        placed = one_pass.model_inputs(
-            self.capabilities, batch, cache, given, attention_mask, 0, self.dtype, reading
-        )
-        # The rows behind a prefix need a mask, where the bare model's first pass needs none.
-        with releases.grouped_heads(given.device.type == "cpu" and given.shape[1] > 1):
-            output = one_pass.read_pass(self.decoder, tokens | placed)
-        hidden: Tensor = output.last_hidden_state
-        return hidden
-
     def _prove_media(
         self, input_ids: Tensor, attention_mask: Tensor | None, media: dict[str, Tensor]
     ) -> None:
@@ -545,42 +428,20 @@ class Backbone:
         return f"Backbone({self.name}, {self.capabilities.model_type}, {self.dtype}, {self.device})"
 
 
-class _Given(Module):
-    """Stands for a decoder whose hidden states are known, so that a model's own head can be applied
-    to them.
-    """
-
-    def __init__(self, hidden: Tensor, decoder: Any) -> None:
-        super().__init__()
-        self.hidden = hidden
-        self.__dict__["decoder"] = decoder  # not a submodule
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.__dict__["decoder"], name)  # heads read multipliers off it
-
-    def forward(self, *args: Any, **kwargs: Any) -> "_Hidden":
-        return _Hidden(last_hidden_state=self.hidden)
-
-
-class _Hidden(BaseModelOutputWithPast):
-    """A decoder's output of which only the hidden states are known: all else is None."""
-
-    def __getattr__(self, name: str) -> None:
-        if name.startswith("__"):
-            raise AttributeError(name)
+def _assistant(assistant: Any) -> Any:
+    """Return a view of an assistant, whose sliding layers can then take candidates back."""
+    model = assistant.model if isinstance(assistant, Backbone) else assistant
+    try:
+        capabilities = inspect_model(model)
+    except UnsupportedError:
+        return model  # what it proposes is verified anyway
+    if capabilities.encoder:
+        return model
+    return view.view(model, capabilities, no_prefixes(1), (0,))
 
 
 def _tokenizer_of(processor: Any) -> Any:
     return getattr(processor, "tokenizer", None)
-
-
-def _num_rows(given: Mapping[str, Any]) -> int:
-    """Return the rows of what an encoder-decoder model is given, whichever of it is there."""
-    for value in given.values():
-        first = value[0] if isinstance(value, tuple | Mapping) and len(value) else value
-        if isinstance(first, Tensor) and first.ndim > 1:
-            return first.shape[0]
-    raise InputError(f"no rows are given; got {sorted(given) or 'nothing'}")
 
 
 def _device(device: str | torch.device) -> torch.device:

@@ -77,6 +77,19 @@ def check_fingerprint(facts: Mapping[str, Any], own: dict[str, Any], name: str) 
         )
 
 
+def check_width(found: int, expected: int, name: str, facts: Mapping[str, Any]) -> None:
+    """Refuse embeddings of another hidden size.
+
+    Raises:
+        MismatchError: names both models and both sizes.
+    """
+    if found != expected:
+        raise MismatchError(
+            f"the prompt has hidden size {found}, {name} has {expected}; it was made for "
+            f"{base_name(facts)}"
+        )
+
+
 def shapes_of(states: States) -> Shapes:
     """Return heads and sizes of each layer's keys and values, shapes of its recurrent states."""
     shapes = []

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache, EncoderDecoderCache
 
-from foreword import arguments, caches, one_pass, recurrent
+from foreword import arguments, caches, ends, one_pass, recurrent
 from foreword.capabilities import Capabilities
 from foreword.encoders import EncoderFacts
 from foreword.errors import InputError, UnsupportedError
@@ -80,22 +80,23 @@ class Seq2Seq:
         mask = (torch.arange(whole.shape[1], device=whole.device) < lengths[:, None]).long()
         return encoder(inputs_embeds=whole, attention_mask=mask, **options), mask
 
-    @torch.no_grad()
     def _measure_scale(self) -> float:
         """Find what the encoder multiplies the embeddings of ids by, and not given ones."""
-        encoder: Any = self.model.get_encoder()
-        scale = getattr(encoder, "embed_scale", None)
-        if scale in (None, 1) or not self.encoder.reads_text:
+        if not self.encoder.reads_text:
             return 1.0
+        encoder: Any = self.model.get_encoder()
         ids = torch.arange(4, device=self.model.device)[None]
-        given, mask = self.model.get_input_embeddings()(ids), torch.ones_like(ids)
-        expected = encoder(input_ids=ids, attention_mask=mask).last_hidden_state
-        plain, scaled = (
-            encoder(inputs_embeds=given * by, attention_mask=mask).last_hidden_state
-            for by in (1.0, float(scale))
+        mask = torch.ones_like(ids)
+
+        def read(**tokens: Tensor) -> Tensor:
+            hidden: Tensor = encoder(**tokens, attention_mask=mask).last_hidden_state
+            return hidden
+
+        return ends.applied_scale(
+            getattr(encoder, "embed_scale", None),
+            lambda: read(input_ids=ids),
+            lambda by: read(inputs_embeds=self.model.get_input_embeddings()(ids) * by),
         )
-        is_plain = (plain - expected).norm() <= (scaled - expected).norm()
-        return 1.0 if is_plain else float(scale)
 
     def _check_text(self, prompts: list[Tensor | None], mask: Tensor) -> None:
         limit = self.encoder.context_length

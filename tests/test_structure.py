@@ -13,14 +13,15 @@ ORDER = [
     "errors", "releases", "config", "history", "store", "row_files", "parts", "turns", "data",
     "encoding", "home_commands", "gguf_files", "models", "artifact", "states", "prompt",
     "initializers", "encoders", "capabilities", "identity", "layout", "placeholders", "media",
-    "prefix", "cache_layers", "caches", "recurrent", "arguments", "one_pass", "padding", "view",
-    "generation", "seq2seq", "seq2seq_generation", "proof", "media_proof", "quantized",
-    "processors", "loading", "backbone", "recomputation", "compilation", "sharding", "lines",
-    "label_layer", "packing", "guards", "loss", "methods", "train_state", "preparation", "probing",
-    "distributed", "passes", "validation", "run", "memory", "training", "recipes", "curves", "chat",
-    "ensembles", "metrics", "scores", "evaluation", "forgetting", "inspection", "plots", "harness",
-    "doctor", "sampling", "slots", "state_cache", "request", "alone", "rows", "waiting",
-    "row_pass", "engine", "server", "vllm_plugin", "cli",
+    "prefix", "compiled", "cache_layers", "caches", "recurrent", "arguments", "one_pass",
+    "padding", "view", "generation", "ends", "decoder", "seq2seq", "seq2seq_generation",
+    "proof", "media_proof", "quantized", "processors", "loading", "backbone", "recomputation",
+    "compilation", "sharding", "lines", "label_layer", "packing", "guards", "loss", "methods",
+    "train_state", "preparation", "probing", "distributed", "passes", "validation", "run",
+    "memory", "training", "recipes", "curves", "chat", "ensembles", "metrics", "scores",
+    "evaluation", "forgetting", "inspection", "plots", "harness", "doctor", "sampling", "slots",
+    "state_cache", "request", "alone", "rows", "waiting", "row_pass", "engine", "server",
+    "vllm_plugin", "cli",
 ]  # fmt: skip
 
 
