@@ -24,7 +24,7 @@ from foreword.errors import InputError, UnsupportedError
 from foreword.methods import Context, Direct, Method, Multitask, Reencoded
 from foreword.methods.reencoded import Kind
 from foreword.prompt import SoftPrompt
-from foreword.train_state import ENVIRONMENT
+from foreword.stored_state import ENVIRONMENT
 
 AnyExample = Example | Row | Mapping[str, Any]
 KINDS: dict[str, Kind] = {"residual": "residual", "prefix-projection": "projection"}

@@ -1,64 +1,36 @@
 """All that the next step of a run depends on, beside the model, the rows and the options.
 
 In: a prompt that is trained. Out: a `TrainState` that takes steps, goes back to its last good
-point, and is written to one safetensors file from which another process goes on bit for bit. The
-file is replaced as a whole: there is always one, of one moment. Tensors and JSON, no pickle. Knows
-no model and computes no gradient.
+point, and is written to one safetensors file from which another process goes on bit for bit
+(`stored_state` reads it). The file is replaced as a whole: there is always one, of one moment.
+Knows no model and computes no gradient.
 """
 
-import contextlib
 import json
 import random
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from foreword import artifact, guards, methods
-from foreword.errors import ArtifactError, InputError
+from foreword import artifact, guards
 from foreword.history import History
 from foreword.methods import Method
 from foreword.prompt import SoftPrompt
+from foreword.stored_state import (
+    METADATA_NAME,
+    STATE_VERSION,
+    Progress,
+    StoredState,
+    damage_named,
+    with_history,
+    with_metrics,
+)
 
-STATE_FILE = "training_state.safetensors"
-STATE_VERSION = 2
-ENVIRONMENT = "environment"  # of a run's identity: what may change between its processes
-METADATA_NAME = "foreword_training_state"
-
-CPU = torch.device("cpu")
 Point = dict[str, Tensor]  # the leaves' values and the optimizer's moments at one step
-
-
-@dataclass
-class Progress:
-    """The numbers of a run, as plain data.
-
-    Attributes:
-        step: finished optimizer steps.
-        micro_batch_size: rows per forward pass; smaller than asked for where memory ran out.
-        rate_scale: what the schedule's learning rate is multiplied by.
-        num_returns: how often the run went back to a good point.
-        good_step: the step of that point.
-        good_level: the loss there, in nats; None before the first step.
-        seconds: that the steps took, those of earlier processes included.
-        latest: seconds that the latest step took.
-        is_finished: no step is left, or the run was stopped early.
-    """
-
-    step: int = 0
-    micro_batch_size: int = 1
-    rate_scale: float = 1.0
-    num_returns: int = 0
-    good_step: int = 0
-    good_level: float | None = None
-    seconds: float = 0.0
-    latest: float = 0.0
-    is_finished: bool = False
 
 
 class TrainState:
@@ -138,21 +110,21 @@ class TrainState:
 
     def snapshot(self, metrics: dict[str, Any]) -> SoftPrompt:
         """Return a copy of the prompt as it is now, with its metrics."""
-        return _with_metrics(self.prompt, metrics)
+        return with_metrics(self.prompt, metrics)
 
     def task_snapshots(self, metrics: dict[str, Any]) -> dict[str, SoftPrompt]:
         """Return a copy of each task's prompt as it is now, with the run's metrics."""
-        return {n: _with_metrics(prompt, metrics) for n, prompt in self.method.tasks().items()}
+        return {n: with_metrics(prompt, metrics) for n, prompt in self.method.tasks().items()}
 
     def result(self) -> SoftPrompt:
         """Return the best prompt so far by validation, or else the newest, with the history."""
         found = self.best if self.best is not None else self.snapshot(self._metrics())
-        return _with_history(found, self.history)
+        return with_history(found, self.history)
 
     def task_results(self) -> dict[str, SoftPrompt]:
         """Return each task's prompt of the same step."""
         best = self.best_tasks if self.best is not None else self.task_snapshots(self._metrics())
-        return {name: _with_history(prompt, self.history) for name, prompt in best.items()}
+        return {name: with_history(prompt, self.history) for name, prompt in best.items()}
 
     def _metrics(self) -> dict[str, Any]:
         loss = self.history.losses[-1] if self.history.losses else None
@@ -213,14 +185,14 @@ class TrainState:
         self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
         self.optimizer.zero_grad()
 
-    def take_over(self, stored: "StoredState", micro_batch_size: int) -> None:
+    def take_over(self, stored: StoredState, micro_batch_size: int) -> None:
         """Stand where a file left off, with at most `micro_batch_size` rows in a pass; the
         process's random states become the file's.
 
         Raises:
             ArtifactError: the file lacks something.
         """
-        with _damage_named(stored.path):
+        with damage_named(stored.path):
             self._restore(stored.part("now"))
             self.good = stored.part("good")
             self.progress, self.history = stored.progress(), stored.history()
@@ -229,174 +201,8 @@ class TrainState:
             _set_random_state(stored.part("random"))
 
 
-@dataclass(frozen=True, eq=False)
-class StoredState:
-    """What a state file holds, not yet tied to an optimizer."""
-
-    path: Path
-    facts: dict[str, Any]
-    tensors: dict[str, Tensor]
-
-    def part(self, name: str) -> dict[str, Tensor]:
-        """Return the tensors of one part, by their names in it."""
-        prefix = f"{name}."
-        return {k.removeprefix(prefix): v for k, v in self.tensors.items() if k.startswith(prefix)}
-
-    def method(self, device: torch.device = CPU) -> Method:
-        """Return what was being trained, its tensors on a device."""
-        with _damage_named(self.path):
-            values = [v for k, v in _in_order(self.part("now")) if k.endswith(".value")]
-            constants = [v for _, v in _in_order(self.part("constant"))]
-            return methods.restored(
-                self.facts["method"],
-                [value.to(device) for value in values],
-                [value.to(device) for value in constants],
-                self.facts["facts"],
-            )
-
-    def prompt(self) -> SoftPrompt:
-        """Return the prompt that was being trained."""
-        method = self.method()
-        with _damage_named(self.path):
-            return method.prompt().detached()
-
-    def best(self) -> SoftPrompt | None:
-        """Return the best prompt so far by validation, if there was one."""
-        with _damage_named(self.path):
-            if self.facts["best"] is None:
-                return None
-            values = [value for _, value in _in_order(self.part("best"))]
-            facts = self.facts["facts"] | {"metrics": self.facts["best"]}
-            return SoftPrompt(tensors=values, facts=facts, **self.facts["prompt"])
-
-    def best_tasks(self) -> dict[str, SoftPrompt]:
-        """Return each task's prompt of the best step, where there were tasks and validations."""
-        with _damage_named(self.path):
-            values = [value for _, value in _in_order(self.part("task"))]
-            facts = self.facts["facts"] | {"metrics": self.facts["best"]}
-            names = self.facts["method"].get("names", ())
-            return {
-                name: SoftPrompt("embeddings", [value], facts | {"task": name})
-                for name, value in zip(names, values, strict=bool(values))
-            }
-
-    def progress(self) -> Progress:
-        """Return where the run stood."""
-        with _damage_named(self.path):
-            return Progress(**self.facts["progress"])
-
-    def history(self) -> History:
-        """Return what the curves are drawn from."""
-        with _damage_named(self.path):
-            losses, rates = (self.tensors[f"history.{name}"] for name in ("losses", "rates"))
-            validations = [(step, loss, exact) for step, loss, exact in self.facts["validations"]]
-            return History(losses.tolist(), rates.tolist(), validations)
-
-    def rate_facts(self) -> dict[str, Any]:
-        """Return the learning rate that was found, and what the trials of the others came to."""
-        with _damage_named(self.path):
-            training = self.facts["facts"]["training"]
-            return {"learning_rate": float(training["learning_rate"]), "probe": training["probe"]}
-
-    def result(self) -> SoftPrompt:
-        """Return the best prompt so far by validation, or else the newest, with the history."""
-        found = self.best() or _with_metrics(self.prompt(), self._metrics())
-        return _with_history(found, self.history())
-
-    def task_results(self) -> dict[str, SoftPrompt]:
-        """Return each task's prompt of the same step."""
-        newest = self.method().tasks() if self.best() is None else {}
-        found = self.best_tasks() or {
-            name: _with_metrics(prompt, self._metrics()) for name, prompt in newest.items()
-        }
-        return {name: _with_history(prompt, self.history()) for name, prompt in found.items()}
-
-    def _metrics(self) -> dict[str, Any]:
-        losses = self.history().losses
-        return {"step": self.progress().step, "training_loss": losses[-1] if losses else None}
-
-    def check(self, identity: dict[str, Any]) -> None:
-        """Refuse to go on with another base, other rows or other options.
-
-        Raises:
-            InputError: names all that differs, in one line.
-        """
-        differing = []
-        for name, ours in identity.items():
-            if name == ENVIRONMENT:
-                continue
-            theirs = self.facts["identity"].get(name)
-            if isinstance(ours, dict) and isinstance(theirs, dict):
-                differing += [
-                    f"--{option.replace('_', '-')} was {theirs.get(option)!r}, is {value!r}"
-                    for option, value in ours.items()
-                    if theirs.get(option) != value
-                ]
-            elif ours != theirs:
-                differing.append(f"{name} differ")
-        if differing:
-            raise InputError(
-                f"{self.path}: cannot go on with this run: {'; '.join(differing)}; give what it "
-                "began with, or another --output"
-            )
-
-    def changed_environment(self, identity: dict[str, Any]) -> str | None:
-        """Say what changed of that on which the last bits of every sum depend, and nothing else."""
-        with _damage_named(self.path):
-            then, now = self.facts["identity"][ENVIRONMENT], identity[ENVIRONMENT]
-            changed = [f"{k} was {then.get(k)}, is {v}" for k, v in now.items() if then.get(k) != v]
-        if not changed:
-            return None
-        return f"{', '.join(changed)}: the run goes on, its last bits may differ"
-
-
-def read_state(path: Path) -> StoredState:
-    """Read a state file; nothing in it is executed.
-
-    Raises:
-        ArtifactError: damaged, or another kind of file.
-    """
-    with _damage_named(path):
-        with safe_open(path, framework="pt") as file:
-            facts = json.loads((file.metadata() or {})[METADATA_NAME])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        if facts["version"] == STATE_VERSION:
-            return StoredState(path, facts, tensors)
-    raise ArtifactError(
-        f"{path}: state version {facts['version']!r}, expected {STATE_VERSION}; go on with the "
-        "release of foreword that wrote it"
-    )
-
-
-@contextlib.contextmanager
-def _damage_named(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except (SafetensorError, OSError, ValueError, LookupError, TypeError, AttributeError,
-            RecursionError, RuntimeError) as error:  # fmt: skip
-        raise ArtifactError(
-            f"{path}: not a training state of foreword, or a damaged one ({error!r}); remove it "
-            "and begin anew"
-        ) from None
-
-
-def _with_metrics(prompt: SoftPrompt, metrics: dict[str, Any]) -> SoftPrompt:
-    copy = prompt.detached()
-    copy.facts["metrics"] = metrics
-    return copy
-
-
-def _with_history(prompt: SoftPrompt, history: History) -> SoftPrompt:
-    known = {"history": facts} if (facts := history.facts()) else {}
-    return prompt.replaced(prompt.tensors, prompt.facts | known)
-
-
 def _named(part: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {f"{part}.{name}": value for name, value in tensors.items()}
-
-
-def _in_order(tensors: dict[str, Tensor]) -> list[tuple[str, Tensor]]:
-    return sorted(tensors.items(), key=lambda item: int(item[0].split(".")[0]))
 
 
 def _random_state() -> dict[str, Tensor]:

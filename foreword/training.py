@@ -44,7 +44,8 @@ from foreword.prompt import SoftPrompt
 from foreword.recomputation import recomputing
 from foreword.run import Run
 from foreword.states import States, Unread
-from foreword.train_state import STATE_FILE, StoredState, TrainState, read_state
+from foreword.stored_state import STATE_FILE, StoredState, read_state
+from foreword.train_state import TrainState
 from foreword.validation import Validation, validate
 
 

@@ -22,7 +22,7 @@ import torch
 from foreword import Backbone, Row, SoftPrompt, TrainConfig, artifact, train, train_state
 from foreword.cli import options
 from foreword.cli.running import run
-from foreword.train_state import STATE_FILE, read_state
+from foreword.stored_state import STATE_FILE, read_state
 
 ROWS = [
     Row.from_ids(tiny_models.ids(length, seed=length).tolist(), [5 + length, 7])

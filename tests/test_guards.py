@@ -13,7 +13,7 @@ from tiny_tokenizer import tiny_tokenizer
 from foreword import Backbone, EncodingConfig, Row, TrainConfig, TrainEvent, guards, train, training
 from foreword.errors import DivergedError, TrainingError
 from foreword.guards import standstill, worsening
-from foreword.train_state import STATE_FILE, read_state
+from foreword.stored_state import STATE_FILE, read_state
 
 ROWS = [
     Row.from_ids(tiny_models.ids(length).tolist(), tiny_models.ids(2, seed=5).tolist())

@@ -23,7 +23,7 @@ from foreword.encoding import collate
 from foreword.errors import ArtifactError, DataError, InputError, UnsupportedError
 from foreword.initializers import demonstrations, label_embeddings
 from foreword.preparation import begin, initial_prompt
-from foreword.train_state import METADATA_NAME, STATE_FILE, read_state
+from foreword.stored_state import METADATA_NAME, STATE_FILE, read_state
 from foreword.training import _backward, accumulate, leaves_of
 
 ROWS = [

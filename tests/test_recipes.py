@@ -18,7 +18,7 @@ from foreword.cli import app
 from foreword.config import FORMS
 from foreword.errors import DivergedError, InputError
 from foreword.recipes import seeds_of, spread
-from foreword.train_state import STATE_FILE, read_state
+from foreword.stored_state import STATE_FILE, read_state
 
 ROWS = [
     Row.from_ids(tiny_models.ids(length).tolist(), tiny_models.ids(2, seed=5).tolist())
@@ -251,8 +251,9 @@ def test_the_commands_of_the_page_on_methods_are_commands() -> None:
     page = (Path(__file__).parent.parent / "docs" / "methods.md").read_text()
     lines = [line for line in page.splitlines() if line.startswith("foreword train")]
     own = get_command(app).commands["train"]  # type: ignore[attr-defined]
+    methods = set()
     for line in lines[1:]:
         given = own.make_context("train", shlex.split(line)[2:]).params
         TrainConfig(method=given["method"], task_column=given["task_column"])
-    assert {own.make_context("train", shlex.split(line)[2:]).params["method"]
-            for line in lines[1:]} == set(FORMS)  # fmt: skip
+        methods.add(given["method"])
+    assert methods - {None} == set(FORMS)

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from foreword import Backbone, Row, SoftPrompt, TrainConfig, TrainEvent, train, train_state
 from foreword.errors import ArtifactError, InputError, StorageError
-from foreword.train_state import METADATA_NAME, STATE_FILE, StoredState, read_state
+from foreword.stored_state import METADATA_NAME, STATE_FILE, StoredState, read_state
 
 ROWS = [
     Row.from_ids(tiny_models.ids(length).tolist(), tiny_models.ids(2, seed=5).tolist())

@@ -17,11 +17,11 @@ ORDER = [
     "padding", "view", "generation", "ends", "decoder", "seq2seq", "seq2seq_generation",
     "proof", "media_proof", "quantized", "processors", "loading", "backbone", "recomputation",
     "compilation", "sharding", "lines", "label_layer", "packing", "guards", "loss", "methods",
-    "train_state", "preparation", "probing", "distributed", "passes", "validation", "run",
-    "memory", "training", "recipes", "curves", "chat", "ensembles", "metrics", "scores",
-    "evaluation", "forgetting", "inspection", "plots", "harness", "doctor", "sampling", "slots",
-    "state_cache", "request", "alone", "rows", "waiting", "row_pass", "engine", "server",
-    "vllm_plugin", "cli",
+    "stored_state", "train_state", "preparation", "probing", "distributed", "passes",
+    "validation", "run", "memory", "training", "recipes", "curves", "chat", "ensembles",
+    "metrics", "scores", "evaluation", "forgetting", "inspection", "plots", "harness", "doctor",
+    "sampling", "slots", "state_cache", "request", "alone", "rows", "waiting", "row_pass",
+    "engine", "server", "vllm_plugin", "cli",
 ]  # fmt: skip
 
 

@@ -18,7 +18,7 @@ from foreword.errors import DataError, InputError, TrainingError
 from foreword.methods import Direct
 from foreword.prefix import Prefix, same_prefix
 from foreword.recomputation import recomputing
-from foreword.train_state import STATE_FILE, read_state
+from foreword.stored_state import STATE_FILE, read_state
 from foreword.training import _backward, accumulate, leaves_of, read_for
 
 CHAT = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from foreword.distributed import Ranks
     from foreword.encoding import Row
     from foreword.prompt import SoftPrompt
-    from foreword.train_state import StoredState
+    from foreword.stored_state import StoredState
     from foreword.training import TrainEvent
 
 
@@ -174,7 +174,7 @@ def keep_best(results: "Mapping[int, TrainEvent]", output: str) -> None:
 
 def where_it_goes_on(output: str) -> str:
     """Say after which step a run goes on."""
-    from foreword.train_state import STATE_FILE, read_state
+    from foreword.stored_state import STATE_FILE, read_state
 
     path = Path(output) / STATE_FILE
     if path.exists():
@@ -190,7 +190,7 @@ def refuse_to_overwrite(output: str) -> None:
         InputError: says how to go on, and how to begin anew.
     """
     from foreword.errors import InputError
-    from foreword.train_state import STATE_FILE, read_state
+    from foreword.stored_state import STATE_FILE, read_state
 
     path = Path(output) / STATE_FILE
     if path.exists() and not (progress := read_state(path).progress()).is_finished:
@@ -246,7 +246,7 @@ def _initial(directory: str | None) -> "SoftPrompt | None":
 def _kept(output: str) -> str:
     """Say what a run that cannot go on leaves behind."""
     from foreword.errors import ForewordError
-    from foreword.train_state import STATE_FILE, read_state
+    from foreword.stored_state import STATE_FILE, read_state
 
     try:
         stored = read_state(Path(output) / STATE_FILE)
@@ -260,7 +260,7 @@ def _kept(output: str) -> str:
 def conclude(last: "TrainEvent | None", output: str, stop: Stop, curves: str | None = None) -> None:
     """Write the prompt of a run that was stopped, draw the curves, and say what came of it."""
     from foreword import curves as drawing
-    from foreword.train_state import STATE_FILE, read_state
+    from foreword.stored_state import STATE_FILE, read_state
 
     path = Path(output) / STATE_FILE
     if not path.exists():
