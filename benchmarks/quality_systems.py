@@ -107,7 +107,9 @@ def few_shot(backbone: Backbone, task: Task, seed: int, variant: int) -> Trained
     return Trained(backbone, _text(backbone, text), num_bytes=len(text.encode()))
 
 
-def foreword(method: str) -> Callable[[Backbone, Task, int, Any], Trained]:
+def foreword(
+    method: str, num_steps: int = NUM_STEPS
+) -> Callable[[Backbone, Task, int, Any], Trained]:
     """Train with foreword's defaults; the task's first instruction is the only choice."""
 
     def run(backbone: Backbone, task: Task, seed: int, variant: None) -> Trained:
@@ -116,7 +118,7 @@ def foreword(method: str) -> Callable[[Backbone, Task, int, Any], Trained]:
             init_text=None if method == "context-tuning" else task.instructions[0],
             num_virtual_tokens=96 if method == "context-tuning" else NUM_VIRTUAL_TOKENS,
             batch_size=BATCH_SIZE,
-            num_steps=NUM_STEPS,
+            num_steps=num_steps,
             eval_every=0,
             seed=seed,
         )
@@ -206,6 +208,7 @@ SYSTEMS = (
     System("foreword prompt-tuning", (None,), foreword("prompt-tuning")),
     System("foreword prefix-tuning", (None,), foreword("prefix-tuning")),
     System("foreword context-tuning (default)", (None,), foreword("context-tuning")),
+    System("foreword context-tuning, 80 steps", (None,), foreword("context-tuning", 2 * NUM_STEPS)),
 )
 
 
