@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
 _PROBE = "foreword-probe"  # stands for an answer, to see what a chat template puts after one
-_CHUNK = 50  # batches that are sorted by length together
 
 
 @dataclass(frozen=True)
@@ -263,17 +262,14 @@ def collate_media(rows: Sequence[Row]) -> dict[str, Tensor]:
 
 
 def epoch_order(rows: Sequence[Row], batch_size: int, seed: int, epoch: int) -> list[list[Row]]:
-    """Batches of similar lengths that hold every row once; the last cut may be smaller."""
-    chance = random.Random(f"{seed}/{epoch}")
-    shuffled = chance.sample(rows, len(rows))
-    batches = []
-    for start in range(0, len(rows), _CHUNK * batch_size):
-        chunk = sorted(
-            shuffled[start : start + _CHUNK * batch_size], key=lambda row: len(row.input_ids)
-        )
-        batches += [chunk[cut : cut + batch_size] for cut in range(0, len(chunk), batch_size)]
-    chance.shuffle(batches)
-    return batches
+    """Batches at random that hold every row once; the last may be smaller.
+
+    Each is sorted by length, so that the passes it is cut into pad little. Its rows are not alike
+    in length: length often tells the kind of a row, and a step should see all kinds.
+    """
+    shuffled = random.Random(f"{seed}/{epoch}").sample(rows, len(rows))
+    batches = [shuffled[cut : cut + batch_size] for cut in range(0, len(rows), batch_size)]
+    return [sorted(batch, key=lambda row: len(row.input_ids)) for batch in batches]
 
 
 def _encode_whole(

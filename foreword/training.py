@@ -58,7 +58,7 @@ def train_step(run: Run, state: TrainState, rows: Sequence[Row]) -> tuple[float,
     leaves = leaves_of(states)  # 2. the rows, their gradient adding up on a detached copy
     num_labels = sum(row.num_labels for row in rows)
     loss = accumulate(run.backbone, leaves, batches, num_labels, method)
-    _backward(states, leaves)  # 3. the prefix, backwards once
+    _backward(states, leaves, in_step=run.backbone.tie is not None)  # 3. the prefix, back once
     loss = _add_up(run.ranks, method.tensors, loss)  # 4. what is trained
     norm = _clip(method.tensors, run.config.max_grad_norm)
     check_gradient(loss, norm, run.backbone, state.progress.step)
@@ -112,11 +112,16 @@ def leaves_of(states: States) -> States:
     return states.map(lambda state: state.detach().requires_grad_())
 
 
-def _backward(states: States, leaves: States) -> None:
+def _backward(states: States, leaves: States, *, in_step: bool = False) -> None:
+    """Take the gradient of the leaves back to what is trained.
+
+    Where processes gather a sharded base's layers `in_step`, each goes back through all that it has
+    read, though no row of its share may be behind some of it, as of a task.
+    """
     pairs = [
-        (state, leaf.grad)
+        (state, leaf.grad if leaf.grad is not None else torch.zeros_like(leaf))
         for state, leaf in zip(states.tensors, leaves.tensors, strict=True)
-        if leaf.grad is not None and state.requires_grad
+        if state.requires_grad and (in_step or leaf.grad is not None)
     ]
     if pairs:
         torch.autograd.backward([state for state, _ in pairs], [grad for _, grad in pairs])
