@@ -1,6 +1,7 @@
 """Whether a learning rate carries over: the same job on two models, at a grid of rates.
 
-    python benchmarks/rates.py [MODEL ...] [--steps 20] [--methods prompt-tuning prefix-tuning]
+    python benchmarks/rates.py [MODEL ...] [--task "home commands"] [--steps 20]
+        [--methods prompt-tuning prefix-tuning] [--rates 1e-3 1e-2]
 
 For each model the scale of what is trained, as its root mean square at the start: embeddings, keys,
 values. Then the loss on held-out rows for every method and rate. If the best rate is the same share
@@ -10,10 +11,10 @@ should not.
 
 import argparse
 import warnings
-from typing import Any
 
 import torch
-from quality_data import commands
+from defaults import starts
+from quality_data import TASKS
 from quality_systems import ROWS
 from transformers.utils import logging
 
@@ -33,6 +34,7 @@ def main() -> None:
     """Print scales, and one line for each rate."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("models", nargs="*", default=["smollm2-135m"])
+    parser.add_argument("--task", default="home commands", choices=TASKS)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--methods", nargs="+", default=["prompt-tuning", "prefix-tuning"])
     parser.add_argument("--rates", nargs="+", type=float, default=RATES)
@@ -41,13 +43,15 @@ def main() -> None:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     warnings.simplefilter("ignore")
-    task = commands()
+    task = TASKS[arguments.task]()
+    kinds = {start["method"]: start for start in reversed(starts(task).values())}
     for model in arguments.models:
         backbone = Backbone.load(model)
         for method in arguments.methods:
-            start: dict[str, Any] = {"method": method, "init_text": task.instructions[0]}
-            print(f"\n{backbone.capabilities.model_type} {method}: ", end="")
-            print(scales(backbone, TrainConfig(**start).resolved()))
+            start = kinds[method]
+            print(f"\n{backbone.capabilities.model_type} {method}", end="")
+            is_drawn = method != "context-tuning"  # whose start is of the rows
+            print(f": {scales(backbone, TrainConfig(**start).resolved())}" if is_drawn else "")
             for rate in arguments.rates:
                 config = TrainConfig(
                     **start, learning_rate=rate, batch_size=8, num_steps=arguments.steps,
