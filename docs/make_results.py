@@ -71,32 +71,39 @@ def _reached(results: list[Result], tasks: list[str], systems: list[str]) -> str
         "PEFT's best soft prompt": [s for s in systems if s.startswith("PEFT p")],
         "the best text (instruction or few-shot)": [s for s in systems if s in TEXTS],
     }
-    lines = _row(["foreword's default against", *tasks]) + _row(["---"] * (len(tasks) + 1))
+    rivals["PEFT LoRA r=8"] = [s for s in systems if "LoRA" in s]
+    seconds = [s for s in systems if s.startswith("PEFT prompt tuning, text")]
+    lines = _row(["foreword's default against", *tasks, "mean"])
+    lines += _row(["---"] * (len(tasks) + 2))
     for name, group in rivals.items():
-        lines += _row([name, *(_ahead(results, task, group) for task in tasks)])
-    lora = next((s for s in systems if "LoRA" in s), None)
-    if lora:
-        lines += _row(["PEFT LoRA r=8", *(_ahead(results, task, [lora]) for task in tasks)])
-    seconds = [s for s in rivals["PEFT's best soft prompt"] if "prompt tuning, text" in s]
-    lines += _row(
-        ["seconds, beside PEFT's prompt tuning", *(_time(results, t, seconds) for t in tasks)]
-    )
+        ahead = [_ahead(results, task, group) for task in tasks]
+        lines += _row([name, *_cells(ahead, "+.1f")])
+    times = [_time(results, task, seconds) for task in tasks]
+    lines += _row(["seconds, beside PEFT's prompt tuning", *_cells(times, ".2f")])
     return lines + "\nPoints, and shares of the time.\n"
 
 
-def _ahead(results: list[Result], task: str, rivals: list[str]) -> str:
+def _cells(values: list[float | None], form: str) -> list[str]:
+    """Return each number, and their mean where all are there."""
+    known = [value for value in values if value is not None]
+    mean = statistics.mean(known) if len(known) == len(values) else None
+    return ["" if value is None else f"{value:{form}}" for value in (*values, mean)]
+
+
+def _ahead(results: list[Result], task: str, rivals: list[str]) -> float | None:
+    """Return by how many points the default is ahead of the best of some systems."""
     own = _mean(results, task, DEFAULT)
     found = [mean for s in rivals if (mean := _mean(results, task, s)) is not None]
     is_whole = len(found) == len(rivals)  # a lead over some of them says nothing
-    return f"{100 * (own - max(found)):+.1f}" if own is not None and is_whole else ""
+    return 100 * (own - max(found)) if own is not None and is_whole else None
 
 
-def _time(results: list[Result], task: str, rivals: list[str]) -> str:
+def _time(results: list[Result], task: str, rivals: list[str]) -> float | None:
     def seconds(system: str) -> list[float]:
         return [r["seconds"] for r in results if (r["task"], r["system"]) == (task, system)]
 
     own, other = seconds(DEFAULT), [one for s in rivals for one in seconds(s)]
-    return f"{statistics.mean(own) / statistics.mean(other):.2f}" if own and other else ""
+    return statistics.mean(own) / statistics.mean(other) if own and other else None
 
 
 def _padding(results: list[Result]) -> str:

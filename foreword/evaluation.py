@@ -41,11 +41,11 @@ class Subject:
         prompt: the soft prompt, if any.
         instruction: a system turn before every example, if any.
         encoding: how examples become ids; default: the prompt's own, else the chat template.
-        members: prompts that answer together, by the mean of their probabilities; such a subject
-            has nothing else, and its rows are encoded as its members' training rows were.
+        members: prompts that answer together; such a subject has nothing else, and `evaluate` lets
+            them answer by the mean of their probabilities.
 
     Raises:
-        InputError: members that encode rows differently, or something else beside them.
+        InputError: something else beside members.
     """
 
     name: str
@@ -57,7 +57,6 @@ class Subject:
     def __post_init__(self) -> None:
         if self.members and (self.prompt or self.instruction or self.encoding):
             raise InputError("members answer as they are: give no prompt, instruction or encoding")
-        ensembles.check_alike(self.members)
 
     @property
     def prompts(self) -> tuple[SoftPrompt | Prefix | None, ...]:
@@ -117,8 +116,10 @@ def evaluate(
         **options: of `generate`.
 
     Raises:
-        InputError: no examples. DataError: an example that does not fit the model's context.
+        InputError: no examples, or members that encode rows differently. DataError: an example
+            that does not fit the model's context.
     """
+    ensembles.check_alike(subject.members)
     if not examples:
         raise InputError("no examples to evaluate on; give at least one")
     started = time.perf_counter()

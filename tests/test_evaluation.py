@@ -194,7 +194,8 @@ def test_prompts_together_are_scored_by_their_mean_probability() -> None:
 
 def test_a_vote_over_results_is_the_vote_of_their_prompts() -> None:
     model = backbone()
-    prompts = three(model)
+    other = SoftPrompt.from_embeddings(2 * soft_prompt(model).embeddings)  # in a chat turn
+    prompts = (*three(model), other)
     metrics = (METRICS["loss"], METRICS["exact"])
     alone = [
         evaluate(model, Subject(str(index), prompt), EXAMPLES, metrics, SHORT, FAST)
@@ -212,4 +213,4 @@ def test_members_answer_as_they_are() -> None:
         Subject("both", prompt=soft_prompt(model), members=three(model))
     other = SoftPrompt.from_embeddings(soft_prompt(model).embeddings)
     with pytest.raises(InputError, match="encoded differently"):
-        Subject("two", members=(*three(model), other))
+        evaluate(model, Subject("two", members=(*three(model), other)), EXAMPLES)

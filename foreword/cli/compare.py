@@ -39,6 +39,7 @@ def command(
     Example: foreword compare first-prompt second-prompt --data test.jsonl --png scores.png
     """
     from foreword.data import read_examples
+    from foreword.ensembles import check_alike
     from foreword.evaluation import Subject, check_vote, voted
     from foreword.metrics import choose
     from foreword.prompt import SoftPrompt
@@ -63,6 +64,7 @@ def command(
     asked = [Subject(name, prompt=prompt) for name, prompt in loaded.items()]
     together = f"{ensemble} of {len(prompts)}"
     if ensemble == "average":
+        check_alike(list(loaded.values()))
         asked.append(Subject(together, members=tuple(loaded.values())))
     if written is not None:
         asked.append(Subject("instruction", instruction=written))
