@@ -16,7 +16,7 @@ from quality_data import TASKS, Task
 from quality_systems import ROWS
 from transformers.utils import logging
 
-from foreword import Backbone, TrainConfig, train
+from foreword import Backbone, SoftPrompt, TrainConfig, train
 from foreword.config import EvalConfig
 from foreword.evaluation import Subject, evaluate
 from foreword.metrics import METRICS
@@ -33,6 +33,19 @@ def starts(task: Task) -> dict[str, dict[str, Any]]:
     }
 
 
+def start_of(task: Task, method: str) -> dict[str, Any]:
+    """Return a method's first start."""
+    return next(start for start in starts(task).values() if start["method"] == method)
+
+
+def quiet() -> None:
+    """Take one thread, and let nobody but the benchmark speak."""
+    torch.set_num_threads(1)
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    warnings.simplefilter("ignore")
+
+
 def main() -> None:
     """Print one line for each run."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -40,10 +53,7 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="+", default=["topics", "intents"], choices=TASKS)
     parser.add_argument("--steps", type=int, default=40)
     arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    warnings.simplefilter("ignore")
+    quiet()
     for model in arguments.models:
         backbone = Backbone.load(model)
         for name in arguments.tasks:
@@ -59,11 +69,16 @@ def trained(backbone: Backbone, task: Task, start: dict[str, Any], num_steps: in
     started = time.process_time()
     *_, last = train(backbone, list(task.train), config, encoding_config=ROWS)
     seconds = time.process_time() - started
+    loss, score = judged(backbone, last.prompt, task)
+    return f"loss {loss:.3f}, {100 * score:.1f} %, {seconds:.0f} s"
+
+
+def judged(backbone: Backbone, prompt: SoftPrompt | None, task: Task) -> tuple[float, float]:
+    """Return a prompt's loss and score on validation rows."""
     metrics = (METRICS["loss"], task.metric)
     asked = EvalConfig(batch_size=16, max_new_tokens=task.max_new_tokens)
-    found = evaluate(backbone, Subject("", last.prompt), list(task.validation), metrics, asked)
-    loss, score = (found.scores[metric.name].value for metric in metrics)
-    return f"loss {loss:.3f}, {100 * score:.1f} %, {seconds:.0f} s"
+    found = evaluate(backbone, Subject("", prompt), list(task.validation), metrics, asked)
+    return found.scores["loss"].value, found.scores[task.metric.name].value
 
 
 if __name__ == "__main__":

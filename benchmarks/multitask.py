@@ -7,20 +7,15 @@ mixed rows. Loss on each task's validation rows; test rows are not touched.
 """
 
 import argparse
-import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-import torch
+from defaults import judged, quiet
 from quality_data import TASKS, Task
 from quality_systems import ROWS
-from transformers.utils import logging
 
 from foreword import Backbone, SoftPrompt, TrainConfig, train
-from foreword.config import EvalConfig
-from foreword.evaluation import Subject, evaluate
-from foreword.metrics import METRICS
 
 NAMES = ("topics", "intents", "question types")
 TEXT = "Read the text and answer with the one label that fits it, and nothing else."
@@ -33,10 +28,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--rates", nargs="+", type=float, default=[5e-3, 1.5e-2, 5e-2])
     arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    warnings.simplefilter("ignore")
+    quiet()
     backbone = Backbone.load(arguments.model)
     tasks = {name: TASKS[name]() for name in NAMES}
     alone = {
@@ -78,11 +70,7 @@ def show(
     """Print loss and score on every task's validation rows."""
     cells = []
     for name, task in tasks.items():
-        metrics = (METRICS["loss"], task.metric)
-        asked = EvalConfig(batch_size=16, max_new_tokens=task.max_new_tokens)
-        subject = Subject("", prompts[name])
-        found = evaluate(backbone, subject, list(task.validation), metrics, asked)
-        loss, score = (found.scores[metric.name].value for metric in metrics)
+        loss, score = judged(backbone, prompts[name], task)
         cells.append(f"{name} {loss:.3f} ({score:.0%})")
     print(f"{label}: {', '.join(cells)}", flush=True)
 

@@ -8,15 +8,12 @@ after the same number of steps, in both orders; test rows are not touched.
 
 import argparse
 import random
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-from defaults import starts
+from defaults import quiet, start_of
 from quality_data import TASKS
 from quality_systems import ROWS
-from transformers.utils import logging
 
 from foreword import Backbone, Row, TrainConfig, run, train
 from foreword.encoding import epoch_order
@@ -44,18 +41,14 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
     parser.add_argument("--steps", type=int, default=40)
     arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    warnings.simplefilter("ignore")
+    quiet()
     backbone = Backbone.load("smollm2-135m")
     for name in arguments.tasks:
         task = TASKS[name]()
-        kinds = {start["method"]: start for start in reversed(starts(task).values())}
         for method in arguments.methods:
             for seed in arguments.seeds:
                 config = TrainConfig(
-                    **kinds[method],
+                    **start_of(task, method),
                     batch_size=8,
                     num_steps=arguments.steps,
                     eval_every=0,

@@ -10,13 +10,11 @@ should not.
 """
 
 import argparse
-import warnings
 
 import torch
-from defaults import starts
+from defaults import quiet, start_of
 from quality_data import TASKS
 from quality_systems import ROWS
-from transformers.utils import logging
 
 from foreword import Backbone, TrainConfig, train
 from foreword.preparation import initial_prompt
@@ -39,16 +37,12 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=["prompt-tuning", "prefix-tuning"])
     parser.add_argument("--rates", nargs="+", type=float, default=RATES)
     arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    warnings.simplefilter("ignore")
+    quiet()
     task = TASKS[arguments.task]()
-    kinds = {start["method"]: start for start in reversed(starts(task).values())}
     for model in arguments.models:
         backbone = Backbone.load(model)
         for method in arguments.methods:
-            start = kinds[method]
+            start = start_of(task, method)
             print(f"\n{backbone.capabilities.model_type} {method}", end="")
             is_drawn = method != "context-tuning"  # whose start is of the rows
             print(f": {scales(backbone, TrainConfig(**start).resolved())}" if is_drawn else "")
