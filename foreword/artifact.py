@@ -41,7 +41,13 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 FACT_TYPES: dict[str, Any] = {
     "base": {"name": str, "revision": str, "fingerprint": dict},
     "tokenizer": dict,
-    "encoding": {"row_template": str, "max_length": int, "truncate": bool},
+    "encoding": {
+        "row_template": str,
+        "max_length": int,
+        "truncate": bool,
+        "is_text": bool,
+        "is_spaced": bool,
+    },
     "training": dict,
     "metrics": {"validation": dict},
     "method": str,

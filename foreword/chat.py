@@ -47,9 +47,14 @@ def encoding_of(prompt: SoftPrompt | Prefix | None) -> EncodingConfig:
     return EncodingConfig(**{name: value for name, value in saved.items() if name in known})
 
 
-def reads_turns(backbone: Backbone, config: EncodingConfig) -> bool:
-    """Return whether a row is a conversation: no row template, and a tokenizer with a chat one."""
-    return config.row_template is None and bool(getattr(backbone.tokenizer, "chat_template", None))
+def reads_turns(backbone: Backbone, prompt: SoftPrompt | Prefix | None) -> bool:
+    """Return whether a text is one turn of a conversation, as the rows of a prompt's training were:
+    no row template, no plain text, and a tokenizer with a chat template.
+    """
+    saved = dict(prompt.facts.get("encoding") or {}) if prompt is not None else {}
+    if saved.get("row_template") is not None or saved.get("is_text"):
+        return False
+    return bool(getattr(backbone.tokenizer, "chat_template", None))
 
 
 def answers(

@@ -228,6 +228,10 @@ class TrainConfig:
         _not_negative(self, "weight_decay", "max_grad_norm", "eval_every", "patience")
 
     def _check_method(self) -> None:
+        if self.init != "text" and self.init_text:
+            raise InputError(
+                f"--init {self.init} and --init-text name two starts: leave one of them out"
+            )
         if self.method is not None and self.form not in (None, FORMS[self.method]):
             raise InputError(
                 f"--method {self.method} learns {FORMS[self.method]}, not --form {self.form}: "

@@ -103,7 +103,8 @@ def _beside(example: Example, folder: Path) -> Example:
 def split_examples(
     examples: Sequence[Example], share: float, seed: int
 ) -> tuple[list[Example], list[Example]]:
-    """Set about `share` of the examples aside; identical prompts stay on the same side.
+    """Set about `share` of the examples aside; identical prompts stay on the same side, and some of
+    every task in the rest.
 
     Returns:
         the larger rest and the examples set aside, each in the order given and neither empty.
@@ -123,7 +124,8 @@ def split_examples(
             f"{len(examples)} rows: add rows, or give validation rows as a file of their own"
         )
     target = min(round(share * len(examples)), len(examples) - 1)
-    aside = _draw(list(groups.values()), target, seed)
+    free = _beside_one_of_each_task(list(groups.values()), examples)
+    aside = _draw(free, target, seed)
     return (
         [example for index, example in enumerate(examples) if index not in aside],
         [example for index, example in enumerate(examples) if index in aside],
@@ -155,6 +157,25 @@ def named(source: str) -> Iterator[None]:
         yield
     except DataError as error:
         raise DataError(f"{source}: {error}") from None
+
+
+def _beside_one_of_each_task(
+    groups: list[list[int]], examples: Sequence[Example]
+) -> list[list[int]]:
+    """Return the groups that may be set aside: all, but for the first of each task."""
+    firsts: dict[str, int] = {}
+    for number, group in enumerate(groups):
+        for index in group:
+            firsts.setdefault(examples[index].task, number)
+    if set(firsts) == {""}:
+        return groups
+    free = [group for number, group in enumerate(groups) if number not in firsts.values()]
+    if not free:
+        raise DataError(
+            f"expected 2 different prompts of some task to split, found one of each of "
+            f"{len(firsts)}: add rows, or give validation rows as a file of their own"
+        )
+    return free
 
 
 def _draw(groups: list[list[int]], target: int, seed: int) -> set[int]:

@@ -30,7 +30,8 @@ _PROBE = "foreword-probe"  # stands for an answer, to see what a chat template p
 @dataclass(frozen=True)
 class Row:
     """The ids of one example; the last `num_labels` of them are its labels, at least one. `media`
-    is what its placeholders stand for; `task` what it is a row of, where there are several.
+    is what its placeholders stand for; `task` what it is a row of, where there are several;
+    `is_text` whether it was read as plain text, and not as a conversation or by a row template.
     """
 
     input_ids: tuple[int, ...]
@@ -38,6 +39,7 @@ class Row:
     source: str
     media: Media | None = None
     task: str = ""
+    is_text: bool = False
 
     def __post_init__(self) -> None:
         if not 1 <= self.num_labels <= len(self.input_ids):
@@ -220,6 +222,14 @@ def encode_examples(
     )
 
 
+def start_ids(tokenizer: "PreTrainedTokenizerBase") -> list[int]:
+    """The ids that the tokenizer puts before a text by itself."""
+    whole: list[int] = tokenizer("a", add_special_tokens=True)["input_ids"]
+    plain: list[int] = tokenizer("a", add_special_tokens=False)["input_ids"]
+    starts = (cut for cut in range(len(whole)) if whole[cut : cut + len(plain)] == plain)
+    return whole[: next(starts, 0)]
+
+
 def decode(ids: Sequence[int], tokenizer: "PreTrainedTokenizerBase") -> str:
     """The text of generated ids, without special tokens."""
     text = tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
@@ -299,7 +309,8 @@ def _encode_whole(
         completion_ids += closing_ids
     if media is not None:  # in the text, one placeholder stands for an image's many
         prompt_ids = expanded_ids
-    return Row((*prompt_ids, *completion_ids), len(completion_ids), example.source, media)
+    length = len(completion_ids)
+    return Row((*prompt_ids, *completion_ids), length, example.source, media, is_text=is_plain)
 
 
 def _encode_pair(
@@ -312,7 +323,9 @@ def _encode_pair(
         closing_ids = end_ids(example.prompt, tokenizer, config)
     if completion_ids[-len(closing_ids) :] != closing_ids:
         completion_ids += closing_ids
-    return Row.from_ids(prompt_ids, completion_ids, example.source)
+    is_text = config.row_template is None and isinstance(example.prompt, str)
+    row = Row.from_ids(prompt_ids, completion_ids, example.source)
+    return replace(row, is_text=is_text)
 
 
 def _fit(row: Row, config: EncodingConfig, context_length: int) -> Row:

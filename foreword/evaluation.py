@@ -116,10 +116,12 @@ def evaluate(
         **options: of `generate`.
 
     Raises:
-        InputError: no examples, or members that encode rows differently. DataError: an example
-            that does not fit the model's context.
+        InputError: no examples, members that encode rows differently, or options for members.
+        DataError: an example that does not fit the model's context.
     """
     ensembles.check_alike(subject.members)
+    if subject.members and options:
+        raise InputError(f"members answer greedily; leave out {', '.join(options)}")
     if not examples:
         raise InputError("no examples to evaluate on; give at least one")
     started = time.perf_counter()
@@ -152,7 +154,7 @@ def _answers(
     texts = [example.prompt for example in asked]
     limits: Any = {"batch_size": config.batch_size, "max_new_tokens": config.max_new_tokens}
     if subject.members:
-        return ensembles.averaged(backbone, subject.members, texts, **limits, **options)
+        return ensembles.averaged(backbone, subject.members, texts, **limits)
     return chat.answers(backbone, subject.prompt, texts, subject.config, **limits, **options)
 
 

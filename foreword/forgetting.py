@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 
+from foreword import encoding
 from foreword.backbone import Backbone
 from foreword.config import EvalConfig, ResamplingConfig
 from foreword.encoding import Row
@@ -52,7 +53,8 @@ def forgetting(
 ) -> Forgetting:
     """Measure what a prompt does to text that has nothing to do with its task.
 
-    The text is read in windows of at most 128 tokens; a window's first token is not scored.
+    The text is read in windows of at most 128 tokens, each after what the tokenizer puts before a
+    text; a window's first token of text is not scored.
 
     Raises:
         InputError: less than two tokens of text. UnsupportedError: an encoder-decoder, which
@@ -85,9 +87,17 @@ def _score_rows(
 def _windows(backbone: Backbone, text: str, size: int) -> list[Row]:
     if backbone.tokenizer is None:
         raise InputError("text needs a tokenizer; give the backbone one")
-    ids = backbone.tokenizer(text, verbose=False)["input_ids"]
+    opening = encoding.start_ids(backbone.tokenizer)
+    size -= len(opening)
+    if size < 2:
+        raise InputError("the prompt leaves no room for text in the model's context; shorten it")
+    ids = backbone.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
     parts = [ids[start : start + size] for start in range(0, len(ids), size)]
-    rows = [Row(tuple(part), len(part) - 1, "unrelated text") for part in parts if len(part) > 1]
+    rows = [
+        Row((*opening, *part), len(part) - 1, "unrelated text") for part in parts if len(part) > 1
+    ]
     if not rows:
-        raise InputError(f"expected at least 2 tokens of unrelated text, got {len(ids)}")
+        raise InputError(
+            f"--unrelated: expected at least 2 tokens of unrelated text, got {len(ids)}"
+        )
     return rows

@@ -69,8 +69,14 @@ class ForewordLM(TemplateLM):
         dtype: str = "auto",
         device: str | None = None,
         max_batch_size: int | None = None,
+        **unknown: Any,
     ):
         super().__init__()
+        if unknown:
+            raise InputError(
+                f"the model foreword takes base, prompt, encoding, batch_size, max_gen_toks, dtype "
+                f"and device, not {', '.join(unknown)}"
+            )
         if encoding not in ("raw", "own"):
             raise InputError(f"encoding must be raw or own, got {encoding!r}")
         if not str(batch_size).isdigit() or int(batch_size) < 1:
@@ -99,6 +105,8 @@ class ForewordLM(TemplateLM):
         self.prefix = self.backbone.compile(self.prompt) if self.prompt else None
         self.tokenizer = self.backbone.tokenizer
         self.config = chat.encoding_of(self.prompt) if encoding == "own" else None
+        facts = self.prompt.facts.get("encoding") if self.prompt else None
+        self.is_spaced: bool | None = (facts or {}).get("is_spaced")
         self.batch_size, self.max_gen_toks = int(batch_size), max_gen_toks
 
     @property
@@ -146,14 +154,16 @@ class ForewordLM(TemplateLM):
         is_plain = add_special_tokens is not False and not string.startswith(start)
         return chat.encode(self.backbone, string, EncodingConfig() if is_plain else AS_IS)
 
-    def _asked(self, context: str, config: EncodingConfig) -> chat.Text:
-        is_turn = chat.reads_turns(self.backbone, config)
+    def _asked(self, context: str) -> chat.Text:
+        is_turn = chat.reads_turns(self.backbone, self.prompt)
         return [{"role": "user", "content": context}] if is_turn else context
 
     def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
         if self.config is None:
             return super()._encode_pair(context, continuation)  # type: ignore[no-any-return]
-        asked = self._asked(context, self.config)
+        asked = self._asked(context)
+        if self.is_spaced is False:  # the harness puts a space between any question and answer
+            continuation = continuation.removeprefix(" ") or continuation
         example = Example(asked if isinstance(asked, str) else tuple(asked), continuation)
         whole = encoding.encode(
             example, self.tokenizer, EncodingConfig(self.config.row_template), CONTEXT
@@ -262,7 +272,7 @@ class ForewordLM(TemplateLM):
     def _ends(self, context: str, stops: list[str]) -> list[int]:
         """Return the ids that end a generation, stop strings that are special tokens included."""
         config = self.config or EncodingConfig()
-        asked = self._asked(context, config) if self.config else context
+        asked = self._asked(context) if self.config else context
         special = set(self.tokenizer.all_special_tokens)
         named = [self.tokenizer.convert_tokens_to_ids(stop) for stop in stops if stop in special]
         return [*chat.end_tokens(self.backbone, asked, config), *named]
@@ -271,7 +281,7 @@ class ForewordLM(TemplateLM):
         if self.config is None:
             ids = self.tok_encode(context)
         else:
-            ids = chat.encode(self.backbone, self._asked(context, self.config), self.config)
+            ids = chat.encode(self.backbone, self._asked(context), self.config)
         limit = self.room - num_new
         if limit < 1:
             raise InputError(f"max_gen_toks={num_new} leaves no room; at most {self.room - 1} fit")

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from foreword.backbone import Backbone
 from foreword.errors import InputError, MismatchError, UnsupportedError
+from foreword.identity import base_name, check_fingerprint
 from foreword.prefix import Prefix
 from foreword.prompt import SoftPrompt
 from foreword.states import States, attention_part, recurrent_part
@@ -133,6 +134,9 @@ def similarity(first: SoftPrompt | Prefix, second: SoftPrompt | Prefix) -> Tenso
         MismatchError: prompts of different forms or bases. UnsupportedError: recurrent states
             alone.
     """
+    base = (second.facts.get("base") or {}).get("fingerprint")
+    if base is not None:
+        check_fingerprint(first.facts, base, base_name(second.facts))
     sides = [_sides(prompt) for prompt in (first, second)]
     shapes = [[tensor.shape[1] for tensor in side] for side in sides]
     if not all(shapes):

@@ -10,9 +10,11 @@ import functools
 import importlib
 import importlib.util
 import json
+import re
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
@@ -26,6 +28,8 @@ Scores = NDArray[np.float64]
 INSTALL = "pip install 'foreword[eval]'"
 MAX_CLASSES = 50  # distinct answers that still count as classes
 MAX_LABEL_WORDS = 5
+IDEOGRAPHS = r"\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+WORD = re.compile(f"[{IDEOGRAPHS}]|[^\\W_{IDEOGRAPHS}]+")
 MIN_LONG_WORDS = 8  # answers longer than this, in the median, are compared by overlap
 
 
@@ -96,7 +100,11 @@ def exact(answer: str, expected: str) -> bool:
 
 def label_of(text: str) -> str:
     """Return a class name as it is compared: without case, white space, quotes and final stop."""
-    return text.strip().strip("\"'`").rstrip(".!").strip().casefold()
+    whole = text.strip().casefold()
+    name, before = whole, ""
+    while name != before:
+        name, before = name.strip().strip("\"'`").rstrip(".!"), name
+    return name or whole
 
 
 def same_label(answer: str, expected: str) -> bool:
@@ -107,22 +115,29 @@ def same_label(answer: str, expected: str) -> bool:
 def same_json(answer: str, expected: str) -> bool:
     """Whether both are JSON and mean the same."""
     found, wanted = read_json(answer), read_json(expected)
-    # To Python true equals 1; to JSON it does not.
-    return found is not None and json.dumps(found, sort_keys=True) == json.dumps(
-        wanted, sort_keys=True
-    )
+    try:
+        return found is not None and _same(found, wanted)
+    except RecursionError:
+        return False
 
 
 def read_json(text: str) -> Any:
-    """Return what a JSON text means in a list of one, or None where it is no JSON."""
+    """Return what a JSON text means in a list of one, or None where it is no JSON: not even by the
+    numbers that Python adds, or with one name twice. Fractions are exact.
+    """
     try:
-        return [_without_floats(json.loads(text))]
-    except (ValueError, RecursionError):
+        return [
+            json.loads(text, parse_float=Decimal, parse_constant=_refused, object_pairs_hook=_once)
+        ]
+    except (ValueError, ArithmeticError, RecursionError):
         return None
 
 
 def rouge_l(answer: str, expected: str) -> float:
     """Return ROUGE-L (F-measure): the longest common subsequence of words, in their order.
+
+    Words are runs of letters and digits of any script, without case; a Chinese or Japanese
+    character is one.
 
     Raises:
         DependencyError: the extra `eval` is not installed.
@@ -130,20 +145,37 @@ def rouge_l(answer: str, expected: str) -> float:
     return float(_rouge_scorer().score(expected, answer)["rougeL"].fmeasure)
 
 
-def _without_floats(value: Any) -> Any:
-    """Write whole floats as integers, which JSON does not tell apart."""
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
-    if isinstance(value, list):
-        return [_without_floats(item) for item in value]
-    if isinstance(value, dict):
-        return {key: _without_floats(item) for key, item in value.items()}
-    return value
+def _same(one: Any, other: Any) -> bool:
+    """Whether two values are the same to JSON: 1 is 1.0, and true, to Python 1, is not."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(_same(one[key], other[key]) for key in one)
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(map(_same, one, other))
+    return isinstance(one, bool) == isinstance(other, bool) and bool(one == other)
+
+
+def _refused(constant: str) -> Any:
+    raise ValueError(f"{constant} is no JSON")
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(found := dict(pairs)) < len(pairs):
+        raise ValueError("a name is there twice")
+    return found
+
+
+class _Words:
+    """Words of any script; the library's own knows only Latin letters without accents."""
+
+    def tokenize(self, text: str) -> list[str]:
+        """Return the words of a text."""
+        return WORD.findall(text.lower())
 
 
 @functools.cache
 def _rouge_scorer() -> Any:
-    return _extra("rouge_score.rouge_scorer", "rouge_l").RougeScorer(["rougeL"])
+    scorer = _extra("rouge_score.rouge_scorer", "rouge_l")
+    return scorer.RougeScorer(["rougeL"], tokenizer=_Words())
 
 
 def _mean_loss(outcomes: Sequence[Outcome], counts: Counts) -> Scores:

@@ -43,7 +43,7 @@ def initial_prompt(backbone: Backbone, config: TrainConfig, rows: Sequence[Row] 
     generator = torch.Generator().manual_seed(config.seed)
     table = backbone.embed(torch.arange(backbone.capabilities.vocab_size))
     if config.init == "text":
-        ids = initializers.fit_ids(_text_ids(backbone, config), config.num_virtual)
+        ids = _text_ids(backbone, config)
         values = backbone.embed(torch.tensor(ids)).float().cpu()
     elif config.init == "vocabulary":
         values = initializers.vocabulary_embeddings(table, config.num_virtual, generator)
@@ -179,12 +179,19 @@ def begin(
             "context-tuning places whole rows before others, and this model reads a row's text and "
             "its answer apart; use --method prefix-tuning"
         )
-    return bound(Context.begin(start, dtype), rows, config)
+    method = Context.begin(start, dtype)
+    return bound(method, rows, config) if initial is None else method
 
 
 def bound(method: Method, rows: Sequence[Row], config: TrainConfig) -> Method:
     """Tell a method whose demonstrations its prompt holds: a function of rows and options."""
     if isinstance(method, Context) and config.resolved().init == "demonstrations":
+        if len({row.input_ids for row in rows}) == 1:
+            raise InputError(
+                "context-tuning hides a row's own demonstration from it, and there is one row "
+                f"only ({rows[0].source}), so that nothing is left to learn from: give different "
+                "rows, or --init-text"
+            )
         own: dict[tuple[int, ...], list[int]] = {}
         for slot, (row, _) in enumerate(_demonstrations(rows, config)):
             own.setdefault(rows[row].input_ids, []).append(slot)
@@ -212,10 +219,28 @@ def _task_names(rows: Sequence[Row]) -> list[str]:
     return names
 
 
+def check_tasks(rows: Sequence[Row], held_out: Sequence[Row]) -> None:
+    """Refuse held-out rows of a task that is not trained.
+
+    Raises:
+        InputError: names the task and the first of its rows.
+    """
+    trained = set(_task_names(rows))
+    if unknown := [row for row in held_out if row.task not in trained]:
+        raise InputError(
+            f"{unknown[0].source}: a validation row of task {unknown[0].task!r}, of which there is "
+            f"no training row; tasks with some: {', '.join(sorted(trained))}"
+        )
+
+
 def _text_ids(backbone: Backbone, config: TrainConfig) -> list[int]:
-    if backbone.tokenizer is None:
+    """Return the start of a text once, then the text's own ids, P in all."""
+    tokenizer = backbone.tokenizer
+    if tokenizer is None:
         raise InputError("--init-text needs a tokenizer; use --init vocabulary, or pass `initial`")
-    return list(backbone.tokenizer(config.init_text).input_ids)
+    start = encoding.start_ids(tokenizer)[: config.num_virtual]
+    plain = list(tokenizer(config.init_text, add_special_tokens=False).input_ids)
+    return [*start, *initializers.fit_ids(plain, config.num_virtual - len(start))]
 
 
 def encode_rows(
@@ -284,7 +309,13 @@ def _context(backbone: Backbone, config: TrainConfig) -> int:
     """
     if backbone.reads_apart or backbone.capabilities.context_length is None:
         return 1 << 30
-    return backbone.capabilities.context_length - config.num_virtual
+    left = backbone.capabilities.context_length - config.num_virtual
+    if left < 2:
+        raise InputError(
+            f"--num-virtual-tokens {config.num_virtual} leaves no room for a row: the model's "
+            f"context has {backbone.capabilities.context_length} tokens"
+        )
+    return left
 
 
 def _check_pair(backbone: Backbone, row: Row, config: TrainConfig) -> None:
@@ -302,7 +333,7 @@ def _check_pair(backbone: Backbone, row: Row, config: TrainConfig) -> None:
 
 
 def describe(
-    backbone: Backbone, config: TrainConfig, encoding_config: EncodingConfig, num_rows: int
+    backbone: Backbone, config: TrainConfig, encoding_config: EncodingConfig, rows: Sequence[Row]
 ) -> dict[str, Any]:
     """Return what a trained prompt says of itself: base, tokenizer, how rows are encoded, how it
     was trained.
@@ -316,10 +347,28 @@ def describe(
         "tokenizer": _tokenizer_facts(backbone.tokenizer),
         "method": config.resolved().method,
         "embedding_scale": "as the model's embedding module returns them",
-        "encoding": asdict(encoding_config),
-        "training": asdict(config) | {"num_rows": num_rows},
+        "encoding": asdict(encoding_config)
+        | {
+            "is_text": all(row.is_text for row in rows),
+            "is_spaced": _are_spaced(backbone.tokenizer, rows),
+        },
+        "training": asdict(config) | {"num_rows": len(rows)},
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+def _are_spaced(tokenizer: Any, rows: Sequence[Row]) -> bool | None:
+    """Return whether every answer begins with a space; None without a tokenizer."""
+    if tokenizer is None:
+        return None
+    for row in rows:
+        cut = len(row.input_ids) - row.num_labels
+        before, both = (
+            encoding.decode(row.input_ids[cut - 1 : end], tokenizer) for end in (cut, cut + 1)
+        )
+        if not both[len(before) :].startswith(" "):
+            return False
+    return True
 
 
 def _tokenizer_facts(tokenizer: Any) -> dict[str, Any] | None:

@@ -47,7 +47,11 @@ class Run:
     def num_steps(self) -> int:
         """Optimizer steps from the first to the last."""
         config = self.config
-        return config.num_steps or math.ceil(config.num_epochs * len(self.rows) / config.batch_size)
+        return config.num_steps or math.ceil(config.num_epochs * self._steps_of_epoch)
+
+    @property
+    def _steps_of_epoch(self) -> int:
+        return math.ceil(len(self.rows) / self.config.batch_size)
 
     @property
     def num_warmup(self) -> int:
@@ -70,7 +74,7 @@ class Run:
         They depend on the seed and the step alone, so that the step is all there is to remember.
         """
         size = self.config.batch_size
-        epoch, position = divmod(step, math.ceil(len(self.rows) / size))
+        epoch, position = divmod(step, self._steps_of_epoch)
         if epoch not in self._epoch:
             self._epoch.clear()
             self._epoch[epoch] = epoch_order(self.rows, size, self.config.seed, epoch)

@@ -28,12 +28,14 @@ class Score:
         low: end of the percentile bootstrap interval (Efron 1979); NaN for a single example.
         high: the other end.
         samples: the value on each resample, `[R]`.
+        num_examples: that the value is of.
     """
 
     value: float
     low: float
     high: float
     samples: NDArray[np.float64] = field(repr=False, compare=False)
+    num_examples: int = 0
 
     @property
     def has_interval(self) -> bool:
@@ -68,10 +70,19 @@ def score(
 
 
 def difference(score: Score, first: Score, resampling: ResamplingConfig = _DEFAULTS) -> Score:
-    """Return how much a score is above the first one, paired: both of the same examples."""
+    """Return how much a score is above the first one, paired: both of the same examples.
+
+    Raises:
+        InputError: scores of other numbers of examples or resamples.
+    """
+    sizes = [(one.num_examples, len(one.samples)) for one in (score, first)]
+    if sizes[0] != sizes[1]:
+        raise InputError(
+            "scores to compare are of the same examples and resamples; got {} examples with {} "
+            "resamples beside {} with {}".format(*sizes[0], *sizes[1])
+        )
     samples = score.samples - first.samples
-    num_rows = 2 if score.has_interval and first.has_interval else 1
-    return _with_interval(score.value - first.value, samples, num_rows, resampling)
+    return _with_interval(score.value - first.value, samples, score.num_examples, resampling)
 
 
 def _draws(num_rows: int, resampling: ResamplingConfig) -> Iterator[Counts]:
@@ -89,7 +100,7 @@ def _with_interval(
     value: float, samples: NDArray[np.float64], num_rows: int, resampling: ResamplingConfig
 ) -> Score:
     if num_rows < 2:
-        return Score(value, float("nan"), float("nan"), samples)
+        return Score(value, float("nan"), float("nan"), samples, num_rows)
     tail = (1 - resampling.confidence) / 2
     low, high = np.quantile(samples, [tail, 1 - tail])
-    return Score(value, float(low), float(high), samples)
+    return Score(value, float(low), float(high), samples, num_rows)

@@ -204,11 +204,14 @@ def train(
     Raises:
         DataError: an example that cannot be encoded; names file and line.
         InputError: nothing to train on, or a state of another run. ArtifactError: a damaged state.
+        MismatchError: `initial` is a prompt of another base.
         TrainingError: a gradient that is zero or, going back notwithstanding, not finite.
         StorageError: the state cannot be written; the earlier one is kept.
     """
     config = config or TrainConfig()
     is_open = config.is_start_open and initial is None
+    if initial is not None:
+        backbone.check(initial)
     config, said = preparation.settled(config, initial)
     encoding_config = encoding_config or EncodingConfig()
     ranks = distributed.join()
@@ -216,6 +219,8 @@ def train(
     held_out, _ = preparation.encode_rows(backbone, validation, config, encoding_config)
     if not rows:
         raise InputError("no examples to train on; give at least one")
+    if config.method == "multitask":
+        preparation.check_tasks(rows, held_out)
     if is_open:
         config, said = preparation.with_start(backbone, config, rows, held_out)
     config = preparation.with_rate(backbone, config)
@@ -235,12 +240,13 @@ def train(
         stored.check(identity)
     run, chosen = _with_rate(run, stored, initial, said)
     if stored is not None:
-        method = preparation.bound(stored.method(backbone.device), rows, config)
+        method = stored.method(backbone.device)
+        method = preparation.bound(method, rows, config) if initial is None else method
         notices = [notice] if (notice := stored.changed_environment(identity)) else []
     else:
         notices += said
         method = preparation.begin(backbone, initial, rows, config)
-        method.facts = preparation.describe(backbone, config, encoding_config, len(rows))
+        method.facts = preparation.describe(backbone, config, encoding_config, rows)
         method.facts["training"] |= chosen
     state = _start(run, method)
     if stored is not None:
@@ -273,7 +279,6 @@ def _probe(run: Run, initial: SoftPrompt | None) -> tuple[dict[str, Any], str]:
     and say so. Takes no file and leaves the run as it was.
     """
     num_steps, losses = probing.num_steps(run.num_steps), {}
-    judged = (run.held_out or run.rows)[: probing.NUM_JUDGED]
     for rate in probing.rates(preparation.default_rate(run.backbone, run.config)):
         config = replace(run.config, learning_rate=rate, num_steps=num_steps)
         trial = replace(run, config=config, file=None, _epoch={})
@@ -285,10 +290,19 @@ def _probe(run: Run, initial: SoftPrompt | None) -> tuple[dict[str, Any], str]:
                 state.record(loss, rate, 0.0)
             prompts = state.method.tasks() or state.prompt
             size = state.progress.micro_batch_size
+            judged = _judged(run, state.method)[: probing.NUM_JUDGED]
             losses[rate] = validate(run.backbone, prompts, judged, size, run.ranks).loss
         except DivergedError:
             losses[rate] = math.inf
     return probing.chosen(losses, num_steps)
+
+
+def _judged(run: Run, method: Method) -> list[Row]:
+    """Return rows that can tell rates apart: held-out ones, else those that the prompt holds none
+    of, where there are any.
+    """
+    own = method.own if isinstance(method, methods.Context) else {}
+    return run.held_out or [row for row in run.rows if row.input_ids not in own] or run.rows
 
 
 def _start(run: Run, method: Method) -> TrainState:

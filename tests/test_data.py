@@ -327,3 +327,13 @@ def test_what_cannot_be_split_is_refused() -> None:
     for share in (0.0, 1.0, float("nan")):
         with pytest.raises(DataError, match="between 0 and 1"):
             split_examples(examples("a", "b"), share, seed=0)
+
+
+def test_a_split_leaves_rows_of_every_task() -> None:
+    rows = [Example(f"row {n}", "x", f"f:{n}", task="common") for n in range(8)]
+    rare = Example("row 8", "x", "f:8", task="rare")
+    for seed in range(20):
+        rest, aside = split_examples([*rows, rare], 0.5, seed)
+        assert rare in rest and len(aside) == 4
+    with pytest.raises(DataError, match="2 different prompts of some task"):
+        split_examples([rows[0], rare], 0.5, seed=0)

@@ -126,6 +126,17 @@ def test_forgetting_is_the_change_of_the_oracles_loss() -> None:
     assert found.change.has_interval and len(parts) == 3
 
 
+def test_every_window_of_unrelated_text_begins_as_a_text_does() -> None:
+    tokenizer = tiny_tokenizer(adds="<|bos|> $A")
+    model = Backbone(backbone().model, tokenizer)
+    text = "The river rises in the hills. " * 10
+    found = forgetting(model, soft_prompt(model), text, resampling=FAST)
+    ids = list(tokenizer(text, add_special_tokens=False).input_ids)
+    parts = [[0, *ids[start : start + 127]] for start in range(0, len(ids), 127)]
+    slow = sum(slow_loss(model, None, part, len(part) - 2) for part in parts)
+    assert found.without.value == pytest.approx(slow / (len(ids) - len(parts)), abs=1e-9)
+
+
 def test_a_prompt_that_says_nothing_forgets_nothing() -> None:
     model = backbone()
     empty = model.compile(soft_prompt(model))

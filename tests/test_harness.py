@@ -207,9 +207,21 @@ def test_contexts_may_be_read_as_the_prompts_own_rows(folder: Path) -> None:
         own.apply_chat_template([{"role": "user", "content": "hi"}])
 
 
+def test_the_harness_delimiter_is_dropped_where_answers_have_none(folder: Path) -> None:
+    own, raw = loaded(folder, encoding="own"), loaded(folder)
+    own.is_spaced = False  # as a prompt says whose training rows were so
+    (mine,), (glued,) = (
+        model.loglikelihood([asked(context, text)], disable_tqdm=True)
+        for model, context, text in ((own, "bird", " yes"), (raw, "Q bird A", "yes"))
+    )
+    assert mine == pytest.approx(glued)
+
+
 def test_wrong_arguments_are_named() -> None:
     from foreword.harness import ForewordLM
 
+    with pytest.raises(InputError, match="takes base, prompt, .* not foo"):
+        ForewordLM(base="x", foo=1)
     with pytest.raises(InputError, match="encoding must be raw or own"):
         ForewordLM(encoding="chat")
     with pytest.raises(InputError, match="number of rows, got 'auto'"):

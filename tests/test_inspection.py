@@ -112,6 +112,19 @@ def test_prompts_of_different_forms_are_not_compared() -> None:
         similarity(soft_prompt(), backbone().compile(soft_prompt()))
 
 
+def test_prompts_of_different_bases_are_not_compared() -> None:
+    bases = [Backbone(tiny_models.build("llama", seed=seed)) for seed in (0, 1)]
+    one, other = (
+        SoftPrompt.from_embeddings(soft_prompt().embeddings, facts={"base": {
+            "name": f"model-{number}", "fingerprint": base.fingerprint(),
+        }})
+        for number, base in enumerate(bases)
+    )  # fmt: skip
+    assert similarity(one, one).shape == (3, 3)
+    with pytest.raises(MismatchError, match="made for model-0, not for model-1"):
+        similarity(one, other)
+
+
 @pytest.mark.parametrize("family", ["llama", "gemma2", "bamba"])
 def test_attention_received_is_the_oracles(family: str) -> None:
     model: Any = backbone(family).model

@@ -20,7 +20,7 @@ from transformers import DynamicCache
 
 from foreword import Backbone, Row, SoftPrompt, TrainConfig, TrainEvent, methods, train
 from foreword.encoding import collate
-from foreword.errors import ArtifactError, DataError, InputError, UnsupportedError
+from foreword.errors import ArtifactError, DataError, InputError, MismatchError, UnsupportedError
 from foreword.initializers import demonstrations, label_embeddings
 from foreword.preparation import begin, initial_prompt
 from foreword.stored_state import METADATA_NAME, STATE_FILE, read_state
@@ -378,6 +378,53 @@ def test_keys_may_start_from_another_tasks_embeddings(exact: Backbone) -> None:
     expected = exact.compile(other).states
     for ours, theirs in zip(method.tensors, expected.tensors, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_prompt_of_another_base_is_no_start(backbone: Backbone, variant: str) -> None:
+    other = Backbone(tiny_models.build("llama", seed=7, dtype=torch.float32))
+    facts = {"base": {"name": "other", "fingerprint": other.fingerprint()}}
+    theirs = SoftPrompt.from_embeddings(tiny_models.embeddings(other.model, 4), facts=facts)
+    with pytest.raises(MismatchError, match="made for other"):
+        train(backbone, ROWS, config(variant, num_virtual_tokens=4), initial=theirs)
+    narrow = SoftPrompt.from_embeddings(torch.zeros(4, 6))
+    with pytest.raises(MismatchError, match="hidden size 6"):
+        train(backbone, ROWS, config(variant, num_virtual_tokens=4), initial=narrow)
+
+
+def test_a_prompt_that_holds_no_rows_hides_none(exact: Backbone) -> None:
+    other = SoftPrompt.from_embeddings(tiny_models.embeddings(exact.model, 14))
+    method = begin(exact, other, ROWS, config("context-tuning"))
+    assert isinstance(method, methods.Context) and not method.own
+    assert begin(exact, None, ROWS, config("context-tuning")).own  # type: ignore[attr-defined]
+    small = SoftPrompt.from_embeddings(tiny_models.embeddings(exact.model, 3))  # no row fits
+    short = config("context-tuning", num_virtual_tokens=3, num_steps=1)
+    assert list(train(exact, ROWS, short, initial=small))[-1].prompt
+
+
+def test_one_row_is_no_context(exact: Backbone) -> None:
+    with pytest.raises(InputError, match="one row only .*give different rows, or --init-text"):
+        train(exact, ROWS[:1] * 3, config("context-tuning"))
+
+
+def test_a_validation_row_of_an_unknown_task_is_refused(exact: Backbone) -> None:
+    rare = dataclasses.replace(ROWS[0], task="rare", source="rows.jsonl:7")
+    with pytest.raises(InputError, match="rows.jsonl:7: .*'rare'.* tasks with some: a, b"):
+        train(exact, ROWS, config("multitask"), validation=[rare])
+
+
+def test_an_instruction_starts_as_a_text_starts_once() -> None:
+    tokenizer = tiny_tokenizer(adds="<|bos|> $A <|im_end|>")
+    model = Backbone(tiny_models.build("llama", vocab_size=len(tokenizer)), tokenizer)
+    start = initial_prompt(model, config("prompt-tuning", init_text="ab", num_virtual_tokens=6))
+    a, b = tokenizer("ab", add_special_tokens=False).input_ids
+    expected = model.embed(torch.tensor([0, a, b, a, b, a]))
+    torch.testing.assert_close(start.embeddings, expected.float())
+
+
+def test_two_starts_are_refused() -> None:
+    with pytest.raises(InputError, match="--init vocabulary and --init-text name two starts"):
+        TrainConfig(init="vocabulary", init_text="Name the topic.")
 
 
 def test_a_prompt_to_start_from_decides_the_form(backbone: Backbone) -> None:

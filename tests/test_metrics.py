@@ -27,14 +27,44 @@ def test_json_is_compared_by_meaning() -> None:
     assert not same_json('{"a": true}', '{"a": 1}') and not same_json("[[1]]", "[1]")
 
 
+@pytest.mark.parametrize(
+    "one, other",
+    [
+        ('{"a": NaN}', '{"a": NaN}'),
+        ('{"a": 1e400}', '{"a": Infinity}'),
+        ('{"a": 1, "a": 2}', '{"a": 2}'),
+        ("9007199254740993.0", "9007199254740992"),
+        ("1e99999999999999999999", "1e99999999999999999999"),
+        ('["1.5"]', "[1.5]"),
+    ],
+)
+def test_what_python_alone_takes_for_equal_json_is_not(one: str, other: str) -> None:
+    assert not same_json(one, other)
+
+
+def test_fractions_are_equal_however_they_are_written() -> None:
+    assert same_json("[1.50, 1e2]", "[15e-1, 100]") and not same_json("[0.1]", "[0.10000001]")
+
+
 def test_a_label_has_no_case_and_no_final_stop() -> None:
     assert same_label(' "Sports."\n', "sports") and not same_label("sports news", "sports")
+    assert same_label('"yes".', "yes") and same_label("'Yes!'", "yes")
+
+
+def test_labels_that_are_punctuation_stay_apart() -> None:
+    assert same_label(".", ".") and not same_label("!", ".") and not same_label("", ".")
 
 
 def test_rouge_l_is_the_longest_common_subsequence() -> None:
     # "the cat mat" is common: 3 of 4 answered words, 3 of 6 expected ones.
     found = metrics.rouge_l("the cat, a mat", "the cat sat on the mat")
     assert found == pytest.approx(2 * 0.75 * 0.5 / 1.25)
+
+
+def test_rouge_l_knows_the_words_of_any_script() -> None:
+    assert metrics.rouge_l("Привет, мир", "привет мир") == 1.0
+    assert metrics.rouge_l("größe über", "größe unter") == pytest.approx(0.5)
+    assert metrics.rouge_l("你好世界", "你好") == pytest.approx(2 * 0.5 / 1.5)
 
 
 def test_macro_f1_is_scikit_learns_over_the_expected_classes() -> None:
@@ -92,6 +122,13 @@ def test_a_difference_is_paired_by_examples() -> None:
     # Only four rows differ: unpaired, both would sway by some thirty points.
     assert paired.low >= 0 and paired.high <= 0.2 and one.high - one.low > 0.2
     assert not difference(one, one, FAST).excludes_zero
+
+
+def test_scores_of_other_examples_are_not_paired() -> None:
+    loss = METRICS["loss"]
+    two, three = (score(loss, [Outcome("", loss=1.0, num_labels=1)] * n, FAST) for n in (2, 3))
+    with pytest.raises(InputError, match="3 examples with 200 resamples beside 2"):
+        difference(three, two)
 
 
 def test_one_example_has_no_interval() -> None:

@@ -76,6 +76,18 @@ def test_the_rate_of_embeddings_is_a_share_of_the_tables_scale(backbone: Backbon
     )
 
 
+@pytest.mark.parametrize("num_rows, batch_size, steps", [(5, 16, 3), (4, 3, 6), (4, 4, 3)])
+def test_epochs_are_passes_over_all_rows(
+    backbone: Backbone, num_rows: int, batch_size: int, steps: int
+) -> None:
+    rows = (ROWS + ROWS)[:num_rows]
+    config = dataclasses.replace(
+        CONFIG, learning_rate=0.1, num_steps=None, batch_size=batch_size, num_epochs=3
+    )
+    *_, last = train(backbone, rows, config)
+    assert last.step == last.num_steps == steps
+
+
 def test_a_rate_that_is_given_is_taken_as_it_is(backbone: Backbone) -> None:
     assert run(backbone, learning_rate=0.25)[-1].prompt.facts["training"]["learning_rate"] == 0.25
 

@@ -11,7 +11,7 @@ import torch
 from tiny_tokenizer import tiny_tokenizer
 from torch import Tensor
 
-from foreword import Backbone, Row, SoftPrompt, TrainConfig, compilation, train
+from foreword import Backbone, Example, Row, SoftPrompt, TrainConfig, chat, compilation, train
 from foreword import loss as loss_module
 from foreword.encoding import collate
 from foreword.errors import DataError, InputError, TrainingError
@@ -276,3 +276,18 @@ def test_a_plain_row_that_cannot_be_used_is_numbered() -> None:
     model = tiny_models.build("llama", dtype=torch.float32, vocab_size=len(tiny_tokenizer()))
     with pytest.raises(DataError, match="example 1: expected column 'messages'"):
         list(train(Backbone(model, tiny_tokenizer()), [{"text": "a"}], FAST))
+
+
+def test_a_prompt_knows_how_its_rows_were_read(tmp_path: Path) -> None:
+    tokenizer = tiny_tokenizer()
+    model = Backbone(tiny_models.build("llama", vocab_size=len(tokenizer)), tokenizer)
+    config = TrainConfig(method="prompt-tuning", num_virtual_tokens=4, num_steps=1, init="random")
+    turn = ({"role": "user", "content": "say a"},)
+    for asked, answer in (("say a", "a"), ("say a", " yes"), (turn, "a")):
+        *_, last = train(model, [Example(asked, answer)], config)  # type: ignore[arg-type]
+        last.prompt.save(tmp_path)
+        facts = SoftPrompt.load(tmp_path).facts["encoding"]
+        is_text = isinstance(asked, str)
+        assert (facts["is_text"], facts["is_spaced"]) == (is_text, answer == " yes")
+        assert chat.reads_turns(model, last.prompt) is not is_text
+    assert chat.reads_turns(model, None)

@@ -73,7 +73,7 @@ class Session:
 
         config = chat.encoding_of(self.active)
         self.turns.append({"role": "user", "content": line})
-        text: Any = self.turns if chat.reads_turns(self.backbone, config) else line
+        text: Any = self.turns if chat.reads_turns(self.backbone, self.active) else line
         started, count, said = time.perf_counter(), 0, ""
         pieces = chat.stream(self.backbone, self.active, text, config, **self.sampling.options())
         try:

@@ -56,6 +56,8 @@ def command(
     choice = choose(config.metrics, [example.completion for example in examples])
     if ensemble == "vote":
         check_vote(choice.metrics)
+    if predictions:
+        subjects.check_predictions(predictions, choice.metrics)
     written = options.text_of(instruction, "--instruction") if instruction else None
     loaded = {name: SoftPrompt.load(name) for name in prompts}
     backbone, _ = options.load(model, prompts[0])

@@ -41,6 +41,8 @@ def command(
 
     examples = read_examples(data, columns)[: config.limit]
     choice = choose(config.metrics, [example.completion for example in examples])
+    if predictions:
+        subjects.check_predictions(predictions, choice.metrics)
     written = options.text_of(instruction, "--instruction") if instruction else None
     text = None if unrelated == "none" else unrelated_text()
     if unrelated not in (None, "none"):
@@ -51,13 +53,13 @@ def command(
         asked.append(Subject("instruction", instruction=written))
     if soft_prompt is not None:
         asked.append(Subject("soft prompt", prompt=soft_prompt))
-    results = subjects.ask(backbone, asked, examples, choice, config, resampling)
-    if predictions:
-        subjects.write_predictions(predictions, examples, results, choice.metrics)
-    forgot = None
+    forgot = None  # first, since it is short: a text that cannot be read costs nothing then
     is_wished = unrelated is not None or not backbone.reads_apart
     if soft_prompt is not None and text is not None and is_wished:
         forgot = forgetting(backbone, soft_prompt, text, config, resampling)
+    results = subjects.ask(backbone, asked, examples, choice, config, resampling)
+    if predictions:
+        subjects.write_predictions(predictions, examples, results, choice.metrics)
     if as_json:
         found = [subjects.as_dict(result, results[0], resampling) for result in results]
         options.output.print(json.dumps({"results": found, "forgetting": _as_dict(forgot)}))

@@ -150,7 +150,7 @@ class View:
 
         assert self.backbone is not None
         config = chat.encoding_of(self.prompt)
-        is_turn = chat.reads_turns(self.backbone, config)
+        is_turn = chat.reads_turns(self.backbone, self.prompt)
         asked: Any = [{"role": "user", "content": text}] if is_turn else text
         ids = chat.encode(self.backbone, asked, config)
         paid = inspection.attention_received(self.backbone, self.prompt, ids)

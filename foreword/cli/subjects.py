@@ -133,6 +133,24 @@ def as_dict(
     return found
 
 
+def check_predictions(path: str, metrics: "Sequence[Metric]") -> None:
+    """Refuse early what could not be written at the end.
+
+    Raises:
+        InputError: no metric reads answers. StorageError: no such directory.
+    """
+    from foreword.errors import InputError
+
+    if all(metric.needs_loss for metric in metrics):
+        raise InputError(
+            "--predictions writes answers, and --metrics loss asks for none: add a metric of "
+            "answers, such as exact"
+        )
+    folder = Path(path).absolute().parent
+    if not folder.is_dir() or Path(path).is_dir():
+        raise StorageError(f"--predictions: expected a file in a directory that exists, got {path}")
+
+
 def write_predictions(
     path: str,
     examples: "Sequence[Example]",

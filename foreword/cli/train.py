@@ -154,7 +154,7 @@ def check_for_seeds(validation: str, curves: str | None) -> None:
     """
     from foreword.errors import InputError
 
-    if validation in ("0", "0.0"):
+    if _share(validation) == 0:
         raise InputError("--seeds keeps the best by validation: give --validation rows")
     if curves is not None:
         raise InputError("--curves draws one run: leave it out with --seeds, or use --track")
@@ -208,13 +208,20 @@ def read(
     from foreword.errors import InputError
 
     examples = read_examples(data, columns, config.task_column)
-    try:
-        share = float(validation)
-    except ValueError:
+    share = _share(validation)
+    if share is None:
         return examples, read_examples(validation, columns, config.task_column)
     if not 0 <= share < 1:
         raise InputError(f"--validation must be a file or a share in [0, 1), got {validation}")
     return split_examples(examples, share, config.seed) if share else (examples, [])
+
+
+def _share(validation: str) -> float | None:
+    """Return the share of rows to hold out; None where a file is named."""
+    try:
+        return float(validation)
+    except ValueError:
+        return None
 
 
 def encode(
