@@ -25,14 +25,18 @@ from peft import (
     get_peft_model,
 )
 from quality_data import Task
+from safetensors.torch import load_file
 
 from foreword import Backbone, EncodingConfig, Example, SoftPrompt, TrainConfig, train
 from foreword.encoding import encode_examples
 from foreword.prefix import Prefix
+from foreword.preparation import initial_prompt
 
 NUM_STEPS = 40
 BATCH_SIZE = 8
 NUM_VIRTUAL_TOKENS = 32
+NUM_OF_CONTEXT = 96
+MAX_LENGTH = 2048
 ROWS = EncodingConfig(row_template="<|im_start|>user\n{prompt}<|im_end|>\n<|im_start|>assistant\n")
 SYSTEM_TURN = "<|im_start|>system\n{}<|im_end|>\n"
 
@@ -116,7 +120,7 @@ def foreword(
         config = TrainConfig(
             method=method,  # type: ignore[arg-type]
             init_text=None if method == "context-tuning" else task.instructions[0],
-            num_virtual_tokens=96 if method == "context-tuning" else NUM_VIRTUAL_TOKENS,
+            num_virtual_tokens=_num_virtual(method),
             batch_size=BATCH_SIZE,
             num_steps=num_steps,
             eval_every=0,
@@ -134,16 +138,42 @@ def foreword(
     return run
 
 
+def unchanged(model: Any, backbone: Backbone, task: Task) -> Any:
+    """Start where PEFT starts."""
+    return model
+
+
+def from_text(model: Any, backbone: Backbone, task: Task) -> Any:
+    """Start keys and values from a sentence's cache, by PEFT's own function."""
+    text = " ".join([task.instructions[0]] * NUM_VIRTUAL_TOKENS)
+    peft.initialize_kv_prefix_from_text(
+        model, backbone.tokenizer, text=text, use_chat_template=False
+    )
+    return model
+
+
+def from_rows(model: Any, backbone: Backbone, task: Task) -> Any:
+    """Start keys and values exactly where foreword's default starts."""
+    rows, _ = encode_examples(list(task.train), backbone.tokenizer, ROWS, MAX_LENGTH)
+    config = TrainConfig(method="context-tuning", num_virtual_tokens=NUM_OF_CONTEXT)
+    with tempfile.TemporaryDirectory() as folder:
+        initial_prompt(backbone, config, rows).save(folder)
+        (values,) = load_file(Path(folder) / "adapter_model.safetensors").values()
+    with torch.no_grad():
+        model.prompt_encoder["default"].embedding.weight.copy_(values)
+    return model
+
+
 def peft_prompt(
-    config: Callable[[Task], Any], is_from_text: bool = False
+    config: Callable[[Task], Any], start: Callable[[Any, Backbone, Task], Any] = unchanged
 ) -> Callable[[Backbone, Task, int, float], Trained]:
     """Train a soft prompt with PEFT at a rate; foreword reads the file that PEFT writes.
 
-    Keys and values start from a text's cache by PEFT's own function, where that is asked for.
+    `start` gives PEFT's model other values to start from.
     """
 
     def run(backbone: Backbone, task: Task, seed: int, variant: float) -> Trained:
-        model, seconds = _trained(backbone, task, config(task), seed, variant, is_from_text)
+        model, seconds = _trained(backbone, task, config(task), seed, variant, start)
         with tempfile.TemporaryDirectory() as folder:
             model.save_pretrained(folder)
             prompt = SoftPrompt.load(folder)
@@ -187,6 +217,11 @@ def prefix(task: Task) -> Any:
     return PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=NUM_VIRTUAL_TOKENS)
 
 
+def long_prefix(task: Task) -> Any:
+    """PEFT's prefix tuning with as many virtual tokens as foreword's default."""
+    return PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=NUM_OF_CONTEXT)
+
+
 SYSTEMS = (
     System("bare model", (None,), bare, is_seeded=False),
     System("best of 5 instructions in 2 places", tuple(range(10)), instructed, is_seeded=False),
@@ -202,8 +237,9 @@ SYSTEMS = (
     System(
         "PEFT prefix tuning, text, best of 2 rates",
         (5e-3, 3e-2),
-        peft_prompt(prefix, is_from_text=True),
+        peft_prompt(prefix, from_text),
     ),
+    System("PEFT from foreword's start", (3e-2,), peft_prompt(long_prefix, from_rows)),
     System("PEFT LoRA r=8, best of 2 rates", (5e-4, 2e-3), lora),
     System("foreword prompt-tuning", (None,), foreword("prompt-tuning")),
     System("foreword prefix-tuning", (None,), foreword("prefix-tuning")),
@@ -218,21 +254,16 @@ def _trained(
     config: Any,
     seed: int,
     rate: float,
-    is_from_text: bool = False,
+    start: Callable[[Any, Backbone, Task], Any] = unchanged,
 ) -> tuple[Any, float]:
     """Train with transformers' Trainer; return PEFT's model and the processor seconds it took."""
-    rows, _ = encode_examples(list(task.train), backbone.tokenizer, ROWS, 2048)
+    rows, _ = encode_examples(list(task.train), backbone.tokenizer, ROWS, MAX_LENGTH)
     with tempfile.TemporaryDirectory() as folder:
         if getattr(config, "tokenizer_name_or_path", None) == "TOKENIZER":
             backbone.tokenizer.save_pretrained(folder)
             config.tokenizer_name_or_path = folder
         torch.manual_seed(seed)
-        model = get_peft_model(copy.deepcopy(backbone.model), config)
-        if is_from_text:
-            text = " ".join([task.instructions[0]] * NUM_VIRTUAL_TOKENS)
-            peft.initialize_kv_prefix_from_text(
-                model, backbone.tokenizer, text=text, use_chat_template=False
-            )
+        model = start(get_peft_model(copy.deepcopy(backbone.model), config), backbone, task)
         trainer = stock.trainer(
             model, backbone.tokenizer, rows, folder, per_device_train_batch_size=BATCH_SIZE,
             max_steps=NUM_STEPS, learning_rate=rate, seed=seed,
@@ -240,6 +271,10 @@ def _trained(
         started = time.process_time()
         trainer.train()
         return model.eval(), time.process_time() - started
+
+
+def _num_virtual(method: str) -> int:
+    return NUM_OF_CONTEXT if method == "context-tuning" else NUM_VIRTUAL_TOKENS
 
 
 def _text(backbone: Backbone, text: str) -> SoftPrompt:
