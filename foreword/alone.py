@@ -4,6 +4,7 @@ In: a backbone and a request. Out: the same choices as the batch would make, one
 Slower, and exact wherever `generate` is; the sampling is the engine's own.
 """
 
+import copy
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -100,7 +101,7 @@ def serve(backbone: Backbone, handle: Handle, pause: Callable[[], None]) -> None
         handle.end("length")
         return
     choose = _Choose(handle)
-    backbone.generate(
+    _without_habits(backbone).generate(
         prefix,
         ids,
         generation_config=GenerationConfig(
@@ -111,6 +112,16 @@ def serve(backbone: Backbone, handle: Handle, pause: Callable[[], None]) -> None
         **media,
     )
     handle.end("cancelled")
+
+
+def _without_habits(backbone: Backbone) -> Backbone:
+    """Return a backbone whose model has no penalties, ends and limits of its own, which
+    transformers would fill in: a request brings all of its own, as in a batch.
+    """
+    twin = copy.copy(backbone)
+    twin.model = copy.copy(backbone.model)
+    twin.model.generation_config = GenerationConfig()
+    return twin
 
 
 class _Choose(LogitsProcessor):

@@ -61,6 +61,8 @@ def check_mask(attention_mask: Any, num_rows: int, num_tokens: int, num_cached: 
             f"attention_mask has {found}, for {num_rows} rows of {num_tokens} tokens and "
             f"{num_cached} cached ones; expected one column for each token, cached ones included"
         )
+    if not bool(((attention_mask == 0) | (attention_mask == 1)).all()):
+        raise InputError("attention_mask holds other values than 0 and 1; give 1 for each token")
     if not bool(attention_mask.any(1).all()):
         row = int(attention_mask.any(1).int().argmin())
         raise InputError(f"row {row} of attention_mask has no token; leave the row out")

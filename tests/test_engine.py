@@ -677,6 +677,25 @@ def test_recurrent_rows_are_served_alone_and_exactly(family: str) -> None:
         assert handle.ids == expected(family, prompt, handle.request.ids, 5)
 
 
+def test_what_is_served_alone_keeps_none_of_the_models_habits() -> None:
+    backbone, prompt = (
+        Backbone(tiny_models.build("falcon_h1")),
+        prompt_of("falcon_h1", "embeddings"),
+    )
+    ids = expected("falcon_h1", prompt, ids_of(6), 5)
+    habits = {
+        "repetition_penalty": 9.0, "suppress_tokens": ids[:2], "eos_token_id": ids[1],
+        "bad_words_ids": [[ids[0]]], "num_return_sequences": 2, "max_time": 1e-6,
+    }  # fmt: skip
+    for name, value in habits.items():
+        setattr(backbone.model.generation_config, name, value)
+    engine = Engine(backbone)
+    handle = engine.submit(request(prompt, ids_of(6), 5))
+    engine.run()
+    assert (handle.ids, handle.finish_reason) == (ids, "length")
+    assert backbone.model.generation_config.repetition_penalty == 9.0
+
+
 def test_a_model_with_an_encoder_is_not_served() -> None:
     with pytest.raises(UnsupportedError, match="models with an encoder are not served"):
         Engine(Backbone(seq2seq_models.build("t5")))

@@ -80,7 +80,7 @@ def test_a_prompt_of_a_base_with_other_weights(
     prompt = prompt_of(other_base)
     if form == "key_values":
         prompt = SoftPrompt.from_key_values(states_of(other_base))
-    prompt.facts = describe(other_base, TrainConfig(), EncodingConfig(), num_rows=4)
+    prompt.facts = describe(other_base, TrainConfig(), EncodingConfig(), rows=[])
     assert other_base.generate(prompt, IDS, **GREEDY).shape == (1, 10)
     part = "made for the other base, not for llama (they differ in embeddings, weights)"
     refuses_prompt(backbone, prompt, MismatchError, part)
@@ -305,6 +305,15 @@ def test_a_cache_of_padded_rows_without_their_mask(backbone: Backbone) -> None:
             lambda given=given: backbone.generate(
                 prompt, _next_ids(first), given, past_key_values=first.past_key_values, **GREEDY
             ),
+        )
+
+
+def test_a_mask_of_other_values_than_0_and_1(backbone: Backbone) -> None:
+    for mask in (torch.full_like(IDS, 2), torch.full_like(IDS, -1)):
+        refuses(
+            InputError,
+            "other values than 0 and 1",
+            lambda mask=mask: backbone.generate(prompt_of(backbone), IDS, mask, **GREEDY),
         )
 
 
@@ -558,7 +567,7 @@ def test_a_base_that_was_tuned_behind_the_same_embeddings() -> None:
         parameter.data += 0.1
     prompt = prompt_of(Backbone(tiny_models.shared("llama")))
     prompt.facts = describe(
-        Backbone(tiny_models.shared("llama")), TrainConfig(), EncodingConfig(), num_rows=1
+        Backbone(tiny_models.shared("llama")), TrainConfig(), EncodingConfig(), rows=[]
     )
     refuses(MismatchError, "they differ in weights", lambda: Backbone(tuned).compile(prompt))
 
