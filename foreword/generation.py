@@ -62,7 +62,8 @@ def generate(
         reading = _read(
             model, capabilities, batch, input_ids, None, (num_cached, seen), found, cache
         )
-        alone = view(model, capabilities, batch, (0,) * inputs.shape[0], reading)
+        kept = torch.ones(inputs.shape[0], 0, dtype=torch.bool)
+        alone = view(model, capabilities, batch, kept, reading)
         return alone.generate(input_ids=input_ids, **kwargs)
     order = align_right(attention_mask, inputs.shape[0], inputs.shape[1], num_cached)
     num_old = attention_mask.shape[1] - order.shape[1]
@@ -78,8 +79,10 @@ def generate(
     given = input_ids
     if input_ids is not None:
         input_ids = reorder(input_ids, order, seen)
-    padding = tuple((aligned.long().cumsum(1) == 0).sum(1).tolist())
-    padded = view(model, capabilities, batch, padding, reading)
+    # The given tokens end where the mask ends; embeddings are no history.
+    num_given = input_ids.shape[1] if input_ids is not None else 0
+    kept = aligned[:, aligned.shape[1] - num_given :].bool()
+    padded = view(model, capabilities, batch, kept, reading)
     output = padded.generate(input_ids=input_ids, attention_mask=aligned, **kwargs)
     return output if given is None else restore(output, given)
 

@@ -81,26 +81,31 @@ def restore(output: Any, given: Tensor) -> Any:
     return output
 
 
-def reads_padding(processor: LogitsProcessor) -> bool:
-    # Newer releases tell the repetition penalty where each row begins; it needs no help then.
-    is_told = isinstance(getattr(processor, "prompt_ignore_length", None), Tensor)
-    return type(processor) in HISTORY_PROCESSORS and not is_told
+def on_own_tokens(processor: LogitsProcessor, kept: Tensor) -> LogitsProcessor:
+    """Return a processor that reads each row's own tokens alone, if it reads a history."""
+    if type(processor) not in HISTORY_PROCESSORS:
+        return processor
+    # Newer releases tell the repetition penalty where each row begins: but not of padding inside.
+    if isinstance(getattr(processor, "prompt_ignore_length", None), Tensor):
+        processor = RepetitionPenaltyLogitsProcessor(processor.penalty)
+    return UnpaddedHistory(processor, kept)
 
 
 class UnpaddedHistory(LogitsProcessor):
-    """Apply a processor row by row, each on its own tokens without the padding before them."""
+    """Apply a processor row by row, each on its own tokens without padding, wherever it stands.
 
-    def __init__(self, inner: LogitsProcessor, num_padding: tuple[int, ...]) -> None:
+    `kept` is bool `[B, T]` over the tokens that `generate` was given: what is no padding.
+    """
+
+    def __init__(self, inner: LogitsProcessor, kept: Tensor) -> None:
         self.inner = inner
-        self.num_padding = num_padding
+        self.kept = kept
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Return the processed scores `[B, V]`."""
-        copies = input_ids.shape[0] // len(self.num_padding)
-        rows = [
-            self.inner(
-                input_ids[row : row + 1, self.num_padding[row // copies] :], scores[row : row + 1]
-            )
-            for row in range(input_ids.shape[0])
-        ]
+        (num_rows, num_given), rows = self.kept.shape, []
+        kept, copies = self.kept.to(input_ids.device), input_ids.shape[0] // num_rows
+        for row, ids in enumerate(input_ids):
+            history = torch.cat([ids[:num_given][kept[row // copies]], ids[num_given:]])
+            rows.append(self.inner(history[None], scores[row : row + 1]))
         return torch.cat(rows)

@@ -43,7 +43,7 @@ class _View(GenerationMixin):
     _model: Any
     _capabilities: Capabilities
     _batch: PrefixBatch
-    _num_padding: tuple[int, ...]
+    _kept: Tensor
     _reading: Reading | None
 
     def forward(self, **inputs: Any) -> Any:
@@ -208,12 +208,9 @@ class _View(GenerationMixin):
         padding.
         """
         processors = super()._get_logits_processor(*args, **kwargs)
-        if not any(self._num_padding):
+        if bool(self._kept.all()):
             return processors
-        return LogitsProcessorList(
-            padding.UnpaddedHistory(p, self._num_padding) if padding.reads_padding(p) else p
-            for p in processors
-        )
+        return LogitsProcessorList(padding.on_own_tokens(p, self._kept) for p in processors)
 
 
 _told: weakref.WeakSet[Any] = weakref.WeakSet()
@@ -246,7 +243,7 @@ def view(
     model: Any,
     capabilities: Capabilities,
     batch: PrefixBatch,
-    num_padding: tuple[int, ...],
+    kept: Tensor,
     reading: Reading | None = None,
 ) -> Any:
     """Return an object that generates like `model`, each row behind its prefix; it shares the
@@ -258,7 +255,7 @@ def view(
         _model=model,
         _capabilities=capabilities,
         _batch=batch,
-        _num_padding=num_padding,
+        _kept=kept,
         _reading=reading,
     )
     return result

@@ -1,9 +1,16 @@
 """Every case of the contract, for every family and both prompt forms, equals the oracle."""
 
+from typing import Any
+
+import oracle
 import pytest
+import tiny_models
+import torch
 from contract import CASES, ForewordSubject, world_of
 from tiny_models import FAMILIES, RECURRENT
 
+from foreword import Backbone, SoftPrompt
+from foreword.chat import left_padded
 from foreword.errors import UnsupportedError
 
 # transformers' quantized cache takes no sliding or chunked layers.
@@ -35,3 +42,28 @@ def test_equals_the_oracle(case: str, family: str, form: str) -> None:
             CASES[case](subject, world)
     else:
         CASES[case](subject, world)
+
+
+@pytest.mark.parametrize("is_cached", [True, False])
+@pytest.mark.parametrize("penalty", [{"repetition_penalty": 3.0}, {"no_repeat_ngram_size": 1}])
+def test_padding_between_turns_is_no_history(penalty: dict[str, Any], is_cached: bool) -> None:
+    model = tiny_models.shared("llama")
+    backbone = Backbone(model)
+    prompt = SoftPrompt.from_embeddings(tiny_models.embeddings(model, 5))
+    ids, mask = left_padded([tiny_models.ids(length).tolist() for length in (4, 7)], 0)
+    first = backbone.generate(
+        prompt, ids, mask, max_new_tokens=3, do_sample=False, return_dict_in_generate=True
+    )
+    turns = [tiny_models.ids(length, seed=9).tolist() for length in (5, 2)]
+    wished = oracle.greedy(
+        model, prompt, torch.cat([first.sequences[1], torch.tensor(turns[1])]), 1
+    )
+    new, new_mask = left_padded(turns, wished[0])  # what the model is about to say also pads
+    whole = torch.cat([first.sequences, new], 1)
+    seen = torch.cat([mask, torch.ones(2, 3, dtype=torch.int64), new_mask], 1)
+    cache = {"past_key_values": first.past_key_values} if is_cached else {}
+    options: dict[str, Any] = {"max_new_tokens": 8, "do_sample": False, **penalty}
+    output = backbone.generate(prompt, whole, seen, **cache, **options)
+    for row, real, said in zip(whole, seen.bool(), output, strict=True):
+        expected = oracle.generate(model, prompt, row[real], **options)[0, int(real.sum()) :]
+        assert said[whole.shape[1] :].tolist() == expected.tolist()
