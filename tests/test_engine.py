@@ -677,7 +677,7 @@ def test_recurrent_rows_are_served_alone_and_exactly(family: str) -> None:
         assert handle.ids == expected(family, prompt, handle.request.ids, 5)
 
 
-def test_what_is_served_alone_keeps_none_of_the_models_habits() -> None:
+def test_a_recurrent_row_served_alone_keeps_none_of_the_models_habits() -> None:
     backbone, prompt = (
         Backbone(tiny_models.build("falcon_h1")),
         prompt_of("falcon_h1", "embeddings"),
