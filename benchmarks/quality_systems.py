@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,8 @@ from quality_data import Task
 from safetensors.torch import load_file
 
 from foreword import Backbone, EncodingConfig, Example, SoftPrompt, TrainConfig, train
+from foreword.artifact import TENSOR_FILE
+from foreword.config import NUM_DEMONSTRATED
 from foreword.encoding import encode_examples
 from foreword.prefix import Prefix
 from foreword.preparation import initial_prompt
@@ -35,7 +38,6 @@ from foreword.preparation import initial_prompt
 NUM_STEPS = 40
 BATCH_SIZE = 8
 NUM_VIRTUAL_TOKENS = 32
-NUM_OF_CONTEXT = 96
 MAX_LENGTH = 2048
 ROWS = EncodingConfig(row_template="<|im_start|>user\n{prompt}<|im_end|>\n<|im_start|>assistant\n")
 SYSTEM_TURN = "<|im_start|>system\n{}<|im_end|>\n"
@@ -116,11 +118,13 @@ def foreword(
 ) -> Callable[[Backbone, Task, int, Any], Trained]:
     """Train with foreword's defaults; the task's first instruction is the only choice."""
 
+    is_from_rows = method == "context-tuning"
+
     def run(backbone: Backbone, task: Task, seed: int, variant: None) -> Trained:
         config = TrainConfig(
             method=method,  # type: ignore[arg-type]
-            init_text=None if method == "context-tuning" else task.instructions[0],
-            num_virtual_tokens=_num_virtual(method),
+            init_text=None if is_from_rows else task.instructions[0],
+            num_virtual_tokens=NUM_DEMONSTRATED if is_from_rows else NUM_VIRTUAL_TOKENS,
             batch_size=BATCH_SIZE,
             num_steps=num_steps,
             eval_every=0,
@@ -155,10 +159,10 @@ def from_text(model: Any, backbone: Backbone, task: Task) -> Any:
 def from_rows(model: Any, backbone: Backbone, task: Task) -> Any:
     """Start keys and values exactly where foreword's default starts."""
     rows, _ = encode_examples(list(task.train), backbone.tokenizer, ROWS, MAX_LENGTH)
-    config = TrainConfig(method="context-tuning", num_virtual_tokens=NUM_OF_CONTEXT)
+    config = TrainConfig(method="context-tuning", num_virtual_tokens=NUM_DEMONSTRATED)
     with tempfile.TemporaryDirectory() as folder:
         initial_prompt(backbone, config, rows).save(folder)
-        (values,) = load_file(Path(folder) / "adapter_model.safetensors").values()
+        (values,) = load_file(Path(folder) / TENSOR_FILE).values()
     with torch.no_grad():
         model.prompt_encoder["default"].embedding.weight.copy_(values)
     return model
@@ -212,14 +216,13 @@ def text_prompt(task: Task) -> Any:
     )
 
 
-def prefix(task: Task) -> Any:
+def prefix(task: Task, num_virtual_tokens: int = NUM_VIRTUAL_TOKENS) -> Any:
     """PEFT's prefix tuning; it starts at noise."""
-    return PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=NUM_VIRTUAL_TOKENS)
+    return PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=num_virtual_tokens)
 
 
-def long_prefix(task: Task) -> Any:
-    """PEFT's prefix tuning with as many virtual tokens as foreword's default."""
-    return PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=NUM_OF_CONTEXT)
+long_prefix = partial(prefix, num_virtual_tokens=NUM_DEMONSTRATED)
+"""As many virtual tokens as foreword's default."""
 
 
 SYSTEMS = (
@@ -271,10 +274,6 @@ def _trained(
         started = time.process_time()
         trainer.train()
         return model.eval(), time.process_time() - started
-
-
-def _num_virtual(method: str) -> int:
-    return NUM_OF_CONTEXT if method == "context-tuning" else NUM_VIRTUAL_TOKENS
 
 
 def _text(backbone: Backbone, text: str) -> SoftPrompt:

@@ -437,7 +437,7 @@ def _assistant(assistant: Any) -> Any:
         return model  # what it proposes is verified anyway
     if capabilities.encoder:
         return model
-    return view.view(model, capabilities, no_prefixes(1), torch.ones(1, 0, dtype=torch.bool))
+    return view.view(model, capabilities, no_prefixes(1))
 
 
 def _tokenizer_of(processor: Any) -> Any:

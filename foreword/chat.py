@@ -40,9 +40,14 @@ class Answer:
     is_finished: bool
 
 
+def saved_encoding(prompt: SoftPrompt | Prefix | None) -> dict[str, Any]:
+    """Return all that a prompt says of how the rows of its training were read."""
+    return dict(prompt.facts.get("encoding") or {}) if prompt is not None else {}
+
+
 def encoding_of(prompt: SoftPrompt | Prefix | None) -> EncodingConfig:
     """Return how the rows of a prompt's training were encoded, the default if it does not say."""
-    saved = dict(prompt.facts.get("encoding") or {}) if prompt is not None else {}
+    saved = saved_encoding(prompt)
     known = {field.name for field in fields(EncodingConfig)}
     return EncodingConfig(**{name: value for name, value in saved.items() if name in known})
 
@@ -51,10 +56,15 @@ def reads_turns(backbone: Backbone, prompt: SoftPrompt | Prefix | None) -> bool:
     """Return whether a text is one turn of a conversation, as the rows of a prompt's training were:
     no row template, no plain text, and a tokenizer with a chat template.
     """
-    saved = dict(prompt.facts.get("encoding") or {}) if prompt is not None else {}
+    saved = saved_encoding(prompt)
     if saved.get("row_template") is not None or saved.get("is_text"):
         return False
     return bool(getattr(backbone.tokenizer, "chat_template", None))
+
+
+def typed(backbone: Backbone, prompt: SoftPrompt | Prefix | None, text: str) -> Text:
+    """Return what a person types as a row of a prompt's training: one user turn, or text."""
+    return [{"role": "user", "content": text}] if reads_turns(backbone, prompt) else text
 
 
 def answers(

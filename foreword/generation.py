@@ -62,8 +62,7 @@ def generate(
         reading = _read(
             model, capabilities, batch, input_ids, None, (num_cached, seen), found, cache
         )
-        kept = torch.ones(inputs.shape[0], 0, dtype=torch.bool)
-        alone = view(model, capabilities, batch, kept, reading)
+        alone = view(model, capabilities, batch, reading=reading)
         return alone.generate(input_ids=input_ids, **kwargs)
     order = align_right(attention_mask, inputs.shape[0], inputs.shape[1], num_cached)
     num_old = attention_mask.shape[1] - order.shape[1]

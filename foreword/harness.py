@@ -105,8 +105,7 @@ class ForewordLM(TemplateLM):
         self.prefix = self.backbone.compile(self.prompt) if self.prompt else None
         self.tokenizer = self.backbone.tokenizer
         self.config = chat.encoding_of(self.prompt) if encoding == "own" else None
-        facts = self.prompt.facts.get("encoding") if self.prompt else None
-        self.is_spaced: bool | None = (facts or {}).get("is_spaced")
+        self.is_spaced: bool | None = chat.saved_encoding(self.prompt).get("is_spaced")
         self.batch_size, self.max_gen_toks = int(batch_size), max_gen_toks
 
     @property
@@ -155,8 +154,7 @@ class ForewordLM(TemplateLM):
         return chat.encode(self.backbone, string, EncodingConfig() if is_plain else AS_IS)
 
     def _asked(self, context: str) -> chat.Text:
-        is_turn = chat.reads_turns(self.backbone, self.prompt)
-        return [{"role": "user", "content": context}] if is_turn else context
+        return chat.typed(self.backbone, self.prompt, context)
 
     def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
         if self.config is None:

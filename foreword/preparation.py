@@ -179,13 +179,17 @@ def begin(
             "context-tuning places whole rows before others, and this model reads a row's text and "
             "its answer apart; use --method prefix-tuning"
         )
-    method = Context.begin(start, dtype)
-    return bound(method, rows, config) if initial is None else method
+    return bound(Context.begin(start, dtype), initial, rows, config)
 
 
-def bound(method: Method, rows: Sequence[Row], config: TrainConfig) -> Method:
-    """Tell a method whose demonstrations its prompt holds: a function of rows and options."""
-    if isinstance(method, Context) and config.resolved().init == "demonstrations":
+def bound(
+    method: Method, initial: SoftPrompt | None, rows: Sequence[Row], config: TrainConfig
+) -> Method:
+    """Tell a method whose demonstrations its prompt holds: a function of rows and options. A given
+    prompt to start from holds none.
+    """
+    is_from_rows = initial is None and config.resolved().init == "demonstrations"
+    if isinstance(method, Context) and is_from_rows:
         if len({row.input_ids for row in rows}) == 1:
             raise InputError(
                 "context-tuning hides a row's own demonstration from it, and there is one row "
@@ -361,14 +365,9 @@ def _are_spaced(tokenizer: Any, rows: Sequence[Row]) -> bool | None:
     """Return whether every answer begins with a space; None without a tokenizer."""
     if tokenizer is None:
         return None
-    for row in rows:
-        cut = len(row.input_ids) - row.num_labels
-        before, both = (
-            encoding.decode(row.input_ids[cut - 1 : end], tokenizer) for end in (cut, cut + 1)
-        )
-        if not both[len(before) :].startswith(" "):
-            return False
-    return True
+    borders = {row.input_ids[-row.num_labels - 1 :][:2] for row in rows}  # few differ
+    texts = ([encoding.decode(ids, tokenizer) for ids in (ids[:1], ids)] for ids in borders)
+    return all(both[len(before) :].startswith(" ") for before, both in texts)
 
 
 def _tokenizer_facts(tokenizer: Any) -> dict[str, Any] | None:

@@ -240,8 +240,7 @@ def train(
         stored.check(identity)
     run, chosen = _with_rate(run, stored, initial, said)
     if stored is not None:
-        method = stored.method(backbone.device)
-        method = preparation.bound(method, rows, config) if initial is None else method
+        method = preparation.bound(stored.method(backbone.device), initial, rows, config)
         notices = [notice] if (notice := stored.changed_environment(identity)) else []
     else:
         notices += said

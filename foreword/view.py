@@ -43,7 +43,7 @@ class _View(GenerationMixin):
     _model: Any
     _capabilities: Capabilities
     _batch: PrefixBatch
-    _kept: Tensor
+    _kept: Tensor | None
     _reading: Reading | None
 
     def forward(self, **inputs: Any) -> Any:
@@ -208,7 +208,7 @@ class _View(GenerationMixin):
         padding.
         """
         processors = super()._get_logits_processor(*args, **kwargs)
-        if bool(self._kept.all()):
+        if self._kept is None or bool(self._kept.all()):
             return processors
         return LogitsProcessorList(padding.on_own_tokens(p, self._kept) for p in processors)
 
@@ -243,7 +243,7 @@ def view(
     model: Any,
     capabilities: Capabilities,
     batch: PrefixBatch,
-    kept: Tensor,
+    kept: Tensor | None = None,
     reading: Reading | None = None,
 ) -> Any:
     """Return an object that generates like `model`, each row behind its prefix; it shares the

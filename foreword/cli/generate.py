@@ -28,9 +28,7 @@ def command(
 
     backbone, soft_prompt = options.load(model, prompt)
     config = chat.encoding_of(soft_prompt)
-    # What a person types is one user turn, where the prompt's rows are conversations.
-    is_turn = chat.reads_turns(backbone, soft_prompt)
-    inputs: list[Any] = [[{"role": "user", "content": t}] if is_turn else t for t in texts]
+    inputs = [chat.typed(backbone, soft_prompt, text) for text in texts]
     more: dict[str, Any] = {"use_cache": False} if no_cache else {}
     found = chat.answers(backbone, soft_prompt, inputs, config, **sampling.options(), **more)
     for text, answer in zip(texts, found, strict=True):

@@ -150,9 +150,7 @@ class View:
 
         assert self.backbone is not None
         config = chat.encoding_of(self.prompt)
-        is_turn = chat.reads_turns(self.backbone, self.prompt)
-        asked: Any = [{"role": "user", "content": text}] if is_turn else text
-        ids = chat.encode(self.backbone, asked, config)
+        ids = chat.encode(self.backbone, chat.typed(self.backbone, self.prompt, text), config)
         paid = inspection.attention_received(self.backbone, self.prompt, ids)
         by_layer = paid.mean(1)
         self.facts["attention"] = {

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from foreword.cli import options
 from foreword.config import EvalConfig, ResamplingConfig
-from foreword.errors import StorageError
+from foreword.errors import InputError, StorageError
 
 if TYPE_CHECKING:
     from foreword.backbone import Backbone
@@ -139,8 +139,6 @@ def check_predictions(path: str, metrics: "Sequence[Metric]") -> None:
     Raises:
         InputError: no metric reads answers. StorageError: no such directory.
     """
-    from foreword.errors import InputError
-
     if all(metric.needs_loss for metric in metrics):
         raise InputError(
             "--predictions writes answers, and --metrics loss asks for none: add a metric of "
