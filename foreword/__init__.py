@@ -7,7 +7,7 @@ loaded at first use.
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from foreword.releases import check_transformers
+from foreword.compat import check_transformers
 
 __version__ = "0.1.0"
 

@@ -146,6 +146,12 @@ class Backbone:
         """Of the model's activations."""
         return self.model.dtype  # type: ignore[no-any-return]
 
+    @property
+    def padding_id(self) -> int:
+        """An id to pad with; masks decide, so any valid id serves."""
+        found = getattr(self.tokenizer, "pad_token_id", None)
+        return found if isinstance(found, int) else 0
+
     def embed(self, input_ids: Tensor) -> Tensor:
         """Return the embeddings that the model computes for ids: `[..., T]` to `[..., T, H]`.
 

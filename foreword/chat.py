@@ -18,7 +18,6 @@ from foreword.config import EncodingConfig
 from foreword.data import Message
 from foreword.errors import InputError
 from foreword.parts import has_media
-from foreword.passes import padding_id
 from foreword.prefix import Prefix
 from foreword.prompt import SoftPrompt
 
@@ -103,14 +102,14 @@ def answer_rows(
     """Answer rows, whose ids are all prompts, in one left-padded batch, behind one prefix or one
     for each; an answer ends before the first of `ends`.
     """
-    ids, mask = left_padded([list(row.input_ids) for row in rows], padding_id(backbone))
+    ids, mask = left_padded([list(row.input_ids) for row in rows], backbone.padding_id)
     output = backbone.generate(
         prefix,
         ids.to(backbone.device),
         mask.to(backbone.device),
         max_new_tokens=max_new_tokens,
         eos_token_id=ends,
-        pad_token_id=padding_id(backbone),
+        pad_token_id=backbone.padding_id,
         **encoding.collate_media(rows),
         **({"do_sample": False} | options),
     )
@@ -145,7 +144,7 @@ def stream(
                 torch.ones_like(ids),
                 max_new_tokens=max_new_tokens,
                 eos_token_id=end_tokens(backbone, text, config),
-                pad_token_id=padding_id(backbone),
+                pad_token_id=backbone.padding_id,
                 streamer=streamer,
                 stopping_criteria=[stop],
                 **encoding.collate_media([row]),

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
 
-from foreword import arguments, cache_layers, caches, one_pass, recurrent, releases
+from foreword import arguments, cache_layers, caches, compat, one_pass, recurrent
 from foreword.capabilities import Capabilities
 from foreword.media import Reading
 from foreword.placeholders import Turn
@@ -125,7 +125,7 @@ class Decoder:
             self.facts, batch, cache, given, attention_mask, 0, self.model.dtype, reading
         )
         # The rows behind a prefix need a mask, where the bare model's first pass needs none.
-        with releases.grouped_heads(given.device.type == "cpu" and given.shape[1] > 1):
+        with compat.grouped_heads(given.device.type == "cpu" and given.shape[1] > 1):
             output = one_pass.read_pass(self.module, tokens | placed)
         hidden: Tensor = output.last_hidden_state
         return hidden

@@ -22,7 +22,6 @@ from foreword.encoding import Row
 from foreword.errors import DataError, InputError
 from foreword.loss import score_labels
 from foreword.metrics import METRICS, Metric, Outcome
-from foreword.passes import padding_id
 from foreword.prefix import Prefix
 from foreword.prompt import SoftPrompt
 from foreword.scores import Score, score
@@ -267,7 +266,7 @@ def mixed_losses(
     found: dict[int, tuple[float, int]] = {}
     for start in range(0, len(rows), config.batch_size):
         part = order[start : start + config.batch_size]
-        batch = encoding.collate([rows[index] for index in part], padding_id(backbone))
+        batch = encoding.collate([rows[index] for index in part], backbone.padding_id)
         with torch.no_grad():
             scores = [
                 score_labels(backbone, backbone.batch_of(prompt, len(part)), batch)

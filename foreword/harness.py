@@ -19,7 +19,6 @@ from foreword.data import Example
 from foreword.encoding import Row
 from foreword.errors import DependencyError, InputError, UnsupportedError
 from foreword.loss import score_labels
-from foreword.passes import padding_id
 from foreword.prompt import SoftPrompt
 
 try:
@@ -198,7 +197,7 @@ class ForewordLM(TemplateLM):
         return Row(tuple(ids[-self.room :]), len(labels), "request")
 
     def _score(self, rows: list[Row]) -> list[tuple[float, bool]]:
-        batch = encoding.collate(rows, padding_id(self.backbone))
+        batch = encoding.collate(rows, self.backbone.padding_id)
         with torch.no_grad():
             scores = score_labels(
                 self.backbone, self.backbone.batch_of(self.prefix, len(rows)), batch

@@ -18,7 +18,7 @@ from torch.nn import Module
 from transformers.cache_utils import Cache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from foreword import arguments, lines, one_pass, recomputation, releases
+from foreword import arguments, compat, lines, one_pass, recomputation
 from foreword.backbone import Backbone
 from foreword.cache_layers import PassingLayer
 from foreword.encoding import Batch, Row, collate
@@ -137,7 +137,7 @@ class Lining:
             facts.cache_argument: Cache(layers=layers),
             "use_cache": True,
         }
-        with releases.grouped_heads(backbone.device.type == "cpu"), lines.in_line(line):
+        with compat.grouped_heads(backbone.device.type == "cpu"), lines.in_line(line):
             output = one_pass.read_pass(self.decoder, tokens | placed)
         hidden: Tensor = output.last_hidden_state[0]
         return hidden

@@ -38,7 +38,7 @@ def default_size(backbone: Backbone, rows: Sequence[Row], most: int, prompt: Sof
 
 def batches_of(backbone: Backbone, ranks: Ranks, rows: Sequence[Row], size: int) -> list[Batch]:
     """Return this process's share of rows in batches of at most `size`, as many as others have."""
-    pad_id = padding_id(backbone)
+    pad_id = backbone.padding_id
     passes = ranks.passes(rows, size)
     return [encoding.collate(part, pad_id) if part else _idle(rows, pad_id) for part in passes]
 
@@ -47,9 +47,3 @@ def _idle(rows: Sequence[Row], pad_id: int) -> Batch:
     """Return a batch without labels, for a process that has no rows where others have some."""
     batch = encoding.collate(rows[:1], pad_id)
     return replace(batch, label_mask=torch.zeros_like(batch.label_mask))
-
-
-def padding_id(backbone: Backbone) -> int:
-    """Return an id to pad with; masks decide, so any valid id serves."""
-    found = getattr(backbone.tokenizer, "pad_token_id", None)
-    return found if isinstance(found, int) else 0

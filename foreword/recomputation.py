@@ -13,7 +13,7 @@ from typing import Any
 from torch.nn import Module, ModuleList
 from torch.utils.checkpoint import checkpoint
 
-from foreword import releases
+from foreword import compat
 from foreword.backbone import Backbone
 from foreword.errors import UnsupportedError
 
@@ -100,10 +100,10 @@ class Recomputed(Wrapped):
     """A layer that keeps its inputs and is run again when its gradient is asked for."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        is_grouped, context = releases.are_heads_grouped(), contextvars.copy_context()
+        is_grouped, context = compat.are_heads_grouped(), contextvars.copy_context()
 
         def run(*args: Any, **kwargs: Any) -> Any:
-            with releases.grouped_heads(is_grouped):  # on the way back, too
+            with compat.grouped_heads(is_grouped):  # on the way back, too
                 return context.run(self.layer, *args, **kwargs)
 
         return checkpoint(run, *args, use_reentrant=False, **kwargs)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from foreword import layout, releases, sampling
+from foreword import compat, layout, sampling
 from foreword.backbone import Backbone
 from foreword.rows import Row
 from foreword.slots import Pass, Slots
@@ -80,7 +80,7 @@ class RowPasses:
             positions, current.width, backbone.capabilities, backbone.dtype, is_even=current.is_even
         )
         self.slots.begin(current, positions)
-        with releases.grouped_heads(backbone.device.type == "cpu" and num_new > 1):
+        with compat.grouped_heads(backbone.device.type == "cpu" and num_new > 1):
             output = backbone.decoder(
                 input_ids=torch.tensor(padded, device=backbone.device),
                 position_ids=positions,

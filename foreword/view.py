@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import GenerationMixin, LogitsProcessorList
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from foreword import arguments, caches, padding, recurrent, releases
+from foreword import arguments, caches, compat, padding, recurrent
 from foreword.capabilities import Capabilities
 from foreword.errors import InputError, UnsupportedError
 from foreword.media import Reading
@@ -99,7 +99,7 @@ class _View(GenerationMixin):
             self._reading,
         )
         # The tokens after a prefix need a mask, where the bare model's first pass needs none.
-        with releases.grouped_heads(tokens.device.type == "cpu" and tokens.shape[1] > 1):
+        with compat.grouped_heads(tokens.device.type == "cpu" and tokens.shape[1] > 1):
             return read_pass(self._model, inputs | placed)
 
     def _read_groups(

@@ -13,7 +13,7 @@ import transformers
 from torch import Tensor
 
 import foreword
-from foreword import Backbone, EncodingConfig, SoftPrompt, TrainConfig, releases
+from foreword import Backbone, EncodingConfig, SoftPrompt, TrainConfig, compat
 from foreword.errors import (
     DependencyError,
     ForewordError,
@@ -482,7 +482,7 @@ def test_a_model_that_cannot_be_made_exact(make: Callable[[], Any], part: str) -
 def test_a_release_of_transformers_outside_the_range(
     monkeypatch: pytest.MonkeyPatch, release: str
 ) -> None:
-    monkeypatch.setattr(releases.metadata, "version", lambda name: release)
+    monkeypatch.setattr(compat.metadata, "version", lambda name: release)
     part = f"transformers {release} is outside the tested range"
     refuses(DependencyError, part, lambda: foreword.Backbone)
     refuses(DependencyError, "pip install 'transformers>=", lambda: foreword.train)

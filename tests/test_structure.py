@@ -1,4 +1,4 @@
-"""The shape of the package: what is public, and which module may know which."""
+"""The shape of the package: what is public, and which room may import which."""
 
 import ast
 import subprocess
@@ -8,48 +8,119 @@ from pathlib import Path
 import foreword
 
 PACKAGE = Path(foreword.__file__).parent
-# A module imports only modules before it.
-ORDER = [
-    "errors", "releases", "config", "history", "store", "row_files", "parts", "turns", "data",
-    "encoding", "home_commands", "gguf_files", "models", "artifact", "states", "prompt",
-    "initializers", "encoders", "capabilities", "identity", "layout", "placeholders", "media",
-    "prefix", "compiled", "cache_layers", "caches", "recurrent", "arguments", "one_pass",
-    "padding", "view", "generation", "ends", "decoder", "seq2seq", "seq2seq_generation",
-    "proof", "media_proof", "quantized", "processors", "loading", "backbone", "recomputation",
-    "compilation", "sharding", "lines", "label_layer", "packing", "guards", "loss", "methods",
-    "stored_state", "train_state", "preparation", "probing", "distributed", "passes",
-    "validation", "run", "memory", "training", "recipes", "curves", "chat", "ensembles",
-    "metrics", "scores", "evaluation", "forgetting", "inspection", "plots", "harness", "doctor",
-    "sampling", "slots", "state_cache", "request", "alone", "rows", "waiting", "row_pass",
-    "engine", "server", "vllm_plugin", "cli",
+# A room, a folder or a module at the top, imports only itself and rooms before it.
+ROOMS = [
+    "errors", "lazy", "compat", "storage", "config", "demo", "prompt", "data", "loading", "model",
+    "generation", "verification", "backbone", "chat", "training", "engine", "evaluation", "doctor",
+    "server", "vllm_plugin", "cli",
 ]  # fmt: skip
+# Modules that have not moved into their room yet.
+PENDING = {
+    "alone": "engine",
+    "arguments": "model",
+    "artifact": "prompt",
+    "cache_layers": "model",
+    "caches": "model",
+    "capabilities": "model",
+    "compilation": "training",
+    "compiled": "prompt",
+    "curves": "evaluation",
+    "decoder": "model",
+    "distributed": "training",
+    "encoders": "model",
+    "encoding": "data",
+    "ends": "model",
+    "ensembles": "evaluation",
+    "forgetting": "evaluation",
+    "gguf_files": "loading",
+    "guards": "training",
+    "harness": "evaluation",
+    "history": "prompt",
+    "home_commands": "demo",
+    "identity": "model",
+    "initializers": "training",
+    "inspection": "evaluation",
+    "label_layer": "training",
+    "layout": "model",
+    "lines": "training",
+    "loss": "training",
+    "media": "model",
+    "media_proof": "verification",
+    "memory": "training",
+    "methods": "training",
+    "metrics": "evaluation",
+    "models": "loading",
+    "one_pass": "model",
+    "packing": "training",
+    "padding": "generation",
+    "parts": "data",
+    "passes": "training",
+    "placeholders": "model",
+    "plots": "evaluation",
+    "prefix": "prompt",
+    "preparation": "training",
+    "probing": "training",
+    "processors": "loading",
+    "proof": "verification",
+    "quantized": "loading",
+    "recipes": "training",
+    "recomputation": "training",
+    "recurrent": "model",
+    "request": "engine",
+    "row_files": "data",
+    "row_pass": "engine",
+    "rows": "engine",
+    "run": "training",
+    "sampling": "engine",
+    "scores": "evaluation",
+    "seq2seq": "model",
+    "seq2seq_generation": "generation",
+    "sharding": "training",
+    "slots": "engine",
+    "state_cache": "engine",
+    "states": "prompt",
+    "store": "prompt",
+    "stored_state": "training",
+    "train_state": "training",
+    "turns": "data",
+    "validation": "training",
+    "view": "generation",
+    "waiting": "engine",
+}  # fmt: skip
+
+
+def room_of(name: str) -> str:
+    """Return the room of a module, given by its dotted name below the package."""
+    first = name.split(".")[0]
+    return PENDING.get(first, first)
+
+
+def module_of(path: Path) -> str:
+    """Return a file's dotted name below the package."""
+    return ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__")
 
 
 def imported(path: Path) -> set[str]:
-    """Return the modules of the package that a file imports, at any depth of its code."""
+    """Return the rooms that a file imports, at any depth of its code."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             found |= {name.name for name in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module == "foreword":
+            found |= {f"foreword.{name.name}" for name in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
-            found |= {node.module, *(f"{node.module}.{name.name}" for name in node.names)}
-    parts = {name.split(".")[1] for name in found if name.startswith("foreword.")}
-    return parts & set(ORDER)
+            found.add(node.module)
+    rooms = {room_of(name.removeprefix("foreword.")) for name in found if "foreword." in name}
+    return rooms & set(ROOMS)
 
 
-def test_every_module_has_its_place() -> None:
-    modules = {path.stem for path in PACKAGE.glob("*.py")} - {"__init__", "__main__"}
-    packages = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
-    assert modules | packages == set(ORDER)
-
-
-def test_modules_import_only_modules_before_them() -> None:
+def test_rooms_import_only_rooms_before_them() -> None:
     for path in PACKAGE.rglob("*.py"):
-        name = path.stem if path.parent == PACKAGE else path.parent.name
+        name = module_of(path)
         if name in ("__init__", "__main__"):
             continue
-        allowed = ORDER[: ORDER.index(name) + (path.parent != PACKAGE)]
-        assert imported(path) <= set(allowed), f"{path.name} imports a module after its own"
+        allowed = ROOMS[: ROOMS.index(room_of(name)) + 1]
+        assert imported(path) <= set(allowed), f"{path.name} imports a room after its own"
 
 
 def test_the_public_names_are_these() -> None:

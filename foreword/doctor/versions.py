@@ -10,8 +10,8 @@ from importlib import metadata
 
 from packaging.version import Version
 
+from foreword.compat import NEWEST_TRANSFORMERS, OLDEST_TRANSFORMERS
 from foreword.doctor.finding import Finding
-from foreword.releases import NEWEST_TRANSFORMERS, OLDEST_TRANSFORMERS
 
 OLDEST_PYTHON = Version("3.11")
 OLDEST_TORCH, NEWEST_TORCH = Version("2.9"), Version("2.15")  # the newest is exclusive
