@@ -29,11 +29,11 @@ from quality_data import Task
 from safetensors.torch import load_file
 
 from foreword import Backbone, EncodingConfig, Example, SoftPrompt, TrainConfig, train
-from foreword.artifact import TENSOR_FILE
 from foreword.config import NUM_DEMONSTRATED
 from foreword.encoding import encode_examples
-from foreword.prefix import Prefix
 from foreword.preparation import initial_prompt
+from foreword.prompt.artifact import TENSOR_FILE
+from foreword.prompt.prefix import Prefix
 
 NUM_STEPS = 40
 BATCH_SIZE = 8

@@ -37,7 +37,7 @@ import torch
 from transformers.utils import logging
 
 from foreword import Backbone, SoftPrompt
-from foreword.store import Store
+from foreword.prompt.store import Store
 
 TEXT = Path(__file__).parent.parent / "README.md"
 FORMS = ("embeddings", "key_values")

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from foreword.data import Example, read_examples
     from foreword.encoding import Row
     from foreword.errors import ForewordError
-    from foreword.prefix import Prefix
-    from foreword.prompt import SoftPrompt
+    from foreword.prompt.prefix import Prefix
+    from foreword.prompt.soft_prompt import SoftPrompt
     from foreword.training import TrainEvent, train
 
 _HOMES = {
@@ -26,9 +26,9 @@ _HOMES = {
     "EncodingConfig": "config",
     "Example": "data",
     "ForewordError": "errors",
-    "Prefix": "prefix",
+    "Prefix": "prompt.prefix",
     "Row": "encoding",
-    "SoftPrompt": "prompt",
+    "SoftPrompt": "prompt.soft_prompt",
     "TrainConfig": "config",
     "TrainEvent": "training",
     "read_examples": "data",

@@ -26,15 +26,15 @@ from foreword import (
     view,
 )
 from foreword.capabilities import Capabilities, inspect_model
-from foreword.compiled import Compiled
 from foreword.decoder import Decoder
 from foreword.encoding import Batch
 from foreword.errors import InputError, UnsupportedError
 from foreword.media import split_media
-from foreword.prefix import Prefix, PrefixBatch, no_prefixes
-from foreword.prompt import SoftPrompt
+from foreword.prompt.compiled import Compiled
+from foreword.prompt.prefix import Prefix, PrefixBatch, no_prefixes
+from foreword.prompt.soft_prompt import SoftPrompt
+from foreword.prompt.states import States, Unread
 from foreword.seq2seq import Seq2Seq
-from foreword.states import States, Unread
 
 Prompt = SoftPrompt | Prefix | None
 NUM_COMPILED = 8  # prompts whose prefix is remembered by content

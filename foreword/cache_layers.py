@@ -21,7 +21,7 @@ from transformers.cache_utils import (
 
 from foreword.capabilities import LayerFacts
 from foreword.errors import UnsupportedError
-from foreword.states import LayerState
+from foreword.prompt.states import LayerState
 
 ROOM = 64  # tokens that a growing layer reserves ahead
 

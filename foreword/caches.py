@@ -20,7 +20,7 @@ from foreword.cache_layers import GrowingLayer, attention_layer, one_pass_layer,
 from foreword.capabilities import SHARED_LAYER, Capabilities
 from foreword.errors import InputError, MismatchError, UnsupportedError
 from foreword.placeholders import Memory
-from foreword.prefix import PrefixBatch
+from foreword.prompt.prefix import PrefixBatch
 
 MARK = "_foreword"  # attribute under which a caller's cache remembers its PrefixedCache
 

@@ -18,8 +18,8 @@ from foreword.config import EncodingConfig
 from foreword.data import Message
 from foreword.errors import InputError
 from foreword.parts import has_media
-from foreword.prefix import Prefix
-from foreword.prompt import SoftPrompt
+from foreword.prompt.prefix import Prefix
+from foreword.prompt.soft_prompt import SoftPrompt
 
 Text = str | Sequence[Message]
 

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from foreword.artifact import replacing, storage_errors
 from foreword.errors import DependencyError
-from foreword.history import History
+from foreword.prompt.artifact import replacing, storage_errors
+from foreword.prompt.history import History
 
 
 def check_matplotlib() -> None:

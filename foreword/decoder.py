@@ -16,8 +16,8 @@ from foreword import arguments, cache_layers, caches, compat, one_pass, recurren
 from foreword.capabilities import Capabilities
 from foreword.media import Reading
 from foreword.placeholders import Turn
-from foreword.prefix import PrefixBatch, no_prefixes
-from foreword.states import States
+from foreword.prompt.prefix import PrefixBatch, no_prefixes
+from foreword.prompt.states import States
 
 
 @dataclass(frozen=True, eq=False)

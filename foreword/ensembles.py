@@ -20,8 +20,8 @@ from foreword import chat
 from foreword.backbone import Backbone
 from foreword.chat import Answer, Text
 from foreword.errors import InputError
-from foreword.prefix import Prefix
-from foreword.prompt import SoftPrompt
+from foreword.prompt.prefix import Prefix
+from foreword.prompt.soft_prompt import SoftPrompt
 
 
 @dataclass(frozen=True)

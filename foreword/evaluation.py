@@ -22,8 +22,8 @@ from foreword.encoding import Row
 from foreword.errors import DataError, InputError
 from foreword.loss import score_labels
 from foreword.metrics import METRICS, Metric, Outcome
-from foreword.prefix import Prefix
-from foreword.prompt import SoftPrompt
+from foreword.prompt.prefix import Prefix
+from foreword.prompt.soft_prompt import SoftPrompt
 from foreword.scores import Score, score
 
 NO_LIMIT = 1 << 30

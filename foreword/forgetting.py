@@ -15,8 +15,8 @@ from foreword.encoding import Row
 from foreword.errors import InputError, UnsupportedError
 from foreword.evaluation import label_losses, room
 from foreword.metrics import METRICS, Outcome
-from foreword.prefix import Prefix
-from foreword.prompt import SoftPrompt
+from foreword.prompt.prefix import Prefix
+from foreword.prompt.soft_prompt import SoftPrompt
 from foreword.scores import Score, difference, score
 
 WINDOW = 128  # tokens of unrelated text that are read at once

@@ -17,7 +17,7 @@ from foreword.media import Reading
 from foreword.one_pass import read_media
 from foreword.padding import align_right, infer_mask, reorder, restore
 from foreword.placeholders import Turn
-from foreword.prefix import PrefixBatch
+from foreword.prompt.prefix import PrefixBatch
 from foreword.view import view
 
 

@@ -19,7 +19,7 @@ from foreword.data import Example
 from foreword.encoding import Row
 from foreword.errors import DependencyError, InputError, UnsupportedError
 from foreword.loss import score_labels
-from foreword.prompt import SoftPrompt
+from foreword.prompt.soft_prompt import SoftPrompt
 
 try:
     import lm_eval.models  # noqa: F401  a registry that is not empty would not load these itself

@@ -14,7 +14,7 @@ from torch.nn import Module
 
 from foreword.capabilities import Capabilities
 from foreword.errors import MismatchError
-from foreword.states import States, attention_part
+from foreword.prompt.states import States, attention_part
 
 # Of each layer, what its tensors are: "keys", "values" or "states", and their shapes without P.
 Shapes = tuple[tuple[tuple[str, tuple[int, ...]], ...], ...]

@@ -15,9 +15,9 @@ from torch import Tensor
 from foreword.backbone import Backbone
 from foreword.errors import InputError, MismatchError, UnsupportedError
 from foreword.identity import base_name, check_fingerprint
-from foreword.prefix import Prefix
-from foreword.prompt import SoftPrompt
-from foreword.states import States, attention_part, recurrent_part
+from foreword.prompt.prefix import Prefix
+from foreword.prompt.soft_prompt import SoftPrompt
+from foreword.prompt.states import States, attention_part, recurrent_part
 
 CHUNK = 1 << 15  # rows of the table that are compared at once
 

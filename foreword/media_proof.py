@@ -17,7 +17,7 @@ from foreword.capabilities import Capabilities
 from foreword.errors import InputError, UnsupportedError
 from foreword.one_pass import read_media
 from foreword.placeholders import Turn
-from foreword.prefix import Prefix, PrefixBatch
+from foreword.prompt.prefix import Prefix, PrefixBatch
 
 NUM_TEXT = 5
 

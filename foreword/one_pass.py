@@ -15,7 +15,7 @@ from foreword.capabilities import Capabilities
 from foreword.errors import InputError
 from foreword.media import Reading
 from foreword.placeholders import Item, Turn
-from foreword.prefix import PrefixBatch
+from foreword.prompt.prefix import PrefixBatch
 
 
 def model_inputs(

@@ -24,8 +24,8 @@ from foreword.cache_layers import PassingLayer
 from foreword.encoding import Batch, Row, collate
 from foreword.label_layer import LabelLayer
 from foreword.lines import Line
-from foreword.prefix import Prefix, PrefixBatch, no_prefixes, same_prefix
-from foreword.states import Unread
+from foreword.prompt.prefix import Prefix, PrefixBatch, no_prefixes, same_prefix
+from foreword.prompt.states import Unread
 
 NAME = "foreword_line"  # of the attention that takes a line apart
 LENGTHS, NUM_VIRTUAL = ((3, 1), (6, 2), (6, 2), (6, 3), (4, 1)), 5  # of the proof: tokens, labels

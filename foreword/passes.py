@@ -14,7 +14,7 @@ from foreword.backbone import Backbone
 from foreword.config import Form
 from foreword.distributed import Ranks
 from foreword.encoding import Batch, Row
-from foreword.prompt import SoftPrompt
+from foreword.prompt.soft_prompt import SoftPrompt
 
 # Tokens of a pass. Half as many take half the memory, and a tenth more time.
 TOKENS_ON_CPU: dict[Form, int] = {"embeddings": 512, "key_values": 256}

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from foreword import artifact, encoding, guards, initializers
+from foreword import encoding, guards, initializers
 from foreword.backbone import Backbone
 from foreword.config import NUM_DEMONSTRATED, RATES, RELATIVE, EncodingConfig, TrainConfig
 from foreword.data import Example, as_example
@@ -23,7 +23,8 @@ from foreword.encoding import EncodingReport, Row
 from foreword.errors import InputError, UnsupportedError
 from foreword.methods import Context, Direct, Method, Multitask, Reencoded
 from foreword.methods.reencoded import Kind
-from foreword.prompt import SoftPrompt
+from foreword.prompt import artifact
+from foreword.prompt.soft_prompt import SoftPrompt
 from foreword.stored_state import ENVIRONMENT
 
 AnyExample = Example | Row | Mapping[str, Any]

@@ -13,8 +13,8 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from foreword import seq2seq_generation
 from foreword.errors import UnsupportedError
-from foreword.prefix import Prefix, PrefixBatch, no_prefixes
-from foreword.states import Unread
+from foreword.prompt.prefix import Prefix, PrefixBatch, no_prefixes
+from foreword.prompt.states import Unread
 
 NUM_VIRTUAL, NUM_REAL, NUM_STEPS = 5, 3, 3
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from foreword.config import TrainConfig
 from foreword.errors import InputError
-from foreword.prompt import SoftPrompt
+from foreword.prompt.soft_prompt import SoftPrompt
 
 
 def seeds_of(config: TrainConfig, count: int) -> list[TrainConfig]:

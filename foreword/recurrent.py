@@ -16,8 +16,8 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 from foreword.cache_layers import RecurrentStates, SharedLayer, one_pass_layer
 from foreword.capabilities import Capabilities, LayerFacts
-from foreword.prefix import PrefixBatch
-from foreword.states import LayerState
+from foreword.prompt.prefix import PrefixBatch
+from foreword.prompt.states import LayerState
 
 
 def shift_left(attention_mask: Tensor) -> Tensor:

@@ -11,8 +11,8 @@ from typing import Literal, Protocol
 from torch import Tensor
 
 from foreword.errors import InputError
-from foreword.prefix import Prefix
-from foreword.prompt import SoftPrompt
+from foreword.prompt.prefix import Prefix
+from foreword.prompt.soft_prompt import SoftPrompt
 from foreword.sampling import Choice, Sampling
 from foreword.turns import Media
 

@@ -19,8 +19,8 @@ from foreword import arguments, caches, ends, one_pass, recurrent
 from foreword.capabilities import Capabilities
 from foreword.encoders import EncoderFacts
 from foreword.errors import InputError, UnsupportedError
-from foreword.prefix import Prefix, PrefixBatch, no_prefixes
-from foreword.states import States, Unread
+from foreword.prompt.prefix import Prefix, PrefixBatch, no_prefixes
+from foreword.prompt.states import States, Unread
 
 
 class Seq2Seq:

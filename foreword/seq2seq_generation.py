@@ -13,7 +13,7 @@ from transformers import DynamicCache, EncoderDecoderCache, GenerationMixin
 
 from foreword import arguments, caches
 from foreword.errors import InputError, UnsupportedError
-from foreword.prefix import PrefixBatch
+from foreword.prompt.prefix import PrefixBatch
 from foreword.seq2seq import Seq2Seq
 from foreword.view import twin
 

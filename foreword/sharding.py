@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from foreword.backbone import Backbone
+from foreword.prompt.states import States
 from foreword.recomputation import layers_of
-from foreword.states import States
 
 
 def is_asked_for() -> bool:

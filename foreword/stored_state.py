@@ -18,9 +18,9 @@ from torch import Tensor
 
 from foreword import methods
 from foreword.errors import ArtifactError, InputError
-from foreword.history import History
 from foreword.methods import Method
-from foreword.prompt import SoftPrompt
+from foreword.prompt.history import History
+from foreword.prompt.soft_prompt import SoftPrompt
 
 STATE_FILE = "training_state.safetensors"
 STATE_VERSION = 2

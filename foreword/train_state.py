@@ -16,10 +16,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from foreword import artifact, guards
-from foreword.history import History
+from foreword import guards
 from foreword.methods import Method
-from foreword.prompt import SoftPrompt
+from foreword.prompt import artifact
+from foreword.prompt.history import History
+from foreword.prompt.soft_prompt import SoftPrompt
 from foreword.stored_state import (
     METADATA_NAME,
     STATE_VERSION,

@@ -17,17 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from foreword import (
-    artifact,
-    distributed,
-    guards,
-    memory,
-    methods,
-    packing,
-    preparation,
-    probing,
-    sharding,
-)
+from foreword import distributed, guards, memory, methods, packing, preparation, probing, sharding
 from foreword.backbone import Backbone
 from foreword.compilation import compiling
 from foreword.config import AUTO, EncodingConfig, TrainConfig
@@ -38,12 +28,13 @@ from foreword.guards import check_gradient
 from foreword.loss import score_labels
 from foreword.methods import Method
 from foreword.passes import batches_of, default_size
-from foreword.prefix import Prefix, same_prefix
 from foreword.preparation import AnyExample
-from foreword.prompt import SoftPrompt
+from foreword.prompt import artifact
+from foreword.prompt.prefix import Prefix, same_prefix
+from foreword.prompt.soft_prompt import SoftPrompt
+from foreword.prompt.states import States, Unread
 from foreword.recomputation import recomputing
 from foreword.run import Run
-from foreword.states import States, Unread
 from foreword.stored_state import STATE_FILE, StoredState, read_state
 from foreword.train_state import TrainState
 from foreword.validation import Validation, validate

@@ -14,8 +14,8 @@ from foreword.distributed import ALONE, Ranks
 from foreword.encoding import Row
 from foreword.loss import score_labels
 from foreword.passes import batches_of
-from foreword.prefix import PrefixBatch
-from foreword.prompt import SoftPrompt
+from foreword.prompt.prefix import PrefixBatch
+from foreword.prompt.soft_prompt import SoftPrompt
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from foreword.capabilities import Capabilities
 from foreword.errors import InputError, UnsupportedError
 from foreword.media import Reading
 from foreword.one_pass import model_inputs, read_pass
-from foreword.prefix import PrefixBatch
+from foreword.prompt.prefix import PrefixBatch
 
 log = logging.getLogger("foreword")
 

@@ -19,9 +19,10 @@ from typing import Any
 import tiny_models
 import torch
 
-from foreword import Backbone, Row, SoftPrompt, TrainConfig, artifact, train, train_state
+from foreword import Backbone, Row, SoftPrompt, TrainConfig, train, train_state
 from foreword.cli import options
 from foreword.cli.running import run
+from foreword.prompt import artifact
 from foreword.stored_state import STATE_FILE, read_state
 
 ROWS = [

@@ -16,9 +16,9 @@ from foreword import Backbone, EncodingConfig, SoftPrompt
 from foreword.chat import encode
 from foreword.config import ServeConfig
 from foreword.encoding import decode
-from foreword.history import History
+from foreword.prompt.history import History
+from foreword.prompt.store import Store
 from foreword.server.run import Server
-from foreword.store import Store
 
 TOKENIZER = tiny_tokenizer()
 VOCAB = len(TOKENIZER)

@@ -21,9 +21,10 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from foreword import SoftPrompt, artifact
-from foreword.artifact import CONFIG_FILE, TENSOR_FILE, TENSOR_NAME
+from foreword import SoftPrompt
 from foreword.errors import ArtifactError, InputError, StorageError
+from foreword.prompt import artifact
+from foreword.prompt.artifact import CONFIG_FILE, TENSOR_FILE, TENSOR_NAME
 
 EMBEDDINGS = torch.arange(24.0).view(3, 8)
 PREFIX_CONFIG = {
@@ -315,8 +316,12 @@ def _raise(error: BaseException) -> Callable[..., Any]:
 FULL = OSError(errno.ENOSPC, "No space left on device")
 FULL_TO_SAFETENSORS = SafetensorError("I/O error: No space left on device (os error 28)")
 FAILURES = {
-    "full, writing the tensor": ("foreword.artifact.save_file", FULL, "no space left"),
-    "full, says safetensors": ("foreword.artifact.save_file", FULL_TO_SAFETENSORS, "no space left"),
+    "full, writing the tensor": ("foreword.prompt.artifact.save_file", FULL, "no space left"),
+    "full, says safetensors": (
+        "foreword.prompt.artifact.save_file",
+        FULL_TO_SAFETENSORS,
+        "no space left",
+    ),
     "full, writing the config": ("pathlib.Path.write_text", FULL, "no space left"),
     "full, syncing": ("os.fsync", FULL, "no space left"),
     "full, replacing": ("os.replace", FULL, "no space left"),
@@ -351,7 +356,7 @@ def test_an_interrupted_save_keeps_the_old_prompt(
     old = a_prompt(num_virtual=3)
     old.save(tmp_path)
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr("foreword.artifact.save_file", interrupt)
+        patched.setattr("foreword.prompt.artifact.save_file", interrupt)
         a_prompt(num_virtual=5).save(tmp_path)
     assert SoftPrompt.load(tmp_path).content_hash == old.content_hash
     assert {path.name for path in tmp_path.iterdir()} == {CONFIG_FILE, TENSOR_FILE}

@@ -13,7 +13,8 @@ from contract import ROWS, padded
 from torch import Tensor
 from transformers import DynamicCache
 
-from foreword import Backbone, SoftPrompt, artifact
+from foreword import Backbone, SoftPrompt
+from foreword.prompt import artifact
 
 pytestmark = [
     # PEFT asks transformers 5.23 by an old name whether it checkpoints, and warns of every pass

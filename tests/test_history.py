@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from foreword import history
-from foreword.history import History
+from foreword.prompt import history
+from foreword.prompt.history import History
 
 
 def of(num_steps: int, every: int = 0) -> History:

@@ -24,7 +24,7 @@ from foreword.data import Example, as_example
 from foreword.encoding import Media, Row, collate, encode_examples
 from foreword.errors import DataError, DependencyError, UnsupportedError
 from foreword.loss import score_labels
-from foreword.prefix import Prefix, same_prefix
+from foreword.prompt.prefix import Prefix, same_prefix
 
 IMAGE_FAMILIES = [f for f in tiny_processors.FAMILIES if f not in ("glmasr", "qwen2_audio")]
 GREEDY = {"max_new_tokens": 4, "do_sample": False}

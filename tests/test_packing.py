@@ -13,8 +13,8 @@ from foreword import Backbone, Row, SoftPrompt, packing, passes, recomputation, 
 from foreword.capabilities import Modality
 from foreword.encoding import collate
 from foreword.packing import packed
-from foreword.prefix import Prefix, PrefixBatch, no_prefixes, same_prefix
-from foreword.states import Unread
+from foreword.prompt.prefix import Prefix, PrefixBatch, no_prefixes, same_prefix
+from foreword.prompt.states import Unread
 from foreword.validation import validate
 
 

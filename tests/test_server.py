@@ -15,9 +15,9 @@ from serving import CURVE, config, expected, fill, running, tiny_backbone
 
 from foreword import Backbone
 from foreword.encoding import decode
-from foreword.history import thinned
+from foreword.prompt.history import thinned
+from foreword.prompt.store import Store
 from foreword.server.run import Server
-from foreword.store import Store
 
 TURNS: Any = [{"role": "user", "content": "say yes"}]
 GREEDY: dict[str, Any] = {"temperature": 0, "max_tokens": 12}

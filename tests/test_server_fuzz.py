@@ -10,8 +10,8 @@ import schemathesis
 from hypothesis import HealthCheck, Phase, settings
 from serving import config, fill, running, tiny_backbone
 
+from foreword.prompt.store import Store
 from foreword.server.run import Server
-from foreword.store import Store
 
 ROUTES = [
     ("/v1/chat/completions", "POST"), ("/v1/completions", "POST"), ("/tokenize", "POST"),

@@ -24,10 +24,10 @@ from typer.testing import CliRunner
 from foreword import Backbone, SoftPrompt
 from foreword.cli import app
 from foreword.errors import DependencyError, InputError
+from foreword.prompt.store import FILES, Store
 from foreword.server import run
 from foreword.server.gate import ADMIN, OPEN
 from foreword.server.run import Server
-from foreword.store import FILES, Store
 
 LONG: dict[str, Any] = {"model": "tiny", "prompt": "hi", "max_tokens": 250, "ignore_eos": True}
 SHORT: dict[str, Any] = {"model": "tiny", "prompt": "hi", "max_tokens": 4, "temperature": 0}

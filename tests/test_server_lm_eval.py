@@ -11,8 +11,8 @@ import serving
 import torch
 from serving import config, expected, fill, running, tiny_backbone
 
+from foreword.prompt.store import Store
 from foreword.server.run import Server
-from foreword.store import Store
 
 models = pytest.importorskip("lm_eval.models.openai_completions")
 

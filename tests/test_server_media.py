@@ -29,10 +29,10 @@ from foreword.chat import encode_row
 from foreword.encoding import decode
 from foreword.engine import Engine
 from foreword.errors import BusyError, InputError
+from foreword.prompt.store import Store
 from foreword.request import Request
 from foreword.rows import EngineLimits
 from foreword.server.run import Server
-from foreword.store import Store
 
 GREEDY: dict[str, Any] = {"temperature": 0, "max_tokens": 6}
 TEXT = {"type": "text", "text": "what?"}

@@ -13,9 +13,9 @@ import httpx
 import pytest
 from serving import config, expected, fill, running, tiny_backbone
 
+from foreword.prompt.store import Store
 from foreword.server.handlers import PAGE, PAGE_KINDS
 from foreword.server.run import Server
-from foreword.store import Store
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 DRIVER = shutil.which("chromedriver")

@@ -13,8 +13,8 @@ import httpx
 import pytest
 from serving import TOKENIZER, config, expected, fill, running, tiny_backbone, tiny_prompt
 
+from foreword.prompt.store import Store
 from foreword.server.run import Server
-from foreword.store import Store
 
 ADMIN = {"authorization": "Bearer root"}
 STATUSES = {200, 400, 404, 503}

@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 from foreword import SoftPrompt
 from foreword.cli import app
 from foreword.errors import ArtifactError, ForewordError, InputError, NotFoundError, StorageError
-from foreword.store import FILES, Store
+from foreword.prompt.store import FILES, Store
 
 
 def saved(path: Path, seed: int = 0, num_virtual: int = 3) -> Path:
@@ -219,7 +219,7 @@ def test_writers_take_turns(store: Store, tmp_path: Path) -> None:
 def test_a_lock_that_is_not_released_is_told(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("foreword.store.LOCK_SECONDS", 0.0)
+    monkeypatch.setattr("foreword.prompt.store.LOCK_SECONDS", 0.0)
     source = saved(tmp_path / "a")
     with store._writing(), pytest.raises(StorageError, match="holds? the lock|held the lock"):
         store.add("home", source)

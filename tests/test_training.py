@@ -16,7 +16,7 @@ from foreword import loss as loss_module
 from foreword.encoding import collate
 from foreword.errors import DataError, InputError, TrainingError
 from foreword.methods import Direct
-from foreword.prefix import Prefix, same_prefix
+from foreword.prompt.prefix import Prefix, same_prefix
 from foreword.recomputation import recomputing
 from foreword.stored_state import STATE_FILE, read_state
 from foreword.training import _backward, accumulate, leaves_of, read_for

@@ -26,8 +26,8 @@ from foreword.errors import (
     NotFoundError,
     UnsupportedError,
 )
+from foreword.prompt.store import Store
 from foreword.server.catalog import Catalog
-from foreword.store import Store
 from foreword.vllm_plugin import (
     base,
     command,

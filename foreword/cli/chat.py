@@ -8,7 +8,7 @@ from foreword.config import SamplingConfig
 
 if TYPE_CHECKING:
     from foreword.backbone import Backbone
-    from foreword.prompt import SoftPrompt
+    from foreword.prompt.soft_prompt import SoftPrompt
 
 HELP = "/base  the bare model · /prompt  the soft prompt · /clear  forget the conversation · /quit"
 

@@ -42,7 +42,7 @@ def command(
     from foreword.ensembles import check_alike
     from foreword.evaluation import Subject, check_vote, voted
     from foreword.metrics import choose
-    from foreword.prompt import SoftPrompt
+    from foreword.prompt.soft_prompt import SoftPrompt
 
     if len(set(prompts)) < len(prompts):
         raise InputError("a prompt was given twice; give each directory once")

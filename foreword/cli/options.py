@@ -21,7 +21,7 @@ from foreword.errors import InputError
 
 if TYPE_CHECKING:
     from foreword.backbone import Backbone
-    from foreword.prompt import SoftPrompt
+    from foreword.prompt.soft_prompt import SoftPrompt
 
 errors = Console(stderr=True, soft_wrap=True, markup=False, highlight=False)
 output = Console(soft_wrap=True, markup=False, highlight=False)
@@ -115,7 +115,7 @@ def load(
 
     from foreword import models
     from foreword.backbone import Backbone
-    from foreword.prompt import SoftPrompt
+    from foreword.prompt.soft_prompt import SoftPrompt
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()

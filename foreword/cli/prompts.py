@@ -8,7 +8,7 @@ import typer
 from foreword.cli import options
 
 if TYPE_CHECKING:
-    from foreword.store import Entry, Store
+    from foreword.prompt.store import Entry, Store
 
 app = typer.Typer(
     help="Keep named, versioned prompts in a directory: list, add, remove, alias, show.",
@@ -23,7 +23,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
 
 
 def _store(prompts: str) -> "Store":
-    from foreword.store import Store
+    from foreword.prompt.store import Store
 
     return Store(prompts)
 
@@ -62,7 +62,7 @@ def add_command(
 
     Example: foreword prompts add home runs/home-commands/prompt
     """
-    from foreword.prompt import SoftPrompt
+    from foreword.prompt.soft_prompt import SoftPrompt
 
     SoftPrompt.load(source)  # refuses what is not a prompt, with the reason
     entry = _store(prompts).add(name, source)
@@ -104,8 +104,8 @@ def show_command(
 
     Example: foreword prompts show home
     """
-    from foreword import history
-    from foreword.store import facts_of
+    from foreword.prompt import history
+    from foreword.prompt.store import facts_of
 
     store = _store(prompts)
     entry = store.resolve(reference)
@@ -127,7 +127,7 @@ def show_command(
 
 def describe(entry: "Entry") -> dict[str, Any]:
     """Return what an entry's files say of it, without loading its values."""
-    from foreword.store import facts_of
+    from foreword.prompt.store import facts_of
 
     facts = facts_of(entry.path)
     base = facts.get("base") or {}

@@ -20,7 +20,7 @@ from foreword.errors import DependencyError
 
 if TYPE_CHECKING:
     from foreword.distributed import Ranks
-    from foreword.prompt import SoftPrompt
+    from foreword.prompt.soft_prompt import SoftPrompt
     from foreword.training import TrainEvent
 
 COLUMNS = (

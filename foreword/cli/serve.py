@@ -51,7 +51,7 @@ def command(
         raise DependencyError(
             f"serving needs {error.name}; install it: pip install 'foreword[serve]'"
         ) from None
-    from foreword.store import Store
+    from foreword.prompt.store import Store
 
     run.log_to_stderr()
     backbone, _ = options.load(model, None)

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from foreword.backbone import Backbone
     from foreword.inspection import LayerNorms, Nearest, TokenNorms
     from foreword.plots import Panel
-    from foreword.prefix import Prefix
-    from foreword.prompt import SoftPrompt
+    from foreword.prompt.prefix import Prefix
+    from foreword.prompt.soft_prompt import SoftPrompt
 
 SIDES = ("keys", "values", "recurrent")
 
@@ -77,7 +77,7 @@ class View:
     """What is known of a prompt: facts for JSON, tables for the terminal, panels for a picture."""
 
     def __init__(self, directory: str, model: str | None, is_eager: bool):
-        from foreword.prompt import SoftPrompt
+        from foreword.prompt.soft_prompt import SoftPrompt
 
         self.directory = directory
         self.prompt = SoftPrompt.load(directory)
@@ -131,7 +131,7 @@ class View:
         """Compare virtual tokens with another prompt's, as prefixes where a model is at hand."""
         from foreword import inspection
         from foreword.plots import Map
-        from foreword.prompt import SoftPrompt
+        from foreword.prompt.soft_prompt import SoftPrompt
 
         pair: list[SoftPrompt | Prefix] = [self.prompt, SoftPrompt.load(other)]
         space: str = self.prompt.form
@@ -240,7 +240,7 @@ def _eager(backbone: "Backbone") -> "Backbone":
 
 def describe(prompt: "SoftPrompt") -> dict[str, Any]:
     """Return what a prompt says of itself, in reading order; unknown facts are left out."""
-    from foreword import history
+    from foreword.prompt import history
 
     known = prompt.facts
     base = known.get("base") or {}

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from foreword.data import Example
     from foreword.distributed import Ranks
     from foreword.encoding import Row
-    from foreword.prompt import SoftPrompt
+    from foreword.prompt.soft_prompt import SoftPrompt
     from foreword.stored_state import StoredState
     from foreword.training import TrainEvent
 
@@ -64,7 +64,7 @@ def command(
 
     from foreword import curves as drawing
     from foreword import distributed, recipes, sharding
-    from foreword.artifact import check_writable
+    from foreword.prompt.artifact import check_writable
     from foreword.training import train
 
     ranks = distributed.join()
@@ -245,7 +245,7 @@ def encode(
 
 
 def _initial(directory: str | None) -> "SoftPrompt | None":
-    from foreword.prompt import SoftPrompt
+    from foreword.prompt.soft_prompt import SoftPrompt
 
     return SoftPrompt.load(directory) if directory else None
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from foreword.backbone import Backbone
 from foreword.doctor.finding import Finding
 from foreword.doctor.trial import Trial, left_padded, make_trial
-from foreword.prompt import SoftPrompt
+from foreword.prompt.soft_prompt import SoftPrompt
 
 Output = tuple[list[Tensor], Any]  # the rows as they were given, and what was generated from them
 INSTALL = "pip install 'foreword[peft]'"

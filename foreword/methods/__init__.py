@@ -17,9 +17,9 @@ from foreword.methods.context import Context
 from foreword.methods.direct import Direct
 from foreword.methods.multitask import Multitask
 from foreword.methods.reencoded import Reencoded
-from foreword.prefix import Prefix, PrefixBatch, same_prefix
-from foreword.prompt import SoftPrompt
-from foreword.states import States, joined, parted
+from foreword.prompt.prefix import Prefix, PrefixBatch, same_prefix
+from foreword.prompt.soft_prompt import SoftPrompt
+from foreword.prompt.states import States, joined, parted
 
 __all__ = [
     "Context",

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from foreword.encoding import Batch
 from foreword.errors import UnsupportedError
-from foreword.prompt import SoftPrompt
+from foreword.prompt.soft_prompt import SoftPrompt
 
 
 class Context:

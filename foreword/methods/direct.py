@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from foreword.encoding import Batch
-from foreword.prompt import SoftPrompt
+from foreword.prompt.soft_prompt import SoftPrompt
 
 
 class Direct:

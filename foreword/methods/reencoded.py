@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from foreword.encoding import Batch
 from foreword.errors import UnsupportedError
-from foreword.prompt import SoftPrompt
-from foreword.states import attention_part
+from foreword.prompt.soft_prompt import SoftPrompt
+from foreword.prompt.states import attention_part
 
 Kind = Literal["mlp", "lstm", "residual", "projection"]
 

@@ -16,12 +16,12 @@ from foreword.backbone import Backbone
 from foreword.config import ServeConfig
 from foreword.engine import Engine
 from foreword.errors import InputError
+from foreword.prompt.store import Store
 from foreword.rows import EngineLimits
 from foreword.server.app import create_app
 from foreword.server.catalog import Catalog
 from foreword.server.gate import LOOPBACK, Gate
 from foreword.server.worker import Worker
-from foreword.store import Store
 
 log = logging.getLogger("foreword.server")
 

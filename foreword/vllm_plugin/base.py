@@ -17,7 +17,7 @@ from torch import Tensor
 from foreword import identity
 from foreword.config import Form
 from foreword.errors import MismatchError, UnsupportedError
-from foreword.prompt import SoftPrompt
+from foreword.prompt.soft_prompt import SoftPrompt
 
 INDEX = "model.safetensors.index.json"
 

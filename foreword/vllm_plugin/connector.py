@@ -24,8 +24,8 @@ from vllm.distributed.parallel_state import (
 from vllm.logger import init_logger
 
 from foreword.errors import ForewordError, UnsupportedError
-from foreword.prompt import SoftPrompt
-from foreword.store import Entry
+from foreword.prompt.soft_prompt import SoftPrompt
+from foreword.prompt.store import Entry
 from foreword.vllm_plugin import refusals, seal, settings, shards
 
 log = init_logger("vllm.foreword.connector")

@@ -8,7 +8,7 @@ import os
 from typing import Any
 
 from foreword.errors import InputError
-from foreword.store import Store
+from foreword.prompt.store import Store
 from foreword.vllm_plugin.refusals import EngineFacts
 
 VARIABLE = "FOREWORD_PROMPTS"

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from foreword.errors import MismatchError
-from foreword.states import KeyValues
+from foreword.prompt.states import KeyValues
 
 
 def heads_of(num_heads: int, num_ranks: int, rank: int) -> slice:

@@ -11,8 +11,8 @@ import time
 from collections.abc import Callable, Collection
 
 from foreword.errors import ForewordError, InputError, NotFoundError
+from foreword.prompt.store import Store
 from foreword.server.catalog import Catalog
-from foreword.store import Store
 
 log = logging.getLogger("vllm.foreword")
 LOOK_SECONDS = 1.0

@@ -18,7 +18,7 @@ from vllm.distributed.kv_transfer import ensure_kv_transfer_shutdown
 from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
 
 from foreword import SoftPrompt
-from foreword.store import Entry, Store
+from foreword.prompt.store import Entry, Store
 from foreword.vllm_plugin import CONNECTOR, seal, splice
 
 NUM_NEW = 10

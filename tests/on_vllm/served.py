@@ -20,7 +20,7 @@ import torch
 from tiny_tokenizer import tiny_tokenizer
 
 from foreword import Backbone, SoftPrompt
-from foreword.store import Store
+from foreword.prompt.store import Store
 
 TOKENIZER = tiny_tokenizer()
 VOCAB = len(TOKENIZER)

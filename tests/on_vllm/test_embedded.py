@@ -6,7 +6,7 @@ import served
 import torch
 
 from foreword import Backbone, SoftPrompt
-from foreword.store import Store
+from foreword.prompt.store import Store
 
 NUM_NEW = 8
 TEXTS = ("What is the capital of France?", "How do I boil an egg?")

@@ -10,7 +10,7 @@ from typing import Any
 import served
 
 from foreword import Backbone
-from foreword.store import Store
+from foreword.prompt.store import Store
 from foreword.vllm_plugin.refusals import SHOWN
 
 NUM_NEW = 10

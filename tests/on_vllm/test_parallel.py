@@ -13,7 +13,7 @@ import pytest
 import served
 
 from foreword import Backbone
-from foreword.store import Store
+from foreword.prompt.store import Store
 
 NUM_NEW = 12
 COMPILED = '{"mode": 1, "backend": "eager"}'

@@ -17,7 +17,7 @@ import torch
 
 from foreword import Backbone, EncodingConfig, SoftPrompt
 from foreword.encoding import encode_prompt
-from foreword.store import Store
+from foreword.prompt.store import Store
 
 FORMS, LENGTHS = ("embeddings", "key_values"), (16, 20, 32, 40)
 NAMES = [f"{form[:3]}{length}" for form in FORMS for length in LENGTHS]

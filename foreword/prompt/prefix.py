@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from foreword.prompt import SoftPrompt
-from foreword.states import KeyValues, LayerState, States, Unread, attention_part
+from foreword.prompt.soft_prompt import SoftPrompt
+from foreword.prompt.states import KeyValues, LayerState, States, Unread, attention_part
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from foreword import artifact
-from foreword.artifact import Artifact
 from foreword.config import Form
 from foreword.errors import ArtifactError, InputError
-from foreword.states import KeyValues, States, regroup
+from foreword.prompt import artifact
+from foreword.prompt.artifact import Artifact
+from foreword.prompt.states import KeyValues, States, regroup
 
 OWN_NOTE = (
     "the layers' states differ in shape or kind, for which PEFT has no layout: PEFT cannot read "

@@ -23,8 +23,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from foreword import history
 from foreword.errors import ArtifactError, InputError, StorageError
+from foreword.prompt import history
 
 FORMAT_VERSION = 1
 CONFIG_FILE = "adapter_config.json"

@@ -9,7 +9,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable
 
-from foreword.prefix import Prefix
+from foreword.prompt.prefix import Prefix
 
 
 class Compiled:
