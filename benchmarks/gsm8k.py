@@ -40,7 +40,7 @@ from transformers.utils import logging
 
 from foreword import Backbone, EncodingConfig, Example, Row, SoftPrompt, TrainConfig, train
 from foreword.chat import answers
-from foreword.encoding import encode_examples
+from foreword.data.encoding import encode_examples
 
 TEMPLATE = EncodingConfig(row_template="Question: {prompt} Think step by step.\nAnswer:")
 TEXT = (

@@ -30,7 +30,7 @@ from safetensors.torch import load_file
 
 from foreword import Backbone, EncodingConfig, Example, SoftPrompt, TrainConfig, train
 from foreword.config import NUM_DEMONSTRATED
-from foreword.encoding import encode_examples
+from foreword.data.encoding import encode_examples
 from foreword.preparation import initial_prompt
 from foreword.prompt.artifact import TENSOR_FILE
 from foreword.prompt.prefix import Prefix

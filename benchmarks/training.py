@@ -29,7 +29,7 @@ from transformers import TrainerCallback
 from transformers.utils import logging
 
 from foreword import Backbone, EncodingConfig, Example, Row, TrainConfig, packing, train
-from foreword.encoding import encode_examples
+from foreword.data.encoding import encode_examples
 
 SETTINGS = ("16,20,64", "8,100,64", "8,200,64", "32,100,32")
 NUM_LABELS = 8

@@ -14,8 +14,8 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from foreword.backbone import Backbone
     from foreword.config import EncodingConfig, TrainConfig
-    from foreword.data import Example, read_examples
-    from foreword.encoding import Row
+    from foreword.data.encoding import Row
+    from foreword.data.examples import Example, read_examples
     from foreword.errors import ForewordError
     from foreword.prompt.prefix import Prefix
     from foreword.prompt.soft_prompt import SoftPrompt
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
 _HOMES = {
     "Backbone": "backbone",
     "EncodingConfig": "config",
-    "Example": "data",
+    "Example": "data.examples",
     "ForewordError": "errors",
     "Prefix": "prompt.prefix",
-    "Row": "encoding",
+    "Row": "data.encoding",
     "SoftPrompt": "prompt.soft_prompt",
     "TrainConfig": "config",
     "TrainEvent": "training",
-    "read_examples": "data",
+    "read_examples": "data.examples",
     "train": "training",
 }
 _NEED_TRANSFORMERS = ("backbone", "training")

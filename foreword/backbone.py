@@ -26,8 +26,8 @@ from foreword import (
     view,
 )
 from foreword.capabilities import Capabilities, inspect_model
+from foreword.data.encoding import Batch
 from foreword.decoder import Decoder
-from foreword.encoding import Batch
 from foreword.errors import InputError, UnsupportedError
 from foreword.media import split_media
 from foreword.prompt.compiled import Compiled

@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from transformers import StoppingCriteria, TextIteratorStreamer
 
-from foreword import encoding
 from foreword.backbone import Backbone
 from foreword.config import EncodingConfig
-from foreword.data import Message
+from foreword.data import encoding
+from foreword.data.examples import Message
+from foreword.data.media_parts import has_media
 from foreword.errors import InputError
-from foreword.parts import has_media
 from foreword.prompt.prefix import Prefix
 from foreword.prompt.soft_prompt import SoftPrompt
 

@@ -13,12 +13,13 @@ from typing import Any
 
 import torch
 
-from foreword import chat, encoding, ensembles
+from foreword import chat, ensembles
 from foreword.backbone import Backbone
 from foreword.chat import Answer, Text
 from foreword.config import EncodingConfig, EvalConfig, ResamplingConfig
-from foreword.data import Example
-from foreword.encoding import Row
+from foreword.data import encoding
+from foreword.data.encoding import Row
+from foreword.data.examples import Example
 from foreword.errors import DataError, InputError
 from foreword.loss import score_labels
 from foreword.metrics import METRICS, Metric, Outcome

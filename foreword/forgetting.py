@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 
-from foreword import encoding
 from foreword.backbone import Backbone
 from foreword.config import EvalConfig, ResamplingConfig
-from foreword.encoding import Row
+from foreword.data import encoding
+from foreword.data.encoding import Row
 from foreword.errors import InputError, UnsupportedError
 from foreword.evaluation import label_losses, room
 from foreword.metrics import METRICS, Outcome

@@ -13,7 +13,7 @@ from foreword.errors import DivergedError, TrainingError
 
 if TYPE_CHECKING:
     from foreword.backbone import Backbone
-    from foreword.encoding import EncodingReport
+    from foreword.data.encoding import EncodingReport
 
 GOOD_EVERY = 20  # steps between the points that a diverged run goes back to
 MAX_RETURNS = 3  # how often it goes back, each time to half the rate

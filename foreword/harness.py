@@ -12,11 +12,12 @@ from typing import Any
 import torch
 from transformers import StoppingCriteria, StoppingCriteriaList
 
-from foreword import chat, encoding
+from foreword import chat
 from foreword.backbone import Backbone
 from foreword.config import EncodingConfig
-from foreword.data import Example
-from foreword.encoding import Row
+from foreword.data import encoding
+from foreword.data.encoding import Row
+from foreword.data.examples import Example
 from foreword.errors import DependencyError, InputError, UnsupportedError
 from foreword.loss import score_labels
 from foreword.prompt.soft_prompt import SoftPrompt

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from foreword import layout
 from foreword.capabilities import Capabilities, Reach
-from foreword.encoding import Batch
+from foreword.data.encoding import Batch
 
 Attention = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 """Queries `[B, N, T, D]`, keys and values `[B, K, S, D]` and a mask to `[B, T, N, D]`."""

@@ -21,7 +21,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from foreword import arguments, compat, lines, one_pass, recomputation
 from foreword.backbone import Backbone
 from foreword.cache_layers import PassingLayer
-from foreword.encoding import Batch, Row, collate
+from foreword.data.encoding import Batch, Row, collate
 from foreword.label_layer import LabelLayer
 from foreword.lines import Line
 from foreword.prompt.prefix import Prefix, PrefixBatch, no_prefixes, same_prefix

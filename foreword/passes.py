@@ -9,11 +9,11 @@ from dataclasses import replace
 
 import torch
 
-from foreword import encoding
 from foreword.backbone import Backbone
 from foreword.config import Form
+from foreword.data import encoding
+from foreword.data.encoding import Batch, Row
 from foreword.distributed import Ranks
-from foreword.encoding import Batch, Row
 from foreword.prompt.soft_prompt import SoftPrompt
 
 # Tokens of a pass. Half as many take half the memory, and a tenth more time.

@@ -15,11 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from foreword import encoding, guards, initializers
+from foreword import guards, initializers
 from foreword.backbone import Backbone
 from foreword.config import NUM_DEMONSTRATED, RATES, RELATIVE, EncodingConfig, TrainConfig
-from foreword.data import Example, as_example
-from foreword.encoding import EncodingReport, Row
+from foreword.data import encoding
+from foreword.data.encoding import EncodingReport, Row
+from foreword.data.examples import Example, as_example
 from foreword.errors import InputError, UnsupportedError
 from foreword.methods import Context, Direct, Method, Multitask, Reencoded
 from foreword.methods.reencoded import Kind

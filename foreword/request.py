@@ -10,11 +10,11 @@ from typing import Literal, Protocol
 
 from torch import Tensor
 
+from foreword.data.processor import Media
 from foreword.errors import InputError
 from foreword.prompt.prefix import Prefix
 from foreword.prompt.soft_prompt import SoftPrompt
 from foreword.sampling import Choice, Sampling
-from foreword.turns import Media
 
 Reason = Literal["stop", "length", "cancelled", "error"]
 

@@ -21,8 +21,8 @@ from foreword import distributed, guards, memory, methods, packing, preparation,
 from foreword.backbone import Backbone
 from foreword.compilation import compiling
 from foreword.config import AUTO, EncodingConfig, TrainConfig
+from foreword.data.encoding import Batch, Row
 from foreword.distributed import Ranks
-from foreword.encoding import Batch, Row
 from foreword.errors import DivergedError, InputError
 from foreword.guards import check_gradient
 from foreword.loss import score_labels

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import torch
 
 from foreword.backbone import Backbone
+from foreword.data.encoding import Row
 from foreword.distributed import ALONE, Ranks
-from foreword.encoding import Row
 from foreword.loss import score_labels
 from foreword.passes import batches_of
 from foreword.prompt.prefix import PrefixBatch

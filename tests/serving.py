@@ -15,7 +15,7 @@ from tiny_tokenizer import tiny_tokenizer
 from foreword import Backbone, EncodingConfig, SoftPrompt
 from foreword.chat import encode
 from foreword.config import ServeConfig
-from foreword.encoding import decode
+from foreword.data.encoding import decode
 from foreword.prompt.history import History
 from foreword.prompt.store import Store
 from foreword.server.run import Server

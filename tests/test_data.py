@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from foreword.config import DataConfig
-from foreword.data import Example, message_text, named, read_examples, split_examples
+from foreword.data.examples import Example, message_text, named, read_examples, split_examples
 from foreword.errors import DataError, DependencyError, InputError
 
 USER = {"role": "user", "content": "Good?"}

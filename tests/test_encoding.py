@@ -10,8 +10,7 @@ from tiny_tokenizer import CHATML, tiny_tokenizer
 from tokenizers.normalizers import Prepend, Strip
 
 from foreword.config import EncodingConfig
-from foreword.data import Example, Message
-from foreword.encoding import (
+from foreword.data.encoding import (
     Row,
     collate,
     decode,
@@ -21,6 +20,7 @@ from foreword.encoding import (
     end_ids,
     epoch_order,
 )
+from foreword.data.examples import Example, Message
 from foreword.errors import DataError, InputError
 
 PLAIN = EncodingConfig()

@@ -19,7 +19,7 @@ from torch.nn.functional import cross_entropy, layer_norm, linear, relu
 from transformers import DynamicCache
 
 from foreword import Backbone, Row, SoftPrompt, TrainConfig, TrainEvent, methods, train
-from foreword.encoding import collate
+from foreword.data.encoding import collate
 from foreword.errors import ArtifactError, DataError, InputError, MismatchError, UnsupportedError
 from foreword.initializers import demonstrations, label_embeddings
 from foreword.preparation import begin, initial_prompt

@@ -11,7 +11,7 @@ from test_training import FAST, check_gradient
 
 from foreword import Backbone, Row, SoftPrompt, packing, passes, recomputation, train
 from foreword.capabilities import Modality
-from foreword.encoding import collate
+from foreword.data.encoding import collate
 from foreword.packing import packed
 from foreword.prompt.prefix import Prefix, PrefixBatch, no_prefixes, same_prefix
 from foreword.prompt.states import Unread

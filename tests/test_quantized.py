@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from test_training import ROWS, obvious_loss
 
 from foreword import Backbone, SoftPrompt, TrainConfig, train
-from foreword.encoding import collate
+from foreword.data.encoding import collate
 from foreword.methods import Direct
 from foreword.packing import packed
 from foreword.quantized import num_bytes

@@ -27,11 +27,11 @@ from foreword import (
     TrainConfig,
     chat,
     doctor,
-    encoding,
     train,
 )
 from foreword.cli import train as cli_train
-from foreword.encoding import Media
+from foreword.data import encoding
+from foreword.data.encoding import Media
 from foreword.errors import (
     ArtifactError,
     ForewordError,

@@ -14,7 +14,7 @@ import torch
 from serving import CURVE, config, expected, fill, running, tiny_backbone
 
 from foreword import Backbone
-from foreword.encoding import decode
+from foreword.data.encoding import decode
 from foreword.prompt.history import thinned
 from foreword.prompt.store import Store
 from foreword.server.run import Server

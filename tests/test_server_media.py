@@ -26,7 +26,7 @@ from tiny_processors import picture, tone
 
 from foreword import Backbone, EncodingConfig, SoftPrompt
 from foreword.chat import encode_row
-from foreword.encoding import decode
+from foreword.data.encoding import decode
 from foreword.engine import Engine
 from foreword.errors import BusyError, InputError
 from foreword.prompt.store import Store

@@ -6,7 +6,7 @@ import pytest
 from tiny_tokenizer import tiny_tokenizer
 
 from foreword.chat import TextStream
-from foreword.encoding import decode
+from foreword.data.encoding import decode
 
 TOKENIZER = tiny_tokenizer()
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from foreword import Backbone, Example, Row, SoftPrompt, TrainConfig, chat, compilation, train
 from foreword import loss as loss_module
-from foreword.encoding import collate
+from foreword.data.encoding import collate
 from foreword.errors import DataError, InputError, TrainingError
 from foreword.methods import Direct
 from foreword.prompt.prefix import Prefix, same_prefix

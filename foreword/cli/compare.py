@@ -38,7 +38,7 @@ def command(
 
     Example: foreword compare first-prompt second-prompt --data test.jsonl --png scores.png
     """
-    from foreword.data import read_examples
+    from foreword.data.examples import read_examples
     from foreword.ensembles import check_alike
     from foreword.evaluation import Subject, check_vote, voted
     from foreword.metrics import choose

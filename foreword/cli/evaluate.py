@@ -34,7 +34,7 @@ def command(
 
     Example: foreword eval --prompt my-prompt --data test.jsonl --instruction "Answer in JSON."
     """
-    from foreword.data import read_examples
+    from foreword.data.examples import read_examples
     from foreword.evaluation import Subject
     from foreword.forgetting import forgetting, unrelated_text
     from foreword.metrics import choose

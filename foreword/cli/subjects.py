@@ -18,7 +18,7 @@ from foreword.errors import InputError, StorageError
 
 if TYPE_CHECKING:
     from foreword.backbone import Backbone
-    from foreword.data import Example
+    from foreword.data.examples import Example
     from foreword.evaluation import Evaluation, Subject
     from foreword.metrics import Choice, Metric
     from foreword.scores import Score

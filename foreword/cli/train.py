@@ -12,9 +12,9 @@ from foreword.config import DataConfig, EncodingConfig, TrainConfig
 
 if TYPE_CHECKING:
     from foreword.backbone import Backbone
-    from foreword.data import Example
+    from foreword.data.encoding import Row
+    from foreword.data.examples import Example
     from foreword.distributed import Ranks
-    from foreword.encoding import Row
     from foreword.prompt.soft_prompt import SoftPrompt
     from foreword.stored_state import StoredState
     from foreword.training import TrainEvent
@@ -204,7 +204,7 @@ def read(
     data: str, validation: str, columns: DataConfig, config: TrainConfig
 ) -> "tuple[Sequence[Example], Sequence[Example]]":
     """Read the training examples and the held-out ones, from a file or as a share."""
-    from foreword.data import read_examples, split_examples
+    from foreword.data.examples import read_examples, split_examples
     from foreword.errors import InputError
 
     examples = read_examples(data, columns, config.task_column)

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from foreword.backbone import Backbone
-from foreword.encoding import Batch
+from foreword.data.encoding import Batch
 from foreword.methods.context import Context
 from foreword.methods.direct import Direct
 from foreword.methods.multitask import Multitask

@@ -14,11 +14,12 @@ from typing import Any
 
 import numpy
 
-from foreword import chat, parts
+from foreword import chat
 from foreword.backbone import Backbone
 from foreword.config import EncodingConfig, ServeConfig
+from foreword.data import media_parts
+from foreword.data.processor import Media
 from foreword.errors import ForewordError, InputError
-from foreword.turns import Media
 
 Message = dict[str, Any]
 KINDS = {"image_url": "image", "input_audio": "audio"}
@@ -69,7 +70,7 @@ def encode(
     Raises:
         ForewordError: as `chat.encode_row`. InputError: the processor cannot take the media.
     """
-    if not parts.has_media(messages):
+    if not media_parts.has_media(messages):
         return chat.encode(backbone, messages, config), None
     try:
         row = chat.encode_row(backbone, messages, config)

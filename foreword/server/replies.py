@@ -16,6 +16,7 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
 
 from foreword import request
+from foreword.data.processor import Media
 from foreword.errors import ForewordError, InputError
 from foreword.server.answers import Answers, Piece
 from foreword.server.bodies import ChatWords, CompletionWords, usage
@@ -23,7 +24,6 @@ from foreword.server.catalog import Served
 from foreword.server.gate import error_body
 from foreword.server.schema import Common, CompletionRequest
 from foreword.server.shared import State, note, state_of
-from foreword.turns import Media
 
 Words = ChatWords | CompletionWords
 Encoded = tuple[Sequence[int], Media | None]  # a prompt, and the media between its ids

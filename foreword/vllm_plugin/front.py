@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from foreword import encoding
 from foreword.config import EncodingConfig
+from foreword.data import encoding
 from foreword.errors import InputError, NotFoundError, UnsupportedError
 from foreword.server.catalog import Catalog, Served
 from foreword.vllm_plugin import refusals, seal, splice

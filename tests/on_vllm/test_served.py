@@ -16,7 +16,7 @@ import served
 import torch
 
 from foreword import Backbone, EncodingConfig, SoftPrompt
-from foreword.encoding import encode_prompt
+from foreword.data.encoding import encode_prompt
 from foreword.prompt.store import Store
 
 FORMS, LENGTHS = ("embeddings", "key_values"), (16, 20, 32, 40)

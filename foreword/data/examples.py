@@ -15,10 +15,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from foreword import parts
 from foreword.config import TEMPLATE_FIELD, DataConfig
+from foreword.data import media_parts
+from foreword.data.readers import kind_of, read_rows
 from foreword.errors import DataError
-from foreword.row_files import kind_of, read_rows
 
 Message = dict[str, Any]
 """One turn: `role`, and `content` that is text or a list of parts {"type": "text", "text": ...}."""
@@ -89,10 +89,10 @@ def as_example(
 
 def _beside(example: Example, folder: Path) -> Example:
     """Return an example whose images and sounds are found from its file's folder on."""
-    if isinstance(example.prompt, str) or not parts.has_media(example.prompt):
+    if isinstance(example.prompt, str) or not media_parts.has_media(example.prompt):
         return example
     turns = tuple(
-        turn | {"content": [parts.beside(part, folder) for part in turn["content"]]}
+        turn | {"content": [media_parts.beside(part, folder) for part in turn["content"]]}
         if isinstance(turn.get("content"), list)
         else turn
         for turn in example.prompt

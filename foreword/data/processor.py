@@ -12,9 +12,9 @@ import torch
 from jinja2 import TemplateError
 from torch import Tensor
 
-from foreword import parts
+from foreword.data import media_parts
+from foreword.data.media_parts import Message
 from foreword.errors import DataError
-from foreword.parts import Message
 
 if TYPE_CHECKING:
     from transformers import ProcessorMixin
@@ -50,7 +50,7 @@ def read(messages: Sequence[Message], processor: "ProcessorMixin") -> tuple[list
         DataError: a file that cannot be read, or messages that the processor cannot take.
     """
     rate = getattr(getattr(processor, "feature_extractor", None), "sampling_rate", None)
-    turns = parts.load(messages, rate)
+    turns = media_parts.load(messages, rate)
     try:
         found = processor.apply_chat_template(
             turns, tokenize=True, return_dict=True, return_tensors="pt", add_generation_prompt=True

@@ -15,11 +15,11 @@ import torch
 from jinja2 import TemplateError
 from torch import Tensor
 
-from foreword import parts, turns
 from foreword.config import EncodingConfig
-from foreword.data import Example, Message, message_text, named
+from foreword.data import media_parts
+from foreword.data.examples import Example, Message, message_text, named
+from foreword.data.processor import Media, read, render
 from foreword.errors import DataError, InputError
-from foreword.turns import Media
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, ProcessorMixin
@@ -124,22 +124,22 @@ def encode_turns(
         DataError: a file that cannot be read, or media that the processor cannot take, or none
             that could.
     """
-    if not parts.has_media(prompt):
+    if not media_parts.has_media(prompt):
         return encode_prompt(prompt, tokenizer, config), None
     assert not isinstance(prompt, str)
     if config.row_template is not None:
-        kind = parts.first_media(prompt)
+        kind = media_parts.first_media(prompt)
         raise DataError(
             f"expected text only for --row-template, found a part of type {kind!r}: leave it out"
         )
     if processor is None:
-        kind = parts.first_media(prompt)
+        kind = media_parts.first_media(prompt)
         raise DataError(
             f"expected text only, found a part of type {kind!r}, and there is no processor that "
             "reads it: load the model with Backbone.load, pass Backbone(..., processor=...), or "
             "leave the part out"
         )
-    return turns.read(prompt, processor)
+    return read(prompt, processor)
 
 
 def end_ids(
@@ -156,8 +156,8 @@ def end_ids(
     if config.row_template is None and not isinstance(prompt, str):
         answer = {"role": "assistant", "content": _PROBE}
         whole = [*prompt, answer]
-        if parts.has_media(prompt):
-            text = turns.render(whole, processor, is_open=False)
+        if media_parts.has_media(prompt):
+            text = render(whole, processor, is_open=False)
         else:
             text = _render(whole, tokenizer, is_open=False)
         _, shown, after = text.rpartition(_PROBE)
@@ -290,10 +290,10 @@ def _encode_whole(
 ) -> Row:
     media = None
     with named(example.source):
-        if parts.has_media(example.prompt):
+        if media_parts.has_media(example.prompt):
             expanded_ids, media = encode_turns(example.prompt, tokenizer, config, processor)
             assert not isinstance(example.prompt, str)
-            text, is_plain = turns.render(example.prompt, processor, is_open=True), False
+            text, is_plain = render(example.prompt, processor, is_open=True), False
         else:
             text, is_plain = _prompt_text(example.prompt, tokenizer, config)
         prompt_ids = _token_ids(text, is_plain, tokenizer)
