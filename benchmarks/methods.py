@@ -14,7 +14,7 @@ from quality_systems import ROWS
 from transformers.utils import logging
 
 from foreword import Backbone, Example, TrainConfig, train
-from foreword.home_commands import FEW_INTENTS, Command, home_commands
+from foreword.demo.home_commands import FEW_INTENTS, Command, home_commands
 
 TEXT = "Turn a home command into a JSON call with intent and slots."
 RATES = {

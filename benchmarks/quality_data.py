@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from foreword import Example
-from foreword.home_commands import FEW_INTENTS, home_commands
+from foreword.demo.home_commands import FEW_INTENTS, home_commands
 from foreword.metrics import METRICS, Metric, rouge_l, row_metric
 from foreword.models import cache_folder
 

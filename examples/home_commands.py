@@ -23,8 +23,7 @@ from foreword import Backbone, EncodingConfig, Example, SoftPrompt, TrainConfig,
 from foreword.chat import answers
 from foreword.cli.running import run
 from foreword.config import EvalConfig
-from foreword.evaluation import Evaluation, Subject, evaluate
-from foreword.home_commands import (
+from foreword.demo.home_commands import (
     FEW_INTENTS,
     SHORT_INSTRUCTION,
     Command,
@@ -33,6 +32,7 @@ from foreword.home_commands import (
     instruction,
     same_intent,
 )
+from foreword.evaluation import Evaluation, Subject, evaluate
 from foreword.metrics import row_metric
 
 MODEL = "smollm2-135m"

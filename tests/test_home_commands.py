@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from foreword import home_commands as task
+from foreword.demo import home_commands as task
+from foreword.demo.home_commands import Command, HomeCommands, exact, home_commands, same_intent
 from foreword.errors import DataError, DependencyError, InputError
-from foreword.home_commands import Command, HomeCommands, exact, home_commands, same_intent
 
 CALL = '{"intent": "HassLightSet", "area": "kitchen", "brightness": 40}'
 

@@ -32,7 +32,6 @@ PENDING = {
     "gguf_files": "loading",
     "guards": "training",
     "harness": "evaluation",
-    "home_commands": "demo",
     "identity": "model",
     "initializers": "training",
     "inspection": "evaluation",
