@@ -12,7 +12,7 @@ import torch
 import transformers
 from page import write_or_check
 
-from foreword.loading import model_class
+from foreword.loading.checkpoint import model_class
 
 PAGE = Path(__file__).parent / "systems.md"
 BEGIN, END = "<!-- sizes: python docs/make_systems.py -->\n", "<!-- end of sizes -->\n"

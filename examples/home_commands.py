@@ -19,7 +19,7 @@ from rich.progress import Progress
 from rich.table import Table
 from transformers.utils import logging
 
-from foreword import Backbone, EncodingConfig, Example, SoftPrompt, TrainConfig, models, train
+from foreword import Backbone, EncodingConfig, Example, SoftPrompt, TrainConfig, train
 from foreword.chat import answers
 from foreword.cli.running import run
 from foreword.config import EvalConfig
@@ -33,6 +33,7 @@ from foreword.demo.home_commands import (
     same_intent,
 )
 from foreword.evaluation import Evaluation, Subject, evaluate
+from foreword.loading import hub
 from foreword.metrics import row_metric
 
 MODEL = "smollm2-135m"
@@ -62,7 +63,7 @@ def main(num_steps: int = CONFIG.num_steps or 0, num_test: int = 96) -> None:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     with console.status("fetching the model; the first time takes a minute") as status:
-        models.resolve(MODEL, progress=status.update)
+        hub.resolve(MODEL, progress=status.update)
         backbone = Backbone.load(MODEL)
         status.update("expanding the grammar of home commands")
         commands = home_commands(1200, min(48, num_test), num_test, intents=FEW_INTENTS)

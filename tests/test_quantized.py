@@ -18,9 +18,9 @@ from test_training import ROWS, obvious_loss
 
 from foreword import Backbone, SoftPrompt, TrainConfig, train
 from foreword.data.encoding import collate
+from foreword.loading.quantized import num_bytes
 from foreword.methods import Direct
 from foreword.packing import packed
-from foreword.quantized import num_bytes
 from foreword.training import _backward, accumulate, leaves_of, read_for
 
 REASON = "needs the extra `bases` (make test-quantized): "

@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw
 from tiny_tokenizer import MERGES
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-from foreword import processors
+from foreword.loading.processor import without_video
 
 RATE = 16000
 VISION_TOKENS = {
@@ -93,7 +93,7 @@ def processor(family: str) -> Any:
     images, kind = or_skip(image_name)(**small), getattr(transformers, name)
     if family == "hunyuan_vl":
         return kind(image_processor=images, tokenizer=text, chat_template=template)
-    return processors.without_video(kind, images, text, template)
+    return without_video(kind, images, text, template)
 
 
 def or_skip(name: str) -> Any:

@@ -113,8 +113,8 @@ def load(
     """Load the prompt, if any, and its base model, and say what takes long."""
     from transformers.utils import logging
 
-    from foreword import models
     from foreword.backbone import Backbone
+    from foreword.loading import hub
     from foreword.prompt.soft_prompt import SoftPrompt
 
     logging.set_verbosity_error()
@@ -125,7 +125,7 @@ def load(
     if not name:
         raise InputError("which model? give --model; the prompt's file does not name its base")
     with errors.status(f"loading {name}") as status:
-        models.resolve(name, progress=status.update)
+        hub.resolve(name, progress=status.update)
         backbone = Backbone.load(
             name, device=device, revision=None if model else base.get("revision")
         )

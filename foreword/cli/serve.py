@@ -70,12 +70,12 @@ def _become_vllm(
     config: ServeConfig, model: str, prompts: str | None, api_key: str | None, extra: list[str]
 ) -> NoReturn:
     """Replace this process by vLLM's, with the plugin."""
-    from foreword import models
+    from foreword.loading import hub
     from foreword.vllm_plugin import command, versions
 
     versions.check_vllm()
     with options.errors.status(f"loading {model}") as status:
-        directory = models.resolve(model, progress=status.update)
+        directory = hub.resolve(model, progress=status.update)
     found = command.command(
         directory, model, prompts, config, extra, api_key=api_key, environment=os.environ
     )

@@ -7,7 +7,7 @@ import torch
 from foreword.backbone import Backbone
 from foreword.capabilities import Capabilities
 from foreword.doctor.finding import Finding
-from foreword.quantized import num_bytes
+from foreword.loading.quantized import num_bytes
 
 
 def capabilities_findings(backbone: Backbone) -> list[Finding]:

@@ -22,7 +22,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from foreword.errors import DependencyError, InputError, StorageError
-from foreword.gguf_files import Progress, convert, first_line, reader_class, tell
+from foreword.loading.gguf import Progress, convert, first_line, reader_class, tell
 
 EMBEDDED = "smollm2-135m"
 

@@ -19,9 +19,9 @@ from transformers import (
 )
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from foreword import processors
 from foreword.errors import InputError, UnsupportedError
-from foreword.gguf_files import first_line
+from foreword.loading import processor
+from foreword.loading.gguf import first_line
 
 
 def load(
@@ -59,7 +59,7 @@ def load(
         raise InputError(f"{name}: transformers cannot load it ({first_line(error)})") from error
     if kind not in (AutoModelForMultimodalLM, AutoModelForSpeechSeq2Seq):
         return model, tokenizer, None
-    return model, tokenizer, processors.load(source, config, revision)
+    return model, tokenizer, processor.load(source, config, revision)
 
 
 def model_class(config: Any) -> Any:
