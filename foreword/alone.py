@@ -21,7 +21,7 @@ from transformers import (
 
 from foreword import sampling
 from foreword.backbone import Backbone
-from foreword.capabilities import Capabilities
+from foreword.model.capabilities import Capabilities
 from foreword.request import Handle
 from foreword.sampling import Sampler
 

@@ -12,27 +12,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from foreword import (
-    arguments,
-    ends,
-    generation,
-    identity,
-    media_proof,
-    proof,
-    seq2seq_generation,
-    view,
-)
-from foreword.capabilities import Capabilities, inspect_model
+from foreword import generation, media_proof, proof, seq2seq_generation, view
 from foreword.data.encoding import Batch
-from foreword.decoder import Decoder
 from foreword.errors import InputError, UnsupportedError
 from foreword.loading import checkpoint, hub, quantized
-from foreword.media import split_media
+from foreword.model import checks
+from foreword.model.capabilities import Capabilities, inspect_model
+from foreword.model.decoder import Decoder
+from foreword.model.encoder_decoder import Seq2Seq
+from foreword.model.fingerprint import (
+    check_fingerprint,
+    check_shapes,
+    check_width,
+    compute_fingerprint,
+    shapes_of,
+)
+from foreword.model.head import decoder_scale, logits
+from foreword.model.media import split_media
 from foreword.prompt.compiled import Compiled
 from foreword.prompt.prefix import Prefix, PrefixBatch, no_prefixes
 from foreword.prompt.soft_prompt import SoftPrompt
 from foreword.prompt.states import States, Unread
-from foreword.seq2seq import Seq2Seq
 
 Prompt = SoftPrompt | Prefix | None
 NUM_COMPILED = 8  # prompts whose prefix is remembered by content
@@ -74,7 +74,7 @@ class Backbone:
         self._embedding_scale = (
             self.seq2seq.embedding_scale
             if self.seq2seq
-            else ends.decoder_scale(hf_model, self.capabilities)
+            else decoder_scale(hf_model, self.capabilities)
         )
         self._is_media_proved = self.capabilities.is_tested
         # Set where layers are gathered on the way back by what reaches their output (`sharding`).
@@ -242,7 +242,7 @@ class Backbone:
         if inputs is None:
             raise InputError("generate needs input_ids or inputs_embeds; got neither")
         name = "input_ids" if input_ids is not None else "inputs_embeds"
-        arguments.check_inputs(inputs, self.capabilities.vocab_size, name)
+        checks.check_inputs(inputs, self.capabilities.vocab_size, name)
         batch = self.batch_of(prompt, inputs.shape[0])
         if not self._is_media_proved and input_ids is not None:
             found, _ = split_media(self.capabilities, kwargs)
@@ -267,13 +267,13 @@ class Backbone:
         if self.seq2seq:
             given = {"input_ids": input_ids} | media
             batch = self.batch_of(
-                prompt, arguments.num_rows(given), needs_grad=torch.is_grad_enabled()
+                prompt, checks.num_rows(given), needs_grad=torch.is_grad_enabled()
             )
             return self.head(self.seq2seq.hidden(batch, input_ids, attention_mask, media))
-        arguments.check_inputs(input_ids, self.capabilities.vocab_size)
+        checks.check_inputs(input_ids, self.capabilities.vocab_size)
         assert input_ids is not None
         if attention_mask is not None:
-            arguments.check_mask(attention_mask, *input_ids.shape)
+            checks.check_mask(attention_mask, *input_ids.shape)
         batch = self.batch_of(prompt, input_ids.shape[0], needs_grad=torch.is_grad_enabled())
         return self.head(self.hidden(batch, input_ids.to(self.device), attention_mask, media))
 
@@ -332,7 +332,7 @@ class Backbone:
         """Turn hidden states `[..., H]` into logits `[..., V]` with the model's own head, scale and
         soft cap.
         """
-        return ends.logits(self.model, self.capabilities, hidden)
+        return logits(self.model, self.capabilities, hidden)
 
     def batch_of(
         self, prompt: Prompt | Sequence[Prompt], num_rows: int, *, needs_grad: bool = False
@@ -354,7 +354,7 @@ class Backbone:
         if self._fingerprint is None:
             is_quantized = bool(getattr(self.model, "is_quantized", False))
             whole = self.model if self.seq2seq else self.decoder
-            self._fingerprint = identity.fingerprint(
+            self._fingerprint = compute_fingerprint(
                 whole, self.embed, self.capabilities, is_quantized
             )
         return self._fingerprint
@@ -368,11 +368,11 @@ class Backbone:
     ) -> Any:
         assert self.seq2seq is not None
         if input_ids is not None and self.reads_apart:
-            arguments.check_inputs(input_ids, self.capabilities.vocab_size)
+            checks.check_inputs(input_ids, self.capabilities.vocab_size)
         elif input_ids is not None:
             is_ids = not input_ids.is_floating_point()
             kwargs["decoder_input_ids" if is_ids else self.seq2seq.encoder.input_name] = input_ids
-        batch = self.batch_of(prompt, arguments.num_rows({"input_ids": input_ids} | kwargs))
+        batch = self.batch_of(prompt, checks.num_rows({"input_ids": input_ids} | kwargs))
         return seq2seq_generation.generate(self.seq2seq, batch, input_ids, attention_mask, kwargs)
 
     def _prefix(self, prompt: Prompt, needs_grad: bool) -> Prefix | None:
@@ -401,15 +401,15 @@ class Backbone:
 
     def _check_width(self, embeddings: Tensor, facts: Mapping[str, Any]) -> None:
         size = self.capabilities.hidden_size
-        identity.check_width(embeddings.shape[1], size, self.name, facts)
+        check_width(embeddings.shape[1], size, self.name, facts)
 
     def _check_fingerprint(self, facts: Mapping[str, Any]) -> None:
         if (facts.get("base") or {}).get("fingerprint") is not None:
-            identity.check_fingerprint(facts, self.fingerprint(), self.name)
+            check_fingerprint(facts, self.fingerprint(), self.name)
 
     def _check_shapes(self, states: States) -> None:
-        own = identity.shapes_of(self._probe())
-        identity.check_shapes(identity.shapes_of(states), own, self.name)
+        own = shapes_of(self._probe())
+        check_shapes(shapes_of(states), own, self.name)
 
     def _probe(self) -> States:
         """Find what each layer keeps by letting the model read one token."""

@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from foreword import arguments, caches, media
-from foreword.capabilities import Capabilities
 from foreword.errors import InputError, UnsupportedError
-from foreword.media import Reading
-from foreword.one_pass import read_media
+from foreword.model import checks, media, prefixed_cache
+from foreword.model.capabilities import Capabilities
+from foreword.model.forward import read_media
+from foreword.model.media import Reading
+from foreword.model.placeholders import Turn
 from foreword.padding import align_right, infer_mask, reorder, restore
-from foreword.placeholders import Turn
 from foreword.prompt.prefix import PrefixBatch
 from foreword.view import view
 
@@ -32,11 +32,11 @@ def generate(
     """Generate; sequences begin with the ids as they were given, whichever side their padding is
     on.
     """
-    arguments.refuse_options(kwargs, model.generation_config)
+    checks.refuse_options(kwargs, model.generation_config)
     if capabilities.is_recurrent:
-        arguments.refuse_candidates(kwargs, model.generation_config, capabilities.model_type)
+        checks.refuse_candidates(kwargs, model.generation_config, capabilities.model_type)
     cache = kwargs.get("past_key_values")
-    arguments.check_cache(cache)
+    checks.check_cache(cache)
     if capabilities.virtual_id is not None and kwargs.get("inputs_embeds") is not None:
         raise UnsupportedError(
             f"generate(inputs_embeds=...): {capabilities.model_type} looks up more than embeddings "
@@ -108,11 +108,11 @@ def _read(
 
 def _known(cache: Any) -> Any:
     """Return the prefixed cache behind a cache that the caller holds, or the cache itself."""
-    return getattr(cache, caches.MARK, cache)
+    return getattr(cache, prefixed_cache.MARK, cache)
 
 
 def _num_cached(cache: Any) -> int:
     known = _known(cache)
-    if isinstance(known, caches.PrefixedCache):
+    if isinstance(known, prefixed_cache.PrefixedCache):
         return known.get_seq_length()
-    return caches.num_held(known) if known is not None else 0
+    return prefixed_cache.num_held(known) if known is not None else 0

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from foreword.backbone import Backbone
 from foreword.errors import InputError, MismatchError, UnsupportedError
-from foreword.identity import base_name, check_fingerprint
+from foreword.model.fingerprint import base_name, check_fingerprint
 from foreword.prompt.prefix import Prefix
 from foreword.prompt.soft_prompt import SoftPrompt
 from foreword.prompt.states import States, attention_part, recurrent_part

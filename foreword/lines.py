@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from foreword import layout
-from foreword.capabilities import Capabilities, Reach
 from foreword.data.encoding import Batch
+from foreword.model.capabilities import Capabilities, Reach
+from foreword.model.masks import Span, place
 
 Attention = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 """Queries `[B, N, T, D]`, keys and values `[B, K, S, D]` and a mask to `[B, T, N, D]`."""
@@ -198,8 +198,8 @@ def _placed(
     device: torch.device,
 ) -> tuple[Tensor, tuple[Tensor | None, ...]]:
     """Return the positions `[T]` of a single row and its mask for each reach."""
-    span = layout.Span((num_virtual,), num_virtual, 0, num_new, num_virtual + num_new)
-    positions, masks = layout.place(span, None, capabilities, dtype, device)
+    span = Span((num_virtual,), num_virtual, 0, num_new, num_virtual + num_new)
+    positions, masks = place(span, None, capabilities, dtype, device)
     if not isinstance(masks, dict):
         return positions[0], (masks,)
     return positions[0], tuple(masks[reach.name] for reach in reaches_of(capabilities))

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from foreword.capabilities import Capabilities
 from foreword.errors import InputError, UnsupportedError
-from foreword.one_pass import read_media
-from foreword.placeholders import Turn
+from foreword.model.capabilities import Capabilities
+from foreword.model.forward import read_media
+from foreword.model.placeholders import Turn
 from foreword.prompt.prefix import Prefix, PrefixBatch
 
 NUM_TEXT = 5

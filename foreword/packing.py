@@ -18,12 +18,13 @@ from torch.nn import Module
 from transformers.cache_utils import Cache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from foreword import arguments, compat, lines, one_pass, recomputation
+from foreword import compat, lines, recomputation
 from foreword.backbone import Backbone
-from foreword.cache_layers import PassingLayer
 from foreword.data.encoding import Batch, Row, collate
 from foreword.label_layer import LabelLayer
 from foreword.lines import Line
+from foreword.model import checks, forward
+from foreword.model.cache_layers import PassingLayer
 from foreword.prompt.prefix import Prefix, PrefixBatch, no_prefixes, same_prefix
 from foreword.prompt.states import Unread
 
@@ -114,7 +115,7 @@ class Lining:
     def _line(self, prefix: Prefix, batch: Batch) -> Line:
         backbone, count = self.backbone, prefix.num_virtual_tokens
         longest = int(batch.attention_mask.sum(1).max())
-        arguments.check_length(backbone.capabilities, longest, count)
+        checks.check_length(backbone.capabilities, longest, count)
         is_unread = isinstance(prefix.states, Unread)
         return lines.lay(
             batch, count, is_unread, backbone.capabilities, backbone.dtype, backbone.device
@@ -138,7 +139,7 @@ class Lining:
             "use_cache": True,
         }
         with compat.grouped_heads(backbone.device.type == "cpu"), lines.in_line(line):
-            output = one_pass.read_pass(self.decoder, tokens | placed)
+            output = forward.read_pass(self.decoder, tokens | placed)
         hidden: Tensor = output.last_hidden_state[0]
         return hidden
 

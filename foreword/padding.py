@@ -16,9 +16,9 @@ from transformers import (
     SequenceBiasLogitsProcessor,
 )
 
-from foreword import arguments
-from foreword.capabilities import Capabilities
 from foreword.errors import InputError
+from foreword.model import checks
+from foreword.model.capabilities import Capabilities
 
 # Processors that read a row's history: in a padded batch they would read its padding too.
 HISTORY_PROCESSORS = (
@@ -52,7 +52,7 @@ def infer_mask(
 
 def align_right(attention_mask: Tensor, num_rows: int, num_inputs: int, num_cached: int) -> Tensor:
     """Return the order that moves each row's padding before its new tokens, `[B, T new]`."""
-    arguments.check_mask(attention_mask, num_rows, num_inputs, num_cached)
+    checks.check_mask(attention_mask, num_rows, num_inputs, num_cached)
     is_whole = attention_mask.shape[1] == num_inputs
     num_new = num_inputs - num_cached if is_whole else num_inputs
     if num_new < 1:

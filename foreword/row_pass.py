@@ -11,8 +11,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from foreword import compat, layout, sampling
+from foreword import compat, sampling
 from foreword.backbone import Backbone
+from foreword.model.masks import place_in_slots
 from foreword.rows import Row
 from foreword.slots import Pass, Slots
 
@@ -76,7 +77,7 @@ class RowPasses:
         backbone, num_new = self.backbone, current.num_new
         padded = [row + row[-1:] * (num_new - len(row)) for row in ids]
         positions = current.positions(backbone.device)
-        masks = layout.place_in_slots(
+        masks = place_in_slots(
             positions, current.width, backbone.capabilities, backbone.dtype, is_even=current.is_even
         )
         self.slots.begin(current, positions)

@@ -11,10 +11,10 @@ from typing import Any
 from torch import Tensor
 from transformers import DynamicCache, EncoderDecoderCache, GenerationMixin
 
-from foreword import arguments, caches
 from foreword.errors import InputError, UnsupportedError
+from foreword.model import checks, prefixed_cache
+from foreword.model.encoder_decoder import Seq2Seq
 from foreword.prompt.prefix import PrefixBatch
-from foreword.seq2seq import Seq2Seq
 from foreword.view import twin
 
 CACHE = "a decoder's cache belongs to one encoder output; leave past_key_values out"
@@ -115,7 +115,7 @@ class _View(GenerationMixin):
                 f"generate(cache_implementation={kind!r}): it holds no prefix beside an encoder; "
                 "use the dynamic or static cache"
             )
-        arguments.check_length(facts, max_cache_length + 1, self._batch.num_slots)
+        checks.check_length(facts, max_cache_length + 1, self._batch.num_slots)
         super()._prepare_cache_for_generation(
             generation_config, model_kwargs, generation_mode, batch_size, max_cache_length
         )
@@ -128,7 +128,7 @@ class _View(GenerationMixin):
         cache = EncoderDecoderCache(own, DynamicCache())
         copies = max(generation_config.num_beams or 1, generation_config.num_return_sequences or 1)
         batch = self._started(model_kwargs["encoder_outputs"][0], copies)
-        caches.fill(own, batch, facts, max_cache_length)
+        prefixed_cache.fill(own, batch, facts, max_cache_length)
         model_kwargs["past_key_values"] = DecoderCache(cache, batch)
 
     def _validate_model_kwargs(self, model_kwargs: dict[str, Any]) -> None:
@@ -171,7 +171,7 @@ def generate(
 ) -> Any:
     """Generate; sequences begin as transformers' own do, and hold no cache to go on with."""
     default = passes.model.generation_config
-    arguments.refuse_options(kwargs, default)
+    checks.refuse_options(kwargs, default)
     for name, reason in REFUSED.items():
         if kwargs.get(name) is not None:
             raise UnsupportedError(f"generate({name}=...): {reason}")
@@ -207,7 +207,7 @@ def _refuse_padding(
 ) -> None:
     """Refuse padding that is not named, and what would read it."""
     if attention_mask is not None:
-        arguments.check_mask(attention_mask, *input_ids.shape)
+        checks.check_mask(attention_mask, *input_ids.shape)
     config = kwargs.get("generation_config") or passes.model.generation_config
     pad = kwargs.get("pad_token_id", config.pad_token_id)
     if attention_mask is None and pad is not None and bool((input_ids == pad).any()):

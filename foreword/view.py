@@ -17,11 +17,12 @@ from torch import Tensor
 from transformers import GenerationMixin, LogitsProcessorList
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from foreword import arguments, caches, compat, padding, recurrent
-from foreword.capabilities import Capabilities
+from foreword import compat, padding
 from foreword.errors import InputError, UnsupportedError
-from foreword.media import Reading
-from foreword.one_pass import model_inputs, read_pass
+from foreword.model import checks, prefixed_cache, recurrent
+from foreword.model.capabilities import Capabilities
+from foreword.model.forward import model_inputs, read_pass
+from foreword.model.media import Reading
 from foreword.prompt.prefix import PrefixBatch
 
 log = logging.getLogger("foreword")
@@ -61,7 +62,9 @@ class _View(GenerationMixin):
         batch = self._batch.expanded(tokens.shape[0])
         num_cached = cache.get_seq_length() if cache is not None else 0
         model_cache = (
-            cache.model_cache if cache is not None else caches.uncached(batch, self._capabilities)
+            cache.model_cache
+            if cache is not None
+            else prefixed_cache.uncached(batch, self._capabilities)
         )
         if self._capabilities.is_recurrent and recurrent.has_padding(mask, tokens.shape[1]):
             output = self._read_groups(inputs, mask, batch, model_cache, num_cached)
@@ -159,7 +162,7 @@ class _View(GenerationMixin):
         max_cache_length: int,
     ) -> None:
         """Make the cache asked for, or take the caller's, and start it with the prefixes."""
-        arguments.check_length(self._capabilities, max_cache_length + 1, self._batch.num_slots)
+        checks.check_length(self._capabilities, max_cache_length + 1, self._batch.num_slots)
         self._refuse_cache(generation_config.cache_implementation)
         if getattr(generation_config, "use_mtp", None):
             raise UnsupportedError(
@@ -174,7 +177,7 @@ class _View(GenerationMixin):
             return
         copies = max(generation_config.num_beams or 1, generation_config.num_return_sequences or 1)
         batch = self._batch.expanded(len(self._batch.prefixes) * copies)
-        model_kwargs["past_key_values"] = caches.start(
+        model_kwargs["past_key_values"] = prefixed_cache.start(
             cache, batch, self._capabilities, max_cache_length
         )
 

@@ -8,9 +8,10 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 
-from foreword import alone, arguments
-from foreword.capabilities import Capabilities
+from foreword import alone
 from foreword.errors import BusyError, InputError
+from foreword.model import checks
+from foreword.model.capabilities import Capabilities
 from foreword.request import Handle, Request
 from foreword.rows import EngineLimits
 
@@ -112,7 +113,7 @@ class Waiting:
                 f"new ones make {total}; at most {self.max_length} are served"
             )
         real = len(request.ids) + request.max_new_tokens
-        arguments.check_length(self.capabilities, real, virtual)
+        checks.check_length(self.capabilities, real, virtual)
 
     def _check_media(self, request: Request) -> None:
         if request.media is not None:

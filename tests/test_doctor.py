@@ -11,9 +11,11 @@ import tiny_models
 import torch
 from tiny_tokenizer import tiny_tokenizer
 
-from foreword import Backbone, SoftPrompt, doctor, layout
+from foreword import Backbone, SoftPrompt, doctor
 from foreword.doctor import Finding, trial, versions
 from foreword.errors import ArtifactError, MismatchError
+from foreword.model import forward
+from foreword.model.masks import Span, place
 
 NUM_NEW = 6
 
@@ -123,7 +125,7 @@ def test_attention_that_is_scaled_by_place_is_a_warning() -> None:
 
 
 def test_a_family_outside_the_tests_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("foreword.capabilities.TESTED_MODEL_TYPES", frozenset())
+    monkeypatch.setattr("foreword.model.capabilities.TESTED_MODEL_TYPES", frozenset())
     found = named(doctor.capabilities_findings(backbone_of("llama")))["model"]
     assert found.status == "warning" and "proved itself" in found.detail
 
@@ -154,13 +156,13 @@ def test_the_self_test_finds_a_sound_model_sound(
 def test_the_self_test_sees_positions_that_are_off_by_one(
     monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
 ) -> None:
-    backbone, place = backbone_of("llama", dtype), layout.place
+    backbone = backbone_of("llama", dtype)
 
-    def shifted(span: layout.Span, *rest: Any) -> Any:
+    def shifted(span: Span, *rest: Any) -> Any:
         positions, masks = place(span, *rest)
         return positions + (span.num_cached > 0), masks
 
-    monkeypatch.setattr(layout, "place", shifted)
+    monkeypatch.setattr(forward, "place", shifted)
     findings = doctor.self_test(backbone, None, num_new=NUM_NEW)
     assert [f.status for f in findings[:3]] == ["wrong"] * 3
     assert "logits differ by" in findings[0].detail and findings[0].cure
@@ -168,12 +170,12 @@ def test_the_self_test_sees_positions_that_are_off_by_one(
 
 
 def test_the_self_test_sees_padding_that_is_attended_to(monkeypatch: pytest.MonkeyPatch) -> None:
-    backbone, place = backbone_of("llama"), layout.place
+    backbone = backbone_of("llama")
 
-    def careless(span: layout.Span, attention_mask: Any, *rest: Any) -> Any:
+    def careless(span: Span, attention_mask: Any, *rest: Any) -> Any:
         return place(span, attention_mask if attention_mask is None else 1 | attention_mask, *rest)
 
-    monkeypatch.setattr(layout, "place", careless)
+    monkeypatch.setattr(forward, "place", careless)
     found = named(doctor.self_test(backbone, None, num_new=NUM_NEW))
     assert found["cached generation"].status == "ok"
     assert found["left-padded batch"].status == "wrong"

@@ -7,9 +7,10 @@ import tiny_tokenizer  # noqa: F401
 import torch
 import transformers
 
-from foreword import Backbone, SoftPrompt, capabilities
-from foreword.capabilities import Reach, inspect_model
+from foreword import Backbone, SoftPrompt
 from foreword.errors import MismatchError, UnsupportedError
+from foreword.model import capabilities
+from foreword.model.capabilities import Reach, inspect_model
 
 IDS = tiny_models.ids(6)[None]
 GREEDY = {"max_new_tokens": 2, "do_sample": False}

@@ -12,9 +12,10 @@ from media_contract import GREEDY, padded, world_of
 from tiny_media import AUDIO, IMAGE, MediaRow, image, joined, text
 from torch import Tensor
 
-from foreword import Backbone, SoftPrompt, capabilities, generation
+from foreword import Backbone, SoftPrompt, generation
 from foreword.doctor.parts import capabilities_findings
 from foreword.errors import InputError, MismatchError, UnsupportedError
+from foreword.model import capabilities
 
 
 def prompt_for(backbone: Backbone, num_virtual: int = 6) -> SoftPrompt:

@@ -10,8 +10,8 @@ import torch
 from test_training import FAST, check_gradient
 
 from foreword import Backbone, Row, SoftPrompt, packing, passes, recomputation, train
-from foreword.capabilities import Modality
 from foreword.data.encoding import collate
+from foreword.model.capabilities import Modality
 from foreword.packing import packed
 from foreword.prompt.prefix import Prefix, PrefixBatch, no_prefixes, same_prefix
 from foreword.prompt.states import Unread

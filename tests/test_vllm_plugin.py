@@ -16,7 +16,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from typer.testing import CliRunner
 
 import foreword.vllm_plugin.front
-from foreword import Backbone, SoftPrompt, identity
+from foreword import Backbone, SoftPrompt
 from foreword.cli import app
 from foreword.config import ServeConfig
 from foreword.errors import (
@@ -26,6 +26,7 @@ from foreword.errors import (
     NotFoundError,
     UnsupportedError,
 )
+from foreword.model import fingerprint
 from foreword.prompt.store import Store
 from foreword.server.catalog import Catalog
 from foreword.vllm_plugin import (
@@ -425,8 +426,8 @@ def test_a_checkpoint_in_parts_has_it_too(tmp_path: Path) -> None:
 
 def test_prompts_of_another_base_are_refused(tmp_path: Path) -> None:
     backbone = saved(tmp_path)
-    shapes = base.shapes_of(backbone.model.config)
-    assert shapes == identity.shapes_of(backbone._probe())
+    shapes = base.shapes_of_config(backbone.model.config)
+    assert shapes == fingerprint.shapes_of(backbone._probe())
     ours = base.Base("tiny", 32, shapes, base.fingerprint_of(str(tmp_path)))
     ours.check(serving.tiny_prompt(backbone))
     other = Backbone(tiny_models.build("llama", seed=1), name="other")

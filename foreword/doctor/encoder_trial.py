@@ -15,7 +15,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from foreword.backbone import Backbone
 from foreword.doctor.trial import Distance, Trial
-from foreword.encoders import EncoderFacts
+from foreword.model.encoder_facts import EncoderFacts
 from foreword.prompt.soft_prompt import SoftPrompt
 
 NUM_SOUNDS = 16  # places of an encoder output that stands for a sound

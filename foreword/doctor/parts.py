@@ -5,9 +5,9 @@ from collections import Counter
 import torch
 
 from foreword.backbone import Backbone
-from foreword.capabilities import Capabilities
 from foreword.doctor.finding import Finding
 from foreword.loading.quantized import num_bytes
+from foreword.model.capabilities import Capabilities
 
 
 def capabilities_findings(backbone: Backbone) -> list[Finding]:

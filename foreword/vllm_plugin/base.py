@@ -14,9 +14,18 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from foreword import identity
 from foreword.config import Form
 from foreword.errors import MismatchError, UnsupportedError
+from foreword.model.fingerprint import (
+    NUM_NUMBERS,
+    NUM_WEIGHTS,
+    Shapes,
+    base_name,
+    check_fingerprint,
+    check_shapes,
+    compute_fingerprint,
+    shapes_of,
+)
 from foreword.prompt.soft_prompt import SoftPrompt
 
 INDEX = "model.safetensors.index.json"
@@ -30,13 +39,13 @@ class Base:
         name: how errors call the model.
         hidden_size: H.
         shapes: heads and sizes of each layer's keys and values.
-        fingerprint: as `identity` makes it; empty where the checkpoint cannot be read.
+        fingerprint: as `compute_fingerprint` makes it; empty where the checkpoint cannot be read.
         reasons: why a form is refused; None where it is served.
     """
 
     name: str
     hidden_size: int
-    shapes: identity.Shapes
+    shapes: Shapes
     fingerprint: dict[str, Any] = field(default_factory=dict)
     reasons: Mapping[Form, str | None] = field(default_factory=dict)
 
@@ -47,19 +56,19 @@ class Base:
             MismatchError: names both models. UnsupportedError: says what the engine lacks.
         """
         if prompt.form == "key_values":
-            identity.check_shapes(identity.shapes_of(prompt.states), self.shapes, self.name)
+            check_shapes(shapes_of(prompt.states), self.shapes, self.name)
         elif (found := prompt.embeddings.shape[1]) != self.hidden_size:
             raise MismatchError(
                 f"the prompt has hidden size {found}, {self.name} has {self.hidden_size}; it was "
-                f"made for {identity.base_name(prompt.facts)}"
+                f"made for {base_name(prompt.facts)}"
             )
         if self.fingerprint:
-            identity.check_fingerprint(prompt.facts, self.fingerprint, self.name)
+            check_fingerprint(prompt.facts, self.fingerprint, self.name)
         if reason := self.reasons.get(prompt.form):
             raise UnsupportedError(f"prompts as {prompt.form}: {reason}")
 
 
-def shapes_of(config: Any) -> identity.Shapes:
+def shapes_of_config(config: Any) -> Shapes:
     """Return heads and sizes of a model whose layers all keep keys and values of one shape."""
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
@@ -75,7 +84,7 @@ def fingerprint_of(model: str, revision: str | None = None) -> dict[str, Any]:
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from foreword.capabilities import inspect_model
+    from foreword.model.capabilities import inspect_model
 
     config = AutoConfig.from_pretrained(model, revision=revision)
     with torch.device("meta"):
@@ -85,14 +94,14 @@ def fingerprint_of(model: str, revision: str | None = None) -> dict[str, Any]:
     files = _files_of(model, revision)
     table = f"{facts.decoder}.embed_tokens.weight"
     names = [f"{facts.decoder}.{name}" for name, _ in decoder.named_parameters()]
-    # The same tensors as `identity.fingerprint` takes: of the others nothing is read.
-    chosen = names[:: max(1, len(names) // identity.NUM_WEIGHTS)]
+    # The same tensors as `compute_fingerprint` takes: of the others nothing is read.
+    chosen = names[:: max(1, len(names) // NUM_WEIGHTS)]
     if table not in files or type(skeleton.get_input_embeddings()) is not torch.nn.Embedding:
         return {}
     is_quantized = getattr(config, "quantization_config", None) is not None
     is_whole = not is_quantized and all(name in files for name in chosen)
     weights = _Weights([_beginning(files[name], name) for name in chosen] if is_whole else [])
-    return identity.fingerprint(
+    return compute_fingerprint(
         weights,  # type: ignore[arg-type]  # all that is asked of a decoder is its parameters
         lambda ids: _rows(files[table], table, ids),
         facts,
@@ -145,6 +154,6 @@ def _beginning(path: Path, name: str) -> Tensor:
         width = 1
         for size in shape[1:]:
             width *= size
-        num_rows = max(1, -(-identity.NUM_NUMBERS // width))
-        beginning: Tensor = part[:num_rows].flatten()[: identity.NUM_NUMBERS]
+        num_rows = max(1, -(-NUM_NUMBERS // width))
+        beginning: Tensor = part[:num_rows].flatten()[:NUM_NUMBERS]
         return beginning

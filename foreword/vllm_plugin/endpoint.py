@@ -31,7 +31,7 @@ from foreword.errors import ForewordError, InputError, UnsupportedError
 from foreword.server.catalog import Catalog, Served
 from foreword.server.gate import error_body
 from foreword.vllm_plugin import CONNECTOR, NAME, connector, refusals, settings
-from foreword.vllm_plugin.base import Base, fingerprint_of, shapes_of
+from foreword.vllm_plugin.base import Base, fingerprint_of, shapes_of_config
 from foreword.vllm_plugin.front import Bound, Front, Limits
 from foreword.vllm_plugin.metrics import Metrics
 from foreword.vllm_plugin.watch import Watch
@@ -96,7 +96,7 @@ class Plugin:
         base = Base(
             names[0],
             model.get_hidden_size(),
-            shapes_of(model.hf_text_config),
+            shapes_of_config(model.hf_text_config),
             await asyncio.to_thread(_fingerprint, model),
             refusals.forms_of(facts, CONNECTOR),
         )

@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from foreword import layout, media
-from foreword.capabilities import Capabilities
 from foreword.errors import InputError
-from foreword.media import Reading
-from foreword.placeholders import Item, Turn
+from foreword.model import media
+from foreword.model.capabilities import Capabilities
+from foreword.model.masks import Span, check_slots, place
+from foreword.model.media import Reading
+from foreword.model.placeholders import Item, Turn
 from foreword.prompt.prefix import PrefixBatch
 
 
@@ -34,7 +35,7 @@ def model_inputs(
     if not capabilities.reaches:  # recurrent layers know neither positions nor masks
         return {capabilities.cache_argument: cache, "use_cache": True}
     num_new = tokens.shape[1]
-    span = layout.Span(
+    span = Span(
         num_virtual=batch.num_virtual,
         num_slots=batch.num_slots,
         num_cached=num_cached,
@@ -47,10 +48,8 @@ def model_inputs(
     if reading is not None and items and capabilities.has_image_blocks:
         blocks = reading.blocks(attention_mask, num_cached + num_new, tokens.shape[0])
         blocks = blocks.to(tokens.device)
-    positions, masks = layout.place(
-        span, attention_mask, capabilities, dtype, tokens.device, blocks
-    )
-    layout.check_slots(span, attention_mask, positions, capabilities)
+    positions, masks = place(span, attention_mask, capabilities, dtype, tokens.device, blocks)
+    check_slots(span, attention_mask, positions, capabilities)
     positions = positions.expand(tokens.shape[0], -1)
     placed = {"attention_mask": masks, capabilities.cache_argument: cache, "use_cache": True}
     if reading is not None and items:

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-from foreword.cache_layers import RecurrentStates, SharedLayer, one_pass_layer
-from foreword.capabilities import Capabilities, LayerFacts
+from foreword.model.cache_layers import RecurrentStates, SharedLayer, one_pass_layer
+from foreword.model.capabilities import Capabilities, LayerFacts
 from foreword.prompt.prefix import PrefixBatch
 from foreword.prompt.states import LayerState
 

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from foreword.capabilities import Capabilities, Modality
 from foreword.errors import InputError, UnsupportedError
-from foreword.placeholders import Item, Memory, Turn, find_items
+from foreword.model.capabilities import Capabilities, Modality
+from foreword.model.placeholders import Item, Memory, Turn, find_items
 
 VIDEO = ("pixel_values_videos", "video_grid_thw", "second_per_grid_ts")
 

@@ -14,8 +14,8 @@ import torch
 from transformers import DynamicCache, PreTrainedModel, cache_utils
 from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer
 
-from foreword.encoders import EncoderFacts, inspect_encoder
 from foreword.errors import UnsupportedError
+from foreword.model.encoder_facts import EncoderFacts, inspect_encoder
 
 # Families whose every case is compared with the oracle in the tests. Any other one proves itself
 # on the user's model when it is loaded.

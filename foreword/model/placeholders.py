@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from foreword.capabilities import Modality
 from foreword.errors import InputError
+from foreword.model.capabilities import Modality
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from foreword.capabilities import STATE_KINDS, Capabilities, Reach
 from foreword.errors import UnsupportedError
+from foreword.model.capabilities import STATE_KINDS, Capabilities, Reach
 
 Masks = Tensor | dict[str, Tensor | None] | None
 

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
 
-from foreword import arguments, cache_layers, caches, compat, one_pass, recurrent
-from foreword.capabilities import Capabilities
-from foreword.media import Reading
-from foreword.placeholders import Turn
+from foreword import compat
+from foreword.model import cache_layers, checks, forward, prefixed_cache, recurrent
+from foreword.model.capabilities import Capabilities
+from foreword.model.media import Reading
+from foreword.model.placeholders import Turn
 from foreword.prompt.prefix import PrefixBatch, no_prefixes
 from foreword.prompt.states import States
 
@@ -43,8 +44,8 @@ class Decoder:
         Raises:
             InputError: more than the model has positions for.
         """
-        arguments.check_length(self.facts, 0, len(embeddings))
-        cache = caches.uncached(no_prefixes(1), self.facts)
+        checks.check_length(self.facts, 0, len(embeddings))
+        cache = prefixed_cache.uncached(no_prefixes(1), self.facts)
         tokens = {"inputs_embeds": embeddings[None]}
         if self.facts.virtual_id is not None:
             ids = torch.full((1, len(embeddings)), self.facts.virtual_id, device=self.model.device)
@@ -70,9 +71,9 @@ class Decoder:
             InputError: more tokens than the model has positions for, or media that does not fit the
                 placeholders.
         """
-        cache = caches.uncached(batch, self.facts)
+        cache = prefixed_cache.uncached(batch, self.facts)
         longest = input_ids.shape[1] if attention_mask is None else int(attention_mask.sum(1).max())
-        arguments.check_length(self.facts, longest, batch.num_slots, is_cached=batch.num_slots > 0)
+        checks.check_length(self.facts, longest, batch.num_slots, is_cached=batch.num_slots > 0)
         if self.facts.is_recurrent:
             return self._decode_shifted(batch, cache, attention_mask, input_ids, media)
         reading = self._read_media(batch, attention_mask, input_ids, media)
@@ -88,7 +89,7 @@ class Decoder:
         if not self.facts.modalities:
             return None
         turn = Turn(input_ids, attention_mask, 0, 0, batch.num_virtual, None)
-        return one_pass.read_media(self.model, self.facts, turn, media)
+        return forward.read_media(self.model, self.facts, turn, media)
 
     def _decode_shifted(
         self,
@@ -121,11 +122,11 @@ class Decoder:
     ) -> Tensor:
         """Run one pass over tokens and return `[B, T, H]`."""
         given = tokens["input_ids"] if "input_ids" in tokens else tokens["inputs_embeds"]
-        placed = one_pass.model_inputs(
+        placed = forward.model_inputs(
             self.facts, batch, cache, given, attention_mask, 0, self.model.dtype, reading
         )
         # The rows behind a prefix need a mask, where the bare model's first pass needs none.
         with compat.grouped_heads(given.device.type == "cpu" and given.shape[1] > 1):
-            output = one_pass.read_pass(self.module, tokens | placed)
+            output = forward.read_pass(self.module, tokens | placed)
         hidden: Tensor = output.last_hidden_state
         return hidden

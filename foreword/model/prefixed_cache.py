@@ -16,10 +16,10 @@ from transformers.cache_utils import (
     StaticLayer,
 )
 
-from foreword.cache_layers import GrowingLayer, attention_layer, one_pass_layer, state_layer
-from foreword.capabilities import SHARED_LAYER, Capabilities
 from foreword.errors import InputError, MismatchError, UnsupportedError
-from foreword.placeholders import Memory
+from foreword.model.cache_layers import GrowingLayer, attention_layer, one_pass_layer, state_layer
+from foreword.model.capabilities import SHARED_LAYER, Capabilities
+from foreword.model.placeholders import Memory
 from foreword.prompt.prefix import PrefixBatch
 
 MARK = "_foreword"  # attribute under which a caller's cache remembers its PrefixedCache

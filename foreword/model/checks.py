@@ -10,8 +10,8 @@ from typing import Any
 from torch import Tensor
 from transformers.cache_utils import Cache, EncoderDecoderCache
 
-from foreword.capabilities import Capabilities
 from foreword.errors import InputError, UnsupportedError
+from foreword.model.capabilities import Capabilities
 
 GUIDANCE = "the second pass of classifier-free guidance would run without the prompt; leave it out"
 OUTSIDE = "this strategy lives outside transformers and is not tested; use a built-in one"

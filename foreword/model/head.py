@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import Module
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from foreword.capabilities import Capabilities
+from foreword.model.capabilities import Capabilities
 
 
 def applied_scale(

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-from foreword.capabilities import Capabilities
 from foreword.errors import MismatchError
+from foreword.model.capabilities import Capabilities
 from foreword.prompt.states import States, attention_part
 
 # Of each layer, what its tensors are: "keys", "values" or "states", and their shapes without P.
@@ -23,7 +23,7 @@ NUM_WEIGHTS = 32  # tensors, spread over the decoder's depth
 NUM_NUMBERS = 64  # of each of them
 
 
-def fingerprint(
+def compute_fingerprint(
     decoder: Module, embed: Callable[[Tensor], Tensor], facts: Capabilities, is_quantized: bool
 ) -> dict[str, Any]:
     """Return a base's proportions, and hashes of numbers spread over its embeddings and weights.

@@ -19,8 +19,8 @@ from transformers.cache_utils import (
     StaticLayer,
 )
 
-from foreword.capabilities import LayerFacts
 from foreword.errors import UnsupportedError
+from foreword.model.capabilities import LayerFacts
 from foreword.prompt.states import LayerState
 
 ROOM = 64  # tokens that a growing layer reserves ahead

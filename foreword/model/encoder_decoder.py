@@ -15,10 +15,10 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache, EncoderDecoderCache
 
-from foreword import arguments, caches, ends, one_pass, recurrent
-from foreword.capabilities import Capabilities
-from foreword.encoders import EncoderFacts
 from foreword.errors import InputError, UnsupportedError
+from foreword.model import checks, forward, head, prefixed_cache, recurrent
+from foreword.model.capabilities import Capabilities
+from foreword.model.encoder_facts import EncoderFacts
 from foreword.prompt.prefix import Prefix, PrefixBatch, no_prefixes
 from foreword.prompt.states import States, Unread
 
@@ -92,7 +92,7 @@ class Seq2Seq:
             hidden: Tensor = encoder(**tokens, attention_mask=mask).last_hidden_state
             return hidden
 
-        return ends.applied_scale(
+        return head.applied_scale(
             getattr(encoder, "embed_scale", None),
             lambda: read(input_ids=ids),
             lambda by: read(inputs_embeds=self.model.get_input_embeddings()(ids) * by),
@@ -146,7 +146,7 @@ class Seq2Seq:
         """Return the prefixes of some rows, whose prompts are of one length, after reading them."""
         given = [prefix for row in rows if (prefix := batch.prefixes[row]) is not None]
         embeddings = torch.stack([prefix.states.layers[0][0] for prefix in given])
-        arguments.check_length(self.facts, 0, embeddings.shape[1])
+        checks.check_length(self.facts, 0, embeddings.shape[1])
         states = self.states_after(hidden[rows], inputs_embeds=embeddings)
         return {
             row: Prefix(found, prefix.content_hash, prefix.facts)
@@ -169,7 +169,7 @@ class Seq2Seq:
 
     def one_pass_cache(self, batch: PrefixBatch) -> EncoderDecoderCache:
         """Return a cache for one pass that carries the prefixes' gradient."""
-        return EncoderDecoderCache(caches.uncached(batch, self.facts), DynamicCache())
+        return EncoderDecoderCache(prefixed_cache.uncached(batch, self.facts), DynamicCache())
 
     def placed(
         self,
@@ -180,7 +180,7 @@ class Seq2Seq:
         num_cached: int,
     ) -> dict[str, Any]:
         """Return positions, mask and cache for one pass of the decoder over `tokens` `[B, T]`."""
-        placed = one_pass.model_inputs(
+        placed = forward.model_inputs(
             self.facts, batch, cache, tokens, mask, num_cached, self.model.dtype
         )
         if self.encoder.placing != "told":
@@ -226,7 +226,7 @@ class Seq2Seq:
                 ids, mask = input_ids, attention_mask
             hidden, encoder_mask = self.perceive(rest), None
         else:
-            arguments.check_inputs(input_ids, self.facts.vocab_size)
+            checks.check_inputs(input_ids, self.facts.vocab_size)
             assert input_ids is not None
             output, encoder_mask = self.encode(batch, input_ids, attention_mask)
             hidden = output.last_hidden_state
@@ -264,13 +264,13 @@ class Seq2Seq:
         where the decoder is told its positions.
         """
         ids = decoder_input_ids.to(self.model.device)
-        arguments.check_inputs(ids, self.facts.vocab_size)
+        checks.check_inputs(ids, self.facts.vocab_size)
         if mask is not None:
-            arguments.check_mask(mask, *ids.shape)
+            checks.check_mask(mask, *ids.shape)
             self.check_padding(mask, is_right=True)
         batch = self.started(self.before_decoder(batch), hidden)
         longest = ids.shape[1] if mask is None else int(mask.sum(1).max())
-        arguments.check_length(self.facts, longest, batch.num_slots)
+        checks.check_length(self.facts, longest, batch.num_slots)
         cache = self.one_pass_cache(batch)
         return self._decode(batch, cache, hidden, encoder_mask, mask, input_ids=ids)
 
