@@ -12,9 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from foreword import generation, media_proof, proof, seq2seq_generation, view
+from foreword import media_proof, proof
 from foreword.data.encoding import Batch
 from foreword.errors import InputError, UnsupportedError
+from foreword.generation import encoder_decoder, model_view
+from foreword.generation.generate import generate
 from foreword.loading import checkpoint, hub, quantized
 from foreword.model import checks
 from foreword.model.capabilities import Capabilities, inspect_model
@@ -247,9 +249,7 @@ class Backbone:
         if not self._is_media_proved and input_ids is not None:
             found, _ = split_media(self.capabilities, kwargs)
             self._prove_media(input_ids, attention_mask, found)
-        return generation.generate(
-            self.model, self.capabilities, batch, input_ids, attention_mask, kwargs
-        )
+        return generate(self.model, self.capabilities, batch, input_ids, attention_mask, kwargs)
 
     def logits(
         self,
@@ -373,7 +373,7 @@ class Backbone:
             is_ids = not input_ids.is_floating_point()
             kwargs["decoder_input_ids" if is_ids else self.seq2seq.encoder.input_name] = input_ids
         batch = self.batch_of(prompt, checks.num_rows({"input_ids": input_ids} | kwargs))
-        return seq2seq_generation.generate(self.seq2seq, batch, input_ids, attention_mask, kwargs)
+        return encoder_decoder.generate(self.seq2seq, batch, input_ids, attention_mask, kwargs)
 
     def _prefix(self, prompt: Prompt, needs_grad: bool) -> Prefix | None:
         if prompt is None:
@@ -441,7 +441,7 @@ def _assistant(assistant: Any) -> Any:
         return model  # what it proposes is verified anyway
     if capabilities.encoder:
         return model
-    return view.view(model, capabilities, no_prefixes(1))
+    return model_view.view(model, capabilities, no_prefixes(1))
 
 
 def _tokenizer_of(processor: Any) -> Any:

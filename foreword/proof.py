@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutput
 
-from foreword import seq2seq_generation
 from foreword.errors import UnsupportedError
+from foreword.generation import encoder_decoder
 from foreword.prompt.prefix import Prefix, PrefixBatch, no_prefixes
 from foreword.prompt.states import Unread
 
@@ -98,7 +98,7 @@ def _decoder_steps(backbone: Any) -> tuple[float, float]:
     passes, (_, real) = backbone.seq2seq, _ids(backbone)
     states = passes.read_alone(backbone.embed(real))
     batch = PrefixBatch((Prefix(states, "self-test"),))
-    output = seq2seq_generation.view(passes, batch).generate(
+    output = encoder_decoder.view(passes, batch).generate(
         encoder_outputs=BaseModelOutput(_encoded(backbone)),
         encoder_no_repeat_ngram_size=0,
         max_new_tokens=NUM_STEPS,

@@ -12,9 +12,10 @@ from media_contract import GREEDY, padded, world_of
 from tiny_media import AUDIO, IMAGE, MediaRow, image, joined, text
 from torch import Tensor
 
-from foreword import Backbone, SoftPrompt, generation
+from foreword import Backbone, SoftPrompt
 from foreword.doctor.parts import capabilities_findings
 from foreword.errors import InputError, MismatchError, UnsupportedError
+from foreword.generation import generate
 from foreword.model import capabilities
 
 
@@ -127,12 +128,12 @@ def test_a_generation_between_two_turns_changes_nothing() -> None:
 
 def test_one_offset_for_all_rows_would_be_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     world = world_of("glm4v", "embeddings")
-    shifts = generation.media._shifts
+    shifts = generate.media._shifts
 
     def shared(*args: Any) -> Tensor:
         return shifts(*args)[:, -1:].expand(-1, 3, -1)
 
-    monkeypatch.setattr(generation.media, "_shifts", shared)
+    monkeypatch.setattr(generate.media, "_shifts", shared)
     with pytest.raises(AssertionError):
         world.expect(world.generate(world.rows), world.rows)
 

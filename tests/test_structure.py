@@ -34,7 +34,6 @@ PENDING = {
     "methods": "training",
     "metrics": "evaluation",
     "packing": "training",
-    "padding": "generation",
     "passes": "training",
     "plots": "evaluation",
     "preparation": "training",
@@ -48,14 +47,12 @@ PENDING = {
     "run": "training",
     "sampling": "engine",
     "scores": "evaluation",
-    "seq2seq_generation": "generation",
     "sharding": "training",
     "slots": "engine",
     "state_cache": "engine",
     "stored_state": "training",
     "train_state": "training",
     "validation": "training",
-    "view": "generation",
     "waiting": "engine",
 }  # fmt: skip
 

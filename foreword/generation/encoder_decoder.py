@@ -12,10 +12,10 @@ from torch import Tensor
 from transformers import DynamicCache, EncoderDecoderCache, GenerationMixin
 
 from foreword.errors import InputError, UnsupportedError
+from foreword.generation.model_view import twin
 from foreword.model import checks, prefixed_cache
 from foreword.model.encoder_decoder import Seq2Seq
 from foreword.prompt.prefix import PrefixBatch
-from foreword.view import twin
 
 CACHE = "a decoder's cache belongs to one encoder output; leave past_key_values out"
 PLACED = "a prompt before the decoder's tokens moves them; leave it out"

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 from foreword.errors import InputError, UnsupportedError
+from foreword.generation.model_view import view
+from foreword.generation.padding import align_right, infer_mask, reorder, restore
 from foreword.model import checks, media, prefixed_cache
 from foreword.model.capabilities import Capabilities
 from foreword.model.forward import read_media
 from foreword.model.media import Reading
 from foreword.model.placeholders import Turn
-from foreword.padding import align_right, infer_mask, reorder, restore
 from foreword.prompt.prefix import PrefixBatch
-from foreword.view import view
 
 
 def generate(

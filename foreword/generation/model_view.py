@@ -17,8 +17,9 @@ from torch import Tensor
 from transformers import GenerationMixin, LogitsProcessorList
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from foreword import compat, padding
+from foreword import compat
 from foreword.errors import InputError, UnsupportedError
+from foreword.generation import padding
 from foreword.model import checks, prefixed_cache, recurrent
 from foreword.model.capabilities import Capabilities
 from foreword.model.forward import model_inputs, read_pass
