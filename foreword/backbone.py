@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from foreword import media_proof, proof
 from foreword.data.encoding import Batch
 from foreword.errors import InputError, UnsupportedError
 from foreword.generation import encoder_decoder, model_view
@@ -35,6 +34,8 @@ from foreword.prompt.compiled import Compiled
 from foreword.prompt.prefix import Prefix, PrefixBatch, no_prefixes
 from foreword.prompt.soft_prompt import SoftPrompt
 from foreword.prompt.states import States, Unread
+from foreword.verification import text
+from foreword.verification.media import prove
 
 Prompt = SoftPrompt | Prefix | None
 NUM_COMPILED = 8  # prompts whose prefix is remembered by content
@@ -84,7 +85,7 @@ class Backbone:
         # Set where rows are passed one behind the other, without padding (`packing`).
         self.lining: Any = None
         if not self.capabilities.is_tested:
-            proof.prove(self)
+            text.prove(self)
 
     @classmethod
     def load(
@@ -425,7 +426,7 @@ class Backbone:
         """Let an untested family prove itself on the first media that it is given."""
         if self._is_media_proved or not media.keys() - {self.capabilities.types}:
             return
-        media_proof.prove(self, input_ids, attention_mask, media)
+        prove(self, input_ids, attention_mask, media)
         self._is_media_proved = True
 
     def __repr__(self) -> str:
