@@ -31,9 +31,9 @@ from safetensors.torch import load_file
 from foreword import Backbone, EncodingConfig, Example, SoftPrompt, TrainConfig, train
 from foreword.config import NUM_DEMONSTRATED
 from foreword.data.encoding import encode_examples
-from foreword.preparation import initial_prompt
 from foreword.prompt.artifact import TENSOR_FILE
 from foreword.prompt.prefix import Prefix
+from foreword.training.start import initial_prompt
 
 NUM_STEPS = 40
 BATCH_SIZE = 8

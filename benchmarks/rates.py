@@ -17,7 +17,7 @@ from quality_data import TASKS
 from quality_systems import ROWS
 
 from foreword import Backbone, TrainConfig, train
-from foreword.preparation import initial_prompt
+from foreword.training.start import initial_prompt
 
 RATES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 

@@ -28,8 +28,9 @@ from peft import PrefixTuningConfig, PromptTuningConfig, get_peft_model
 from transformers import TrainerCallback
 from transformers.utils import logging
 
-from foreword import Backbone, EncodingConfig, Example, Row, TrainConfig, packing, train
+from foreword import Backbone, EncodingConfig, Example, Row, TrainConfig, train
 from foreword.data.encoding import encode_examples
+from foreword.training.packing import packed_backbone
 
 SETTINGS = ("16,20,64", "8,100,64", "8,200,64", "32,100,32")
 NUM_LABELS = 8
@@ -187,7 +188,7 @@ def phases(backbone: Backbone, case: Case, form: str) -> str:
     places = [
         (Backbone, "read", "prefix"),
         (Backbone, "hidden", "rows"),
-        (packing.Lining, "label_states", "rows"),
+        (packed_backbone.Lining, "label_states", "rows"),
         (Backbone, "head", "head"),
         (torch.autograd, "backward", "backward"),
     ]

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from foreword.errors import ForewordError
     from foreword.prompt.prefix import Prefix
     from foreword.prompt.soft_prompt import SoftPrompt
-    from foreword.training import TrainEvent, train
+    from foreword.training.loop import TrainEvent, train
 
 _HOMES = {
     "Backbone": "backbone",
@@ -30,11 +30,11 @@ _HOMES = {
     "Row": "data.encoding",
     "SoftPrompt": "prompt.soft_prompt",
     "TrainConfig": "config",
-    "TrainEvent": "training",
+    "TrainEvent": "training.loop",
     "read_examples": "data.examples",
-    "train": "training",
+    "train": "training.loop",
 }
-_NEED_TRANSFORMERS = ("backbone", "training")
+_NEED_TRANSFORMERS = ("backbone", "training.loop")
 __all__ = [
     "Backbone",
     "EncodingConfig",

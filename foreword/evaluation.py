@@ -21,11 +21,11 @@ from foreword.data import encoding
 from foreword.data.encoding import Row
 from foreword.data.examples import Example
 from foreword.errors import DataError, InputError
-from foreword.loss import score_labels
 from foreword.metrics import METRICS, Metric, Outcome
 from foreword.prompt.prefix import Prefix
 from foreword.prompt.soft_prompt import SoftPrompt
 from foreword.scores import Score, score
+from foreword.training.loss import score_labels
 
 NO_LIMIT = 1 << 30
 _DEFAULTS = EvalConfig()

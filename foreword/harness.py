@@ -19,8 +19,8 @@ from foreword.data import encoding
 from foreword.data.encoding import Row
 from foreword.data.examples import Example
 from foreword.errors import DependencyError, InputError, UnsupportedError
-from foreword.loss import score_labels
 from foreword.prompt.soft_prompt import SoftPrompt
+from foreword.training.loss import score_labels
 
 try:
     import lm_eval.models  # noqa: F401  a registry that is not empty would not load these itself

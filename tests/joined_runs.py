@@ -19,8 +19,8 @@ import tiny_models
 import torch
 
 from foreword import Backbone, Row, TrainConfig, train
-from foreword.distributed import join
 from foreword.errors import ForewordError
+from foreword.training.distributed import join
 
 # Lengths and numbers of labels differ, and the last batch of an epoch is a single row.
 ROWS = [

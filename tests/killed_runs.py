@@ -19,11 +19,12 @@ from typing import Any
 import tiny_models
 import torch
 
-from foreword import Backbone, Row, SoftPrompt, TrainConfig, train, train_state
+from foreword import Backbone, Row, SoftPrompt, TrainConfig, train
 from foreword.cli import options
 from foreword.cli.running import run
 from foreword.prompt import artifact
-from foreword.stored_state import STATE_FILE, read_state
+from foreword.training import state
+from foreword.training.checkpoint import STATE_FILE, read_state
 
 ROWS = [
     Row.from_ids(tiny_models.ids(length, seed=length).tolist(), [5 + length, 7])
@@ -35,7 +36,7 @@ CONFIG = TrainConfig(
 )  # fmt: skip
 WRITING = {
     "mkstemp": (tempfile, "mkstemp"),
-    "state": (train_state, "save_file"),
+    "state": (state, "save_file"),
     "prompt": (artifact, "save_file"),
     "fsync": (os, "fsync"),
     "replace": (os, "replace"),

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from foreword import SoftPrompt
 from foreword.cli import app
-from foreword.distributed import Ranks
+from foreword.training.distributed import Ranks
 
 ENVIRONMENT = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
 

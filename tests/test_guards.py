@@ -10,10 +10,11 @@ import tiny_models
 import torch
 from tiny_tokenizer import tiny_tokenizer
 
-from foreword import Backbone, EncodingConfig, Row, TrainConfig, TrainEvent, guards, train, training
+from foreword import Backbone, EncodingConfig, Row, TrainConfig, TrainEvent, train
 from foreword.errors import DivergedError, TrainingError
-from foreword.guards import standstill, worsening
-from foreword.stored_state import STATE_FILE, read_state
+from foreword.training import guards, loop
+from foreword.training.checkpoint import STATE_FILE, read_state
+from foreword.training.guards import standstill, worsening
 
 ROWS = [
     Row.from_ids(tiny_models.ids(length).tolist(), tiny_models.ids(2, seed=5).tolist())
@@ -40,7 +41,7 @@ def said(events: list[TrainEvent]) -> str:
 
 def breaking(monkeypatch: pytest.MonkeyPatch, losses: dict[int, float], times: int = 1) -> None:
     """Let the `n`-th call of the step report a loss that it did not have."""
-    step, calls = training.train_step, [0]
+    step, calls = loop.train_step, [0]
 
     def changed(run: Any, state: Any, rows: Any) -> tuple[float, float]:
         loss, norm = step(run, state, rows)
@@ -49,7 +50,7 @@ def breaking(monkeypatch: pytest.MonkeyPatch, losses: dict[int, float], times: i
         guards.check_gradient(loss, norm)
         return loss, norm
 
-    monkeypatch.setattr(training, "train_step", changed)
+    monkeypatch.setattr(loop, "train_step", changed)
 
 
 def test_a_healthy_run_says_nothing(backbone: Backbone) -> None:
@@ -190,7 +191,7 @@ def test_memory_that_runs_out_halves_a_pass_and_not_the_step(
 ) -> None:
     exact = Backbone(tiny_models.build("llama"))
     calm = events_of(exact, batch_size=4, num_steps=3)
-    score, sizes = training.score_labels, []
+    score, sizes = loop.score_labels, []
 
     def hungry(backbone: Any, prefixes: Any, batch: Any) -> Any:
         sizes.append(len(batch.input_ids))
@@ -202,7 +203,7 @@ def test_memory_that_runs_out_halves_a_pass_and_not_the_step(
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to ...")
         return scores
 
-    monkeypatch.setattr(training, "score_labels", hungry)
+    monkeypatch.setattr(loop, "score_labels", hungry)
     events = events_of(exact, batch_size=4, num_steps=3)
     assert sizes == [4, 2, 1, 1, 1, 1] + [1] * 8
     assert "with 4 rows in a pass; it goes on with 2" in events[0].notices[0]
@@ -218,7 +219,7 @@ def test_one_row_that_does_not_fit_is_one_line(
     def full(*args: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(training, "score_labels", full)
+    monkeypatch.setattr(loop, "score_labels", full)
     with pytest.raises(TrainingError, match="with one row in a pass; use --gradient-checkpoint"):
         events_of(backbone)
 
@@ -229,6 +230,6 @@ def test_another_runtime_error_is_not_taken_for_memory(
     def wrong(*args: Any) -> None:
         raise RuntimeError("shapes do not match")
 
-    monkeypatch.setattr(training, "score_labels", wrong)
+    monkeypatch.setattr(loop, "score_labels", wrong)
     with pytest.raises(RuntimeError, match="shapes do not match"):
         events_of(backbone)

@@ -23,8 +23,8 @@ from foreword.cli import app
 from foreword.data.encoding import Media, Row, collate, encode_examples
 from foreword.data.examples import Example, as_example
 from foreword.errors import DataError, DependencyError, UnsupportedError
-from foreword.loss import score_labels
 from foreword.prompt.prefix import Prefix, same_prefix
+from foreword.training.loss import score_labels
 
 IMAGE_FAMILIES = [f for f in tiny_processors.FAMILIES if f not in ("glmasr", "qwen2_audio")]
 GREEDY = {"max_new_tokens": 4, "do_sample": False}

@@ -9,13 +9,15 @@ import tiny_models
 import torch
 from test_training import FAST, check_gradient
 
-from foreword import Backbone, Row, SoftPrompt, packing, passes, recomputation, train
+from foreword import Backbone, Row, SoftPrompt, train
 from foreword.data.encoding import collate
 from foreword.model.capabilities import Modality
-from foreword.packing import packed
 from foreword.prompt.prefix import Prefix, PrefixBatch, no_prefixes, same_prefix
 from foreword.prompt.states import Unread
-from foreword.validation import validate
+from foreword.training import batches, gradient_checkpointing
+from foreword.training.packing import packed_backbone
+from foreword.training.packing.packed_backbone import packed
+from foreword.training.validation import validate
 
 
 def row(length: int, answer: int, seed: int = 0) -> Row:
@@ -32,7 +34,7 @@ PACKED = tuple(name for name in tiny_models.FAMILIES if name not in UNPACKED)
 
 
 def packed_and_recomputed(backbone: Backbone) -> Backbone:
-    return packed(recomputation.recomputing(backbone))
+    return packed(gradient_checkpointing.recomputing(backbone))
 
 
 @pytest.mark.parametrize("form", ["embeddings", "key_values"])
@@ -137,7 +139,7 @@ def test_a_run_in_lines_comes_to_the_same_as_one_in_batches(
     )  # fmt: skip
     ours, again = (list(train(backbone, MIXED, config, validation=EVEN)) for _ in range(2))
     assert ours[-1].prompt.content_hash == again[-1].prompt.content_hash
-    monkeypatch.setattr(packing, "packed", lambda backbone: backbone)
+    monkeypatch.setattr(packed_backbone, "packed", lambda backbone: backbone)
     theirs = list(train(backbone, MIXED, config, validation=EVEN))
     for mine, other in zip(ours, theirs, strict=True):  # a float32 optimizer between the steps
         assert mine.loss == pytest.approx(other.loss, rel=1e-7)
@@ -162,8 +164,8 @@ def test_a_pass_holds_all_rows_where_a_line_takes_half_the_memory(
     plain = Backbone(tiny_models.shared("llama"))
     prompt = SoftPrompt.from_embeddings(tiny_models.embeddings(plain.model, num_virtual))
     rows = [row(64, 8, seed) for seed in range(3)]
-    assert passes.default_size(packed(plain), rows, most, prompt) == size
-    assert passes.default_size(plain, rows, most, prompt) == 8
+    assert batches.default_size(packed(plain), rows, most, prompt) == size
+    assert batches.default_size(plain, rows, most, prompt) == 8
 
 
 def test_rows_without_labels_or_with_placeholders_stay_in_batches() -> None:

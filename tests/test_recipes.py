@@ -13,12 +13,13 @@ from tiny_tokenizer import tiny_tokenizer
 from typer.main import get_command
 from typer.testing import CliRunner
 
-from foreword import Backbone, Row, SoftPrompt, TrainConfig, TrainEvent, preparation, probing, train
+from foreword import Backbone, Row, SoftPrompt, TrainConfig, TrainEvent, train
 from foreword.cli import app
 from foreword.config import FORMS
 from foreword.errors import DivergedError, InputError
-from foreword.recipes import seeds_of, spread
-from foreword.stored_state import STATE_FILE, read_state
+from foreword.training import lr_search, start
+from foreword.training.checkpoint import STATE_FILE, read_state
+from foreword.training.seeds import seeds_of, spread
 
 ROWS = [
     Row.from_ids(tiny_models.ids(length).tolist(), tiny_models.ids(2, seed=5).tolist())
@@ -52,14 +53,14 @@ def run(
 
 def trial(backbone: Backbone, rate: float) -> float:
     """Return the validation loss of a run that is as long as a trial."""
-    events = run(backbone, learning_rate=rate, num_steps=probing.num_steps(8), eval_every=0)
+    events = run(backbone, learning_rate=rate, num_steps=lr_search.num_steps(8), eval_every=0)
     assert events[-1].validation is not None
     return events[-1].validation.loss
 
 
 def test_the_rate_is_the_best_of_short_runs(backbone: Backbone) -> None:
     facts = run(backbone)[-1].prompt.facts["training"]
-    own = preparation.default_rate(backbone, CONFIG)
+    own = start.default_rate(backbone, CONFIG)
     rates = [float(f"{own * factor:.3g}") for factor in (0.1, 0.3, 1, 3)]
     expected = {rate: trial(backbone, rate) for rate in rates}
     assert {rate: loss for rate, loss in facts["probe"]} == pytest.approx(expected, rel=1e-6)
@@ -69,7 +70,7 @@ def test_the_rate_is_the_best_of_short_runs(backbone: Backbone) -> None:
 def test_the_rate_of_embeddings_is_a_share_of_the_tables_scale(backbone: Backbone) -> None:
     table = backbone.embed(torch.arange(backbone.capabilities.vocab_size))
     scale = table.pow(2).mean().sqrt().item()
-    assert preparation.default_rate(backbone, CONFIG) == pytest.approx(0.11 * scale, rel=5e-3)
+    assert start.default_rate(backbone, CONFIG) == pytest.approx(0.11 * scale, rel=5e-3)
     events = run(backbone, learning_rate=None)
     assert events[-1].prompt.facts["training"]["learning_rate"] == pytest.approx(
         0.11 * scale, rel=5e-3
@@ -160,7 +161,7 @@ def test_a_resumed_run_keeps_its_rate(
 ) -> None:
     calm = run(backbone)
     run(backbone, tmp_path, stop=3)
-    monkeypatch.setattr(probing, "rates", lambda config: pytest.fail("it is known by now"))
+    monkeypatch.setattr(lr_search, "rates", lambda config: pytest.fail("it is known by now"))
     rest = run(backbone, tmp_path)
     assert [event.loss for event in rest] == [event.loss for event in calm[3:]]
     assert rest[-1].prompt.content_hash == calm[-1].prompt.content_hash
@@ -169,11 +170,11 @@ def test_a_resumed_run_keeps_its_rate(
 
 
 def test_rates_that_diverge_are_passed_over() -> None:
-    facts, said = probing.chosen({0.1: 2.0, 0.3: 1.5, 1.0: float("inf")}, 5)
+    facts, said = lr_search.chosen({0.1: 2.0, 0.3: 1.5, 1.0: float("inf")}, 5)
     assert facts == {"learning_rate": 0.3, "probe": [[0.1, 2.0], [0.3, 1.5], [1.0, None]]}
     assert "learning rate 0.3" in said
     with pytest.raises(DivergedError, match="all of 0.1, 0.3 diverged within 5 steps"):
-        probing.chosen({0.1: float("inf"), 0.3: float("inf")}, 5)
+        lr_search.chosen({0.1: float("inf"), 0.3: float("inf")}, 5)
 
 
 def validated(loss: float, exact: float) -> SoftPrompt:

@@ -15,9 +15,10 @@ import tiny_models
 import torch
 from safetensors.torch import load_file, save_file
 
-from foreword import Backbone, Row, SoftPrompt, TrainConfig, TrainEvent, train, train_state
+from foreword import Backbone, Row, SoftPrompt, TrainConfig, TrainEvent, train
 from foreword.errors import ArtifactError, InputError, StorageError
-from foreword.stored_state import METADATA_NAME, STATE_FILE, StoredState, read_state
+from foreword.training import state
+from foreword.training.checkpoint import METADATA_NAME, STATE_FILE, StoredState, read_state
 
 ROWS = [
     Row.from_ids(tiny_models.ids(length).tolist(), tiny_models.ids(2, seed=5).tolist())
@@ -201,7 +202,7 @@ def test_a_full_disk_keeps_the_earlier_state(
 
     events = train(backbone, ROWS, CONFIG, validation=ROWS[:2], checkpoint=tmp_path)
     next(events), next(events)
-    monkeypatch.setattr(train_state if fails == "save_file" else os, fails, full)
+    monkeypatch.setattr(state if fails == "save_file" else os, fails, full)
     with pytest.raises(StorageError, match="no space left .* what was there before is kept"):
         list(events)
     monkeypatch.undo()

@@ -39,8 +39,8 @@ from foreword.errors import (
     MismatchError,
     UnsupportedError,
 )
-from foreword.loss import score_labels
-from foreword.preparation import encode_rows
+from foreword.training.loss import score_labels
+from foreword.training.start import encode_rows
 
 NUM_NEW = 6
 GREEDY: dict[str, Any] = {"max_new_tokens": NUM_NEW, "do_sample": False}

@@ -11,15 +11,16 @@ import torch
 from tiny_tokenizer import tiny_tokenizer
 from torch import Tensor
 
-from foreword import Backbone, Example, Row, SoftPrompt, TrainConfig, chat, compilation, train
-from foreword import loss as loss_module
+from foreword import Backbone, Example, Row, SoftPrompt, TrainConfig, chat, train
 from foreword.data.encoding import collate
 from foreword.errors import DataError, InputError, TrainingError
-from foreword.methods import Direct
 from foreword.prompt.prefix import Prefix, same_prefix
-from foreword.recomputation import recomputing
-from foreword.stored_state import STATE_FILE, read_state
-from foreword.training import _backward, accumulate, leaves_of, read_for
+from foreword.training import compile_layers
+from foreword.training import loss as loss_module
+from foreword.training.checkpoint import STATE_FILE, read_state
+from foreword.training.gradient_checkpointing import recomputing
+from foreword.training.loop import _backward, accumulate, leaves_of, read_for
+from foreword.training.methods import Direct
 
 CHAT = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
 ROWS = [
@@ -123,8 +124,8 @@ def test_a_head_in_chunks_keeps_no_logits_and_gives_the_same_gradient(
 def test_gradient_of_compiled_layers_equals_the_concatenated_form(
     family: str, form: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(compilation, "BACKEND", "aot_eager")
-    check_gradient(family, form, 2, compilation.compiling)
+    monkeypatch.setattr(compile_layers, "BACKEND", "aot_eager")
+    check_gradient(family, form, 2, compile.compiling)
     torch._dynamo.reset()
 
 

@@ -19,9 +19,9 @@ from foreword.cli import options
 from foreword.errors import DependencyError
 
 if TYPE_CHECKING:
-    from foreword.distributed import Ranks
     from foreword.prompt.soft_prompt import SoftPrompt
-    from foreword.training import TrainEvent
+    from foreword.training.distributed import Ranks
+    from foreword.training.loop import TrainEvent
 
 COLUMNS = (
     TextColumn("{task.description}"),

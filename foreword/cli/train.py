@@ -14,10 +14,10 @@ if TYPE_CHECKING:
     from foreword.backbone import Backbone
     from foreword.data.encoding import Row
     from foreword.data.examples import Example
-    from foreword.distributed import Ranks
     from foreword.prompt.soft_prompt import SoftPrompt
-    from foreword.stored_state import StoredState
-    from foreword.training import TrainEvent
+    from foreword.training.checkpoint import StoredState
+    from foreword.training.distributed import Ranks
+    from foreword.training.loop import TrainEvent
 
 
 @options.from_configs(DataConfig, EncodingConfig, TrainConfig)
@@ -63,16 +63,17 @@ def command(
     from dataclasses import asdict
 
     from foreword import curves as drawing
-    from foreword import distributed, recipes, sharding
     from foreword.prompt.artifact import check_writable
-    from foreword.training import train
+    from foreword.training import distributed, fsdp
+    from foreword.training.loop import train
+    from foreword.training.seeds import seeds_of
 
     ranks = distributed.join()
     options.speak(ranks.is_main)
     check_writable(output)
     if curves:
         drawing.check_matplotlib()
-    runs = {one.seed: one for one in recipes.seeds_of(config, seeds)}
+    runs = {one.seed: one for one in seeds_of(config, seeds)}
     places = {
         seed: output if seeds == 1 else str(Path(output, "seeds", f"{seed}")) for seed in runs
     }
@@ -82,7 +83,7 @@ def command(
         refuse_to_overwrite(place)
     train_examples, held_out = read(data, validation, columns, config)
     # What is spread over the processes is loaded beside them first, and moved layer by layer.
-    backbone, _ = options.load(model, None, device="cpu" if sharding.is_asked_for() else "auto")
+    backbone, _ = options.load(model, None, device="cpu" if fsdp.is_asked_for() else "auto")
     rows, held_out_rows = (
         encode(backbone, part, config, encoding, name)
         for part, name in ((train_examples, "training"), (held_out, "validation"))
@@ -164,7 +165,7 @@ def keep_best(results: "Mapping[int, TrainEvent]", output: str) -> None:
     """Write the best prompt of several seeds, and say how far apart they are."""
     from shlex import quote
 
-    from foreword.recipes import spread
+    from foreword.training.seeds import spread
 
     prompts = {seed: event.prompt for seed, event in results.items() if event.prompt is not None}
     found = spread(prompts)
@@ -174,7 +175,7 @@ def keep_best(results: "Mapping[int, TrainEvent]", output: str) -> None:
 
 def where_it_goes_on(output: str) -> str:
     """Say after which step a run goes on."""
-    from foreword.stored_state import STATE_FILE, read_state
+    from foreword.training.checkpoint import STATE_FILE, read_state
 
     path = Path(output) / STATE_FILE
     if path.exists():
@@ -190,7 +191,7 @@ def refuse_to_overwrite(output: str) -> None:
         InputError: says how to go on, and how to begin anew.
     """
     from foreword.errors import InputError
-    from foreword.stored_state import STATE_FILE, read_state
+    from foreword.training.checkpoint import STATE_FILE, read_state
 
     path = Path(output) / STATE_FILE
     if path.exists() and not (progress := read_state(path).progress()).is_finished:
@@ -232,8 +233,8 @@ def encode(
     name: str,
 ) -> "list[Row]":
     """Encode examples, and say what they came to."""
-    from foreword.guards import truncation
-    from foreword.preparation import encode_texts
+    from foreword.training.guards import truncation
+    from foreword.training.start import encode_texts
 
     if not examples:
         return []
@@ -253,7 +254,7 @@ def _initial(directory: str | None) -> "SoftPrompt | None":
 def _kept(output: str) -> str:
     """Say what a run that cannot go on leaves behind."""
     from foreword.errors import ForewordError
-    from foreword.stored_state import STATE_FILE, read_state
+    from foreword.training.checkpoint import STATE_FILE, read_state
 
     try:
         stored = read_state(Path(output) / STATE_FILE)
@@ -267,7 +268,7 @@ def _kept(output: str) -> str:
 def conclude(last: "TrainEvent | None", output: str, stop: Stop, curves: str | None = None) -> None:
     """Write the prompt of a run that was stopped, draw the curves, and say what came of it."""
     from foreword import curves as drawing
-    from foreword.stored_state import STATE_FILE, read_state
+    from foreword.training.checkpoint import STATE_FILE, read_state
 
     path = Path(output) / STATE_FILE
     if not path.exists():

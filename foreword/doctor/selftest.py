@@ -12,9 +12,9 @@ import torch
 from foreword.backbone import Backbone
 from foreword.doctor.finding import Finding
 from foreword.doctor.trial import Trial, make_trial
-from foreword.guards import check_gradient
 from foreword.prompt.soft_prompt import SoftPrompt
 from foreword.prompt.states import Unread
+from foreword.training.guards import check_gradient
 
 NUM_ROUNDS = 2  # of the speed measurement, each way
 REPORT = "a defect of foreword or of this release of transformers: please report it"

@@ -14,8 +14,8 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from foreword.backbone import Backbone
-from foreword.initializers import random_embeddings
 from foreword.prompt.soft_prompt import SoftPrompt
+from foreword.training.initializers import random_embeddings
 
 SENTENCE = "A soft prompt stands before the text, and every fast path says what the slow path says."
 NUM_IDS = 20  # of the row where there is no tokenizer

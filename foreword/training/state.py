@@ -16,12 +16,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from foreword import guards
-from foreword.methods import Method
 from foreword.prompt import artifact
 from foreword.prompt.history import History
 from foreword.prompt.soft_prompt import SoftPrompt
-from foreword.stored_state import (
+from foreword.training import guards
+from foreword.training.checkpoint import (
     METADATA_NAME,
     STATE_VERSION,
     Progress,
@@ -30,6 +29,7 @@ from foreword.stored_state import (
     with_history,
     with_metrics,
 )
+from foreword.training.methods import Method
 
 Point = dict[str, Tensor]  # the leaves' values and the optimizer's moments at one step
 

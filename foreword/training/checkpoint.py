@@ -16,11 +16,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from foreword import methods
 from foreword.errors import ArtifactError, InputError
-from foreword.methods import Method
 from foreword.prompt.history import History
 from foreword.prompt.soft_prompt import SoftPrompt
+from foreword.training import methods
+from foreword.training.methods import Method
 
 STATE_FILE = "training_state.safetensors"
 STATE_VERSION = 2

@@ -13,8 +13,8 @@ from foreword.backbone import Backbone
 from foreword.config import Form
 from foreword.data import encoding
 from foreword.data.encoding import Batch, Row
-from foreword.distributed import Ranks
 from foreword.prompt.soft_prompt import SoftPrompt
+from foreword.training.distributed import Ranks
 
 # Tokens of a pass. Half as many take half the memory, and a tenth more time.
 TOKENS_ON_CPU: dict[Form, int] = {"embeddings": 512, "key_values": 256}

@@ -18,15 +18,17 @@ from torch.nn import Module
 from transformers.cache_utils import Cache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from foreword import compat, lines, recomputation
+from foreword import compat
 from foreword.backbone import Backbone
 from foreword.data.encoding import Batch, Row, collate
-from foreword.label_layer import LabelLayer
-from foreword.lines import Line
 from foreword.model import checks, forward
 from foreword.model.cache_layers import PassingLayer
 from foreword.prompt.prefix import Prefix, PrefixBatch, no_prefixes, same_prefix
 from foreword.prompt.states import Unread
+from foreword.training import gradient_checkpointing
+from foreword.training.packing import packed_sequence
+from foreword.training.packing.label_layer import LabelLayer
+from foreword.training.packing.packed_sequence import Line
 
 NAME = "foreword_line"  # of the attention that takes a line apart
 LENGTHS, NUM_VIRTUAL = ((3, 1), (6, 2), (6, 2), (6, 3), (4, 1)), 5  # of the proof: tokens, labels
@@ -117,7 +119,7 @@ class Lining:
         longest = int(batch.attention_mask.sum(1).max())
         checks.check_length(backbone.capabilities, longest, count)
         is_unread = isinstance(prefix.states, Unread)
-        return lines.lay(
+        return packed_sequence.lay(
             batch, count, is_unread, backbone.capabilities, backbone.dtype, backbone.device
         )
 
@@ -138,7 +140,7 @@ class Lining:
             facts.cache_argument: Cache(layers=layers),
             "use_cache": True,
         }
-        with compat.grouped_heads(backbone.device.type == "cpu"), lines.in_line(line):
+        with compat.grouped_heads(backbone.device.type == "cpu"), packed_sequence.in_line(line):
             output = forward.read_pass(self.decoder, tokens | placed)
         hidden: Tensor = output.last_hidden_state[0]
         return hidden
@@ -149,7 +151,7 @@ def _markers(backbone: Backbone) -> Any:
     dtype = torch.bool if backbone.capabilities.attention == "sdpa" else backbone.dtype
     markers = {
         reach.name: torch.empty(1, 1, 0, index + 1, dtype=dtype, device=backbone.device)
-        for index, reach in enumerate(lines.reaches_of(backbone.capabilities))
+        for index, reach in enumerate(packed_sequence.reaches_of(backbone.capabilities))
     }
     return markers if len(markers) > 1 else next(iter(markers.values()))
 
@@ -158,7 +160,7 @@ def _attend(
     module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor, **kwargs: Any
 ) -> tuple[Tensor, None]:
     """Let each row of a line attend with the family's own attention."""
-    line, is_narrow = lines.current()
+    line, is_narrow = packed_sequence.current()
     reach = attention_mask.shape[-1] - 1
     line.seen.append(reach)
     names = vars(sys.modules[type(module).__module__])
@@ -178,10 +180,10 @@ ALL_ATTENTION_FUNCTIONS.register(NAME, _attend)
 def _view(backbone: Backbone, is_narrow: bool) -> Any:
     """Return a view of a decoder whose attention takes lines apart."""
     view = _with_attention(backbone.decoder, {})
-    layers = recomputation.layers_of(view)
+    layers = gradient_checkpointing.layers_of(view)
     if is_narrow:
         last = layers[-1]
-        last = last.layer if isinstance(last, recomputation.Recomputed) else last
+        last = last.layer if isinstance(last, gradient_checkpointing.Recomputed) else last
         layers[-1] = LabelLayer(last)
     return view
 
@@ -237,11 +239,11 @@ def _is_same(
     hidden = hidden if lining.is_narrow else hidden[line.places]
     states, labels, rows = expected
     order = torch.cat([(rows == row).nonzero()[:, 0] for row in line.order])
-    kinds = lines.reaches_of(facts)
+    kinds = packed_sequence.reaches_of(facts)
     reaches = [kinds.index(reach) for reach in facts.reaches]
     # Layers without keys of their own may follow those that keep some.
     has_seen = line.seen[: len(reaches)] == reaches
-    has_seen &= len(line.seen) == len(recomputation.layers_of(lining.decoder))
+    has_seen &= len(line.seen) == len(gradient_checkpointing.layers_of(lining.decoder))
     limit = 1e-3 if lining.backbone.dtype in (torch.float32, torch.float64) else 0.05
     difference = (hidden.float() - states[order].float()).norm()
     is_near = bool(difference <= limit * states.float().norm())

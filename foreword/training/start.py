@@ -15,18 +15,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from foreword import guards, initializers
 from foreword.backbone import Backbone
 from foreword.config import NUM_DEMONSTRATED, RATES, RELATIVE, EncodingConfig, TrainConfig
 from foreword.data import encoding
 from foreword.data.encoding import EncodingReport, Row
 from foreword.data.examples import Example, as_example
 from foreword.errors import InputError, UnsupportedError
-from foreword.methods import Context, Direct, Method, Multitask, Reencoded
-from foreword.methods.reencoded import Kind
 from foreword.prompt import artifact
 from foreword.prompt.soft_prompt import SoftPrompt
-from foreword.stored_state import ENVIRONMENT
+from foreword.training import guards, initializers
+from foreword.training.checkpoint import ENVIRONMENT
+from foreword.training.methods import Context, Direct, Method, Multitask, Reencoded
+from foreword.training.methods.reencoded import Kind
 
 AnyExample = Example | Row | Mapping[str, Any]
 KINDS: dict[str, Kind] = {"residual": "residual", "prefix-projection": "projection"}

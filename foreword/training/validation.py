@@ -11,11 +11,11 @@ import torch
 
 from foreword.backbone import Backbone
 from foreword.data.encoding import Row
-from foreword.distributed import ALONE, Ranks
-from foreword.loss import score_labels
-from foreword.passes import batches_of
 from foreword.prompt.prefix import PrefixBatch
 from foreword.prompt.soft_prompt import SoftPrompt
+from foreword.training.batches import batches_of
+from foreword.training.distributed import ALONE, Ranks
+from foreword.training.loss import score_labels
 
 
 @dataclass(frozen=True)

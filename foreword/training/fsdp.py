@@ -15,7 +15,7 @@ from torch import Tensor
 
 from foreword.backbone import Backbone
 from foreword.prompt.states import States
-from foreword.recomputation import layers_of
+from foreword.training.gradient_checkpointing import layers_of
 
 
 def is_asked_for() -> bool:

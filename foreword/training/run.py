@@ -17,7 +17,7 @@ from transformers import get_cosine_schedule_with_warmup
 from foreword.backbone import Backbone
 from foreword.config import TrainConfig
 from foreword.data.encoding import Row, epoch_order
-from foreword.distributed import Ranks
+from foreword.training.distributed import Ranks
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,13 +13,13 @@ from torch import Tensor
 
 from foreword.backbone import Backbone
 from foreword.data.encoding import Batch
-from foreword.methods.context import Context
-from foreword.methods.direct import Direct
-from foreword.methods.multitask import Multitask
-from foreword.methods.reencoded import Reencoded
 from foreword.prompt.prefix import Prefix, PrefixBatch, same_prefix
 from foreword.prompt.soft_prompt import SoftPrompt
 from foreword.prompt.states import States, joined, parted
+from foreword.training.methods.context import Context
+from foreword.training.methods.direct import Direct
+from foreword.training.methods.multitask import Multitask
+from foreword.training.methods.reencoded import Reencoded
 
 __all__ = [
     "Context",

@@ -17,27 +17,28 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from foreword import distributed, guards, memory, methods, packing, preparation, probing, sharding
 from foreword.backbone import Backbone
-from foreword.compilation import compiling
 from foreword.config import AUTO, EncodingConfig, TrainConfig
 from foreword.data.encoding import Batch, Row
-from foreword.distributed import Ranks
 from foreword.errors import DivergedError, InputError
-from foreword.guards import check_gradient
-from foreword.loss import score_labels
-from foreword.methods import Method
-from foreword.passes import batches_of, default_size
-from foreword.preparation import AnyExample
 from foreword.prompt import artifact
 from foreword.prompt.prefix import Prefix, same_prefix
 from foreword.prompt.soft_prompt import SoftPrompt
 from foreword.prompt.states import States, Unread
-from foreword.recomputation import recomputing
-from foreword.run import Run
-from foreword.stored_state import STATE_FILE, StoredState, read_state
-from foreword.train_state import TrainState
-from foreword.validation import Validation, validate
+from foreword.training import distributed, fsdp, guards, lr_search, methods, out_of_memory, start
+from foreword.training.batches import batches_of, default_size
+from foreword.training.checkpoint import STATE_FILE, StoredState, read_state
+from foreword.training.compile_layers import compiling
+from foreword.training.distributed import Ranks
+from foreword.training.gradient_checkpointing import recomputing
+from foreword.training.guards import check_gradient
+from foreword.training.loss import score_labels
+from foreword.training.methods import Method
+from foreword.training.packing import packed_backbone
+from foreword.training.run import Run
+from foreword.training.start import AnyExample
+from foreword.training.state import TrainState
+from foreword.training.validation import Validation, validate
 
 
 def train_step(run: Run, state: TrainState, rows: Sequence[Row]) -> tuple[float, float]:
@@ -203,40 +204,40 @@ def train(
     is_open = config.is_start_open and initial is None
     if initial is not None:
         backbone.check(initial)
-    config, said = preparation.settled(config, initial)
+    config, said = start.settled(config, initial)
     encoding_config = encoding_config or EncodingConfig()
     ranks = distributed.join()
-    rows, notices = preparation.encode_rows(backbone, examples, config, encoding_config)
-    held_out, _ = preparation.encode_rows(backbone, validation, config, encoding_config)
+    rows, notices = start.encode_rows(backbone, examples, config, encoding_config)
+    held_out, _ = start.encode_rows(backbone, validation, config, encoding_config)
     if not rows:
         raise InputError("no examples to train on; give at least one")
     if config.method == "multitask":
-        preparation.check_tasks(rows, held_out)
+        start.check_tasks(rows, held_out)
     if is_open:
-        config, said = preparation.with_start(backbone, config, rows, held_out)
-    config = preparation.with_rate(backbone, config)
+        config, said = start.with_start(backbone, config, rows, held_out)
+    config = start.with_rate(backbone, config)
     if resume and checkpoint is None:
         raise InputError("resume needs checkpoint, the directory that holds the training state")
     file = Path(checkpoint) / STATE_FILE if checkpoint is not None else None
-    identity = preparation.identity(
+    identity = start.identity(
         backbone, rows, held_out, config, encoding_config, initial, ranks.size
     )
     backbone = compiling(backbone) if config.compile_layers else backbone
     backbone = recomputing(backbone) if config.gradient_checkpointing else backbone
-    backbone = sharding.sharded(backbone, ranks.device) if sharding.is_asked_for() else backbone
-    backbone = backbone if config.compile_layers else packing.packed(backbone)
+    backbone = fsdp.sharded(backbone, ranks.device) if fsdp.is_asked_for() else backbone
+    backbone = backbone if config.compile_layers else packed_backbone.packed(backbone)
     run = Run(backbone, rows, held_out, config, ranks, identity, file)
     stored = read_state(file) if resume and file is not None and file.exists() else None
     if stored is not None:
         stored.check(identity)
     run, chosen = _with_rate(run, stored, initial, said)
     if stored is not None:
-        method = preparation.bound(stored.method(backbone.device), initial, rows, config)
+        method = start.bound(stored.method(backbone.device), initial, rows, config)
         notices = [notice] if (notice := stored.changed_environment(identity)) else []
     else:
         notices += said
-        method = preparation.begin(backbone, initial, rows, config)
-        method.facts = preparation.describe(backbone, config, encoding_config, rows)
+        method = start.begin(backbone, initial, rows, config)
+        method.facts = start.describe(backbone, config, encoding_config, rows)
         method.facts["training"] |= chosen
     state = _start(run, method)
     if stored is not None:
@@ -268,11 +269,11 @@ def _probe(run: Run, initial: SoftPrompt | None) -> tuple[dict[str, Any], str]:
     """Train a copy for a few steps at each of a few rates; return the best rate with all losses,
     and say so. Takes no file and leaves the run as it was.
     """
-    num_steps, losses = probing.num_steps(run.num_steps), {}
-    for rate in probing.rates(preparation.default_rate(run.backbone, run.config)):
+    num_steps, losses = lr_search.num_steps(run.num_steps), {}
+    for rate in lr_search.rates(start.default_rate(run.backbone, run.config)):
         config = replace(run.config, learning_rate=rate, num_steps=num_steps)
         trial = replace(run, config=config, file=None, _epoch={})
-        state = _start(trial, preparation.begin(run.backbone, initial, run.rows, config))
+        state = _start(trial, start.begin(run.backbone, initial, run.rows, config))
         try:
             for step in range(num_steps):
                 state.set_rate(trial.rate_of(step))
@@ -280,11 +281,11 @@ def _probe(run: Run, initial: SoftPrompt | None) -> tuple[dict[str, Any], str]:
                 state.record(loss, rate, 0.0)
             prompts = state.method.tasks() or state.prompt
             size = state.progress.micro_batch_size
-            judged = _judged(run, state.method)[: probing.NUM_JUDGED]
+            judged = _judged(run, state.method)[: lr_search.NUM_JUDGED]
             losses[rate] = validate(run.backbone, prompts, judged, size, run.ranks).loss
         except DivergedError:
             losses[rate] = math.inf
-    return probing.chosen(losses, num_steps)
+    return lr_search.chosen(losses, num_steps)
 
 
 def _judged(run: Run, method: Method) -> list[Row]:
@@ -349,8 +350,8 @@ def _step_that_fits(
         try:
             return train_step(run, state, rows)
         except RuntimeError as error:
-            memory.check(error, is_sharded=run.backbone.tie is not None)
-            notices.append(memory.take_less(state, error))
+            out_of_memory.check(error, is_sharded=run.backbone.tie is not None)
+            notices.append(out_of_memory.take_less(state, error))
 
 
 def _go_back(state: TrainState, seen: DivergedError) -> str:

@@ -11,8 +11,8 @@ from typing import Any
 from torch.nn import Module
 from transformers.cache_utils import Cache
 
-from foreword import lines
-from foreword.recomputation import Wrapped
+from foreword.training.gradient_checkpointing import Wrapped
+from foreword.training.packing import packed_sequence
 
 
 class LabelLayer(Wrapped):
@@ -25,7 +25,7 @@ class LabelLayer(Wrapped):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the layer for the keys of all tokens, then for what is before labels."""
-        line, _ = lines.current()
+        line, _ = packed_sequence.current()
         given: dict[int | str, Any] = {}
         given.update(enumerate(args))
         given.update(kwargs)
@@ -41,7 +41,7 @@ class LabelLayer(Wrapped):
                 name: line.before_labels(value) if name in self.of_tokens else value
                 for name, value in given.items()
             }
-            with lines.in_line(line, is_narrow=True):
+            with packed_sequence.in_line(line, is_narrow=True):
                 return self._run(few | {name: _Read(cache)}, len(args))
         return line.before_labels(result)  # the layer reads another one's keys
 

@@ -9,7 +9,7 @@ import gc
 import torch
 
 from foreword.errors import TrainingError
-from foreword.train_state import TrainState
+from foreword.training.state import TrainState
 
 # What the allocators of torch without an error class of their own say.
 SAID = ("DefaultCPUAllocator", "not enough memory", "out of memory")

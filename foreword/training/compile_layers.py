@@ -11,7 +11,7 @@ import torch
 from torch.nn import Module
 
 from foreword.backbone import Backbone
-from foreword.recomputation import Wrapped, with_layers
+from foreword.training.gradient_checkpointing import Wrapped, with_layers
 
 BACKEND = "inductor"
 
