@@ -15,11 +15,11 @@ from contract import prompt_of
 from tiny_models import RECURRENT
 
 from foreword import Backbone, Prefix, SoftPrompt
-from foreword.engine import Engine
+from foreword.engine.engine import Engine
+from foreword.engine.request import Handle, PromptSource, Request
+from foreword.engine.request_state import EngineLimits
+from foreword.engine.sampling import Sampling
 from foreword.errors import BusyError, InputError, UnsupportedError
-from foreword.request import Handle, PromptSource, Request
-from foreword.rows import EngineLimits
-from foreword.sampling import Sampling
 
 
 def ids_of(length: int, seed: int = 2) -> tuple[int, ...]:

@@ -8,9 +8,9 @@ import torch
 import transformers as t
 from torch import Tensor
 
-from foreword import sampling
+from foreword.engine import sampling
+from foreword.engine.sampling import Choice, Sampler, Sampling, candidates, choose
 from foreword.errors import InputError
-from foreword.sampling import Choice, Sampler, Sampling, candidates, choose
 
 V = 50
 

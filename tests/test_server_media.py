@@ -27,11 +27,11 @@ from tiny_processors import picture, tone
 from foreword import Backbone, EncodingConfig, SoftPrompt
 from foreword.chat import encode_row
 from foreword.data.encoding import decode
-from foreword.engine import Engine
+from foreword.engine.engine import Engine
+from foreword.engine.request import Request
+from foreword.engine.request_state import EngineLimits
 from foreword.errors import BusyError, InputError
 from foreword.prompt.store import Store
-from foreword.request import Request
-from foreword.rows import EngineLimits
 from foreword.server.run import Server
 
 GREEDY: dict[str, Any] = {"temperature": 0, "max_tokens": 6}

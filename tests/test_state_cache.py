@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from foreword.state_cache import Known, StateCache
+from foreword.engine.prefix_cache import Known, StateCache
 
 
 def known(ids: list[int], content_hash: str | None = "a", num_virtual: int = 2) -> Known:

@@ -16,7 +16,6 @@ ROOMS = [
 ]  # fmt: skip
 # Modules that have not moved into their room yet.
 PENDING = {
-    "alone": "engine",
     "curves": "evaluation",
     "ensembles": "evaluation",
     "forgetting": "evaluation",
@@ -24,14 +23,7 @@ PENDING = {
     "inspection": "evaluation",
     "metrics": "evaluation",
     "plots": "evaluation",
-    "request": "engine",
-    "row_pass": "engine",
-    "rows": "engine",
-    "sampling": "engine",
     "scores": "evaluation",
-    "slots": "engine",
-    "state_cache": "engine",
-    "waiting": "engine",
 }  # fmt: skip
 
 

@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from foreword.chat import TextStream
+from foreword.engine.request import Handle, Request
+from foreword.engine.sampling import Choice
 from foreword.errors import ForewordError
-from foreword.request import Handle, Request
-from foreword.sampling import Choice
 from foreword.server.worker import Worker
 
 

@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from foreword.sampling import Choice
+from foreword.engine.sampling import Choice
 from foreword.server.answers import Answer, Piece
 
 

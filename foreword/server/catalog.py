@@ -14,10 +14,10 @@ from typing import Any, Protocol
 
 from foreword import chat
 from foreword.config import EncodingConfig
+from foreword.engine.request import PromptSource
 from foreword.errors import ForewordError, InputError, NotFoundError
 from foreword.prompt.soft_prompt import SoftPrompt
 from foreword.prompt.store import Entry, Store
-from foreword.request import PromptSource
 
 log = logging.getLogger("foreword.server")
 MAX_VERSIONS = 1024  # old versions of which the facts are remembered

@@ -14,7 +14,8 @@ from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
 import foreword
-from foreword import chat, request
+from foreword import chat
+from foreword.engine import request
 from foreword.prompt import history
 from foreword.server import content
 from foreword.server.bodies import ChatWords, CompletionWords

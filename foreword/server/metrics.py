@@ -8,7 +8,7 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from foreword.engine import Engine
+from foreword.engine.engine import Engine
 from foreword.server.labels import SECONDS, Labels
 
 

@@ -15,8 +15,8 @@ from fastapi import Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
 
-from foreword import request
 from foreword.data.processor import Media
+from foreword.engine import request
 from foreword.errors import ForewordError, InputError
 from foreword.server.answers import Answers, Piece
 from foreword.server.bodies import ChatWords, CompletionWords, usage

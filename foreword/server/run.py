@@ -14,10 +14,10 @@ import uvicorn
 
 from foreword.backbone import Backbone
 from foreword.config import ServeConfig
-from foreword.engine import Engine
+from foreword.engine.engine import Engine
+from foreword.engine.request_state import EngineLimits
 from foreword.errors import InputError
 from foreword.prompt.store import Store
-from foreword.rows import EngineLimits
 from foreword.server.app import create_app
 from foreword.server.catalog import Catalog
 from foreword.server.gate import LOOPBACK, Gate

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
-from foreword.sampling import Sampling
+from foreword.engine.sampling import Sampling
 
 MAX_LOGPROBS = 20
 ModelName = Annotated[str, StringConstraints(min_length=1, max_length=200)]

@@ -8,9 +8,9 @@ import logging
 import threading
 from collections.abc import Sequence
 
-from foreword.engine import Engine
+from foreword.engine.engine import Engine
+from foreword.engine.request import Handle, Request
 from foreword.errors import ForewordError
-from foreword.request import Handle, Request
 
 log = logging.getLogger("foreword.server")
 

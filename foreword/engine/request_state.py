@@ -6,8 +6,8 @@ model.
 
 from dataclasses import dataclass
 
-from foreword.request import Handle
-from foreword.sampling import Sampler
+from foreword.engine.request import Handle
+from foreword.engine.sampling import Sampler
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from foreword.slots import State
+from foreword.engine.kv_cache import State
 
 
 @dataclass(frozen=True, eq=False)

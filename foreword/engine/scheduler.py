@@ -8,12 +8,12 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 
-from foreword import alone
+from foreword.engine import unbatched
+from foreword.engine.request import Handle, Request
+from foreword.engine.request_state import EngineLimits
 from foreword.errors import BusyError, InputError
 from foreword.model import checks
 from foreword.model.capabilities import Capabilities
-from foreword.request import Handle, Request
-from foreword.rows import EngineLimits
 
 
 class Waiting:
@@ -63,7 +63,7 @@ class Waiting:
             if self._media_bytes(requests) > self.limits.max_media_bytes:
                 raise BusyError("requests with images or sounds wait already; try again later")
             for handle in handles:
-                is_alone = alone.is_needed(self.capabilities, handle)
+                is_alone = unbatched.is_needed(self.capabilities, handle)
                 (self._alone if is_alone else self._for_row).append(handle)
         return handles
 

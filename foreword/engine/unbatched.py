@@ -19,11 +19,11 @@ from transformers import (
     StoppingCriteriaList,
 )
 
-from foreword import sampling
 from foreword.backbone import Backbone
+from foreword.engine import sampling
+from foreword.engine.request import Handle
+from foreword.engine.sampling import Sampler
 from foreword.model.capabilities import Capabilities
-from foreword.request import Handle
-from foreword.sampling import Sampler
 
 # What lies in the slot of its position and is masked by position.
 BATCHED = frozenset({"full_attention", "sliding_attention", "chunked_attention"})

@@ -11,11 +11,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from foreword import compat, sampling
+from foreword import compat
 from foreword.backbone import Backbone
+from foreword.engine import sampling
+from foreword.engine.kv_cache import Pass, Slots
+from foreword.engine.request_state import Row
 from foreword.model.masks import place_in_slots
-from foreword.rows import Row
-from foreword.slots import Pass, Slots
 
 log = logging.getLogger("foreword.engine")
 MAX_FAILURES = 8  # of passes one after the other, before the model itself is taken for broken

@@ -11,10 +11,10 @@ from typing import Literal, Protocol
 from torch import Tensor
 
 from foreword.data.processor import Media
+from foreword.engine.sampling import Choice, Sampling
 from foreword.errors import InputError
 from foreword.prompt.prefix import Prefix
 from foreword.prompt.soft_prompt import SoftPrompt
-from foreword.sampling import Choice, Sampling
 
 Reason = Literal["stop", "length", "cancelled", "error"]
 

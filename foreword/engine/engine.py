@@ -14,17 +14,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from foreword import sampling
-from foreword.alone import Alone
 from foreword.backbone import Backbone
+from foreword.engine import sampling
+from foreword.engine.kv_cache import Slots
+from foreword.engine.model_runner import Ready, RowPasses, joined
+from foreword.engine.prefix_cache import Known, StateCache
+from foreword.engine.request import Handle, PromptSource, Request
+from foreword.engine.request_state import EngineLimits, Row
+from foreword.engine.sampling import Choice
+from foreword.engine.scheduler import Waiting
+from foreword.engine.unbatched import Alone
 from foreword.errors import InputError, UnsupportedError
-from foreword.request import Handle, PromptSource, Request
-from foreword.row_pass import Ready, RowPasses, joined
-from foreword.rows import EngineLimits, Row
-from foreword.sampling import Choice
-from foreword.slots import Slots
-from foreword.state_cache import Known, StateCache
-from foreword.waiting import Waiting
 
 log = logging.getLogger("foreword.engine")
 
