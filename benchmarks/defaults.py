@@ -18,8 +18,8 @@ from transformers.utils import logging
 
 from foreword import Backbone, SoftPrompt, TrainConfig, train
 from foreword.config import EvalConfig
-from foreword.evaluation import Subject, evaluate
-from foreword.metrics import METRICS
+from foreword.evaluation.evaluation import Subject, evaluate
+from foreword.evaluation.metrics import METRICS
 
 
 def starts(task: Task) -> dict[str, dict[str, Any]]:

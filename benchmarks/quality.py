@@ -26,8 +26,8 @@ from transformers.utils import logging
 
 from foreword import Backbone, Example
 from foreword.config import EvalConfig
-from foreword.evaluation import Subject, evaluate
-from foreword.metrics import METRICS, Outcome
+from foreword.evaluation.evaluation import Subject, evaluate
+from foreword.evaluation.metrics import METRICS, Outcome
 
 MODEL = "smollm2-135m"
 RESULTS = Path(__file__).parent / "results" / "quality.jsonl"

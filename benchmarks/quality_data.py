@@ -19,8 +19,8 @@ from typing import Any
 
 from foreword import Example
 from foreword.demo.home_commands import FEW_INTENTS, home_commands
+from foreword.evaluation.metrics import METRICS, Metric, rouge_l, row_metric
 from foreword.loading.hub import cache_folder
-from foreword.metrics import METRICS, Metric, rouge_l, row_metric
 
 EVALS = "evals==3.0.1.post1"
 BIG_BENCH = "bigbench==1.0.0"

@@ -21,7 +21,7 @@ from transformers.utils import logging
 
 from foreword import Backbone, EncodingConfig, Example, SoftPrompt, TrainConfig, train
 from foreword.chat import answers
-from foreword.cli.running import run
+from foreword.cli.progress import run
 from foreword.config import EvalConfig
 from foreword.demo.home_commands import (
     FEW_INTENTS,
@@ -32,9 +32,9 @@ from foreword.demo.home_commands import (
     instruction,
     same_intent,
 )
-from foreword.evaluation import Evaluation, Subject, evaluate
+from foreword.evaluation.evaluation import Evaluation, Subject, evaluate
+from foreword.evaluation.metrics import row_metric
 from foreword.loading import hub
-from foreword.metrics import row_metric
 
 MODEL = "smollm2-135m"
 FOLDER = Path("runs/home-commands")

@@ -21,7 +21,7 @@ import torch
 
 from foreword import Backbone, Row, SoftPrompt, TrainConfig, train
 from foreword.cli import options
-from foreword.cli.running import run
+from foreword.cli.progress import run
 from foreword.prompt import artifact
 from foreword.training import state
 from foreword.training.checkpoint import STATE_FILE, read_state

@@ -18,7 +18,7 @@ from foreword.config import ServeConfig
 from foreword.data.encoding import decode
 from foreword.prompt.history import History
 from foreword.prompt.store import Store
-from foreword.server.run import Server
+from foreword.server.server import Server
 
 TOKENIZER = tiny_tokenizer()
 VOCAB = len(TOKENIZER)

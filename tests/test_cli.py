@@ -16,11 +16,12 @@ import torch
 from tiny_tokenizer import tiny_tokenizer
 from typer.testing import CliRunner
 
-from foreword import Backbone, Row, SoftPrompt, TrainConfig, forgetting, train
+from foreword import Backbone, Row, SoftPrompt, TrainConfig, train
 from foreword.cli import app, chat, main
-from foreword.cli.running import run
+from foreword.cli.progress import run
 from foreword.config import SamplingConfig
 from foreword.errors import TrainingError
+from foreword.evaluation import forgetting
 from foreword.training import loop
 from foreword.training.loop import TrainEvent
 

@@ -9,8 +9,8 @@ import torch
 from tiny_tokenizer import tiny_tokenizer
 
 from foreword import Backbone, EncodingConfig, SoftPrompt, chat
-from foreword.ensembles import averaged, vote
 from foreword.errors import InputError
+from foreword.evaluation.ensembles import averaged, vote
 
 TEXTS = ["abc", "a longer text", "x y"]
 

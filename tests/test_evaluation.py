@@ -15,12 +15,12 @@ from tiny_tokenizer import tiny_tokenizer
 
 from foreword import Backbone, EncodingConfig, Example, SoftPrompt
 from foreword.config import EvalConfig, ResamplingConfig
-from foreword.ensembles import averaged, vote
 from foreword.errors import DataError, InputError, UnsupportedError
-from foreword.evaluation import Subject, evaluate, read_as, voted
-from foreword.forgetting import forgetting, unrelated_text
-from foreword.inspection import attention_received
-from foreword.metrics import METRICS, row_metric
+from foreword.evaluation.ensembles import averaged, vote
+from foreword.evaluation.evaluation import Subject, evaluate, read_as, voted
+from foreword.evaluation.forgetting import forgetting, unrelated_text
+from foreword.evaluation.inspection import attention_received
+from foreword.evaluation.metrics import METRICS, row_metric
 
 EXAMPLES = [
     Example("a", "bc", "rows:1"),

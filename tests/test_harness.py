@@ -78,7 +78,7 @@ def run(folder: Path, model: str, arguments: dict[str, Any]) -> dict[str, Any]:
     import lm_eval
     from lm_eval.tasks import TaskManager
 
-    import foreword.harness  # noqa: F401  registers the model
+    import foreword.evaluation.lm_eval  # noqa: F401  registers the model
 
     found = lm_eval.simple_evaluate(
         model=model, model_args=arguments, tasks=list(TASKS), batch_size=2, bootstrap_iters=0,
@@ -94,7 +94,7 @@ def responses(found: dict[str, Any], task: str) -> list[Any]:
 
 
 def loaded(folder: Path, **arguments: Any) -> Any:
-    from foreword.harness import ForewordLM
+    from foreword.evaluation.lm_eval import ForewordLM
 
     return ForewordLM(str(folder / "model"), str(folder / "prompt"), dtype="float64", **arguments)
 
@@ -218,7 +218,7 @@ def test_the_harness_delimiter_is_dropped_where_answers_have_none(folder: Path) 
 
 
 def test_wrong_arguments_are_named() -> None:
-    from foreword.harness import ForewordLM
+    from foreword.evaluation.lm_eval import ForewordLM
 
     with pytest.raises(InputError, match="takes base, prompt, .* not foo"):
         ForewordLM(base="x", foo=1)

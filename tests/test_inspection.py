@@ -10,7 +10,7 @@ from tiny_tokenizer import tiny_tokenizer
 
 from foreword import Backbone, SoftPrompt
 from foreword.errors import InputError, MismatchError, UnsupportedError
-from foreword.inspection import (
+from foreword.evaluation.inspection import (
     attention_received,
     layer_norms,
     nearest_tokens,
@@ -41,7 +41,7 @@ def test_embedded_text_is_nearest_to_its_own_tokens() -> None:
 
 
 def test_nearness_is_cosine_and_dot_product(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("foreword.inspection.CHUNK", 50)
+    monkeypatch.setattr("foreword.evaluation.inspection.CHUNK", 50)
     model = backbone()
     table = model.model.get_input_embeddings().weight
     rows = torch.nn.functional.normalize(table, dim=1)

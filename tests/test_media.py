@@ -13,7 +13,7 @@ from tiny_media import AUDIO, IMAGE, MediaRow, image, joined, text
 from torch import Tensor
 
 from foreword import Backbone, SoftPrompt
-from foreword.doctor.parts import capabilities_findings
+from foreword.doctor.model_report import capabilities_findings
 from foreword.errors import InputError, MismatchError, UnsupportedError
 from foreword.generation import generate
 from foreword.model import capabilities

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from sklearn.metrics import f1_score
 
-from foreword import metrics, scores
 from foreword.config import ResamplingConfig
 from foreword.errors import DependencyError, InputError
-from foreword.metrics import METRICS, Outcome, choose, row_metric, same_json, same_label
-from foreword.scores import difference, score
+from foreword.evaluation import bootstrap, metrics
+from foreword.evaluation.bootstrap import difference, score
+from foreword.evaluation.metrics import METRICS, Outcome, choose, row_metric, same_json, same_label
 
 FAST = ResamplingConfig(num_resamples=200)
 LABELS = [Outcome(e, a) for e, a in ("aa", "ab", "bb", "bb", "ca", "cc", "ac", "b?")]
@@ -107,7 +107,7 @@ def test_the_interval_is_that_of_plain_resampling() -> None:
 
 def test_the_seed_decides_the_interval_and_blocks_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
     once = score(METRICS["accuracy"], LABELS, FAST)
-    monkeypatch.setattr(scores, "MAX_COUNTS", 24)
+    monkeypatch.setattr(bootstrap, "MAX_COUNTS", 24)
     again = score(METRICS["accuracy"], LABELS, FAST)
     other = score(METRICS["accuracy"], LABELS, ResamplingConfig(num_resamples=200, seed=5))
     assert (once.samples == again.samples).all() and (once.samples != other.samples).any()

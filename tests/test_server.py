@@ -17,7 +17,7 @@ from foreword import Backbone
 from foreword.data.encoding import decode
 from foreword.prompt.history import thinned
 from foreword.prompt.store import Store
-from foreword.server.run import Server
+from foreword.server.server import Server
 
 TURNS: Any = [{"role": "user", "content": "say yes"}]
 GREEDY: dict[str, Any] = {"temperature": 0, "max_tokens": 12}

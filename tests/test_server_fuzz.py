@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, Phase, settings
 from serving import config, fill, running, tiny_backbone
 
 from foreword.prompt.store import Store
-from foreword.server.run import Server
+from foreword.server.server import Server
 
 ROUTES = [
     ("/v1/chat/completions", "POST"), ("/v1/completions", "POST"), ("/tokenize", "POST"),

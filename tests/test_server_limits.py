@@ -25,9 +25,8 @@ from foreword import Backbone, SoftPrompt
 from foreword.cli import app
 from foreword.errors import DependencyError, InputError
 from foreword.prompt.store import FILES, Store
-from foreword.server import run
-from foreword.server.gate import ADMIN, OPEN
-from foreword.server.run import Server
+from foreword.server.middleware import ADMIN, OPEN
+from foreword.server.server import Server, warnings_for
 
 LONG: dict[str, Any] = {"model": "tiny", "prompt": "hi", "max_tokens": 250, "ignore_eos": True}
 SHORT: dict[str, Any] = {"model": "tiny", "prompt": "hi", "max_tokens": 4, "temperature": 0}
@@ -116,15 +115,15 @@ def test_a_local_server_answers_to_its_own_address_only(guarded: httpx.Client) -
 
 
 def test_an_open_address_without_a_key_is_warned_of() -> None:
-    assert "set a key" in run.warnings_for(config(host="0.0.0.0"), None)[0]
-    assert not run.warnings_for(config(host="0.0.0.0"), "key")
-    assert not run.warnings_for(config(), None)
+    assert "set a key" in warnings_for(config(host="0.0.0.0"), None)[0]
+    assert not warnings_for(config(host="0.0.0.0"), "key")
+    assert not warnings_for(config(), None)
 
 
 def test_a_missing_extra_names_its_installation(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "uvicorn", None)
-    monkeypatch.delitem(sys.modules, "foreword.server.run")
-    monkeypatch.delattr("foreword.server.run")
+    monkeypatch.delitem(sys.modules, "foreword.server.server")
+    monkeypatch.delattr("foreword.server.server")
     result = CliRunner().invoke(app, ["serve", "tiny"])
     assert isinstance(result.exception, DependencyError)
     assert "pip install 'foreword[serve]'" in str(result.exception)

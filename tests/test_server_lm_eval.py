@@ -12,7 +12,7 @@ import torch
 from serving import config, expected, fill, running, tiny_backbone
 
 from foreword.prompt.store import Store
-from foreword.server.run import Server
+from foreword.server.server import Server
 
 models = pytest.importorskip("lm_eval.models.openai_completions")
 

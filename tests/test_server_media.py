@@ -32,7 +32,7 @@ from foreword.engine.request import Request
 from foreword.engine.request_state import EngineLimits
 from foreword.errors import BusyError, InputError
 from foreword.prompt.store import Store
-from foreword.server.run import Server
+from foreword.server.server import Server
 
 GREEDY: dict[str, Any] = {"temperature": 0, "max_tokens": 6}
 TEXT = {"type": "text", "text": "what?"}

@@ -14,8 +14,8 @@ import pytest
 from serving import config, expected, fill, running, tiny_backbone
 
 from foreword.prompt.store import Store
-from foreword.server.handlers import PAGE, PAGE_KINDS
-from foreword.server.run import Server
+from foreword.server.routes import PAGE, PAGE_KINDS
+from foreword.server.server import Server
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 DRIVER = shutil.which("chromedriver")

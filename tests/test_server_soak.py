@@ -14,7 +14,7 @@ import pytest
 from serving import TOKENIZER, config, expected, fill, running, tiny_backbone, tiny_prompt
 
 from foreword.prompt.store import Store
-from foreword.server.run import Server
+from foreword.server.server import Server
 
 ADMIN = {"authorization": "Bearer root"}
 STATUSES = {200, 400, 404, 503}

@@ -16,14 +16,6 @@ ROOMS = [
 ]  # fmt: skip
 # Modules that have not moved into their room yet.
 PENDING = {
-    "curves": "evaluation",
-    "ensembles": "evaluation",
-    "forgetting": "evaluation",
-    "harness": "evaluation",
-    "inspection": "evaluation",
-    "metrics": "evaluation",
-    "plots": "evaluation",
-    "scores": "evaluation",
 }  # fmt: skip
 
 

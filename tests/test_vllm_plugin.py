@@ -15,7 +15,7 @@ import torch
 from prometheus_client import CollectorRegistry, generate_latest
 from typer.testing import CliRunner
 
-import foreword.vllm_plugin.front
+import foreword.vllm_plugin.frontend
 from foreword import Backbone, SoftPrompt
 from foreword.cli import app
 from foreword.config import ServeConfig
@@ -30,21 +30,21 @@ from foreword.model import fingerprint
 from foreword.prompt.store import Store
 from foreword.server.catalog import Catalog
 from foreword.vllm_plugin import (
-    base,
-    command,
-    refusals,
+    base_model,
+    compatibility,
+    launch,
+    placeholders,
     register,
-    seal,
     settings,
-    shards,
-    splice,
+    signing,
+    tensor_parallel,
     versions,
 )
-from foreword.vllm_plugin.front import Front, Limits
+from foreword.vllm_plugin.compatibility import EngineFacts
+from foreword.vllm_plugin.frontend import Front, Limits
 from foreword.vllm_plugin.metrics import Metrics
-from foreword.vllm_plugin.refusals import EngineFacts
-from foreword.vllm_plugin.watch import WHOLE_SECONDS, Watch
-from foreword.vllm_plugin.wording import Words
+from foreword.vllm_plugin.responses import Words
+from foreword.vllm_plugin.store_watcher import WHOLE_SECONDS, Watch
 
 # Releases ---------------------------------------------------------------------------------------
 
@@ -102,35 +102,35 @@ def test_a_process_that_asked_for_the_plugin_does_not_start_untested(
 
 @pytest.fixture
 def secret(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(seal.VARIABLE, "s")
+    monkeypatch.setenv(signing.VARIABLE, "s")
 
 
 def test_the_secret_is_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(seal.VARIABLE, raising=False)
+    monkeypatch.delenv(signing.VARIABLE, raising=False)
     monkeypatch.setattr(os, "environ", dict(os.environ))
-    seal.ensure_secret()
-    first = os.environ[seal.VARIABLE]
-    seal.ensure_secret()
-    assert os.environ[seal.VARIABLE] == first and len(first) == 64
+    signing.ensure_secret()
+    first = os.environ[signing.VARIABLE]
+    signing.ensure_secret()
+    assert os.environ[signing.VARIABLE] == first and len(first) == 64
 
 
 def test_salts_differ_by_content_by_client_and_by_server(
     secret: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    salts = [seal.salt("a"), seal.salt("b"), seal.salt("a", "mine")]
-    monkeypatch.setenv(seal.VARIABLE, "another")
-    assert len({*salts, seal.salt("a")}) == 4
+    salts = [signing.salt("a"), signing.salt("b"), signing.salt("a", "mine")]
+    monkeypatch.setenv(signing.VARIABLE, "another")
+    assert len({*salts, signing.salt("a")}) == 4
 
 
 def test_a_seal_holds_for_the_very_facts_only(
     secret: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    order = seal.sealed({"entry": "a@12ab", "num_virtual": 4})
-    assert seal.is_sealed(order)
+    order = signing.sealed({"entry": "a@12ab", "num_virtual": 4})
+    assert signing.is_sealed(order)
     for forged in (order | {"num_virtual": 5}, order | {"x": 1}, {"entry": "a@12ab"}, None, []):
-        assert not seal.is_sealed(forged)
-    monkeypatch.setenv(seal.VARIABLE, "another")
-    assert not seal.is_sealed(order)
+        assert not signing.is_sealed(forged)
+    monkeypatch.setenv(signing.VARIABLE, "another")
+    assert not signing.is_sealed(order)
 
 
 # Shards -----------------------------------------------------------------------------------------
@@ -138,7 +138,9 @@ def test_a_seal_holds_for_the_very_facts_only(
 
 @pytest.mark.parametrize(("heads", "ranks"), [(8, 1), (8, 4), (8, 8), (2, 8), (1, 2)])
 def test_ranks_have_every_head_in_order(heads: int, ranks: int) -> None:
-    found = [list(range(heads))[shards.heads_of(heads, ranks, rank)] for rank in range(ranks)]
+    found = [
+        list(range(heads))[tensor_parallel.heads_of(heads, ranks, rank)] for rank in range(ranks)
+    ]
     copies = max(1, ranks // heads)
     assert sum(found[::copies], []) == list(range(heads))
     assert all(found[rank] == found[rank - rank % copies] for rank in range(ranks))
@@ -146,18 +148,18 @@ def test_ranks_have_every_head_in_order(heads: int, ranks: int) -> None:
 
 def test_heads_that_do_not_divide_are_refused() -> None:
     with pytest.raises(MismatchError, match="6 key heads .* 4 tensor-parallel ranks"):
-        shards.heads_of(6, 4, 0)
+        tensor_parallel.heads_of(6, 4, 0)
 
 
 def test_a_layers_number_is_that_of_the_whole_model() -> None:
-    assert shards.layer_index("model.layers.17.self_attn.attn") == 17
+    assert tensor_parallel.layer_index("model.layers.17.self_attn.attn") == 17
     with pytest.raises(MismatchError, match="expected one number"):
-        shards.layer_index("encoder.0.layers.1.attn")
+        tensor_parallel.layer_index("encoder.0.layers.1.attn")
 
 
 def test_a_part_has_the_stages_layers_and_the_ranks_heads() -> None:
     whole = tuple((torch.randn(4, 3, 8), torch.randn(4, 3, 8)) for _ in range(6))
-    part = shards.part_of(whole, [4, 5], shards.heads_of(4, 2, 1), torch.float64)
+    part = tensor_parallel.part_of(whole, [4, 5], tensor_parallel.heads_of(4, 2, 1), torch.float64)
     assert sorted(part) == [4, 5]
     keys, values = part[5]
     assert keys.shape == (3, 2, 8) and keys.dtype == torch.float64
@@ -167,13 +169,13 @@ def test_a_part_has_the_stages_layers_and_the_ranks_heads() -> None:
 def test_a_prompt_with_too_few_layers_is_refused() -> None:
     whole = ((torch.randn(1, 2, 8), torch.randn(1, 2, 8)),)
     with pytest.raises(MismatchError, match="has 1 layers, the model has layer 1"):
-        shards.part_of(whole, [1], slice(0, 1), torch.float32)
+        tensor_parallel.part_of(whole, [1], slice(0, 1), torch.float32)
 
 
 def test_slots_follow_the_block_table() -> None:
-    assert shards.slots_of([7, 2], 4, 0, 6).tolist() == [28, 29, 30, 31, 8, 9]
-    assert shards.slots_of([7, 2], 4, 4, 6).tolist() == [8, 9]
-    assert shards.blocks_of([7, 2, 9], 4, 4, 6) == {2}
+    assert tensor_parallel.slots_of([7, 2], 4, 0, 6).tolist() == [28, 29, 30, 31, 8, 9]
+    assert tensor_parallel.slots_of([7, 2], 4, 4, 6).tolist() == [8, 9]
+    assert tensor_parallel.blocks_of([7, 2, 9], 4, 4, 6) == {2}
 
 
 # Splices ----------------------------------------------------------------------------------------
@@ -181,14 +183,14 @@ def test_slots_follow_the_block_table() -> None:
 
 def test_rows_of_virtual_tokens_come_first_and_real_ones_are_left_to_the_engine() -> None:
     values = torch.randn(2, 3)
-    row = splice.mixed([5, 6, 7], values, 0)
+    row = placeholders.mixed([5, 6, 7], values, 0)
     assert row.ids == [0, 0, 5, 6, 7] and row.is_real == [False, False, True, True, True]
     assert torch.equal(row.embeddings[:2], values) and not row.embeddings[2:].any()
 
 
 def test_a_repetition_penalty_sees_no_id_that_is_not_there() -> None:
-    assert splice.placeholder([5, 6], None) == splice.placeholder([7], 1.0) == 0
-    assert splice.placeholder([5, 6], 1.3) == 5
+    assert placeholders.placeholder([5, 6], None) == placeholders.placeholder([7], 1.0) == 0
+    assert placeholders.placeholder([5, 6], 1.3) == 5
 
 
 # Refusals ---------------------------------------------------------------------------------------
@@ -209,7 +211,7 @@ PLAIN = EngineFacts("llama", takes_embeddings=True, connector="Own")
 )
 def test_engines_that_were_not_shown_are_refused(change: dict[str, Any], words: str) -> None:
     with pytest.raises(UnsupportedError, match=words):
-        refusals.check_engine(EngineFacts(**{"model_type": "llama"} | change))
+        compatibility.check_engine(EngineFacts(**{"model_type": "llama"} | change))
 
 
 @pytest.mark.parametrize(
@@ -223,17 +225,17 @@ def test_engines_that_were_not_shown_are_refused(change: dict[str, Any], words: 
 def test_caches_that_take_no_exact_keys_are_refused(change: dict[str, Any], words: str) -> None:
     facts = EngineFacts(**vars(PLAIN) | change)
     with pytest.raises(UnsupportedError, match=words):
-        refusals.check_connector(facts)
-    assert words in str(refusals.forms_of(facts, "Own")["key_values"])
+        compatibility.check_connector(facts)
+    assert words in str(compatibility.forms_of(facts, "Own")["key_values"])
 
 
 def test_both_forms_are_served_where_the_engine_takes_both() -> None:
-    refusals.check_connector(PLAIN)
-    assert refusals.forms_of(PLAIN, "Own") == {"embeddings": None, "key_values": None}
+    compatibility.check_connector(PLAIN)
+    assert compatibility.forms_of(PLAIN, "Own") == {"embeddings": None, "key_values": None}
 
 
 def test_a_form_that_the_engine_lacks_says_which_option_it_needs() -> None:
-    reasons = refusals.forms_of(EngineFacts("llama"), "Own")
+    reasons = compatibility.forms_of(EngineFacts("llama"), "Own")
     assert "--enable-prompt-embeds" in str(reasons["embeddings"])
     assert '"kv_connector": "Own"' in str(reasons["key_values"])
 
@@ -294,9 +296,9 @@ def completion(**fields: Any) -> Any:
     ],
 )  # fmt: skip
 def test_fields_that_would_touch_virtual_tokens_are_refused(field: str, value: Any) -> None:
-    refusals.check_request(completion(), "a", is_chat=False)
+    compatibility.check_request(completion(), "a", is_chat=False)
     with pytest.raises(UnsupportedError, match=f"{field} does not work"):
-        refusals.check_request(completion(**{field: value}), "a", is_chat=False)
+        compatibility.check_request(completion(**{field: value}), "a", is_chat=False)
 
 
 @pytest.mark.parametrize(
@@ -309,21 +311,21 @@ def test_fields_that_would_touch_virtual_tokens_are_refused(field: str, value: A
 )  # fmt: skip
 def test_fields_that_would_encode_a_chat_otherwise_are_refused(field: str, value: Any) -> None:
     with pytest.raises(UnsupportedError, match=f"{field} does not work"):
-        refusals.check_request(SimpleNamespace(**{field: value}), "a", is_chat=True)
+        compatibility.check_request(SimpleNamespace(**{field: value}), "a", is_chat=True)
 
 
 def test_room_counts_virtual_and_new_tokens() -> None:
-    refusals.check_room(4, 5, 7, 16)
+    compatibility.check_room(4, 5, 7, 16)
     with pytest.raises(InputError, match="4 virtual tokens, 5 of the request and 8 new ones"):
-        refusals.check_room(4, 5, 8, 16)
+        compatibility.check_room(4, 5, 8, 16)
     with pytest.raises(InputError):
-        refusals.check_room(4, 12, None, 16)
+        compatibility.check_room(4, 12, None, 16)
 
 
 def test_ids_that_are_none_are_refused() -> None:
     for ids, words in (([], "no tokens"), ([3, 9], "9 is not one"), ([-1], "-1")):
         with pytest.raises(InputError, match=words):
-            refusals.check_ids(ids, 9)
+            compatibility.check_ids(ids, 9)
 
 
 # Answers ----------------------------------------------------------------------------------------
@@ -405,10 +407,10 @@ def saved(tmp_path: Path, family: str = "llama", **changes: Any) -> Backbone:
     return backbone
 
 
-@pytest.mark.parametrize("family", refusals.SHOWN)
+@pytest.mark.parametrize("family", compatibility.SHOWN)
 def test_a_checkpoint_has_the_fingerprint_of_its_model(tmp_path: Path, family: str) -> None:
     own = saved(tmp_path, family).fingerprint()
-    found = base.fingerprint_of(str(tmp_path))
+    found = base_model.fingerprint_of(str(tmp_path))
     if family in (
         "mixtral",
         "qwen3_moe",
@@ -420,15 +422,15 @@ def test_a_checkpoint_has_the_fingerprint_of_its_model(tmp_path: Path, family: s
 def test_a_checkpoint_in_parts_has_it_too(tmp_path: Path) -> None:
     backbone = saved(tmp_path / "whole")
     backbone.model.save_pretrained(tmp_path, max_shard_size="20KB")
-    assert (tmp_path / base.INDEX).is_file()
-    assert base.fingerprint_of(str(tmp_path)) == backbone.fingerprint()
+    assert (tmp_path / base_model.INDEX).is_file()
+    assert base_model.fingerprint_of(str(tmp_path)) == backbone.fingerprint()
 
 
 def test_prompts_of_another_base_are_refused(tmp_path: Path) -> None:
     backbone = saved(tmp_path)
-    shapes = base.shapes_of_config(backbone.model.config)
+    shapes = base_model.shapes_of_config(backbone.model.config)
     assert shapes == fingerprint.shapes_of(backbone._probe())
-    ours = base.Base("tiny", 32, shapes, base.fingerprint_of(str(tmp_path)))
+    ours = base_model.Base("tiny", 32, shapes, base_model.fingerprint_of(str(tmp_path)))
     ours.check(serving.tiny_prompt(backbone))
     other = Backbone(tiny_models.build("llama", seed=1), name="other")
     with pytest.raises(MismatchError, match="embeddings, weights"):
@@ -440,7 +442,7 @@ def test_prompts_of_another_base_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_form_that_is_not_served_says_why() -> None:
-    ours = base.Base("tiny", 3, (), reasons={"embeddings": "because"})
+    ours = base_model.Base("tiny", 3, (), reasons={"embeddings": "because"})
     with pytest.raises(UnsupportedError, match="prompts as embeddings: because"):
         ours.check(SoftPrompt.from_embeddings(torch.randn(2, 3)))
 
@@ -526,7 +528,7 @@ def test_a_request_is_bound_to_embeddings_and_a_salt(front: Front, watched: Any)
     prompt = watched.prompts["a"]
     assert row.ids == [0, 0, 0, 5, 6] and bound.order is None and bound.num_virtual == 3
     assert row.mixed is not None and torch.equal(row.mixed.embeddings[:3], prompt.embeddings)
-    assert row.salt == seal.salt(prompt.content_hash)
+    assert row.salt == signing.salt(prompt.content_hash)
 
 
 def test_rows_are_encoded_as_training_encoded_them(front: Front) -> None:
@@ -560,7 +562,7 @@ def test_keys_and_values_become_a_sealed_order(front: Front, watched: Any) -> No
     entry = watched.store.add("keys", watched.tmp / "keys")
     watched.watch.look()
     bound = front.bind(completion(model="keys"), is_chat=False)
-    assert seal.is_sealed(bound.order) and bound.rows[0].mixed is None
+    assert signing.is_sealed(bound.order) and bound.rows[0].mixed is None
     assert bound.order is not None and bound.order["entry"] == str(entry)
     assert bound.order["content"] == prompt.content_hash and bound.rows[0].ids == [0] * 5 + [5, 6]
 
@@ -590,7 +592,7 @@ def test_the_models_own_penalty_counts_where_a_request_says_none(
 
 def test_the_command_starts_vllm_with_the_plugin() -> None:
     config = ServeConfig(port=81, max_length=99)
-    found = command.command(
+    found = launch.command(
         "/base", "b", "store", config, ["-tp", "2"], api_key="k", environment={"VLLM_PLUGINS": "x"}
     )
     words = " ".join(found.arguments[1:])
@@ -605,16 +607,16 @@ def test_the_command_starts_vllm_with_the_plugin() -> None:
 
 def test_vllms_own_options_win() -> None:
     extra = ["--kv-transfer-config={}", "--max-num-queued-reqs", "7"]
-    words = command.command("/base", "b", "store", ServeConfig(), extra).arguments
+    words = launch.command("/base", "b", "store", ServeConfig(), extra).arguments
     assert not any("ForewordConnector" in word for word in words)
     assert words.count("--max-num-queued-reqs") == 1
 
 
 def test_an_option_that_vllm_does_not_have_is_refused() -> None:
     with pytest.raises(UnsupportedError, match="--cache-bytes: vLLM has no such option"):
-        command.command("/base", "b", "store", ServeConfig(cache_bytes=5))
+        launch.command("/base", "b", "store", ServeConfig(cache_bytes=5))
     with pytest.raises(InputError, match="--prompts"):
-        command.command("/base", "b", None, ServeConfig())
+        launch.command("/base", "b", None, ServeConfig())
 
 
 def run(*words: str) -> Any:

@@ -17,7 +17,7 @@ from foreword.cli import (
     doctor,
     evaluate,
     generate,
-    harness,
+    lm_eval,
     prompts,
     serve,
     show,
@@ -38,7 +38,7 @@ app.command("generate")(generate.command)
 app.command("chat")(chat.command)
 app.command("eval")(evaluate.command)
 app.command("compare")(compare.command)
-app.command("lm-eval", context_settings=harness.PASS_ON)(harness.command)
+app.command("lm-eval", context_settings=lm_eval.PASS_ON)(lm_eval.command)
 app.command("show")(show.command)
 app.command("doctor")(doctor.command)
 app.command("serve")(serve.command)

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from foreword.cli import options, subjects
+from foreword.cli import comparison, options
 from foreword.config import DataConfig, EvalConfig, ResamplingConfig
 from foreword.errors import InputError
 
@@ -39,9 +39,9 @@ def command(
     Example: foreword compare first-prompt second-prompt --data test.jsonl --png scores.png
     """
     from foreword.data.examples import read_examples
-    from foreword.ensembles import check_alike
-    from foreword.evaluation import Subject, check_vote, voted
-    from foreword.metrics import choose
+    from foreword.evaluation.ensembles import check_alike
+    from foreword.evaluation.evaluation import Subject, check_vote, voted
+    from foreword.evaluation.metrics import choose
     from foreword.prompt.soft_prompt import SoftPrompt
 
     if len(set(prompts)) < len(prompts):
@@ -49,7 +49,7 @@ def command(
     if ensemble and len(prompts) < 2:
         raise InputError(f"--ensemble {ensemble} needs two prompts or more, got {prompts[0]} alone")
     if png:
-        from foreword import plots
+        from foreword.evaluation import plots
 
         plots.check(png)
     examples = read_examples(data, columns)[: config.limit]
@@ -57,7 +57,7 @@ def command(
     if ensemble == "vote":
         check_vote(choice.metrics)
     if predictions:
-        subjects.check_predictions(predictions, choice.metrics)
+        comparison.check_predictions(predictions, choice.metrics)
     written = options.text_of(instruction, "--instruction") if instruction else None
     loaded = {name: SoftPrompt.load(name) for name in prompts}
     backbone, _ = options.load(model, prompts[0])
@@ -71,17 +71,17 @@ def command(
     if written is not None:
         asked.append(Subject("instruction", instruction=written))
     asked.append(Subject("bare model"))
-    results = subjects.ask(backbone, asked, examples, choice, config, resampling)
+    results = comparison.ask(backbone, asked, examples, choice, config, resampling)
     if ensemble == "vote":
         members = results[: len(prompts)]
         results.insert(len(prompts), voted(together, members, choice.metrics, resampling))
     if predictions:
-        subjects.write_predictions(predictions, examples, results, choice.metrics)
+        comparison.write_predictions(predictions, examples, results, choice.metrics)
     if png:
         plots.draw_scores(png, results, choice.metrics)
     if as_json:
-        found = [subjects.as_dict(result, results[0], resampling) for result in results]
+        found = [comparison.as_dict(result, results[0], resampling) for result in results]
         options.output.print(json.dumps({"results": found}))
         return
-    options.output.print(subjects.scores_table(results, choice.metrics, resampling))
-    options.output.print(subjects.differences_table(results, choice.metrics, resampling))
+    options.output.print(comparison.scores_table(results, choice.metrics, resampling))
+    options.output.print(comparison.differences_table(results, choice.metrics, resampling))

@@ -5,11 +5,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from foreword.cli import options, subjects
+from foreword.cli import comparison, options
 from foreword.config import DataConfig, EvalConfig, ResamplingConfig
 
 if TYPE_CHECKING:
-    from foreword.forgetting import Forgetting
+    from foreword.evaluation.forgetting import Forgetting
 
 
 @options.from_configs(DataConfig, EvalConfig, ResamplingConfig)
@@ -35,14 +35,14 @@ def command(
     Example: foreword eval --prompt my-prompt --data test.jsonl --instruction "Answer in JSON."
     """
     from foreword.data.examples import read_examples
-    from foreword.evaluation import Subject
-    from foreword.forgetting import forgetting, unrelated_text
-    from foreword.metrics import choose
+    from foreword.evaluation.evaluation import Subject
+    from foreword.evaluation.forgetting import forgetting, unrelated_text
+    from foreword.evaluation.metrics import choose
 
     examples = read_examples(data, columns)[: config.limit]
     choice = choose(config.metrics, [example.completion for example in examples])
     if predictions:
-        subjects.check_predictions(predictions, choice.metrics)
+        comparison.check_predictions(predictions, choice.metrics)
     written = options.text_of(instruction, "--instruction") if instruction else None
     text = None if unrelated == "none" else unrelated_text()
     if unrelated not in (None, "none"):
@@ -57,29 +57,30 @@ def command(
     is_wished = unrelated is not None or not backbone.reads_apart
     if soft_prompt is not None and text is not None and is_wished:
         forgot = forgetting(backbone, soft_prompt, text, config, resampling)
-    results = subjects.ask(backbone, asked, examples, choice, config, resampling)
+    results = comparison.ask(backbone, asked, examples, choice, config, resampling)
     if predictions:
-        subjects.write_predictions(predictions, examples, results, choice.metrics)
+        comparison.write_predictions(predictions, examples, results, choice.metrics)
     if as_json:
-        found = [subjects.as_dict(result, results[0], resampling) for result in results]
+        found = [comparison.as_dict(result, results[0], resampling) for result in results]
         options.output.print(json.dumps({"results": found, "forgetting": _as_dict(forgot)}))
         return
-    options.output.print(subjects.scores_table(results, choice.metrics, resampling))
+    options.output.print(comparison.scores_table(results, choice.metrics, resampling))
     if len(results) > 1:
-        options.output.print(subjects.differences_table(results, choice.metrics, resampling))
+        options.output.print(comparison.differences_table(results, choice.metrics, resampling))
     if forgot is not None:
         options.output.print(say(forgot))
 
 
 def say(forgot: "Forgetting") -> str:
     """Return in words what the prompt does to unrelated text."""
-    from foreword.metrics import METRICS
+    from foreword.evaluation.metrics import METRICS
 
     loss = METRICS["loss"]
-    change = subjects.shown(forgot.change, loss, is_difference=True)
+    change = comparison.shown(forgot.change, loss, is_difference=True)
     return (
-        f"unrelated text, mean loss of a token: bare model {subjects.shown(forgot.without, loss)}, "
-        f"soft prompt {subjects.shown(forgot.behind, loss)}; change {change}"
+        "unrelated text, mean loss of a token: "
+        f"bare model {comparison.shown(forgot.without, loss)}, "
+        f"soft prompt {comparison.shown(forgot.behind, loss)}; change {change}"
         + (" *" if forgot.change.excludes_zero else "")
     )
 

@@ -44,7 +44,7 @@ def command(
     if engine_options:
         raise InputError(f"{' '.join(engine_options)}: only --engine vllm takes further options")
     try:
-        from foreword.server import run
+        from foreword.server.server import Server, log_to_stderr, serve, warnings_for
     except ImportError as error:
         from foreword.errors import DependencyError
 
@@ -53,17 +53,17 @@ def command(
         ) from None
     from foreword.prompt.store import Store
 
-    run.log_to_stderr()
+    log_to_stderr()
     backbone, _ = options.load(model, None)
     store = Store(prompts) if prompts is not None else None
-    server = run.Server(backbone, store, config, api_key=api_key, admin_key=admin_key)
-    for line in run.warnings_for(config, api_key):
+    server = Server(backbone, store, config, api_key=api_key, admin_key=admin_key)
+    for line in warnings_for(config, api_key):
         options.errors.print(f"warning: {line}")
     for name, reason in server.refused.items():
         options.errors.print(f"not served: {name}: {reason}")
     names = ", ".join(served.name for served in server.catalog.all())
     options.errors.print(f"serving {names} at http://{config.host}:{config.port}")
-    raise typer.Exit(run.serve(server))
+    raise typer.Exit(serve(server))
 
 
 def _become_vllm(
@@ -71,12 +71,12 @@ def _become_vllm(
 ) -> NoReturn:
     """Replace this process by vLLM's, with the plugin."""
     from foreword.loading import hub
-    from foreword.vllm_plugin import command, versions
+    from foreword.vllm_plugin import launch, versions
 
     versions.check_vllm()
     with options.errors.status(f"loading {model}") as status:
         directory = hub.resolve(model, progress=status.update)
-    found = command.command(
+    found = launch.command(
         directory, model, prompts, config, extra, api_key=api_key, environment=os.environ
     )
     options.errors.print(f"serving {prompts} with vLLM at http://{config.host}:{config.port}")

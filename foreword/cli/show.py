@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from foreword.backbone import Backbone
-    from foreword.inspection import LayerNorms, Nearest, TokenNorms
-    from foreword.plots import Panel
+    from foreword.evaluation.inspection import LayerNorms, Nearest, TokenNorms
+    from foreword.evaluation.plots import Panel
     from foreword.prompt.prefix import Prefix
     from foreword.prompt.soft_prompt import SoftPrompt
 
@@ -53,7 +53,7 @@ def command(
     if nearest < 1:
         raise InputError(f"--nearest must be at least 1, got {nearest}")
     if png:
-        from foreword import plots
+        from foreword.evaluation import plots
 
         plots.check(png)
     view = View(str(directory or prompt), model, text is not None)
@@ -93,8 +93,8 @@ class View:
 
     def show_tokens(self, count: int) -> None:
         """Lay an embedding prompt beside the vocabulary."""
-        from foreword import inspection
-        from foreword.plots import Lines
+        from foreword.evaluation import inspection
+        from foreword.evaluation.plots import Lines
 
         assert self.backbone is not None
         found = inspection.nearest_tokens(self.backbone, self.prompt, count)
@@ -111,8 +111,8 @@ class View:
 
     def show_layers(self) -> None:
         """Show the norms of a key/value prompt, layer by layer."""
-        from foreword import inspection
-        from foreword.plots import Lines
+        from foreword.evaluation import inspection
+        from foreword.evaluation.plots import Lines
 
         note = "a key/value prompt has no token space: it is a state, not embeddings"
         norms = inspection.layer_norms(self.prompt.states)
@@ -129,8 +129,8 @@ class View:
 
     def show_likeness(self, other: str) -> None:
         """Compare virtual tokens with another prompt's, as prefixes where a model is at hand."""
-        from foreword import inspection
-        from foreword.plots import Map
+        from foreword.evaluation import inspection
+        from foreword.evaluation.plots import Map
         from foreword.prompt.soft_prompt import SoftPrompt
 
         pair: list[SoftPrompt | Prefix] = [self.prompt, SoftPrompt.load(other)]
@@ -145,8 +145,9 @@ class View:
 
     def show_attention(self, text: str) -> None:
         """Show what the tokens of an input pay to each virtual token."""
-        from foreword import chat, inspection
-        from foreword.plots import Map
+        from foreword import chat
+        from foreword.evaluation import inspection
+        from foreword.evaluation.plots import Map
 
         assert self.backbone is not None
         config = chat.encoding_of(self.prompt)
@@ -164,7 +165,7 @@ class View:
 
     def draw(self, path: str) -> None:
         """Draw every panel into one picture."""
-        from foreword import plots
+        from foreword.evaluation import plots
 
         if not self.panels:
             raise InputError("nothing to draw; give --model, --with or --input")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from foreword.cli import options
-from foreword.cli.running import Stop, Trackers, run, save
+from foreword.cli.progress import Stop, Trackers, run, save
 from foreword.config import DataConfig, EncodingConfig, TrainConfig
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def command(
     """
     from dataclasses import asdict
 
-    from foreword import curves as drawing
+    from foreword.evaluation import curves as drawing
     from foreword.prompt.artifact import check_writable
     from foreword.training import distributed, fsdp
     from foreword.training.loop import train
@@ -267,7 +267,7 @@ def _kept(output: str) -> str:
 
 def conclude(last: "TrainEvent | None", output: str, stop: Stop, curves: str | None = None) -> None:
     """Write the prompt of a run that was stopped, draw the curves, and say what came of it."""
-    from foreword import curves as drawing
+    from foreword.evaluation import curves as drawing
     from foreword.training.checkpoint import STATE_FILE, read_state
 
     path = Path(output) / STATE_FILE

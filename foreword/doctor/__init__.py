@@ -12,7 +12,7 @@ from foreword.doctor.finding import Finding, as_json, exit_status
 from foreword.doctor.versions import SEED_FAILURE, environment, judge_peft
 
 if TYPE_CHECKING:
-    from foreword.doctor.parts import capabilities_findings
+    from foreword.doctor.model_report import capabilities_findings
     from foreword.doctor.selftest import self_test
     from foreword.doctor.stock_peft import peft_findings
 

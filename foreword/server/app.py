@@ -20,13 +20,13 @@ from foreword import chat
 from foreword.backbone import Backbone
 from foreword.config import ServeConfig
 from foreword.errors import BusyError, ForewordError
-from foreword.server import handlers
+from foreword.server import routes
 from foreword.server.catalog import Catalog
-from foreword.server.gate import LOOPBACK, Gate, error_body
-from foreword.server.grammar import Grammars
+from foreword.server.engine_thread import Worker
 from foreword.server.metrics import Metrics
-from foreword.server.shared import State
-from foreword.server.worker import Worker
+from foreword.server.middleware import LOOPBACK, Gate, error_body
+from foreword.server.state import State
+from foreword.server.structured_output import Grammars
 
 ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"description": text, "content": {"application/json": {}}}
@@ -118,21 +118,19 @@ async def _watch(state: State) -> None:
 
 
 def _add_routes(app: FastAPI) -> None:
-    app.post("/v1/chat/completions", responses=ERRORS, response_model=None)(
-        handlers.chat_completions
-    )
-    app.post("/v1/completions", responses=ERRORS, response_model=None)(handlers.completions)
-    app.post("/tokenize", responses=ERRORS)(handlers.tokenize)
-    app.get("/v1/models", responses=ERRORS)(handlers.list_models)
-    app.get("/v1/models/{model:path}", responses=ERRORS)(handlers.show_model)
-    app.post("/v1/load_soft_prompt", responses=ERRORS)(handlers.load_soft_prompt)
-    app.post("/v1/unload_soft_prompt", responses=ERRORS)(handlers.unload_soft_prompt)
-    app.get("/health", responses=ERRORS)(handlers.health)
-    app.get("/ready", responses=ERRORS)(handlers.ready)
-    app.get("/version", responses=ERRORS)(handlers.version)
-    app.get("/metrics", response_class=Response, responses=ERRORS)(handlers.metrics)
+    app.post("/v1/chat/completions", responses=ERRORS, response_model=None)(routes.chat_completions)
+    app.post("/v1/completions", responses=ERRORS, response_model=None)(routes.completions)
+    app.post("/tokenize", responses=ERRORS)(routes.tokenize)
+    app.get("/v1/models", responses=ERRORS)(routes.list_models)
+    app.get("/v1/models/{model:path}", responses=ERRORS)(routes.show_model)
+    app.post("/v1/load_soft_prompt", responses=ERRORS)(routes.load_soft_prompt)
+    app.post("/v1/unload_soft_prompt", responses=ERRORS)(routes.unload_soft_prompt)
+    app.get("/health", responses=ERRORS)(routes.health)
+    app.get("/ready", responses=ERRORS)(routes.ready)
+    app.get("/version", responses=ERRORS)(routes.version)
+    app.get("/metrics", response_class=Response, responses=ERRORS)(routes.metrics)
     for path, file in (("/", "index.html"), ("/page.js", "page.js"), ("/page.css", "page.css")):
-        app.get(path, include_in_schema=False)(handlers.page_of(file))
+        app.get(path, include_in_schema=False)(routes.page_of(file))
 
 
 def _where_of(location: Sequence[Any]) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from foreword.engine.engine import Engine
-from foreword.server.labels import SECONDS, Labels
+from foreword.server.metric_labels import SECONDS, Labels
 
 
 class Metrics:

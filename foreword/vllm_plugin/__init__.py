@@ -7,7 +7,7 @@ those that speak HTTP. Both stay away unless `VLLM_PLUGINS` names them. Only `co
 
 import os
 
-from foreword.vllm_plugin import seal, versions
+from foreword.vllm_plugin import signing, versions
 
 NAME = "foreword"
 CONNECTOR = "ForewordConnector"
@@ -25,7 +25,7 @@ def register() -> None:
     if NAME not in os.environ.get("VLLM_PLUGINS", "").split(","):
         return
     versions.check_vllm()
-    seal.ensure_secret()
+    signing.ensure_secret()
     from vllm.distributed.kv_transfer.kv_connector.factory import KVConnectorFactory
 
     if CONNECTOR not in KVConnectorFactory._registry:

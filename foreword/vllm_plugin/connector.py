@@ -26,7 +26,7 @@ from vllm.logger import init_logger
 from foreword.errors import ForewordError, UnsupportedError
 from foreword.prompt.soft_prompt import SoftPrompt
 from foreword.prompt.store import Entry
-from foreword.vllm_plugin import refusals, seal, settings, shards
+from foreword.vllm_plugin import compatibility, settings, signing, tensor_parallel
 
 log = init_logger("vllm.foreword.connector")
 ORDER = "foreword"  # its key in a request's transfer parameters
@@ -64,7 +64,7 @@ class ForewordConnector(KVConnectorBase_V1):
     def __init__(self, vllm_config: Any, role: Any, kv_cache_config: Any) -> None:
         super().__init__(vllm_config=vllm_config, role=role, kv_cache_config=kv_cache_config)
         groups = kv_cache_config.kv_cache_groups if kv_cache_config is not None else None
-        refusals.check_connector(settings.facts_of(vllm_config, groups))
+        compatibility.check_connector(settings.facts_of(vllm_config, groups))
         self._store = settings.store_of(vllm_config)
         self._block_size: int = vllm_config.cache_config.block_size
         self._num_heads: int = vllm_config.model_config.get_total_num_kv_heads()
@@ -97,7 +97,7 @@ class ForewordConnector(KVConnectorBase_V1):
         (block_ids,) = blocks.get_block_ids()
         stop = _num_virtual(order, request)
         reason = None
-        if not seal.is_sealed(order):
+        if not signing.is_sealed(order):
             reason = "its order was not sealed by a front end of this server"
         elif request.skip_reading_prefix_cache:
             reason = "it does not read cached keys"
@@ -116,9 +116,9 @@ class ForewordConnector(KVConnectorBase_V1):
     def register_kv_caches(self, kv_caches: dict[str, Tensor]) -> None:
         """Find the layers of this worker, and refuse those that do not take keys as they are."""
         context = self._vllm_config.compilation_config.static_forward_context
-        self._layers = {shards.layer_index(name): context[name] for name in kv_caches}
+        self._layers = {tensor_parallel.layer_index(name): context[name] for name in kv_caches}
         ranks = get_tensor_model_parallel_world_size(), get_tensor_model_parallel_rank()
-        self._heads = shards.heads_of(self._num_heads, *ranks)
+        self._heads = tensor_parallel.heads_of(self._num_heads, *ranks)
         num_own = self._heads.stop - self._heads.start
         for index, layer in self._layers.items():
             if not hasattr(layer.impl, "do_kv_cache_update"):
@@ -144,12 +144,12 @@ class ForewordConnector(KVConnectorBase_V1):
                 self._put(self._part(load), load)
             except (ForewordError, OSError) as error:
                 log.error("a request behind %s fails: %s", load.order.get("entry"), error)
-                self._failed |= shards.blocks_of(
+                self._failed |= tensor_parallel.blocks_of(
                     load.block_ids, self._block_size, load.start, load.stop
                 )
 
     def _put(self, part: Part, load: Load) -> None:
-        slots = shards.slots_of(load.block_ids, self._block_size, load.start, load.stop)
+        slots = tensor_parallel.slots_of(load.block_ids, self._block_size, load.start, load.stop)
         for index, layer in self._layers.items():
             cache = layer.kv_cache
             keys, values = (side[load.start : load.stop].to(cache.device) for side in part[index])
@@ -173,7 +173,7 @@ class ForewordConnector(KVConnectorBase_V1):
         if found != key or prompt.num_virtual_tokens != load.stop:
             raise UnsupportedError(f"{name}@{version} is not the prompt that was asked for")
         dtype = self._vllm_config.model_config.dtype
-        part = shards.part_of(prompt.key_values, self._layers, self._heads, dtype)
+        part = tensor_parallel.part_of(prompt.key_values, self._layers, self._heads, dtype)
         self._remember(key, part)
         return part
 

@@ -29,13 +29,13 @@ from vllm.logger import init_logger
 
 from foreword.errors import ForewordError, InputError, UnsupportedError
 from foreword.server.catalog import Catalog, Served
-from foreword.server.gate import error_body
-from foreword.vllm_plugin import CONNECTOR, NAME, connector, refusals, settings
-from foreword.vllm_plugin.base import Base, fingerprint_of, shapes_of_config
-from foreword.vllm_plugin.front import Bound, Front, Limits
+from foreword.server.middleware import error_body
+from foreword.vllm_plugin import CONNECTOR, NAME, compatibility, connector, settings
+from foreword.vllm_plugin.base_model import Base, fingerprint_of, shapes_of_config
+from foreword.vllm_plugin.frontend import Bound, Front, Limits
 from foreword.vllm_plugin.metrics import Metrics
-from foreword.vllm_plugin.watch import Watch
-from foreword.vllm_plugin.wording import Words
+from foreword.vllm_plugin.responses import Words
+from foreword.vllm_plugin.store_watcher import Watch
 
 log = init_logger("vllm.foreword")
 access = init_logger("vllm.foreword.access")
@@ -84,7 +84,7 @@ class Plugin:
         """
         config = engine_client.vllm_config
         facts = settings.facts_of(config)
-        refusals.check_engine(facts)
+        compatibility.check_engine(facts)
         model = config.model_config
         names = [path.name for path in state.openai_serving_models.base_model_paths]
         tokenizer = engine_client.renderer.tokenizer
@@ -98,7 +98,7 @@ class Plugin:
             model.get_hidden_size(),
             shapes_of_config(model.hf_text_config),
             await asyncio.to_thread(_fingerprint, model),
-            refusals.forms_of(facts, CONNECTOR),
+            compatibility.forms_of(facts, CONNECTOR),
         )
         store = settings.store_of(config)
         catalog = Catalog(base, store, names[0])

@@ -10,7 +10,7 @@ from typing import Any
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Histogram
 
-from foreword.server.labels import SECONDS, Labels
+from foreword.server.metric_labels import SECONDS, Labels
 
 
 class Metrics:

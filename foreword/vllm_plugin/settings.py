@@ -9,7 +9,7 @@ from typing import Any
 
 from foreword.errors import InputError
 from foreword.prompt.store import Store
-from foreword.vllm_plugin.refusals import EngineFacts
+from foreword.vllm_plugin.compatibility import EngineFacts
 
 VARIABLE = "FOREWORD_PROMPTS"
 

@@ -19,24 +19,24 @@ from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
 
 from foreword import SoftPrompt
 from foreword.prompt.store import Entry, Store
-from foreword.vllm_plugin import CONNECTOR, seal, splice
+from foreword.vllm_plugin import CONNECTOR, placeholders, signing
 
 NUM_NEW = 10
 
 
 def asked(entry: Entry, prompt: SoftPrompt, ids: list[int], options: Any) -> tuple[Any, Any]:
     """Return what the engine is given for a row behind a prompt, and its settings."""
-    salt = seal.salt(prompt.content_hash)
+    salt = signing.salt(prompt.content_hash)
     if prompt.form == "embeddings":
-        row = splice.mixed(ids, prompt.embeddings, 0)
+        row = placeholders.mixed(ids, prompt.embeddings, 0)
         given = {
             "prompt_embeds": row.embeddings, "prompt_token_ids": row.ids,
             "prompt_is_token_ids": row.is_real, "cache_salt": salt,
         }  # fmt: skip
         return given, SamplingParams(**options)
     order = {"entry": str(entry), "content": prompt.content_hash}
-    order = seal.sealed(order | {"num_virtual": prompt.num_virtual_tokens})
-    row_ids = splice.with_placeholders(ids, prompt.num_virtual_tokens, 0)
+    order = signing.sealed(order | {"num_virtual": prompt.num_virtual_tokens})
+    row_ids = placeholders.with_placeholders(ids, prompt.num_virtual_tokens, 0)
     extra = {"kv_transfer_params": {"foreword": order}}
     given = {"prompt_token_ids": row_ids, "cache_salt": salt}
     return given, SamplingParams(**options, extra_args=extra)
@@ -83,6 +83,6 @@ def trial(directory: Path) -> dict[str, list[list[int]]]:
 
 if __name__ == "__main__":
     os.environ |= {"VLLM_PLUGINS": "foreword", "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
-    seal.ensure_secret()
+    signing.ensure_secret()
     for word in sys.argv[1:]:
         print("FOUND" + json.dumps([word, trial(Path(word))]), flush=True)

@@ -11,7 +11,7 @@ import served
 
 from foreword import Backbone
 from foreword.prompt.store import Store
-from foreword.vllm_plugin.refusals import SHOWN
+from foreword.vllm_plugin.compatibility import SHOWN
 
 NUM_NEW = 10
 CHANGES: dict[str, dict[str, Any]] = {"mistral": {"sliding_window": None}}

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from foreword.config import ResamplingConfig
 from foreword.errors import InputError
-from foreword.metrics import Counts, Metric, Outcome
+from foreword.evaluation.metrics import Counts, Metric, Outcome
 
 MAX_COUNTS = 1 << 24  # numbers in one block of counts: 128 MB
 _DEFAULTS = ResamplingConfig()

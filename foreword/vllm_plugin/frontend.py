@@ -21,8 +21,8 @@ from foreword.config import EncodingConfig
 from foreword.data import encoding
 from foreword.errors import InputError, NotFoundError, UnsupportedError
 from foreword.server.catalog import Catalog, Served
-from foreword.vllm_plugin import refusals, seal, splice
-from foreword.vllm_plugin.watch import LOOK_SECONDS, Watch
+from foreword.vllm_plugin import compatibility, placeholders, signing
+from foreword.vllm_plugin.store_watcher import LOOK_SECONDS, Watch
 
 log = logging.getLogger("vllm.foreword")
 MAX_BYTES = 1 << 28  # of embeddings that are remembered
@@ -40,7 +40,7 @@ class Row:
 
     ids: list[int]
     salt: str
-    mixed: splice.Mixed | None = None
+    mixed: placeholders.Mixed | None = None
 
 
 @dataclass(frozen=True)
@@ -132,19 +132,22 @@ class Front:
             raise UnsupportedError(f"{body.model!r} is not served: {reason}")
         served = self.catalog.find(body.model)
         assert served.source is not None and served.entry is not None
-        refusals.check_request(body, served.name, is_chat=is_chat)
+        compatibility.check_request(body, served.name, is_chat=is_chat)
         rows, stop_ids = self._encoded(body, served.encoding, is_chat)
         num_virtual = served.source.num_virtual_tokens
         num_new = self._num_new(body, is_chat)
         for ids in rows:
-            refusals.check_ids(ids, self.limits.vocab_size)
-            refusals.check_room(num_virtual, len(ids), num_new, self.limits.max_length)
-        salt = seal.salt(served.source.content_hash, body.cache_salt)
+            compatibility.check_ids(ids, self.limits.vocab_size)
+            compatibility.check_room(num_virtual, len(ids), num_new, self.limits.max_length)
+        salt = signing.salt(served.source.content_hash, body.cache_salt)
         penalty = body.repetition_penalty
         penalty = self.limits.repetition_penalty if penalty is None else penalty
         if served.facts["form"] == "embeddings":
             values = self._embeddings(served)
-            spliced = [splice.mixed(ids, values, splice.placeholder(ids, penalty)) for ids in rows]
+            spliced = [
+                placeholders.mixed(ids, values, placeholders.placeholder(ids, penalty))
+                for ids in rows
+            ]
             found = [Row(one.ids, salt, one) for one in spliced]
             return Bound(served, num_virtual, found, stop_ids)
         order = {
@@ -153,10 +156,15 @@ class Front:
             "num_virtual": num_virtual,
         }
         found = [
-            Row(splice.with_placeholders(ids, num_virtual, splice.placeholder(ids, penalty)), salt)
+            Row(
+                placeholders.with_placeholders(
+                    ids, num_virtual, placeholders.placeholder(ids, penalty)
+                ),
+                salt,
+            )
             for ids in rows
         ]
-        return Bound(served, num_virtual, found, stop_ids, seal.sealed(order))
+        return Bound(served, num_virtual, found, stop_ids, signing.sealed(order))
 
     def _encoded(
         self, body: Any, config: EncodingConfig, is_chat: bool

@@ -14,9 +14,9 @@ from fastapi import Request
 from foreword.backbone import Backbone
 from foreword.config import ServeConfig
 from foreword.server.catalog import Catalog
-from foreword.server.grammar import Grammars
+from foreword.server.engine_thread import Worker
 from foreword.server.metrics import Metrics
-from foreword.server.worker import Worker
+from foreword.server.structured_output import Grammars
 
 T = TypeVar("T")
 

@@ -20,8 +20,8 @@ from foreword.errors import InputError
 from foreword.prompt.store import Store
 from foreword.server.app import create_app
 from foreword.server.catalog import Catalog
-from foreword.server.gate import LOOPBACK, Gate
-from foreword.server.worker import Worker
+from foreword.server.engine_thread import Worker
+from foreword.server.middleware import LOOPBACK, Gate
 
 log = logging.getLogger("foreword.server")
 

@@ -13,11 +13,11 @@ from foreword.config import EvalConfig, ResamplingConfig
 from foreword.data import encoding
 from foreword.data.encoding import Row
 from foreword.errors import InputError, UnsupportedError
-from foreword.evaluation import label_losses, room
-from foreword.metrics import METRICS, Outcome
+from foreword.evaluation.bootstrap import Score, difference, score
+from foreword.evaluation.evaluation import label_losses, room
+from foreword.evaluation.metrics import METRICS, Outcome
 from foreword.prompt.prefix import Prefix
 from foreword.prompt.soft_prompt import SoftPrompt
-from foreword.scores import Score, difference, score
 
 WINDOW = 128  # tokens of unrelated text that are read at once
 _DEFAULTS = EvalConfig()

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from foreword.engine.sampling import Choice
-from foreword.server.answers import Answer, Piece
+from foreword.server.streaming import Answer, Piece
 
 
 class Tokenizer(Protocol):

@@ -17,18 +17,18 @@ import foreword
 from foreword import chat
 from foreword.engine import request
 from foreword.prompt import history
-from foreword.server import content
-from foreword.server.bodies import ChatWords, CompletionWords
+from foreword.server import message_media
 from foreword.server.catalog import Served
-from foreword.server.replies import Encoded, reply, requests_of
-from foreword.server.schema import (
+from foreword.server.protocol import (
     ChatRequest,
     CompletionRequest,
     Message,
     NameRequest,
     TokenizeRequest,
 )
-from foreword.server.shared import State, note, state_of
+from foreword.server.responses import ChatWords, CompletionWords
+from foreword.server.serving import Encoded, reply, requests_of
+from foreword.server.state import State, note, state_of
 
 PAGE = Path(__file__).parent / "page"
 OUTLINE_POINTS = 60  # of a curve in a list: many prompts are listed at once
@@ -42,7 +42,7 @@ async def chat_completions(body: ChatRequest, http: Request) -> Response:
 
     def encode() -> list[request.Request]:
         messages = _loaded(state, body.messages)
-        ids, media = content.encode(state.backbone, messages, served.encoding)
+        ids, media = message_media.encode(state.backbone, messages, served.encoding)
         ends = chat.end_tokens(state.backbone, messages, served.encoding)
         limit = body.max_completion_tokens
         limit = limit if limit is not None else body.max_tokens
@@ -91,7 +91,7 @@ async def tokenize(body: TokenizeRequest, http: Request) -> dict[str, Any]:
         if body.messages is None:
             return chat.encode(state.backbone, body.prompt or "", served.encoding)
         messages = _loaded(state, body.messages)
-        return content.encode(state.backbone, messages, served.encoding)[0]
+        return message_media.encode(state.backbone, messages, served.encoding)[0]
 
     ids = await state.encode(encode)
     return {
@@ -174,10 +174,10 @@ def num_virtual(served: Served) -> int:
     return served.source.num_virtual_tokens if served.source is not None else 0
 
 
-def _loaded(state: State, messages: Sequence[Message]) -> list[content.Message]:
+def _loaded(state: State, messages: Sequence[Message]) -> list[message_media.Message]:
     """Return messages whose images and sounds are in memory."""
     plain = [message.model_dump(exclude_none=True) for message in messages]
-    return content.load(plain, state.backbone, state.config)
+    return message_media.load(plain, state.backbone, state.config)
 
 
 def _card(state: State, served: Served) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from foreword.chat import TextStream
 from foreword.engine.request import Handle, Request
 from foreword.engine.sampling import Choice
 from foreword.errors import ForewordError
-from foreword.server.worker import Worker
+from foreword.server.engine_thread import Worker
 
 
 class TooSlowError(ForewordError):

@@ -18,12 +18,12 @@ from starlette.exceptions import HTTPException
 from foreword.data.processor import Media
 from foreword.engine import request
 from foreword.errors import ForewordError, InputError
-from foreword.server.answers import Answers, Piece
-from foreword.server.bodies import ChatWords, CompletionWords, usage
 from foreword.server.catalog import Served
-from foreword.server.gate import error_body
-from foreword.server.schema import Common, CompletionRequest
-from foreword.server.shared import State, note, state_of
+from foreword.server.middleware import error_body
+from foreword.server.protocol import Common, CompletionRequest
+from foreword.server.responses import ChatWords, CompletionWords, usage
+from foreword.server.state import State, note, state_of
+from foreword.server.streaming import Answers, Piece
 
 Words = ChatWords | CompletionWords
 Encoded = tuple[Sequence[int], Media | None]  # a prompt, and the media between its ids

@@ -19,9 +19,9 @@ from foreword.errors import InputError, StorageError
 if TYPE_CHECKING:
     from foreword.backbone import Backbone
     from foreword.data.examples import Example
-    from foreword.evaluation import Evaluation, Subject
-    from foreword.metrics import Choice, Metric
-    from foreword.scores import Score
+    from foreword.evaluation.bootstrap import Score
+    from foreword.evaluation.evaluation import Evaluation, Subject
+    from foreword.evaluation.metrics import Choice, Metric
 
 
 def ask(
@@ -33,7 +33,7 @@ def ask(
     resampling: ResamplingConfig,
 ) -> "list[Evaluation]":
     """Evaluate every subject on the same examples, and say which metrics were chosen."""
-    from foreword.evaluation import evaluate
+    from foreword.evaluation.evaluation import evaluate
 
     names = ", ".join(metric.name for metric in choice.metrics)
     options.errors.print(f"metrics: {names} ({choice.reason})")
@@ -109,7 +109,7 @@ def differences(
     first: "Evaluation", result: "Evaluation", resampling: ResamplingConfig
 ) -> "dict[str, Score]":
     """Return a subject's paired differences from the first, by metric."""
-    from foreword.scores import difference
+    from foreword.evaluation.bootstrap import difference
 
     return {
         name: difference(score, first.scores[name], resampling)

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 from foreword.errors import DependencyError, InputError, StorageError
 
 if TYPE_CHECKING:
-    from foreword.evaluation import Evaluation
-    from foreword.metrics import Metric
+    from foreword.evaluation.evaluation import Evaluation
+    from foreword.evaluation.metrics import Metric
 
 COLORS = ("#3b6ea5", "#8a8a8a")  # of prompts, and of what they are compared with
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from foreword import chat, ensembles
+from foreword import chat
 from foreword.backbone import Backbone
 from foreword.chat import Answer, Text
 from foreword.config import EncodingConfig, EvalConfig, ResamplingConfig
@@ -21,10 +21,11 @@ from foreword.data import encoding
 from foreword.data.encoding import Row
 from foreword.data.examples import Example
 from foreword.errors import DataError, InputError
-from foreword.metrics import METRICS, Metric, Outcome
+from foreword.evaluation import ensembles
+from foreword.evaluation.bootstrap import Score, score
+from foreword.evaluation.metrics import METRICS, Metric, Outcome
 from foreword.prompt.prefix import Prefix
 from foreword.prompt.soft_prompt import SoftPrompt
-from foreword.scores import Score, score
 from foreword.training.loss import score_labels
 
 NO_LIMIT = 1 << 30
