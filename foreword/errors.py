@@ -9,6 +9,9 @@
     ├── UnsupportedError     a combination that would not be exact: refused by name
     ├── DependencyError      a missing extra or a release outside the tested range
     ├── BusyError            as many requests wait as may: come back later
+    ├── TooSlowError         a request has taken longer than the server allows
+    ├── ModelError           the model failed at one request; others go on
+    ├── EngineDeadError      the engine has failed as a whole
     ├── StorageError         no space, no permission: says what was kept and where
     └── TrainingError        the run cannot go on: no gradient, a process of it that died
         └── DivergedError    a loss or a gradient that is not finite
@@ -68,6 +71,24 @@ class DependencyError(ForewordError):
 
 class BusyError(ForewordError):
     """As many requests wait as may; the same request will be served later."""
+
+    http_status = 503
+
+
+class TooSlowError(ForewordError):
+    """A request has taken longer than the server allows."""
+
+    http_status = 504
+
+
+class ModelError(ForewordError):
+    """The model failed at one request; others go on."""
+
+    http_status = 500
+
+
+class EngineDeadError(ForewordError):
+    """The engine has failed as a whole; the process ends and has to be started again."""
 
     http_status = 503
 

@@ -64,5 +64,5 @@ def test_a_level_curve_has_low_bars() -> None:
 
 
 def test_histories_import_no_torch() -> None:
-    code = "import sys, foreword.history; assert 'torch' not in sys.modules"
+    code = "import sys, foreword.prompt.history; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

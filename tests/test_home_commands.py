@@ -135,7 +135,7 @@ def test_calls_are_canonical(every_row: list[Command]) -> None:
 def test_rows_depend_on_nothing_but_arguments() -> None:
     pytest.importorskip("hassil")
     program = (
-        "import hashlib; from foreword.home_commands import home_commands; "
+        "import hashlib; from foreword.demo.home_commands import home_commands; "
         "print(hashlib.sha256(repr(home_commands(40, 10, 20, seed=5)).encode()).hexdigest())"
     )
     other = subprocess.run(
@@ -152,7 +152,7 @@ def test_rows_depend_on_nothing_but_arguments() -> None:
 
 def test_import_needs_neither_torch_nor_the_extra() -> None:
     program = (
-        "import sys, foreword.home_commands; "
+        "import sys, foreword.demo.home_commands; "
         "assert not {'torch', 'hassil', 'home_assistant_intents'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", program], check=True)

@@ -176,7 +176,7 @@ def test_a_hostile_file_is_refused_by_the_command_with_a_reason(
 
 KILLED = """
 import os, signal, sys
-from foreword import store
+from foreword.prompt import store
 point = sys.argv[1]
 real = getattr(os, point)
 def kill(*arguments, **options):
@@ -272,5 +272,5 @@ def test_the_command_shows_how_a_prompt_was_trained(
 
 
 def test_the_store_imports_no_torch() -> None:
-    code = "import sys, foreword.store; assert 'torch' not in sys.modules"
+    code = "import sys, foreword.prompt.store; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -63,7 +63,7 @@ def command(
     from dataclasses import asdict
 
     from foreword.evaluation import curves as drawing
-    from foreword.prompt.artifact import check_writable
+    from foreword.storage import check_writable
     from foreword.training import distributed, fsdp
     from foreword.training.loop import train
     from foreword.training.seeds import seeds_of

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from foreword.errors import DependencyError
-from foreword.prompt.artifact import replacing, storage_errors
 from foreword.prompt.history import History
+from foreword.storage import replacing, storage_errors
 
 
 def check_matplotlib() -> None:

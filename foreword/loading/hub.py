@@ -17,12 +17,12 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
-from foreword.errors import DependencyError, InputError, StorageError
-from foreword.loading.gguf import Progress, convert, first_line, reader_class, tell
+from foreword.errors import DependencyError, InputError
+from foreword.loading.gguf import Progress, convert, reader_class, tell
+from foreword.storage import replacing, storage_errors, sync
 
 EMBEDDED = "smollm2-135m"
 
@@ -35,6 +35,8 @@ _WHEEL_GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea3737281
 
 # Part of the name of every converted directory: raise it when a conversion comes out different.
 _CONVERTER = "c1"
+
+NOTHING_KEPT = "nothing was kept; or set FOREWORD_CACHE to a directory that can be written"
 
 
 def resolve(model: str, progress: Progress | None = None) -> str:
@@ -121,7 +123,7 @@ def _make_once(target: Path, make: Callable[[Path], Path], progress: Progress | 
     if target.is_dir():
         return target
     lock = FileLock(target.parent / f".{target.name}.lock")
-    with _storage_errors(target):
+    with storage_errors(target, NOTHING_KEPT):
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
             lock.acquire(timeout=0)
@@ -140,29 +142,13 @@ def _make_once(target: Path, make: Callable[[Path], Path], progress: Progress | 
 
 def _make(target: Path, make: Callable[[Path], Path]) -> None:
     """Let `make` fill a scratch directory beside `target`; what it returns becomes `target`."""
-    with _storage_errors(target):
+    with storage_errors(target, NOTHING_KEPT):
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as scratch:
             made = make(Path(scratch))
             for path in filter(Path.is_file, made.rglob("*")):
-                with path.open("rb") as file:
-                    os.fsync(file.fileno())  # the name must not reach the disk before the bytes
+                sync(path)  # the name must not reach the disk before the bytes
             os.rename(made, target)
-
-
-@contextmanager
-def _storage_errors(target: Path) -> Iterator[None]:
-    """Raise every failed write as a StorageError that says what to do."""
-    from safetensors import SafetensorError
-
-    try:
-        yield
-    except (OSError, SafetensorError) as error:
-        reason = error.strerror if isinstance(error, OSError) else None
-        raise StorageError(
-            f"cannot write {target}: {reason or first_line(error)}; nothing was kept. Free some "
-            f"space there, or set FOREWORD_CACHE to a directory that can be written"
-        ) from error
 
 
 # The embedded model: pip brings the wheel, zipfile opens it -------------------------------------
@@ -254,11 +240,11 @@ def _remembered_sha256(path: Path, stamp: list[int], progress: Progress | None) 
         pass  # no record, or a damaged one: the file is read
     tell(progress, f"reading {path} ({stamp[0] / 1e6:.0f} MB)")
     digest = _sha256(path)
-    with _storage_errors(record):
+    with storage_errors(record, NOTHING_KEPT):
         record.parent.mkdir(parents=True, exist_ok=True)
-        new = record.with_suffix(f".{os.getpid()}")
-        new.write_text(json.dumps({"file": str(path.resolve()), "stamp": stamp, "sha256": digest}))
-        os.replace(new, record)
+        facts = {"file": str(path.resolve()), "stamp": stamp, "sha256": digest}
+        with replacing(record) as new:
+            new.write_text(json.dumps(facts))
     return digest
 
 

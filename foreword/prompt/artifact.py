@@ -7,13 +7,9 @@ them. Layers whose states differ in shape or kind have no place in PEFT's format
 knows a model, a method or how a prompt is used; no pickle is ever read.
 """
 
-import contextlib
-import errno
 import hashlib
 import json
 import os
-import tempfile
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,8 +19,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from foreword.errors import ArtifactError, InputError, StorageError
+from foreword.errors import ArtifactError, InputError
 from foreword.prompt import history
+from foreword.storage import replacing, storage_errors
 
 FORMAT_VERSION = 1
 CONFIG_FILE = "adapter_config.json"
@@ -288,57 +285,3 @@ def _read_facts(path: Path, metadata: dict[str, str]) -> dict[str, Any]:
     if wrong := wrong_fact(facts):
         raise ArtifactError(f"{path}: in the metadata under 'foreword', {wrong}")
     return facts
-
-
-def check_writable(directory: str | os.PathLike[str]) -> None:
-    """Make a directory and write to it once, before hours of work depend on it.
-
-    Raises:
-        StorageError: the directory cannot be made or written.
-    """
-    target = Path(directory)
-    with storage_errors(target):
-        target.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=target) as file:
-            file.write(b"\0")
-
-
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary file beside `path` that takes its place, whole and synced, on success."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        with temporary.open("rb") as written:
-            os.fsync(written.fileno())
-        temporary.chmod(0o644)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def remove_leftovers(path: Path) -> None:
-    """Remove the temporary files of writes to `path` whose process was killed."""
-    with storage_errors(path):
-        for leftover in path.parent.glob(f".{path.name}.*"):
-            leftover.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def storage_errors(target: Path) -> Iterator[None]:
-    """Turn what the operating system says about a full or closed disk into one line."""
-    try:
-        yield
-    except (OSError, SafetensorError) as error:
-        number = getattr(error, "errno", None)
-        if number == errno.ENOSPC or "No space left" in str(error):
-            reason = "no space left on the device; free some or choose another directory"
-        elif number in (errno.EACCES, errno.EPERM, errno.EROFS):
-            reason = "not writable; choose another directory or change its permissions"
-        elif number in (errno.ENOTDIR, errno.EEXIST):
-            reason = "a file stands where a directory is needed; choose another directory"
-        else:
-            reason = str(error)
-        raise StorageError(f"{target}: {reason}; what was there before is kept") from None

@@ -23,6 +23,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from foreword.errors import InputError, NotFoundError, StorageError
+from foreword.storage import replace, storage_errors, sync
 
 FILES = ("adapter_config.json", "adapter_model.safetensors")
 NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,62}[A-Za-z0-9_-])?")
@@ -145,20 +146,22 @@ class Store:
         with self._writing() as scratch:
             if name in self.aliases():
                 raise InputError(f"{name!r} is an alias; remove it first or choose another name")
+            new = scratch / "new"
+            new.mkdir()
             for file in FILES:
-                _copy(Path(source) / file, scratch / file)
-            version = _version_of(scratch)
+                _copy(Path(source) / file, new / file)
+            version = _version_of(new)
             versions = self.directory / name / "versions"
             versions.mkdir(parents=True, exist_ok=True)
             target = versions / version
             if target.exists():
                 os.utime(target)
             else:
-                _sync(scratch)
-                scratch.chmod(0o755)
-                os.rename(scratch, target)
-                _sync(versions)
-            self._point(self.directory / name / "current", version)
+                sync(new)
+                new.chmod(0o755)
+                os.rename(new, target)
+                sync(versions)
+            self._point(scratch, self.directory / name / "current", version)
         return Entry(name, version, target)
 
     def remove(self, reference: str) -> list[Entry]:
@@ -182,7 +185,7 @@ class Store:
                 os.rename(self.directory / name, scratch / "gone")
                 return gone
             if self._current(name) == gone[0].version:
-                self._point(self.directory / name / "current", left[-1].version)
+                self._point(scratch, self.directory / name / "current", left[-1].version)
             os.rename(gone[0].path, scratch / "gone")
         return gone
 
@@ -193,7 +196,7 @@ class Store:
             NotFoundError: no such prompt. InputError: the alias is a prompt's own name.
         """
         check_name(alias)
-        with self._writing():
+        with self._writing() as scratch:
             if self._current(alias) is not None:
                 raise InputError(f"{alias!r} is a prompt's own name; choose another alias")
             if reference.partition("@")[0] in self.aliases():
@@ -201,52 +204,39 @@ class Store:
             entry = self.resolve(reference)
             folder = self.directory / ".aliases"
             folder.mkdir(exist_ok=True)
-            self._point(folder / alias, str(entry) if "@" in reference else entry.name)
+            self._point(scratch, folder / alias, str(entry) if "@" in reference else entry.name)
         return entry
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[Path]:
         """Hold the lock; yield a scratch directory that is gone afterwards, whatever happens."""
-        try:
+        with storage_errors(self.directory):
             self.directory.mkdir(parents=True, exist_ok=True)
-            with FileLock(self.directory / ".lock", timeout=LOCK_SECONDS):
-                self._clear()
-                scratch = Path(tempfile.mkdtemp(prefix=SCRATCH, dir=self.directory))
-                try:
-                    yield scratch
-                finally:
-                    shutil.rmtree(scratch, ignore_errors=True)
-        except Timeout:
-            raise StorageError(
-                f"{self.directory}: another writer has held the lock for {LOCK_SECONDS:.0f} "
-                "seconds; try again"
-            ) from None
-        except OSError as error:
-            raise StorageError(
-                f"{self.directory}: {error.strerror or error}; what was there before is kept"
-            ) from None
+            try:
+                with FileLock(self.directory / ".lock", timeout=LOCK_SECONDS):
+                    self._clear()
+                    scratch = Path(tempfile.mkdtemp(prefix=SCRATCH, dir=self.directory))
+                    try:
+                        yield scratch
+                    finally:
+                        shutil.rmtree(scratch, ignore_errors=True)
+            except Timeout:
+                raise StorageError(
+                    f"{self.directory}: another writer has held the lock for {LOCK_SECONDS:.0f} "
+                    "seconds; try again"
+                ) from None
 
     def _clear(self) -> None:
-        """Remove what a writer that died has left."""
-        for left in list(self.directory.rglob(f"{SCRATCH}*")):
-            if left.is_dir() and not left.is_symlink():
-                shutil.rmtree(left, ignore_errors=True)
-            else:
-                left.unlink(missing_ok=True)
+        """Remove the scratch directory of a writer that died."""
+        for left in self.directory.glob(f"{SCRATCH}*"):
+            shutil.rmtree(left, ignore_errors=True)
 
-    def _point(self, path: Path, word: str) -> None:
+    def _point(self, scratch: Path, path: Path, word: str) -> None:
         """Replace a file of one word, whole and synced."""
-        handle, name = tempfile.mkstemp(prefix=SCRATCH, dir=path.parent)
-        try:
-            with os.fdopen(handle, "w") as file:
-                file.write(word + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-            os.chmod(name, 0o644)
-            os.replace(name, path)
-        finally:
-            Path(name).unlink(missing_ok=True)
-        _sync(path.parent)
+        new = scratch / "word"
+        new.write_text(word + "\n")
+        replace(new, path)
+        sync(path.parent)
 
     def _refuse_aliased(self, gone: set[str]) -> None:
         for alias, target in self.aliases().items():
@@ -325,8 +315,7 @@ def _open(path: Path) -> Any:
 def _copy(source: Path, target: Path) -> None:
     with _open(source) as old, target.open("wb") as new:
         shutil.copyfileobj(old, new, 1 << 20)
-        new.flush()
-        os.fsync(new.fileno())
+    sync(target)
     target.chmod(0o644)
 
 
@@ -337,12 +326,3 @@ def _read_word(path: Path) -> str | None:
             return str(file.read(200), "ascii").strip()
     except (InputError, UnicodeDecodeError):
         return None
-
-
-def _sync(directory: Path) -> None:
-    """Bring a directory's names to the disk."""
-    handle = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -10,15 +10,9 @@ from collections.abc import Sequence
 
 from foreword.engine.engine import Engine
 from foreword.engine.request import Handle, Request
-from foreword.errors import ForewordError
+from foreword.errors import EngineDeadError
 
 log = logging.getLogger("foreword.server")
-
-
-class EngineDeadError(ForewordError):
-    """The engine has failed as a whole; the process ends and has to be started again."""
-
-    http_status = 503
 
 
 class Worker:

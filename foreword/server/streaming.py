@@ -15,20 +15,8 @@ from typing import Any
 from foreword.chat import TextStream
 from foreword.engine.request import Handle, Request
 from foreword.engine.sampling import Choice
-from foreword.errors import ForewordError
+from foreword.errors import ForewordError, ModelError, TooSlowError
 from foreword.server.engine_thread import Worker
-
-
-class TooSlowError(ForewordError):
-    """A request has taken longer than the server allows."""
-
-    http_status = 504
-
-
-class ModelError(ForewordError):
-    """The model failed at one request; others go on."""
-
-    http_status = 500
 
 
 @dataclass

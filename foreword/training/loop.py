@@ -25,6 +25,7 @@ from foreword.prompt import artifact
 from foreword.prompt.prefix import Prefix, same_prefix
 from foreword.prompt.soft_prompt import SoftPrompt
 from foreword.prompt.states import States, Unread
+from foreword.storage import remove_leftovers
 from foreword.training import distributed, fsdp, guards, lr_search, methods, out_of_memory, start
 from foreword.training.batches import batches_of, default_size
 from foreword.training.checkpoint import STATE_FILE, StoredState, read_state
@@ -245,7 +246,7 @@ def train(
     ranks.check_alike(f"{identity} {state.progress} {state.prompt.content_hash}")
     if file is not None and ranks.is_main:
         for name in (STATE_FILE, artifact.CONFIG_FILE, artifact.TENSOR_FILE):
-            artifact.remove_leftovers(file.with_name(name))
+            remove_leftovers(file.with_name(name))
     if stored is None:
         _save(run, state)
     return _steps(run, state, notices)

@@ -16,9 +16,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from foreword.prompt import artifact
 from foreword.prompt.history import History
 from foreword.prompt.soft_prompt import SoftPrompt
+from foreword.storage import replacing, storage_errors
 from foreword.training import guards
 from foreword.training.checkpoint import (
     METADATA_NAME,
@@ -161,9 +161,9 @@ class TrainState:
             "best": self.best.facts["metrics"] if self.best else None,
         }
         tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-        with artifact.storage_errors(path):
+        with storage_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            with artifact.replacing(path) as file:
+            with replacing(path) as file:
                 save_file(tensors, file, metadata={METADATA_NAME: json.dumps(facts)})
 
     def _point(self) -> Point:

@@ -1,0 +1,93 @@
+"""Storage: files and directories that appear whole and synced, or not at all.
+
+In: a path, and what writes it. Out: the new file in the place of the old one, or an error that says
+what was kept. Knows nothing of what the files hold; imports no torch.
+"""
+
+import contextlib
+import errno
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from foreword.errors import StorageError
+
+KEPT = "what was there before is kept"
+
+
+def check_writable(directory: str | os.PathLike[str]) -> None:
+    """Make a directory and write to it once, before hours of work depend on it.
+
+    Raises:
+        StorageError: the directory cannot be made or written.
+    """
+    target = Path(directory)
+    with storage_errors(target):
+        target.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=target) as file:
+            file.write(b"\0")
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a temporary file beside `path` that takes its place, whole and synced, on success."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def replace(new: Path, path: Path) -> None:
+    """Let a file of the same file system take the place of `path`, synced, readable by all."""
+    sync(new)
+    new.chmod(0o644)
+    os.replace(new, path)
+
+
+def remove_leftovers(path: Path) -> None:
+    """Remove the temporary files of writes to `path` whose process was killed."""
+    with storage_errors(path):
+        for leftover in path.parent.glob(f".{path.name}.*"):
+            leftover.unlink(missing_ok=True)
+
+
+def sync(path: Path) -> None:
+    """Bring a file's bytes, or the names in a directory, to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def storage_errors(target: Path, kept: str = KEPT) -> Iterator[None]:
+    """Turn what the operating system says about a full or closed disk into one line.
+
+    Args:
+        target: what is written.
+        kept: what became of what was there, and what else to do.
+
+    Raises:
+        StorageError: in the place of every error of the system or of safetensors.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        number = getattr(error, "errno", None)
+        if number == errno.ENOSPC or "No space left" in str(error):
+            reason = "no space left on the device; free some or choose another directory"
+        elif number in (errno.EACCES, errno.EPERM, errno.EROFS):
+            reason = "not writable; choose another directory or change its permissions"
+        elif number in (errno.ENOTDIR, errno.EEXIST):
+            reason = "a file stands where a directory is needed; choose another directory"
+        else:
+            reason = str(error).strip().partition("\n")[0]
+        raise StorageError(f"{target}: {reason}; {kept}") from None
