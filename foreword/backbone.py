@@ -30,8 +30,7 @@ from foreword.model.fingerprint import (
 )
 from foreword.model.head import decoder_scale, logits
 from foreword.model.media import split_media
-from foreword.prompt.compiled import Compiled
-from foreword.prompt.prefix import Prefix, PrefixBatch, no_prefixes
+from foreword.prompt.prefix import CompiledPrefixes, Prefix, PrefixBatch, no_prefixes
 from foreword.prompt.soft_prompt import SoftPrompt
 from foreword.prompt.states import States, Unread
 from foreword.verification import text
@@ -71,7 +70,7 @@ class Backbone:
         self.tokenizer = tokenizer if tokenizer is not None else _tokenizer_of(processor)
         self.name = name or getattr(hf_model, "name_or_path", "") or hf_model.config.model_type
         self.revision: str | None = getattr(hf_model.config, "_commit_hash", None)
-        self._compiled = Compiled(NUM_COMPILED)
+        self._compiled = CompiledPrefixes(NUM_COMPILED)
         self._fingerprint: dict[str, Any] | None = None
         self._one_token: States | None = None
         self._embedding_scale = (

@@ -24,7 +24,7 @@ from torch import Tensor
 from foreword import SoftPrompt
 from foreword.errors import ArtifactError, InputError, StorageError
 from foreword.prompt import artifact
-from foreword.prompt.artifact import CONFIG_FILE, TENSOR_FILE, TENSOR_NAME
+from foreword.prompt.peft_format import CONFIG_FILE, TENSOR_FILE, TENSOR_NAME
 
 EMBEDDINGS = torch.arange(24.0).view(3, 8)
 PREFIX_CONFIG = {

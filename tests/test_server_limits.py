@@ -24,7 +24,8 @@ from typer.testing import CliRunner
 from foreword import Backbone, SoftPrompt
 from foreword.cli import app
 from foreword.errors import DependencyError, InputError
-from foreword.prompt.store import FILES, Store
+from foreword.prompt.peft_format import FILES
+from foreword.prompt.store import Store
 from foreword.server.middleware import ADMIN, OPEN
 from foreword.server.server import Server, warnings_for
 

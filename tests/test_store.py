@@ -19,7 +19,8 @@ from typer.testing import CliRunner
 from foreword import SoftPrompt
 from foreword.cli import app
 from foreword.errors import ArtifactError, ForewordError, InputError, NotFoundError, StorageError
-from foreword.prompt.store import FILES, Store
+from foreword.prompt.peft_format import FILES
+from foreword.prompt.store import Store
 
 
 def saved(path: Path, seed: int = 0, num_virtual: int = 3) -> Path:

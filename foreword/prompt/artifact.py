@@ -21,17 +21,17 @@ from torch import Tensor
 
 from foreword.errors import ArtifactError, InputError
 from foreword.prompt import history
+from foreword.prompt.peft_format import (
+    CONFIG_FILE,
+    TENSOR_FILE,
+    check_config,
+    check_tensors,
+    tensor_names,
+)
 from foreword.storage import replacing, storage_errors
 
 FORMAT_VERSION = 1
-CONFIG_FILE = "adapter_config.json"
-TENSOR_FILE = "adapter_model.safetensors"
-TENSOR_NAME = "prompt_embeddings"
 MAX_CONFIG_BYTES = 1 << 20
-MAX_LAYERS = 1 << 12
-
-EMBEDDING_TYPES = ("PROMPT_TUNING", "P_TUNING", "CPT")
-KEY_VALUE_TYPES = ("PREFIX_TUNING", "CARTRIDGE")
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 # The facts that code relies on: their types where they are there at all. Others are free.
@@ -50,9 +50,6 @@ FACT_TYPES: dict[str, Any] = {
     "method": str,
     "created": str,
 }
-OWN_TYPE = "FOREWORD_ONLY"  # PEFT's error for an adapter of this type is KeyError: 'FOREWORD_ONLY'
-OWN_PREFIX = "foreword."
-ENCODER_TASK = "SEQ_2_SEQ_LM"  # PEFT's name for models whose decoder follows an encoder
 
 
 @dataclass(frozen=True)
@@ -111,10 +108,11 @@ def write(directory: str | os.PathLike[str], artifact: Artifact) -> None:
     if artifact.facts:
         metadata["foreword"] = _facts_as_json(target, artifact.facts)
     config = json.dumps(artifact.config, indent=2, sort_keys=True) + "\n"
+    names = tensor_names(artifact.config, target)
     # Copies: safetensors refuses tensors that share memory.
     tensors = {
         name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
-        for name, tensor in zip(_names(artifact), artifact.tensors, strict=True)
+        for name, tensor in zip(names, artifact.tensors, strict=True)
     }
     with storage_errors(target):
         target.mkdir(parents=True, exist_ok=True)
@@ -138,12 +136,6 @@ def _facts_as_json(target: Path, facts: dict[str, Any]) -> str:
         ) from None
 
 
-def _names(artifact: Artifact) -> list[str]:
-    if artifact.config["peft_type"] != OWN_TYPE:
-        return [TENSOR_NAME]
-    return [f"{OWN_PREFIX}{index}" for index in range(len(artifact.tensors))]
-
-
 def read(directory: str | os.PathLike[str]) -> Artifact:
     """Read and verify an artifact written here or by stock PEFT.
 
@@ -152,54 +144,22 @@ def read(directory: str | os.PathLike[str]) -> Artifact:
     """
     source = Path(directory)
     config = _read_config(source)
-    is_own = config["peft_type"] == OWN_TYPE
-    names = [f"{OWN_PREFIX}{i}" for i in range(_num_tensors(source, config))] if is_own else []
-    tensors, facts = _read_tensors(source, names or [TENSOR_NAME])
-    expected = config.get("num_virtual_tokens")
-    if config["peft_type"] in EMBEDDING_TYPES and config.get("num_transformer_submodules") == 2:
-        # PEFT keeps a second half for the decoder, which it never reads.
-        (tensor,) = tensors.values()
-        if expected is not None and tensor.ndim and tensor.shape[0] == 2 * expected:
-            tensors = {TENSOR_NAME: tensor[:expected].clone()}
-    for name, tensor in tensors.items():
-        _check_tensor(source, name, tensor, is_own, expected)
-    return Artifact(list(tensors.values()), config, facts)
+    tensors, facts = _read_tensors(source, tensor_names(config, source))
+    for tensor in tensors.values():
+        _check_values(source, tensor)
+    return Artifact(check_tensors(config, tensors, source), config, facts)
 
 
-def _num_tensors(source: Path, config: dict[str, Any]) -> int:
-    counts: Any = config.get("tensors_per_layer")
-    is_list = isinstance(counts, list) and 0 < len(counts) <= MAX_LAYERS
-    if not (is_list and all(type(count) is int and 0 < count <= 16 for count in counts)):
-        raise ArtifactError(
-            f"{source / CONFIG_FILE}: tensors_per_layer is {counts!r:.60}, expected the number of "
-            "each layer's tensors"
-        )
-    return sum(counts)
-
-
-def _check_tensor(source: Path, name: str, tensor: Tensor, is_own: bool, expected: Any) -> None:
-    """Refuse values that are no prompt's: `[P, ...]`, or a layer's state in foreword's own format,
-    whose layout the prompt checks.
-    """
+def _check_values(source: Path, tensor: Tensor) -> None:
     if tensor.dtype not in DTYPES:
         raise ArtifactError(
             f"{source / TENSOR_FILE}: expected floating point values of 16, 32 or 64 bits, "
             f"got {tensor.dtype}"
         )
-    if tensor.ndim not in ((2, 3) if is_own else (2,)) or not tensor.numel():
-        wanted = "2 or 3 dimensions" if is_own else "one row for each virtual token"
-        raise ArtifactError(
-            f"{source / TENSOR_FILE}: {name} has shape {list(tensor.shape)}, expected {wanted}"
-        )
     if not bool(torch.isfinite(tensor).all()):
         raise ArtifactError(
             f"{source / TENSOR_FILE}: the prompt holds NaN or infinite values; train it again "
             "with a lower learning rate or restore a copy"
-        )
-    if not is_own and expected is not None and tensor.shape[0] != expected:
-        raise ArtifactError(
-            f"{source}: {name} has shape {list(tensor.shape)}, but {CONFIG_FILE} says "
-            f"num_virtual_tokens = {expected!r}; the two files are not from one save"
         )
 
 
@@ -215,32 +175,8 @@ def _read_config(source: Path) -> dict[str, Any]:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise ArtifactError(f"{path}: not readable as JSON ({error})") from None
-    if not isinstance(config, dict):
-        raise ArtifactError(f"{path}: expected a JSON object, got {type(config).__name__}")
-    kind = config.get("peft_type")
-    if kind not in (*EMBEDDING_TYPES, *KEY_VALUE_TYPES, OWN_TYPE):
-        supported = ", ".join((*EMBEDDING_TYPES, *KEY_VALUE_TYPES, OWN_TYPE))
-        raise ArtifactError(
-            f"{path}: peft_type is {kind!r}, which is not a soft prompt that can be read; "
-            f"expected one of {supported}"
-        )
-    num_parts = config.get("num_transformer_submodules")
-    has_encoder = config.get("task_type") == ENCODER_TASK
-    if has_encoder and kind in (*KEY_VALUE_TYPES, "CPT"):
-        raise ArtifactError(
-            f"{path}: a {kind} adapter with task_type {ENCODER_TASK}: PEFT gives its layers to "
-            "others than their own, and differently from release to release; only PROMPT_TUNING "
-            "and P_TUNING can be read for models with an encoder"
-        )
-    if num_parts not in ((None, 1, 2) if has_encoder else (None, 1)):
-        raise ArtifactError(
-            f"{path}: num_transformer_submodules is {num_parts!r} with task_type "
-            f"{config.get('task_type')!r:.60}; expected 1, or 2 with {ENCODER_TASK}"
-        )
-    for name in ("base_model_name_or_path", "revision"):
-        if not isinstance(config.get(name), str | None):
-            raise ArtifactError(f"{path}: {name} is {config[name]!r}, expected a string or null")
-    return config
+    check_config(config, path)
+    return config  # type: ignore[no-any-return]
 
 
 def _read_tensors(source: Path, wanted: list[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -6,7 +6,9 @@ was computed or of the cache that it will start.
 """
 
 import os
-from collections.abc import Mapping
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -58,8 +60,7 @@ class Prefix:
         if isinstance(self.states, Unread):
             SoftPrompt.from_embeddings(self.states.embeddings, facts=self.facts).save(directory)
             return
-        prompt = SoftPrompt.from_states(self.states, facts=self.facts)
-        prompt._save(directory, "CARTRIDGE", {"num_frozen_tokens": 0})
+        SoftPrompt.from_states(self.states, facts=self.facts).write(directory, is_cartridge=True)
 
     def __repr__(self) -> str:
         return f"Prefix(P={self.num_virtual_tokens}, {self.num_bytes:,} bytes)"
@@ -141,3 +142,28 @@ def no_prefixes(num_rows: int) -> PrefixBatch:
 def same_prefix(prefix: Prefix, num_rows: int) -> PrefixBatch:
     """Return a batch whose rows all start from one prefix."""
     return PrefixBatch((prefix,) * num_rows)
+
+
+class CompiledPrefixes:
+    """Up to `limit` prefixes by the content of their prompts; the least recently used goes first.
+
+    Threads may ask at once; two that ask for the same new key may both compute it.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self._known: OrderedDict[str, Prefix] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, key: str, compute: Callable[[], Prefix]) -> Prefix:
+        """Return the prefix under a key, computed where it is not known."""
+        with self._lock:
+            if key in self._known:
+                self._known.move_to_end(key)
+                return self._known[key]
+        prefix = compute()
+        with self._lock:
+            self._known[key] = prefix
+            while len(self._known) > self.limit:
+                self._known.popitem(last=False)
+        return prefix

@@ -8,6 +8,7 @@ model: a backbone compiles it to a prefix.
 
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,20 +16,10 @@ from torch import Tensor
 
 from foreword.config import Form
 from foreword.errors import ArtifactError, InputError
-from foreword.prompt import artifact
+from foreword.prompt import artifact, peft_format
 from foreword.prompt.artifact import Artifact
+from foreword.prompt.peft_format import Parts
 from foreword.prompt.states import KeyValues, States, regroup
-
-OWN_NOTE = (
-    "the layers' states differ in shape or kind, for which PEFT has no layout: PEFT cannot read "
-    "this adapter; load it with foreword.SoftPrompt.load"
-)
-
-
-OWN_DECODED = (
-    "the prompt stands before the tokens of a decoder that follows an encoder, where PEFT places "
-    "none, or each layer's keys at another layer; load it with foreword.SoftPrompt.load"
-)
 
 
 class SoftPrompt:
@@ -205,60 +196,20 @@ class SoftPrompt:
         Raises:
             StorageError: no space or no permission; what was there before is kept.
         """
-        kind = "PROMPT_TUNING" if self.form == "embeddings" else "PREFIX_TUNING"
-        self._save(directory, kind, {})
+        self.write(directory)
 
-    def _save(self, directory: str | os.PathLike[str], kind: str, extra: dict[str, Any]) -> None:
-        base = self.facts.get("base") or {}
-        encoder = (base.get("fingerprint") or {}).get("encoder")
-        config: dict[str, Any] = {
-            "peft_type": kind,
-            "task_type": "CAUSAL_LM",
-            "inference_mode": True,
-            "base_model_name_or_path": base.get("name"),
-            "revision": base.get("revision"),
-            "num_virtual_tokens": self.num_virtual_tokens,
-            "num_transformer_submodules": 1,
-            **extra,
-        }
+    def write(self, directory: str | os.PathLike[str], *, is_cartridge: bool = False) -> None:
+        """Write the prompt as `save` does, its keys and values as PEFT's CARTRIDGE if so wanted."""
         facts = self.facts | {
             "format_version": artifact.FORMAT_VERSION,
             "content_hash": self.content_hash,
             "form": self.form,
         }
-        if self.form == "embeddings":
-            tensors = [self.embeddings]
-            config["token_dim"] = self.embeddings.shape[1]
-        elif len({tensor.shape for tensor in self.tensors}) > 1 or set(self.counts) != {2}:
-            tensors = self.tensors
-            config |= {"peft_type": artifact.OWN_TYPE, "note": OWN_NOTE}
-            config["tensors_per_layer"] = list(self.counts)
-        else:
-            tensors = [self._flat()]
-            heads, _, size = self.tensors[0].shape
-            config |= {
-                "num_layers": len(self.tensors) // 2,
-                "num_attention_heads": heads,
-                "token_dim": heads * size,
-            }
-            if kind == "PREFIX_TUNING":
-                config["prefix_projection"] = False
-        if encoder is not None:
-            self._place_beside_encoder(config, encoder)
-            if config["peft_type"] == artifact.OWN_TYPE:
-                tensors = self.tensors
+        parts = Parts(self.form, self.tensors, self.counts, self.num_virtual_tokens)
+        config, tensors = peft_format.to_adapter(
+            parts, self.facts.get("base") or {}, is_cartridge=is_cartridge
+        )
         artifact.write(directory, Artifact(tensors, config, facts))
-
-    def _place_beside_encoder(self, config: dict[str, Any], encoder: str) -> None:
-        """Change PEFT's configuration of a prompt whose model has an encoder."""
-        config["task_type"] = artifact.ENCODER_TASK
-        if encoder != "input_ids" or self.form == "key_values":
-            config |= {"peft_type": artifact.OWN_TYPE, "note": OWN_DECODED, "form": self.form}
-            config["tensors_per_layer"] = list(self.counts or [1])
-
-    def _flat(self) -> Tensor:
-        """Lay keys and values of one shape out as PEFT does: `[P, L * 2 * N * D]`."""
-        return torch.stack([t.transpose(0, 1) for t in self.tensors], dim=1).flatten(1)
 
     @classmethod
     def load(cls, directory: str | os.PathLike[str]) -> "SoftPrompt":
@@ -268,74 +219,28 @@ class SoftPrompt:
             ArtifactError: missing, truncated or hostile files, NaN, or not a soft prompt (LoRA).
         """
         stored = artifact.read(directory)
-        if stored.config["peft_type"] in artifact.EMBEDDING_TYPES:
-            prompt = cls.from_embeddings(stored.tensors[0])
-        elif stored.config["peft_type"] == artifact.OWN_TYPE:
-            prompt = _own(stored, str(directory))
-        else:
-            prompt = cls("key_values", _unflatten(stored, str(directory)))
+        parts = peft_format.from_adapter(stored.config, stored.tensors, Path(directory))
+        try:
+            prompt = cls(
+                parts.form,
+                parts.tensors,
+                counts=parts.counts,
+                num_virtual_tokens=parts.num_virtual_tokens,
+            )
+        except InputError as error:
+            raise ArtifactError(f"{directory}: {error}") from None
         expected = stored.facts.get("content_hash")
         if expected is not None and expected != prompt.content_hash:
             raise ArtifactError(
                 f"{directory}: the values do not match their recorded hash; the file was changed"
             )
-        # PEFT's own fields are all that a foreign prompt says about its base.
-        base: dict[str, Any] = {
-            "name": stored.config.get("base_model_name_or_path"),
-            "revision": stored.config.get("revision"),
-        }
-        if stored.config.get("task_type") == artifact.ENCODER_TASK:
-            base["fingerprint"] = {"encoder": "input_ids"}
-        prompt.facts = stored.facts or {"base": base, "method": stored.config["peft_type"]}
+        prompt.facts = stored.facts or peft_format.foreign_facts(stored.config)
         return prompt
 
     def __repr__(self) -> str:
         return (
             f"SoftPrompt({self.form}, P={self.num_virtual_tokens}, {self.num_parameters:,} numbers)"
         )
-
-
-def _own(stored: Artifact, where: str) -> SoftPrompt:
-    """Lay the tensors of foreword's own format out as layers."""
-    config = stored.config
-    num_virtual = config.get("num_virtual_tokens")
-    if type(num_virtual) is not int or num_virtual < 1:
-        raise ArtifactError(
-            f"{where}/{artifact.CONFIG_FILE}: num_virtual_tokens is {num_virtual!r:.60}, expected "
-            "a positive integer"
-        )
-    try:
-        if config.get("form") == "embeddings":
-            return SoftPrompt.from_embeddings(*stored.tensors)
-        return SoftPrompt(
-            "key_values",
-            stored.tensors,
-            counts=config["tensors_per_layer"],
-            num_virtual_tokens=num_virtual,
-        )
-    except (InputError, TypeError) as error:
-        raise ArtifactError(f"{where}: {error}") from None
-
-
-def _unflatten(stored: Artifact, where: str) -> list[Tensor]:
-    """Undo `_flat`: `[P, L * 2 * N * D]` to keys and values `[N, P, D]`, layer by layer."""
-    config, (tensor,) = stored.config, stored.tensors
-    needed = ("num_layers", "num_attention_heads", "token_dim")
-    values = [value for name in needed if isinstance(value := config.get(name), int) and value > 0]
-    if len(values) != len(needed):
-        raise ArtifactError(
-            f"{where}/{artifact.CONFIG_FILE}: expected positive integers {', '.join(needed)}, "
-            f"got {[config.get(name) for name in needed]}; a key/value prompt cannot be laid out "
-            "without them"
-        )
-    layers, heads, width = values
-    if width % heads or tensor.shape[1] != layers * 2 * width:
-        raise ArtifactError(
-            f"{where}: prompt_embeddings has {tensor.shape[1]} columns, expected num_layers * 2 * "
-            f"token_dim = {layers * 2 * width} with token_dim a multiple of {heads} heads"
-        )
-    blocks = tensor.view(tensor.shape[0], layers * 2, heads, width // heads)
-    return [blocks[:, index].transpose(0, 1).contiguous() for index in range(layers * 2)]
 
 
 def _check_values(tensors: list[Tensor], what: str) -> None:

@@ -23,9 +23,9 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from foreword.errors import InputError, NotFoundError, StorageError
+from foreword.prompt.peft_format import FILES
 from foreword.storage import replace, storage_errors, sync
 
-FILES = ("adapter_config.json", "adapter_model.safetensors")
 NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,62}[A-Za-z0-9_-])?")
 VERSION = re.compile(r"[0-9a-f]{4,16}")
 MAX_BYTES = 1 << 30  # of one prompt

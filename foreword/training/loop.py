@@ -21,7 +21,7 @@ from foreword.backbone import Backbone
 from foreword.config import AUTO, EncodingConfig, TrainConfig
 from foreword.data.encoding import Batch, Row
 from foreword.errors import DivergedError, InputError
-from foreword.prompt import artifact
+from foreword.prompt.peft_format import FILES
 from foreword.prompt.prefix import Prefix, same_prefix
 from foreword.prompt.soft_prompt import SoftPrompt
 from foreword.prompt.states import States, Unread
@@ -245,7 +245,7 @@ def train(
         state.take_over(stored, state.progress.micro_batch_size)
     ranks.check_alike(f"{identity} {state.progress} {state.prompt.content_hash}")
     if file is not None and ranks.is_main:
-        for name in (STATE_FILE, artifact.CONFIG_FILE, artifact.TENSOR_FILE):
+        for name in (STATE_FILE, *FILES):
             remove_leftovers(file.with_name(name))
     if stored is None:
         _save(run, state)
