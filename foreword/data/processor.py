@@ -29,7 +29,7 @@ class Media:
     @property
     def num_bytes(self) -> int:
         """Size in bytes."""
-        return sum(value.numel() * value.element_size() for value in self.tensors.values())
+        return sum(value.nbytes for value in self.tensors.values())
 
     def __eq__(self, other: object) -> bool:
         """Whether both hold the same numbers."""

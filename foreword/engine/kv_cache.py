@@ -134,7 +134,7 @@ class Slots:
     def num_bytes(self) -> int:
         """Size in bytes of all slots, used or not."""
         made = (t for layer in self.layers if layer.is_initialized for t in _pair(layer))
-        return sum(tensor.numel() * tensor.element_size() for tensor in made)
+        return sum(tensor.nbytes for tensor in made)
 
     @property
     def token_bytes(self) -> int:

@@ -33,7 +33,7 @@ class Known:
     @property
     def num_bytes(self) -> int:
         """Size in bytes."""
-        return sum(t.numel() * t.element_size() for layer in self.state for t in layer)
+        return sum(t.nbytes for layer in self.state for t in layer)
 
     def num_shared(self, ids: np.ndarray) -> int:
         """Return how many leading ids are the same."""

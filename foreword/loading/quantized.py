@@ -60,7 +60,7 @@ def prepare(model: Any) -> Quantization | None:
 def num_bytes(model: Module) -> int:
     """Return the size of all parameters and buffers in bytes."""
     tensors = {id(t): t for t in (*model.parameters(), *model.buffers())}
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    return sum(tensor.nbytes for tensor in tensors.values())
 
 
 def _unpack(model: Any) -> None:

@@ -128,7 +128,7 @@ class SoftPrompt:
     @property
     def num_bytes(self) -> int:
         """Size of the values in bytes."""
-        return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors)
+        return sum(tensor.nbytes for tensor in self.tensors)
 
     @property
     def layout(self) -> dict[str, Any]:

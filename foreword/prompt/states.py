@@ -34,7 +34,7 @@ class States:
     @property
     def num_bytes(self) -> int:
         """Size in bytes."""
-        return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors)
+        return sum(tensor.nbytes for tensor in self.tensors)
 
     @property
     def is_recurrent(self) -> bool:

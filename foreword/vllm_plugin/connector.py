@@ -216,4 +216,4 @@ def _num_virtual(order: Mapping[str, Any], request: Any) -> int:
 
 
 def _size(part: Part) -> int:
-    return sum(side.numel() * side.element_size() for layer in part.values() for side in layer)
+    return sum(side.nbytes for layer in part.values() for side in layer)

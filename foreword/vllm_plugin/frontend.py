@@ -201,10 +201,6 @@ def _is_text(one: Any, is_chat: bool) -> bool:
     return is_chat or isinstance(one, str)
 
 
-def _size(tensor: Tensor) -> int:
-    return tensor.numel() * tensor.element_size()
-
-
 def _messages_of(body: Any) -> list[dict[str, Any]]:
     """Return a chat's messages as plain data; text parts only."""
     found = []
