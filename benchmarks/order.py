@@ -16,7 +16,7 @@ from quality_data import TASKS
 from quality_systems import ROWS
 
 from foreword import Backbone, Row, TrainConfig, train
-from foreword.data.encoding import epoch_order
+from foreword.data.batches import epoch_order
 from foreword.training import run
 
 NUM_SORTED = 50  # batches whose rows are sorted by length together

@@ -33,8 +33,8 @@ from transformers.utils import logging
 
 from foreword import Backbone, SoftPrompt
 from foreword.engine.engine import Engine
+from foreword.engine.limits import EngineLimits
 from foreword.engine.request import Handle, PromptSource, Request
-from foreword.engine.request_state import EngineLimits
 
 clock: Callable[[], float] = time.perf_counter
 TEXT = Path(__file__).parent.parent / "README.md"

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from foreword.data.encoding import Batch
+from foreword.data.batches import Batch
 from foreword.errors import InputError, UnsupportedError
 from foreword.generation import encoder_decoder, model_view
 from foreword.generation.generate import generate
@@ -20,6 +20,7 @@ from foreword.loading import checkpoint, hub, quantized
 from foreword.model import checks
 from foreword.model.capabilities import Capabilities, inspect_model
 from foreword.model.decoder import Decoder
+from foreword.model.embedding_scale import decoder_scale
 from foreword.model.encoder_decoder import Seq2Seq
 from foreword.model.fingerprint import (
     check_fingerprint,
@@ -28,7 +29,7 @@ from foreword.model.fingerprint import (
     compute_fingerprint,
     shapes_of,
 )
-from foreword.model.head import decoder_scale, logits
+from foreword.model.head import logits
 from foreword.model.media import split_media
 from foreword.prompt.prefix import CompiledPrefixes, Prefix, PrefixBatch, no_prefixes
 from foreword.prompt.soft_prompt import SoftPrompt

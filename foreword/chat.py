@@ -14,7 +14,7 @@ from transformers import StoppingCriteria, TextIteratorStreamer
 
 from foreword.backbone import Backbone
 from foreword.config import EncodingConfig
-from foreword.data import encoding
+from foreword.data import batches, encoding
 from foreword.data.examples import Message
 from foreword.data.media_parts import has_media
 from foreword.errors import InputError
@@ -110,7 +110,7 @@ def answer_rows(
         max_new_tokens=max_new_tokens,
         eos_token_id=ends,
         pad_token_id=backbone.padding_id,
-        **encoding.collate_media(rows),
+        **batches.collate_media(rows),
         **({"do_sample": False} | options),
     )
     # With an encoder, a sequence begins with the decoder's own start.
@@ -147,7 +147,7 @@ def stream(
                 pad_token_id=backbone.padding_id,
                 streamer=streamer,
                 stopping_criteria=[stop],
-                **encoding.collate_media([row]),
+                **batches.collate_media([row]),
                 **({"do_sample": False} | options),
             )
         except BaseException as error:

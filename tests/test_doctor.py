@@ -12,7 +12,7 @@ import torch
 from tiny_tokenizer import tiny_tokenizer
 
 from foreword import Backbone, SoftPrompt, doctor
-from foreword.doctor import Finding, trial, versions
+from foreword.doctor import Finding, trials, versions
 from foreword.errors import ArtifactError, MismatchError
 from foreword.model import forward
 from foreword.model.masks import Span, place
@@ -204,8 +204,8 @@ def test_what_a_check_raises_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> No
 def test_the_self_test_reads_its_sentence_with_the_tokenizer() -> None:
     tokenizer = tiny_tokenizer()
     model = tiny_models.build("llama", vocab_size=len(tokenizer))
-    row = trial.make_trial(Backbone(model, tokenizer), None, NUM_NEW).row
-    assert tokenizer.decode(row) == trial.SENTENCE
+    row = trials.make_trial(Backbone(model, tokenizer), None, NUM_NEW).row
+    assert tokenizer.decode(row) == trials.SENTENCE
 
 
 def test_the_self_test_fits_a_short_context() -> None:

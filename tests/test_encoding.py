@@ -10,16 +10,8 @@ from tiny_tokenizer import CHATML, tiny_tokenizer
 from tokenizers.normalizers import Prepend, Strip
 
 from foreword.config import EncodingConfig
-from foreword.data.encoding import (
-    Row,
-    collate,
-    decode,
-    encode,
-    encode_examples,
-    encode_prompt,
-    end_ids,
-    epoch_order,
-)
+from foreword.data.batches import collate, epoch_order
+from foreword.data.encoding import Row, decode, encode, encode_examples, encode_prompt, end_ids
 from foreword.data.examples import Example, Message
 from foreword.errors import DataError, InputError
 

@@ -16,8 +16,8 @@ from tiny_models import RECURRENT
 
 from foreword import Backbone, Prefix, SoftPrompt
 from foreword.engine.engine import Engine
+from foreword.engine.limits import EngineLimits
 from foreword.engine.request import Handle, PromptSource, Request
-from foreword.engine.request_state import EngineLimits
 from foreword.engine.sampling import Sampling
 from foreword.errors import BusyError, InputError, UnsupportedError
 

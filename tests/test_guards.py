@@ -12,7 +12,7 @@ from tiny_tokenizer import tiny_tokenizer
 
 from foreword import Backbone, EncodingConfig, Row, TrainConfig, TrainEvent, train
 from foreword.errors import DivergedError, TrainingError
-from foreword.training import guards, loop
+from foreword.training import guards, loop, step
 from foreword.training.checkpoint import STATE_FILE, read_state
 from foreword.training.guards import standstill, worsening
 
@@ -203,7 +203,7 @@ def test_memory_that_runs_out_halves_a_pass_and_not_the_step(
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to ...")
         return scores
 
-    monkeypatch.setattr(loop, "score_labels", hungry)
+    monkeypatch.setattr(step, "score_labels", hungry)
     events = events_of(exact, batch_size=4, num_steps=3)
     assert sizes == [4, 2, 1, 1, 1, 1] + [1] * 8
     assert "with 4 rows in a pass; it goes on with 2" in events[0].notices[0]
@@ -219,7 +219,7 @@ def test_one_row_that_does_not_fit_is_one_line(
     def full(*args: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(loop, "score_labels", full)
+    monkeypatch.setattr(step, "score_labels", full)
     with pytest.raises(TrainingError, match="with one row in a pass; use --gradient-checkpoint"):
         events_of(backbone)
 
@@ -230,6 +230,6 @@ def test_another_runtime_error_is_not_taken_for_memory(
     def wrong(*args: Any) -> None:
         raise RuntimeError("shapes do not match")
 
-    monkeypatch.setattr(loop, "score_labels", wrong)
+    monkeypatch.setattr(step, "score_labels", wrong)
     with pytest.raises(RuntimeError, match="shapes do not match"):
         events_of(backbone)

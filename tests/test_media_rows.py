@@ -20,7 +20,8 @@ from typer.testing import CliRunner
 
 from foreword import Backbone, EncodingConfig, SoftPrompt, TrainConfig, chat, read_examples, train
 from foreword.cli import app
-from foreword.data.encoding import Media, Row, collate, encode_examples
+from foreword.data.batches import collate
+from foreword.data.encoding import Media, Row, encode_examples
 from foreword.data.examples import Example, as_example
 from foreword.errors import DataError, DependencyError, UnsupportedError
 from foreword.prompt.prefix import Prefix, same_prefix

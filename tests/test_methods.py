@@ -19,13 +19,13 @@ from torch.nn.functional import cross_entropy, layer_norm, linear, relu
 from transformers import DynamicCache
 
 from foreword import Backbone, Row, SoftPrompt, TrainConfig, TrainEvent, train
-from foreword.data.encoding import collate
+from foreword.data.batches import collate
 from foreword.errors import ArtifactError, DataError, InputError, MismatchError, UnsupportedError
 from foreword.training import methods
 from foreword.training.checkpoint import METADATA_NAME, STATE_FILE, read_state
 from foreword.training.initializers import demonstrations, label_embeddings
-from foreword.training.loop import _backward, accumulate, leaves_of
 from foreword.training.start import begin, initial_prompt
+from foreword.training.step import _backward, accumulate, leaves_of
 
 ROWS = [
     Row.from_ids(tiny_models.ids(length).tolist(), tiny_models.ids(answer, seed=5).tolist())

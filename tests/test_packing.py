@@ -10,7 +10,7 @@ import torch
 from test_training import FAST, check_gradient
 
 from foreword import Backbone, Row, SoftPrompt, train
-from foreword.data.encoding import collate
+from foreword.data.batches import collate
 from foreword.model.capabilities import Modality
 from foreword.prompt.prefix import Prefix, PrefixBatch, no_prefixes, same_prefix
 from foreword.prompt.states import Unread

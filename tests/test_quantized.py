@@ -17,11 +17,11 @@ from safetensors.torch import load_file, save_file
 from test_training import ROWS, obvious_loss
 
 from foreword import Backbone, SoftPrompt, TrainConfig, train
-from foreword.data.encoding import collate
+from foreword.data.batches import collate
 from foreword.loading.quantized import num_bytes
-from foreword.training.loop import _backward, accumulate, leaves_of, read_for
 from foreword.training.methods import Direct
 from foreword.training.packing.packed_backbone import packed
+from foreword.training.step import _backward, accumulate, leaves_of, read_for
 
 REASON = "needs the extra `bases` (make test-quantized): "
 for library in ("compressed_tensors", "torchao", "bitsandbytes"):

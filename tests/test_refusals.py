@@ -21,7 +21,7 @@ from foreword.errors import (
     MismatchError,
     UnsupportedError,
 )
-from foreword.training.start import describe
+from foreword.training.facts import describe
 
 GREEDY: dict[str, Any] = {"max_new_tokens": 4, "do_sample": False}
 IDS = tiny_models.ids(6)[None]

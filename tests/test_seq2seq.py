@@ -30,7 +30,7 @@ from foreword import (
     train,
 )
 from foreword.cli import train as cli_train
-from foreword.data import encoding
+from foreword.data import batches, encoding
 from foreword.data.encoding import Media
 from foreword.errors import (
     ArtifactError,
@@ -40,7 +40,7 @@ from foreword.errors import (
     UnsupportedError,
 )
 from foreword.training.loss import score_labels
-from foreword.training.start import encode_rows
+from foreword.training.rows import encode_rows
 
 NUM_NEW = 6
 GREEDY: dict[str, Any] = {"max_new_tokens": NUM_NEW, "do_sample": False}
@@ -337,7 +337,7 @@ def labelled(world: World) -> list[Row]:
 
 def test_the_loss_of_labels(world: World) -> None:
     rows = labelled(world)
-    batch = encoding.collate(rows, 0)
+    batch = batches.collate(rows, 0)
     prefixes = world.backbone.batch_of(world.prompt, 3)
     scores = score_labels(world.backbone, prefixes, batch)
     expected = []

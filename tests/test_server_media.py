@@ -28,8 +28,8 @@ from foreword import Backbone, EncodingConfig, SoftPrompt
 from foreword.chat import encode_row
 from foreword.data.encoding import decode
 from foreword.engine.engine import Engine
+from foreword.engine.limits import EngineLimits
 from foreword.engine.request import Request
-from foreword.engine.request_state import EngineLimits
 from foreword.errors import BusyError, InputError
 from foreword.prompt.store import Store
 from foreword.server.server import Server

@@ -12,15 +12,15 @@ from tiny_tokenizer import tiny_tokenizer
 from torch import Tensor
 
 from foreword import Backbone, Example, Row, SoftPrompt, TrainConfig, chat, train
-from foreword.data.encoding import collate
+from foreword.data.batches import collate
 from foreword.errors import DataError, InputError, TrainingError
 from foreword.prompt.prefix import Prefix, same_prefix
 from foreword.training import compile_layers
 from foreword.training import loss as loss_module
 from foreword.training.checkpoint import STATE_FILE, read_state
 from foreword.training.gradient_checkpointing import recomputing
-from foreword.training.loop import _backward, accumulate, leaves_of, read_for
 from foreword.training.methods import Direct
+from foreword.training.step import _backward, accumulate, leaves_of, read_for
 
 CHAT = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
 ROWS = [

@@ -234,7 +234,7 @@ def encode(
 ) -> "list[Row]":
     """Encode examples, and say what they came to."""
     from foreword.training.guards import truncation
-    from foreword.training.start import encode_texts
+    from foreword.training.rows import encode_texts
 
     if not examples:
         return []

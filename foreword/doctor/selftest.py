@@ -11,7 +11,8 @@ import torch
 
 from foreword.backbone import Backbone
 from foreword.doctor.finding import Finding
-from foreword.doctor.trial import Trial, make_trial
+from foreword.doctor.trial import Trial
+from foreword.doctor.trials import make_trial
 from foreword.prompt.soft_prompt import SoftPrompt
 from foreword.prompt.states import Unread
 from foreword.training.guards import check_gradient

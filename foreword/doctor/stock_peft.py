@@ -16,7 +16,8 @@ from torch import Tensor
 
 from foreword.backbone import Backbone
 from foreword.doctor.finding import Finding
-from foreword.doctor.trial import Trial, left_padded, make_trial
+from foreword.doctor.trial import Trial, left_padded
+from foreword.doctor.trials import make_trial
 from foreword.prompt.soft_prompt import SoftPrompt
 
 Output = tuple[list[Tensor], Any]  # the rows as they were given, and what was generated from them

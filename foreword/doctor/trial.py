@@ -15,12 +15,6 @@ from transformers import DynamicCache
 
 from foreword.backbone import Backbone
 from foreword.prompt.soft_prompt import SoftPrompt
-from foreword.training.initializers import random_embeddings
-
-SENTENCE = "A soft prompt stands before the text, and every fast path says what the slow path says."
-NUM_IDS = 20  # of the row where there is no tokenizer
-NUM_VIRTUAL = 16  # of the prompt that stands in where there is none
-NUM_TABLE_ROWS = 4096  # from which that prompt takes its scale
 
 # How far the logits of equal computations may lie apart, as a share of their spread over the ids:
 # rounding, grown over the layers. Positions that are off by one give 0.05 to 0.09 (SmolLM2-135M).
@@ -171,34 +165,3 @@ def left_padded(rows: list[Tensor]) -> tuple[Tensor, Tensor]:
     ids = torch.stack([torch.cat([row.new_zeros(length - len(row)), row]) for row in rows])
     mask = torch.stack([torch.arange(length) >= length - len(row) for row in rows])
     return ids, mask.long().to(ids.device)
-
-
-def make_trial(backbone: Backbone, prompt: SoftPrompt | None, num_new: int) -> Trial:
-    """Return a trial on a fixed sentence, as long as the model's context allows.
-
-    Raises:
-        MismatchError: the prompt was made for another base model.
-    """
-    prompt = random_prompt(backbone) if prompt is None else prompt.detached()
-    backbone.compile(prompt)
-    ids = [(index * 7919) % backbone.capabilities.vocab_size for index in range(1, NUM_IDS + 1)]
-    if backbone.tokenizer is not None:
-        ids = list(backbone.tokenizer(SENTENCE).input_ids)
-    facts = backbone.capabilities
-    if facts.encoder is not None:
-        from foreword.doctor.encoder_trial import make_encoder_trial
-
-        return make_encoder_trial(backbone, prompt, ids, num_new)
-    limit = min(facts.context_length or 1 << 30, facts.rope_switch or 1 << 30)
-    room = max(limit - prompt.num_virtual_tokens, 6)
-    num_new = max(1, min(num_new, room // 2))
-    row = torch.tensor(ids[: room - num_new], device=backbone.device)
-    return Trial(backbone, prompt, row, num_new)
-
-
-def random_prompt(backbone: Backbone) -> SoftPrompt:
-    """Return a random embedding prompt at the scale of the model's own embeddings."""
-    step = max(1, backbone.capabilities.vocab_size // NUM_TABLE_ROWS)
-    table = backbone.embed(torch.arange(0, backbone.capabilities.vocab_size, step))
-    generator = torch.Generator().manual_seed(0)
-    return SoftPrompt.from_embeddings(random_embeddings(table, NUM_VIRTUAL, generator))

@@ -17,10 +17,11 @@ from torch import Tensor
 from foreword.backbone import Backbone
 from foreword.engine import sampling
 from foreword.engine.kv_cache import Slots
+from foreword.engine.limits import EngineLimits
 from foreword.engine.model_runner import Ready, RowPasses, joined
 from foreword.engine.prefix_cache import Known, StateCache
 from foreword.engine.request import Handle, PromptSource, Request
-from foreword.engine.request_state import EngineLimits, Row
+from foreword.engine.request_state import Row
 from foreword.engine.sampling import Choice
 from foreword.engine.scheduler import Waiting
 from foreword.engine.unbatched import Alone

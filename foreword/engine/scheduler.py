@@ -9,8 +9,8 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 from foreword.engine import unbatched
+from foreword.engine.limits import EngineLimits
 from foreword.engine.request import Handle, Request
-from foreword.engine.request_state import EngineLimits
 from foreword.errors import BusyError, InputError
 from foreword.model import checks
 from foreword.model.capabilities import Capabilities

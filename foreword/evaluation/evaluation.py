@@ -17,7 +17,7 @@ from foreword import chat
 from foreword.backbone import Backbone
 from foreword.chat import Answer, Text
 from foreword.config import EncodingConfig, EvalConfig, ResamplingConfig
-from foreword.data import encoding
+from foreword.data import batches, encoding
 from foreword.data.encoding import Row
 from foreword.data.examples import Example
 from foreword.errors import DataError, InputError
@@ -268,7 +268,7 @@ def mixed_losses(
     found: dict[int, tuple[float, int]] = {}
     for start in range(0, len(rows), config.batch_size):
         part = order[start : start + config.batch_size]
-        batch = encoding.collate([rows[index] for index in part], backbone.padding_id)
+        batch = batches.collate([rows[index] for index in part], backbone.padding_id)
         with torch.no_grad():
             scores = [
                 score_labels(backbone, backbone.batch_of(prompt, len(part)), batch)

@@ -15,7 +15,7 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 from foreword import chat
 from foreword.backbone import Backbone
 from foreword.config import EncodingConfig
-from foreword.data import encoding
+from foreword.data import batches, encoding
 from foreword.data.encoding import Row
 from foreword.data.examples import Example
 from foreword.errors import DependencyError, InputError, UnsupportedError
@@ -198,7 +198,7 @@ class ForewordLM(TemplateLM):
         return Row(tuple(ids[-self.room :]), len(labels), "request")
 
     def _score(self, rows: list[Row]) -> list[tuple[float, bool]]:
-        batch = encoding.collate(rows, self.backbone.padding_id)
+        batch = batches.collate(rows, self.backbone.padding_id)
         with torch.no_grad():
             scores = score_labels(
                 self.backbone, self.backbone.batch_of(self.prefix, len(rows)), batch

@@ -16,7 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache, EncoderDecoderCache
 
 from foreword.errors import InputError, UnsupportedError
-from foreword.model import checks, forward, head, prefixed_cache, recurrent
+from foreword.model import checks, embedding_scale, forward, prefixed_cache, recurrent
 from foreword.model.capabilities import Capabilities
 from foreword.model.encoder_facts import EncoderFacts
 from foreword.prompt.prefix import Prefix, PrefixBatch, no_prefixes
@@ -92,7 +92,7 @@ class Seq2Seq:
             hidden: Tensor = encoder(**tokens, attention_mask=mask).last_hidden_state
             return hidden
 
-        return head.applied_scale(
+        return embedding_scale.applied_scale(
             getattr(encoder, "embed_scale", None),
             lambda: read(input_ids=ids),
             lambda by: read(inputs_embeds=self.model.get_input_embeddings()(ids) * by),

@@ -15,7 +15,7 @@ import uvicorn
 from foreword.backbone import Backbone
 from foreword.config import ServeConfig
 from foreword.engine.engine import Engine
-from foreword.engine.request_state import EngineLimits
+from foreword.engine.limits import EngineLimits
 from foreword.errors import InputError
 from foreword.prompt.store import Store
 from foreword.server.app import create_app

@@ -11,8 +11,9 @@ import torch
 
 from foreword.backbone import Backbone
 from foreword.config import Form
-from foreword.data import encoding
-from foreword.data.encoding import Batch, Row
+from foreword.data import batches
+from foreword.data.batches import Batch
+from foreword.data.encoding import Row
 from foreword.prompt.soft_prompt import SoftPrompt
 from foreword.training.distributed import Ranks
 
@@ -40,10 +41,10 @@ def batches_of(backbone: Backbone, ranks: Ranks, rows: Sequence[Row], size: int)
     """Return this process's share of rows in batches of at most `size`, as many as others have."""
     pad_id = backbone.padding_id
     passes = ranks.passes(rows, size)
-    return [encoding.collate(part, pad_id) if part else _idle(rows, pad_id) for part in passes]
+    return [batches.collate(part, pad_id) if part else _idle(rows, pad_id) for part in passes]
 
 
 def _idle(rows: Sequence[Row], pad_id: int) -> Batch:
     """Return a batch without labels, for a process that has no rows where others have some."""
-    batch = encoding.collate(rows[:1], pad_id)
+    batch = batches.collate(rows[:1], pad_id)
     return replace(batch, label_mask=torch.zeros_like(batch.label_mask))

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from foreword.backbone import Backbone
-from foreword.data.encoding import Batch
+from foreword.data.batches import Batch
 from foreword.prompt.prefix import PrefixBatch
 
 MAX_LOGITS = 1 << 26  # numbers in one chunk of logits: 256 MB in float32

@@ -1,15 +1,24 @@
-"""Which learning rate a run takes where it is asked to find one.
+"""Learning-rate search (`--lr auto`): short trials at a few rates around the method's own.
 
-In: a method's own rate; then the loss that a short trial at each rate came to. Out: the rates to
-try, and the one to take. Pure functions of numbers: the same data, seed and base find the same
-rate. Trains nothing itself.
+In: a run whose rate is not known. Out: the rate with the lowest loss, as facts that a prompt keeps,
+and a sentence. The same data, seed and base find the same rate. Leaves the run as it was, and
+writes no file.
 """
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
+from foreword.data.encoding import Row
 from foreword.errors import DivergedError
+from foreword.prompt.soft_prompt import SoftPrompt
+from foreword.training import methods
+from foreword.training.methods import Method
+from foreword.training.out_of_memory import step_that_fits
+from foreword.training.run import Run
+from foreword.training.start import begin, default_rate, start_state
+from foreword.training.validation import validate
 
 FACTORS = (0.1, 0.3, 1.0, 3.0)  # of the method's own rate
 NUM_JUDGED = 64  # rows whose loss decides
@@ -46,3 +55,34 @@ def chosen(losses: Mapping[float, float], steps: int) -> tuple[dict[str, Any], s
         "probe": [[rate, finite.get(rate)] for rate in losses],
     }
     return facts, f"learning rate {best:g}, by the loss after {steps} steps at {shown}"
+
+
+def search(run: Run, initial: SoftPrompt | None) -> tuple[dict[str, Any], str]:
+    """Train a copy for a few steps at each of a few rates; return the best rate with all losses,
+    and say so. Takes no file and leaves the run as it was.
+    """
+    count, losses = num_steps(run.num_steps), {}
+    for rate in rates(default_rate(run.backbone, run.config)):
+        config = replace(run.config, learning_rate=rate, num_steps=count)
+        trial = replace(run, config=config, file=None, _epoch={})
+        state = start_state(trial, begin(run.backbone, initial, run.rows, config))
+        try:
+            for step in range(count):
+                state.set_rate(trial.rate_of(step))
+                loss, _ = step_that_fits(trial, state, trial.rows_of(step), [])
+                state.record(loss, rate, 0.0)
+            prompts = state.method.tasks() or state.prompt
+            size = state.progress.micro_batch_size
+            judged = _judged(run, state.method)[:NUM_JUDGED]
+            losses[rate] = validate(run.backbone, prompts, judged, size, run.ranks).loss
+        except DivergedError:
+            losses[rate] = math.inf
+    return chosen(losses, count)
+
+
+def _judged(run: Run, method: Method) -> list[Row]:
+    """Return rows that can tell rates apart: held-out ones, else those that the prompt holds none
+    of, where there are any.
+    """
+    own = method.own if isinstance(method, methods.Context) else {}
+    return run.held_out or [row for row in run.rows if row.input_ids not in own] or run.rows

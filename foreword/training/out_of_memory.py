@@ -1,18 +1,35 @@
-"""What to do where memory runs out: fewer rows in a pass, the same rows in a step.
+"""Out-of-memory recovery: fewer rows in a micro-batch, the same rows in a step.
 
-In: an allocator's error and a training state. Out: the state with half the rows per pass, and a
-sentence that says so; any other error goes on as it is. Knows no model.
+In: a run, its state, the rows of a step. Out: the step's loss and gradient norm, taken with
+micro-batches that fit, and a sentence for each time that they were halved. Any other error goes on
+as it is.
 """
 
 import gc
+from collections.abc import Sequence
 
 import torch
 
+from foreword.data.encoding import Row
 from foreword.errors import TrainingError
+from foreword.training.run import Run
 from foreword.training.state import TrainState
+from foreword.training.step import train_step
 
 # What the allocators of torch without an error class of their own say.
 SAID = ("DefaultCPUAllocator", "not enough memory", "out of memory")
+
+
+def step_that_fits(
+    run: Run, state: TrainState, rows: Sequence[Row], notices: list[str]
+) -> tuple[float, float]:
+    """Take a step; where memory runs out, halve the rows of a pass and take it from its start."""
+    while True:
+        try:
+            return train_step(run, state, rows)
+        except RuntimeError as error:
+            check(error, is_sharded=run.backbone.tie is not None)
+            notices.append(take_less(state, error))
 
 
 def is_exhausted(error: RuntimeError) -> bool:

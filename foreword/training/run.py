@@ -16,7 +16,8 @@ from transformers import get_cosine_schedule_with_warmup
 
 from foreword.backbone import Backbone
 from foreword.config import TrainConfig
-from foreword.data.encoding import Row, epoch_order
+from foreword.data.batches import epoch_order
+from foreword.data.encoding import Row
 from foreword.training.distributed import Ranks
 
 

@@ -1,34 +1,30 @@
-"""What a run starts from: rows of ids, the first prompt, and what a trained one says of itself.
+"""The start of a run: its first prompt, its method, the default learning rate.
 
-In: a backbone, examples, the options. Out: rows that fit behind the prompt, a prompt in the form
-that is trained, facts as plain data. Takes no step and writes no file.
+In: a backbone, rows, the options. Out: a prompt in the form that is trained, and the method that
+trains it. Takes no step and writes no file.
 """
 
-import hashlib
-import json
 import statistics
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
-from datetime import UTC, datetime
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from foreword.backbone import Backbone
-from foreword.config import NUM_DEMONSTRATED, RATES, RELATIVE, EncodingConfig, TrainConfig
+from foreword.config import NUM_DEMONSTRATED, RATES, RELATIVE, TrainConfig
 from foreword.data import encoding
-from foreword.data.encoding import EncodingReport, Row
-from foreword.data.examples import Example, as_example
+from foreword.data.encoding import Row
 from foreword.errors import InputError, UnsupportedError
-from foreword.prompt import artifact
 from foreword.prompt.soft_prompt import SoftPrompt
-from foreword.training import guards, initializers
-from foreword.training.checkpoint import ENVIRONMENT
+from foreword.training import initializers
+from foreword.training.batches import default_size
 from foreword.training.methods import Context, Direct, Method, Multitask, Reencoded
 from foreword.training.methods.reencoded import Kind
+from foreword.training.rows import task_names
+from foreword.training.run import Run
+from foreword.training.state import TrainState
 
-AnyExample = Example | Row | Mapping[str, Any]
 KINDS: dict[str, Kind] = {"residual": "residual", "prefix-projection": "projection"}
 PROJECTION_SIZE = 512  # Li and Liang 2021, table to text
 MIN_DIFFERENT = 16  # rows, for a prompt that starts from some of them without being told to
@@ -173,7 +169,7 @@ def begin(
         inputs = inputs.detach().to(backbone.device, dtype)
         return Reencoded.begin(kind, start, inputs, size, config.seed)
     if config.method == "multitask":
-        return Multitask.begin(start, _task_names(rows), dtype)
+        return Multitask.begin(start, task_names(rows), dtype)
     if config.method != "context-tuning":
         return Direct.begin(start, dtype)
     if backbone.seq2seq is not None:
@@ -217,28 +213,6 @@ def _network_size(backbone: Backbone, kind: str) -> int:
     return {"projection": PROJECTION_SIZE, "residual": max(1, width // 2)}.get(kind, width)
 
 
-def _task_names(rows: Sequence[Row]) -> list[str]:
-    names = sorted({row.task for row in rows})
-    if "" in names:
-        source = next(row.source for row in rows if not row.task)
-        raise InputError(f"--method multitask: {source} names no task: give --task-column")
-    return names
-
-
-def check_tasks(rows: Sequence[Row], held_out: Sequence[Row]) -> None:
-    """Refuse held-out rows of a task that is not trained.
-
-    Raises:
-        InputError: names the task and the first of its rows.
-    """
-    trained = set(_task_names(rows))
-    if unknown := [row for row in held_out if row.task not in trained]:
-        raise InputError(
-            f"{unknown[0].source}: a validation row of task {unknown[0].task!r}, of which there is "
-            f"no training row; tasks with some: {', '.join(sorted(trained))}"
-        )
-
-
 def _text_ids(backbone: Backbone, config: TrainConfig) -> list[int]:
     """Return the start of a text once, then the text's own ids, P in all."""
     tokenizer = backbone.tokenizer
@@ -249,176 +223,12 @@ def _text_ids(backbone: Backbone, config: TrainConfig) -> list[int]:
     return [*start, *initializers.fit_ids(plain, config.num_virtual - len(start))]
 
 
-def encode_rows(
-    backbone: Backbone,
-    examples: Sequence[AnyExample],
-    config: TrainConfig,
-    encoding_config: EncodingConfig,
-) -> tuple[list[Row], list[str]]:
-    """Return examples as rows of ids that fit behind the prompt, and what there is to say of them;
-    rows pass as they are.
-    """
-    said = []
-    texts = [
-        as_example(example, f"example {number}", task_column=config.task_column)
-        if isinstance(example, Mapping)
-        else example
-        for number, example in enumerate(examples, 1)
-        if not isinstance(example, Row)
-    ]
-    rows = [row for row in examples if isinstance(row, Row)]
-    if texts:
-        encoded, report = encode_texts(backbone, texts, config, encoding_config)
-        rows += encoded
-        said += [sentence] if (sentence := guards.truncation(report)) else []
-    context = _context(backbone, config)
-    for row in rows:
-        if row.num_labels >= len(row.input_ids):
-            raise InputError(
-                f"{row.source}: every token is a label; a row needs one token before its answer"
-            )
-        if len(row.input_ids) > context:
-            raise InputError(f"{row.source}: {len(row.input_ids)} tokens, at most {context} fit")
-        if backbone.reads_apart:
-            _check_pair(backbone, row, config)
-    return rows, said
-
-
-def encode_texts(
-    backbone: Backbone,
-    examples: Sequence[Example],
-    config: TrainConfig,
-    encoding_config: EncodingConfig,
-) -> tuple[list[Row], EncodingReport]:
-    """Encode examples as the backbone reads them, and say what became of them.
-
-    Raises:
-        InputError: the backbone has no tokenizer. DataError: an example that cannot be encoded.
-    """
-    if backbone.tokenizer is None:
-        raise InputError(
-            "text examples need a tokenizer; give the backbone one, or pass rows of ids"
-        )
-    return encoding.encode_examples(
-        examples,
-        backbone.tokenizer,
-        encoding_config,
-        _context(backbone, config),
-        backbone.processor,
-        are_pairs=backbone.reads_apart,
+def start_state(run: Run, method: Method) -> TrainState:
+    """Return the state of a run before its first step."""
+    config = run.config
+    optimizer = torch.optim.AdamW(
+        method.tensors, lr=run.rate_of(0), weight_decay=config.weight_decay
     )
-
-
-def _context(backbone: Backbone, config: TrainConfig) -> int:
-    """Return how many tokens fit behind the prompt; where text and labels are read apart, each has
-    a room of its own.
-    """
-    if backbone.reads_apart or backbone.capabilities.context_length is None:
-        return 1 << 30
-    left = backbone.capabilities.context_length - config.num_virtual
-    if left < 2:
-        raise InputError(
-            f"--num-virtual-tokens {config.num_virtual} leaves no room for a row: the model's "
-            f"context has {backbone.capabilities.context_length} tokens"
-        )
-    return left
-
-
-def _check_pair(backbone: Backbone, row: Row, config: TrainConfig) -> None:
-    """Refuse a row whose text does not fit into the encoder, or its labels into the decoder."""
-    assert backbone.seq2seq is not None
-    is_read = config.resolved().form == "embeddings"
-    encoder, num_virtual = backbone.seq2seq.encoder, config.num_virtual
-    for what, count, limit, before in (
-        ("text", len(row.input_ids) - row.num_labels, encoder.context_length, is_read),
-        ("labels", row.num_labels, encoder.decoder_length, not is_read),
-    ):
-        room = (limit or 1 << 30) - before * num_virtual
-        if count > room:
-            raise InputError(f"{row.source}: {what} of {count} tokens, at most {room} fit")
-
-
-def describe(
-    backbone: Backbone, config: TrainConfig, encoding_config: EncodingConfig, rows: Sequence[Row]
-) -> dict[str, Any]:
-    """Return what a trained prompt says of itself: base, tokenizer, how rows are encoded, how it
-    was trained.
-    """
-    return {
-        "base": {
-            "name": backbone.name,
-            "revision": backbone.revision,
-            "fingerprint": backbone.fingerprint(),
-        },
-        "tokenizer": _tokenizer_facts(backbone.tokenizer),
-        "method": config.resolved().method,
-        "embedding_scale": "as the model's embedding module returns them",
-        "encoding": asdict(encoding_config)
-        | {
-            "is_text": all(row.is_text for row in rows),
-            "is_spaced": _are_spaced(backbone.tokenizer, rows),
-        },
-        "training": asdict(config) | {"num_rows": len(rows)},
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
-
-
-def _are_spaced(tokenizer: Any, rows: Sequence[Row]) -> bool | None:
-    """Return whether every answer begins with a space; None without a tokenizer."""
-    if tokenizer is None:
-        return None
-    borders = {row.input_ids[-row.num_labels - 1 :][:2] for row in rows}  # few differ
-    texts = ([encoding.decode(ids, tokenizer) for ids in (ids[:1], ids)] for ids in borders)
-    return all(both[len(before) :].startswith(" ") for before, both in texts)
-
-
-def _tokenizer_facts(tokenizer: Any) -> dict[str, Any] | None:
-    """Return hashes of the vocabulary and of the chat template: a prompt is trained on both."""
-    if tokenizer is None:
-        return None
-    vocabulary = json.dumps(sorted(tokenizer.get_vocab().items()))
-    template = json.dumps(getattr(tokenizer, "chat_template", None))
-    return {
-        "vocabulary": hashlib.sha256(vocabulary.encode()).hexdigest(),
-        "chat_template": hashlib.sha256(template.encode()).hexdigest(),
-    }
-
-
-def identity(
-    backbone: Backbone,
-    rows: Sequence[Row],
-    held_out: Sequence[Row],
-    config: TrainConfig,
-    encoding_config: EncodingConfig,
-    initial: SoftPrompt | None,
-    num_processes: int,
-) -> dict[str, Any]:
-    """Return what two runs must have in common for one to go on where the other stopped, and the
-    environment, which may change the last bits of what it comes to.
-    """
-    options = asdict(config) | asdict(encoding_config)
-    del options["save_every"]  # changes nothing but how much is lost
-    in_memory = ("micro_batch_size", "gradient_checkpointing", "compile_layers")
-    environment = {f"--{name.replace('_', '-')}": options.pop(name) for name in in_memory}
-    environment |= {
-        "the number of processes": num_processes,
-        "the number of threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-    }
-    return {
-        ENVIRONMENT: environment,
-        "the base model": json.dumps(backbone.fingerprint(), sort_keys=True),
-        "the training rows": _hash_rows(rows),
-        "the validation rows": _hash_rows(held_out),
-        "the prompt to start from": initial.content_hash if initial else None,
-        "options": options,
-    }
-
-
-def _hash_rows(rows: Sequence[Row]) -> str:
-    digest = hashlib.sha256()
-    for row in rows:
-        digest.update(f"{row.num_labels} {row.input_ids}{row.task}\n".encode())
-        if row.media is not None:
-            digest.update(artifact.content_hash(list(row.media.tensors.values())).encode())
-    return digest.hexdigest()
+    share = -(-config.batch_size // run.ranks.size)
+    size = config.micro_batch_size or default_size(run.backbone, run.rows, share, method.prompt())
+    return TrainState(method, optimizer, min(size, share))

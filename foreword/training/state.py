@@ -30,6 +30,7 @@ from foreword.training.checkpoint import (
     with_metrics,
 )
 from foreword.training.methods import Method
+from foreword.training.run import Run
 
 Point = dict[str, Tensor]  # the leaves' values and the optimizer's moments at one step
 
@@ -165,6 +166,11 @@ class TrainState:
             path.parent.mkdir(parents=True, exist_ok=True)
             with replacing(path) as file:
                 save_file(tensors, file, metadata={METADATA_NAME: json.dumps(facts)})
+
+    def save_for(self, run: Run) -> None:
+        """Write everything to the file of a run that has one, in its first process."""
+        if run.file is not None and run.ranks.is_main:
+            self.save(run.file, run.identity)
 
     def _point(self) -> Point:
         found: Point = {}

@@ -191,7 +191,9 @@ class Front:
             prompt = served.source.load()
             assert prompt.form == "embeddings"  # type: ignore[union-attr]
             self._rows[key] = prompt.embeddings.to(self.limits.dtype)  # type: ignore[union-attr]
-            while len(self._rows) > 1 and sum(map(_size, self._rows.values())) > MAX_BYTES:
+            while (
+                len(self._rows) > 1 and sum(row.nbytes for row in self._rows.values()) > MAX_BYTES
+            ):
                 self._rows.popitem(last=False)
         self._rows.move_to_end(key)
         return self._rows[key]

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from foreword.backbone import Backbone
-from foreword.data.encoding import Batch
+from foreword.data.batches import Batch
 from foreword.prompt.prefix import Prefix, PrefixBatch, same_prefix
 from foreword.prompt.soft_prompt import SoftPrompt
 from foreword.prompt.states import States, joined, parted

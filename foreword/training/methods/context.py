@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from foreword.data.encoding import Batch
+from foreword.data.batches import Batch
 from foreword.errors import UnsupportedError
 from foreword.prompt.soft_prompt import SoftPrompt
 

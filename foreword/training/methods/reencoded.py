@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from foreword.data.encoding import Batch
+from foreword.data.batches import Batch
 from foreword.errors import UnsupportedError
 from foreword.prompt.soft_prompt import SoftPrompt
 from foreword.prompt.states import attention_part

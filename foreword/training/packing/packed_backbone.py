@@ -20,7 +20,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from foreword import compat
 from foreword.backbone import Backbone
-from foreword.data.encoding import Batch, Row, collate
+from foreword.data.batches import Batch, collate
+from foreword.data.encoding import Row
 from foreword.model import checks, forward
 from foreword.model.cache_layers import PassingLayer
 from foreword.prompt.prefix import Prefix, PrefixBatch, no_prefixes, same_prefix

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from foreword.data.encoding import Batch
+from foreword.data.batches import Batch
 from foreword.model.capabilities import Capabilities, Reach
 from foreword.model.masks import Span, place
 

@@ -1,0 +1,107 @@
+"""Facts: what a trained prompt says of itself, and what a run that resumes must share with it.
+
+In: a backbone, the options, the rows. Out: plain data. Takes no step and writes no file.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import Any
+
+import torch
+
+from foreword.backbone import Backbone
+from foreword.config import EncodingConfig, TrainConfig
+from foreword.data import encoding
+from foreword.data.encoding import Row
+from foreword.prompt import artifact
+from foreword.prompt.soft_prompt import SoftPrompt
+from foreword.training.checkpoint import ENVIRONMENT
+
+
+def describe(
+    backbone: Backbone, config: TrainConfig, encoding_config: EncodingConfig, rows: Sequence[Row]
+) -> dict[str, Any]:
+    """Return what a trained prompt says of itself: base, tokenizer, how rows are encoded, how it
+    was trained.
+    """
+    return {
+        "base": {
+            "name": backbone.name,
+            "revision": backbone.revision,
+            "fingerprint": backbone.fingerprint(),
+        },
+        "tokenizer": _tokenizer_facts(backbone.tokenizer),
+        "method": config.resolved().method,
+        "embedding_scale": "as the model's embedding module returns them",
+        "encoding": asdict(encoding_config)
+        | {
+            "is_text": all(row.is_text for row in rows),
+            "is_spaced": _are_spaced(backbone.tokenizer, rows),
+        },
+        "training": asdict(config) | {"num_rows": len(rows)},
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _are_spaced(tokenizer: Any, rows: Sequence[Row]) -> bool | None:
+    """Return whether every answer begins with a space; None without a tokenizer."""
+    if tokenizer is None:
+        return None
+    borders = {row.input_ids[-row.num_labels - 1 :][:2] for row in rows}  # few differ
+    texts = ([encoding.decode(ids, tokenizer) for ids in (ids[:1], ids)] for ids in borders)
+    return all(both[len(before) :].startswith(" ") for before, both in texts)
+
+
+def _tokenizer_facts(tokenizer: Any) -> dict[str, Any] | None:
+    """Return hashes of the vocabulary and of the chat template: a prompt is trained on both."""
+    if tokenizer is None:
+        return None
+    vocabulary = json.dumps(sorted(tokenizer.get_vocab().items()))
+    template = json.dumps(getattr(tokenizer, "chat_template", None))
+    return {
+        "vocabulary": hashlib.sha256(vocabulary.encode()).hexdigest(),
+        "chat_template": hashlib.sha256(template.encode()).hexdigest(),
+    }
+
+
+def run_identity(
+    backbone: Backbone,
+    rows: Sequence[Row],
+    held_out: Sequence[Row],
+    config: TrainConfig,
+    encoding_config: EncodingConfig,
+    initial: SoftPrompt | None,
+    num_processes: int,
+) -> dict[str, Any]:
+    """Return what two runs must have in common for one to go on where the other stopped, and the
+    environment, which may change the last bits of what it comes to.
+    """
+    options = asdict(config) | asdict(encoding_config)
+    del options["save_every"]  # changes nothing but how much is lost
+    in_memory = ("micro_batch_size", "gradient_checkpointing", "compile_layers")
+    environment = {f"--{name.replace('_', '-')}": options.pop(name) for name in in_memory}
+    environment |= {
+        "the number of processes": num_processes,
+        "the number of threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+    }
+    return {
+        ENVIRONMENT: environment,
+        "the base model": json.dumps(backbone.fingerprint(), sort_keys=True),
+        "the training rows": _hash_rows(rows),
+        "the validation rows": _hash_rows(held_out),
+        "the prompt to start from": initial.content_hash if initial else None,
+        "options": options,
+    }
+
+
+def _hash_rows(rows: Sequence[Row]) -> str:
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(f"{row.num_labels} {row.input_ids}{row.task}\n".encode())
+        if row.media is not None:
+            digest.update(artifact.content_hash(list(row.media.tensors.values())).encode())
+    return digest.hexdigest()

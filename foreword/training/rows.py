@@ -1,0 +1,134 @@
+"""Training rows: examples as rows of token ids that fit behind the prompt.
+
+In: a backbone, examples or encoded rows, the options. Out: rows, and what became of the examples.
+Draws no batch and holds no prompt.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from foreword.backbone import Backbone
+from foreword.config import EncodingConfig, TrainConfig
+from foreword.data import encoding
+from foreword.data.encoding import EncodingReport, Row
+from foreword.data.examples import Example, as_example
+from foreword.errors import InputError
+from foreword.training import guards
+
+AnyExample = Example | Row | Mapping[str, Any]
+
+
+def task_names(rows: Sequence[Row]) -> list[str]:
+    """Return the names of the rows' tasks, sorted.
+
+    Raises:
+        InputError: a row names none.
+    """
+    names = sorted({row.task for row in rows})
+    if "" in names:
+        source = next(row.source for row in rows if not row.task)
+        raise InputError(f"--method multitask: {source} names no task: give --task-column")
+    return names
+
+
+def check_tasks(rows: Sequence[Row], held_out: Sequence[Row]) -> None:
+    """Refuse held-out rows of a task that is not trained.
+
+    Raises:
+        InputError: names the task and the first of its rows.
+    """
+    trained = set(task_names(rows))
+    if unknown := [row for row in held_out if row.task not in trained]:
+        raise InputError(
+            f"{unknown[0].source}: a validation row of task {unknown[0].task!r}, of which there is "
+            f"no training row; tasks with some: {', '.join(sorted(trained))}"
+        )
+
+
+def encode_rows(
+    backbone: Backbone,
+    examples: Sequence[AnyExample],
+    config: TrainConfig,
+    encoding_config: EncodingConfig,
+) -> tuple[list[Row], list[str]]:
+    """Return examples as rows of ids that fit behind the prompt, and what there is to say of them;
+    rows pass as they are.
+    """
+    said = []
+    texts = [
+        as_example(example, f"example {number}", task_column=config.task_column)
+        if isinstance(example, Mapping)
+        else example
+        for number, example in enumerate(examples, 1)
+        if not isinstance(example, Row)
+    ]
+    rows = [row for row in examples if isinstance(row, Row)]
+    if texts:
+        encoded, report = encode_texts(backbone, texts, config, encoding_config)
+        rows += encoded
+        said += [sentence] if (sentence := guards.truncation(report)) else []
+    context = _context(backbone, config)
+    for row in rows:
+        if row.num_labels >= len(row.input_ids):
+            raise InputError(
+                f"{row.source}: every token is a label; a row needs one token before its answer"
+            )
+        if len(row.input_ids) > context:
+            raise InputError(f"{row.source}: {len(row.input_ids)} tokens, at most {context} fit")
+        if backbone.reads_apart:
+            _check_pair(backbone, row, config)
+    return rows, said
+
+
+def encode_texts(
+    backbone: Backbone,
+    examples: Sequence[Example],
+    config: TrainConfig,
+    encoding_config: EncodingConfig,
+) -> tuple[list[Row], EncodingReport]:
+    """Encode examples as the backbone reads them, and say what became of them.
+
+    Raises:
+        InputError: the backbone has no tokenizer. DataError: an example that cannot be encoded.
+    """
+    if backbone.tokenizer is None:
+        raise InputError(
+            "text examples need a tokenizer; give the backbone one, or pass rows of ids"
+        )
+    return encoding.encode_examples(
+        examples,
+        backbone.tokenizer,
+        encoding_config,
+        _context(backbone, config),
+        backbone.processor,
+        are_pairs=backbone.reads_apart,
+    )
+
+
+def _context(backbone: Backbone, config: TrainConfig) -> int:
+    """Return how many tokens fit behind the prompt; where text and labels are read apart, each has
+    a room of its own.
+    """
+    if backbone.reads_apart or backbone.capabilities.context_length is None:
+        return 1 << 30
+    left = backbone.capabilities.context_length - config.num_virtual
+    if left < 2:
+        raise InputError(
+            f"--num-virtual-tokens {config.num_virtual} leaves no room for a row: the model's "
+            f"context has {backbone.capabilities.context_length} tokens"
+        )
+    return left
+
+
+def _check_pair(backbone: Backbone, row: Row, config: TrainConfig) -> None:
+    """Refuse a row whose text does not fit into the encoder, or its labels into the decoder."""
+    assert backbone.seq2seq is not None
+    is_read = config.resolved().form == "embeddings"
+    encoder, num_virtual = backbone.seq2seq.encoder, config.num_virtual
+    for what, count, limit, before in (
+        ("text", len(row.input_ids) - row.num_labels, encoder.context_length, is_read),
+        ("labels", row.num_labels, encoder.decoder_length, not is_read),
+    ):
+        room = (limit or 1 << 30) - before * num_virtual
+        if count > room:
+            raise InputError(f"{row.source}: {what} of {count} tokens, at most {room} fit")

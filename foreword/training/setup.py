@@ -1,0 +1,119 @@
+"""The set-up of a run: all that is decided before the first step.
+
+In: what `train` was given. Out: the run, its state, and what there is to say. Reads the training
+state of a run that resumes, and writes that of one that begins.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from foreword.backbone import Backbone
+from foreword.config import AUTO, EncodingConfig, TrainConfig
+from foreword.errors import InputError
+from foreword.prompt.peft_format import FILES
+from foreword.prompt.soft_prompt import SoftPrompt
+from foreword.storage import remove_leftovers
+from foreword.training import distributed, fsdp, lr_search, start
+from foreword.training.checkpoint import STATE_FILE, StoredState, read_state
+from foreword.training.compile_layers import compiling
+from foreword.training.distributed import Ranks
+from foreword.training.facts import describe, run_identity
+from foreword.training.gradient_checkpointing import recomputing
+from foreword.training.packing import packed_backbone
+from foreword.training.rows import AnyExample, check_tasks, encode_rows
+from foreword.training.run import Run
+from foreword.training.state import TrainState
+
+
+def prepare(
+    backbone: Backbone,
+    examples: Sequence[AnyExample],
+    config: TrainConfig,
+    validation: Sequence[AnyExample],
+    encoding_config: EncodingConfig,
+    initial: SoftPrompt | None,
+    file: Path | None,
+    resume: bool,
+) -> tuple[Run, TrainState, list[str]]:
+    """Return a run, the state that its next step starts from, and what there is to say of it.
+
+    Takes what `train` takes, and raises what it raises.
+    """
+    if resume and file is None:
+        raise InputError("resume needs checkpoint, the directory that holds the training state")
+    is_open = config.is_start_open and initial is None
+    if initial is not None:
+        backbone.check(initial)
+    config, said = start.settled(config, initial)
+    ranks = distributed.join()
+    rows, notices = encode_rows(backbone, examples, config, encoding_config)
+    held_out, _ = encode_rows(backbone, validation, config, encoding_config)
+    if not rows:
+        raise InputError("no examples to train on; give at least one")
+    if config.method == "multitask":
+        check_tasks(rows, held_out)
+    if is_open:
+        config, said = start.with_start(backbone, config, rows, held_out)
+    config = start.with_rate(backbone, config)
+    identity = run_identity(backbone, rows, held_out, config, encoding_config, initial, ranks.size)
+    backbone = for_training(backbone, config, ranks)
+    run = Run(backbone, rows, held_out, config, ranks, identity, file)
+    stored = read_state(file) if resume and file is not None and file.exists() else None
+    if stored is not None:
+        stored.check(identity)
+    run, chosen = _with_rate(run, stored, initial, said)
+    if stored is not None:
+        method = start.bound(stored.method(backbone.device), initial, rows, run.config)
+        notices = [notice] if (notice := stored.changed_environment(identity)) else []
+    else:
+        notices += said
+        method = start.begin(backbone, initial, rows, run.config)
+        method.facts = describe(backbone, run.config, encoding_config, rows)
+        method.facts["training"] |= chosen
+    state = start.start_state(run, method)
+    if stored is not None:
+        state.take_over(stored, state.progress.micro_batch_size)
+    ranks.check_alike(f"{identity} {state.progress} {state.prompt.content_hash}")
+    _open_file(run, state, is_new=stored is None)
+    return run, state, notices
+
+
+def for_training(backbone: Backbone, config: TrainConfig, ranks: Ranks) -> Backbone:
+    """Return the backbone that the passes of training run on, a view of the one given.
+
+    The order matters: layers are compiled before they are checkpointed, so that what runs again on
+    the way back is the compiled layer; they are sharded as they are by then; and only layers that
+    are neither compiled nor sharded can be packed.
+    """
+    if config.compile_layers:
+        backbone = compiling(backbone)
+    if config.gradient_checkpointing:
+        backbone = recomputing(backbone)
+    if fsdp.is_asked_for():
+        backbone = fsdp.sharded(backbone, ranks.device)
+    return backbone if config.compile_layers else packed_backbone.packed(backbone)
+
+
+def _with_rate(
+    run: Run, stored: StoredState | None, initial: SoftPrompt | None, said: list[str]
+) -> tuple[Run, dict[str, Any]]:
+    """Return a run whose learning rate is known, and the facts of how it was found, if it was."""
+    if run.config.learning_rate != AUTO:
+        return run, {}
+    if stored is not None:
+        chosen = stored.rate_facts()
+    else:
+        chosen, sentence = lr_search.search(run, initial)
+        said.append(sentence)
+    return replace(run, config=replace(run.config, learning_rate=chosen["learning_rate"])), chosen
+
+
+def _open_file(run: Run, state: TrainState, *, is_new: bool) -> None:
+    """Clear what a killed process has left beside the training state; write that of a new run."""
+    if run.file is not None and run.ranks.is_main:
+        for name in (STATE_FILE, *FILES):
+            remove_leftovers(run.file.with_name(name))
+    if is_new:
+        state.save_for(run)
