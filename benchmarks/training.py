@@ -30,7 +30,7 @@ from transformers.utils import logging
 
 from foreword import Backbone, EncodingConfig, Example, Row, TrainConfig, train
 from foreword.data.encoding import encode_examples
-from foreword.training.packing import packed_backbone
+from foreword.training.packing.packed_decoder import PackedDecoder
 
 SETTINGS = ("16,20,64", "8,100,64", "8,200,64", "32,100,32")
 NUM_LABELS = 8
@@ -186,9 +186,9 @@ def phases(backbone: Backbone, case: Case, form: str) -> str:
         return call
 
     places = [
-        (Backbone, "read", "prefix"),
+        (Backbone, "prefill", "prefix"),
         (Backbone, "hidden", "rows"),
-        (packed_backbone.Lining, "label_states", "rows"),
+        (PackedDecoder, "run", "rows"),
         (Backbone, "head", "head"),
         (torch.autograd, "backward", "backward"),
     ]

@@ -1,27 +1,24 @@
-"""One frozen language model: what it reads, compiles, generates and how it is told from another.
+"""The backbone: one frozen model that embeds, compiles prompts, generates and scores.
 
 In: a transformers model. Out: prefixes, logits, hidden states, generations. The model is frozen,
-never patched, and stays usable on its own. Everything that depends on a family or on a release of
-transformers is behind this class, in `capabilities`, `layout`, `caches` and `generation`. It knows
-ids, not text.
+never patched, and stays usable on its own. What depends on a family or on a release of transformers
+is behind this class, in the rooms `model` and `generation`. It knows ids, not text.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from foreword.data.batches import Batch
-from foreword.errors import InputError, UnsupportedError
-from foreword.generation import encoder_decoder, model_view
-from foreword.generation.generate import generate
+from foreword.errors import InputError, MismatchError, UnsupportedError
+from foreword.generation import encoder_decoder, generate, model_view
 from foreword.loading import checkpoint, hub, quantized
-from foreword.model import checks
 from foreword.model.capabilities import Capabilities, inspect_model
 from foreword.model.decoder import Decoder
-from foreword.model.embedding_scale import decoder_scale
-from foreword.model.encoder_decoder import Seq2Seq
+from foreword.model.encoder_decoder import EncoderDecoder
 from foreword.model.fingerprint import (
     check_fingerprint,
     check_shapes,
@@ -31,14 +28,34 @@ from foreword.model.fingerprint import (
 )
 from foreword.model.head import logits
 from foreword.model.media import split_media
+from foreword.model.passes import ForwardPasses, LabelStates
 from foreword.prompt.prefix import CompiledPrefixes, Prefix, PrefixBatch, no_prefixes
 from foreword.prompt.soft_prompt import SoftPrompt
-from foreword.prompt.states import States, Unread
-from foreword.verification import text
-from foreword.verification.media import prove
+from foreword.prompt.states import DeferredPrompt, PrefixStates, States
+from foreword.verification.media import prove as prove_media
+from foreword.verification.text import prove as prove_text
 
 Prompt = SoftPrompt | Prefix | None
 NUM_COMPILED = 8  # prompts whose prefix is remembered by content
+
+
+class Generation(Protocol):
+    """How a kind of model generates: the modules of `generation`, of which a backbone picks one."""
+
+    def num_rows(self, passes: Any, input_ids: Tensor | None, kwargs: dict[str, Any]) -> int:
+        """Check what is to be continued, and return its rows."""
+        ...
+
+    def generate(
+        self,
+        passes: Any,
+        batch: PrefixBatch,
+        input_ids: Tensor | None,
+        attention_mask: Tensor | None,
+        kwargs: dict[str, Any],
+    ) -> Any:
+        """Generate as transformers' `generate` does, each row behind its prefix."""
+        ...
 
 
 class Backbone:
@@ -63,10 +80,15 @@ class Backbone:
         name: str | None = None,
     ):
         self.capabilities: Capabilities = inspect_model(hf_model)
-        self.model = hf_model.eval().requires_grad_(False)
-        self.quantization = quantized.prepare(self.model)
-        # The passes of a model with an encoder; None where the decoder stands alone.
-        self.seq2seq = Seq2Seq(hf_model, self.capabilities) if self.capabilities.encoder else None
+        hf_model.eval().requires_grad_(False)
+        self.quantization = quantized.prepare(hf_model)
+        has_encoder = self.capabilities.encoder is not None
+        self.passes: ForwardPasses = (
+            EncoderDecoder(hf_model, self.capabilities)
+            if has_encoder
+            else Decoder(hf_model, self.capabilities)
+        )
+        self._generation: Generation = encoder_decoder if has_encoder else generate
         self.processor = processor
         self.tokenizer = tokenizer if tokenizer is not None else _tokenizer_of(processor)
         self.name = name or getattr(hf_model, "name_or_path", "") or hf_model.config.model_type
@@ -74,18 +96,10 @@ class Backbone:
         self._compiled = CompiledPrefixes(NUM_COMPILED)
         self._fingerprint: dict[str, Any] | None = None
         self._one_token: States | None = None
-        self._embedding_scale = (
-            self.seq2seq.embedding_scale
-            if self.seq2seq
-            else decoder_scale(hf_model, self.capabilities)
-        )
+        self._embedding_scale = self.passes.embedding_scale
         self._is_media_proved = self.capabilities.is_tested
-        # Set where layers are gathered on the way back by what reaches their output (`sharding`).
-        self.tie: Callable[[States, Tensor], States] | None = None
-        # Set where rows are passed one behind the other, without padding (`packing`).
-        self.lining: Any = None
         if not self.capabilities.is_tested:
-            text.prove(self)
+            prove_text(self)
 
     @classmethod
     def load(
@@ -122,20 +136,27 @@ class Backbone:
             loaded = loaded.to(place)
         return cls(loaded, known, processor=processor, name=model)
 
+    def with_passes(self, passes: ForwardPasses) -> "Backbone":
+        """Return a view of this backbone whose passes are others, over the same weights."""
+        view = copy.copy(self)
+        view.passes = passes
+        return view
+
+    @property
+    def model(self) -> Any:
+        """The transformers model."""
+        return self.passes.model
+
     @property
     def reads_apart(self) -> bool:
         """Whether an encoder reads the text before an answer, and a decoder says the answer."""
-        return self.seq2seq is not None and self.seq2seq.encoder.reads_text
+        encoder = self.capabilities.encoder
+        return encoder is not None and encoder.reads_text
 
     @property
     def decoder(self) -> Any:
         """The model without its head."""
         return getattr(self.model, self.capabilities.decoder)
-
-    @property
-    def _passes(self) -> Decoder:
-        """The decoder's own passes; of this very `model`, which a view of the backbone replaces."""
-        return Decoder(self.model, self.capabilities)
 
     @property
     def device(self) -> torch.device:
@@ -188,27 +209,23 @@ class Backbone:
 
         def compute() -> Prefix:
             with torch.no_grad():
-                states = self.read(prompt).map(Tensor.clone)
+                states = self.prefill(prompt).map(Tensor.clone)
             # A prefix is a state of this very model, whatever its prompt's file says.
             base = {"name": self.name, "revision": self.revision, "fingerprint": self.fingerprint()}
             return Prefix(states, key, dict(prompt.facts) | {"base": base})
 
         return self._compiled.get(key, compute)
 
-    def read(self, prompt: SoftPrompt) -> States:
-        """Return every layer's state, with gradient to the prompt."""
+    def prefill(self, prompt: SoftPrompt) -> PrefixStates:
+        """Return what rows start from behind a prompt, with gradient to it."""
         if prompt.form == "key_values":
             own = iter(self._probe().tensors)  # of the dtypes that the model keeps them in
             return prompt.states.map(lambda tensor: tensor.to(self.device, next(own).dtype))
-        embeddings = prompt.embeddings.to(self.device, self.dtype)
-        return Unread.of(embeddings) if self.seq2seq else self.read_embeddings(embeddings)
+        return self.passes.start(self.placed(prompt))
 
-    def read_embeddings(self, embeddings: Tensor) -> States:
-        """Run the decoder over embeddings `[P, H]`; return each layer's state."""
-        if self.seq2seq:
-            return self.seq2seq.read_alone(embeddings)
-        states, hidden = self._passes.read_alone(embeddings)
-        return self.tie(states, hidden) if self.tie is not None else states
+    def placed(self, prompt: SoftPrompt) -> Tensor:
+        """Return a prompt's embeddings `[P, H]` where and as the model takes them."""
+        return prompt.embeddings.to(self.device, self.dtype)
 
     def generate(
         self,
@@ -239,18 +256,10 @@ class Backbone:
             input_ids = kwargs.pop("inputs")
         if kwargs.get("assistant_model") is not None:
             kwargs["assistant_model"] = _assistant(kwargs["assistant_model"])
-        if self.seq2seq:
-            return self._generate_seq2seq(prompt, input_ids, attention_mask, kwargs)
-        inputs = input_ids if input_ids is not None else kwargs.get("inputs_embeds")
-        if inputs is None:
-            raise InputError("generate needs input_ids or inputs_embeds; got neither")
-        name = "input_ids" if input_ids is not None else "inputs_embeds"
-        checks.check_inputs(inputs, self.capabilities.vocab_size, name)
-        batch = self.batch_of(prompt, inputs.shape[0])
-        if not self._is_media_proved and input_ids is not None:
-            found, _ = split_media(self.capabilities, kwargs)
-            self._prove_media(input_ids, attention_mask, found)
-        return generate(self.model, self.capabilities, batch, input_ids, attention_mask, kwargs)
+        num_rows = self._generation.num_rows(self.passes, input_ids, kwargs)
+        batch = self.batch_of(prompt, num_rows)
+        self._prove_media(input_ids, attention_mask, kwargs)
+        return self._generation.generate(self.passes, batch, input_ids, attention_mask, kwargs)
 
     def logits(
         self,
@@ -265,23 +274,14 @@ class Backbone:
         are of the decoder's tokens: `decoder_input_ids`, or `input_ids` where it does not read
         text.
         """
-        if self.seq2seq:
-            given = {"input_ids": input_ids} | media
-            batch = self.batch_of(
-                prompt, checks.num_rows(given), needs_grad=torch.is_grad_enabled()
-            )
-            return self.head(self.seq2seq.hidden(batch, input_ids, attention_mask, media))
-        checks.check_inputs(input_ids, self.capabilities.vocab_size)
-        assert input_ids is not None
-        if attention_mask is not None:
-            checks.check_mask(attention_mask, *input_ids.shape)
-        batch = self.batch_of(prompt, input_ids.shape[0], needs_grad=torch.is_grad_enabled())
-        return self.head(self.hidden(batch, input_ids.to(self.device), attention_mask, media))
+        num_rows = self.passes.num_rows(input_ids, attention_mask, media)
+        batch = self.batch_of(prompt, num_rows, needs_grad=torch.is_grad_enabled())
+        return self.head(self.hidden(batch, input_ids, attention_mask, media))
 
     def hidden(
         self,
         batch: PrefixBatch,
-        input_ids: Tensor,
+        input_ids: Tensor | None,
         attention_mask: Tensor | None,
         media: Mapping[str, Tensor] | None = None,
     ) -> Tensor:
@@ -293,41 +293,13 @@ class Backbone:
             UnsupportedError: media that the model does not read, or not behind a prefix.
             InputError: media that does not fit the placeholders.
         """
-        assert self.seq2seq is None, "with an encoder, its own passes decode"
-        found, others = split_media(self.capabilities, media or {})
-        if others:
-            known = ", ".join(["input_ids", "attention_mask", *sorted(self.capabilities.media)])
-            raise UnsupportedError(
-                f"{self.capabilities.model_type} takes no {', '.join(sorted(others))}; "
-                f"give {known} only"
-            )
-        self._prove_media(input_ids, attention_mask, found)
-        return self.read_rows(batch, input_ids, attention_mask, found)
+        self._prove_media(input_ids, attention_mask, media or {})
+        return self.passes.hidden(batch, input_ids, attention_mask, media or {})
 
-    def read_rows(
-        self,
-        batch: PrefixBatch,
-        input_ids: Tensor,
-        attention_mask: Tensor | None,
-        media: Mapping[str, Tensor],
-    ) -> Tensor:
-        """Return the last hidden states `[B, T, H]` without a look at what was given."""
-        return self._passes.hidden(batch, input_ids, attention_mask, media)
-
-    def label_states(self, prefixes: PrefixBatch, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    def label_states(self, prefixes: PrefixBatch, batch: Batch) -> LabelStates:
         """Return the hidden states before labels `[N, H]`, the labels `[N]` and rows `[N]`."""
-        if self.lining is not None and (found := self.lining.label_states(prefixes, batch)):
-            return found  # type: ignore[no-any-return]
-        input_ids, is_label = batch.input_ids.to(self.device), batch.label_mask.to(self.device)
-        mask = batch.attention_mask
-        if self.seq2seq and self.reads_apart:
-            return self.seq2seq.label_states(prefixes, input_ids, mask.to(self.device), is_label)
-        if self.seq2seq:
-            hidden = self.seq2seq.hidden(prefixes, input_ids, mask, batch.media)
-        else:
-            hidden = self.hidden(prefixes, input_ids, mask, batch.media)
-        is_label = is_label[:, 1:]
-        return hidden[:, :-1][is_label], input_ids[:, 1:][is_label], is_label.nonzero()[:, 0]
+        self._prove_media(batch.input_ids, batch.attention_mask, batch.media)
+        return self.passes.label_states(prefixes, batch)
 
     def head(self, hidden: Tensor) -> Tensor:
         """Turn hidden states `[..., H]` into logits `[..., V]` with the model's own head, scale and
@@ -354,42 +326,30 @@ class Backbone:
         """Return what tells this base from another: proportions and hashes of its numbers."""
         if self._fingerprint is None:
             is_quantized = bool(getattr(self.model, "is_quantized", False))
-            whole = self.model if self.seq2seq else self.decoder
             self._fingerprint = compute_fingerprint(
-                whole, self.embed, self.capabilities, is_quantized
+                self.passes.fingerprinted, self.embed, self.capabilities, is_quantized
             )
         return self._fingerprint
-
-    def _generate_seq2seq(
-        self,
-        prompt: Prompt | Sequence[Prompt],
-        input_ids: Tensor | None,
-        attention_mask: Tensor | None,
-        kwargs: dict[str, Any],
-    ) -> Any:
-        assert self.seq2seq is not None
-        if input_ids is not None and self.reads_apart:
-            checks.check_inputs(input_ids, self.capabilities.vocab_size)
-        elif input_ids is not None:
-            is_ids = not input_ids.is_floating_point()
-            kwargs["decoder_input_ids" if is_ids else self.seq2seq.encoder.input_name] = input_ids
-        batch = self.batch_of(prompt, checks.num_rows({"input_ids": input_ids} | kwargs))
-        return encoder_decoder.generate(self.seq2seq, batch, input_ids, attention_mask, kwargs)
 
     def _prefix(self, prompt: Prompt, needs_grad: bool) -> Prefix | None:
         if prompt is None:
             return None
         if isinstance(prompt, Prefix):
-            if self.seq2seq and isinstance(prompt.states, Unread):
+            if not isinstance(prompt.states, DeferredPrompt):
+                self._check_shapes(prompt.states)
+            elif self.capabilities.encoder is not None:
                 self._check_width(prompt.states.embeddings, prompt.facts)
             else:
-                self._check_shapes(prompt.states)
+                raise MismatchError(
+                    f"the prefix was compiled for a model with an encoder, and {self.name} has "
+                    "none: compile the prompt on this model"
+                )
             self._check_fingerprint(prompt.facts)
             return prompt
         _check_kind(prompt)
         if needs_grad and any(tensor.requires_grad for tensor in prompt.tensors):
             self._check_base(prompt)
-            return Prefix(self.read(prompt), "trained", prompt.facts)
+            return Prefix(self.prefill(prompt), "trained", prompt.facts)
         return self.compile(prompt)
 
     def _check_base(self, prompt: SoftPrompt) -> None:
@@ -417,17 +377,19 @@ class Backbone:
         if self._one_token is None:
             with torch.no_grad():
                 token = self.embed(torch.zeros(1, dtype=torch.long))
-                self._one_token = self.read_embeddings(token)
+                self._one_token = self.passes.prefill(token)
         return self._one_token
 
     def _prove_media(
-        self, input_ids: Tensor, attention_mask: Tensor | None, media: dict[str, Tensor]
+        self, input_ids: Tensor | None, mask: Tensor | None, given: Mapping[str, Any]
     ) -> None:
         """Let an untested family prove itself on the first media that it is given."""
-        if self._is_media_proved or not media.keys() - {self.capabilities.types}:
+        if self._is_media_proved or input_ids is None:
             return
-        prove(self, input_ids, attention_mask, media)
-        self._is_media_proved = True
+        media, _ = split_media(self.capabilities, given)
+        if media.keys() - {self.capabilities.types}:
+            prove_media(self, input_ids, mask, media)
+            self._is_media_proved = True
 
     def __repr__(self) -> str:
         return f"Backbone({self.name}, {self.capabilities.model_type}, {self.dtype}, {self.device})"

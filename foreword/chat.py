@@ -114,7 +114,7 @@ def answer_rows(
         **({"do_sample": False} | options),
     )
     # With an encoder, a sequence begins with the decoder's own start.
-    num_given = 1 if backbone.seq2seq else ids.shape[1]
+    num_given = 1 if backbone.capabilities.encoder else ids.shape[1]
     for row in output[:, num_given:].tolist():
         yield read_answer(backbone, row, ends)
 

@@ -128,7 +128,7 @@ def test_gradients_are_those_of_concatenation(family: str, tmp_path: Path) -> No
     text = Example("plain?", "no", "row 2")
     examples = [*(example_of(family, tmp_path, number) for number in range(2)), text]
     rows = rows_of(backbone, examples)
-    prefix = Prefix(backbone.read(prompt), "trained")
+    prefix = Prefix(backbone.prefill(prompt), "trained")
     found = score_labels(backbone, same_prefix(prefix, 3), collate(rows, 0)).losses.sum()
     (gradient,) = torch.autograd.grad(found, prompt.tensors)
     expected = torch.zeros(())

@@ -21,11 +21,12 @@ from transformers import DynamicCache
 from foreword import Backbone, Row, SoftPrompt, TrainConfig, TrainEvent, train
 from foreword.data.batches import collate
 from foreword.errors import ArtifactError, DataError, InputError, MismatchError, UnsupportedError
-from foreword.training import methods
 from foreword.training.checkpoint import METADATA_NAME, STATE_FILE, read_state
 from foreword.training.initializers import demonstrations, label_embeddings
+from foreword.training.methods.context import Context
+from foreword.training.methods.method import Method, prefill, task_prompts
 from foreword.training.start import begin, initial_prompt
-from foreword.training.step import _backward, accumulate, leaves_of
+from foreword.training.step import _backward, accumulate, detached
 
 ROWS = [
     Row.from_ids(tiny_models.ids(length).tolist(), tiny_models.ids(answer, seed=5).tolist())
@@ -49,7 +50,7 @@ def config(variant: str, **changes: Any) -> TrainConfig:
     return TrainConfig(**(fast | VARIANTS[variant] | changes))
 
 
-def moved(backbone: Backbone, variant: str) -> methods.Method:
+def moved(backbone: Backbone, variant: str) -> Method:
     """Return a method whose every leaf stands somewhere, not where a run begins."""
     method = begin(backbone, None, ROWS, config(variant))
     generator = torch.Generator().manual_seed(3)
@@ -115,7 +116,7 @@ FORMULAS: dict[str, Callable[[Tensor, list[Tensor]], Tensor]] = {
 }
 
 
-def obvious_prompts(variant: str, method: methods.Method) -> dict[str, SoftPrompt]:
+def obvious_prompts(variant: str, method: Method) -> dict[str, SoftPrompt]:
     """Compute the prompt of every task, or of all rows, by the papers' formulas."""
     leaves = method.tensors
     if variant in FORMULAS:
@@ -174,8 +175,8 @@ def test_gradient_equals_that_of_the_papers_formula(
     exact: Backbone, variant: str, micro_batch_size: int
 ) -> None:
     method = moved(exact, variant)
-    states = methods.read(exact, method)
-    leaves = leaves_of(states)
+    states = prefill(exact, method)
+    leaves = [detached(one) for one in states]
     batches = [collate(ROWS[i : i + micro_batch_size], 0) for i in range(0, 4, micro_batch_size)]
     loss = accumulate(exact, leaves, batches, sum(row.num_labels for row in ROWS), method)
     _backward(states, leaves)
@@ -194,8 +195,8 @@ def test_gradient_equals_that_of_the_papers_formula(
 def test_a_hidden_demonstration_changes_the_loss_as_a_mask_does(family: str) -> None:
     backbone = Backbone(tiny_models.with_exact_norms(tiny_models.build(family)))
     method = begin(backbone, None, ROWS, config("context-tuning"))
-    assert isinstance(method, methods.Context) and method.own
-    states = leaves_of(methods.read(backbone, method))
+    assert isinstance(method, Context) and method.own
+    states = [detached(one) for one in prefill(backbone, method)]
     loss = accumulate(backbone, states, [collate(ROWS, 0)], None, method)
     prompts = {"": method.prompt()}
     hidden = obvious_loss(
@@ -210,7 +211,7 @@ def test_a_hidden_demonstration_changes_the_loss_as_a_mask_does(family: str) -> 
 def test_a_run_begins_at_the_prompt_it_is_given(exact: Backbone, variant: str) -> None:
     method = begin(exact, None, ROWS, config(variant))
     start = initial_prompt(exact, config(variant), ROWS)
-    for prompt in (method.prompt(), *method.tasks().values()):
+    for prompt in (method.prompt(), *task_prompts(method).values()):
         for ours, given in zip(prompt.tensors, start.tensors, strict=True):
             torch.testing.assert_close(ours, given.double(), rtol=0, atol=1e-12)
 
@@ -218,7 +219,7 @@ def test_a_run_begins_at_the_prompt_it_is_given(exact: Backbone, variant: str) -
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_folding_is_exact(exact: Backbone, variant: str, tmp_path: Path) -> None:
     method, ids = moved(exact, variant), tiny_models.ids(5)[None]
-    for name, prompt in (method.tasks() or {"": method.prompt()}).items():
+    for name, prompt in (task_prompts(method) or {"": method.prompt()}).items():
         unfolded = exact.logits(prompt, ids)
         prompt.save(tmp_path / name)
         folded = exact.logits(SoftPrompt.load(tmp_path / name), ids)
@@ -396,7 +397,7 @@ def test_a_prompt_of_another_base_is_no_start(backbone: Backbone, variant: str) 
 def test_a_prompt_that_holds_no_rows_hides_none(exact: Backbone) -> None:
     other = SoftPrompt.from_embeddings(tiny_models.embeddings(exact.model, 14))
     method = begin(exact, other, ROWS, config("context-tuning"))
-    assert isinstance(method, methods.Context) and not method.own
+    assert isinstance(method, Context) and not method.own
     assert begin(exact, None, ROWS, config("context-tuning")).own  # type: ignore[attr-defined]
     small = SoftPrompt.from_embeddings(tiny_models.embeddings(exact.model, 3))  # no row fits
     short = config("context-tuning", num_virtual_tokens=3, num_steps=1)

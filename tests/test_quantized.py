@@ -19,9 +19,9 @@ from test_training import ROWS, obvious_loss
 from foreword import Backbone, SoftPrompt, TrainConfig, train
 from foreword.data.batches import collate
 from foreword.loading.quantized import num_bytes
-from foreword.training.methods import Direct
-from foreword.training.packing.packed_backbone import packed
-from foreword.training.step import _backward, accumulate, leaves_of, read_for
+from foreword.training.methods.direct import Direct
+from foreword.training.packing.packed_decoder import packed
+from foreword.training.step import _backward, accumulate, detached, prefix_states
 
 REASON = "needs the extra `bases` (make test-quantized): "
 for library in ("compressed_tensors", "torchao", "bitsandbytes"):
@@ -243,7 +243,7 @@ def test_padded_rows_equal_the_oracle(backbone: Backbone, name: str, form: str) 
     assert apart(found[1, 2:], expected[1]) < LOOSE.get(name, 1e-4)
 
 
-@pytest.mark.parametrize("view", [lambda backbone: backbone, packed], ids=["padded", "in_a_line"])
+@pytest.mark.parametrize("view", [lambda backbone: backbone, packed], ids=["padded", "packed"])
 @pytest.mark.parametrize("form", ["embeddings", "key_values"])
 def test_the_gradient_is_alive_and_that_of_the_concatenated_form(
     backbone: Backbone, name: str, form: str, view: Callable[[Backbone], Backbone]
@@ -251,8 +251,8 @@ def test_the_gradient_is_alive_and_that_of_the_concatenated_form(
     prompt = prompt_of(backbone, form)
     ours, theirs = Direct.begin(prompt, torch.float32), prompt.trainable()
     backbone, batches = view(backbone), [collate(ROWS, 0)]
-    states = read_for(backbone, ours, batches)
-    leaves = leaves_of(states)
+    states = prefix_states(backbone, ours, batches)
+    leaves = [detached(one) for one in states]
     accumulate(backbone, leaves, batches)
     _backward(states, leaves)
     obvious_loss(backbone.model, theirs, ROWS).backward()

@@ -18,9 +18,9 @@ from foreword.prompt.prefix import Prefix, same_prefix
 from foreword.training import compile_layers
 from foreword.training import loss as loss_module
 from foreword.training.checkpoint import STATE_FILE, read_state
-from foreword.training.gradient_checkpointing import recomputing
-from foreword.training.methods import Direct
-from foreword.training.step import _backward, accumulate, leaves_of, read_for
+from foreword.training.gradient_checkpointing import with_gradient_checkpointing
+from foreword.training.methods.direct import Direct
+from foreword.training.step import _backward, accumulate, detached, prefix_states
 
 CHAT = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
 ROWS = [
@@ -64,8 +64,8 @@ def check_gradient(
     batches = [
         collate(rows[i : i + micro_batch_size], 0) for i in range(0, len(rows), micro_batch_size)
     ]
-    states = read_for(backbone, ours, batches)
-    leaves = leaves_of(states)
+    states = prefix_states(backbone, ours, batches)
+    leaves = [detached(one) for one in states]
     loss = accumulate(backbone, leaves, batches)
     _backward(states, leaves)
     expected = obvious_loss(model, theirs, rows)
@@ -92,7 +92,7 @@ def test_gradient_equals_the_concatenated_form(
 @pytest.mark.parametrize("family", tiny_models.FAMILIES)
 def test_gradient_of_recomputed_layers_equals_the_concatenated_form(family: str, form: str) -> None:
     for micro_batch_size in (4, 1) if family in ("llama", "gemma3", "qwen3") else (2,):
-        check_gradient(family, form, micro_batch_size, recomputing)
+        check_gradient(family, form, micro_batch_size, with_gradient_checkpointing)
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2", "granite"])
@@ -101,7 +101,7 @@ def test_a_head_in_chunks_keeps_no_logits_and_gives_the_same_gradient(
 ) -> None:
     backbone = Backbone(tiny_models.build(family))
     prompt = SoftPrompt.from_embeddings(tiny_models.embeddings(backbone.model, 6))
-    whole, chunked = (leaves_of(backbone.compile(prompt).states) for _ in range(2))
+    whole, chunked = ([detached(backbone.compile(prompt).states)] for _ in range(2))
     widths: list[int] = []
 
     def pack(tensor: Tensor) -> Tensor:
@@ -115,8 +115,8 @@ def test_a_head_in_chunks_keeps_no_logits_and_gives_the_same_gradient(
         monkeypatch.setattr(loss_module, "MAX_LOGITS", 3 * 97)
         assert accumulate(backbone, chunked, [collate(ROWS, 0)]) == pytest.approx(loss, rel=1e-12)
         assert 32 in widths and 97 not in widths
-    for ours, theirs in zip(chunked, whole, strict=True):
-        torch.testing.assert_close(ours[0].grad, theirs[0].grad, rtol=1e-9, atol=1e-12)
+    for ours, theirs in zip(chunked[0].tensors, whole[0].tensors, strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("form", ["embeddings", "key_values"])
@@ -125,7 +125,7 @@ def test_gradient_of_compiled_layers_equals_the_concatenated_form(
     family: str, form: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(compile_layers, "BACKEND", "aot_eager")
-    check_gradient(family, form, 2, compile.compiling)
+    check_gradient(family, form, 2, compile_layers.with_compiled_layers)
     torch._dynamo.reset()
 
 
@@ -141,7 +141,7 @@ def kept_numbers(backbone: Backbone, form: str) -> int:
         sizes[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    states = backbone.read(prompt.trainable(torch.float32))
+    states = backbone.prefill(prompt.trainable(torch.float32))
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         backbone.hidden(same_prefix(Prefix(states, ""), 4), collate(ROWS, 0).input_ids, None)
     weights = {p.untyped_storage().data_ptr() for p in backbone.model.parameters()}
@@ -154,7 +154,9 @@ def test_recomputed_layers_keep_little_and_leave_the_model_alone(form: str) -> N
     before = [(name, id(part), part.training) for name, part in model.named_modules()]
     attributes = [dict(vars(part)) for part in model.modules()]
     backbone = Backbone(model)
-    assert kept_numbers(recomputing(backbone), form) < 0.3 * kept_numbers(backbone, form)
+    assert kept_numbers(with_gradient_checkpointing(backbone), form) < 0.3 * kept_numbers(
+        backbone, form
+    )
     assert [(name, id(part), part.training) for name, part in model.named_modules()] == before
     assert [dict(vars(part)).keys() for part in model.modules()] == [a.keys() for a in attributes]
 

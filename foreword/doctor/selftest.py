@@ -14,7 +14,7 @@ from foreword.doctor.finding import Finding
 from foreword.doctor.trial import Trial
 from foreword.doctor.trials import make_trial
 from foreword.prompt.soft_prompt import SoftPrompt
-from foreword.prompt.states import Unread
+from foreword.prompt.states import DeferredPrompt
 from foreword.training.guards import check_gradient
 
 NUM_ROUNDS = 2  # of the speed measurement, each way
@@ -85,7 +85,7 @@ def _gradient(trial: Trial) -> str:
 
 def _size(trial: Trial) -> str:
     prefix = trial.backbone.compile(trial.prompt)
-    if isinstance(prefix.states, Unread):
+    if isinstance(prefix.states, DeferredPrompt):
         return f"{prefix.num_virtual_tokens} virtual tokens, which every row reads with its own"
     return (
         f"{prefix.num_virtual_tokens} virtual tokens take {prefix.num_bytes:,} bytes, "

@@ -39,7 +39,7 @@ class Engine:
     """
 
     def __init__(self, backbone: Backbone, limits: EngineLimits | None = None) -> None:
-        if backbone.seq2seq is not None:
+        if backbone.capabilities.encoder is not None:
             raise UnsupportedError(
                 f"{backbone.capabilities.model_type}: models with an encoder are not served; call "
                 "Backbone.generate"

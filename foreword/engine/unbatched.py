@@ -118,10 +118,9 @@ def _without_habits(backbone: Backbone) -> Backbone:
     """Return a backbone whose model has no penalties, ends and limits of its own, which
     transformers would fill in: a request brings all of its own, as in a batch.
     """
-    twin = copy.copy(backbone)
-    twin.model = copy.copy(backbone.model)
-    twin.model.generation_config = GenerationConfig()
-    return twin
+    model = copy.copy(backbone.model)
+    model.generation_config = GenerationConfig()
+    return backbone.with_passes(backbone.passes.over(model))
 
 
 class _Choose(LogitsProcessor):

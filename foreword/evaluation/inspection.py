@@ -208,7 +208,8 @@ def _by_token(tensor: Tensor) -> Tensor:
 def _sides(prompt: SoftPrompt | Prefix) -> list[Tensor]:
     if isinstance(prompt, SoftPrompt) and prompt.form == "embeddings":
         return [prompt.embeddings.detach().float().cpu()]
-    return [_by_token(t).cpu() for layer in prompt.states for t in attention_part(layer)]
+    states = prompt.states if isinstance(prompt, SoftPrompt) else prompt.cached
+    return [_by_token(t).cpu() for layer in states for t in attention_part(layer)]
 
 
 def _said(prompt: SoftPrompt | Prefix) -> str:

@@ -14,7 +14,7 @@ from transformers import DynamicCache, EncoderDecoderCache, GenerationMixin
 from foreword.errors import InputError, UnsupportedError
 from foreword.generation.model_view import twin
 from foreword.model import checks, prefixed_cache
-from foreword.model.encoder_decoder import Seq2Seq
+from foreword.model.encoder_decoder import EncoderDecoder
 from foreword.prompt.prefix import PrefixBatch
 
 CACHE = "a decoder's cache belongs to one encoder output; leave past_key_values out"
@@ -64,7 +64,7 @@ class _View(GenerationMixin):
     """What a view overrides of its model; see `generation.view`."""
 
     _model: Any
-    _passes: Seq2Seq
+    _passes: EncoderDecoder
     _batch: PrefixBatch
 
     def forward(self, **inputs: Any) -> Any:
@@ -109,7 +109,7 @@ class _View(GenerationMixin):
         max_cache_length: int,
     ) -> None:
         """Make the cache asked for and start it with what stands before each row's tokens."""
-        facts, kind = self._passes.facts, generation_config.cache_implementation
+        facts, kind = self._passes.capabilities, generation_config.cache_implementation
         if kind not in (None, "dynamic", "static"):
             raise UnsupportedError(
                 f"generate(cache_implementation={kind!r}): it holds no prefix beside an encoder; "
@@ -153,7 +153,7 @@ def _view_class(model_class: Any) -> Any:
     return type(model_class.__name__, (_View, model_class), {"forward": forward})
 
 
-def view(passes: Seq2Seq, batch: PrefixBatch) -> Any:
+def view(passes: EncoderDecoder, batch: PrefixBatch) -> Any:
     """Return an object that generates like the model, behind what stands before each row's decoded
     tokens; it shares the weights.
     """
@@ -162,16 +162,29 @@ def view(passes: Seq2Seq, batch: PrefixBatch) -> Any:
     return result
 
 
+def num_rows(passes: EncoderDecoder, input_ids: Tensor | None, kwargs: dict[str, Any]) -> int:
+    """Return the rows of the encoder's input, or of the decoder's.
+
+    Raises:
+        InputError: ids that are none of the model.
+    """
+    if input_ids is not None and passes.encoder.reads_text:
+        checks.check_inputs(input_ids, passes.capabilities.vocab_size)
+    return checks.num_rows({"input_ids": input_ids} | kwargs)
+
+
 def generate(
-    passes: Seq2Seq,
+    passes: EncoderDecoder,
     batch: PrefixBatch,
     input_ids: Tensor | None,
     attention_mask: Tensor | None,
     kwargs: dict[str, Any],
 ) -> Any:
     """Generate; sequences begin as transformers' own do, and hold no cache to go on with."""
-    default = passes.model.generation_config
-    checks.refuse_options(kwargs, default)
+    if input_ids is not None and not passes.encoder.reads_text:
+        is_ids = not input_ids.is_floating_point()
+        kwargs["decoder_input_ids" if is_ids else passes.encoder.input_name] = input_ids
+    checks.refuse_options(kwargs, passes.model.generation_config)
     for name, reason in REFUSED.items():
         if kwargs.get(name) is not None:
             raise UnsupportedError(f"generate({name}=...): {reason}")
@@ -203,7 +216,7 @@ def generate(
 
 
 def _refuse_padding(
-    passes: Seq2Seq, input_ids: Tensor, attention_mask: Tensor | None, kwargs: dict[str, Any]
+    passes: EncoderDecoder, input_ids: Tensor, attention_mask: Tensor | None, kwargs: dict[str, Any]
 ) -> None:
     """Refuse padding that is not named, and what would read it."""
     if attention_mask is not None:
@@ -223,7 +236,7 @@ def _refuse_padding(
             )
 
 
-def _refuse_loops(passes: Seq2Seq, batch: PrefixBatch, kwargs: dict[str, Any]) -> None:
+def _refuse_loops(passes: EncoderDecoder, batch: PrefixBatch, kwargs: dict[str, Any]) -> None:
     """Refuse what decodes rows in other batches than the one given, where their prompts differ."""
     if is_single(batch):
         return

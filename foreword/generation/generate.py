@@ -15,15 +15,29 @@ from foreword.generation.model_view import view
 from foreword.generation.padding import align_right, infer_mask, reorder, restore
 from foreword.model import checks, media, prefixed_cache
 from foreword.model.capabilities import Capabilities
+from foreword.model.decoder import Decoder
 from foreword.model.forward import read_media
 from foreword.model.media import Reading
 from foreword.model.placeholders import Turn
 from foreword.prompt.prefix import PrefixBatch
 
 
+def num_rows(passes: Decoder, input_ids: Tensor | None, kwargs: dict[str, Any]) -> int:
+    """Return the rows of `input_ids` `[B, T]` or of the `inputs_embeds` among the arguments.
+
+    Raises:
+        InputError: neither is there, or they are no ids of the model.
+    """
+    inputs = input_ids if input_ids is not None else kwargs.get("inputs_embeds")
+    if inputs is None:
+        raise InputError("generate needs input_ids or inputs_embeds; got neither")
+    name = "input_ids" if input_ids is not None else "inputs_embeds"
+    checks.check_inputs(inputs, passes.capabilities.vocab_size, name)
+    return len(inputs)
+
+
 def generate(
-    model: Any,
-    capabilities: Capabilities,
+    passes: Decoder,
     batch: PrefixBatch,
     input_ids: Tensor | None,
     attention_mask: Tensor | None,
@@ -32,6 +46,7 @@ def generate(
     """Generate; sequences begin with the ids as they were given, whichever side their padding is
     on.
     """
+    model, capabilities = passes.model, passes.capabilities
     checks.refuse_options(kwargs, model.generation_config)
     if capabilities.is_recurrent:
         checks.refuse_candidates(kwargs, model.generation_config, capabilities.model_type)

@@ -5,7 +5,8 @@ the state that an embedding prompt leaves. Applies no head, checks no ids and do
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -13,11 +14,16 @@ from torch import Tensor
 from transformers.cache_utils import Cache
 
 from foreword import compat
+from foreword.data.batches import Batch
+from foreword.errors import UnsupportedError
 from foreword.model import cache_layers, checks, forward, prefixed_cache, recurrent
 from foreword.model.capabilities import Capabilities
-from foreword.model.media import Reading
+from foreword.model.embedding_scale import decoder_scale
+from foreword.model.media import Reading, split_media
+from foreword.model.passes import LabelStates
 from foreword.model.placeholders import Turn
 from foreword.prompt.prefix import PrefixBatch, no_prefixes
+from foreword.prompt.soft_prompt import SoftPrompt
 from foreword.prompt.states import States
 
 
@@ -27,28 +33,62 @@ class Decoder:
 
     Attributes:
         model: a transformers model without an encoder, frozen.
-        facts: its capabilities.
+        capabilities: what it is.
     """
 
     model: Any
-    facts: Capabilities
+    capabilities: Capabilities
+    is_sharded = False
+    is_packed = False
 
     @property
     def module(self) -> Any:
         """The model without its head."""
-        return getattr(self.model, self.facts.decoder)
+        return getattr(self.model, self.capabilities.decoder)
 
-    def read_alone(self, embeddings: Tensor) -> tuple[States, Tensor]:
+    @property
+    def fingerprinted(self) -> Any:
+        """The model without its head."""
+        return self.module
+
+    @cached_property
+    def embedding_scale(self) -> float:
+        """What the decoder multiplies the embeddings of ids by, and not given ones."""
+        return decoder_scale(self.model, self.capabilities)
+
+    def over(self, model: Any) -> "Decoder":
+        """Return the same passes over a view of the model."""
+        return replace(self, model=model)
+
+    def prefill(self, embeddings: Tensor) -> States:
+        """Run over embeddings `[P, H]` alone; return each layer's state.
+
+        Raises:
+            InputError: more than the model has positions for.
+        """
+        return self.prefill_with_hidden(embeddings)[0]
+
+    def start(self, embeddings: Tensor) -> States:
+        """Return the state after an embedding prompt `[P, H]`, which no row changes."""
+        return self.prefill(embeddings)
+
+    def can_defer(self, prompt: SoftPrompt, batch: Batch) -> bool:
+        """False: a pass of rows starts from states."""
+        return False
+
+    def prefill_with_hidden(self, embeddings: Tensor) -> tuple[States, Tensor]:
         """Run over embeddings `[P, H]`; return each layer's state, and hidden states `[1, P, H]`.
 
         Raises:
             InputError: more than the model has positions for.
         """
-        checks.check_length(self.facts, 0, len(embeddings))
-        cache = prefixed_cache.uncached(no_prefixes(1), self.facts)
+        checks.check_length(self.capabilities, 0, len(embeddings))
+        cache = prefixed_cache.uncached(no_prefixes(1), self.capabilities)
         tokens = {"inputs_embeds": embeddings[None]}
-        if self.facts.virtual_id is not None:
-            ids = torch.full((1, len(embeddings)), self.facts.virtual_id, device=self.model.device)
+        if self.capabilities.virtual_id is not None:
+            ids = torch.full(
+                (1, len(embeddings)), self.capabilities.virtual_id, device=self.model.device
+            )
             looked_up = self.module.embed_tokens_per_layer(ids)
             num_layers = self.module.config.num_hidden_layers
             tokens["per_layer_inputs"] = looked_up.unflatten(-1, (num_layers, -1))
@@ -58,26 +98,53 @@ class Decoder:
         )
         return States(layers, len(embeddings)), hidden
 
+    def num_rows(
+        self, input_ids: Tensor | None, mask: Tensor | None, given: Mapping[str, Any]
+    ) -> int:
+        """Check ids `[B, T]` and their mask, and return B."""
+        checks.check_inputs(input_ids, self.capabilities.vocab_size)
+        assert input_ids is not None
+        if mask is not None:
+            checks.check_mask(mask, *input_ids.shape)
+        return input_ids.shape[0]
+
     def hidden(
         self,
         batch: PrefixBatch,
-        input_ids: Tensor,
+        input_ids: Tensor | None,
         attention_mask: Tensor | None,
-        media: Mapping[str, Tensor],
+        given: Mapping[str, Any],
     ) -> Tensor:
         """Return the last hidden states `[B, T, H]` of real tokens.
 
         Raises:
             InputError: more tokens than the model has positions for, or media that does not fit the
-                placeholders.
+                placeholders. UnsupportedError: an argument that the model does not take.
         """
-        cache = prefixed_cache.uncached(batch, self.facts)
+        assert input_ids is not None, "a decoder that stands alone reads ids"
+        input_ids = input_ids.to(self.model.device)
+        media, others = split_media(self.capabilities, given)
+        if others:
+            known = ", ".join(["input_ids", "attention_mask", *sorted(self.capabilities.media)])
+            raise UnsupportedError(
+                f"{self.capabilities.model_type} takes no {', '.join(sorted(others))}; "
+                f"give {known} only"
+            )
+        cache = prefixed_cache.uncached(batch, self.capabilities)
         longest = input_ids.shape[1] if attention_mask is None else int(attention_mask.sum(1).max())
-        checks.check_length(self.facts, longest, batch.num_slots, is_cached=batch.num_slots > 0)
-        if self.facts.is_recurrent:
+        checks.check_length(
+            self.capabilities, longest, batch.num_slots, is_cached=batch.num_slots > 0
+        )
+        if self.capabilities.is_recurrent:
             return self._decode_shifted(batch, cache, attention_mask, input_ids, media)
         reading = self._read_media(batch, attention_mask, input_ids, media)
         return self._decode(batch, cache, attention_mask, reading, input_ids=input_ids)
+
+    def label_states(self, prefixes: PrefixBatch, batch: Batch) -> LabelStates:
+        """Return the hidden states before the labels of a padded batch."""
+        return before_labels(
+            self.hidden(prefixes, batch.input_ids, batch.attention_mask, batch.media), batch
+        )
 
     def _read_media(
         self,
@@ -86,10 +153,10 @@ class Decoder:
         input_ids: Tensor,
         media: Mapping[str, Tensor],
     ) -> Reading | None:
-        if not self.facts.modalities:
+        if not self.capabilities.modalities:
             return None
         turn = Turn(input_ids, attention_mask, 0, 0, batch.num_virtual, None)
-        return forward.read_media(self.model, self.facts, turn, media)
+        return forward.read_media(self.model, self.capabilities, turn, media)
 
     def _decode_shifted(
         self,
@@ -123,10 +190,17 @@ class Decoder:
         """Run one pass over tokens and return `[B, T, H]`."""
         given = tokens["input_ids"] if "input_ids" in tokens else tokens["inputs_embeds"]
         placed = forward.model_inputs(
-            self.facts, batch, cache, given, attention_mask, 0, self.model.dtype, reading
+            self.capabilities, batch, cache, given, attention_mask, 0, self.model.dtype, reading
         )
         # The rows behind a prefix need a mask, where the bare model's first pass needs none.
         with compat.grouped_heads(given.device.type == "cpu" and given.shape[1] > 1):
             output = forward.read_pass(self.module, tokens | placed)
         hidden: Tensor = output.last_hidden_state
         return hidden
+
+
+def before_labels(hidden: Tensor, batch: Batch) -> LabelStates:
+    """Take the states before labels out of those of all tokens of a batch, `[B, T, H]`."""
+    input_ids, is_label = batch.input_ids.to(hidden.device), batch.label_mask.to(hidden.device)
+    is_label = is_label[:, 1:]
+    return hidden[:, :-1][is_label], input_ids[:, 1:][is_label], is_label.nonzero()[:, 0]

@@ -7,6 +7,7 @@ decoder's tokens, and every row reads it behind its own encoder output. Keys and
 start of the decoder's self-attention. Knows no text and does not generate.
 """
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,36 +16,62 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache, EncoderDecoderCache
 
+from foreword.data.batches import Batch
 from foreword.errors import InputError, UnsupportedError
 from foreword.model import checks, embedding_scale, forward, prefixed_cache, recurrent
 from foreword.model.capabilities import Capabilities
+from foreword.model.decoder import before_labels
 from foreword.model.encoder_facts import EncoderFacts
+from foreword.model.passes import LabelStates
 from foreword.prompt.prefix import Prefix, PrefixBatch, no_prefixes
-from foreword.prompt.states import States, Unread
+from foreword.prompt.soft_prompt import SoftPrompt
+from foreword.prompt.states import DeferredPrompt, States
 
 
-class Seq2Seq:
+class EncoderDecoder:
     """The passes of one encoder-decoder model, each row with its own prompt.
 
     Args:
         model: a transformers model with an encoder, frozen.
-        facts: its capabilities, the encoder's included.
+        capabilities: what it is, its encoder included.
     """
 
-    def __init__(self, model: Any, facts: Capabilities):
-        assert facts.encoder is not None
-        self.model, self.facts = model, facts
-        self.encoder: EncoderFacts = facts.encoder
+    is_sharded = False
+    is_packed = False
+
+    def __init__(self, model: Any, capabilities: Capabilities):
+        assert capabilities.encoder is not None
+        self.model, self.capabilities = model, capabilities
+        self.encoder: EncoderFacts = capabilities.encoder
         self.embedding_scale = self._measure_scale()
 
-    def read_alone(self, embeddings: Tensor) -> States:
+    @property
+    def fingerprinted(self) -> Any:
+        """The whole model."""
+        return self.model
+
+    def over(self, model: Any) -> "EncoderDecoder":
+        """Return the same passes over a view of the model."""
+        other = copy.copy(self)
+        other.model = model
+        return other
+
+    def start(self, embeddings: Tensor) -> DeferredPrompt:
+        """Return an embedding prompt `[P, H]` as it is: it runs with each row."""
+        return DeferredPrompt(embeddings)
+
+    def can_defer(self, prompt: SoftPrompt, batch: Batch) -> bool:
+        """False: nothing more than `start` defers."""
+        return False
+
+    def prefill(self, embeddings: Tensor) -> States:
         """Return the decoder's state after embeddings `[P, H]`, behind an encoder that says
         nothing: where keys and values start from, at the scale of the model's own.
         """
-        silence = embeddings.new_zeros(1, 1, self.facts.hidden_size)
-        prefix = Prefix(Unread.of(embeddings), "alone")
+        silence = embeddings.new_zeros(1, 1, self.capabilities.hidden_size)
+        prefix = Prefix(DeferredPrompt(embeddings), "alone")
         found = self._read(PrefixBatch((prefix,)), [0], silence)
-        return found[0].states
+        return found[0].cached
 
     def encode(
         self,
@@ -65,7 +92,7 @@ class Seq2Seq:
             mask = attention_mask.to(input_ids.device).long()
             order = recurrent.shift_left(mask)  # the bias counts slots: no hole before a token
             input_ids, mask = input_ids.gather(1, order), mask.gather(1, order)
-        prompts = [_unread(prefix) for prefix in batch.prefixes]
+        prompts = [_deferred(prefix) for prefix in batch.prefixes]
         self._check_text(prompts, mask)
         encoder = self.model.get_encoder()
         if all(prompt is None for prompt in prompts):
@@ -107,32 +134,32 @@ class Seq2Seq:
             if limit is not None and num_virtual + num_real > limit:
                 raise InputError(
                     f"row {row}: {num_real} real and {num_virtual} virtual tokens, but the encoder "
-                    f"of {self.facts.model_type} has {limit} positions; shorten the input"
+                    f"of {self.capabilities.model_type} has {limit} positions; shorten the input"
                 )
 
     def before_decoder(self, batch: PrefixBatch) -> PrefixBatch:
-        """Return what stands before each row's decoded tokens, embeddings still unread."""
+        """Return what stands before each row's decoded tokens, embeddings still deferred."""
         if not self.encoder.reads_text:
             return batch
         return PrefixBatch(
-            tuple(None if _unread(prefix) is not None else prefix for prefix in batch.prefixes)
+            tuple(None if _deferred(prefix) is not None else prefix for prefix in batch.prefixes)
         )
 
     def started(self, batch: PrefixBatch, hidden: Tensor) -> PrefixBatch:
-        """Read what is unread behind each row's encoder output `[B, S, H]`; rows of as many virtual
-        tokens are read in one pass.
+        """Prefill what is deferred behind each row's encoder output `[B, S, H]`; rows of as many
+        virtual tokens in one pass.
 
         Raises:
             UnsupportedError: prompts of several lengths, where the decoder counts slots.
         """
         groups: dict[int, list[int]] = {}
         for row, prefix in enumerate(batch.prefixes):
-            if (embeddings := _unread(prefix)) is not None:
+            if (embeddings := _deferred(prefix)) is not None:
                 groups.setdefault(len(embeddings), []).append(row)
         if len(set(batch.num_virtual)) > 1 and self.encoder.placing == "counted":
             raise UnsupportedError(
                 f"prompts of {sorted(set(batch.num_virtual))} tokens in one batch: the decoder of "
-                f"{self.facts.model_type} counts the slots before a token; give rows behind "
+                f"{self.capabilities.model_type} counts the slots before a token; give rows behind "
                 "prompts of one length together"
             )
         found: dict[int, Prefix] = {}
@@ -143,10 +170,11 @@ class Seq2Seq:
         )
 
     def _read(self, batch: PrefixBatch, rows: list[int], hidden: Tensor) -> dict[int, Prefix]:
-        """Return the prefixes of some rows, whose prompts are of one length, after reading them."""
+        """Return the prefixes of some rows, with prompts of one length, after their prefill."""
         given = [prefix for row in rows if (prefix := batch.prefixes[row]) is not None]
-        embeddings = torch.stack([prefix.states.layers[0][0] for prefix in given])
-        checks.check_length(self.facts, 0, embeddings.shape[1])
+        deferred = [_deferred(prefix) for prefix in given]
+        embeddings = torch.stack([one for one in deferred if one is not None])
+        checks.check_length(self.capabilities, 0, embeddings.shape[1])
         states = self.states_after(hidden[rows], inputs_embeds=embeddings)
         return {
             row: Prefix(found, prefix.content_hash, prefix.facts)
@@ -169,7 +197,9 @@ class Seq2Seq:
 
     def one_pass_cache(self, batch: PrefixBatch) -> EncoderDecoderCache:
         """Return a cache for one pass that carries the prefixes' gradient."""
-        return EncoderDecoderCache(prefixed_cache.uncached(batch, self.facts), DynamicCache())
+        return EncoderDecoderCache(
+            prefixed_cache.uncached(batch, self.capabilities), DynamicCache()
+        )
 
     def placed(
         self,
@@ -181,7 +211,7 @@ class Seq2Seq:
     ) -> dict[str, Any]:
         """Return positions, mask and cache for one pass of the decoder over `tokens` `[B, T]`."""
         placed = forward.model_inputs(
-            self.facts, batch, cache, tokens, mask, num_cached, self.model.dtype
+            self.capabilities, batch, cache, tokens, mask, num_cached, self.model.dtype
         )
         if self.encoder.placing != "told":
             del placed["position_ids"]
@@ -203,6 +233,12 @@ class Seq2Seq:
             placed["encoder_attention_mask"] = encoder_mask
         output = self.model.get_decoder()(**tokens, **placed, encoder_hidden_states=hidden)
         return output.last_hidden_state  # type: ignore[no-any-return]
+
+    def num_rows(
+        self, input_ids: Tensor | None, mask: Tensor | None, given: Mapping[str, Any]
+    ) -> int:
+        """Return the rows of the encoder's input, or of the decoder's."""
+        return checks.num_rows({"input_ids": input_ids} | dict(given))
 
     def hidden(
         self,
@@ -226,13 +262,13 @@ class Seq2Seq:
                 ids, mask = input_ids, attention_mask
             hidden, encoder_mask = self.perceive(rest), None
         else:
-            checks.check_inputs(input_ids, self.facts.vocab_size)
+            checks.check_inputs(input_ids, self.capabilities.vocab_size)
             assert input_ids is not None
             output, encoder_mask = self.encode(batch, input_ids, attention_mask)
             hidden = output.last_hidden_state
         if rest:
             raise UnsupportedError(
-                f"{self.facts.model_type} takes no {', '.join(sorted(rest))}; leave it out"
+                f"{self.capabilities.model_type} takes no {', '.join(sorted(rest))}; leave it out"
             )
         if ids is None:
             ids = torch.full((hidden.shape[0], 1), self.encoder.start_id)
@@ -248,7 +284,9 @@ class Seq2Seq:
             return output[0] if not isinstance(output, Tensor) else output
         name = self.encoder.input_name
         if name not in given:
-            raise InputError(f"{self.facts.model_type} needs {name}; got {sorted(given) or 'none'}")
+            raise InputError(
+                f"{self.capabilities.model_type} needs {name}; got {sorted(given) or 'none'}"
+            )
         features = given.pop(name).to(self.model.device, self.model.dtype)
         return self.model.get_encoder()(features).last_hidden_state  # type: ignore[no-any-return]
 
@@ -264,13 +302,13 @@ class Seq2Seq:
         where the decoder is told its positions.
         """
         ids = decoder_input_ids.to(self.model.device)
-        checks.check_inputs(ids, self.facts.vocab_size)
+        checks.check_inputs(ids, self.capabilities.vocab_size)
         if mask is not None:
             checks.check_mask(mask, *ids.shape)
             self.check_padding(mask, is_right=True)
         batch = self.started(self.before_decoder(batch), hidden)
         longest = ids.shape[1] if mask is None else int(mask.sum(1).max())
-        checks.check_length(self.facts, longest, batch.num_slots)
+        checks.check_length(self.capabilities, longest, batch.num_slots)
         cache = self.one_pass_cache(batch)
         return self._decode(batch, cache, hidden, encoder_mask, mask, input_ids=ids)
 
@@ -282,29 +320,27 @@ class Seq2Seq:
         if bool((steps > 0).any()) or not (is_right or bool(mask.all())):
             where = "before" if is_right else "among"
             raise UnsupportedError(
-                f"padding {where} the decoder's tokens: {self.facts.model_type} places them by "
-                "their slots; give rows whose decoder_input_ids are of one length"
+                f"padding {where} the decoder's tokens: {self.capabilities.model_type} places them "
+                "by their slots; give rows whose decoder_input_ids are of one length"
             )
 
-    def label_states(
-        self,
-        batch: PrefixBatch,
-        input_ids: Tensor,
-        attention_mask: Tensor,
-        label_mask: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return, for rows of text and labels `[B, T]`, the hidden states before labels `[N, H]`,
-        the labels `[N]` and their rows `[N]`: what is no label is the encoder's, labels are the
-        decoder's.
+    def label_states(self, prefixes: PrefixBatch, batch: Batch) -> LabelStates:
+        """Return the hidden states before the labels of a batch: where the encoder reads text, what
+        is no label is the encoder's, and labels are the decoder's.
         """
+        if not self.encoder.reads_text:
+            mask = batch.attention_mask
+            return before_labels(self.hidden(prefixes, batch.input_ids, mask, batch.media), batch)
+        device = self.model.device
+        input_ids, label_mask = batch.input_ids.to(device), batch.label_mask.to(device)
         order = recurrent.shift_left(label_mask.int())[:, : int(label_mask.sum(1).max())]
         labels, is_label = input_ids.gather(1, order), label_mask.gather(1, order)
-        is_text = attention_mask.bool() & ~label_mask
+        is_text = batch.attention_mask.to(device).bool() & ~label_mask
         width = max(1, int(is_text.sum(1).max()))
-        output, encoder_mask = self.encode(batch, input_ids[:, :width], is_text[:, :width])
+        output, encoder_mask = self.encode(prefixes, input_ids[:, :width], is_text[:, :width])
         start = labels.new_full((len(labels), 1), self.encoder.start_id)
         decoded = self.decoded(
-            batch,
+            prefixes,
             output.last_hidden_state,
             encoder_mask,
             torch.cat([start, labels[:, :-1]], 1),
@@ -313,8 +349,8 @@ class Seq2Seq:
         return decoded[is_label], labels[is_label], is_label.nonzero()[:, 0]
 
 
-def _unread(prefix: Prefix | None) -> Tensor | None:
-    """Return the embeddings `[P, H]` of a prefix that each row reads for itself."""
-    if prefix is None or not isinstance(prefix.states, Unread):
+def _deferred(prefix: Prefix | None) -> Tensor | None:
+    """Return the embeddings `[P, H]` of a prefix that runs with each row."""
+    if prefix is None or not isinstance(prefix.states, DeferredPrompt):
         return None
     return prefix.states.embeddings

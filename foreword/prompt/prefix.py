@@ -15,8 +15,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from foreword.errors import InputError
 from foreword.prompt.soft_prompt import SoftPrompt
-from foreword.prompt.states import KeyValues, LayerState, States, Unread, attention_part
+from foreword.prompt.states import (
+    DeferredPrompt,
+    KeyValues,
+    LayerState,
+    PrefixStates,
+    States,
+    attention_part,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,12 +33,12 @@ class Prefix:
 
     Attributes:
         states: each layer's state, keys and values `[N, P, D]` where it attends; or, beside an
-            encoder, embeddings that each row reads for itself.
+            encoder, embeddings that run with each row.
         content_hash: hash of the prompt that it was compiled from.
         facts: what the prompt knows of itself.
     """
 
-    states: States
+    states: PrefixStates
     content_hash: str
     facts: Mapping[str, Any] = field(default_factory=dict)
 
@@ -47,7 +55,18 @@ class Prefix:
     @property
     def key_values(self) -> KeyValues:
         """Each layer's keys and values `[N, P, D]`, of a model without recurrent layers."""
-        return self.states.key_values
+        return self.cached.key_values
+
+    @property
+    def cached(self) -> States:
+        """The states of a prefix that has run already, as on every model without an encoder.
+
+        Raises:
+            InputError: it runs with each row.
+        """
+        if isinstance(self.states, DeferredPrompt):
+            raise InputError("this prefix runs with each row, beside an encoder: it has no states")
+        return self.states
 
     def save(self, directory: str | os.PathLike[str]) -> None:
         """Write the prefix as a CARTRIDGE adapter, with which stock PEFT generates right.
@@ -57,7 +76,7 @@ class Prefix:
         Raises:
             StorageError: no space or no permission; what was there before is kept.
         """
-        if isinstance(self.states, Unread):
+        if isinstance(self.states, DeferredPrompt):
             SoftPrompt.from_embeddings(self.states.embeddings, facts=self.facts).save(directory)
             return
         SoftPrompt.from_states(self.states, facts=self.facts).write(directory, is_cartridge=True)
@@ -109,7 +128,7 @@ class PrefixBatch:
         A view where one prefix is shared by all rows.
         """
         found = [p for p in self.prefixes if p is not None]
-        state = found[0].states.layers[index]
+        state = found[0].cached.layers[index]
         if all(p is found[0] for p in self.prefixes):
             return tuple(t.expand(len(self.prefixes), *t.shape) for t in state)
         num_sided = len(attention_part(state))
@@ -124,7 +143,7 @@ class PrefixBatch:
         """
         rows = []
         for prefix in self.prefixes:
-            found = prefix.states.layers[index][part] if prefix else like.new_zeros(like.shape)
+            found = prefix.cached.layers[index][part] if prefix else like.new_zeros(like.shape)
             if has_length:
                 heads, _, size = like.shape
                 found = found if prefix else found[:, :0]

@@ -64,20 +64,37 @@ class States:
         return len(self.layers)
 
 
-class Unread(States):
-    """Virtual tokens that each row reads for itself, because their state depends on the row: before
-    an encoder, which reads in both directions, or before a decoder that attends to its output.
+@dataclass(frozen=True, eq=False)
+class DeferredPrompt:
+    """Virtual tokens `[P, H]` that run with each row, because their state depends on the row:
+    before an encoder, which attends in both directions, or before a decoder that attends to its
+    output. Also where they run in one pass with the rows of a training step.
     """
 
-    @classmethod
-    def of(cls, embeddings: Tensor) -> "Unread":
-        """Hold embeddings `[P, H]`."""
-        return cls(((embeddings,),), len(embeddings))
+    embeddings: Tensor
 
     @property
-    def embeddings(self) -> Tensor:
-        """The embeddings `[P, H]`."""
-        return self.layers[0][0]
+    def num_virtual_tokens(self) -> int:
+        """P."""
+        return len(self.embeddings)
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """The embeddings alone."""
+        return [self.embeddings]
+
+    @property
+    def num_bytes(self) -> int:
+        """Size in bytes."""
+        return self.embeddings.nbytes
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> "DeferredPrompt":
+        """Return other embeddings."""
+        return DeferredPrompt(change(self.embeddings))
+
+
+PrefixStates = States | DeferredPrompt
+"""What rows start from."""
 
 
 def attention_part(layer: LayerState) -> LayerState:
@@ -114,23 +131,6 @@ def regroup(
     if not lengths:
         raise InputError("recurrent states alone do not tell P; give num_virtual_tokens")
     return States(tuple(layers), lengths.pop())
-
-
-def joined(parts: Sequence[States]) -> States:
-    """Lay the states of several prompts of one model and one P one after another, as more layers.
-
-    One alone is returned as it is.
-    """
-    return replace(parts[0], layers=tuple(layer for part in parts for layer in part.layers))
-
-
-def parted(states: States, count: int) -> list[States]:
-    """Undo `joined`."""
-    size = len(states) // count
-    return [
-        replace(states, layers=states.layers[start : start + size])
-        for start in range(0, len(states), size)
-    ]
 
 
 def _check_layer(index: int, layer: LayerState, count: int) -> None:

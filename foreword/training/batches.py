@@ -31,7 +31,7 @@ def default_size(backbone: Backbone, rows: Sequence[Row], most: int, prompt: Sof
     lengths = sorted(len(row.input_ids) for row in rows)
     length, num_virtual = lengths[len(lengths) // 2], prompt.num_virtual_tokens
     whole = num_virtual + most * length
-    is_line = backbone.lining is not None and prompt.form == "embeddings"
+    is_line = backbone.passes.is_packed and prompt.form == "embeddings"
     if is_line and whole <= min(TOKENS_OF_LINE, SHARE_OF_LINE * most * (num_virtual + length)):
         return most
     return max(1, min(most, TOKENS_ON_CPU[prompt.form] // length))

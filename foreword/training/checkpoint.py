@@ -19,8 +19,7 @@ from torch import Tensor
 from foreword.errors import ArtifactError, InputError
 from foreword.prompt.history import History
 from foreword.prompt.soft_prompt import SoftPrompt
-from foreword.training import methods
-from foreword.training.methods import Method
+from foreword.training.methods.method import Method, restored, task_prompts
 
 STATE_FILE = "training_state.safetensors"
 STATE_VERSION = 2
@@ -75,7 +74,7 @@ class StoredState:
         with damage_named(self.path):
             values = [v for k, v in _in_order(self.part("now")) if k.endswith(".value")]
             constants = [v for _, v in _in_order(self.part("constant"))]
-            return methods.restored(
+            return restored(
                 self.facts["method"],
                 [value.to(device) for value in values],
                 [value.to(device) for value in constants],
@@ -133,7 +132,7 @@ class StoredState:
 
     def task_results(self) -> dict[str, SoftPrompt]:
         """Return each task's prompt of the same step."""
-        newest = self.method().tasks() if self.best() is None else {}
+        newest = task_prompts(self.method()) if self.best() is None else {}
         found = self.best_tasks() or {
             name: with_metrics(prompt, self._metrics()) for name, prompt in newest.items()
         }

@@ -11,21 +11,21 @@ import torch
 from torch.nn import Module
 
 from foreword.backbone import Backbone
-from foreword.training.gradient_checkpointing import Wrapped, with_layers
+from foreword.training.gradient_checkpointing import WrappedLayer, with_layers
 
 BACKEND = "inductor"
 
 
-def compiling(backbone: Backbone) -> Backbone:
+def with_compiled_layers(backbone: Backbone) -> Backbone:
     """Return a view of a backbone whose layers are compiled when they first run.
 
     Raises:
         UnsupportedError: the decoder's layers are not found as one list.
     """
-    return with_layers(backbone, _Compiled)
+    return with_layers(backbone, _CompiledLayer)
 
 
-class _Compiled(Wrapped):
+class _CompiledLayer(WrappedLayer):
     """A layer that runs as torch's compiler made it."""
 
     def __init__(self, layer: Module) -> None:

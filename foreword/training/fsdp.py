@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 
 from foreword.backbone import Backbone
+from foreword.model.decoder import Decoder
+from foreword.model.encoder_decoder import EncoderDecoder
 from foreword.prompt.states import States
 from foreword.training.gradient_checkpointing import layers_of
 
@@ -42,9 +44,23 @@ def sharded(backbone: Backbone, device: torch.device) -> Backbone:
         fully_shard(layer)
     # The decoder is the root, which owns nothing itself but lets one layer be gathered ahead.
     fully_shard(decoder, ignored_params=set(decoder.parameters()) - inside)
-    view = copy.copy(backbone)
-    view.tie = _tied
-    return view
+    passes = backbone.passes
+    if isinstance(passes, Decoder):
+        return backbone.with_passes(ShardedDecoder(passes.model, passes.capabilities))
+    assert isinstance(passes, EncoderDecoder)
+    in_step = copy.copy(passes)
+    in_step.is_sharded = True
+    return backbone.with_passes(in_step)
+
+
+class ShardedDecoder(Decoder):
+    """A decoder whose layers lie spread over the processes of a run."""
+
+    is_sharded = True
+
+    def prefill(self, embeddings: Tensor) -> States:
+        """Run over embeddings `[P, H]`; return each layer's state, tied to the last output."""
+        return _tied(*self.prefill_with_hidden(embeddings))
 
 
 def _tied(states: States, hidden: Tensor) -> States:

@@ -18,13 +18,13 @@ from foreword.backbone import Backbone
 from foreword.errors import UnsupportedError
 
 
-def recomputing(backbone: Backbone) -> Backbone:
+def with_gradient_checkpointing(backbone: Backbone) -> Backbone:
     """Return a view of a backbone that trades a second forward pass for the memory of activations.
 
     Raises:
         UnsupportedError: the decoder's layers are not found as one list.
     """
-    return with_layers(backbone, Recomputed)
+    return with_layers(backbone, CheckpointedLayer)
 
 
 def with_layers(backbone: Backbone, wrap: Callable[[Module], Module]) -> Backbone:
@@ -33,11 +33,11 @@ def with_layers(backbone: Backbone, wrap: Callable[[Module], Module]) -> Backbon
     Raises:
         UnsupportedError: the decoder's layers are not found as one list.
     """
-    view, decoder = copy.copy(backbone), backbone.decoder
+    decoder = backbone.decoder
     path = _path_of_layers(decoder).split(".")
     child = _with_layers(decoder, path, wrap)
-    view.model = _with_child(backbone.model, backbone.capabilities.decoder, child)
-    return view
+    model = _with_child(backbone.model, backbone.capabilities.decoder, child)
+    return backbone.with_passes(backbone.passes.over(model))
 
 
 def _with_layers(module: Any, path: list[str], wrap: Callable[[Module], Module]) -> Any:
@@ -82,7 +82,7 @@ def _with_child(module: Any, name: str, child: Module) -> Any:
     return view
 
 
-class Wrapped(Module):
+class WrappedLayer(Module):
     """A layer inside another module, which shows the layer's own attributes."""
 
     def __init__(self, layer: Module) -> None:
@@ -96,7 +96,7 @@ class Wrapped(Module):
             return getattr(super().__getattr__("layer"), name)
 
 
-class Recomputed(Wrapped):
+class CheckpointedLayer(WrappedLayer):
     """A layer that keeps its inputs and is run again when its gradient is asked for."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:

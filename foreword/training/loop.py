@@ -18,6 +18,7 @@ from foreword.errors import DivergedError
 from foreword.prompt.soft_prompt import SoftPrompt
 from foreword.training import guards
 from foreword.training.checkpoint import STATE_FILE
+from foreword.training.methods.method import task_prompts
 from foreword.training.out_of_memory import step_that_fits
 from foreword.training.rows import AnyExample
 from foreword.training.run import Run
@@ -168,7 +169,7 @@ def _validate_if_due(run: Run, state: TrainState) -> Validation | None:
     if not run.held_out or not run.is_due(step):
         return None
     size = state.progress.micro_batch_size
-    prompts = state.method.tasks() or state.prompt
+    prompts = task_prompts(state.method) or state.prompt
     result = validate(run.backbone, prompts, run.held_out, size, run.ranks)
     if not math.isfinite(result.loss):
         raise DivergedError(f"the validation loss is {result.loss:.4g}; lower --learning-rate")

@@ -13,8 +13,7 @@ from typing import Any
 from foreword.data.encoding import Row
 from foreword.errors import DivergedError
 from foreword.prompt.soft_prompt import SoftPrompt
-from foreword.training import methods
-from foreword.training.methods import Method
+from foreword.training.methods.method import Method, demonstrated, task_prompts
 from foreword.training.out_of_memory import step_that_fits
 from foreword.training.run import Run
 from foreword.training.start import begin, default_rate, start_state
@@ -71,7 +70,7 @@ def search(run: Run, initial: SoftPrompt | None) -> tuple[dict[str, Any], str]:
                 state.set_rate(trial.rate_of(step))
                 loss, _ = step_that_fits(trial, state, trial.rows_of(step), [])
                 state.record(loss, rate, 0.0)
-            prompts = state.method.tasks() or state.prompt
+            prompts = task_prompts(state.method) or state.prompt
             size = state.progress.micro_batch_size
             judged = _judged(run, state.method)[:NUM_JUDGED]
             losses[rate] = validate(run.backbone, prompts, judged, size, run.ranks).loss
@@ -84,5 +83,5 @@ def _judged(run: Run, method: Method) -> list[Row]:
     """Return rows that can tell rates apart: held-out ones, else those that the prompt holds none
     of, where there are any.
     """
-    own = method.own if isinstance(method, methods.Context) else {}
+    own = demonstrated(method)
     return run.held_out or [row for row in run.rows if row.input_ids not in own] or run.rows

@@ -28,7 +28,7 @@ def step_that_fits(
         try:
             return train_step(run, state, rows)
         except RuntimeError as error:
-            check(error, is_sharded=run.backbone.tie is not None)
+            check(error, is_sharded=run.backbone.passes.is_sharded)
             notices.append(take_less(state, error))
 
 

@@ -122,9 +122,9 @@ def _context(backbone: Backbone, config: TrainConfig) -> int:
 
 def _check_pair(backbone: Backbone, row: Row, config: TrainConfig) -> None:
     """Refuse a row whose text does not fit into the encoder, or its labels into the decoder."""
-    assert backbone.seq2seq is not None
     is_read = config.resolved().form == "embeddings"
-    encoder, num_virtual = backbone.seq2seq.encoder, config.num_virtual
+    encoder, num_virtual = backbone.capabilities.encoder, config.num_virtual
+    assert encoder is not None
     for what, count, limit, before in (
         ("text", len(row.input_ids) - row.num_labels, encoder.context_length, is_read),
         ("labels", row.num_labels, encoder.decoder_length, not is_read),

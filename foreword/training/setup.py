@@ -17,11 +17,11 @@ from foreword.prompt.soft_prompt import SoftPrompt
 from foreword.storage import remove_leftovers
 from foreword.training import distributed, fsdp, lr_search, start
 from foreword.training.checkpoint import STATE_FILE, StoredState, read_state
-from foreword.training.compile_layers import compiling
+from foreword.training.compile_layers import with_compiled_layers
 from foreword.training.distributed import Ranks
 from foreword.training.facts import describe, run_identity
-from foreword.training.gradient_checkpointing import recomputing
-from foreword.training.packing import packed_backbone
+from foreword.training.gradient_checkpointing import with_gradient_checkpointing
+from foreword.training.packing import packed_decoder
 from foreword.training.rows import AnyExample, check_tasks, encode_rows
 from foreword.training.run import Run
 from foreword.training.state import TrainState
@@ -88,12 +88,12 @@ def for_training(backbone: Backbone, config: TrainConfig, ranks: Ranks) -> Backb
     are neither compiled nor sharded can be packed.
     """
     if config.compile_layers:
-        backbone = compiling(backbone)
+        backbone = with_compiled_layers(backbone)
     if config.gradient_checkpointing:
-        backbone = recomputing(backbone)
+        backbone = with_gradient_checkpointing(backbone)
     if fsdp.is_asked_for():
         backbone = fsdp.sharded(backbone, ranks.device)
-    return backbone if config.compile_layers else packed_backbone.packed(backbone)
+    return backbone if config.compile_layers else packed_decoder.packed(backbone)
 
 
 def _with_rate(

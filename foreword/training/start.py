@@ -19,8 +19,11 @@ from foreword.errors import InputError, UnsupportedError
 from foreword.prompt.soft_prompt import SoftPrompt
 from foreword.training import initializers
 from foreword.training.batches import default_size
-from foreword.training.methods import Context, Direct, Method, Multitask, Reencoded
-from foreword.training.methods.reencoded import Kind
+from foreword.training.methods.context import Context
+from foreword.training.methods.direct import Direct
+from foreword.training.methods.method import Method, bind
+from foreword.training.methods.multitask import Multitask
+from foreword.training.methods.reencoded import Kind, Reencoded
 from foreword.training.rows import task_names
 from foreword.training.run import Run
 from foreword.training.state import TrainState
@@ -74,7 +77,7 @@ def in_form(backbone: Backbone, prompt: SoftPrompt, config: TrainConfig) -> Soft
         )
     backbone.check(prompt)
     with torch.no_grad():
-        states = backbone.read_embeddings(prompt.embeddings.to(backbone.device, backbone.dtype))
+        states = backbone.passes.prefill(backbone.placed(prompt))
     return SoftPrompt.from_states(states.map(torch.Tensor.float), facts=prompt.facts)
 
 
@@ -110,7 +113,7 @@ def with_start(
     lengths = [len(row.input_ids) for row in (*rows, *held_out)]
     is_short = statistics.median(lengths[: len(rows)]) <= NUM_DEMONSTRATED
     fits = NUM_DEMONSTRATED + max(lengths) <= (backbone.capabilities.context_length or 1 << 30)
-    is_plain = not backbone.capabilities.is_recurrent and backbone.seq2seq is None
+    is_plain = not backbone.capabilities.is_recurrent and backbone.capabilities.encoder is None
     is_plain &= all(row.media is None for row in rows)
     # Of few rows, or of one row many times, a row sees too little once its own is hidden.
     is_varied = len({row.input_ids for row in rows}) >= MIN_DIFFERENT
@@ -172,7 +175,7 @@ def begin(
         return Multitask.begin(start, task_names(rows), dtype)
     if config.method != "context-tuning":
         return Direct.begin(start, dtype)
-    if backbone.seq2seq is not None:
+    if backbone.capabilities.encoder is not None:
         raise UnsupportedError(
             "context-tuning places whole rows before others, and this model reads a row's text and "
             "its answer apart; use --method prefix-tuning"
@@ -186,18 +189,20 @@ def bound(
     """Tell a method whose demonstrations its prompt holds: a function of rows and options. A given
     prompt to start from holds none.
     """
-    is_from_rows = initial is None and config.resolved().init == "demonstrations"
-    if isinstance(method, Context) and is_from_rows:
-        if len({row.input_ids for row in rows}) == 1:
-            raise InputError(
-                "context-tuning hides a row's own demonstration from it, and there is one row "
-                f"only ({rows[0].source}), so that nothing is left to learn from: give different "
-                "rows, or --init-text"
-            )
-        own: dict[tuple[int, ...], list[int]] = {}
-        for slot, (row, _) in enumerate(_demonstrations(rows, config)):
-            own.setdefault(rows[row].input_ids, []).append(slot)
-        method.own = own
+    config = config.resolved()
+    is_from_rows = initial is None and config.init == "demonstrations"
+    if config.method != "context-tuning" or not is_from_rows:
+        return method
+    if len({row.input_ids for row in rows}) == 1:
+        raise InputError(
+            "context-tuning hides a row's own demonstration from it, and there is one row "
+            f"only ({rows[0].source}), so that nothing is left to learn from: give different "
+            "rows, or --init-text"
+        )
+    own: dict[tuple[int, ...], list[int]] = {}
+    for slot, (row, _) in enumerate(_demonstrations(rows, config)):
+        own.setdefault(rows[row].input_ids, []).append(slot)
+    bind(method, own)
     return method
 
 

@@ -29,7 +29,7 @@ from foreword.training.checkpoint import (
     with_history,
     with_metrics,
 )
-from foreword.training.methods import Method
+from foreword.training.methods.method import Method, task_prompts
 from foreword.training.run import Run
 
 Point = dict[str, Tensor]  # the leaves' values and the optimizer's moments at one step
@@ -116,7 +116,7 @@ class TrainState:
 
     def task_snapshots(self, metrics: dict[str, Any]) -> dict[str, SoftPrompt]:
         """Return a copy of each task's prompt as it is now, with the run's metrics."""
-        return {n: with_metrics(prompt, metrics) for n, prompt in self.method.tasks().items()}
+        return {n: with_metrics(prompt, metrics) for n, prompt in task_prompts(self.method).items()}
 
     def result(self) -> SoftPrompt:
         """Return the best prompt so far by validation, or else the newest, with the history."""

@@ -15,13 +15,18 @@ from foreword.backbone import Backbone
 from foreword.data.batches import Batch
 from foreword.data.encoding import Row
 from foreword.prompt.prefix import Prefix, same_prefix
-from foreword.prompt.states import States, Unread
-from foreword.training import methods
+from foreword.prompt.states import DeferredPrompt, PrefixStates
 from foreword.training.batches import batches_of
 from foreword.training.distributed import Ranks
 from foreword.training.guards import check_gradient
 from foreword.training.loss import score_labels
-from foreword.training.methods import Method
+from foreword.training.methods.method import (
+    Method,
+    prefill,
+    prefixes_of,
+    task_prompts,
+    unseen,
+)
 from foreword.training.run import Run
 from foreword.training.state import TrainState
 
@@ -30,12 +35,12 @@ def train_step(run: Run, state: TrainState, rows: Sequence[Row]) -> tuple[float,
     """Take one optimizer step over the rows of all processes; return the mean loss of a label and
     the gradient's norm.
     """
-    method, batches = state.method, _batches(run, state, rows)
-    states = read_for(run.backbone, method, batches)  # 1. the prefix, once, with gradient to leaves
-    leaves = leaves_of(states)  # 2. the rows, their gradient adding up on a detached copy
+    method, batches = state.method, _micro_batches(run, state, rows)
+    states = prefix_states(run.backbone, method, batches)  # 1. the prefix, once, with gradient
+    leaves = [detached(one) for one in states]  # 2. the rows, their gradient adding up on a copy
     num_labels = sum(row.num_labels for row in rows)
     loss = accumulate(run.backbone, leaves, batches, num_labels, method)
-    _backward(states, leaves, in_step=run.backbone.tie is not None)  # 3. the prefix, back once
+    _backward(states, leaves, in_step=run.backbone.passes.is_sharded)  # 3. the prefix, back once
     loss = _add_up(run.ranks, method.tensors, loss)  # 4. what is trained
     norm = _clip(method.tensors, run.config.max_grad_norm)
     check_gradient(loss, norm, run.backbone, state.progress.step)
@@ -44,64 +49,70 @@ def train_step(run: Run, state: TrainState, rows: Sequence[Row]) -> tuple[float,
     return loss, norm
 
 
-def read_for(backbone: Backbone, method: Method, batches: Sequence[Batch]) -> States:
-    """Return the state that rows start from, or, where a line holds all rows of the step and the
-    virtual tokens, these themselves, unread.
+def prefix_states(
+    backbone: Backbone, method: Method, batches: Sequence[Batch]
+) -> list[PrefixStates]:
+    """Return what rows start from: for each task in turn, or one for all; where one pass can hold
+    all rows of the step and the virtual tokens, these themselves, deferred.
     """
-    prompt, (batch, *others), lining = method.prompt(), batches, backbone.lining
-    is_whole = not others and not method.tasks() and method.unseen(batch) is None
-    if lining is None or not is_whole or not lining.can_read(prompt, batch):
-        return methods.read(backbone, method)
-    return Unread.of(prompt.embeddings.to(backbone.device, backbone.dtype))
+    prompt, (batch, *others) = method.prompt(), batches
+    is_whole = not others and not task_prompts(method) and unseen(method, batch) is None
+    if is_whole and backbone.passes.can_defer(prompt, batch):
+        return [DeferredPrompt(backbone.placed(prompt))]
+    return prefill(backbone, method)
 
 
-def _batches(run: Run, state: TrainState, rows: Sequence[Row]) -> list[Batch]:
+def _micro_batches(run: Run, state: TrainState, rows: Sequence[Row]) -> list[Batch]:
     return batches_of(run.backbone, run.ranks, rows, state.progress.micro_batch_size)
 
 
 def accumulate(
     backbone: Backbone,
-    states: States,
+    states: Sequence[PrefixStates],
     batches: Sequence[Batch],
     num_labels: int | None = None,
     method: Method | None = None,
 ) -> float:
-    """Add the gradient of the label losses over all batches to `states`, divided by `num_labels`
-    (default: those of the batches); return the loss, in nats.
+    """Add the gradient of the label losses over all micro-batches to `states`, divided by
+    `num_labels` (default: those of the batches); return the loss, in nats.
 
-    `method` says which of the states a row starts from; default: all rows from the same.
+    `method` says which of the states a row starts from; default: all rows from the only ones.
     """
     num_labels = num_labels or sum(int(batch.label_mask.sum()) for batch in batches)
     total = 0.0
     for batch in batches:
         if method is None:
-            prefixes = same_prefix(Prefix(states, "training"), batch.input_ids.shape[0])
+            prefixes = same_prefix(Prefix(states[0], "training"), batch.input_ids.shape[0])
         else:
-            prefixes = methods.behind(method, states, batch)
+            prefixes = prefixes_of(method, states, batch)
         loss = score_labels(backbone, prefixes, batch).losses.sum() / num_labels
         loss.backward()
         total += loss.item()
     return total
 
 
-def leaves_of(states: States) -> States:
+def detached(states: PrefixStates) -> PrefixStates:
     """Return a detached copy on which gradient can add up."""
     return states.map(lambda state: state.detach().requires_grad_())
 
 
-def _backward(states: States, leaves: States, *, in_step: bool = False) -> None:
+def _backward(
+    states: Sequence[PrefixStates], leaves: Sequence[PrefixStates], *, in_step: bool = False
+) -> None:
     """Take the gradient of the leaves back to what is trained.
 
     Where processes gather a sharded base's layers `in_step`, each goes back through all that it has
-    read, though no row of its share may be behind some of it, as of a task.
+    prefilled, though no row of its share may be behind some of it, as of a task.
     """
+    roots = [tensor for one in states for tensor in one.tensors]
+    ends = [tensor for one in leaves for tensor in one.tensors]
     pairs = [
-        (state, leaf.grad if leaf.grad is not None else torch.zeros_like(leaf))
-        for state, leaf in zip(states.tensors, leaves.tensors, strict=True)
-        if state.requires_grad and (in_step or leaf.grad is not None)
+        (root, end.grad if end.grad is not None else torch.zeros_like(end))
+        for root, end in zip(roots, ends, strict=True)
+        if root.requires_grad and (in_step or end.grad is not None)
     ]
     if pairs:
-        torch.autograd.backward([state for state, _ in pairs], [grad for _, grad in pairs])
+        torch.autograd.backward([root for root, _ in pairs], [grad for _, grad in pairs])
 
 
 def _add_up(ranks: Ranks, tensors: list[Tensor], loss: float) -> float:

@@ -76,10 +76,10 @@ def _text(facts: Capabilities, device: torch.device) -> Tensor:
 def _behind_prefix(backbone: Any, row: Tensor, given: Mapping[str, Tensor]) -> Tensor:
     """Return the logits `[T, V]` of a row behind a prefix, beside a shorter row of text."""
     text = _text(backbone.capabilities, row.device)
-    prefix = Prefix(backbone.read_embeddings(backbone.embed(text)), "self-test")
+    prefix = Prefix(backbone.passes.prefill(backbone.embed(text)), "self-test")
     ids, mask = torch.stack([row, row]), torch.ones(2, len(row), dtype=torch.long)
     ids[1, -1], mask[1, :-1] = text[0], 0
-    states = backbone.read_rows(PrefixBatch((prefix, prefix)), ids, mask.to(row.device), given)
+    states = backbone.passes.hidden(PrefixBatch((prefix, prefix)), ids, mask.to(row.device), given)
     logits: Tensor = backbone.head(states)[0]
     return logits
 

@@ -14,7 +14,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from foreword.errors import UnsupportedError
 from foreword.generation import encoder_decoder
 from foreword.prompt.prefix import Prefix, PrefixBatch, no_prefixes
-from foreword.prompt.states import Unread
+from foreword.prompt.states import DeferredPrompt
 
 NUM_VIRTUAL, NUM_REAL, NUM_STEPS = 5, 3, 3
 
@@ -51,7 +51,8 @@ def prove(backbone: Any) -> None:
 
 def _checks(backbone: Any) -> dict[str, tuple[float, float]]:
     """Return what is compared: how much it differs, and the size of the numbers."""
-    if backbone.seq2seq is None:
+    encoder = backbone.capabilities.encoder
+    if encoder is None:
         return {
             "a prefix and the text it stands for": _prefix(backbone),
             "a cached step and a full recomputation": _steps(backbone),
@@ -60,7 +61,7 @@ def _checks(backbone: Any) -> dict[str, tuple[float, float]]:
         "a prompt and the decoded text it stands for": _decoder_prefix(backbone),
         "a cached step and a full recomputation": _decoder_steps(backbone),
     }
-    if backbone.seq2seq.encoder.reads_text:
+    if encoder.reads_text:
         checks["a prompt and the encoded text it stands for"] = _encoder_prompt(backbone)
     return checks
 
@@ -69,8 +70,8 @@ def _encoder_prompt(backbone: Any) -> tuple[float, float]:
     """Return how much an encoder's output over embeddings and padding differs from that over ids
     alone.
     """
-    passes, (virtual, real) = backbone.seq2seq, _ids(backbone)
-    prefix = Prefix(Unread.of(backbone.embed(virtual)), "self-test")
+    passes, (virtual, real) = backbone.passes, _ids(backbone)
+    prefix = Prefix(DeferredPrompt(backbone.embed(virtual)), "self-test")
     rows = torch.stack([real, real.roll(1)])
     mask = torch.tensor([[1, 1, 1], [0, 1, 1]], device=backbone.device)
     found = passes.encode(PrefixBatch((prefix, None)), rows, mask)[0].last_hidden_state
@@ -82,7 +83,7 @@ def _encoder_prompt(backbone: Any) -> tuple[float, float]:
 
 def _decoder_prefix(backbone: Any) -> tuple[float, float]:
     """Return how much logits behind a prefix differ from those behind its text, decoded."""
-    passes, (virtual, real) = backbone.seq2seq, _ids(backbone)
+    passes, (virtual, real) = backbone.passes, _ids(backbone)
     tokens = {"input_ids": virtual[None]}
     if not passes.encoder.reads_text:  # there the decoder reads a prompt's embeddings
         tokens = {"inputs_embeds": backbone.embed(virtual)[None]}
@@ -95,8 +96,8 @@ def _decoder_prefix(backbone: Any) -> tuple[float, float]:
 
 def _decoder_steps(backbone: Any) -> tuple[float, float]:
     """Return the same for a few steps of generation."""
-    passes, (_, real) = backbone.seq2seq, _ids(backbone)
-    states = passes.read_alone(backbone.embed(real))
+    passes, (_, real) = backbone.passes, _ids(backbone)
+    states = passes.prefill(backbone.embed(real))
     batch = PrefixBatch((Prefix(states, "self-test"),))
     output = encoder_decoder.view(passes, batch).generate(
         encoder_outputs=BaseModelOutput(_encoded(backbone)),
@@ -128,7 +129,7 @@ def _encoded(backbone: Any) -> Tensor:
 
 def _decoded(backbone: Any, batch: PrefixBatch, ids: Tensor) -> Tensor:
     """Return the logits `[T, V]` of decoded ids in a single pass."""
-    hidden = backbone.seq2seq.decoded(batch, _encoded(backbone), None, ids[None], None)
+    hidden = backbone.passes.decoded(batch, _encoded(backbone), None, ids[None], None)
     logits: Tensor = backbone.head(hidden)[0]
     return logits
 
@@ -173,7 +174,7 @@ def _trial(backbone: Any) -> tuple[Prefix, Tensor, Tensor]:
         ids[ids == modality.token_id] = (modality.token_id + 1) % facts.vocab_size
     if facts.virtual_id is not None:
         ids[:NUM_VIRTUAL] = facts.virtual_id
-    states = backbone.read_embeddings(backbone.embed(ids[:NUM_VIRTUAL]))
+    states = backbone.passes.prefill(backbone.embed(ids[:NUM_VIRTUAL]))
     return Prefix(states, "self-test"), ids[NUM_VIRTUAL:], ids
 
 

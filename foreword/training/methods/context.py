@@ -90,10 +90,6 @@ class Context:
         tensors = [torch.cat([first.to(rest), rest], dim=1) for first, rest in pairs]
         return SoftPrompt(facts=self.facts, tensors=tensors, **self.shape)
 
-    def tasks(self) -> dict[str, SoftPrompt]:
-        """Return nothing: there is one prompt for all rows."""
-        return {}
-
     def unseen(self, batch: Batch) -> Tensor | None:
         """Return `[B, P]`: the tokens of each row's own demonstration, or None where no row has
         one.

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from foreword.data.batches import Batch
 from foreword.prompt.soft_prompt import SoftPrompt
 
 
@@ -35,8 +34,13 @@ class Direct:
 
     @classmethod
     def begin(cls, start: SoftPrompt, dtype: torch.dtype) -> "Direct":
-        """Start from a copy of a prompt's values."""
-        copies = [tensor.detach().to(dtype, copy=True) for tensor in start.tensors]
+        """Start from a copy of a prompt's values, laid out in memory as a training state lays them
+        out: the bits of a norm depend on the order of what it adds up.
+        """
+        copies = [
+            tensor.detach().to(dtype).clone(memory_format=torch.contiguous_format)
+            for tensor in start.tensors
+        ]
         return cls(start.layout, copies, start.facts)
 
     @classmethod
@@ -58,11 +62,3 @@ class Direct:
     def prompt(self) -> SoftPrompt:
         """Return the prompt of these values."""
         return SoftPrompt(facts=self.facts, tensors=self.tensors, **self.shape)
-
-    def tasks(self) -> dict[str, SoftPrompt]:
-        """Return nothing: there is one prompt for all rows."""
-        return {}
-
-    def unseen(self, batch: Batch) -> Tensor | None:
-        """Hide nothing."""
-        return None

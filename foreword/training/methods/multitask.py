@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from foreword.data.batches import Batch
 from foreword.prompt.soft_prompt import SoftPrompt
 
 
@@ -74,7 +73,3 @@ class Multitask:
             )
             for index, name in enumerate(self.names)
         }
-
-    def unseen(self, batch: Batch) -> Tensor | None:
-        """Hide nothing."""
-        return None

@@ -15,7 +15,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from foreword.data.batches import Batch
 from foreword.errors import UnsupportedError
 from foreword.prompt.soft_prompt import SoftPrompt
 from foreword.prompt.states import attention_part
@@ -138,14 +137,6 @@ class Reencoded:
             for part, (heads, _, size) in zip(flat.split(widths, dim=1), self.shapes, strict=True)
         ]
         return SoftPrompt(facts=self.facts, tensors=tensors, **self.shape)
-
-    def tasks(self) -> dict[str, SoftPrompt]:
-        """Return nothing: there is one prompt for all rows."""
-        return {}
-
-    def unseen(self, batch: Batch) -> Tensor | None:
-        """Hide nothing."""
-        return None
 
 
 def _check_attends(start: SoftPrompt) -> None:

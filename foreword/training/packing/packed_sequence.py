@@ -1,9 +1,21 @@
-"""Where every token of a line stands and what it attends to: rows one behind the other, no padding.
+"""Packing: rows one behind the other in one sequence, where each token stands and what it sees.
 
-In: the lengths of a batch's rows, all behind one prefix of `P` virtual tokens, which may stand at
-the head of the line. Out: a `Line`: positions, the places of what precedes labels, and attention
-that takes queries, keys and values `[1, N, tokens, D]` apart into rows and lays its output together
-again. Between two attentions a model computes token by token, so that a line is as good as a batch.
+In: a batch's rows behind one prefix of `P` virtual tokens. Out: a `PackedSequence`: positions, the
+place before each label, and attention that takes queries, keys and values apart into rows and puts
+its output together again. Between two attentions a model computes token by token, so that a packed
+sequence is as good as a batch. Three rows a, b, c of 2, 3 and 3 tokens behind P = 2, whose last
+token is a label, run as:
+
+    index      0  1    2  3    4  5  6    7  8  9      the prefix runs along only where it is
+    token      v0 v1   a0 a1   b0 b1 b2   c0 c1 c2     embeddings; where it is keys and values,
+    position   0  1    2  3    2  3  4    2  3  4      the sequence begins with a0
+    group      prefix  1 x 2   2 x 3 tokens            rows of one length attend in one call
+    places             2          5          8         the tokens before labels
+
+    queries a0 a1           attend to keys  v0 v1 a0 a1              by the mask of a row of 2
+    queries b0 b1 b2        attend to keys  v0 v1 b0 b1 b2           by the mask of a row of 3
+    queries c0 c1 c2        attend to keys  v0 v1 c0 c1 c2           in the same call
+
 Knows no model: what attends is given.
 """
 
@@ -12,7 +24,6 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,25 +44,19 @@ class Group:
     length: int
     num_labels: int
 
-    def queries(self, is_narrow: bool) -> tuple[int, int]:
-        """Return which tokens of a row attend, from the first to one behind the last."""
-        return (
-            (self.length - self.num_labels - 1, self.length - 1) if is_narrow else (0, self.length)
-        )
-
 
 @dataclass(frozen=True, eq=False)
-class Line:
-    """The rows of a batch behind one prefix, one behind the other.
+class PackedSequence:
+    """The rows of a batch behind one prefix, packed.
 
     Attributes:
         num_virtual: P.
-        num_ahead: virtual tokens at the head of the line: P, or 0 where keys alone tell of them.
-        order: the batch's rows, in the order of the line.
+        num_ahead: virtual tokens at the head: P, or 0 where keys alone tell of them.
+        order: the batch's rows, in the order of the sequence.
         groups: the same rows by length.
         input_ids: of real tokens, `[N]`.
         labels: ids of the labels, row after row.
-        places: the token of the line before each label.
+        places: the token before each label.
         positions: `[num_ahead + N]`.
         masks: for each reach what a row's token attends to, `[1, 1, T, P + T]`, of the longest row;
             shorter ones take its first lines and columns.
@@ -72,62 +77,38 @@ class Line:
     seen: list[int]
 
     @property
-    def num_tokens(self) -> int:
-        """All tokens of the line."""
-        return len(self.positions)
-
-    @property
     def rows(self) -> Tensor:
         """The batch's row of each label."""
         counts = [group.num_labels for group in self.groups for _ in range(group.count)]
         return torch.tensor(self.order).repeat_interleave(torch.tensor(counts))
 
-    def has_tokens(self, value: Any) -> bool:
-        """Return whether a value holds a tensor of all tokens, `[B, tokens, ...]`."""
-        parts = value if isinstance(value, list | tuple) else [value]
-        return any(self._is_of_tokens(part) for part in parts)
-
-    def before_labels(self, value: Any) -> Any:
-        """Take what is before labels from every tensor `[B, tokens, ...]` in a value."""
-        if isinstance(value, list | tuple):
-            return type(value)(self.before_labels(part) for part in value)
-        return value[:, self.places] if self._is_of_tokens(value) else value
-
-    def _is_of_tokens(self, value: Any) -> bool:
-        return isinstance(value, Tensor) and value.ndim > 1 and value.shape[1] == self.num_tokens
-
     def attend(
-        self, run: Attention, query: Tensor, keys: Tensor, values: Tensor, reach: int, narrow: bool
+        self, run: Attention, query: Tensor, keys: Tensor, values: Tensor, reach: int
     ) -> Tensor:
         """Return `[1, tokens, N, D]`: every row attends to the prefix and to itself.
 
-        `query` is of the line, or, `narrow`, of the tokens before labels alone; `keys` and `values`
-        are of P virtual tokens and of all rows.
+        `query` is of all tokens of the sequence; `keys` and `values` are of P virtual tokens and of
+        all rows.
         """
-        virtual, ahead = self.num_virtual, 0 if narrow else self.num_ahead
-        spans = [group.queries(narrow) for group in self.groups]
-        counts = [group.count for group in self.groups]
-        sizes = [count * (last - first) for count, (first, last) in zip(counts, spans, strict=True)]
-        key_sizes = [virtual, *(group.count * group.length for group in self.groups)]
+        sizes = [group.count * group.length for group in self.groups]
         # Cut once, not part by part: the way back lays the parts together in one go.
-        own_query, *queries = query.split([ahead, *sizes], dim=2)
+        own_query, *queries = query.split([self.num_ahead, *sizes], dim=2)
         (own_keys, *row_keys), (own_values, *row_values) = (
-            tensor.split(key_sizes, dim=2) for tensor in (keys, values)
+            tensor.split([self.num_virtual, *sizes], dim=2) for tensor in (keys, values)
         )
-        # Copies: parts that are kept for the way back would keep the keys of the whole line.
+        # Copies: parts that are kept for the way back would keep the keys of the whole sequence.
         own_keys, own_values = own_keys.clone(), own_values.clone()
         outputs = []
-        if ahead:
+        if self.num_ahead:
             outputs.append(run(own_query, own_keys, own_values, self.masks_ahead[reach]))
         mask = self.masks[reach]
         assert mask is not None, "rows behind a prefix have a mask"
         for index, group in enumerate(self.groups):
-            first, last = spans[index]
             output = run(
                 _parted(queries[index], group.count),
                 _behind(own_keys, row_keys[index], group.count),
                 _behind(own_values, row_values[index], group.count),
-                mask[:, :, first:last, : virtual + group.length],
+                mask[:, :, : group.length, : self.num_virtual + group.length],
             )
             outputs.append(output.flatten(0, 1)[None])
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
@@ -144,15 +125,15 @@ def _behind(virtual: Tensor, rows: Tensor, count: int) -> Tensor:
     return torch.cat([virtual.expand(count, -1, -1, -1), _parted(rows, count)], dim=2)
 
 
-def lay(
+def pack(
     batch: Batch,
     num_virtual: int,
     is_ahead: bool,
     capabilities: Capabilities,
     dtype: torch.dtype,
     device: torch.device,
-) -> Line:
-    """Lay the rows of a padded batch in a line, sorted by length and number of labels.
+) -> PackedSequence:
+    """Pack the rows of a padded batch, sorted by length and number of labels.
 
     Every row must end with its labels, at least one of them, and begin with another token.
     """
@@ -170,7 +151,7 @@ def lay(
     positions, masks = _placed(num_virtual, max(lengths), capabilities, dtype, device)
     own_positions, own_masks = _placed(0, num_virtual, capabilities, dtype, device)
     parts = [own_positions] if is_ahead else []
-    return Line(
+    return PackedSequence(
         num_virtual=num_virtual,
         num_ahead=ahead,
         order=order,
@@ -186,7 +167,7 @@ def lay(
 
 
 def reaches_of(capabilities: Capabilities) -> list[Reach]:
-    """Return the reaches of a model's layers, each once: a line numbers them in this order."""
+    """Return a model's reaches, each once: packed sequences number them in this order."""
     return list(dict.fromkeys(capabilities.reaches))
 
 
@@ -205,21 +186,21 @@ def _placed(
     return positions[0], tuple(masks[reach.name] for reach in reaches_of(capabilities))
 
 
-_current: ContextVar[tuple[Line, bool] | None] = ContextVar("line", default=None)
+_current: ContextVar[PackedSequence | None] = ContextVar("packed_sequence", default=None)
 
 
 @contextmanager
-def in_line(line: Line, *, is_narrow: bool = False) -> Iterator[None]:
-    """Let the attention of this context's passes be that of a line."""
-    token = _current.set((line, is_narrow))
+def running(sequence: PackedSequence) -> Iterator[None]:
+    """Let the attention of this context's passes be that of a packed sequence."""
+    token = _current.set(sequence)
     try:
         yield
     finally:
         _current.reset(token)
 
 
-def current() -> tuple[Line, bool]:
-    """Return the line that this context passes, and whether only tokens before labels attend."""
+def current() -> PackedSequence:
+    """Return the packed sequence that this context runs."""
     found = _current.get()
-    assert found is not None, "a pass in a line says which"
+    assert found is not None, "a pass over a packed sequence says which"
     return found
