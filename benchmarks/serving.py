@@ -176,8 +176,8 @@ def systems_for(backbone: Backbone, arguments: argparse.Namespace) -> dict[str, 
 
 def _only_prompts(engine: Engine) -> Engine:
     """Forget the conversations of the run before."""
-    for known in [known for known in engine.states._known if len(known.ids)]:
-        engine.states._drop(known)
+    for known in [known for known in engine.prefix_cache._entries if len(known.ids)]:
+        engine.prefix_cache._drop(known)
     return engine
 
 

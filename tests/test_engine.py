@@ -43,20 +43,20 @@ def engine_of(family: str = "llama", **limits: Any) -> Engine:
 
 def is_empty(engine: Engine) -> bool:
     return not (
-        engine.rows or engine.num_decoding or engine.num_waiting or engine.slots.num_bytes
-        or engine._turns
+        engine.running or engine.num_decoding or engine.num_waiting or engine.kv_cache.num_bytes
+        or engine.scheduler.prefilling
     )  # fmt: skip
 
 
 def counted(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Note how many ids each pass of the model reads."""
-    real, counts = engine.passes.hidden, []
+    real, counts = engine.runner.hidden, []
 
     def hidden(current: Any, ids: list[list[int]]) -> Any:
         counts.append(sum(map(len, ids)))
         return real(current, ids)
 
-    monkeypatch.setattr(engine.passes, "hidden", hidden)
+    monkeypatch.setattr(engine.runner, "hidden", hidden)
     return counts
 
 
@@ -86,7 +86,7 @@ def test_requests_that_join_and_leave_at_any_step_get_the_oracles_ids(family: st
         assert handle.finish_reason == ("cancelled" if handle.is_cancelled else "length") or (
             len(handle.ids) == handle.request.max_new_tokens
         )
-    assert is_empty(engine) and len(engine.states) > 4
+    assert is_empty(engine) and len(engine.prefix_cache) > 4
 
 
 @pytest.mark.parametrize("family", ["llama", "mistral", "deepseek_v3"])
@@ -144,7 +144,7 @@ def test_many_new_prompts_do_not_stall_the_others() -> None:
     handles = [engine.submit(request(prompt, ids_of(3))) for prompt in prompts]
     for count in range(1, 4):
         engine.step()
-        assert len(running.ids) == 1 + count and len(engine.states) == 2 * count
+        assert len(running.ids) == 1 + count and len(engine.prefix_cache) == 2 * count
     engine.run()
     for prompt, handle in zip(prompts, handles, strict=True):
         assert handle.ids == expected("llama", prompt, ids_of(3), 6)
@@ -159,7 +159,7 @@ def test_states_stay_under_their_budget_least_recently_used_out() -> None:
     for seed in range(6):
         handle = engine.submit(request(prompt_of("llama", "key_values", 6), ids_of(10, seed)))
         engine.run()
-        assert 0 < engine.states.num_bytes <= budget
+        assert 0 < engine.prefix_cache.num_bytes <= budget
         prompt = prompt_of("llama", "key_values", 6)
         assert handle.ids == expected("llama", prompt, ids_of(10, seed), 6)
     nothing = engine_of(max_state_bytes=0)
@@ -218,7 +218,7 @@ def test_cancelling_frees_the_row_at_the_next_step() -> None:
     decoding.cancel()
     reading.cancel()
     engine.step()
-    assert not engine.rows and decoding.finish_reason == reading.finish_reason == "cancelled"
+    assert not engine.running and decoding.finish_reason == reading.finish_reason == "cancelled"
     waiting.cancel()
     engine.step()
     assert waiting.finish_reason == "cancelled" and not waiting.choices and is_empty(engine)
@@ -418,11 +418,11 @@ def test_a_row_that_waits_for_its_twin_leaves_no_state_behind() -> None:
     prompt = prompt_of("llama", "key_values")
     first, second = engine.submit_all([request(prompt, ids_of(20))] * 2)
     engine.step()
-    for known in list(engine.states._known):
-        engine.states._drop(known)
+    for known in list(engine.prefix_cache._entries):
+        engine.prefix_cache._drop(known)
     second.cancel()
     engine.step()
-    assert second.finish_reason == "cancelled" and not len(engine.states)
+    assert second.finish_reason == "cancelled" and not len(engine.prefix_cache)
     engine.run()
     assert first.ids == expected("llama", prompt, ids_of(20), 6)
 
@@ -472,14 +472,14 @@ def test_numbers_that_are_not_finite_end_one_request_and_leave_no_trace(
 
 
 def broken_at(engine: Engine, monkeypatch: pytest.MonkeyPatch, poison: int | None) -> None:
-    real = engine.passes.hidden
+    real = engine.runner.hidden
 
     def hidden(current: Any, ids: list[list[int]]) -> Any:
         if poison is None or any(poison in row for row in ids):
             raise RuntimeError("out of memory")
         return real(current, ids)
 
-    monkeypatch.setattr(engine.passes, "hidden", hidden)
+    monkeypatch.setattr(engine.runner, "hidden", hidden)
 
 
 @pytest.mark.parametrize("when", ["read", "decoded"])
@@ -605,7 +605,7 @@ def test_memory_for_slots_bounds_the_batch() -> None:
     handles = [engine.submit(request(None, ids_of(20, seed), 12)) for seed in range(8)]
     most = 0
     while engine.step():
-        most = max(most, len(engine.rows))
+        most = max(most, len(engine.running))
     assert most == 4
     for seed, handle in enumerate(handles):
         assert handle.ids == expected("llama", None, ids_of(20, seed), 12)

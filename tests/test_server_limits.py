@@ -49,7 +49,7 @@ def until(condition: Callable[[], bool]) -> None:
 
 def is_idle(server: Server) -> bool:
     engine = server.worker.engine
-    return not engine.has_work and not engine.slots.num_bytes and not server.worker.num_live
+    return not engine.has_work and not engine.kv_cache.num_bytes and not server.worker.num_live
 
 
 def slowed(server: Server, seconds: float = 0.01) -> None:
@@ -297,7 +297,7 @@ def test_a_client_that_goes_frees_its_row(backbone: Backbone, streams: bool) -> 
         )
         with socket.create_connection((host, int(port))) as connection:
             connection.sendall(head.encode() + body)
-            until(lambda: len(server.worker.engine.rows) == 2)
+            until(lambda: len(server.worker.engine.running) == 2)
         until(lambda: is_idle(server))
         assert server.worker.engine.num_new_tokens < 2 * 250
 
@@ -311,14 +311,14 @@ def test_a_request_that_breaks_the_model_fails_alone(
     server = Server(backbone, None, config())
     engine = server.worker.engine
     poison = serving.TOKENIZER("Z")["input_ids"][0]
-    real = engine.passes.hidden
+    real = engine.runner.hidden
 
     def hidden(current: Any, ids: list[list[int]]) -> Any:
         if any(poison in row for row in ids):
             raise RuntimeError("secret text")
         return real(current, ids)
 
-    monkeypatch.setattr(engine.passes, "hidden", hidden)
+    monkeypatch.setattr(engine.runner, "hidden", hidden)
     with running(server) as address, httpx.Client(base_url=address, timeout=60) as client:
         with concurrent.futures.ThreadPoolExecutor(6) as pool:
             prompts = ["hi", "Z", "say yes", "ZZ", "hello"]
@@ -387,7 +387,7 @@ server = Server(tiny_backbone(), None, config(drain_seconds=20.0))
 step = server.worker.engine.step
 def slow():
     time.sleep(0.01)
-    if sys.argv[2] == "dies" and server.worker.engine.rows:
+    if sys.argv[2] == "dies" and server.worker.engine.running:
         raise RuntimeError("device lost")
     return step()
 server.worker.engine.step = slow

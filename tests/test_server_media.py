@@ -129,7 +129,7 @@ def pairs(
 
 def has_kept_media(world: World) -> bool:
     token_id = world.backbone.capabilities.modalities[0].token_id
-    return any(token_id in known.ids for known in world.server.worker.engine.states._known)
+    return any(token_id in known.ids for known in world.server.worker.engine.prefix_cache._entries)
 
 
 def text_of(found: httpx.Response) -> Any:

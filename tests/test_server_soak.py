@@ -125,9 +125,13 @@ def test_a_soak_leaves_everything_where_it_was(tmp_path: Path, pytestconfig: pyt
         deadline = time.monotonic() + 20
         while (engine.has_work or server.worker.num_live) and time.monotonic() < deadline:
             time.sleep(0.01)
-        assert not engine.rows and not engine.num_waiting and not engine.num_decoding
-        assert not engine._turns and not engine.slots.num_bytes and not server.worker.num_live
-        assert 0 < engine.states.num_bytes <= 300_000
+        assert not engine.running and not engine.num_waiting and not engine.num_decoding
+        assert (
+            not engine.scheduler.prefilling
+            and not engine.kv_cache.num_bytes
+            and not server.worker.num_live
+        )
+        assert 0 < engine.prefix_cache.num_bytes <= 300_000
         assert resident_bytes() - before < 100_000_000
         with httpx.Client(base_url=address) as http:
             assert http.get("/health").status_code == 200

@@ -1,10 +1,10 @@
-"""The keys and values of many rows, each at its own length, in tensors of fixed slots.
+"""KV cache: the keys and values of all requests in the batch, in fixed slots.
 
-In: passes of the model over some rows. Out: a cache that transformers' decoders take. For each
+In: passes of the model over some requests. Out: a cache that transformers' decoders take. For each
 layer there is one tensor `[rows, N, capacity, D]` for keys and one for values, and a token lies in
 the slot of its position, virtual tokens first: so a pass writes in place, attention reads views,
-and masks compare positions. Rows in use are moved together, so that a decoding pass is a view of
-the first rows and copies nothing. Knows nothing of requests, ids or prompts.
+and masks compare positions. Rows in use are kept together, so that a decoding pass is a view of the
+first rows and copies nothing. Knows nothing of requests, ids or prompts.
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ State = tuple[tuple[Tensor, ...], ...]
 
 
 @dataclass(frozen=True)
-class Pass:
+class ForwardBatch:
     """Where one pass of the model reads and writes.
 
     Attributes:
@@ -64,14 +64,14 @@ class Pass:
         return starts + torch.minimum(torch.arange(self.num_new, device=device), last)
 
 
-class SlotLayer(CacheLayerMixin):
+class KVCacheLayer(CacheLayerMixin):
     """One layer's slots; `update` writes the tokens of the current pass where they belong."""
 
     is_sliding = False
 
-    def __init__(self, slots: "Slots") -> None:
+    def __init__(self, kv_cache: "KVCache") -> None:
         super().__init__()
-        self.slots = slots
+        self.kv_cache = kv_cache
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Make the slots, once the first token says what a layer caches."""
@@ -80,7 +80,7 @@ class SlotLayer(CacheLayerMixin):
 
     def _empty(self, like: Tensor) -> Tensor:
         # Zeros: what a masked slot holds is multiplied by zero, which NaN would survive.
-        shape = (self.slots.num_rows, like.shape[1], self.slots.capacity, like.shape[3])
+        shape = (self.kv_cache.num_rows, like.shape[1], self.kv_cache.capacity, like.shape[3])
         return like.new_zeros(shape)
 
     def resize(self) -> None:
@@ -103,22 +103,22 @@ class SlotLayer(CacheLayerMixin):
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         keys, values = _pair(self)
-        return self.slots.write(keys, key_states), self.slots.write(values, value_states)
+        return self.kv_cache.write(keys, key_states), self.kv_cache.write(values, value_states)
 
     def get_seq_length(self) -> int:
         """Return the slots before the tokens of the current pass, in its longest row."""
-        return self.slots.num_before
+        return self.kv_cache.num_before
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Return the width of the current pass, and no offset."""
-        return self.slots.width, 0
+        return self.kv_cache.width, 0
 
     def get_max_length(self) -> int:
         """Return -1: there is no maximum."""
         return -1
 
 
-class Slots:
+class KVCache:
     """All layers' slots, and the pass that is under way."""
 
     def __init__(self, num_layers: int) -> None:
@@ -156,7 +156,7 @@ class Slots:
         self._make(len(self.layers))
 
     def _make(self, num_layers: int) -> None:
-        self.layers = [SlotLayer(self) for _ in range(num_layers)]
+        self.layers = [KVCacheLayer(self) for _ in range(num_layers)]
         self.cache = Cache(layers=list(self.layers))
 
     def put(self, row: int, state: State, length: int) -> None:
@@ -192,7 +192,7 @@ class Slots:
         for tensor in self._tensors():
             tensor[row] = 0
 
-    def begin(self, current: Pass, positions: Tensor) -> None:
+    def begin(self, current: ForwardBatch, positions: Tensor) -> None:
         """Say what the next updates of all layers are about."""
         device = positions.device
         self.width, self.num_before = current.width, current.width - current.num_new
@@ -221,6 +221,6 @@ class Slots:
         return [t for layer in self.layers if layer.is_initialized for t in _pair(layer)]
 
 
-def _pair(layer: SlotLayer) -> tuple[Tensor, Tensor]:
+def _pair(layer: KVCacheLayer) -> tuple[Tensor, Tensor]:
     assert layer.keys is not None and layer.values is not None
     return layer.keys, layer.values

@@ -1,7 +1,7 @@
-"""Passes of the model over rows of a batch, from and into their slots.
+"""The model runner: one forward pass over some requests of the batch, from and into the KV cache.
 
-In: rows, and how many tokens each may read at most. Out: the rows that have read everything, and
-the logits that choose their next id. Where the model fails, each row is passed alone, so that the
+In: requests, and how many tokens of each may run at most. Out: those of which nothing is pending,
+and the logits that choose their next id. Where the model fails, each runs alone, so that the
 culprit alone fails.
 """
 
@@ -14,93 +14,101 @@ from torch import Tensor
 from foreword import compat
 from foreword.backbone import Backbone
 from foreword.engine import sampling
-from foreword.engine.kv_cache import Pass, Slots
-from foreword.engine.request_state import Row
+from foreword.engine.kv_cache import ForwardBatch, KVCache
+from foreword.engine.request_state import RequestState
 from foreword.model.masks import place_in_slots
 
 log = logging.getLogger("foreword.engine")
 MAX_FAILURES = 8  # of passes one after the other, before the model itself is taken for broken
 
-Ready = tuple[list[Row], Tensor]
-"""Rows that have read everything, and their logits `[B, V]`."""
+Ready = tuple[list[RequestState], Tensor]
+"""Requests of which nothing is pending, and their logits `[B, V]`."""
 
 
-class RowPasses:
-    """Lets rows read; counts the passes that fail one after the other."""
+class ModelRunner:
+    """Runs the model; counts the passes that fail one after the other."""
 
-    def __init__(self, backbone: Backbone, slots: Slots) -> None:
-        self.backbone, self.slots = backbone, slots
+    def __init__(self, backbone: Backbone, kv_cache: KVCache) -> None:
+        self.backbone, self.kv_cache = backbone, kv_cache
         self._num_failures = 0
 
-    def read(self, rows: list[Row], limit: int) -> Ready | None:
-        """Let rows read up to `limit` tokens each; return those that have read everything.
+    def run(self, states: list[RequestState], limit: int) -> Ready | None:
+        """Run up to `limit` pending tokens of each request; return those of which none is left.
 
         Raises:
             Exception: the model fails whatever it is given.
         """
-        if not rows:
+        if not states:
             return None
         try:
-            ready = self._pass(rows, limit)
+            ready = self._forward(states, limit)
         except Exception as error:
             self._num_failures += 1
             if self._num_failures > MAX_FAILURES:
                 raise
-            if len(rows) == 1:
+            if len(states) == 1:
                 log.warning("a request failed in the model: %s", type(error).__name__)
-                rows[0].handle.fail(error)
+                states[0].handle.fail(error)
                 return None
-            return joined([self.read([row], limit) for row in rows])
+            return joined([self.run([state], limit) for state in states])
         self._num_failures = 0
         return ready
 
-    def _pass(self, rows: list[Row], limit: int) -> Ready | None:
+    def _forward(self, states: list[RequestState], limit: int) -> Ready | None:
         """Run the model once."""
-        counts = [min(row.num_unread, limit) for row in rows]
-        current = Pass([row.index for row in rows], [row.num_held for row in rows], counts)
-        hidden = self.hidden(
-            current, [row.ids[row.num_read : row.num_read + n] for row, n in _zip(rows, counts)]
+        counts = [min(state.num_pending, limit) for state in states]
+        current = ForwardBatch(
+            [state.index for state in states], [state.num_cached for state in states], counts
         )
-        for index, row in enumerate(rows):
-            if row.handle.request.num_prompt_logprobs is not None:
-                self._report(row, hidden[index, : counts[index]])
-        done = [index for index, row in enumerate(rows) if row.num_unread == counts[index]]
-        if current.num_new == 1 and len(done) == len(rows):
+        hidden = self.hidden(
+            current,
+            [
+                state.ids[state.num_computed : state.num_computed + n]
+                for state, n in _zip(states, counts)
+            ],
+        )
+        for index, state in enumerate(states):
+            if state.handle.request.num_prompt_logprobs is not None:
+                self._report(state, hidden[index, : counts[index]])
+        done = [index for index, state in enumerate(states) if state.num_pending == counts[index]]
+        if current.num_new == 1 and len(done) == len(states):
             logits = self.backbone.head(hidden[:, 0])
         elif done:
             logits = self.backbone.head(torch.stack([hidden[i, counts[i] - 1] for i in done]))
-        for row, count in _zip(rows, counts):
-            row.num_read += count
-        return ([rows[index] for index in done], logits) if done else None
+        for state, count in _zip(states, counts):
+            state.num_computed += count
+        return ([states[index] for index in done], logits) if done else None
 
-    def hidden(self, current: Pass, ids: list[list[int]]) -> Tensor:
+    def hidden(self, current: ForwardBatch, ids: list[list[int]]) -> Tensor:
         """Return the last hidden states `[B, T, H]` of one pass."""
         backbone, num_new = self.backbone, current.num_new
-        padded = [row + row[-1:] * (num_new - len(row)) for row in ids]
+        padded = [one + one[-1:] * (num_new - len(one)) for one in ids]
         positions = current.positions(backbone.device)
         masks = place_in_slots(
             positions, current.width, backbone.capabilities, backbone.dtype, is_even=current.is_even
         )
-        self.slots.begin(current, positions)
+        self.kv_cache.begin(current, positions)
         with compat.grouped_heads(backbone.device.type == "cpu" and num_new > 1):
             output = backbone.decoder(
                 input_ids=torch.tensor(padded, device=backbone.device),
                 position_ids=positions,
                 attention_mask=masks,
-                past_key_values=self.slots.cache,
+                past_key_values=self.kv_cache.cache,
                 use_cache=True,
             )
         hidden: Tensor = output.last_hidden_state
         return hidden
 
-    def _report(self, row: Row, hidden: Tensor) -> None:
-        """Note the log-probability of each id that followed the ones just read."""
-        following = row.handle.request.ids[row.num_read + 1 : row.num_read + 1 + len(hidden)]
+    def _report(self, state: RequestState, hidden: Tensor) -> None:
+        """Note the log-probability of each id that followed those of this pass."""
+        following = state.handle.request.ids[
+            state.num_computed + 1 : state.num_computed + 1 + len(hidden)
+        ]
         if following:
             logits = self.backbone.head(hidden[: len(following)])
             chosen = torch.tensor(following, device=logits.device)
-            num_top = row.handle.request.num_prompt_logprobs or 0
-            row.handle.prompt_logprobs += sampling.report(logits, chosen, num_top)
+            num_top = state.handle.request.num_prompt_logprobs or 0
+            state.handle.prompt_logprobs += sampling.report(logits, chosen, num_top)
 
 
 def joined(parts: Sequence[Ready | None]) -> Ready | None:
@@ -108,8 +116,10 @@ def joined(parts: Sequence[Ready | None]) -> Ready | None:
     found = [part for part in parts if part is not None]
     if len(found) < 2:
         return found[0] if found else None
-    return [row for rows, _ in found for row in rows], torch.cat([logits for _, logits in found])
+    return [state for states, _ in found for state in states], torch.cat(
+        [logits for _, logits in found]
+    )
 
 
-def _zip(rows: Sequence[Row], counts: Sequence[int]) -> list[tuple[Row, int]]:
-    return list(zip(rows, counts, strict=True))
+def _zip(states: Sequence[RequestState], counts: Sequence[int]) -> list[tuple[RequestState, int]]:
+    return list(zip(states, counts, strict=True))

@@ -1,7 +1,7 @@
-"""What was read already: states of prompts and of conversations, kept under a budget of bytes.
+"""Prefix caching: states of prompts and of conversations, kept under a budget of bytes.
 
 In: a prompt's content hash, the ids that follow its virtual tokens, each layer's state. Out: the
-state that shares most with a new request. The least recently used goes first. A state is bound to
+entry that shares most with a new request. The least recently used goes first. An entry is bound to
 the *content* of its prompt, so that a replaced prompt never meets an old state. Knows nothing of
 models or requests.
 """
@@ -15,8 +15,8 @@ from foreword.engine.kv_cache import State
 
 
 @dataclass(frozen=True, eq=False)
-class Known:
-    """A state and what was read to reach it.
+class CacheEntry:
+    """A state and the tokens that led to it.
 
     Attributes:
         content_hash: of the prompt; None for the bare model.
@@ -42,58 +42,58 @@ class Known:
         return int(differs.argmax()) if differs.any() else length
 
 
-class StateCache:
-    """States by content, least recently used out."""
+class PrefixCache:
+    """Entries by content, least recently used out."""
 
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes
         self.num_bytes = 0
-        self._known: dict[Known, None] = {}  # in order of use
-        self._by_hash: dict[str | None, list[Known]] = {}
+        self._entries: dict[CacheEntry, None] = {}  # in order of use
+        self._by_hash: dict[str | None, list[CacheEntry]] = {}
 
     def __len__(self) -> int:
-        return len(self._known)
+        return len(self._entries)
 
-    def find(self, content_hash: str | None, ids: Sequence[int]) -> tuple[Known, int] | None:
+    def find(self, content_hash: str | None, ids: Sequence[int]) -> tuple[CacheEntry, int] | None:
         """Return the state that shares the most leading ids, and how many; None without any.
 
         A state of the right prompt that shares no id still holds the virtual tokens.
         """
         wanted = np.asarray(ids, dtype=np.int64)
-        best: tuple[Known, int] | None = None
-        for known in self._by_hash.get(content_hash, []):
-            shared = known.num_shared(wanted)
+        best: tuple[CacheEntry, int] | None = None
+        for entry in self._by_hash.get(content_hash, []):
+            shared = entry.num_shared(wanted)
             if best is None or shared > best[1]:
-                best = known, shared
+                best = entry, shared
         if best is None or (not best[1] and content_hash is None):
             return None
-        self._known[best[0]] = self._known.pop(best[0])
+        self._entries[best[0]] = self._entries.pop(best[0])
         return best
 
     def wants(self, content_hash: str | None, ids: np.ndarray, num_bytes: int) -> bool:
-        """Return whether a state of so many bytes would be kept: it fits and is not known yet."""
+        """Return whether a state of so many bytes would be kept: it fits and is not kept yet."""
         siblings = self._by_hash.get(content_hash, [])
         return num_bytes <= self.max_bytes and not any(
-            known.num_shared(ids) == len(ids) for known in siblings
+            entry.num_shared(ids) == len(ids) for entry in siblings
         )
 
-    def add(self, known: Known) -> None:
+    def add(self, entry: CacheEntry) -> None:
         """Keep a state; one of the same prompt whose ids it continues is dropped for it."""
-        if not self.wants(known.content_hash, known.ids, known.num_bytes):
+        if not self.wants(entry.content_hash, entry.ids, entry.num_bytes):
             return
-        for old in list(self._by_hash.get(known.content_hash, [])):
-            if len(old.ids) and old.num_shared(known.ids) == len(old.ids):
+        for old in list(self._by_hash.get(entry.content_hash, [])):
+            if len(old.ids) and old.num_shared(entry.ids) == len(old.ids):
                 self._drop(old)
-        self._known[known] = None
-        self._by_hash.setdefault(known.content_hash, []).append(known)
-        self.num_bytes += known.num_bytes
+        self._entries[entry] = None
+        self._by_hash.setdefault(entry.content_hash, []).append(entry)
+        self.num_bytes += entry.num_bytes
         while self.num_bytes > self.max_bytes:
-            self._drop(next(iter(self._known)))
+            self._drop(next(iter(self._entries)))
 
-    def _drop(self, known: Known) -> None:
-        del self._known[known]
-        siblings = self._by_hash[known.content_hash]
-        siblings.remove(known)
+    def _drop(self, entry: CacheEntry) -> None:
+        del self._entries[entry]
+        siblings = self._by_hash[entry.content_hash]
+        siblings.remove(entry)
         if not siblings:
-            del self._by_hash[known.content_hash]
-        self.num_bytes -= known.num_bytes
+            del self._by_hash[entry.content_hash]
+        self.num_bytes -= entry.num_bytes

@@ -1,21 +1,28 @@
-"""A request's place in the batch, and how many there may be.
+"""A request's place in the batch: what of it has run, and what is pending.
 
-In: a handle. Out: a row that knows what has been read and what is read next. Knows nothing of the
-model.
+In: a handle. Out: numbers that scheduler and engine go by. Knows nothing of the model.
 """
+
+from typing import Literal
 
 from foreword.engine.request import Handle
 from foreword.engine.sampling import Sampler
 
+Status = Literal["prefilling", "decoding", "finished"]
 
-class Row:
-    """A request's place in the batch: what it has read and what it reads next.
 
-    Of what it has read, `num_sound` tokens are known to have given finite logits.
+class RequestState:
+    """One running request.
 
     Attributes:
-        is_filled: whether its slots hold what it has read, virtual tokens included.
-        twins: rows of the same prompt and ids that wait for this one to read them.
+        index: its row of the KV cache.
+        ids: the given ones, then the new ones.
+        status: "prefilling" until all given ids have run, then "decoding"; "finished" once its row
+            is free. A request that waits has no state yet.
+        num_computed: ids whose keys and values are in the KV cache.
+        num_finite: those of them that are known to have given finite logits.
+        is_filled: whether its row holds what has run, virtual tokens included.
+        duplicates: requests of the same prompt and ids that wait for this one to prefill them.
     """
 
     def __init__(self, handle: Handle, index: int) -> None:
@@ -24,20 +31,21 @@ class Row:
         self.ids = list(request.ids)
         self.num_virtual = request.prompt.num_virtual_tokens if request.prompt else 0
         self.content_hash = request.prompt.content_hash if request.prompt else None
-        self.num_read = self.num_sound = 0
+        self.status: Status = "prefilling"
+        self.num_computed = self.num_finite = 0
         self.is_filled = False
-        self.twins: list[Row] = []
+        self.duplicates: list[RequestState] = []
         self.sampler = Sampler(request.sampling, request.ids)
 
     @property
-    def num_held(self) -> int:
-        """Tokens in its slots, virtual ones included."""
-        return self.num_virtual + self.num_read
+    def num_cached(self) -> int:
+        """Tokens in its row of the KV cache, virtual ones included."""
+        return self.num_virtual + self.num_computed
 
     @property
-    def num_unread(self) -> int:
-        """Tokens that the model has to read before the next choice."""
-        return len(self.ids) - self.num_read
+    def num_pending(self) -> int:
+        """Tokens that have to run before the next choice."""
+        return len(self.ids) - self.num_computed
 
     @property
     def is_over(self) -> bool:
@@ -45,23 +53,23 @@ class Row:
         return self.handle.is_cancelled or self.handle.finish_reason is not None
 
     def begin_at(self, num_known: int) -> None:
-        """Take so many leading ids as read, but for the last, whose logits choose the first new
+        """Take so many leading ids as computed, but for the last, whose logits choose the first new
         one, and for those whose log-probabilities are asked for.
         """
         asks = self.handle.request.num_prompt_logprobs is not None
-        self._take_as_read(0 if asks else min(num_known, len(self.ids) - 1))
+        self._take_as_computed(0 if asks else min(num_known, len(self.ids) - 1))
 
-    def follow(self, twin: "Row") -> None:
-        """Take everything as read by a twin."""
-        self._take_as_read(twin.num_read)
-        self.handle.prompt_logprobs = list(twin.handle.prompt_logprobs)
+    def follow(self, other: "RequestState") -> None:
+        """Take everything as computed by a duplicate."""
+        self._take_as_computed(other.num_computed)
+        self.handle.prompt_logprobs = list(other.handle.prompt_logprobs)
 
-    def _take_as_read(self, num_read: int) -> None:
-        self.num_read = self.num_sound = self.handle.num_reused = num_read
+    def _take_as_computed(self, num_computed: int) -> None:
+        self.num_computed = self.num_finite = self.handle.num_reused = num_computed
         self.is_filled = True
 
-    def is_twin_of(self, other: "Row") -> bool:
-        """Whether both read the same, and report the same of it."""
+    def is_duplicate_of(self, other: "RequestState") -> bool:
+        """Whether both prefill the same, and report the same of it."""
         ours, theirs = self.handle.request, other.handle.request
         return (
             self.content_hash == other.content_hash
@@ -69,10 +77,10 @@ class Row:
             and ours.ids == theirs.ids
         )
 
-    def num_shared(self, other: "Row") -> int:
-        """Return how many leading ids another row has read soundly, behind the same prompt."""
+    def num_shared(self, other: "RequestState") -> int:
+        """Return how many leading ids another request has computed, behind the same prompt."""
         if self.content_hash != other.content_hash:
             return 0
-        length = min(len(self.ids), other.num_sound)
+        length = min(len(self.ids), other.num_finite)
         pairs = zip(self.ids[:length], other.ids, strict=False)
         return next((index for index, (one, two) in enumerate(pairs) if one != two), length)

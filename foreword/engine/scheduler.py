@@ -1,23 +1,38 @@
-"""Requests that wait: which are taken on, and in which order they leave.
+"""The scheduler of continuous batching: it decides, and the engine does what it says.
 
-In: requests, from any thread. Out: their handles, first come, first served: for a row in the batch,
-or for their turn alone. What the model could not read, or there is no room for, is refused here.
+In: requests, from any thread; the requests that run. Out: which request is admitted next, from what
+it starts, and which prefill next and how far. What the model cannot take, or there is no room for,
+is refused here. First come, first served, in two queues: for a place in the batch, and for a turn
+alone. Holds no tensor.
 """
 
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 from foreword.engine import unbatched
 from foreword.engine.limits import EngineLimits
+from foreword.engine.prefix_cache import CacheEntry, PrefixCache
 from foreword.engine.request import Handle, Request
+from foreword.engine.request_state import RequestState
 from foreword.errors import BusyError, InputError
 from foreword.model import checks
 from foreword.model.capabilities import Capabilities
 
 
-class Waiting:
-    """Two queues in order: for a row, and for a turn alone.
+class Start(NamedTuple):
+    """What a request starts from: the KV cache of another request, an entry of the prefix cache, or
+    neither; and how many of its ids that holds.
+    """
+
+    other: RequestState | None
+    entry: CacheEntry | None
+    num_shared: int
+
+
+class Scheduler:
+    """Decides which requests run, and which of them prefill next.
 
     Args:
         capabilities: of the model.
@@ -25,23 +40,29 @@ class Waiting:
 
     Attributes:
         max_length: tokens of one request, virtual, given and new ones together.
+        prefilling: the requests that prefill, the one whose turn it is first.
     """
 
     def __init__(self, capabilities: Capabilities, limits: EngineLimits) -> None:
         self.capabilities, self.limits = capabilities, limits
         known = (limits.max_length, capabilities.context_length, limits.max_slots)
         self.max_length = min(length for length in known if length is not None)
-        self._for_row: deque[Handle] = deque()
+        self.prefilling: deque[RequestState] = deque()
+        self._waiting: deque[Handle] = deque()
         self._alone: deque[Handle] = deque()
         self._lock = threading.Lock()
 
-    def __len__(self) -> int:
-        return len(self._for_row) + len(self._alone)
+    @property
+    def num_waiting(self) -> int:
+        """Requests that wait for a place in the batch, or for their turn alone."""
+        return len(self._waiting) + len(self._alone)
 
     @property
-    def is_row_awaited(self) -> bool:
-        """Whether a request waits for a row."""
-        return bool(self._for_row)
+    def is_batch_awaited(self) -> bool:
+        """Whether a request waits for a place in the batch."""
+        return bool(self._waiting)
+
+    # Waiting: from any thread --------------------------------------------------------------------
 
     def add(self, requests: Sequence[Request]) -> list[Handle]:
         """Take all requests on, or none.
@@ -55,41 +76,17 @@ class Waiting:
         call = object()
         handles = [Handle(request, call) for request in requests]
         with self._lock:
-            if len(self) + len(handles) > self.limits.max_waiting:
+            if self.num_waiting + len(handles) > self.limits.max_waiting:
                 raise BusyError(
-                    f"{len(self)} requests wait already, of {self.limits.max_waiting} at most; "
-                    "try again later"
+                    f"{self.num_waiting} requests wait already, of {self.limits.max_waiting} at "
+                    "most; try again later"
                 )
             if self._media_bytes(requests) > self.limits.max_media_bytes:
                 raise BusyError("requests with images or sounds wait already; try again later")
             for handle in handles:
                 is_alone = unbatched.is_needed(self.capabilities, handle)
-                (self._alone if is_alone else self._for_row).append(handle)
+                (self._alone if is_alone else self._waiting).append(handle)
         return handles
-
-    def next_for_row(self, has_room: Callable[[Handle], bool]) -> Handle | None:
-        """Take the first of those that wait for a row, if there is room for it."""
-        with self._lock:
-            if not self._for_row or not has_room(self._for_row[0]):
-                return None
-            return self._for_row.popleft()
-
-    def next_alone(self) -> Handle | None:
-        """Take the first of those that wait for their turn alone."""
-        with self._lock:
-            return self._alone.popleft() if self._alone else None
-
-    def drop_cancelled(self) -> None:
-        """End the requests that were cancelled while they waited."""
-        with self._lock:
-            cancelled = []
-            for queue in (self._for_row, self._alone):
-                found = [handle for handle in queue if handle.is_cancelled]
-                for handle in found:
-                    queue.remove(handle)
-                cancelled += found
-        for handle in cancelled:
-            handle.end("cancelled")
 
     def check(self, request: Request) -> None:
         """Refuse a request that cannot be served.
@@ -135,3 +132,105 @@ class Waiting:
         ours = [request.media for request in requests]
         waiting = [handle.request.media for handle in self._alone] if any(ours) else []
         return sum({id(one): one.num_bytes for one in (*ours, *waiting) if one}.values())
+
+    def drop_cancelled(self) -> None:
+        """End the requests that were cancelled while they waited."""
+        with self._lock:
+            cancelled = []
+            for queue in (self._waiting, self._alone):
+                found = [handle for handle in queue if handle.is_cancelled]
+                for handle in found:
+                    queue.remove(handle)
+                cancelled += found
+        for handle in cancelled:
+            handle.end("cancelled")
+
+    # Admission -----------------------------------------------------------------------------------
+
+    def next_admitted(self, running: Sequence[RequestState]) -> Handle | None:
+        """Take the first request that waits for a place beside those that run, if there is one."""
+        with self._lock:
+            if not self._waiting or not self._has_room_for(self._waiting[0], running):
+                return None
+            return self._waiting.popleft()
+
+    def next_alone(self) -> Handle | None:
+        """Take the first of those that wait for their turn alone."""
+        with self._lock:
+            return self._alone.popleft() if self._alone else None
+
+    def _has_room_for(self, handle: Handle, running: Sequence[RequestState]) -> bool:
+        if not running:
+            return True
+        capacity = max(handle.num_tokens, *(state.handle.num_tokens for state in running))
+        num_rows = len(running) + 1
+        return num_rows <= self.limits.max_rows and num_rows * capacity <= self.limits.max_slots
+
+    def duplicate_of(
+        self, state: RequestState, running: Sequence[RequestState]
+    ) -> RequestState | None:
+        """Return a request that prefills the very same, for this one to wait for."""
+        shared = self._shared_with(state, running)
+        found = (one for one in shared if one in self.prefilling and not one.is_over)
+        return next(filter(state.is_duplicate_of, found), None)
+
+    def start_of(
+        self, state: RequestState, running: Sequence[RequestState], cache: PrefixCache
+    ) -> Start:
+        """Return what saves a request the most of its prefill."""
+        found = cache.find(state.content_hash, state.ids)
+        shared = self._shared_with(state, running)
+        other = max(shared, key=state.num_shared, default=state)
+        if (num_shared := state.num_shared(other)) > (found[1] if found else 0):
+            return Start(other, None, num_shared)
+        return Start(None, *found) if found else Start(None, None, 0)
+
+    def _shared_with(
+        self, state: RequestState, running: Sequence[RequestState]
+    ) -> Sequence[RequestState]:
+        """Return the requests whose prefill may save this one its own: those of its own call only,
+        where nothing is to be kept, since others could tell by the time to a first token what was
+        asked.
+        """
+        if self.limits.max_state_bytes:
+            return running
+        return [one for one in running if one.handle.call is state.handle.call]
+
+    # Prefill -------------------------------------------------------------------------------------
+
+    def next_prefill(self) -> tuple[list[RequestState], int]:
+        """Choose requests that need chunks of similar length, the one whose turn it is among them,
+        and the length of a chunk that brings the most of them to their end.
+        """
+        turns = [state for state in self.prefilling if not state.is_over]
+        if not turns:
+            return [], 0
+        budget = self.limits.chunk_tokens
+        least = min(turns[0].num_pending, budget)
+
+        def near(limit: int) -> list[RequestState]:
+            states = [one for one in turns if 2 * min(one.num_pending, limit) >= limit]
+            states.sort(key=lambda one: one.num_pending > limit and one is not turns[0])
+            return states[: max(1, budget // limit)]
+
+        def num_ending(limit: int) -> int:
+            return sum(one.num_pending <= limit for one in near(limit))
+
+        most = min(2 * least, budget)
+        lengths = {one.num_pending for one in turns if least < one.num_pending <= most}
+        limit = max([least, *sorted(lengths)], key=num_ending)
+        return near(limit), limit
+
+    def took_turn(self, states: Iterable[RequestState]) -> None:
+        """Let requests that have prefilled a chunk take their turn again behind all others, or
+        leave where nothing is pending.
+        """
+        for state in states:
+            self.prefilling.remove(state)
+            if state.num_pending and not state.is_over:
+                self.prefilling.append(state)
+
+    def leave(self, state: RequestState) -> None:
+        """Forget a request that has ended."""
+        if state in self.prefilling:
+            self.prefilling.remove(state)

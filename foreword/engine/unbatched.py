@@ -1,4 +1,4 @@
-"""One request at a time through `Backbone.generate`: for what cannot be batched row by row.
+"""Unbatched requests: served alone by `Backbone.generate`, where rows cannot be batched exactly.
 
 In: a backbone and a request. Out: the same choices as the batch would make, one at each `advance`.
 Slower, and exact wherever `generate` is; the sampling is the engine's own.
@@ -42,7 +42,7 @@ def is_needed(capabilities: Capabilities, handle: Handle) -> bool:
     return capabilities.slot_scale is not None and handle.num_tokens >= capabilities.slot_scale
 
 
-class Alone:
+class UnbatchedRequest:
     """One request's `generate`, which goes on by a token when it is told to.
 
     It has a thread of its own, which runs only while `advance` waits for it: `generate` gives no

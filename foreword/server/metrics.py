@@ -39,14 +39,21 @@ class Metrics:
             "inter_token_latency_seconds", "between two tokens of an answer, its mean", own
         )
         for name, text, read in (
-            ("num_requests_running", "requests in the batch", lambda: len(engine.rows)),
+            ("num_requests_running", "requests in the batch", lambda: len(engine.running)),
             ("num_requests_waiting", "requests that wait for a row", lambda: engine.num_waiting),
             (
                 "kv_cache_usage_perc",
                 "share of the tokens that memory is kept for",
-                lambda: sum(row.num_held for row in list(engine.rows)) / engine.limits.max_slots,
+                lambda: (
+                    sum(state.num_cached for state in list(engine.running))
+                    / engine.limits.max_slots
+                ),
             ),
-            ("state_cache_bytes", "states of prompts and chats", lambda: engine.states.num_bytes),
+            (
+                "state_cache_bytes",
+                "states of prompts and chats",
+                lambda: engine.prefix_cache.num_bytes,
+            ),
         ):
             gauge = Gauge(f"foreword:{name}", text, ("model_name",), registry=self.registry)
             gauge.labels(model).set_function(read)

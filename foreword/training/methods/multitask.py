@@ -38,7 +38,7 @@ class Multitask:
     @classmethod
     def begin(cls, start: SoftPrompt, names: Sequence[str], dtype: torch.dtype) -> "Multitask":
         """Start with every task at the shared prompt: u and v are ones."""
-        shared = start.embeddings.detach().to(dtype, copy=True)
+        shared = start.embeddings.detach().to(dtype, copy=True).contiguous()
         num_virtual, size = shared.shape
         ones = shared.new_ones(len(names), num_virtual), shared.new_ones(len(names), size)
         return cls(names, [shared, *ones], start.facts)

@@ -56,7 +56,7 @@ class Reencoded:
             torch.manual_seed(seed)
             network = _network(kind, *self.sizes).to(inputs.device, inputs.dtype)
         self.network = network
-        self.inputs = inputs.detach().clone().requires_grad_()
+        self.inputs = inputs.detach().clone(memory_format=torch.contiguous_format).requires_grad_()
         self.tensors = [self.inputs, *network.parameters()]
         self.constants = [offset]
 
