@@ -4,10 +4,9 @@ The names below are the public interface. Importing the package imports no torch
 loaded at first use.
 """
 
-import importlib
 from typing import TYPE_CHECKING, Any
 
-from foreword.compat import check_transformers
+from foreword.lazy import lazy_names
 
 __version__ = "0.1.0"
 
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
     from foreword.prompt.soft_prompt import SoftPrompt
     from foreword.training.loop import TrainEvent, train
 
-_HOMES = {
+_MODULES = {
     "Backbone": "backbone",
     "EncodingConfig": "config",
     "Example": "data.examples",
@@ -34,7 +33,6 @@ _HOMES = {
     "read_examples": "data.examples",
     "train": "training.loop",
 }
-_NEED_TRANSFORMERS = ("backbone", "training.loop")
 __all__ = [
     "Backbone",
     "EncodingConfig",
@@ -49,14 +47,12 @@ __all__ = [
     "train",
 ]
 
+_load, __dir__ = lazy_names(__name__, _MODULES)
+
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'foreword' has no attribute {name!r}")
-    if _HOMES[name] in _NEED_TRANSFORMERS:
+    if _MODULES.get(name) in ("backbone", "training.loop"):
+        from foreword.compat import check_transformers
+
         check_transformers()
-    return getattr(importlib.import_module(f"foreword.{_HOMES[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+    return _load(name)

@@ -14,7 +14,7 @@ from foreword.errors import InputError
 
 Form = Literal["embeddings", "key_values"]
 Initialization = Literal["text", "vocabulary", "random", "labels", "demonstrations"]
-Method = Literal[
+MethodName = Literal[
     "prompt-tuning",
     "prefix-tuning",
     "p-tuning",
@@ -23,7 +23,7 @@ Method = Literal[
     "context-tuning",
     "multitask",
 ]
-FORMS: dict[Method, Form] = {
+FORMS: dict[MethodName, Form] = {
     "prompt-tuning": "embeddings",
     "prefix-tuning": "key_values",
     "p-tuning": "embeddings",
@@ -32,7 +32,7 @@ FORMS: dict[Method, Form] = {
     "context-tuning": "key_values",
     "multitask": "embeddings",
 }
-RATES: dict[Method, float] = {
+RATES: dict[MethodName, float] = {
     "prompt-tuning": 0.11,  # times the scale of the embedding table: see RELATIVE
     "prefix-tuning": 3e-2,
     "p-tuning": 3e-3,
@@ -44,7 +44,7 @@ RATES: dict[Method, float] = {
 NUM_VIRTUAL_TOKENS = 32
 NUM_DEMONSTRATED = 96
 """P where the prompt starts from rows: room for several."""
-RELATIVE: tuple[Method, ...] = ("prompt-tuning",)
+RELATIVE: tuple[MethodName, ...] = ("prompt-tuning",)
 """Methods whose rate is relative: it is multiplied by the embedding table's root mean square."""
 AUTO: Literal["auto"] = "auto"
 Rate = float | Literal["auto"]
@@ -147,7 +147,7 @@ class EncodingConfig:
 class TrainConfig:
     """One training run. The resolved values are saved in the prompt."""
 
-    method: Method | None = option(
+    method: MethodName | None = option(
         None,
         "how the prompt is learned, see docs/methods.md; default: context-tuning where nothing is "
         "said of the start and rows are short (at most 96 tokens), else prefix-tuning, or "
@@ -254,7 +254,7 @@ class TrainConfig:
 
         A relative learning rate stays None: it depends on the base.
         """
-        plain: Method = "prompt-tuning" if self.form == "embeddings" else "prefix-tuning"
+        plain: MethodName = "prompt-tuning" if self.form == "embeddings" else "prefix-tuning"
         method = self.method or plain
         init = self.init
         if init == "text" and not self.init_text:
@@ -278,7 +278,7 @@ class TrainConfig:
         return self.init == "text" and not any(said)
 
 
-def _num_virtual(method: Method | None) -> int:
+def _num_virtual(method: MethodName | None) -> int:
     return NUM_DEMONSTRATED if method == "context-tuning" else NUM_VIRTUAL_TOKENS
 
 

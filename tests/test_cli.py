@@ -22,7 +22,7 @@ from foreword.cli.progress import run
 from foreword.config import SamplingConfig
 from foreword.errors import TrainingError
 from foreword.evaluation import forgetting
-from foreword.training import loop
+from foreword.training import out_of_memory
 from foreword.training.loop import TrainEvent
 
 FAST = [
@@ -309,7 +309,7 @@ def test_an_interrupt_keeps_the_best_so_far(tmp_path: Path) -> None:
 def test_a_signal_leaves_the_best_and_resume_goes_on(
     monkeypatch: pytest.MonkeyPatch, model: str, data: str, tmp_path: Path, number: int
 ) -> None:
-    step, handler = loop.train_step, signal.getsignal(signal.SIGINT)
+    step, handler = out_of_memory.train_step, signal.getsignal(signal.SIGINT)
 
     def step_then_signal(run: Any, state: Any, rows: Any) -> Any:
         if state.progress.step == 2:
@@ -317,7 +317,7 @@ def test_a_signal_leaves_the_best_and_resume_goes_on(
         return step(run, state, rows)
 
     arguments = ["train", "--model", model, "--data", data, *FAST, "--output"]
-    monkeypatch.setattr(loop, "train_step", step_then_signal)
+    monkeypatch.setattr(out_of_memory, "train_step", step_then_signal)
     stopped = CliRunner().invoke(app, [*arguments, str(tmp_path / "stopped")])
     assert stopped.exit_code == 128 + number
     assert f"stopped after step 3; the best so far prompt, of step 2, is in {tmp_path}" in (
@@ -353,14 +353,14 @@ def test_a_stopped_run_is_not_overwritten(  # type: ignore[no-untyped-def]
 def test_a_run_that_cannot_go_on_says_what_it_leaves(  # type: ignore[no-untyped-def]
     monkeypatch, model: str, data: str, tmp_path: Path
 ) -> None:
-    step = loop.train_step
+    step = out_of_memory.train_step
 
     def last_step_fails(run: Any, state: Any, rows: Any) -> Any:
         if state.progress.step == 3:
             raise TrainingError("the run cannot go on")
         return step(run, state, rows)
 
-    monkeypatch.setattr(loop, "train_step", last_step_fails)
+    monkeypatch.setattr(out_of_memory, "train_step", last_step_fails)
     options = ["--model", model, "--data", data, "--output", str(tmp_path), *FAST]
     ended = CliRunner().invoke(app, ["train", *options])
     kept = f"{tmp_path} holds the best prompt, of step 2, and the training state of step 2"

@@ -182,9 +182,9 @@ def test_the_self_test_sees_padding_that_is_attended_to(monkeypatch: pytest.Monk
 
 
 def test_the_self_test_sees_a_dead_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
-    backbone, read = backbone_of("llama"), Backbone.read
+    backbone, read = backbone_of("llama"), Backbone.prefill
     monkeypatch.setattr(
-        Backbone, "read", lambda self, p: read(self, p).map(lambda state: state.detach())
+        Backbone, "prefill", lambda self, p: read(self, p).map(lambda state: state.detach())
     )
     found = named(doctor.self_test(backbone, None, num_new=NUM_NEW))["gradient"]
     assert found.status == "wrong"

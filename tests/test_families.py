@@ -10,7 +10,7 @@ import transformers
 from foreword import Backbone, SoftPrompt
 from foreword.errors import MismatchError, UnsupportedError
 from foreword.model import capabilities
-from foreword.model.capabilities import Reach, inspect_model
+from foreword.model.capabilities import AttentionPattern, inspect_model
 
 IDS = tiny_models.ids(6)[None]
 GREEDY = {"max_new_tokens": 2, "do_sample": False}
@@ -37,13 +37,13 @@ def logits_error(backbone: Backbone, prompt: SoftPrompt, row: torch.Tensor) -> f
 )
 def test_each_layers_reach_is_read_off_the_model(family: str, expected: list[str]) -> None:
     found = inspect_model(tiny_models.shared(family))
-    assert [reach.name for reach in found.reaches] == expected
+    assert [reach.name for reach in found.attention_patterns] == expected
     assert found.num_layers == 3, "layers without keys of their own are not counted"
 
 
 def test_a_window_that_the_familys_code_never_reads_is_none() -> None:
     backbone = Backbone(tiny_models.build("llama", sliding_window=4))
-    assert set(backbone.capabilities.reaches) == {Reach("full_attention")}
+    assert set(backbone.capabilities.attention_patterns) == {AttentionPattern("full_attention")}
     assert logits_error(backbone, prompt_for(backbone), IDS[0]) < 1e-9
 
 
@@ -52,7 +52,9 @@ def test_the_window_of_a_derived_class_is_kept() -> None:
     parents = (transformers.MistralForCausalLM,)
     derived = type("Derived", parents, {"__module__": "tiny_tokenizer"})
     model = derived(tiny_models.CONFIGS["mistral"]()).eval()
-    assert set(inspect_model(model).reaches) == {Reach("sliding_attention", 8)}
+    assert set(inspect_model(model).attention_patterns) == {
+        AttentionPattern("sliding_attention", 8)
+    }
 
 
 @pytest.mark.parametrize("family", tiny_models.FAMILIES)

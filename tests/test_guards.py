@@ -12,7 +12,7 @@ from tiny_tokenizer import tiny_tokenizer
 
 from foreword import Backbone, EncodingConfig, Row, TrainConfig, TrainEvent, train
 from foreword.errors import DivergedError, TrainingError
-from foreword.training import guards, loop, step
+from foreword.training import guards, out_of_memory, step
 from foreword.training.checkpoint import STATE_FILE, read_state
 from foreword.training.guards import standstill, worsening
 
@@ -41,7 +41,7 @@ def said(events: list[TrainEvent]) -> str:
 
 def breaking(monkeypatch: pytest.MonkeyPatch, losses: dict[int, float], times: int = 1) -> None:
     """Let the `n`-th call of the step report a loss that it did not have."""
-    step, calls = loop.train_step, [0]
+    step, calls = out_of_memory.train_step, [0]
 
     def changed(run: Any, state: Any, rows: Any) -> tuple[float, float]:
         loss, norm = step(run, state, rows)
@@ -50,7 +50,7 @@ def breaking(monkeypatch: pytest.MonkeyPatch, losses: dict[int, float], times: i
         guards.check_gradient(loss, norm)
         return loss, norm
 
-    monkeypatch.setattr(loop, "train_step", changed)
+    monkeypatch.setattr(out_of_memory, "train_step", changed)
 
 
 def test_a_healthy_run_says_nothing(backbone: Backbone) -> None:
@@ -191,7 +191,7 @@ def test_memory_that_runs_out_halves_a_pass_and_not_the_step(
 ) -> None:
     exact = Backbone(tiny_models.build("llama"))
     calm = events_of(exact, batch_size=4, num_steps=3)
-    score, sizes = loop.score_labels, []
+    score, sizes = step.score_labels, []
 
     def hungry(backbone: Any, prefixes: Any, batch: Any) -> Any:
         sizes.append(len(batch.input_ids))

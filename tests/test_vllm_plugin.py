@@ -40,8 +40,8 @@ from foreword.vllm_plugin import (
     tensor_parallel,
     versions,
 )
-from foreword.vllm_plugin.compatibility import EngineFacts
-from foreword.vllm_plugin.frontend import Front, Limits
+from foreword.vllm_plugin.compatibility import EngineSetup
+from foreword.vllm_plugin.frontend import Frontend, Limits
 from foreword.vllm_plugin.metrics import Metrics
 from foreword.vllm_plugin.responses import Words
 from foreword.vllm_plugin.store_watcher import WHOLE_SECONDS, Watch
@@ -195,7 +195,7 @@ def test_a_repetition_penalty_sees_no_id_that_is_not_there() -> None:
 
 # Refusals ---------------------------------------------------------------------------------------
 
-PLAIN = EngineFacts("llama", takes_embeddings=True, connector="Own")
+PLAIN = EngineSetup("llama", takes_embeddings=True, connector="Own")
 
 
 @pytest.mark.parametrize(
@@ -211,7 +211,7 @@ PLAIN = EngineFacts("llama", takes_embeddings=True, connector="Own")
 )
 def test_engines_that_were_not_shown_are_refused(change: dict[str, Any], words: str) -> None:
     with pytest.raises(UnsupportedError, match=words):
-        compatibility.check_engine(EngineFacts(**{"model_type": "llama"} | change))
+        compatibility.check_engine(EngineSetup(**{"model_type": "llama"} | change))
 
 
 @pytest.mark.parametrize(
@@ -223,7 +223,7 @@ def test_engines_that_were_not_shown_are_refused(change: dict[str, Any], words: 
     ],
 )
 def test_caches_that_take_no_exact_keys_are_refused(change: dict[str, Any], words: str) -> None:
-    facts = EngineFacts(**vars(PLAIN) | change)
+    facts = EngineSetup(**vars(PLAIN) | change)
     with pytest.raises(UnsupportedError, match=words):
         compatibility.check_connector(facts)
     assert words in str(compatibility.forms_of(facts, "Own")["key_values"])
@@ -235,7 +235,7 @@ def test_both_forms_are_served_where_the_engine_takes_both() -> None:
 
 
 def test_a_form_that_the_engine_lacks_says_which_option_it_needs() -> None:
-    reasons = compatibility.forms_of(EngineFacts("llama"), "Own")
+    reasons = compatibility.forms_of(EngineSetup("llama"), "Own")
     assert "--enable-prompt-embeds" in str(reasons["embeddings"])
     assert '"kv_connector": "Own"' in str(reasons["key_values"])
 
@@ -257,15 +257,15 @@ def engine_config(**text: Any) -> Any:
 
 
 def test_facts_are_read_off_an_engines_configuration() -> None:
-    assert settings.facts_of(engine_config()) == PLAIN
-    assert settings.facts_of(engine_config(sliding_window=8)).is_hybrid
-    assert settings.facts_of(engine_config(layer_types=["linear_attention"])).is_hybrid
-    assert not settings.facts_of(
+    assert settings.setup_of(engine_config()) == PLAIN
+    assert settings.setup_of(engine_config(sliding_window=8)).is_hybrid
+    assert settings.setup_of(engine_config(layer_types=["linear_attention"])).is_hybrid
+    assert not settings.setup_of(
         engine_config(sliding_window=8, use_sliding_window=False)
     ).is_hybrid
-    assert settings.facts_of(engine_config(), cache_groups=[1, 2]).is_hybrid
+    assert settings.setup_of(engine_config(), cache_groups=[1, 2]).is_hybrid
     rotation = {"rope_type": "yarn", "factor": 2.0}
-    assert settings.facts_of(engine_config(rope_parameters=rotation)).rotation == "yarn"
+    assert settings.setup_of(engine_config(rope_parameters=rotation)).rotation == "yarn"
 
 
 def test_the_connectors_own_option_names_the_store_first(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -499,7 +499,7 @@ def test_a_version_for_another_base_is_refused_and_not_served_at_its_old_one(wat
     assert names_of(watched.watch) == ["tiny", "a", "b"] and not watched.watch.refused
 
 
-def test_a_prompt_cannot_take_the_bare_models_name(watched: Any, front: Front) -> None:
+def test_a_prompt_cannot_take_the_bare_models_name(watched: Any, front: Frontend) -> None:
     watched.store.add("base", watched.tmp / "a")
     watched.watch.look()
     assert "name of the bare model" in watched.watch.refused["base"]
@@ -517,12 +517,12 @@ def test_a_store_that_is_not_there_yet_is_empty(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def front(watched: Any, secret: None) -> Front:
+def front(watched: Any, secret: None) -> Frontend:
     limits = Limits(64, serving.VOCAB, torch.float64, end_ids=(9,))
-    return Front(watched.watch.catalog, watched.watch, serving.TOKENIZER, limits)
+    return Frontend(watched.watch.catalog, watched.watch, serving.TOKENIZER, limits)
 
 
-def test_a_request_is_bound_to_embeddings_and_a_salt(front: Front, watched: Any) -> None:
+def test_a_request_is_bound_to_embeddings_and_a_salt(front: Frontend, watched: Any) -> None:
     bound = front.bind(completion(), is_chat=False)
     (row,) = bound.rows
     prompt = watched.prompts["a"]
@@ -531,7 +531,7 @@ def test_a_request_is_bound_to_embeddings_and_a_salt(front: Front, watched: Any)
     assert row.salt == signing.salt(prompt.content_hash)
 
 
-def test_rows_are_encoded_as_training_encoded_them(front: Front) -> None:
+def test_rows_are_encoded_as_training_encoded_them(front: Frontend) -> None:
     chat = SimpleNamespace(
         model="a", messages=[{"role": "user", "content": [{"type": "text", "text": "hi"}]}],
         max_tokens=None, max_completion_tokens=4, cache_salt="x", repetition_penalty=None,
@@ -543,7 +543,7 @@ def test_rows_are_encoded_as_training_encoded_them(front: Front) -> None:
     assert bound.rows[0].salt != front.bind(completion(), is_chat=False).rows[0].salt
 
 
-def test_every_prompt_of_a_completion_is_a_row(front: Front) -> None:
+def test_every_prompt_of_a_completion_is_a_row(front: Frontend) -> None:
     def rows(prompt: Any) -> list[list[int]]:
         return [row.ids[3:] for row in front.bind(completion(prompt=prompt), is_chat=False).rows]
 
@@ -555,7 +555,7 @@ def test_every_prompt_of_a_completion_is_a_row(front: Front) -> None:
             rows(nothing)
 
 
-def test_keys_and_values_become_a_sealed_order(front: Front, watched: Any) -> None:
+def test_keys_and_values_become_a_sealed_order(front: Frontend, watched: Any) -> None:
     pairs = [[torch.randn(2, 5, 8, dtype=torch.float64)] * 2 for _ in range(3)]
     prompt = SoftPrompt.from_key_values(pairs)
     prompt.save(watched.tmp / "keys")
@@ -567,7 +567,7 @@ def test_keys_and_values_become_a_sealed_order(front: Front, watched: Any) -> No
     assert bound.order["content"] == prompt.content_hash and bound.rows[0].ids == [0] * 5 + [5, 6]
 
 
-def test_a_refused_prompt_says_why_to_whoever_asks(front: Front, watched: Any) -> None:
+def test_a_refused_prompt_says_why_to_whoever_asks(front: Frontend, watched: Any) -> None:
     watched.watch.refused["bad"] = "it is bad"
     assert front.is_prompt("bad") and front.is_prompt("a@1234") and not front.is_prompt("tiny")
     assert not front.is_prompt("none") and not front.is_prompt(None)
@@ -581,7 +581,7 @@ def test_the_models_own_penalty_counts_where_a_request_says_none(
     watched: Any, secret: None
 ) -> None:
     limits = Limits(64, serving.VOCAB, torch.float64, repetition_penalty=1.1)
-    front = Front(watched.watch.catalog, watched.watch, serving.TOKENIZER, limits)
+    front = Frontend(watched.watch.catalog, watched.watch, serving.TOKENIZER, limits)
     assert front.bind(completion(), is_chat=False).rows[0].ids[0] == 5
     plain = completion(repetition_penalty=1.0)
     assert front.bind(plain, is_chat=False).rows[0].ids[0] == 0
@@ -647,7 +647,7 @@ def test_options_of_vllm_are_for_vllm() -> None:
 
 
 def test_a_disk_that_is_away_for_a_while_does_not_end_the_watch(
-    front: Front, monkeypatch: pytest.MonkeyPatch
+    front: Frontend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     looks = []
 

@@ -21,14 +21,14 @@ if TYPE_CHECKING:
     from foreword.data.examples import Example
     from foreword.evaluation.bootstrap import Score
     from foreword.evaluation.evaluation import Evaluation, Subject
-    from foreword.evaluation.metrics import Choice, Metric
+    from foreword.evaluation.metrics import Metric, MetricChoice
 
 
 def ask(
     backbone: "Backbone",
     subjects: "Sequence[Subject]",
     examples: "Sequence[Example]",
-    choice: "Choice",
+    choice: "MetricChoice",
     config: EvalConfig,
     resampling: ResamplingConfig,
 ) -> "list[Evaluation]":

@@ -3,3 +3,14 @@
 In: a file, or rows as mappings. Out: `Example` (text), `Row` (ids) and `Batch` (`[B, T]`). Knows no
 model and no prompt; a tokenizer or a processor is given.
 """
+
+from typing import TYPE_CHECKING
+
+from foreword.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from foreword.data.examples import Example, read_examples
+
+__all__ = ["Example", "read_examples"]
+
+__getattr__, __dir__ = lazy_names(__name__, dict.fromkeys(__all__, "examples"))

@@ -5,22 +5,17 @@ JSON and an exit status. Nothing is printed, changed or downloaded, and no resul
 What needs a model is imported at first use: versions can be judged where transformers is not right.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from foreword.doctor.finding import Finding, as_json, exit_status
-from foreword.doctor.versions import SEED_FAILURE, environment, judge_peft
+from foreword.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from foreword.doctor.finding import Finding, as_json, exit_status
     from foreword.doctor.model_report import capabilities_findings
     from foreword.doctor.selftest import self_test
     from foreword.doctor.stock_peft import peft_findings
+    from foreword.doctor.versions import SEED_FAILURE, environment, judge_peft
 
-_HOMES = {
-    "capabilities_findings": "parts",
-    "peft_findings": "stock_peft",
-    "self_test": "selftest",
-}
 __all__ = [
     "SEED_FAILURE",
     "Finding",
@@ -33,8 +28,15 @@ __all__ = [
     "self_test",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'foreword.doctor' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"foreword.doctor.{_HOMES[name]}"), name)
+_MODULES = {
+    "SEED_FAILURE": "versions",
+    "Finding": "finding",
+    "as_json": "finding",
+    "capabilities_findings": "model_report",
+    "environment": "versions",
+    "exit_status": "finding",
+    "judge_peft": "versions",
+    "peft_findings": "stock_peft",
+    "self_test": "selftest",
+}
+__getattr__, __dir__ = lazy_names(__name__, _MODULES)

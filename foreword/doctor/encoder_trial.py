@@ -15,7 +15,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from foreword.backbone import Backbone
 from foreword.doctor.trial import Distance, Trial
-from foreword.model.encoder_facts import EncoderFacts
+from foreword.model.encoder_capabilities import EncoderCapabilities
 from foreword.prompt.soft_prompt import SoftPrompt
 
 NUM_SOUNDS = 16  # places of an encoder output that stands for a sound
@@ -25,7 +25,7 @@ class EncoderTrial(Trial):
     """One prompt on one model with an encoder, and a row whose answer has `num_new` tokens."""
 
     @property
-    def encoder(self) -> EncoderFacts:
+    def encoder(self) -> EncoderCapabilities:
         """The encoder's facts."""
         assert self.backbone.capabilities.encoder is not None
         return self.backbone.capabilities.encoder
@@ -123,16 +123,19 @@ def make_encoder_trial(
     backbone: Backbone, prompt: SoftPrompt, ids: list[int], num_new: int
 ) -> EncoderTrial:
     """Return a trial on ids of text, or on numbers that stand for a sound."""
-    facts = backbone.capabilities
-    assert facts.encoder is not None
-    limit, text_limit = facts.context_length or 1 << 30, facts.encoder.context_length or 1 << 30
+    capabilities = backbone.capabilities
+    assert capabilities.encoder is not None
+    limit, text_limit = (
+        capabilities.context_length or 1 << 30,
+        capabilities.encoder.context_length or 1 << 30,
+    )
     room = limit - prompt.num_virtual_tokens
     num_new = max(1, min(num_new, room - 2))
     row = torch.tensor(ids[: max(text_limit - prompt.num_virtual_tokens, 1)])
-    if not facts.encoder.reads_text:
+    if not capabilities.encoder.reads_text:
         generator = torch.Generator().manual_seed(0)
         num_places = getattr(backbone.model.config, "max_source_positions", None) or NUM_SOUNDS
-        row = torch.randn(min(num_places, NUM_SOUNDS), facts.hidden_size, generator=generator).to(
-            backbone.dtype
-        )
+        row = torch.randn(
+            min(num_places, NUM_SOUNDS), capabilities.hidden_size, generator=generator
+        ).to(backbone.dtype)
     return EncoderTrial(backbone, prompt, row.to(backbone.device), num_new)

@@ -12,23 +12,24 @@ from foreword.model.capabilities import Capabilities
 
 def capabilities_findings(backbone: Backbone) -> list[Finding]:
     """Return the facts that decide how a prefix reaches the model."""
-    facts = backbone.capabilities
+    capabilities = backbone.capabilities
     return [
-        _family(facts),
-        Finding("layers", "ok", _layers(facts)),
-        *_encoder(facts),
-        Finding("context", "ok", _context(facts)),
+        _family(capabilities),
+        Finding("layers", "ok", _layers(capabilities)),
+        *_encoder(capabilities),
+        Finding("context", "ok", _context(capabilities)),
         Finding("weights", "ok", _weights(backbone)),
-        Finding("attention", "ok", f"{facts.attention}, in {str(backbone.dtype)[6:]}"),
+        Finding("attention", "ok", f"{capabilities.attention}, in {str(backbone.dtype)[6:]}"),
         Finding("embedding scale", "ok", _embedding_scale(backbone)),
-        _positions(facts),
-        *([Finding("media", "ok", _media(facts))] if facts.modalities else []),
+        _positions(capabilities),
+        *([Finding("media", "ok", _media(capabilities))] if capabilities.modalities else []),
     ]
 
 
-def _family(facts: Capabilities) -> Finding:
-    shape = f"{facts.model_type}, hidden size {facts.hidden_size}, {facts.vocab_size} ids"
-    if facts.is_tested:
+def _family(capabilities: Capabilities) -> Finding:
+    sizes = f"hidden size {capabilities.hidden_size}, {capabilities.vocab_size} ids"
+    shape = f"{capabilities.model_type}, {sizes}"
+    if capabilities.is_tested:
         return Finding("model", "ok", f"{shape}; a family that the tests compare case by case")
     detail = f"{shape}; not a family of the tests, it proved itself when it was loaded"
     return Finding("model", "warning", detail, "rely on the self-test")
@@ -48,47 +49,47 @@ def _weights(backbone: Backbone) -> str:
     return text
 
 
-def _layers(facts: Capabilities) -> str:
+def _layers(capabilities: Capabilities) -> str:
     words = []
-    for reach, count in Counter(facts.reaches).items():
+    for reach, count in Counter(capabilities.attention_patterns).items():
         if reach.size is None:
             words.append(f"{count} with full attention")
         elif reach.name == "chunked_attention":
             words.append(f"{count} with chunks of {reach.size} tokens")
         else:
             words.append(f"{count} that see {reach.size} tokens")
-    if count := sum(layer.num_recurrences > 0 for layer in facts.layers):
+    if count := sum(layer.num_recurrences > 0 for layer in capabilities.layers):
         words.append(f"{count} with recurrent states (padded rows are read one length at a time)")
-    return f"{facts.num_layers}: {', '.join(words)}"
+    return f"{capabilities.num_layers}: {', '.join(words)}"
 
 
-def _encoder(facts: Capabilities) -> list[Finding]:
-    if facts.encoder is None:
+def _encoder(capabilities: Capabilities) -> list[Finding]:
+    if capabilities.encoder is None:
         return []
     place = "before its text, and every row reads it with its own"
-    if not facts.encoder.reads_text:
+    if not capabilities.encoder.reads_text:
         place = "before the decoder's tokens, and every row reads it behind its own"
-    detail = f"reads {facts.encoder.input_name}; an embedding prompt stands {place}"
-    if facts.encoder.placing == "counted":
+    detail = f"reads {capabilities.encoder.input_name}; an embedding prompt stands {place}"
+    if capabilities.encoder.placing == "counted":
         detail += "; prompts before the decoder are of one length in a batch"
     return [Finding("encoder", "ok", detail)]
 
 
-def _context(facts: Capabilities) -> str:
-    if facts.context_length is None:
+def _context(capabilities: Capabilities) -> str:
+    if capabilities.context_length is None:
         return "its configuration names no length"
-    end = "longer inputs are refused" if facts.is_context_hard else "made for no more"
-    return f"{facts.context_length} positions, virtual tokens included; {end}"
+    end = "longer inputs are refused" if capabilities.is_context_hard else "made for no more"
+    return f"{capabilities.context_length} positions, virtual tokens included; {end}"
 
 
-def _media(facts: Capabilities) -> str:
+def _media(capabilities: Capabilities) -> str:
     """Say what is read beside text, and what that asks of positions and masks."""
-    words = [f"{one.name} in {', '.join(one.arguments)}" for one in facts.modalities]
-    if facts.num_axes > 1:
-        words.append(f"positions of {facts.num_axes} axes from the model's own index")
-    if facts.has_image_blocks:
+    words = [f"{one.name} in {', '.join(one.arguments)}" for one in capabilities.modalities]
+    if capabilities.num_axes > 1:
+        words.append(f"positions of {capabilities.num_axes} axes from the model's own index")
+    if capabilities.has_image_blocks:
         words.append("the tokens of an image attend to each other both ways")
-    if not facts.is_tested:
+    if not capabilities.is_tested:
         words.append("proved on the first media given")
     return "; ".join(words)
 
@@ -108,18 +109,20 @@ def _embedding_scale(backbone: Backbone) -> str:
     return f"{scale:.4g}: the embedding module scales its rows; prompts live after that"
 
 
-def _positions(facts: Capabilities) -> Finding:
+def _positions(capabilities: Capabilities) -> Finding:
     name = "positions"
-    if facts.rope_switch is not None:
+    if capabilities.rope_switch is not None:
         detail = (
-            f"past {facts.rope_switch} tokens, virtual ones included, the rotation of cached ones "
-            "changes; generation past that is refused"
+            f"past {capabilities.rope_switch} tokens, virtual ones included, the rotation of "
+            "cached ones changes; generation past that is refused"
         )
-        return Finding(name, "warning", detail, f"keep rows within {facts.rope_switch} tokens")
-    if facts.slot_scale is not None:
+        return Finding(
+            name, "warning", detail, f"keep rows within {capabilities.rope_switch} tokens"
+        )
+    if capabilities.slot_scale is not None:
         detail = (
-            f"from {facts.slot_scale} tokens on, attention is scaled by a token's place in the "
-            "cache; padded and mixed batches past that are refused"
+            f"from {capabilities.slot_scale} tokens on, attention is scaled by a token's place in "
+            "the cache; padded and mixed batches past that are refused"
         )
         return Finding(name, "warning", detail, "give longer rows one at a time")
     return Finding(name, "ok", "nothing about cached tokens changes with the length")

@@ -23,10 +23,10 @@ def make_trial(backbone: Backbone, prompt: SoftPrompt | None, num_new: int) -> T
     ids = [(index * 7919) % backbone.capabilities.vocab_size for index in range(1, NUM_IDS + 1)]
     if backbone.tokenizer is not None:
         ids = list(backbone.tokenizer(SENTENCE).input_ids)
-    facts = backbone.capabilities
-    if facts.encoder is not None:
+    capabilities = backbone.capabilities
+    if capabilities.encoder is not None:
         return make_encoder_trial(backbone, prompt, ids, num_new)
-    limit = min(facts.context_length or 1 << 30, facts.rope_switch or 1 << 30)
+    limit = min(capabilities.context_length or 1 << 30, capabilities.rope_switch or 1 << 30)
     room = max(limit - prompt.num_virtual_tokens, 6)
     num_new = max(1, min(num_new, room // 2))
     row = torch.tensor(ids[: room - num_new], device=backbone.device)

@@ -17,7 +17,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 BLOCK = 64  # slots by which the capacity grows
 
-State = tuple[tuple[Tensor, ...], ...]
+CachedState = tuple[tuple[Tensor, ...], ...]
 """For each layer its tensors `[N, T, D]`: keys and values of one row."""
 
 
@@ -159,7 +159,7 @@ class KVCache:
         self.layers = [KVCacheLayer(self) for _ in range(num_layers)]
         self.cache = Cache(layers=list(self.layers))
 
-    def put(self, row: int, state: State, length: int) -> None:
+    def put(self, row: int, state: CachedState, length: int) -> None:
         """Copy the first `length` tokens of a state into a row."""
         for layer, tensors in zip(self.layers, state, strict=True):
             if not layer.is_initialized:
@@ -167,7 +167,7 @@ class KVCache:
             for slots, tensor in zip(_pair(layer), tensors, strict=True):
                 slots[row, :, :length] = tensor[:, :length]
 
-    def get(self, row: int, length: int) -> State:
+    def get(self, row: int, length: int) -> CachedState:
         """Return a copy of the first `length` tokens of a row."""
         return tuple(
             tuple(tensor[row, :, :length].clone() for tensor in _pair(layer))

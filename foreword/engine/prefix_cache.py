@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from foreword.engine.kv_cache import State
+from foreword.engine.kv_cache import CachedState
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,7 +28,7 @@ class CacheEntry:
     content_hash: str | None
     num_virtual: int
     ids: np.ndarray
-    state: State
+    state: CachedState
 
     @property
     def num_bytes(self) -> int:

@@ -8,7 +8,7 @@ from typing import Literal
 from foreword.engine.request import Handle
 from foreword.engine.sampling import Sampler
 
-Status = Literal["prefilling", "decoding", "finished"]
+RequestStatus = Literal["prefilling", "decoding", "finished"]
 
 
 class RequestState:
@@ -31,7 +31,7 @@ class RequestState:
         self.ids = list(request.ids)
         self.num_virtual = request.prompt.num_virtual_tokens if request.prompt else 0
         self.content_hash = request.prompt.content_hash if request.prompt else None
-        self.status: Status = "prefilling"
+        self.status: RequestStatus = "prefilling"
         self.num_computed = self.num_finite = 0
         self.is_filled = False
         self.duplicates: list[RequestState] = []

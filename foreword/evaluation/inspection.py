@@ -168,7 +168,7 @@ def attention_received(
     facts = backbone.capabilities
     if backbone.reads_apart:
         raise UnsupportedError(f"{facts.model_type}: attention is shown of decoders alone")
-    if not facts.reaches:
+    if not facts.attention_patterns:
         raise UnsupportedError(f"{facts.model_type} has no attention to show: its layers recur")
     if facts.attention != "eager":
         raise UnsupportedError(

@@ -73,7 +73,7 @@ class Metric:
 
 
 @dataclass(frozen=True)
-class Choice:
+class MetricChoice:
     """Metrics, and in words why these."""
 
     metrics: tuple[Metric, ...]
@@ -216,7 +216,7 @@ EXTRAS = {"rouge_l": "rouge_score"}
 """What a metric needs beyond foreword itself."""
 
 
-def choose(names: str, expected: Sequence[str]) -> Choice:
+def choose(names: str, expected: Sequence[str]) -> MetricChoice:
     """Return the metrics of a list such as "loss,exact", or those that fit the answers: "auto".
 
     Raises:
@@ -232,15 +232,15 @@ def choose(names: str, expected: Sequence[str]) -> Choice:
         )
     for name in wanted:
         _check_extra(name)
-    return Choice(tuple(METRICS[name] for name in wanted), "as asked")
+    return MetricChoice(tuple(METRICS[name] for name in wanted), "as asked")
 
 
-def _chosen(expected: Sequence[str]) -> Choice:
+def _chosen(expected: Sequence[str]) -> MetricChoice:
     names, reason = _fitting(expected)
     missing = [name for name in names if not _has_extra(name)]
     if missing:
         reason += f"; without {', '.join(missing)}, which needs: {INSTALL}"
-    return Choice(tuple(METRICS[name] for name in names if name not in missing), reason)
+    return MetricChoice(tuple(METRICS[name] for name in names if name not in missing), reason)
 
 
 def _fitting(expected: Sequence[str]) -> tuple[list[str], str]:

@@ -109,13 +109,13 @@ class _View(GenerationMixin):
         max_cache_length: int,
     ) -> None:
         """Make the cache asked for and start it with what stands before each row's tokens."""
-        facts, kind = self._passes.capabilities, generation_config.cache_implementation
+        capabilities, kind = self._passes.capabilities, generation_config.cache_implementation
         if kind not in (None, "dynamic", "static"):
             raise UnsupportedError(
                 f"generate(cache_implementation={kind!r}): it holds no prefix beside an encoder; "
                 "use the dynamic or static cache"
             )
-        checks.check_length(facts, max_cache_length + 1, self._batch.num_slots)
+        checks.check_length(capabilities, max_cache_length + 1, self._batch.num_slots)
         super()._prepare_cache_for_generation(
             generation_config, model_kwargs, generation_mode, batch_size, max_cache_length
         )
@@ -124,11 +124,11 @@ class _View(GenerationMixin):
             return
         # transformers makes some with as many layers as the encoder has.
         own = cache.self_attention_cache
-        own.layers = (own.layers * facts.num_layers)[: facts.num_layers]
+        own.layers = (own.layers * capabilities.num_layers)[: capabilities.num_layers]
         cache = EncoderDecoderCache(own, DynamicCache())
         copies = max(generation_config.num_beams or 1, generation_config.num_return_sequences or 1)
         batch = self._started(model_kwargs["encoder_outputs"][0], copies)
-        prefixed_cache.fill(own, batch, facts, max_cache_length)
+        prefixed_cache.fill(own, batch, capabilities, max_cache_length)
         model_kwargs["past_key_values"] = DecoderCache(cache, batch)
 
     def _validate_model_kwargs(self, model_kwargs: dict[str, Any]) -> None:

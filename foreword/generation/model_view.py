@@ -192,7 +192,9 @@ class _View(GenerationMixin):
                 f"transformers' quantized cache holds no recurrent states, which "
                 f"{self._capabilities.model_type} keeps; use another cache"
             )
-        if kind == "quantized" and any(reach.size for reach in self._capabilities.reaches):
+        if kind == "quantized" and any(
+            reach.size for reach in self._capabilities.attention_patterns
+        ):
             raise UnsupportedError(
                 f"transformers' quantized cache takes full attention only, and "
                 f"{self._capabilities.model_type} has sliding or chunked layers; use another cache"

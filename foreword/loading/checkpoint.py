@@ -82,33 +82,33 @@ def load_config(source: str, name: str, revision: str | None = None) -> Any:
         UnsupportedError: a class that transformers does not have; says what to do.
     """
     try:
-        facts, _ = PretrainedConfig.get_config_dict(source, revision=revision)
+        described, _ = PretrainedConfig.get_config_dict(source, revision=revision)
     except (OSError, ValueError) as error:
         raise InputError(f"{name}: transformers cannot load it ({first_line(error)})") from error
-    if facts.get("model_type") in CONFIG_MAPPING:
+    if described.get("model_type") in CONFIG_MAPPING:
         # Code of its own, if it has any, is not needed: transformers knows the type.
         return AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
-    kind = _known_class(facts)
+    kind = _known_class(described)
     if kind is None:
-        raise UnsupportedError(_missing(facts, name))
-    own = {key: value for key, value in facts.items() if key not in ("auto_map", "model_type")}
+        raise UnsupportedError(_missing(described, name))
+    own = {key: value for key, value in described.items() if key not in ("auto_map", "model_type")}
     return kind.config_class.from_dict(own)
 
 
-def _known_class(facts: dict[str, Any]) -> Any:
+def _known_class(described: dict[str, Any]) -> Any:
     """Return transformers' own class of a checkpoint's architecture, if it has one."""
-    for architecture in facts.get("architectures") or []:
+    for architecture in described.get("architectures") or []:
         kind = getattr(transformers, str(architecture), None)
         if isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel):
             return kind
     return None
 
 
-def _missing(facts: dict[str, Any], name: str) -> str:
-    classes = ", ".join(map(str, facts.get("architectures") or [])) or "no class that it names"
+def _missing(described: dict[str, Any], name: str) -> str:
+    classes = ", ".join(map(str, described.get("architectures") or [])) or "no class that it names"
     return (
         f"{name}: transformers {transformers.__version__} has no model of type "
-        f"{facts.get('model_type')!r} ({classes}), and code out of a model's directory is never "
-        "run; use a release that has it, or, if you trust that code, load model and tokenizer "
+        f"{described.get('model_type')!r} ({classes}), and code out of a model's directory "
+        "is never run; use a release that has it, or, if you trust that code, load model and tokenizer "
         "yourself and give them to Backbone(model, tokenizer), where the model has to prove itself"
     )

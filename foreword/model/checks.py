@@ -88,17 +88,21 @@ def check_length(
         InputError: past the last position that the model has.
         UnsupportedError: past the length where old positions would be rotated anew.
     """
-    total, facts = num_real + num_virtual, capabilities
-    if facts.is_context_hard and facts.context_length and total > facts.context_length:
+    total = num_real + num_virtual
+    if (
+        capabilities.is_context_hard
+        and capabilities.context_length
+        and total > capabilities.context_length
+    ):
         raise InputError(
             f"{num_real} real and {num_virtual} virtual tokens make {total}, but "
-            f"{facts.model_type} has {facts.context_length} positions; shorten the input or "
-            "lower max_new_tokens"
+            f"{capabilities.model_type} has {capabilities.context_length} positions; shorten "
+            "the input or lower max_new_tokens"
         )
-    if is_cached and facts.rope_switch is not None and total > facts.rope_switch:
+    if is_cached and capabilities.rope_switch is not None and total > capabilities.rope_switch:
         raise UnsupportedError(
-            f"{total} tokens pass {facts.rope_switch}, where the rotary embedding of "
-            f"{facts.model_type} changes for tokens that are cached already; stay below it"
+            f"{total} tokens pass {capabilities.rope_switch}, where the rotary embedding of "
+            f"{capabilities.model_type} changes for tokens that are cached already; stay below it"
         )
 
 

@@ -32,9 +32,9 @@ def applied_scale(
     return 1.0 if is_plain else float(scale)
 
 
-def decoder_scale(model: Any, facts: Capabilities) -> float:
+def decoder_scale(model: Any, capabilities: Capabilities) -> float:
     """Return what a decoder multiplies the embeddings of ids by, and not given ones."""
-    decoder = getattr(model, facts.decoder)
+    decoder = getattr(model, capabilities.decoder)
     ids = torch.arange(4, device=model.device)[None]  # several: that of padding may be zeros
 
     def read(**tokens: Tensor) -> Tensor:

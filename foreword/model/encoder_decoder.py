@@ -21,7 +21,7 @@ from foreword.errors import InputError, UnsupportedError
 from foreword.model import checks, embedding_scale, forward, prefixed_cache, recurrent
 from foreword.model.capabilities import Capabilities
 from foreword.model.decoder import before_labels
-from foreword.model.encoder_facts import EncoderFacts
+from foreword.model.encoder_capabilities import EncoderCapabilities
 from foreword.model.passes import LabelStates
 from foreword.prompt.prefix import Prefix, PrefixBatch, no_prefixes
 from foreword.prompt.soft_prompt import SoftPrompt
@@ -42,7 +42,7 @@ class EncoderDecoder:
     def __init__(self, model: Any, capabilities: Capabilities):
         assert capabilities.encoder is not None
         self.model, self.capabilities = model, capabilities
-        self.encoder: EncoderFacts = capabilities.encoder
+        self.encoder: EncoderCapabilities = capabilities.encoder
         self.embedding_scale = self._measure_scale()
 
     @property

@@ -24,31 +24,34 @@ NUM_NUMBERS = 64  # of each of them
 
 
 def compute_fingerprint(
-    decoder: Module, embed: Callable[[Tensor], Tensor], facts: Capabilities, is_quantized: bool
+    decoder: Module,
+    embed: Callable[[Tensor], Tensor],
+    capabilities: Capabilities,
+    is_quantized: bool,
 ) -> dict[str, Any]:
     """Return a base's proportions, and hashes of numbers spread over its embeddings and weights.
 
     The numbers are rounded to bfloat16: one fingerprint for every dtype of one checkpoint. A
     quantized base has no hash of its weights.
     """
-    step = max(1, facts.vocab_size // NUM_ROWS)
+    step = max(1, capabilities.vocab_size // NUM_ROWS)
     with torch.no_grad():
-        rows = embed(torch.arange(0, facts.vocab_size, step))
+        rows = embed(torch.arange(0, capabilities.vocab_size, step))
     found: dict[str, Any] = {
-        "model_type": facts.model_type,
-        "hidden_size": facts.hidden_size,
-        "num_layers": facts.num_layers,
-        "vocab_size": facts.vocab_size,
+        "model_type": capabilities.model_type,
+        "hidden_size": capabilities.hidden_size,
+        "num_layers": capabilities.num_layers,
+        "vocab_size": capabilities.vocab_size,
         "embeddings": _hash([rows]),
     }
     if not is_quantized:
         weights = [p for p in decoder.parameters() if p.is_floating_point()]
         chosen = weights[:: max(1, len(weights) // NUM_WEIGHTS)]
         found["weights"] = _hash([weight.detach().flatten()[:NUM_NUMBERS] for weight in chosen])
-    if facts.encoder is not None:
-        found["encoder"] = facts.encoder.input_name
-    if facts.virtual_id is not None:
-        found["virtual_id"] = facts.virtual_id
+    if capabilities.encoder is not None:
+        found["encoder"] = capabilities.encoder.input_name
+    if capabilities.virtual_id is not None:
+        found["virtual_id"] = capabilities.virtual_id
     return found
 
 

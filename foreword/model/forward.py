@@ -32,7 +32,7 @@ def model_inputs(
     """Return positions, masks, cache and media for one pass of the model over `tokens` `[B, T]` or
     `[B, T, H]`.
     """
-    if not capabilities.reaches:  # recurrent layers know neither positions nor masks
+    if not capabilities.attention_patterns:  # recurrent layers know neither positions nor masks
         return {capabilities.cache_argument: cache, "use_cache": True}
     num_new = tokens.shape[1]
     span = Span(

@@ -14,15 +14,15 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 from foreword.model.capabilities import Capabilities
 
 
-def logits(model: Any, facts: Capabilities, hidden: Tensor) -> Tensor:
+def logits(model: Any, capabilities: Capabilities, hidden: Tensor) -> Tensor:
     """Turn hidden states `[..., H]` into logits `[..., V]` with the model's own head, scale and
     soft cap.
     """
-    decoder = _Given(hidden.reshape(1, -1, hidden.shape[-1]), getattr(model, facts.decoder))
+    decoder = _Given(hidden.reshape(1, -1, hidden.shape[-1]), getattr(model, capabilities.decoder))
     head = copy.copy(model)
-    head.__dict__["_modules"] = dict(model._modules) | {facts.decoder: decoder}
+    head.__dict__["_modules"] = dict(model._modules) | {capabilities.decoder: decoder}
     given: dict[str, Any] = {"inputs_embeds": decoder.hidden}
-    if facts.encoder:
+    if capabilities.encoder:
         given = {"decoder_inputs_embeds": decoder.hidden, "encoder_outputs": (decoder.hidden,)}
     found: Tensor = type(model).forward(head, **given, use_cache=False).logits
     return found.reshape(*hidden.shape[:-1], found.shape[-1])

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from foreword.errors import UnsupportedError
-from foreword.model.capabilities import STATE_KINDS, Capabilities, Reach
+from foreword.model.capabilities import STATE_KINDS, AttentionPattern, Capabilities
 
 Masks = Tensor | dict[str, Tensor | None] | None
 
@@ -76,7 +76,7 @@ def place(
         reach.name: _mask(
             span, attention_mask, virtual, real, reach, dtype, capabilities.attention, blocks
         )
-        for reach in dict.fromkeys(capabilities.reaches)
+        for reach in dict.fromkeys(capabilities.attention_patterns)
     }
     if capabilities.is_recurrent:
         # What recurrent layers read holds no padding: they need no mask.
@@ -89,7 +89,7 @@ def _mask(
     attention_mask: Tensor | None,
     virtual: Tensor,
     real: Tensor,
-    reach: Reach,
+    reach: AttentionPattern,
     dtype: torch.dtype,
     attention: str,
     blocks: Tensor | None,
@@ -113,7 +113,7 @@ def _allowed(
     attention_mask: Tensor | None,
     virtual: Tensor,
     real: Tensor,
-    reach: Reach,
+    reach: AttentionPattern,
     blocks: Tensor | None,
 ) -> Tensor:
     """Return `[B, T, capacity]`: a token sees the keys at its own position and before, inside its
@@ -167,7 +167,7 @@ def place_in_slots(
     keys = torch.arange(width, device=positions.device)
     queries = positions[:, None, :, None]
     masks: dict[str, Tensor | None] = {}
-    for reach in dict.fromkeys(capabilities.reaches):
+    for reach in dict.fromkeys(capabilities.attention_patterns):
         is_whole = is_even and (reach.size is None or width <= reach.size)
         if is_whole and capabilities.attention == "sdpa":
             masks[reach.name] = None

@@ -98,12 +98,12 @@ class PrefixedCache(Cache):
                 )
 
 
-def uncached(batch: PrefixBatch, facts: Capabilities) -> Cache:
+def uncached(batch: PrefixBatch, capabilities: Capabilities) -> Cache:
     """Return a cache for one pass that carries the prefixes' gradient, and keeps nothing behind a
     prefix.
     """
     layers = []
-    for index, layer in enumerate(facts.layers):
+    for index, layer in enumerate(capabilities.layers):
         state = batch.layer(index) if batch.num_slots else ()
         layers.append(one_pass_layer(layer, state))
     return Cache(layers=layers)
@@ -118,7 +118,9 @@ def num_held(cache: Cache) -> int:
     return int(cache.has_previous_state())
 
 
-def start(cache: Cache, batch: PrefixBatch, facts: Capabilities, num_real: int) -> PrefixedCache:
+def start(
+    cache: Cache, batch: PrefixBatch, capabilities: Capabilities, num_real: int
+) -> PrefixedCache:
     """Lay the prefixes into an empty cache of transformers, or go on with one that already holds
     them.
 
@@ -143,7 +145,7 @@ def start(cache: Cache, batch: PrefixBatch, facts: Capabilities, num_real: int) 
     if held:
         _check_foreign(cache)
     else:
-        fill(cache, batch, facts, num_real)
+        fill(cache, batch, capabilities, num_real)
     prefixed = PrefixedCache(cache, batch)
     setattr(cache, MARK, prefixed)
     return prefixed
@@ -158,8 +160,8 @@ def _check_foreign(cache: Cache) -> None:
             )
 
 
-def fill(cache: Cache, batch: PrefixBatch, facts: Capabilities, num_real: int) -> None:
-    num_layers = facts.num_layers
+def fill(cache: Cache, batch: PrefixBatch, capabilities: Capabilities, num_real: int) -> None:
+    num_layers = capabilities.num_layers
     old = [layer for layer in cache.layers if not isinstance(layer, SHARED_LAYER)]
     old = old or [DynamicLayer() for _ in range(num_layers)]
     if len(old) != num_layers:
@@ -176,8 +178,10 @@ def fill(cache: Cache, batch: PrefixBatch, facts: Capabilities, num_real: int) -
     length = max(num_real, cache.get_max_length() if cache.layers else 0)
     for index, layer in enumerate(old):
         state = batch.layer(index) if batch.num_slots else ()
-        if facts.layers[index].num_recurrences:
-            old[index] = state_layer(layer, facts.layers[index], state, length + batch.num_slots)
+        if capabilities.layers[index].num_recurrences:
+            old[index] = state_layer(
+                layer, capabilities.layers[index], state, length + batch.num_slots
+            )
         else:
             old[index] = attention_layer(layer, state, length + batch.num_slots, cache.offloading)
     cache.layers[:num_layers] = old

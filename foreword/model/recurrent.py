@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from foreword.model.cache_layers import RecurrentStates, SharedLayer, one_pass_layer
-from foreword.model.capabilities import Capabilities, LayerFacts
+from foreword.model.capabilities import Capabilities, LayerKind
 from foreword.prompt.prefix import PrefixBatch
 from foreword.prompt.states import LayerState
 
@@ -31,7 +31,7 @@ def has_padding(attention_mask: Tensor | None, num_new: int) -> bool:
 
 
 @dataclass(frozen=True)
-class Group:
+class LengthGroup:
     """Rows of one pass that read equally many tokens.
 
     Attributes:
@@ -43,31 +43,31 @@ class Group:
     num_new: int
 
 
-def groups(attention_mask: Tensor, num_new: int) -> Iterator[Group]:
+def groups(attention_mask: Tensor, num_new: int) -> Iterator[LengthGroup]:
     """Yield the rows of a pass over `num_new` slots by how many of them are real, rows without any
     left out.
     """
     counts = attention_mask[:, -num_new:].sum(1).tolist()
     for count in sorted(set(counts) - {0}):
-        yield Group([row for row, found in enumerate(counts) if found == count], count)
+        yield LengthGroup([row for row, found in enumerate(counts) if found == count], count)
 
 
-def part_of(batch: PrefixBatch, group: Group) -> PrefixBatch:
+def part_of(batch: PrefixBatch, group: LengthGroup) -> PrefixBatch:
     """Return the prefixes of a group's rows."""
     return PrefixBatch(tuple(batch.prefixes[row] for row in group.rows))
 
 
-def cache_of(cache: Cache, group: Group, facts: Capabilities, num_empty: int) -> Cache:
+def cache_of(cache: Cache, group: LengthGroup, capabilities: Capabilities, num_empty: int) -> Cache:
     """Return a cache for one pass of a group's rows behind what these have read, without the first
     `num_empty` slots.
     """
     layers = []
-    for layer, kept in zip(cache.layers, facts.layers, strict=False):
+    for layer, kept in zip(cache.layers, capabilities.layers, strict=False):
         layers.append(one_pass_layer(kept, _state_of(layer, kept, group, num_empty)))
     return Cache(layers=layers)
 
 
-def _state_of(layer: Any, kept: LayerFacts, group: Group, num_empty: int) -> LayerState:
+def _state_of(layer: Any, kept: LayerKind, group: LengthGroup, num_empty: int) -> LayerState:
     rows = torch.tensor(group.rows)
     state: tuple[Tensor, ...] = ()
     if kept.reach is not None and layer.keys is not None:
@@ -78,7 +78,9 @@ def _state_of(layer: Any, kept: LayerFacts, group: Group, num_empty: int) -> Lay
     return tuple(tensor[rows.to(tensor.device)] for tensor in state)
 
 
-def lay_back(cache: Cache, pairs: list[tuple[Group, Cache]], num_rows: int, num_new: int) -> None:
+def lay_back(
+    cache: Cache, pairs: list[tuple[LengthGroup, Cache]], num_rows: int, num_new: int
+) -> None:
     """Write what all groups have read into the batch's cache, right-aligned in `num_new` slots."""
     for index, layer in enumerate(cache.layers):
         read = [(group, part.layers[index]) for group, part in pairs]
@@ -95,7 +97,7 @@ def _newest(layer: Any) -> tuple[Tensor, Tensor]:
 
 
 def _aligned(
-    pairs: list[tuple[Group, Cache]], parts: tuple[Tensor, ...], num_rows: int, num_new: int
+    pairs: list[tuple[LengthGroup, Cache]], parts: tuple[Tensor, ...], num_rows: int, num_new: int
 ) -> Tensor:
     _, heads, _, size = parts[0].shape
     whole = parts[0].new_zeros(num_rows, heads, num_new, size)
@@ -104,7 +106,7 @@ def _aligned(
     return whole
 
 
-def _replace_states(layer: Any, read: list[tuple[Group, Any]], num_rows: int) -> None:
+def _replace_states(layer: Any, read: list[tuple[LengthGroup, Any]], num_rows: int) -> None:
     old: LayerState = layer.states()
     if not old:  # nothing was read before: rows that read nothing now start from zeros later
         old = tuple(t.new_zeros(num_rows, *t.shape[1:]) for t in read[0][1].states())

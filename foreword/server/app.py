@@ -23,9 +23,9 @@ from foreword.errors import BusyError, ForewordError
 from foreword.server import routes
 from foreword.server.catalog import Catalog
 from foreword.server.engine_thread import Worker
-from foreword.server.metrics import Metrics
-from foreword.server.middleware import LOOPBACK, Gate, error_body
-from foreword.server.state import State
+from foreword.server.metrics import ServerMetrics
+from foreword.server.middleware import LOOPBACK, AccessMiddleware, error_body
+from foreword.server.state import AppState
 from foreword.server.structured_output import Grammars
 
 ERRORS: dict[int | str, dict[str, Any]] = {
@@ -51,7 +51,7 @@ def create_app(
     api_key: str | None = None,
     admin_key: str | None = None,
     on_death: Callable[[], None] = lambda: None,
-) -> Gate:
+) -> AccessMiddleware:
     """Return the application.
 
     Args:
@@ -64,12 +64,12 @@ def create_app(
         on_death: called once the engine has failed as a whole.
     """
     ends = chat.end_tokens(backbone, "", catalog.base.encoding)
-    state = State(
+    state = AppState(
         backbone,
         catalog,
         worker,
         config,
-        Metrics(catalog.base.name, worker.engine),
+        ServerMetrics(catalog.base.name, worker.engine),
         Grammars(backbone.tokenizer, ends),
         ThreadPoolExecutor(1, "encoder"),
         on_death,
@@ -84,7 +84,7 @@ def create_app(
     app.state.shared = state
     _add_routes(app)
     _add_error_handlers(app, state)
-    return Gate(
+    return AccessMiddleware(
         app,
         api_key=api_key,
         admin_key=admin_key if config.runtime_loading else None,
@@ -95,7 +95,7 @@ def create_app(
 
 @contextlib.asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
-    state: State = app.state.shared
+    state: AppState = app.state.shared
     state.worker.start()
     watch = asyncio.create_task(_watch(state))
     try:
@@ -106,7 +106,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         state.encoder.shutdown(wait=False, cancel_futures=True)
 
 
-async def _watch(state: State) -> None:
+async def _watch(state: AppState) -> None:
     """Notice a dead engine; probes get a moment to see it before the process ends."""
     while state.worker.error is None:
         await asyncio.sleep(0.2)
@@ -137,7 +137,7 @@ def _where_of(location: Sequence[Any]) -> str:
     return ".".join(str(part) for part in location if part != "body") or "body"
 
 
-def _add_error_handlers(app: FastAPI, state: State) -> None:
+def _add_error_handlers(app: FastAPI, state: AppState) -> None:
     async def on_foreword(_: Request, error: Exception) -> Response:
         assert isinstance(error, ForewordError)
         headers = {"retry-after": "1"} if error.http_status == 503 else {}

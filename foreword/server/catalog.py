@@ -31,7 +31,7 @@ class Base(Protocol):
 
 
 @dataclass(frozen=True)
-class Served:
+class ServedModel:
     """One model as clients see it.
 
     Attributes:
@@ -62,9 +62,9 @@ class Catalog:
 
     def __init__(self, model: Base, store: Store | None, base: str) -> None:
         self.model, self.store = model, store
-        self.base = Served(base, "base")
-        self._served: dict[str, Served] = {}
-        self._versions: dict[str, Served] = {}
+        self.base = ServedModel(base, "base")
+        self._served: dict[str, ServedModel] = {}
+        self._versions: dict[str, ServedModel] = {}
         self._lock = threading.Lock()
 
     def load_all(self) -> dict[str, str]:
@@ -79,7 +79,7 @@ class Catalog:
                 refused[name] = str(error)
         return refused
 
-    def load(self, name: str) -> Served:
+    def load(self, name: str) -> ServedModel:
         """Serve a name of the store at its current version, or again at a newer one.
 
         Raises:
@@ -106,7 +106,7 @@ class Catalog:
             if self._served.pop(name, None) is None:
                 raise NotFoundError(f"{name[:80]!r} is not loaded")
 
-    def find(self, name: str) -> Served:
+    def find(self, name: str) -> ServedModel:
         """Return what goes by a name.
 
         Raises:
@@ -123,12 +123,12 @@ class Catalog:
             )
         return self._version(served, version) if version else served
 
-    def all(self) -> list[Served]:
+    def all(self) -> list[ServedModel]:
         """Return the bare model and every prompt."""
         with self._lock:
             return [self.base, *sorted(self._served.values(), key=lambda served: served.name)]
 
-    def _version(self, served: Served, version: str) -> Served:
+    def _version(self, served: ServedModel, version: str) -> ServedModel:
         assert self.store is not None and served.entry is not None
         entry = self.store.resolve(f"{served.entry.name}@{version}")
         name = f"{served.name}@{entry.version}"
@@ -142,7 +142,7 @@ class Catalog:
                 self._versions[name] = known
         return known
 
-    def _read(self, name: str, label: str, entry: Entry) -> Served:
+    def _read(self, name: str, label: str, entry: Entry) -> ServedModel:
         """Read and check a prompt's files; its values are not kept."""
         prompt = self._load(entry)
         self.model.check(prompt)
@@ -158,7 +158,7 @@ class Catalog:
             "metrics": prompt.facts.get("metrics"),
             "history": prompt.facts.get("history"),
         }
-        return Served(name, label, source, chat.encoding_of(prompt), entry, facts)
+        return ServedModel(name, label, source, chat.encoding_of(prompt), entry, facts)
 
     def _load(self, entry: Entry) -> SoftPrompt:
         assert self.store is not None

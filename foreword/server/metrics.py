@@ -12,7 +12,7 @@ from foreword.engine.engine import Engine
 from foreword.server.metric_labels import SECONDS, Labels
 
 
-class Metrics:
+class ServerMetrics:
     """Counts one server's requests.
 
     Args:
@@ -64,21 +64,21 @@ class Metrics:
         """Count a request that was not taken on."""
         self._refused.labels(self._model, reason).inc()
 
-    def ended(self, soft_prompt: str, facts: dict[str, Any]) -> None:
-        """Count a call that was answered; `facts` are those of the log."""
+    def count_finished(self, soft_prompt: str, fields: dict[str, Any]) -> None:
+        """Count a call that was answered; `fields` are those of the log."""
         labels = self._model, self._labels.of(soft_prompt)
-        self._prompt_tokens.labels(*labels).inc(facts["prompt_tokens"])
-        self._new_tokens.labels(*labels).inc(facts["new_tokens"])
-        self._queries.labels(self._model).inc(facts["prompt_tokens"])
-        self._hits.labels(self._model).inc(facts["cached_tokens"])
-        for reason in facts["finish_reasons"]:
+        self._prompt_tokens.labels(*labels).inc(fields["prompt_tokens"])
+        self._new_tokens.labels(*labels).inc(fields["new_tokens"])
+        self._queries.labels(self._model).inc(fields["prompt_tokens"])
+        self._hits.labels(self._model).inc(fields["cached_tokens"])
+        for reason in fields["finish_reasons"]:
             self._ended.labels(*labels, reason).inc()
-        self._whole.labels(*labels).observe(facts["seconds"])
-        if facts["first_token_seconds"] is not None:
-            self._first.labels(*labels).observe(facts["first_token_seconds"])
-            if facts["longest"] > 1:
-                seconds = facts["seconds"] - facts["first_token_seconds"]
-                self._between.labels(*labels).observe(seconds / (facts["longest"] - 1))
+        self._whole.labels(*labels).observe(fields["seconds"])
+        if fields["first_token_seconds"] is not None:
+            self._first.labels(*labels).observe(fields["first_token_seconds"])
+            if fields["longest"] > 1:
+                seconds = fields["seconds"] - fields["first_token_seconds"]
+                self._between.labels(*labels).observe(seconds / (fields["longest"] - 1))
 
     def text(self) -> bytes:
         """Return everything in Prometheus' text format."""

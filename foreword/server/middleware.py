@@ -17,9 +17,9 @@ from starlette.exceptions import HTTPException
 
 log = logging.getLogger("foreword.access")
 
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
+AsgiMessage = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[AsgiMessage]]
+Send = Callable[[AsgiMessage], Awaitable[None]]
 
 # The page is static, and probes carry no key.
 OPEN = ("/", "/page.js", "/page.css", "/health", "/ready")
@@ -34,7 +34,7 @@ def error_body(message: str, status: int, param: str | None = None) -> dict[str,
     return {"error": {"message": message, "type": kind, "param": param, "code": status}}
 
 
-class Gate:
+class AccessMiddleware:
     """The outermost layer of the application.
 
     Args:
@@ -75,13 +75,13 @@ class Gate:
             log.error("a handler failed: %s at %s", type(error).__name__, _where(error))
             await call.answer(500, f"the server failed at this request ({type(error).__name__})")
         finally:
-            call.facts |= {
+            call.fields |= {
                 "route": getattr(scope.get("route"), "path", "none"),
                 "method": scope["method"] if scope["method"].isalpha() else "other",
                 "status": call.status,
                 "seconds": round(time.perf_counter() - started, 6),
             }
-            log.info("%s", json.dumps({"event": "request", "id": call.id, **call.facts}))
+            log.info("%s", json.dumps({"event": "request", "id": call.id, **call.fields}))
 
     def _refusal(
         self, method: str, path: str, headers: dict[bytes, bytes]
@@ -123,9 +123,9 @@ class _Call:
         self._send = send
         self.id = uuid.uuid4().hex
         self.status = 0
-        self.facts: dict[str, Any] = {}
+        self.fields: dict[str, Any] = {}
 
-    async def send(self, message: Message) -> None:
+    async def send(self, message: AsgiMessage) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
             message["headers"] = [
@@ -151,7 +151,7 @@ def _bounded(receive: Receive, limit: int) -> Receive:
     """Count a body that does not say its length."""
     seen = 0
 
-    async def bounded() -> Message:
+    async def bounded() -> AsgiMessage:
         nonlocal seen
         message = await receive()
         seen += len(message.get("body", b""))

@@ -13,7 +13,7 @@ from foreword.engine.sampling import Sampling
 
 MAX_LOGPROBS = 20
 ModelName = Annotated[str, StringConstraints(min_length=1, max_length=200)]
-Stop = Annotated[str, StringConstraints(min_length=1, max_length=200)]
+StopString = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 TokenId = Annotated[int, Field(ge=0, le=10_000_000)]
 Ids = Annotated[list[TokenId], Field(min_length=1)]
 
@@ -82,7 +82,7 @@ class Common(Body):
     n: int = Field(1, ge=1, le=128)
     stream: bool = False
     stream_options: StreamOptions | None = None
-    stop: Stop | Annotated[list[Stop], Field(max_length=8)] | None = None
+    stop: StopString | Annotated[list[StopString], Field(max_length=8)] | None = None
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
     temperature: float | None = Field(None, ge=0, le=100)
     top_p: float | None = Field(None, gt=0, le=1)
@@ -162,7 +162,7 @@ class Part(Strict):
         return self
 
 
-class Message(Strict):
+class ChatMessage(Strict):
     """One turn."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
@@ -174,7 +174,7 @@ class Message(Strict):
 class ChatRequest(Common):
     """`POST /v1/chat/completions`."""
 
-    messages: list[Message] = Field(min_length=1, max_length=4096)
+    messages: list[ChatMessage] = Field(min_length=1, max_length=4096)
     max_completion_tokens: int | None = Field(None, ge=0, le=10_000_000)
     logprobs: bool | None = False
     top_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
@@ -227,7 +227,7 @@ class TokenizeRequest(Body):
 
     model: ModelName
     prompt: str | None = None
-    messages: list[Message] | None = Field(None, min_length=1, max_length=4096)
+    messages: list[ChatMessage] | None = Field(None, min_length=1, max_length=4096)
 
     @model_validator(mode="after")
     def _one_of_both(self) -> "TokenizeRequest":

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from foreword.engine.sampling import Choice
-from foreword.server.streaming import Answer, Piece
+from foreword.server.streaming import Piece, StreamedAnswer
 
 
 class Tokenizer(Protocol):
@@ -19,7 +19,7 @@ class Tokenizer(Protocol):
         """Return the text of ids."""
 
 
-def usage(answers: Sequence[Answer], copies: int) -> dict[str, Any]:
+def usage(answers: Sequence[StreamedAnswer], copies: int) -> dict[str, Any]:
     """Return the tokens of a call; virtual tokens and reused ones are counted apart.
 
     Of `copies` answers to one prompt, its tokens count once.
@@ -39,7 +39,7 @@ def usage(answers: Sequence[Answer], copies: int) -> dict[str, Any]:
     }
 
 
-class ChatWords:
+class ChatFormatter:
     """Words chat answers."""
 
     prefix, whole, part = "chatcmpl-", "chat.completion", "chat.completion.chunk"
@@ -75,7 +75,7 @@ class ChatWords:
         }
         return {**self.head, "object": self.part, "choices": [choice]}
 
-    def usage_chunk(self, answers: Sequence[Answer]) -> dict[str, Any]:
+    def usage_chunk(self, answers: Sequence[StreamedAnswer]) -> dict[str, Any]:
         """Return the last chunk of a stream that tells its usage."""
         return {
             **self.head,
@@ -85,7 +85,7 @@ class ChatWords:
         }
 
     def body(
-        self, answers: Sequence[Answer], pieces: Sequence[Piece], logprobs: bool
+        self, answers: Sequence[StreamedAnswer], pieces: Sequence[Piece], logprobs: bool
     ) -> dict[str, Any]:
         """Return the whole answer."""
         choices = []
@@ -123,7 +123,7 @@ class ChatWords:
         return {"token": text, "logprob": _finite(logprob), "bytes": list(text.encode())}
 
 
-class CompletionWords:
+class CompletionFormatter:
     """Words plain completions; with `echo`, the prompt and its logprobs come first."""
 
     prefix, whole = "cmpl-", "text_completion"
@@ -153,12 +153,12 @@ class CompletionWords:
         found = self._logprobs(answer, piece.choices, is_first) if logprobs else None
         return {**self.head, "choices": [self._choice(answer, text, found)]}
 
-    def usage_chunk(self, answers: Sequence[Answer]) -> dict[str, Any]:
+    def usage_chunk(self, answers: Sequence[StreamedAnswer]) -> dict[str, Any]:
         """Return the last chunk of a stream that tells its usage."""
         return {**self.head, "choices": [], "usage": usage(answers, self.copies)}
 
     def body(
-        self, answers: Sequence[Answer], pieces: Sequence[Piece], logprobs: bool
+        self, answers: Sequence[StreamedAnswer], pieces: Sequence[Piece], logprobs: bool
     ) -> dict[str, Any]:
         """Return the whole answer."""
         choices = []
@@ -171,7 +171,9 @@ class CompletionWords:
             choices.append(self._choice(answer, text, found))
         return {**self.head, "choices": choices, "usage": usage(answers, self.copies)}
 
-    def _choice(self, answer: Answer, text: str, logprobs: dict[str, Any] | None) -> dict[str, Any]:
+    def _choice(
+        self, answer: StreamedAnswer, text: str, logprobs: dict[str, Any] | None
+    ) -> dict[str, Any]:
         return {
             "index": answer.index,
             "text": text,
@@ -180,7 +182,7 @@ class CompletionWords:
         }
 
     def _logprobs(
-        self, answer: Answer, choices: Sequence[Choice], with_prompt: bool
+        self, answer: StreamedAnswer, choices: Sequence[Choice], with_prompt: bool
     ) -> dict[str, Any]:
         """Return tokens and logprobs side by side; a prompt's first token has no logprob."""
         tokens: list[str] = []

@@ -18,17 +18,17 @@ from foreword import chat
 from foreword.engine import request
 from foreword.prompt import history
 from foreword.server import message_media
-from foreword.server.catalog import Served
+from foreword.server.catalog import ServedModel
 from foreword.server.protocol import (
+    ChatMessage,
     ChatRequest,
     CompletionRequest,
-    Message,
     NameRequest,
     TokenizeRequest,
 )
-from foreword.server.responses import ChatWords, CompletionWords
+from foreword.server.responses import ChatFormatter, CompletionFormatter
 from foreword.server.serving import Encoded, reply, requests_of
-from foreword.server.state import State, note, state_of
+from foreword.server.state import AppState, note, state_of
 
 PAGE = Path(__file__).parent / "page"
 OUTLINE_POINTS = 60  # of a curve in a list: many prompts are listed at once
@@ -52,7 +52,7 @@ async def chat_completions(body: ChatRequest, http: Request) -> Response:
         return requests_of(state, body, served, [(ids, media)], ends, limit)
 
     requests = await state.encode(encode)
-    words = ChatWords(served.name, state.backbone.tokenizer, body.n)
+    words = ChatFormatter(served.name, state.backbone.tokenizer, body.n)
     return await reply(http, body, served, requests, words)
 
 
@@ -78,7 +78,7 @@ async def completions(body: CompletionRequest, http: Request) -> Response:
         return requests, [text for text in texts for _ in range(body.n)]
 
     requests, texts = await state.encode(encode)
-    words = CompletionWords(served.name, tokenizer, body.n, texts if body.echo else None)
+    words = CompletionFormatter(served.name, tokenizer, body.n, texts if body.echo else None)
     return await reply(http, body, served, requests, words)
 
 
@@ -169,18 +169,18 @@ def page_of(file: str) -> Callable[[], Awaitable[Response]]:
     return page
 
 
-def num_virtual(served: Served) -> int:
+def num_virtual(served: ServedModel) -> int:
     """Return the virtual tokens of a model: 0 for the bare one."""
     return served.source.num_virtual_tokens if served.source is not None else 0
 
 
-def _loaded(state: State, messages: Sequence[Message]) -> list[message_media.Message]:
+def _loaded(state: AppState, messages: Sequence[ChatMessage]) -> list[message_media.Message]:
     """Return messages whose images and sounds are in memory."""
     plain = [message.model_dump(exclude_none=True) for message in messages]
     return message_media.load(plain, state.backbone, state.config)
 
 
-def _card(state: State, served: Served) -> dict[str, Any]:
+def _card(state: AppState, served: ServedModel) -> dict[str, Any]:
     """Describe a model as OpenAI's API does, with what a prompt says of itself."""
     card: dict[str, Any] = {
         "id": served.name,

@@ -21,7 +21,7 @@ from foreword.prompt.store import Store
 from foreword.server.app import create_app
 from foreword.server.catalog import Catalog
 from foreword.server.engine_thread import Worker
-from foreword.server.middleware import LOOPBACK, Gate
+from foreword.server.middleware import LOOPBACK, AccessMiddleware
 
 log = logging.getLogger("foreword.server")
 
@@ -118,7 +118,7 @@ def warnings_for(config: ServeConfig, api_key: str | None) -> list[str]:
     return []
 
 
-def _uvicorn_config(app: Gate, config: ServeConfig) -> uvicorn.Config:
+def _uvicorn_config(app: AccessMiddleware, config: ServeConfig) -> uvicorn.Config:
     options: dict[str, Any] = {
         "host": config.host,
         "port": config.port,

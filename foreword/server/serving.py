@@ -18,21 +18,21 @@ from starlette.exceptions import HTTPException
 from foreword.data.processor import Media
 from foreword.engine import request
 from foreword.errors import ForewordError, InputError
-from foreword.server.catalog import Served
+from foreword.server.catalog import ServedModel
 from foreword.server.middleware import error_body
 from foreword.server.protocol import Common, CompletionRequest
-from foreword.server.responses import ChatWords, CompletionWords, usage
-from foreword.server.state import State, note, state_of
+from foreword.server.responses import ChatFormatter, CompletionFormatter, usage
+from foreword.server.state import AppState, note, state_of
 from foreword.server.streaming import Answers, Piece
 
-Words = ChatWords | CompletionWords
+Formatter = ChatFormatter | CompletionFormatter
 Encoded = tuple[Sequence[int], Media | None]  # a prompt, and the media between its ids
 
 
 def requests_of(
-    state: State,
+    state: AppState,
     body: Common,
-    served: Served,
+    served: ServedModel,
     encoded: Sequence[Encoded],
     ends: Sequence[int],
     limit: int,
@@ -69,7 +69,11 @@ def requests_of(
 
 
 async def reply(
-    http: Request, body: Common, served: Served, requests: list[request.Request], words: Words
+    http: Request,
+    body: Common,
+    served: ServedModel,
+    requests: list[request.Request],
+    words: Formatter,
 ) -> Response:
     """Hand requests to the engine and answer with what comes, whole or as a stream."""
     state = state_of(http)
@@ -81,9 +85,9 @@ async def reply(
     has_logprobs = body.num_logprobs is not None
 
     def end() -> None:
-        facts = _facts(answers, body.n, started)
-        note(http, {"model": served.name, "soft_prompt": served.label, **facts})
-        state.metrics.ended(served.label, facts)
+        fields = _fields_of(answers, body.n, started)
+        note(http, {"model": served.name, "soft_prompt": served.label, **fields})
+        state.metrics.count_finished(served.label, fields)
 
     if body.stream:
         has_usage = body.stream_options is not None and body.stream_options.include_usage
@@ -101,7 +105,7 @@ async def _all(answers: Answers) -> list[Piece]:
 
 
 async def _events(
-    answers: Answers, words: Words, has_logprobs: bool, has_usage: bool
+    answers: Answers, words: Formatter, has_logprobs: bool, has_usage: bool
 ) -> AsyncIterator[str]:
     """Yield server-sent events, an error among them where one comes late."""
     try:
@@ -162,7 +166,7 @@ async def _until_gone(http: Request) -> None:
         pass
 
 
-def _facts(answers: Answers, copies: int, started: float) -> dict[str, Any]:
+def _fields_of(answers: Answers, copies: int, started: float) -> dict[str, Any]:
     """Return what the log and the metrics keep of a call: numbers only."""
     counted = usage(answers.answers, copies)
     first = answers.first_token_at

@@ -15,21 +15,21 @@ from foreword.backbone import Backbone
 from foreword.config import ServeConfig
 from foreword.server.catalog import Catalog
 from foreword.server.engine_thread import Worker
-from foreword.server.metrics import Metrics
+from foreword.server.metrics import ServerMetrics
 from foreword.server.structured_output import Grammars
 
 T = TypeVar("T")
 
 
 @dataclass
-class State:
+class AppState:
     """What the handlers share."""
 
     backbone: Backbone
     catalog: Catalog
     worker: Worker
     config: ServeConfig
-    metrics: Metrics
+    metrics: ServerMetrics
     grammars: Grammars
     encoder: ThreadPoolExecutor  # one thread: tokenizers are not safe under several
     on_death: Callable[[], None]
@@ -39,12 +39,12 @@ class State:
         return await asyncio.get_running_loop().run_in_executor(self.encoder, call)
 
 
-def state_of(http: Request) -> State:
+def state_of(http: Request) -> AppState:
     """Return what the application of a request shares."""
-    state: State = http.app.state.shared
+    state: AppState = http.app.state.shared
     return state
 
 
-def note(http: Request, facts: dict[str, Any]) -> None:
+def note(http: Request, fields: dict[str, Any]) -> None:
     """Add facts to the request's line of log: numbers and names that are served, never text."""
-    http.scope["state"]["call"].facts |= facts
+    http.scope["state"]["call"].fields |= fields

@@ -20,7 +20,7 @@ from foreword.server.engine_thread import Worker
 
 
 @dataclass
-class Answer:
+class StreamedAnswer:
     """One answer under way.
 
     Attributes:
@@ -40,7 +40,7 @@ class Answer:
 class Piece:
     """What is new in one answer."""
 
-    answer: Answer
+    answer: StreamedAnswer
     text: str = ""
     choices: tuple[Choice, ...] = ()
 
@@ -60,7 +60,7 @@ class Answers:
     tokenizer: Any
     stop: Sequence[str]
     seconds: float
-    answers: list[Answer] = field(default_factory=list)
+    answers: list[StreamedAnswer] = field(default_factory=list)
     first_token_at: float | None = None
     _queue: "asyncio.Queue[tuple[int, Choice | None, str | None]]" = field(
         default_factory=asyncio.Queue
@@ -78,7 +78,9 @@ class Answers:
             for index, request in enumerate(requests)
         ]
         for index, handle in enumerate(self.worker.submit_all(heard)):
-            self.answers.append(Answer(index, handle, TextStream(self.tokenizer, self.stop)))
+            self.answers.append(
+                StreamedAnswer(index, handle, TextStream(self.tokenizer, self.stop))
+            )
 
     def cancel(self) -> None:
         """End whatever goes on."""
@@ -103,7 +105,9 @@ class Answers:
                 f"the answer took longer than {self.seconds:g} seconds; ask for fewer tokens"
             ) from None
 
-    def _piece(self, answer: Answer, choice: Choice | None, reason: str | None) -> Piece | None:
+    def _piece(
+        self, answer: StreamedAnswer, choice: Choice | None, reason: str | None
+    ) -> Piece | None:
         if answer.finish_reason is not None:
             return None  # came after a stop string
         if reason == "error":

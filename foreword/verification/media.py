@@ -30,26 +30,26 @@ def prove(
     Raises:
         UnsupportedError: they differ, or cannot be made. InputError: the call itself is wrong.
     """
-    facts: Capabilities = backbone.capabilities
+    capabilities: Capabilities = backbone.capabilities
     row, given = _first_row(backbone, input_ids, attention_mask, media)
     try:
         with torch.no_grad():
             found = _behind_prefix(backbone, row, given)
-            expected = _by_itself(backbone.model, facts, row, given)
+            expected = _by_itself(backbone.model, capabilities, row, given)
     except torch.OutOfMemoryError:
         raise
     except (AttributeError, TypeError, ValueError, RuntimeError, InputError) as failure:
         reason = str(failure).strip().partition("\n")[0] or type(failure).__name__
         raise UnsupportedError(
-            f"{facts.model_type}: its media cannot be read behind a prefix as known families do "
-            f"({reason}); give it text alone"
+            f"{capabilities.model_type}: its media cannot be read behind a prefix as known "
+            f"families do ({reason}); give it text alone"
         ) from failure
     error, scale = (found - expected).abs().max().item(), expected.abs().max().item()
     limit = 1e-3 if backbone.dtype in (torch.float32, torch.float64) else 0.5
     if not error <= limit * scale:
         raise UnsupportedError(
-            f"{facts.model_type}: media behind a prefix and behind the text that it stands for "
-            f"give logits that differ by {error:.2g}; give it text alone"
+            f"{capabilities.model_type}: media behind a prefix and behind the text that it stands "
+            f"for give logits that differ by {error:.2g}; give it text alone"
         )
 
 
@@ -65,10 +65,10 @@ def _first_row(
     return input_ids[number][turn.new(number).to(input_ids.device)].to(backbone.device), part
 
 
-def _text(facts: Capabilities, device: torch.device) -> Tensor:
+def _text(capabilities: Capabilities, device: torch.device) -> Tensor:
     """Return ids that stand for nothing but text."""
-    taken = {modality.token_id for modality in facts.modalities}
-    ids = [number for number in range(1, facts.vocab_size) if number not in taken]
+    taken = {modality.token_id for modality in capabilities.modalities}
+    ids = [number for number in range(1, capabilities.vocab_size) if number not in taken]
     step = max(1, len(ids) // (NUM_TEXT + 1))
     return torch.tensor(ids[step::step][:NUM_TEXT], device=device)
 
@@ -84,18 +84,20 @@ def _behind_prefix(backbone: Any, row: Tensor, given: Mapping[str, Tensor]) -> T
     return logits
 
 
-def _by_itself(model: Any, facts: Capabilities, row: Tensor, given: Mapping[str, Tensor]) -> Tensor:
+def _by_itself(
+    model: Any, capabilities: Capabilities, row: Tensor, given: Mapping[str, Tensor]
+) -> Tensor:
     """Return the logits `[T, V]` of a row behind text, all else left to the model."""
-    whole = torch.cat([_text(facts, row.device), row])[None]
+    whole = torch.cat([_text(capabilities, row.device), row])[None]
     extra = dict(given)
-    if facts.types:
+    if capabilities.types:
         types = torch.zeros_like(whole)
-        for modality in facts.modalities:
+        for modality in capabilities.modalities:
             types[whole == modality.token_id] = {"image": 1, "audio": 3}[modality.name]
-        extra[facts.types] = types
+        extra[capabilities.types] = types
     # Copies of the outer modules: what a model notes on itself is lost with them.
-    alone, decoder = copy.copy(model), copy.copy(getattr(model, facts.decoder))
-    alone.__dict__["_modules"] = dict(model._modules) | {facts.decoder: decoder}
+    alone, decoder = copy.copy(model), copy.copy(getattr(model, capabilities.decoder))
+    alone.__dict__["_modules"] = dict(model._modules) | {capabilities.decoder: decoder}
     output = alone(input_ids=whole, attention_mask=torch.ones_like(whole), use_cache=False, **extra)
     logits: Tensor = output.logits[0, NUM_TEXT:]
     return logits

@@ -115,8 +115,8 @@ def _decoder_steps(backbone: Any) -> tuple[float, float]:
 
 def _ids(backbone: Any) -> tuple[Tensor, Tensor]:
     """Return virtual and real ids that are no special ones."""
-    facts, num_ids = backbone.capabilities, NUM_VIRTUAL + NUM_REAL
-    ids = (torch.arange(1, num_ids + 1, device=backbone.device) * 7919) % facts.vocab_size
+    capabilities, num_ids = backbone.capabilities, NUM_VIRTUAL + NUM_REAL
+    ids = (torch.arange(1, num_ids + 1, device=backbone.device) * 7919) % capabilities.vocab_size
     return ids[:NUM_VIRTUAL], ids[NUM_VIRTUAL:]
 
 
@@ -167,13 +167,13 @@ def _steps(backbone: Any) -> tuple[float, float]:
 
 def _trial(backbone: Any) -> tuple[Prefix, Tensor, Tensor]:
     """Return a prefix, real ids, and the ids that both stand for."""
-    facts = backbone.capabilities
+    capabilities = backbone.capabilities
     num_ids = NUM_VIRTUAL + NUM_REAL
-    ids = (torch.arange(1, num_ids + 1, device=backbone.device) * 7919) % facts.vocab_size
-    for modality in facts.modalities:  # a placeholder would want its media
-        ids[ids == modality.token_id] = (modality.token_id + 1) % facts.vocab_size
-    if facts.virtual_id is not None:
-        ids[:NUM_VIRTUAL] = facts.virtual_id
+    ids = (torch.arange(1, num_ids + 1, device=backbone.device) * 7919) % capabilities.vocab_size
+    for modality in capabilities.modalities:  # a placeholder would want its media
+        ids[ids == modality.token_id] = (modality.token_id + 1) % capabilities.vocab_size
+    if capabilities.virtual_id is not None:
+        ids[:NUM_VIRTUAL] = capabilities.virtual_id
     states = backbone.passes.prefill(backbone.embed(ids[:NUM_VIRTUAL]))
     return Prefix(states, "self-test"), ids[NUM_VIRTUAL:], ids
 

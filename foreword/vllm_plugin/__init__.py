@@ -7,8 +7,6 @@ those that speak HTTP. Both stay away unless `VLLM_PLUGINS` names them. Only `co
 
 import os
 
-from foreword.vllm_plugin import signing, versions
-
 NAME = "foreword"
 CONNECTOR = "ForewordConnector"
 
@@ -24,6 +22,8 @@ def register() -> None:
     """
     if NAME not in os.environ.get("VLLM_PLUGINS", "").split(","):
         return
+    from foreword.vllm_plugin import signing, versions
+
     versions.check_vllm()
     signing.ensure_secret()
     from vllm.distributed.kv_transfer.kv_connector.factory import KVConnectorFactory

@@ -89,11 +89,11 @@ def fingerprint_of(model: str, revision: str | None = None) -> dict[str, Any]:
     config = AutoConfig.from_pretrained(model, revision=revision)
     with torch.device("meta"):
         skeleton = AutoModelForCausalLM.from_config(config)
-    facts = inspect_model(skeleton)
-    decoder = getattr(skeleton, facts.decoder)
+    capabilities = inspect_model(skeleton)
+    decoder = getattr(skeleton, capabilities.decoder)
     files = _files_of(model, revision)
-    table = f"{facts.decoder}.embed_tokens.weight"
-    names = [f"{facts.decoder}.{name}" for name, _ in decoder.named_parameters()]
+    table = f"{capabilities.decoder}.embed_tokens.weight"
+    names = [f"{capabilities.decoder}.{name}" for name, _ in decoder.named_parameters()]
     # The same tensors as `compute_fingerprint` takes: of the others nothing is read.
     chosen = names[:: max(1, len(names) // NUM_WEIGHTS)]
     if table not in files or type(skeleton.get_input_embeddings()) is not torch.nn.Embedding:
@@ -104,7 +104,7 @@ def fingerprint_of(model: str, revision: str | None = None) -> dict[str, Any]:
     return compute_fingerprint(
         weights,  # type: ignore[arg-type]  # all that is asked of a decoder is its parameters
         lambda ids: _rows(files[table], table, ids),
-        facts,
+        capabilities,
         not is_whole,
     )
 

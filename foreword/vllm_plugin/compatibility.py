@@ -21,7 +21,7 @@ EXACT_CACHES = ("auto",)  # as the model computes
 
 
 @dataclass(frozen=True)
-class EngineFacts:
+class EngineSetup:
     """What decides whether an engine can serve prompts, read off its configuration.
 
     Attributes:
@@ -51,25 +51,25 @@ class EngineFacts:
     num_context_ranks: int = 1
 
 
-def check_engine(facts: EngineFacts) -> None:
+def check_engine(setup: EngineSetup) -> None:
     """Refuse an engine that could not serve any prompt exactly.
 
     Raises:
         UnsupportedError: names the part of it.
     """
-    if facts.is_latent:
-        raise UnsupportedError(f"{facts.model_type} caches latents of keys (MLA): {_NOT_SHOWN}")
-    if facts.is_hybrid:
+    if setup.is_latent:
+        raise UnsupportedError(f"{setup.model_type} caches latents of keys (MLA): {_NOT_SHOWN}")
+    if setup.is_hybrid:
         raise UnsupportedError(
-            f"{facts.model_type} has layers with a window or a recurrent state: {_NOT_SHOWN}"
+            f"{setup.model_type} has layers with a window or a recurrent state: {_NOT_SHOWN}"
         )
-    if facts.rotation not in ROTATIONS:
-        raise UnsupportedError(f"{facts.model_type} with {facts.rotation} rotation: {_NOT_SHOWN}")
-    if facts.reads_media:
-        raise UnsupportedError(f"{facts.model_type} beside images or sounds: {_NOT_SHOWN}")
-    if facts.model_type not in SHOWN:
-        raise UnsupportedError(f"{facts.model_type} is not one of {', '.join(SHOWN)}: {_NOT_SHOWN}")
-    if facts.speculates:
+    if setup.rotation not in ROTATIONS:
+        raise UnsupportedError(f"{setup.model_type} with {setup.rotation} rotation: {_NOT_SHOWN}")
+    if setup.reads_media:
+        raise UnsupportedError(f"{setup.model_type} beside images or sounds: {_NOT_SHOWN}")
+    if setup.model_type not in SHOWN:
+        raise UnsupportedError(f"{setup.model_type} is not one of {', '.join(SHOWN)}: {_NOT_SHOWN}")
+    if setup.speculates:
         raise UnsupportedError(
             "speculative decoding: a draft model does not see the virtual tokens; leave out "
             "--speculative-config"
@@ -81,38 +81,38 @@ _NOT_SHOWN = (
 )
 
 
-def forms_of(facts: EngineFacts, connector: str) -> dict[Form, str | None]:
+def forms_of(setup: EngineSetup, connector: str) -> dict[Form, str | None]:
     """Return why each form of prompts is refused; None where it is served."""
     missing = "the engine was started without"
     order = f'{missing} --kv-transfer-config \'{{"kv_connector": "{connector}", "kv_role": ...}}\''
     reasons: dict[Form, str | None] = {
-        "embeddings": None if facts.takes_embeddings else f"{missing} --enable-prompt-embeds",
-        "key_values": order if facts.connector != connector else None,
+        "embeddings": None if setup.takes_embeddings else f"{missing} --enable-prompt-embeds",
+        "key_values": order if setup.connector != connector else None,
     }
-    if facts.connector == connector:
-        reasons["key_values"] = _no_keys(facts)
+    if setup.connector == connector:
+        reasons["key_values"] = _no_keys(setup)
     return reasons
 
 
-def check_connector(facts: EngineFacts) -> None:
+def check_connector(setup: EngineSetup) -> None:
     """Refuse an engine into whose cache keys cannot be put as they are.
 
     Raises:
         UnsupportedError: names the part of it.
     """
-    check_engine(facts)
-    if reason := _no_keys(facts):
+    check_engine(setup)
+    if reason := _no_keys(setup):
         raise UnsupportedError(f"key/value prompts: {reason}")
 
 
-def _no_keys(facts: EngineFacts) -> str | None:
-    if facts.recomputes:
+def _no_keys(setup: EngineSetup) -> str | None:
+    if setup.recomputes:
         return "keys that cannot be loaded would be computed from placeholders: leave out " + (
             '"kv_load_failure_policy": "recompute"'
         )
-    if facts.cache_dtype not in EXACT_CACHES:
-        return f"a cache of {facts.cache_dtype} rounds keys: leave out --kv-cache-dtype"
-    if facts.num_context_ranks > 1:
+    if setup.cache_dtype not in EXACT_CACHES:
+        return f"a cache of {setup.cache_dtype} rounds keys: leave out --kv-cache-dtype"
+    if setup.num_context_ranks > 1:
         return "context parallelism divides a sequence: leave it out"
     return None
 

@@ -32,7 +32,7 @@ log = init_logger("vllm.foreword.connector")
 ORDER = "foreword"  # its key in a request's transfer parameters
 MAX_BYTES = 1 << 30  # of prompts that a worker remembers, its own part of them
 
-Part = dict[int, tuple[Tensor, Tensor]]
+PromptShard = dict[int, tuple[Tensor, Tensor]]
 
 
 @dataclass
@@ -64,12 +64,12 @@ class ForewordConnector(KVConnectorBase_V1):
     def __init__(self, vllm_config: Any, role: Any, kv_cache_config: Any) -> None:
         super().__init__(vllm_config=vllm_config, role=role, kv_cache_config=kv_cache_config)
         groups = kv_cache_config.kv_cache_groups if kv_cache_config is not None else None
-        compatibility.check_connector(settings.facts_of(vllm_config, groups))
+        compatibility.check_connector(settings.setup_of(vllm_config, groups))
         self._store = settings.store_of(vllm_config)
         self._block_size: int = vllm_config.cache_config.block_size
         self._num_heads: int = vllm_config.model_config.get_total_num_kv_heads()
         self._waiting: list[Load] = []
-        self._parts: OrderedDict[str, Part] = OrderedDict()
+        self._parts: OrderedDict[str, PromptShard] = OrderedDict()
         self._num_bytes = 0
         self._failed: set[int] = set()
 
@@ -148,14 +148,14 @@ class ForewordConnector(KVConnectorBase_V1):
                     load.block_ids, self._block_size, load.start, load.stop
                 )
 
-    def _put(self, part: Part, load: Load) -> None:
+    def _put(self, part: PromptShard, load: Load) -> None:
         slots = tensor_parallel.slots_of(load.block_ids, self._block_size, load.start, load.stop)
         for index, layer in self._layers.items():
             cache = layer.kv_cache
             keys, values = (side[load.start : load.stop].to(cache.device) for side in part[index])
             layer.impl.do_kv_cache_update(layer, keys, values, cache, slots.to(cache.device))
 
-    def _part(self, load: Load) -> Part:
+    def _part(self, load: Load) -> PromptShard:
         """Return this worker's part of a prompt, read from the store where it is not known.
 
         Raises:
@@ -177,7 +177,7 @@ class ForewordConnector(KVConnectorBase_V1):
         self._remember(key, part)
         return part
 
-    def _remember(self, key: str, part: Part) -> None:
+    def _remember(self, key: str, part: PromptShard) -> None:
         self._parts[key] = part
         self._num_bytes += _size(part)
         while self._num_bytes > MAX_BYTES and len(self._parts) > 1:
@@ -215,5 +215,5 @@ def _num_virtual(order: Mapping[str, Any], request: Any) -> int:
     return min(max(1, number), most)
 
 
-def _size(part: Part) -> int:
+def _size(part: PromptShard) -> int:
     return sum(side.nbytes for layer in part.values() for side in layer)

@@ -28,13 +28,13 @@ from vllm.inputs.engine import embeds_input, tokens_input
 from vllm.logger import init_logger
 
 from foreword.errors import ForewordError, InputError, UnsupportedError
-from foreword.server.catalog import Catalog, Served
+from foreword.server.catalog import Catalog, ServedModel
 from foreword.server.middleware import error_body
 from foreword.vllm_plugin import CONNECTOR, NAME, compatibility, connector, settings
 from foreword.vllm_plugin.base_model import Base, fingerprint_of, shapes_of_config
-from foreword.vllm_plugin.frontend import Bound, Front, Limits
-from foreword.vllm_plugin.metrics import Metrics
-from foreword.vllm_plugin.responses import Words
+from foreword.vllm_plugin.frontend import Bound, Frontend, Limits
+from foreword.vllm_plugin.metrics import PluginMetrics
+from foreword.vllm_plugin.responses import ResponseRewriter
 from foreword.vllm_plugin.store_watcher import Watch
 
 log = init_logger("vllm.foreword")
@@ -83,8 +83,8 @@ class Plugin:
             ForewordError: an engine that could not serve prompts exactly.
         """
         config = engine_client.vllm_config
-        facts = settings.facts_of(config)
-        compatibility.check_engine(facts)
+        setup = settings.setup_of(config)
+        compatibility.check_engine(setup)
         model = config.model_config
         names = [path.name for path in state.openai_serving_models.base_model_paths]
         tokenizer = engine_client.renderer.tokenizer
@@ -98,12 +98,12 @@ class Plugin:
             model.get_hidden_size(),
             shapes_of_config(model.hf_text_config),
             await asyncio.to_thread(_fingerprint, model),
-            compatibility.forms_of(facts, CONNECTOR),
+            compatibility.forms_of(setup, CONNECTOR),
         )
         store = settings.store_of(config)
         catalog = Catalog(base, store, names[0])
-        self._metrics = Metrics(names[0])
-        self._front = Front(
+        self._metrics = PluginMetrics(names[0])
+        self._front = Frontend(
             catalog, Watch(catalog, store, names), copy.deepcopy(tokenizer), _limits(model)
         )
         await self._front.run(self._front.watch.look)
@@ -114,7 +114,7 @@ class Plugin:
         served = ", ".join(one.name for one in catalog.all())
         log.info("serving %s from %s", served, store.directory)
 
-    def _card(self, served: Served) -> dict[str, Any]:
+    def _card(self, served: ServedModel) -> dict[str, Any]:
         assert served.source is not None
         front = self._front
         return {
@@ -140,7 +140,7 @@ class Plugin:
         except ForewordError as error:
             self._metrics.refused()
             return _error(error)
-        words = Words(bound.served.name, bound.num_virtual, len(bound.rows))
+        words = ResponseRewriter(bound.served.name, bound.num_virtual, len(bound.rows))
         _prepare(body, bound, words, front.catalog.base.name)
         token = _bound.set(bound)
         try:
@@ -163,7 +163,11 @@ class Plugin:
         return response
 
     async def _streamed(
-        self, chunks: AsyncIterator[str], words: Words, served: Served, started: float
+        self,
+        chunks: AsyncIterator[str],
+        words: ResponseRewriter,
+        served: ServedModel,
+        started: float,
     ) -> AsyncIterator[str]:
         first: float | None = None
         try:
@@ -174,7 +178,9 @@ class Plugin:
         finally:
             self._note(words, served, started, first)
 
-    def _note(self, words: Words, served: Served, started: float, first: float | None) -> None:
+    def _note(
+        self, words: ResponseRewriter, served: ServedModel, started: float, first: float | None
+    ) -> None:
         """Count an answer, and write its line of log: names and numbers, no text."""
         seconds = time.perf_counter() - started
         reasons = words.finish_reasons or ["abort"]
@@ -195,7 +201,7 @@ def _error(error: ForewordError) -> JSONResponse:
     return JSONResponse(error_body(str(error), error.http_status), error.http_status)
 
 
-def _prepare(body: Any, bound: Bound, words: Words, base: str) -> None:
+def _prepare(body: Any, bound: Bound, words: ResponseRewriter, base: str) -> None:
     """Change a body to what vLLM's own handler shall see."""
     body.model = base
     body.kv_transfer_params = {connector.ORDER: bound.order} if bound.order else None

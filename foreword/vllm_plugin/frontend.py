@@ -20,7 +20,7 @@ from torch import Tensor
 from foreword.config import EncodingConfig
 from foreword.data import encoding
 from foreword.errors import InputError, NotFoundError, UnsupportedError
-from foreword.server.catalog import Catalog, Served
+from foreword.server.catalog import Catalog, ServedModel
 from foreword.vllm_plugin import compatibility, placeholders, signing
 from foreword.vllm_plugin.store_watcher import LOOK_SECONDS, Watch
 
@@ -29,7 +29,7 @@ MAX_BYTES = 1 << 28  # of embeddings that are remembered
 
 
 @dataclass(frozen=True)
-class Row:
+class EngineInput:
     """One row for the engine.
 
     Attributes:
@@ -55,9 +55,9 @@ class Bound:
         order: what the connector has to put in place; None for embeddings.
     """
 
-    served: Served
+    served: ServedModel
     num_virtual: int
-    rows: list[Row] = field(repr=False)
+    rows: list[EngineInput] = field(repr=False)
     stop_ids: list[int]
     order: dict[str, Any] | None = None
 
@@ -81,7 +81,7 @@ class Limits:
     end_ids: tuple[int, ...] = ()
 
 
-class Front:
+class Frontend:
     """The prompts of one process that speaks HTTP.
 
     Args:
@@ -148,7 +148,7 @@ class Front:
                 placeholders.mixed(ids, values, placeholders.placeholder(ids, penalty))
                 for ids in rows
             ]
-            found = [Row(one.ids, salt, one) for one in spliced]
+            found = [EngineInput(one.ids, salt, one) for one in spliced]
             return Bound(served, num_virtual, found, stop_ids)
         order = {
             "entry": str(served.entry),
@@ -156,7 +156,7 @@ class Front:
             "num_virtual": num_virtual,
         }
         found = [
-            Row(
+            EngineInput(
                 placeholders.with_placeholders(
                     ids, num_virtual, placeholders.placeholder(ids, penalty)
                 ),
@@ -183,7 +183,7 @@ class Front:
             return int(body.max_completion_tokens)
         return None if body.max_tokens is None else int(body.max_tokens)
 
-    def _embeddings(self, served: Served) -> Tensor:
+    def _embeddings(self, served: ServedModel) -> Tensor:
         """Return a prompt's embeddings `[P, H]` in the engine's dtype."""
         assert served.source is not None
         key = served.source.content_hash

@@ -28,7 +28,7 @@ ALWAYS = ("host", "port", "served_name", "max_queue", "drain_seconds")
 
 
 @dataclass(frozen=True)
-class Command:
+class LaunchCommand:
     """A process to run.
 
     Attributes:
@@ -49,7 +49,7 @@ def command(
     *,
     api_key: str | None = None,
     environment: Mapping[str, str] | None = None,
-) -> Command:
+) -> LaunchCommand:
     """Return vLLM's command.
 
     Args:
@@ -89,7 +89,7 @@ def command(
     if not _says(extra, "--kv-transfer-config"):
         transfer = {"kv_connector": CONNECTOR, "kv_role": "kv_both"}
         arguments += ["--kv-transfer-config", json.dumps(transfer)]
-    return Command([*arguments, *extra], _variables(prompts, api_key, environment or {}))
+    return LaunchCommand([*arguments, *extra], _variables(prompts, api_key, environment or {}))
 
 
 def _variables(prompts: str, api_key: str | None, environment: Mapping[str, Any]) -> dict[str, str]:

@@ -13,7 +13,7 @@ from prometheus_client import REGISTRY, CollectorRegistry, Counter, Histogram
 from foreword.server.metric_labels import SECONDS, Labels
 
 
-class Metrics:
+class PluginMetrics:
     """Counts the requests of prompts.
 
     Args:

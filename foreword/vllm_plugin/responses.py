@@ -13,7 +13,7 @@ PREFIX, END = "data: ", "\n\n"
 
 
 @dataclass
-class Words:
+class ResponseRewriter:
     """What is changed in one answer.
 
     Attributes:

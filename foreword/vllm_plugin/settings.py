@@ -1,6 +1,6 @@
 """What an engine was started with, read off vLLM's configuration objects.
 
-In: a `VllmConfig` and where its cache's groups are known, those. Out: `EngineFacts`, and the
+In: a `VllmConfig` and where its cache's groups are known, those. Out: `EngineSetup`, and the
 store. Imports no vLLM.
 """
 
@@ -9,12 +9,12 @@ from typing import Any
 
 from foreword.errors import InputError
 from foreword.prompt.store import Store
-from foreword.vllm_plugin.compatibility import EngineFacts
+from foreword.vllm_plugin.compatibility import EngineSetup
 
 VARIABLE = "FOREWORD_PROMPTS"
 
 
-def facts_of(config: Any, cache_groups: Any = None) -> EngineFacts:
+def setup_of(config: Any, cache_groups: Any = None) -> EngineSetup:
     """Return the facts of an engine."""
     model, parallel = config.model_config, config.parallel_config
     transfer = config.kv_transfer_config
@@ -24,7 +24,7 @@ def facts_of(config: Any, cache_groups: Any = None) -> EngineFacts:
         getattr(text, "use_sliding_window", True)
     )
     num_groups = len(cache_groups) if cache_groups is not None else 1
-    return EngineFacts(
+    return EngineSetup(
         model_type=text.model_type,
         takes_embeddings=bool(model.enable_prompt_embeds),
         connector=transfer.kv_connector if transfer is not None else None,

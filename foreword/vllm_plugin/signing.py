@@ -28,22 +28,22 @@ def salt(content_hash: str, own: str | None = None) -> str:
     return _digest("salt", {"content": content_hash, "own": own})
 
 
-def sealed(facts: dict[str, Any]) -> dict[str, Any]:
+def sealed(values: dict[str, Any]) -> dict[str, Any]:
     """Return facts with a seal."""
-    return facts | {"seal": _digest("order", facts)}
+    return values | {"seal": _digest("order", values)}
 
 
-def is_sealed(facts: Any) -> bool:
+def is_sealed(values: Any) -> bool:
     """Return whether facts come from a process with the same secret, unchanged."""
-    if not isinstance(facts, dict) or not isinstance(given := facts.get("seal"), str):
+    if not isinstance(values, dict) or not isinstance(given := values.get("seal"), str):
         return False
-    rest = {name: value for name, value in facts.items() if name != "seal"}
+    rest = {name: value for name, value in values.items() if name != "seal"}
     return hmac.compare_digest(given.encode(), _digest("order", rest).encode())
 
 
-def _digest(purpose: str, facts: dict[str, Any]) -> str:
+def _digest(purpose: str, values: dict[str, Any]) -> str:
     key = os.environ.get(VARIABLE)
     if not key:
         raise InputError(f"{VARIABLE} is not set: this process was not started by the plugin")
-    text = json.dumps([purpose, facts], sort_keys=True)
+    text = json.dumps([purpose, values], sort_keys=True)
     return hmac.new(key.encode(), text.encode(), hashlib.sha256).hexdigest()

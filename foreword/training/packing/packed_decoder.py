@@ -69,7 +69,7 @@ def _may_pack(backbone: Backbone) -> bool:
         and not backbone.passes.is_sharded  # sharded layers are gathered around whole passes
         and not capabilities.is_recurrent
         and capabilities.slot_scale is None  # a slot of a packed sequence is no position
-        and bool(capabilities.reaches)
+        and bool(capabilities.attention_patterns)
     )
 
 
@@ -155,7 +155,7 @@ class PackedDecoder(Decoder):
         dtype = torch.bool if self.capabilities.attention == "sdpa" else self.model.dtype
         markers = {
             reach.name: torch.empty(1, 1, 0, index + 1, dtype=dtype, device=self.model.device)
-            for index, reach in enumerate(packed_sequence.reaches_of(self.capabilities))
+            for index, reach in enumerate(packed_sequence.patterns_of(self.capabilities))
         }
         return markers if len(markers) > 1 else next(iter(markers.values()))
 
@@ -231,11 +231,14 @@ def _how_different(
     hidden = passes.run(sequence, prefix)[sequence.places]
     states, labels, rows = expected
     order = torch.cat([(rows == row).nonzero()[:, 0] for row in sequence.order])
-    kinds = packed_sequence.reaches_of(passes.capabilities)
-    reaches = [kinds.index(reach) for reach in passes.capabilities.reaches]
+    kinds = packed_sequence.patterns_of(passes.capabilities)
+    attention_patterns = [kinds.index(reach) for reach in passes.capabilities.attention_patterns]
     # Layers without keys of their own may follow those that keep some.
     num_layers = len(gradient_checkpointing.layers_of(passes.view))
-    if sequence.seen[: len(reaches)] != reaches or len(sequence.seen) != num_layers:
+    if (
+        sequence.seen[: len(attention_patterns)] != attention_patterns
+        or len(sequence.seen) != num_layers
+    ):
         return "not every layer asks for its attention by name"
     limit = 1e-3 if passes.model.dtype in (torch.float32, torch.float64) else 0.05
     difference, scale = (hidden.float() - states[order].float()).norm(), states.float().norm()

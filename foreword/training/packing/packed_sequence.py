@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from foreword.data.batches import Batch
-from foreword.model.capabilities import Capabilities, Reach
+from foreword.model.capabilities import AttentionPattern, Capabilities
 from foreword.model.masks import Span, place
 
 Attention = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
@@ -37,7 +37,7 @@ Attention = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 
 
 @dataclass(frozen=True)
-class Group:
+class RowGroup:
     """Rows alike: `count` of `length` tokens, the last `num_labels` of each its labels."""
 
     count: int
@@ -67,7 +67,7 @@ class PackedSequence:
     num_virtual: int
     num_ahead: int
     order: tuple[int, ...]
-    groups: tuple[Group, ...]
+    groups: tuple[RowGroup, ...]
     input_ids: Tensor
     labels: Tensor
     places: Tensor
@@ -140,7 +140,7 @@ def pack(
     lengths, counts = batch.attention_mask.sum(1).tolist(), batch.label_mask.sum(1).tolist()
     order = tuple(sorted(range(len(lengths)), key=lambda row: (lengths[row], counts[row], row)))
     sizes = [(lengths[row], counts[row]) for row in order]
-    groups = tuple(Group(len(list(same)), *size) for size, same in groupby(sizes))
+    groups = tuple(RowGroup(len(list(same)), *size) for size, same in groupby(sizes))
     ahead = num_virtual if is_ahead else 0
     ids = [batch.input_ids[row][batch.attention_mask[row].bool()] for row in order]
     starts = torch.tensor([ahead, *(length for length, _ in sizes)]).cumsum(0)
@@ -166,9 +166,9 @@ def pack(
     )
 
 
-def reaches_of(capabilities: Capabilities) -> list[Reach]:
+def patterns_of(capabilities: Capabilities) -> list[AttentionPattern]:
     """Return a model's reaches, each once: packed sequences number them in this order."""
-    return list(dict.fromkeys(capabilities.reaches))
+    return list(dict.fromkeys(capabilities.attention_patterns))
 
 
 def _placed(
@@ -183,7 +183,7 @@ def _placed(
     positions, masks = place(span, None, capabilities, dtype, device)
     if not isinstance(masks, dict):
         return positions[0], (masks,)
-    return positions[0], tuple(masks[reach.name] for reach in reaches_of(capabilities))
+    return positions[0], tuple(masks[reach.name] for reach in patterns_of(capabilities))
 
 
 _current: ContextVar[PackedSequence | None] = ContextVar("packed_sequence", default=None)

@@ -1,7 +1,7 @@
 """What stands before a decoder that attends to an encoder's output, read off the model.
 
-In: a transformers encoder-decoder model. Out: `EncoderFacts`. They say where an embedding prompt
-stands: before the encoder's text, or, where the encoder hears or sees, before the decoder's tokens.
+In: a transformers encoder-decoder model. Out: `EncoderCapabilities`, which say where an embedding
+prompt stands: before the encoder's text, or, where it hears or sees, before the decoder's tokens.
 Knows no prompt.
 """
 
@@ -16,7 +16,7 @@ Placing = Literal["told", "distance", "counted"]
 
 
 @dataclass(frozen=True)
-class EncoderFacts:
+class EncoderCapabilities:
     """The facts of an encoder, and of how its decoder is placed.
 
     Attributes:
@@ -43,7 +43,7 @@ class EncoderFacts:
         return self.input_name == "input_ids"
 
 
-def inspect_encoder(model: Any) -> EncoderFacts:
+def inspect_encoder(model: Any) -> EncoderCapabilities:
     """Read the facts of an encoder-decoder model.
 
     Raises:
@@ -61,7 +61,7 @@ def inspect_encoder(model: Any) -> EncoderFacts:
     decoder_length = _first(
         config, "max_target_positions", "max_decoder_position_embeddings", "max_position_embeddings"
     )
-    return EncoderFacts(
+    return EncoderCapabilities(
         input_name=input_name,
         placing=placing,
         context_length=encoder_length if is_limited and input_name == "input_ids" else None,
