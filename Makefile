@@ -84,6 +84,7 @@ check: $(VENV)/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/python docs/make_architecture.py --check
 	$(BIN)/python docs/make_cli.py --check
 	$(BIN)/python docs/make_systems.py --check
 	$(BIN)/python docs/make_results.py --check
@@ -93,6 +94,7 @@ format: $(VENV)/installed
 	$(BIN)/ruff check --fix .
 
 docs: $(VENV)/installed
+	$(BIN)/python docs/make_architecture.py
 	$(BIN)/python docs/make_cli.py
 	$(BIN)/python docs/make_systems.py
 	$(BIN)/python docs/make_results.py

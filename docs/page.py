@@ -9,6 +9,6 @@ def write_or_check(page: Path, text: str, complaint: str) -> int:
     if "--check" not in sys.argv[1:]:
         page.write_text(text)
     elif page.read_text() != text:
-        print(f"docs/{page.name} {complaint}")
+        print(f"{page.name} {complaint}")
         return 1
     return 0

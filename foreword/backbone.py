@@ -404,7 +404,7 @@ def _assistant(assistant: Any) -> Any:
         return model  # what it proposes is verified anyway
     if capabilities.encoder:
         return model
-    return model_view.view(model, capabilities, no_prefixes(1))
+    return model_view.decoder_view(model, capabilities, no_prefixes(1))
 
 
 def _tokenizer_of(processor: Any) -> Any:

@@ -1,13 +1,12 @@
-"""Every option of foreword, written once: type, default and help under one name.
+"""Options: every option of foreword, written once, with its type, default and help.
 
 In: nothing. Out: frozen dataclasses that the library takes and that the command line is derived
-from. A cross-check that fails names the option. This module knows nothing of torch, of files or of
-the terminal.
+from. A cross-check that fails names the option. Knows no torch, no files and no terminal.
 """
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from foreword.errors import InputError
@@ -91,11 +90,6 @@ def _check(config: Any, names: tuple[str, ...], is_right: Callable[[Any], bool],
         value = getattr(config, name)
         if value not in (None, AUTO) and not is_right(value):
             raise InputError(f"--{name.replace('_', '-')} must {what}, got {value}")
-
-
-def help_of(config: type) -> dict[str, str]:
-    """Map each option of a config class to its help sentence."""
-    return {f.name: f.metadata["help"] for f in fields(config)}
 
 
 @dataclass(frozen=True)

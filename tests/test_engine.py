@@ -154,7 +154,7 @@ def test_states_stay_under_their_budget_least_recently_used_out() -> None:
     one = engine_of()
     one.submit(request(prompt_of("llama", "key_values", 6), ids_of(10)))
     one.run()
-    budget = one.states.num_bytes
+    budget = one.prefix_cache.num_bytes
     engine = engine_of(max_state_bytes=budget)
     for seed in range(6):
         handle = engine.submit(request(prompt_of("llama", "key_values", 6), ids_of(10, seed)))
@@ -166,7 +166,7 @@ def test_states_stay_under_their_budget_least_recently_used_out() -> None:
     for _ in range(2):
         handle = nothing.submit(request(prompt, ids_of(10)))
         nothing.run()
-        assert handle.num_reused == 0 and not nothing.states.num_bytes
+        assert handle.num_reused == 0 and not nothing.prefix_cache.num_bytes
         assert handle.ids == expected("llama", prompt, ids_of(10), 6)
 
 

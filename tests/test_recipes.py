@@ -19,7 +19,7 @@ from foreword.config import FORMS
 from foreword.errors import DivergedError, InputError
 from foreword.training import lr_search, start
 from foreword.training.checkpoint import STATE_FILE, read_state
-from foreword.training.seeds import seeds_of, spread
+from foreword.training.seeds import seeds_of, spread, train_seeds
 
 ROWS = [
     Row.from_ids(tiny_models.ids(length).tolist(), tiny_models.ids(2, seed=5).tolist())
@@ -196,6 +196,32 @@ def test_seeds_need_a_validation_and_a_number() -> None:
         spread({0: SoftPrompt.from_embeddings(torch.ones(2, 4))})
     with pytest.raises(InputError, match="--seeds must be at least 1"):
         seeds_of(CONFIG, 0)
+
+
+def test_runs_of_several_seeds_are_those_of_each_alone(backbone: Backbone, tmp_path: Path) -> None:
+    config = dataclasses.replace(CONFIG, learning_rate=0.1, seed=5)
+    options = {"validation": ROWS, "folder": tmp_path}
+    ended = {}
+    for one in train_seeds(backbone, ROWS, config, 3, **options):
+        assert one.folder == tmp_path / "seeds" / str(one.seed) and one.resumed_after is None
+        if one.seed == 7:  # the run of the last seed is left after its first step
+            next(one.events)
+            one.events.close()
+            continue
+        *_, last = one.events
+        alone = list(train(backbone, ROWS, one.config, validation=ROWS))[-1]
+        assert last.prompt.content_hash == alone.prompt.content_hash
+        ended[one.seed] = last.prompt
+    assert list(ended) == [5, 6]
+    resumed = {}
+    for one in train_seeds(backbone, ROWS, config, 3, resume=True, **options):
+        assert one.resumed_after == (1 if one.seed == 7 else CONFIG.num_steps)
+        *_, last = one.events
+        resumed[one.seed] = last.prompt
+    assert {s: resumed[s].content_hash for s in ended} == {
+        s: prompt.content_hash for s, prompt in ended.items()
+    }
+    assert spread(resumed).best_seed in (5, 6, 7)
 
 
 @pytest.fixture(scope="module")

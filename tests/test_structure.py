@@ -14,15 +14,7 @@ ROOMS = [
     "generation", "verification", "backbone", "chat", "training", "engine", "evaluation", "doctor",
     "server", "vllm_plugin", "cli",
 ]  # fmt: skip
-# Modules that have not moved into their room yet.
-PENDING = {
-}  # fmt: skip
-
-
-def room_of(name: str) -> str:
-    """Return the room of a module, given by its dotted name below the package."""
-    first = name.split(".")[0]
-    return PENDING.get(first, first)
+FILES = sorted(PACKAGE.rglob("*.py"))
 
 
 def module_of(path: Path) -> str:
@@ -30,27 +22,91 @@ def module_of(path: Path) -> str:
     return ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__")
 
 
+NAMES = {module_of(path) for path in FILES}
+
+
+def room_of(name: str) -> str:
+    """Return the room of a module, given by its dotted name below the package."""
+    return name.split(".")[0]
+
+
 def imported(path: Path) -> set[str]:
-    """Return the rooms that a file imports, at any depth of its code."""
+    """Return the modules of the package that a file imports, at any depth of its code."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             found |= {name.name for name in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module == "foreword":
-            found |= {f"foreword.{name.name}" for name in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
-            found.add(node.module)
-    rooms = {room_of(name.removeprefix("foreword.")) for name in found if "foreword." in name}
-    return rooms & set(ROOMS)
+            found |= {node.module, *(f"{node.module}.{name.name}" for name in node.names)}
+    return {name.removeprefix("foreword.") for name in found if "foreword." in name} & NAMES
+
+
+def is_for_types(node: ast.stmt) -> bool:
+    """Return whether a statement is `if TYPE_CHECKING:`, whose imports never happen."""
+    return isinstance(node, ast.If) and getattr(node.test, "id", "") == "TYPE_CHECKING"
+
+
+def test_every_module_has_its_room() -> None:
+    assert {room_of(name) for name in NAMES} - {"__init__", "__main__"} == set(ROOMS)
 
 
 def test_rooms_import_only_rooms_before_them() -> None:
-    for path in PACKAGE.rglob("*.py"):
+    for path in FILES:
         name = module_of(path)
         if name in ("__init__", "__main__"):
             continue
         allowed = ROOMS[: ROOMS.index(room_of(name)) + 1]
-        assert imported(path) <= set(allowed), f"{path.name} imports a room after its own"
+        late = {other for other in imported(path) if room_of(other) not in allowed}
+        assert not late, f"{name} imports {late}, of rooms after its own"
+
+
+def test_no_room_has_a_circle() -> None:
+    edges = {
+        module_of(path): {one for one in imported(path) if one != room_of(module_of(path))}
+        for path in FILES
+        if path.name != "__init__.py"
+    }
+    left = {name: {one for one in others if one in edges} for name, others in edges.items()}
+    while free := {name for name, others in left.items() if not others}:
+        left = {name: others - free for name, others in left.items() if name not in free}
+    assert not left, f"these import each other: {sorted(left)}"
+
+
+def test_packages_import_nothing_eagerly() -> None:
+    for path in PACKAGE.rglob("__init__.py"):
+        for node in ast.parse(path.read_text()).body:
+            if is_for_types(node) or not isinstance(node, ast.Import | ast.ImportFrom):
+                continue
+            names = {getattr(node, "module", None), *(name.name for name in node.names)}
+            assert not {n for n in names if n and n.startswith("foreword")} - {"foreword.lazy"}, (
+                path
+            )
+
+
+def classes() -> list[tuple[str, ast.ClassDef]]:
+    """Return every class at the top of a module, with its module."""
+    return [
+        (module_of(path), node)
+        for path in FILES
+        for node in ast.parse(path.read_text()).body
+        if isinstance(node, ast.ClassDef)
+    ]
+
+
+def test_no_class_name_is_used_twice() -> None:
+    places: dict[str, list[str]] = {}
+    for module, node in classes():
+        places.setdefault(node.name, []).append(module)
+    assert not {name: found for name, found in places.items() if len(found) > 1}
+
+
+def test_every_error_is_in_the_tree() -> None:
+    import foreword.errors as tree
+
+    known = {name for name in vars(tree) if name.endswith("Error")}
+    for module, node in classes():
+        bases = {getattr(base, "id", getattr(base, "attr", "")) for base in node.bases}
+        assert module == "errors" or not bases & known, f"{module}.{node.name}"
 
 
 def test_the_public_names_are_these() -> None:

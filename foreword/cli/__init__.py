@@ -1,6 +1,7 @@
-"""The command line: parse, call the library, print. No rule of the library lives here.
+"""Command line: parses, calls the library and prints.
 
-Each command is a module of its own and imports torch only when it runs, so that help is instant.
+In: arguments. Out: text, files and an exit code. Knows no rule of the library. Each command is a
+module of its own and imports torch only when it runs, so that help is instant.
 """
 
 from typing import TYPE_CHECKING

@@ -1,4 +1,8 @@
-"""`foreword chat`: talk to the model, with the prompt and without it."""
+"""Chat command: `foreword chat`, a conversation with the prompt or with the bare model.
+
+In: lines from the terminal. Out: answers, streamed as they come. Does not know how a conversation
+is encoded.
+"""
 
 import time
 from typing import TYPE_CHECKING, Any

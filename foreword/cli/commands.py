@@ -1,4 +1,7 @@
-"""The commands of the command line in one application; errors become one line and an exit code."""
+"""Application: all commands in one, and errors as one line and an exit code.
+
+In: arguments. Out: an exit code. Does not know what a command does.
+"""
 
 import sys
 from typing import Annotated

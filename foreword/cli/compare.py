@@ -1,4 +1,8 @@
-"""`foreword compare`: prompts, an instruction and the bare model in one table and one picture."""
+"""Compare command: `foreword compare`, prompts, an instruction and the bare model in one table.
+
+In: directories of prompts, a data file. Out: tables or JSON, and where asked for a picture and a
+file of predictions. Computes no score itself.
+"""
 
 import json
 from typing import Annotated, Literal

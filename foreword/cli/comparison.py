@@ -1,6 +1,7 @@
-"""What `eval` and `compare` share: subjects are asked with a progress line, shown and written.
+"""Comparison: what `eval` and `compare` share, from evaluating subjects to tables and files.
 
-In: subjects and examples. Out: tables, JSON, and a file of predictions for reading.
+In: subjects and examples. Out: a progress line, tables, JSON, and a file of predictions. Computes
+no score itself.
 """
 
 import json
@@ -70,7 +71,7 @@ def shown(score: "Score", metric: "Metric", *, is_difference: bool = False) -> s
 
 
 def _cell(scores: "Mapping[str, Score]", metric: "Metric", *, is_difference: bool = False) -> str:
-    """Return a metric's score as a table has it; a vote has no loss."""
+    """Return a metric's score for a table; a vote has no loss."""
     if metric.name not in scores:
         return "-"
     score = scores[metric.name]
@@ -120,7 +121,7 @@ def differences(
 def as_dict(
     result: "Evaluation", first: "Evaluation", resampling: ResamplingConfig
 ) -> dict[str, Any]:
-    """Return a result as JSON takes it."""
+    """Return a result, ready for JSON."""
     found: dict[str, Any] = {
         "subject": result.subject.name,
         "num_examples": len(result.outcomes),
@@ -137,7 +138,7 @@ def check_predictions(path: str, metrics: "Sequence[Metric]") -> None:
     """Refuse early what could not be written at the end.
 
     Raises:
-        InputError: no metric reads answers. StorageError: no such directory.
+        InputError: no metric needs answers. StorageError: no such directory.
     """
     if all(metric.needs_loss for metric in metrics):
         raise InputError(
@@ -168,7 +169,7 @@ def write_predictions(
         line["answers"] = {
             result.subject.name: _judged(result, index, judges) for result in results
         }
-        # Images that a file holds itself are named, not written.
+        # Images that the data file itself holds are named, not written.
         shown = json.dumps(line, ensure_ascii=False, default=lambda part: type(part).__name__)
         lines.append(shown + "\n")
     try:

@@ -1,4 +1,8 @@
-"""`foreword doctor`: is this machine, this model and this prompt in order?"""
+"""Doctor command: `foreword doctor`, whether this machine, model and prompt are in order.
+
+In: a model and a prompt, or neither. Out: findings as lines or JSON, and their exit status. Judges
+nothing itself.
+"""
 
 from typing import Annotated
 

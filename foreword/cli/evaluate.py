@@ -1,4 +1,8 @@
-"""`foreword eval`: a prompt's score on a data file, beside the bare model and an instruction."""
+"""Eval command: `foreword eval`, a prompt's score beside the bare model and an instruction.
+
+In: a prompt, a data file. Out: tables or JSON, and where asked for a file of predictions. Computes
+no score itself.
+"""
 
 import json
 from typing import TYPE_CHECKING, Annotated

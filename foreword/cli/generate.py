@@ -1,4 +1,8 @@
-"""`foreword generate`: one answer for each text."""
+"""Generate command: `foreword generate`, one answer for each text.
+
+In: texts, a prompt or none. Out: answers as lines of text or JSON. Does not know how a text is
+encoded.
+"""
 
 import json
 from typing import Annotated, Any

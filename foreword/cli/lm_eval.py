@@ -1,4 +1,8 @@
-"""`foreword lm-eval`: EleutherAI's harness, with prompts among its models."""
+"""Lm-eval command: `foreword lm-eval`, EleutherAI's harness with prompts among its models.
+
+In: the harness's own arguments. Out: what the harness prints. Knows none of its options but the
+name of the model.
+"""
 
 import importlib
 import importlib.util

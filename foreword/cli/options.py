@@ -1,8 +1,7 @@
-"""Options derived from the config classes, and what the commands share: a model, a prompt, a
-progress line.
+"""Options: derived from the config classes, with what the commands share to load and print.
 
-In: dataclasses of `foreword.config`. Out: typer options with the same names, defaults and help.
-Knows no option itself.
+In: dataclasses of `foreword.config`. Out: typer options with the same names, defaults and help; a
+loaded model and prompt. Knows no option of a config class by name.
 """
 
 import functools
@@ -46,7 +45,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="print JSON instead of tabl
 
 
 def text_of(value: str, option: str) -> str:
-    """Return a text, or that of the file named after an @."""
+    """Return a text, or the text of the file that is named after an @."""
     if not value.startswith("@"):
         return value
     try:
@@ -96,12 +95,12 @@ def _parameter(field: Any) -> inspect.Parameter:
 
 
 def speak(is_main: bool) -> None:
-    """Let one process of several speak for all."""
+    """Let only the main one of several processes print."""
     errors.quiet = output.quiet = not is_main
 
 
 def end_at_once(code: int) -> None:
-    """End the process without the interpreter's own end, at which gloo's threads may abort it."""
+    """End the process without the interpreter's shutdown, in which gloo's threads may abort it."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
@@ -110,7 +109,7 @@ def end_at_once(code: int) -> None:
 def load(
     model: str | None, prompt_directory: str | None, device: str = "auto"
 ) -> "tuple[Backbone, SoftPrompt | None]":
-    """Load the prompt, if any, and its base model, and say what takes long."""
+    """Load the prompt, if any, and its base model, and show what takes long."""
     from transformers.utils import logging
 
     from foreword.backbone import Backbone

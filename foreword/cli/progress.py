@@ -1,8 +1,8 @@
-"""A run on the terminal: one progress line, the prompt written where it is validated, a stop that
-loses nothing, and the curves in whatever tracker is asked for.
+"""Progress of a run: one line on the terminal, saved prompts, a safe stop, and trackers.
 
-In: the events of a run. Out: files and one line that is rewritten. Under several processes the
-main one alone speaks and writes, and all stop at the same step.
+In: the events of a run. Out: files, one line that is rewritten, and curves in the trackers that are
+asked for. A stop loses nothing. Under several processes only the main one prints and writes, and
+all stop at the same step. Knows no model.
 """
 
 import contextlib
@@ -39,7 +39,7 @@ class Stop:
     signal: int | None = None
 
     def ask(self, number: int, frame: Any = None) -> None:
-        """Remember a signal; the same again interrupts the step that is being taken."""
+        """Remember a signal; the same signal again interrupts the current step."""
         if self.signal == number:
             raise KeyboardInterrupt
         self.signal = number  # a launcher may pass on Ctrl-C and send SIGTERM for it, too
@@ -61,7 +61,7 @@ class Stop:
 
 
 def save(prompt: "SoftPrompt", tasks: "Mapping[str, SoftPrompt]", output: str) -> None:
-    """Write a prompt, and those of single tasks into folders of their names below it."""
+    """Write a prompt, and the prompts of single tasks into folders of their names below it."""
     for name, one in tasks.items():
         one.save(Path(output) / "tasks" / quote(name, safe="").replace(".", "%2E"))
     prompt.save(output)
@@ -74,9 +74,7 @@ def run(
     ranks: "Ranks | None" = None,
     trackers: "Trackers | None" = None,
 ) -> "TrainEvent | None":
-    """Show the run on one line and write every prompt that it yields; return the last event with
-    one.
-    """
+    """Show the run on one line, write its prompts, and return the last event with a prompt."""
     saved: TrainEvent | None = None
     stop = stop or Stop()
     is_main = ranks is None or ranks.is_main

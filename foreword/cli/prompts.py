@@ -1,4 +1,8 @@
-"""`foreword prompts`: the store that `foreword serve` serves from."""
+"""Prompts command: `foreword prompts`, the store that `foreword serve` serves from.
+
+In: names, versions, directories. Out: the store changed, or its entries as lines or JSON. Loads no
+model.
+"""
 
 import json
 from typing import TYPE_CHECKING, Annotated, Any
@@ -126,7 +130,7 @@ def show_command(
 
 
 def describe(entry: "Entry") -> dict[str, Any]:
-    """Return what an entry's files say of it, without loading its values."""
+    """Return what an entry's files say of it; its values are not loaded."""
     from foreword.prompt.store import facts_of
 
     facts = facts_of(entry.path)

@@ -1,4 +1,8 @@
-"""`foreword serve`: one model and every prompt of a store, over HTTP."""
+"""Serve command: `foreword serve`, one model and every prompt of a store over HTTP.
+
+In: a model, a store, options and keys. Out: a server that runs until it is stopped, foreword's own
+or vLLM's. Knows no route.
+"""
 
 import os
 from typing import Annotated, Literal, NoReturn

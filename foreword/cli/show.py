@@ -1,4 +1,8 @@
-"""`foreword show`: what a prompt is, and what it looks like to its model."""
+"""Show command: `foreword show`, what a prompt is and how it looks beside its model.
+
+In: a prompt, and where asked for its model, another prompt, a text. Out: tables or JSON, and a
+picture. Computes nothing itself.
+"""
 
 import json
 from dataclasses import asdict
@@ -68,39 +72,39 @@ def command(
     if png:
         view.draw(png)
     if as_json:
-        options.output.print(json.dumps(view.facts))
+        options.output.print(json.dumps(view.report))
         return
     view.print()
 
 
 class View:
-    """What is known of a prompt: facts for JSON, tables for the terminal, panels for a picture."""
+    """What is known of a prompt: a report for JSON, tables for the terminal, panels to draw."""
 
     def __init__(self, directory: str, model: str | None, is_eager: bool):
         from foreword.prompt.soft_prompt import SoftPrompt
 
         self.directory = directory
         self.prompt = SoftPrompt.load(directory)
-        self.facts = describe(self.prompt)
-        self.num_plain = len(self.facts)
+        self.report = describe(self.prompt)
+        self.num_plain = len(self.report)
         self.tables: list[Table | str] = []
         self.panels: list[Panel] = []
         self.backbone: Backbone | None = None
         if model or is_eager:
             backbone, _ = options.load(model, directory)
-            self.backbone = _eager(backbone) if is_eager else backbone
+            self.backbone = _with_eager_attention(backbone) if is_eager else backbone
             self.backbone.compile(self.prompt)  # refuses a wrong base by name
 
     def show_tokens(self, count: int) -> None:
-        """Lay an embedding prompt beside the vocabulary."""
+        """Compare an embedding prompt with the vocabulary."""
         from foreword.evaluation import inspection
         from foreword.evaluation.plots import Lines
 
         assert self.backbone is not None
         found = inspection.nearest_tokens(self.backbone, self.prompt, count)
         norms = inspection.token_norms(self.backbone, self.prompt)
-        self.facts["nearest tokens"] = [asdict(one) for one in found]
-        self.facts["norms"] = asdict(norms)
+        self.report["nearest tokens"] = [asdict(one) for one in found]
+        self.report["norms"] = asdict(norms)
         self.tables.append(tokens_table(found, norms))
         names = ("table, 5 %", "table, median", "table, 95 %")
         series = {"prompt": norms.of_prompt} | {
@@ -116,8 +120,8 @@ class View:
 
         note = "a key/value prompt has no token space: it is a state, not embeddings"
         norms = inspection.layer_norms(self.prompt.states)
-        self.facts["nearest tokens"] = note
-        self.facts["layer norms"] = [asdict(layer) for layer in norms]
+        self.report["nearest tokens"] = note
+        self.report["layer norms"] = [asdict(layer) for layer in norms]
         self.tables += [f"nearest tokens: {note}", layers_table(norms)]
         columns = {side: [getattr(layer, side) for layer in norms] for side in SIDES}
         series = {
@@ -138,13 +142,13 @@ class View:
         if self.backbone is not None and pair[1].form != self.prompt.form:  # type: ignore[union-attr]
             pair, space = [self.backbone.compile(one) for one in pair], "compiled to prefixes"
         cosines = inspection.similarity(*pair)
-        self.facts["similarity"] = {"with": other, "space": space, "cosines": cosines.tolist()}
+        self.report["similarity"] = {"with": other, "space": space, "cosines": cosines.tolist()}
         self.tables.append(f"similarity to {other} ({space}): {likeness(cosines)}")
         title = "cosine of virtual tokens"
         self.panels.append(Map(title, cosines.tolist(), (self.directory, other)))
 
     def show_attention(self, text: str) -> None:
-        """Show what the tokens of an input pay to each virtual token."""
+        """Show the attention of an input's tokens to each virtual token."""
         from foreword import chat
         from foreword.evaluation import inspection
         from foreword.evaluation.plots import Map
@@ -154,7 +158,7 @@ class View:
         ids = chat.encode(self.backbone, chat.typed(self.backbone, self.prompt, text), config)
         paid = inspection.attention_received(self.backbone, self.prompt, ids)
         by_layer = paid.mean(1)
-        self.facts["attention"] = {
+        self.report["attention"] = {
             "input tokens": len(ids),
             "mean of tokens": by_layer.tolist(),
             "last token": paid[:, -1].tolist(),
@@ -172,8 +176,8 @@ class View:
         plots.draw_panels(path, self.panels)
 
     def print(self) -> None:
-        """Print the facts, then the tables."""
-        plain = dict(list(self.facts.items())[: self.num_plain])
+        """Print what the prompt says of itself, then the tables."""
+        plain = dict(list(self.report.items())[: self.num_plain])
         width = max(len(name) for name in plain)
         for name, value in plain.items():
             options.output.print(f"{name:<{width}}  {value}")
@@ -182,7 +186,7 @@ class View:
 
 
 def tokens_table(found: "list[Nearest]", norms: "TokenNorms") -> Table:
-    """Return one row for each virtual token: its neighbours and its length."""
+    """Return one row for each virtual token: its neighbours and its norm."""
     low, middle, high = norms.table
     table = Table(
         "token", "norm", "longer than", "nearest by cosine", "by dot product",
@@ -223,7 +227,7 @@ def attention_table(paid: "Tensor") -> Table:
 
 
 def likeness(cosines: "Tensor") -> str:
-    """Sum up cosines `[P first, P second]` in words."""
+    """Describe cosines `[P first, P second]` in words."""
     best = cosines.max(1)
     said = f"the best match of a token has cosine {best.values.mean().item():.3f} in the mean"
     if cosines.shape[0] == cosines.shape[1]:
@@ -231,8 +235,8 @@ def likeness(cosines: "Tensor") -> str:
     return said
 
 
-def _eager(backbone: "Backbone") -> "Backbone":
-    """Return the model with the attention that gives its weights away."""
+def _with_eager_attention(backbone: "Backbone") -> "Backbone":
+    """Return the model with eager attention, which returns its weights."""
     from foreword.backbone import Backbone
 
     backbone.model.set_attn_implementation("eager")

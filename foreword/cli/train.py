@@ -62,25 +62,21 @@ def command(
     """
     from dataclasses import asdict
 
-    from foreword.evaluation import curves as drawing
+    from foreword.evaluation import plots
     from foreword.storage import check_writable
     from foreword.training import distributed, fsdp
-    from foreword.training.loop import train
-    from foreword.training.seeds import seeds_of
+    from foreword.training.seeds import folder_of, seeds_of, train_seeds
 
     ranks = distributed.join()
     options.speak(ranks.is_main)
     check_writable(output)
     if curves:
-        drawing.check_matplotlib()
-    runs = {one.seed: one for one in seeds_of(config, seeds)}
-    places = {
-        seed: output if seeds == 1 else str(Path(output, "seeds", f"{seed}")) for seed in runs
-    }
+        plots.check_matplotlib()
+    folders = [folder_of(output, one.seed, seeds) for one in seeds_of(config, seeds)]
     if seeds > 1:
         check_for_seeds(validation, curves)
-    for place in () if resume else places.values():
-        refuse_to_overwrite(place)
+    for folder in () if resume else folders:
+        refuse_to_overwrite(str(folder))
     train_examples, held_out = read(data, validation, columns, config)
     # What is spread over the processes is loaded beside them first, and moved layer by layer.
     backbone, _ = options.load(model, None, device="cpu" if fsdp.is_asked_for() else "auto")
@@ -88,32 +84,31 @@ def command(
         encode(backbone, part, config, encoding, name)
         for part, name in ((train_examples, "training"), (held_out, "validation"))
     )
-    initial, stop = _initial(init_prompt), Stop()
+    stop = Stop()
     results: dict[int, TrainEvent] = {}
-    for seed, one in runs.items():
-        place = places[seed]
+    for one in train_seeds(
+        backbone,
+        rows,
+        config,
+        seeds,
+        validation=held_out_rows,
+        encoding_config=encoding,
+        initial=_initial(init_prompt),
+        folder=output,
+        resume=resume,
+    ):
+        place = str(one.folder)
         if seeds > 1:
-            options.output.print(f"seed {seed}:")
-        where = where_it_goes_on(place) if resume else None
-        trackers = Trackers(track, place, asdict(one)) if track else None
-        events = train(
-            backbone,
-            rows,
-            one,
-            validation=held_out_rows,
-            encoding_config=encoding,
-            initial=initial,
-            checkpoint=place,
-            resume=resume,
-        )
-        if where is not None:
-            options.errors.print(where)
-        last = attend(events, place, stop, ranks, trackers)
+            options.output.print(f"seed {one.seed}:")
+        if resume:
+            options.errors.print(where_it_goes_on(place, one.resumed_after))
+        trackers = Trackers(track, place, asdict(one.config)) if track else None
+        last = attend(one.events, place, stop, ranks, trackers)
         if ranks.is_main:
             conclude(last, place, stop, curves)
         if last is None or stop.signal:
             break
-        results[seed] = last
+        results[one.seed] = last
     if seeds > 1 and len(results) == seeds and ranks.is_main:
         keep_best(results, output)
     code = 128 + stop.signal if stop.signal else 0
@@ -173,14 +168,12 @@ def keep_best(results: "Mapping[int, TrainEvent]", output: str) -> None:
     options.output.print(f"{found}\nits prompt is saved to {quote(output)}")
 
 
-def where_it_goes_on(output: str) -> str:
+def where_it_goes_on(output: str, step: int | None) -> str:
     """Say after which step a run goes on."""
-    from foreword.training.checkpoint import STATE_FILE, read_state
+    from foreword.training.checkpoint import STATE_FILE
 
-    path = Path(output) / STATE_FILE
-    if path.exists():
-        step = read_state(path).progress().step
-        return f"goes on after step {step}, from {path}"
+    if step is not None:
+        return f"goes on after step {step}, from {Path(output) / STATE_FILE}"
     return f"nothing was saved in {output} yet: begins at step 1"
 
 
@@ -267,7 +260,7 @@ def _kept(output: str) -> str:
 
 def conclude(last: "TrainEvent | None", output: str, stop: Stop, curves: str | None = None) -> None:
     """Write the prompt of a run that was stopped, draw the curves, and say what came of it."""
-    from foreword.evaluation import curves as drawing
+    from foreword.evaluation import plots
     from foreword.training.checkpoint import STATE_FILE, read_state
 
     path = Path(output) / STATE_FILE
@@ -276,7 +269,7 @@ def conclude(last: "TrainEvent | None", output: str, stop: Stop, curves: str | N
         return
     stored = read_state(path)
     if curves:
-        drawing.draw(stored.history(), Path(curves))
+        plots.draw_history(stored.history(), Path(curves))
         options.output.print(f"curves: {curves}")
     if stop.signal:
         prompt = stored.result()

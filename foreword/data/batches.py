@@ -1,4 +1,4 @@
-"""Batches: rows of token ids as padded tensors, and the order of the rows of an epoch.
+"""Batching: rows of token ids as padded tensors, and the shuffled order of an epoch.
 
 In: rows. Out: `Batch`, `[B, T]` with masks. Knows no model and no device.
 """
@@ -68,10 +68,10 @@ def collate_media(rows: Sequence[Row]) -> dict[str, Tensor]:
 
 
 def epoch_order(rows: Sequence[Row], batch_size: int, seed: int, epoch: int) -> list[list[Row]]:
-    """Batches at random that hold every row once; the last may be smaller.
+    """Return random batches that hold every row once; the last may be smaller.
 
-    Each is sorted by length, so that the passes it is cut into pad little. Its rows are not alike
-    in length: length often tells the kind of a row, and a step should see all kinds.
+    Each is sorted by length, so that the micro-batches it is cut into pad little. Rows are not
+    grouped by length: length often tells the kind of a row, and a step should see all kinds.
     """
     shuffled = random.Random(f"{seed}/{epoch}").sample(rows, len(rows))
     batches = [shuffled[cut : cut + batch_size] for cut in range(0, len(rows), batch_size)]

@@ -1,9 +1,9 @@
-"""Examples as token ids: chat template and tokenizer in, rows with marked labels and batches out.
+"""Encoding: examples as token ids, by chat template and tokenizer, with labels marked.
 
-A row begins with exactly the ids that `encode_prompt` gives at generation; the ids after them are
-its labels: the answer and what closes it. Labels are counted, never read from the ids, so that a
-padding id equal to the end id is harmless. Images and sounds become what the model's processor
-makes of them. This module knows nothing of models or virtual tokens.
+In: `Example`s; a tokenizer, or a processor for images and sounds. Out: `Row`s. A row begins with
+exactly the ids that `encode_prompt` gives at generation; the ids after them are its labels: the
+answer and what closes it. Labels are counted, never told by their ids, so that a padding id equal
+to the end id is harmless. Knows no model and no virtual tokens.
 """
 
 from collections.abc import Sequence
@@ -80,8 +80,7 @@ def encode_prompt(
 
     Text without a row template gets the special tokens that the tokenizer adds at the start of a
     text. A row template or a chat template gets exactly the special tokens that it spells out.
-    `is_closed`: text is a whole of its own, as an encoder reads it, and is closed as the tokenizer
-    closes a text.
+    `is_closed`: plain text also gets the end token that the tokenizer adds, as an encoder expects.
 
     Raises:
         InputError: messages, but neither a row template nor a chat template.
@@ -99,8 +98,8 @@ def encode_turns(
     """The ids of everything before the answer, and the images and sounds between them.
 
     Raises:
-        DataError: a file that cannot be read, or media that the processor cannot take, or none
-            that could.
+        DataError: a file that cannot be read, media that the processor cannot take, or no
+            processor.
     """
     if not media_parts.has_media(prompt):
         return encode_prompt(prompt, tokenizer, config), None
@@ -180,8 +179,8 @@ def encode_examples(
 ) -> tuple[list[Row], EncodingReport]:
     """Every example as a row, in the order given, and what became of them; see `encode`.
 
-    `are_pairs`: an encoder reads what is before the answer, and a decoder says the answer: both are
-    texts of their own, opened and closed as the tokenizer does.
+    `are_pairs`: what is before the answer is for an encoder and the answer for a decoder: each is
+    a text of its own, with the special tokens that the tokenizer adds.
     """
     rows, num_truncated = [], 0
     for example in examples:

@@ -1,9 +1,9 @@
-"""Rows of a data file as examples: what comes before an answer, and the answer.
+"""Examples: what comes before an answer, and the answer, from the rows of a data file.
 
 In: a path and the options that name its columns. Out: `Example`s, in the order of the file. Every
-problem is one `DataError` line that names file and line. This module knows nothing of tokenizers,
-token ids or torch; parts of a message that are not text pass through, but for their paths, which
-are told from the file's folder.
+problem is one `DataError` line that names file and line. Parts of a message that are not text pass
+through; relative paths in them start at the file's folder. Knows no tokenizer, no token ids and no
+torch.
 """
 
 import json
@@ -88,7 +88,7 @@ def as_example(
 
 
 def _beside(example: Example, folder: Path) -> Example:
-    """Return an example whose images and sounds are found from its file's folder on."""
+    """Return an example whose relative paths of images and sounds start at its file's folder."""
     if isinstance(example.prompt, str) or not media_parts.has_media(example.prompt):
         return example
     turns = tuple(
@@ -103,8 +103,8 @@ def _beside(example: Example, folder: Path) -> Example:
 def split_examples(
     examples: Sequence[Example], share: float, seed: int
 ) -> tuple[list[Example], list[Example]]:
-    """Set about `share` of the examples aside; identical prompts stay on the same side, and some of
-    every task in the rest.
+    """Set about `share` of the examples aside; identical prompts stay on the same side, and the
+    rest keeps some of every task.
 
     Returns:
         the larger rest and the examples set aside, each in the order given and neither empty.

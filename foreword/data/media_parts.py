@@ -1,8 +1,8 @@
-"""Parts of messages that are not text: images and sounds, on their way to a processor.
+"""Media loading: the images and sounds of messages, in memory for a processor.
 
-In: messages whose parts name a local file, or hold its bytes or what was read from it. Out: the
-same messages with pictures and waves in memory. Nothing is fetched over a network. Problems are
-`DataError`s that do not name the row: the caller does. Knows nothing of models.
+In: messages whose parts name a local file, or hold its bytes or its decoded content. Out: the same
+messages with images and waveforms in memory. Nothing is fetched over a network. Problems are
+`DataError`s that do not name the row: the caller does. Knows no model.
 """
 
 import base64
@@ -30,7 +30,7 @@ def first_media(messages: Sequence[Message]) -> str | None:
 
 
 def beside(part: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Return a part whose file is found from `folder` on, where its path is relative."""
+    """Return a part whose path, where it is relative, starts at `folder`."""
     if part.get("type") not in MEDIA:
         return part
     return {

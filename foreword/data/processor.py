@@ -1,7 +1,7 @@
-"""Conversations with images or sounds, through a model's own processor.
+"""Multimodal processor: conversations with images or sounds as text, or as ids and features.
 
 In: messages, and a processor of transformers. Out: their text, or their ids and what the processor
-made of the media. Knows nothing of answers or labels.
+made of the media. Knows no answers and no labels.
 """
 
 from collections.abc import Mapping, Sequence
@@ -60,7 +60,7 @@ def read(messages: Sequence[Message], processor: "ProcessorMixin") -> tuple[list
     except (ValueError, TypeError, KeyError, IndexError) as error:
         reason = str(error).partition("\n")[0]
         raise DataError(f"the processor cannot take the messages: {reason}") from error
-    # Token types follow from the ids, and are computed when these are read.
+    # Token types follow from the ids, and are computed from them for the forward pass.
     media = {
         name: value
         for name, value in found.items()
@@ -70,8 +70,8 @@ def read(messages: Sequence[Message], processor: "ProcessorMixin") -> tuple[list
 
 
 def render(messages: Sequence[Message], processor: "ProcessorMixin | None", is_open: bool) -> str:
-    """The processor's chat template's text of a conversation with images or sounds."""
-    assert processor is not None  # encoding has refused
+    """Return the text of a conversation by the chat template of the processor."""
+    assert processor is not None  # `encode_turns` has refused
     turns = [
         {**message, "content": [{"type": "text", "text": message["content"]}]}
         if isinstance(message.get("content"), str)

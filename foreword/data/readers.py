@@ -1,7 +1,7 @@
-"""A data file as rows: one reader for each kind of file.
+"""File readers: a data file as rows, one reader for each kind of file.
 
-In: a path. Out: for each row where it stands and its columns. Every problem is one `DataError`
-line that names file and line. Knows nothing of what the columns mean.
+In: a path. Out: each row's place in the file, and its columns. Every problem is one `DataError`
+line that names file and line. Does not know what the columns mean.
 """
 
 import codecs

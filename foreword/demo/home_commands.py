@@ -1,15 +1,11 @@
-"""The demo task: a spoken home command in, a structured call out, as rows for train and test.
+"""Demo data: spoken home commands with their structured calls, for training and test.
 
     set the kitchen brightness to 40 percent
     {"intent": "HassLightSet", "area": "kitchen", "brightness": 40}
 
-The English grammar of Home Assistant (package ``home-assistant-intents``) has the sentence
-templates. A row is one random wording of one template, filled from the lists below. Its call is
-what hassil, the product's own parser, recognises on the whole grammar; a row that is recognised as
-anything but what was put into it is dropped. A call has the slots that were spoken, under the
-parser's names: ``area`` is absent where the speaker names none, the room of the speaker is meant,
-and ``domain`` only tells lights from fans in HassTurnOn and HassTurnOff. This module knows nothing
-of models, tokens or chat formats.
+In: Home Assistant's English grammar (package ``home-assistant-intents``) and the lists below. Out:
+rows; each is a random wording of one sentence template, with the call that hassil, the product's
+own parser, recognises in the whole grammar. Knows no model, no tokens and no chat format.
 """
 
 import json
@@ -184,7 +180,12 @@ _TRIES = 20
 
 @dataclass(frozen=True)
 class Command:
-    """One row: what is said, the call as JSON text, and the template that the wording is from."""
+    """One row: what is said, the call as JSON text, and the template that the wording is from.
+
+    A call has the slots that were spoken, under the parser's names: `area` is absent where the
+    speaker's own room is meant, and `domain` only tells lights from fans in HassTurnOn and
+    HassTurnOff.
+    """
 
     text: str
     call: str
@@ -329,7 +330,7 @@ class _Grammar:
         self.templates = [t for intent in INTENTS for t in self._templates_of(intent)]
 
     def call(self, text: str, intents: Any = None) -> str | None:
-        """The call that hassil recognises, on the whole grammar unless told; None for no match."""
+        """The call that hassil recognises, in the whole grammar by default; None for no match."""
         result = self.hassil.recognize_best(
             text,
             intents or self._whole,
@@ -343,7 +344,7 @@ class _Grammar:
         return _call(result.intent.name, slots)
 
     def only(self, templates: Iterable[_Template]) -> Any:
-        """The grammar without every other template."""
+        """The grammar with these templates alone."""
         kept = {template.text for template in templates}
         intents: dict[str, Any] = {intent: {"data": []} for intent in self._blocks}
         for intent, blocks in self._blocks.items():
@@ -377,7 +378,7 @@ class _Grammar:
 
 
 def _narrow(text: str) -> str:
-    """A template that says less: no article where none is said, plurals that agree."""
+    """A narrower template: no article where people say none, plurals that agree."""
     preposition = "on" if "{floor}" in text else "in"
     for pattern, replacement in _SPOKEN_TEMPLATE:
         text = re.sub(pattern, replacement, text)
@@ -399,7 +400,7 @@ def _split(templates: list[_Template], rng: random.Random) -> tuple[list[_Templa
 
 
 class _Writer:
-    """Says random wordings of templates, none twice, and keeps those that hassil agrees on."""
+    """Writes random wordings of templates, none twice; drops those that hassil parses otherwise."""
 
     def __init__(self, grammar: _Grammar, rng: random.Random) -> None:
         self._grammar = grammar

@@ -1,8 +1,8 @@
-"""What `foreword doctor` finds: versions, a model's parts, fast against slow, what PEFT does.
+"""Diagnostics: what `foreword doctor` finds of versions, a model, fast against slow, and PEFT.
 
 In: a backbone, a prompt, a directory; for the versions nothing. Out: lists of `Finding`s, their
-JSON and an exit status. Nothing is printed, changed or downloaded, and no result is remembered.
-What needs a model is imported at first use: versions can be judged where transformers is not right.
+JSON and an exit status. Prints, changes and downloads nothing, and remembers no result. What needs
+a model is imported at first use: versions can be judged where transformers is not right.
 """
 
 from typing import TYPE_CHECKING

@@ -1,8 +1,8 @@
-"""A trial on a model with an encoder: the slow computation decodes behind a plain encoder output.
+"""Reference comparison with an encoder: the slow path decodes behind a plain encoder output.
 
-In: a backbone, a prompt. Out: what `Trial` says, for a row that is the encoder's: ids of text
-`[T]`, or, where the encoder hears or sees, numbers `[S, H]` that stand for its output, which no
-prompt changes. Written of transformers alone.
+In: a backbone, a prompt. Out: what `Trial` gives, for a row that the encoder takes: ids of text
+`[T]`, or, where the encoder takes audio or images, numbers `[S, H]` in place of its output, which
+no prompt changes. The slow path is written with transformers alone. Knows no findings.
 """
 
 import math
@@ -18,7 +18,7 @@ from foreword.doctor.trial import Distance, Trial
 from foreword.model.encoder_capabilities import EncoderCapabilities
 from foreword.prompt.soft_prompt import SoftPrompt
 
-NUM_SOUNDS = 16  # places of an encoder output that stands for a sound
+NUM_SOUNDS = 16  # positions of an encoder output that stands for a sound
 
 
 class EncoderTrial(Trial):
@@ -26,7 +26,7 @@ class EncoderTrial(Trial):
 
     @property
     def encoder(self) -> EncoderCapabilities:
-        """The encoder's facts."""
+        """The capabilities of the encoder."""
         assert self.backbone.capabilities.encoder is not None
         return self.backbone.capabilities.encoder
 
@@ -92,17 +92,17 @@ class EncoderTrial(Trial):
         """Return the logits `[N, V]` of decoded ids `[N]`, all of it computed anew."""
         model, prompt = self.backbone.model, self.prompt
         embeds = self.backbone.embed
-        is_read = prompt.form == "embeddings" and self.encoder.reads_text
+        is_encoded = prompt.form == "embeddings" and self.encoder.reads_text
         if not self.encoder.reads_text:
             hidden = row[None]
-        elif is_read:
+        elif is_encoded:
             text = embeds(row)
             whole = torch.cat([prompt.embeddings.to(text), text])[None]
             hidden = model.get_encoder()(inputs_embeds=whole).last_hidden_state
         else:
             hidden = model.get_encoder()(input_ids=row[None]).last_hidden_state
         output = BaseModelOutput(last_hidden_state=hidden)
-        if prompt.form == "embeddings" and not is_read:
+        if prompt.form == "embeddings" and not is_encoded:
             tokens = embeds(ids)
             whole = torch.cat([prompt.embeddings.to(tokens), tokens])[None]
             found = model(encoder_outputs=output, decoder_inputs_embeds=whole, use_cache=False)

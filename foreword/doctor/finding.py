@@ -1,4 +1,7 @@
-"""One finding of the doctor, and what a list of them amounts to. Knows no model and no version."""
+"""Finding: one result of the doctor, and the exit status of a list of them.
+
+In: names, statuses and details. Out: JSON and an exit status. Knows no model and no version.
+"""
 
 import json
 from collections.abc import Sequence

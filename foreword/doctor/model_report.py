@@ -1,4 +1,7 @@
-"""What was decided about a model, in words. In: a backbone. Out: findings. Runs one embedding."""
+"""Model report: what was decided about a model, in words.
+
+In: a backbone. Out: findings. Looks up a few embeddings and runs no forward pass. Knows no prompt.
+"""
 
 from collections import Counter
 
@@ -11,7 +14,7 @@ from foreword.model.capabilities import Capabilities
 
 
 def capabilities_findings(backbone: Backbone) -> list[Finding]:
-    """Return the facts that decide how a prefix reaches the model."""
+    """Return what decides how a prefix enters the model."""
     capabilities = backbone.capabilities
     return [
         _family(capabilities),
@@ -51,13 +54,13 @@ def _weights(backbone: Backbone) -> str:
 
 def _layers(capabilities: Capabilities) -> str:
     words = []
-    for reach, count in Counter(capabilities.attention_patterns).items():
-        if reach.size is None:
+    for pattern, count in Counter(capabilities.attention_patterns).items():
+        if pattern.size is None:
             words.append(f"{count} with full attention")
-        elif reach.name == "chunked_attention":
-            words.append(f"{count} with chunks of {reach.size} tokens")
+        elif pattern.name == "chunked_attention":
+            words.append(f"{count} with chunks of {pattern.size} tokens")
         else:
-            words.append(f"{count} that see {reach.size} tokens")
+            words.append(f"{count} that see {pattern.size} tokens")
     if count := sum(layer.num_recurrences > 0 for layer in capabilities.layers):
         words.append(f"{count} with recurrent states (padded rows are read one length at a time)")
     return f"{capabilities.num_layers}: {', '.join(words)}"
@@ -83,7 +86,7 @@ def _context(capabilities: Capabilities) -> str:
 
 
 def _media(capabilities: Capabilities) -> str:
-    """Say what is read beside text, and what that asks of positions and masks."""
+    """Say which media the model takes, and what they require of positions and masks."""
     words = [f"{one.name} in {', '.join(one.arguments)}" for one in capabilities.modalities]
     if capabilities.num_axes > 1:
         words.append(f"positions of {capabilities.num_axes} axes from the model's own index")

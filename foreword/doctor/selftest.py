@@ -1,6 +1,7 @@
-"""Whether fast equals slow on the user's own model: generation, batches, chunks, gradient, speed.
+"""Self-test: whether fast equals slow on the user's own model, and how fast it is.
 
-In: a backbone and a prompt. Out: findings. Whatever a check raises is what it finds.
+In: a backbone and a prompt. Out: findings on generation, batches, chunked prefill, the gradient and
+the speed. Whatever a check raises is its finding. Knows nothing of PEFT.
 """
 
 import time
@@ -25,8 +26,8 @@ def self_test(backbone: Backbone, prompt: SoftPrompt | None, *, num_new: int = 3
     """Compare cached generation with the slow obvious computation, and measure both.
 
     Args:
-        backbone: the model; its tokenizer, where it has one, reads a fixed sentence.
-        prompt: None: random virtual tokens at the scale of the model's embeddings.
+        backbone: the model; its tokenizer, where it has one, encodes a fixed sentence.
+        prompt: None is random virtual tokens at the scale of the model's embeddings.
         num_new: tokens to generate, fewer where the context is short.
 
     Raises:
@@ -58,7 +59,7 @@ def _finding(name: str, check: Callable[[], str]) -> Finding:
 
 
 class _Differs(Exception):
-    """A fast result is not the slow one."""
+    """The fast result differs from the slow one."""
 
 
 def _agreement(trial: Trial, rows: list[torch.Tensor], **options: Any) -> str:
@@ -94,7 +95,7 @@ def _size(trial: Trial) -> str:
 
 
 def _speed(trial: Trial) -> str:
-    """Measure one row both ways, in turn, and take each one's best round."""
+    """Measure one row both ways, in turn, and take the best round of each."""
     seconds: dict[str, list[float]] = {"cached": [], "uncached": []}
     for _ in range(NUM_ROUNDS):
         seconds["cached"].append(_seconds(lambda: trial.fast([trial.row])))

@@ -1,4 +1,4 @@
-"""What stock PEFT does with a prompt on the user's own model: right, silently wrong or an error.
+"""Stock PEFT: what it does with a prompt on the user's model: right, silently wrong or an error.
 
 In: a backbone and an adapter directory. Out: findings, none of them "wrong": they say what PEFT
 does, not whether foreword is in order. PEFT patches the model that it wraps, so it gets a copy of
@@ -108,7 +108,7 @@ def _assisted(trial: Trial, model: Any) -> Output:
 
 
 def _prompt_lookup(trial: Trial, model: Any) -> Output:
-    """Continue a row that occurs twice, its answer in between, so that there is much to propose."""
+    """Continue a row that repeats itself after its answer, so that lookup finds proposals."""
     own = trial.fast([trial.row]).sequences[0]
     row = torch.cat([own, trial.row])
     return _run(trial, model, [row], prompt_lookup_num_tokens=3)

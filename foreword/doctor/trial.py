@@ -1,8 +1,8 @@
-"""One prompt on one model, fast and slow, and how far the two lie apart.
+"""Reference comparison: one prompt on one model, fast and slow, and how far the two lie apart.
 
 In: a backbone, a prompt, rows of ids. Out: generations, and their distance from the slow
-computation, which is written here of transformers alone: one unpadded row, no cache between steps,
-everything computed again. Knows nothing of findings or of PEFT.
+computation, which is written here with transformers alone: one unpadded row, no cache between
+steps, everything computed again. Knows nothing of findings or of PEFT.
 """
 
 import math
@@ -26,9 +26,9 @@ class Distance:
     """How far a generation lies from the slow computation.
 
     Attributes:
-        error: of the worst step: standard deviation over the ids of what the logits differ by, as a
-            share of their own. A shift of all logits is none: the softmax does not see it.
-        num_same: tokens that are the slow computation's best, given those before.
+        error: of the worst step: the standard deviation of the logits' differences over the ids, as
+            a share of the logits' own. A shift of all logits counts as none, as in the softmax.
+        num_same: tokens that are the slow computation's best, given the tokens before.
         num_tokens: tokens generated.
     """
 
@@ -75,7 +75,7 @@ class Trial:
 
     @property
     def can_chunk(self) -> bool:
-        """Whether generation reads several tokens first, which can be cut into chunks."""
+        """Whether the prefill has several tokens, which can be cut into chunks."""
         return True
 
     def label_loss(self, prompt: SoftPrompt) -> Tensor:
@@ -132,7 +132,7 @@ def slow_logits(backbone: Backbone, prompt: SoftPrompt, ids: Tensor) -> Tensor:
     if prompt.form == "embeddings":
         text = model.get_input_embeddings()(ids)
         whole = torch.cat([prompt.embeddings.to(text), text])[None]
-        extra = _looked_up(backbone, num_virtual, ids)
+        extra = _per_layer_inputs(backbone, num_virtual, ids)
         output = model(inputs_embeds=whole, position_ids=positions, use_cache=False, **extra)
         return output.logits[0, num_virtual:]  # type: ignore[no-any-return]
     cache = DynamicCache()
@@ -148,7 +148,7 @@ def slow_logits(backbone: Backbone, prompt: SoftPrompt, ids: Tensor) -> Tensor:
     return output.logits[0]  # type: ignore[no-any-return]
 
 
-def _looked_up(backbone: Backbone, num_virtual: int, ids: Tensor) -> dict[str, Tensor]:
+def _per_layer_inputs(backbone: Backbone, num_virtual: int, ids: Tensor) -> dict[str, Tensor]:
     """Return what a model looks up by id beside its embeddings; virtual tokens share one id."""
     virtual_id = backbone.capabilities.virtual_id
     if virtual_id is None:

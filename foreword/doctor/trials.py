@@ -1,6 +1,7 @@
-"""The trials that the doctor makes: a fixed sentence, and a random prompt where none is given.
+"""Test inputs: a fixed sentence, and a random prompt where none is given.
 
-In: a backbone, a prompt or none. Out: a `Trial`, of a decoder or of a model with an encoder.
+In: a backbone, a prompt or none. Out: a `Trial`, of a decoder or of a model with an encoder. Knows
+nothing of findings.
 """
 
 import torch

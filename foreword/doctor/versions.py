@@ -1,8 +1,8 @@
-"""The versions that are installed, whether they fit together, and the failure that started it all.
+"""Version check: which releases are installed, whether they fit, and what is known of PEFT's.
 
-In: nothing, or version numbers. Out: findings. What is known of PEFT's releases is from its own
-issues, its wheels and measurements of 0.21.2 with transformers 5.23 (docs/contract.md). Loads no
-model.
+In: nothing, or version numbers. Out: findings, and the text on the KeyError that stock PEFT raises.
+What is known of PEFT's releases is from its own issues, its wheels and measurements of 0.21.2 with
+transformers 5.23 (docs/contract.md). Loads no model.
 """
 
 import platform
@@ -83,7 +83,7 @@ def judge_peft(peft_version: str | None, transformers_version: str) -> Finding:
 
 
 def _known_defect(peft: Version, transformers: Version) -> str | None:
-    """Name the defect of a pair whose cached generation is of no use, as PEFT's wheels show it."""
+    """Return the defect of a pair whose cached generation is useless, as PEFT's wheels show."""
     if transformers < Version("4.42") or peft >= Version("0.14"):
         return None
     if peft < Version("0.12"):

@@ -1,4 +1,4 @@
-"""The limits of the serving engine: rows, tokens, bytes, waiting requests."""
+"""Limits: how much the serving engine takes on at once, in requests, tokens and bytes."""
 
 from dataclasses import dataclass
 

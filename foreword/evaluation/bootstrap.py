@@ -1,8 +1,8 @@
-"""Scores with bootstrap intervals, and paired differences between them.
+"""Bootstrap: scores with intervals, and paired differences between them.
 
 In: outcomes and a metric. Out: a `Score`: the value, its interval, and the value of every resample.
-Resamples depend on the seed and the number of examples alone, so those of two subjects on the same
-examples draw the same examples: their difference is paired. Knows no model.
+Resamples depend on the seed and the number of examples alone, so two subjects on the same examples
+are resampled alike, and their difference is paired. Knows no model.
 """
 
 from collections.abc import Iterator, Sequence
@@ -28,7 +28,7 @@ class Score:
         low: end of the percentile bootstrap interval (Efron 1979); NaN for a single example.
         high: the other end.
         samples: the value on each resample, `[R]`.
-        num_examples: that the value is of.
+        num_examples: that the value is computed on.
     """
 
     value: float
@@ -39,18 +39,18 @@ class Score:
 
     @property
     def has_interval(self) -> bool:
-        """False for a single example, which says nothing about others."""
+        """False for a single example, which cannot be resampled."""
         return bool(np.isfinite(self.low) and np.isfinite(self.high))
 
     @property
     def excludes_zero(self) -> bool:
-        """Whether a difference is one beyond chance, at the interval's confidence."""
+        """Whether the interval of a difference lies wholly above or below zero."""
         return self.has_interval and not self.low <= 0 <= self.high
 
     def as_dict(self) -> dict[str, float | None]:
-        """Return value and interval as JSON takes them."""
-        ends = (self.low, self.high) if self.has_interval else (None, None)
-        return {"value": self.value, "low": ends[0], "high": ends[1]}
+        """Return value and interval, ready for JSON."""
+        low, high = (self.low, self.high) if self.has_interval else (None, None)
+        return {"value": self.value, "low": low, "high": high}
 
 
 def score(
@@ -70,7 +70,7 @@ def score(
 
 
 def difference(score: Score, first: Score, resampling: ResamplingConfig = _DEFAULTS) -> Score:
-    """Return how much a score is above the first one, paired: both of the same examples.
+    """Return the paired difference of a score from the first one, on the same examples.
 
     Raises:
         InputError: scores of other numbers of examples or resamples.
@@ -87,13 +87,13 @@ def difference(score: Score, first: Score, resampling: ResamplingConfig = _DEFAU
 
 def _draws(num_rows: int, resampling: ResamplingConfig) -> Iterator[Counts]:
     """Yield counts `[R, n]` of each resample's examples, in blocks of bounded size."""
-    chance = np.random.default_rng(resampling.seed)
+    rng = np.random.default_rng(resampling.seed)
     size = max(1, MAX_COUNTS // num_rows)
     starts = range(0, resampling.num_resamples, size)
     sizes = [min(size, resampling.num_resamples - start) for start in starts]
     even = np.full(num_rows, 1 / num_rows)
     for count in sizes:
-        yield chance.multinomial(num_rows, even, size=count)
+        yield rng.multinomial(num_rows, even, size=count)
 
 
 def _with_interval(

@@ -1,9 +1,9 @@
-"""Several prompts answering together: one batch holds each text once behind every prompt.
+"""Prompt ensembles: several prompts answer together, and one batch holds each text once per prompt.
 
 In: a backbone with a tokenizer, prompts, texts. Out: for each text one answer, in order. `vote`
 takes the answer that most prompts give; `averaged` decodes one answer from the mean of all prompts'
-probabilities, token by token. Lester et al. 2021 (arXiv:2104.08691), section 6. Prints nothing and
-reads no files.
+probabilities, token by token. Lester et al. 2021 (arXiv:2104.08691), section 6. Knows no files,
+and prints nothing.
 """
 
 import math
@@ -50,7 +50,7 @@ def vote(
 ) -> Iterator[Vote]:
     """Answer every text by majority; greedy unless `options` of `generate` say otherwise.
 
-    Each prompt reads a text as its own training encoded it; `batch_size` counts rows, so that a
+    Each prompt gets a text as its own training encoded it; `batch_size` counts rows, so that a
     batch holds `batch_size // len(prompts)` texts, one at least.
 
     Raises:
@@ -61,9 +61,7 @@ def vote(
 
 
 def majority(answers: Sequence[Answer]) -> Vote:
-    """Return what most of several prompts' answers to one text are; white space around them does
-    not count.
-    """
+    """Return the majority of answers to one text; white space around them does not count."""
     counts = Counter(answer.text.strip() for answer in answers)
     best = max(answers, key=lambda answer: counts[answer.text.strip()])  # the first of equals
     return Vote(best, counts[best.text.strip()] / len(answers), tuple(answers))
@@ -118,14 +116,14 @@ def _batches(
     size = max(1, batch_size // len(prompts))
     for start in range(0, len(texts), size):
         part = texts[start : start + size]
-        groups: dict[tuple[int, ...], list[int]] = {}  # a row ends where its own prompt's rows do
+        groups: dict[tuple[int, ...], list[int]] = {}  # by the ids at which answers end
         for index, prompt in enumerate(prompts):
-            ends = chat.end_tokens(backbone, part[0], chat.encoding_of(prompt))
-            groups.setdefault(tuple(ends), []).append(index)
+            stop_ids = chat.end_tokens(backbone, part[0], chat.encoding_of(prompt))
+            groups.setdefault(tuple(stop_ids), []).append(index)
         found: dict[int, list[Answer]] = {}
-        for ends_of_all, indices in groups.items():
+        for group_stop_ids, indices in groups.items():
             together = [prompts[index] for index in indices]
-            rows = _answers(backbone, together, part, list(ends_of_all), max_new_tokens, options)
+            rows = _answers(backbone, together, part, list(group_stop_ids), max_new_tokens, options)
             found |= {index: rows[place :: len(indices)] for place, index in enumerate(indices)}
         yield list(zip(*(found[index] for index in range(len(prompts))), strict=True))
 
@@ -134,7 +132,7 @@ def _answers(
     backbone: Backbone,
     prompts: Sequence[SoftPrompt | Prefix],
     texts: Sequence[Text],
-    ends: list[int],
+    stop_ids: list[int],
     max_new_tokens: int,
     options: dict[str, Any],
 ) -> list[Answer]:
@@ -143,13 +141,13 @@ def _answers(
     rows = [chat.encode_row(backbone, text, config) for text in texts for config in configs]
     prefixes = [backbone.compile(prompt) for prompt in prompts] * len(texts)
     found = chat.answer_rows(
-        backbone, prefixes, rows, ends, max_new_tokens=max_new_tokens, **options
+        backbone, prefixes, rows, stop_ids, max_new_tokens=max_new_tokens, **options
     )
     return list(found)
 
 
 class _Mean(LogitsProcessor):
-    """Give all rows of a text the logarithm of their mean probabilities."""
+    """Replace the scores of a text's rows by the logarithm of their mean probabilities."""
 
     def __init__(self, num_prompts: int) -> None:
         self.num_prompts = num_prompts

@@ -1,5 +1,4 @@
-"""What a prompt is worth: its answers on held-out examples, beside the bare model and an
-instruction.
+"""Evaluation: a prompt's answers on held-out examples, beside the bare model and an instruction.
 
 In: a backbone, subjects to compare, examples. Out: for each subject its answers and scores with
 intervals. Draws no table and writes no file.
@@ -81,7 +80,7 @@ class Evaluation:
 
     Attributes:
         scores: by the name of the metric.
-        answers: in the order of the examples; none where no metric reads answers.
+        answers: in the order of the examples; none where no metric needs them.
         outcomes: in the order of the examples.
         seconds: for all examples.
     """
@@ -109,7 +108,7 @@ def evaluate(
     on_answer: Callable[[], Any] | None = None,
     **options: Any,
 ) -> Evaluation:
-    """Answer every example greedily, score the labels, and sum both up.
+    """Answer every example greedily, compute the loss of its labels, and score both.
 
     Args:
         config: batches and lengths; its metrics and limit are the caller's business.
@@ -165,11 +164,12 @@ def voted(
     metrics: Sequence[Metric],
     resampling: ResamplingConfig = _RESAMPLING,
 ) -> Evaluation:
-    """Let the subjects of several results on the same examples vote on each answer; a vote has no
-    probabilities, so only metrics of answers score it.
+    """Let the subjects of several results on the same examples vote on each answer.
+
+    A vote has no probabilities, so only metrics of answers score it.
 
     Raises:
-        InputError: no metric reads answers.
+        InputError: no metric needs answers.
     """
     check_vote(metrics)
     votes = map(ensembles.majority, zip(*(result.answers for result in results), strict=True))
@@ -186,7 +186,7 @@ def voted(
 
 
 def check_vote(metrics: Sequence[Metric]) -> None:
-    """Refuse a vote where no metric reads answers: then none are given.
+    """Refuse a vote where no metric needs answers: none are generated then.
 
     Raises:
         InputError: there is none.
@@ -199,10 +199,11 @@ def check_vote(metrics: Sequence[Metric]) -> None:
 
 
 def read_as(backbone: Backbone, subject: Subject, prompt: Text) -> Any:
-    """Return an example's prompt as the subject reads it.
+    """Return an example's prompt in the form that the subject is given.
 
-    A soft prompt reads what it was trained on. The bare model and an instruction get a chat turn
-    where the tokenizer has a chat template, else plain text with the instruction before it.
+    Behind a soft prompt it is as in the rows of its training. The bare model and an instruction get
+    a chat turn where the tokenizer has a chat template, else plain text with the instruction before
+    it.
     """
     is_trained = subject.is_trained and subject.instruction is None
     if is_trained or subject.config.row_template:
@@ -217,7 +218,7 @@ def read_as(backbone: Backbone, subject: Subject, prompt: Text) -> Any:
 
 
 def _rows(backbone: Backbone, subject: Subject, asked: Sequence[Example]) -> list[Row]:
-    """Encode examples whole: what training left out of long rows is no answer's business."""
+    """Encode examples without cutting them, also where the training cut long rows."""
     if backbone.tokenizer is None:
         raise InputError("text needs a tokenizer; give the backbone one")
     config = replace(subject.config, max_length=None, truncate=False)
@@ -243,7 +244,7 @@ def room(backbone: Backbone, prompt: SoftPrompt | Prefix | None) -> int:
     """Return how many real tokens fit behind a prompt."""
     num_virtual = prompt.num_virtual_tokens if prompt is not None else 0
     if backbone.reads_apart or backbone.capabilities.context_length is None:
-        return NO_LIMIT  # apart, texts and answers each have a room of their own
+        return NO_LIMIT  # an encoder and its decoder each have a context of their own
     return backbone.capabilities.context_length - num_virtual
 
 
@@ -253,7 +254,7 @@ def label_losses(
     rows: Sequence[Row],
     config: EvalConfig = _DEFAULTS,
 ) -> list[tuple[float, int]]:
-    """Return for each row the loss of its labels together, in nats, and their number."""
+    """Return for each row the summed loss of its labels, in nats, and their number."""
     return mixed_losses(backbone, (prompt,), rows, config)
 
 
@@ -263,7 +264,7 @@ def mixed_losses(
     rows: Sequence[Row],
     config: EvalConfig = _DEFAULTS,
 ) -> list[tuple[float, int]]:
-    """Return the same of the mean, over prompts, of each label's probability."""
+    """Return the same for the mean of the prompts' probabilities of each label."""
     order = sorted(range(len(rows)), key=lambda index: len(rows[index].input_ids))
     found: dict[int, tuple[float, int]] = {}
     for start in range(0, len(rows), config.batch_size):

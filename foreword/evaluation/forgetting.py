@@ -1,7 +1,7 @@
-"""What a prompt does to text that has nothing to do with its task.
+"""Forgetting: what a prompt does to text that has nothing to do with its task.
 
 In: a backbone, a prompt, a text. Out: the mean loss of the text's tokens without the prompt and
-behind it, and the paired change. Draws no table and reads no file but the text that comes along.
+behind it, and the paired change. Draws no table, and reads no file but the text that comes along.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ from foreword.evaluation.metrics import METRICS, Outcome
 from foreword.prompt.prefix import Prefix
 from foreword.prompt.soft_prompt import SoftPrompt
 
-WINDOW = 128  # tokens of unrelated text that are read at once
+WINDOW = 128  # tokens of unrelated text in one row
 _DEFAULTS = EvalConfig()
 _RESAMPLING = ResamplingConfig()
 
@@ -53,8 +53,8 @@ def forgetting(
 ) -> Forgetting:
     """Measure what a prompt does to text that has nothing to do with its task.
 
-    The text is read in windows of at most 128 tokens, each after what the tokenizer puts before a
-    text; a window's first token of text is not scored.
+    The text is cut into windows of at most 128 tokens, each behind the start ids of the tokenizer;
+    a window's first token of text is not scored.
 
     Raises:
         InputError: less than two tokens of text. UnsupportedError: an encoder-decoder, which

@@ -1,9 +1,8 @@
-"""What a prompt looks like from outside: nearest vocabulary, norms, likeness, attention received.
+"""Prompt inspection: nearest vocabulary tokens, norms, similarity, attention received.
 
-In: a prompt, and for all but likeness and the norms of states its backbone. Out: small numbers to
-read. Distances are taken where the prompt lives: embeddings beside the table as the model computes
-it, keys and values layer by layer. A key/value prompt has no token space, and is refused where one
-is needed.
+In: a prompt, and its backbone for all but similarity and the norms of states. Out: small numbers.
+Embeddings are compared with the embedding table as the model computes it, keys and values layer by
+layer. A key/value prompt has no token space, and is refused where one is needed. Draws nothing.
 """
 
 from collections.abc import Sequence
@@ -105,8 +104,9 @@ def token_norms(backbone: Backbone, prompt: SoftPrompt) -> TokenNorms:
 
 @dataclass(frozen=True)
 class LayerNorms:
-    """Mean norms of what one layer keeps: of a token's keys and values, of all heads together, and
-    of a recurrent state as a whole; None where it keeps none.
+    """Mean norms of one layer's state; None where it keeps none.
+
+    Of a token's keys and values the norm is over all heads, of a recurrent state over the whole.
     """
 
     keys: float | None
@@ -128,7 +128,7 @@ def layer_norms(states: States) -> list[LayerNorms]:
 def similarity(first: SoftPrompt | Prefix, second: SoftPrompt | Prefix) -> Tensor:
     """Return the cosine of every pair of virtual tokens, `[P first, P second]`.
 
-    Of keys and values it is the mean over layers, of keys and of values.
+    For key/value prompts it is the mean over the keys and the values of all layers.
 
     Raises:
         MismatchError: prompts of different forms or bases. UnsupportedError: recurrent states
@@ -144,7 +144,7 @@ def similarity(first: SoftPrompt | Prefix, second: SoftPrompt | Prefix) -> Tenso
     if shapes[0] != shapes[1]:
         raise MismatchError(
             "the prompts are of different forms or bases: "
-            f"{_said(first)} beside {_said(second)}; compile both with one backbone (--model)"
+            f"{_form_of(first)} beside {_form_of(second)}; compile both with one backbone (--model)"
         )
     cosines = [
         torch.nn.functional.normalize(a, dim=1) @ torch.nn.functional.normalize(b, dim=1).T
@@ -159,20 +159,22 @@ def attention_received(
     """Return the attention that each token of an input pays to each virtual token.
 
     Returns:
-        `[L, T, P]`, the mean over heads; L are the layers that attend. What is missing to 1 goes
-        to real tokens, or to a sink of the model's own.
+        `[L, T, P]`, the mean over heads; L are the layers that attend. The rest up to 1 goes to
+        real tokens, or to a sink of the model's own.
 
     Raises:
         UnsupportedError: no layer attends, or the attention is computed without its weights.
     """
-    facts = backbone.capabilities
+    capabilities = backbone.capabilities
     if backbone.reads_apart:
-        raise UnsupportedError(f"{facts.model_type}: attention is shown of decoders alone")
-    if not facts.attention_patterns:
-        raise UnsupportedError(f"{facts.model_type} has no attention to show: its layers recur")
-    if facts.attention != "eager":
+        raise UnsupportedError(f"{capabilities.model_type}: attention is shown of decoders alone")
+    if not capabilities.attention_patterns:
         raise UnsupportedError(
-            f"{facts.attention} attention gives no weights; load the model with "
+            f"{capabilities.model_type} has no attention to show: its layers recur"
+        )
+    if capabilities.attention != "eager":
+        raise UnsupportedError(
+            f"{capabilities.attention} attention gives no weights; load the model with "
             "attn_implementation='eager'"
         )
     output = backbone.generate(
@@ -186,13 +188,13 @@ def attention_received(
     )
     layers = [weights for weights in (output.attentions or [[]])[0] if weights is not None]
     if not layers:
-        raise UnsupportedError(f"{facts.model_type} returns no attention weights")
+        raise UnsupportedError(f"{capabilities.model_type} returns no attention weights")
     num_virtual = prompt.num_virtual_tokens
     return torch.stack([w[0, :, :, :num_virtual].float().mean(0).cpu() for w in layers])
 
 
 def _embeddings(backbone: Backbone, prompt: SoftPrompt) -> Tensor:
-    """Return the virtual tokens `[P, H]` beside which the table can be laid."""
+    """Return the virtual tokens `[P, H]`, to compare with the embedding table."""
     if prompt.form != "embeddings":
         raise InputError("a key/value prompt has no token space: it is a state, not embeddings")
     backbone.compile(prompt)  # refuses a wrong base by name
@@ -201,7 +203,7 @@ def _embeddings(backbone: Backbone, prompt: SoftPrompt) -> Tensor:
 
 
 def _by_token(tensor: Tensor) -> Tensor:
-    """Lay keys or values `[N, P, D]` out as `[P, N * D]`."""
+    """Return keys or values `[N, P, D]` as `[P, N * D]`."""
     return tensor.detach().float().transpose(0, 1).flatten(1)
 
 
@@ -212,7 +214,7 @@ def _sides(prompt: SoftPrompt | Prefix) -> list[Tensor]:
     return [_by_token(t).cpu() for layer in states for t in attention_part(layer)]
 
 
-def _said(prompt: SoftPrompt | Prefix) -> str:
+def _form_of(prompt: SoftPrompt | Prefix) -> str:
     form = prompt.form if isinstance(prompt, SoftPrompt) else "key_values"
     widths = sorted({tensor.shape[1] for tensor in _sides(prompt)})
     return f"{form} of width {', '.join(map(str, widths))}"

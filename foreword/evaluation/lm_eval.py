@@ -1,8 +1,9 @@
-"""Prompts as a model of lm-evaluation-harness, registered there as "foreword".
+"""lm-evaluation-harness: prompts as a model of it, registered there as "foreword".
 
 In: the harness's requests, texts. Out: log-likelihoods and generations, each request behind the
-soft prompt. Scores of the bare model are those of the harness's own "hf". Needs the extra
-`lm-eval`; importing this module registers the model, since the harness looks for none by itself.
+soft prompt. The bare model scores as the harness's own "hf" does. Needs the extra `lm-eval`;
+importing this module registers the model, since the harness looks for none by itself. Knows no
+task.
 """
 
 import logging
@@ -33,7 +34,7 @@ except ImportError as error:
 
 log = logging.getLogger("foreword")
 AS_IS = EncodingConfig(row_template="{prompt}")  # no special tokens but those that are spelled out
-CONTEXT = 1 << 30  # of a model whose configuration is silent
+CONTEXT = 1 << 30  # of a model whose configuration names none
 SAMPLING = ("temperature", "top_p", "top_k", "min_p", "typical_p")
 
 Scored = tuple[tuple[str, str], list[int], list[int]]
@@ -116,18 +117,18 @@ class ForewordLM(TemplateLM):
 
     @property
     def eot_token_id(self) -> int:
-        """The end of a text."""
+        """The id that ends a text."""
         return int(self.tokenizer.eos_token_id)
 
     @property
     def prefix_token_id(self) -> int:
-        """What stands before a text without context."""
+        """The id that stands before a text without context."""
         start = self.tokenizer.bos_token_id
         return self.eot_token_id if start is None else int(start)
 
     @property
     def tokenizer_name(self) -> str:
-        """What the harness's cache of requests tells tokenizers apart by."""
+        """The tokenizer's name in the harness's cache of requests."""
         return str(self.backbone.name).replace("/", "__")
 
     def apply_chat_template(
@@ -255,11 +256,11 @@ class ForewordLM(TemplateLM):
         if not options["do_sample"]:
             options = {name: value for name, value in options.items() if name not in SAMPLING}
         rows = [Row(tuple(self._context(context, num_new)), 1, "request") for context in contexts]
-        ends = self._ends(contexts[0], stops)
+        stop_ids = self._stop_ids(contexts[0], stops)
         if stops:
             options["stopping_criteria"] = StoppingCriteriaList([_Until(self.tokenizer, stops)])
         answers = chat.answer_rows(
-            self.backbone, self.prefix, rows, ends, max_new_tokens=num_new, **options
+            self.backbone, self.prefix, rows, stop_ids, max_new_tokens=num_new, **options
         )
         for answer in answers:
             text = answer.text
@@ -267,7 +268,7 @@ class ForewordLM(TemplateLM):
                 text = text.split(stop)[0]
             yield text
 
-    def _ends(self, context: str, stops: list[str]) -> list[int]:
+    def _stop_ids(self, context: str, stops: list[str]) -> list[int]:
         """Return the ids that end a generation, stop strings that are special tokens included."""
         config = self.config or EncodingConfig()
         asked = self._asked(context) if self.config else context

@@ -1,4 +1,4 @@
-"""What an answer is worth: metrics of answers beside what was expected, and which of them fit.
+"""Metrics: scores of answers against what was expected, and which of them fit the data.
 
 In: for each example what was expected, what was answered, and the loss of its labels. Out: for each
 resample of the examples a score. A metric takes all resamples at once, as counts `[R, n]` of how
@@ -35,7 +35,7 @@ MIN_LONG_WORDS = 8  # answers longer than this, in the median, are compared by o
 
 @dataclass(frozen=True)
 class Outcome:
-    """One example and what became of it.
+    """One example and the model's answer to it.
 
     Attributes:
         expected: the answer of the data.
@@ -61,7 +61,7 @@ class Metric:
             wrong.
         is_share: whether it lies between 0 and 1, to be shown in percent.
         is_better_low: whether less is better.
-        needs_loss: whether it reads the loss, and not the answer.
+        needs_loss: whether it needs the loss, and not the answer.
     """
 
     name: str
@@ -74,7 +74,7 @@ class Metric:
 
 @dataclass(frozen=True)
 class MetricChoice:
-    """Metrics, and in words why these."""
+    """Metrics, and the reason why these were chosen."""
 
     metrics: tuple[Metric, ...]
     reason: str
@@ -122,12 +122,18 @@ def same_json(answer: str, expected: str) -> bool:
 
 
 def read_json(text: str) -> Any:
-    """Return what a JSON text means in a list of one, or None where it is no JSON: not even by the
-    numbers that Python adds, or with one name twice. Fractions are exact.
+    """Return the value of a JSON text in a list of one; None where it is not JSON.
+
+    NaN and infinity, which Python accepts, and repeated names are not JSON. Fractions are exact.
     """
     try:
         return [
-            json.loads(text, parse_float=Decimal, parse_constant=_refused, object_pairs_hook=_once)
+            json.loads(
+                text,
+                parse_float=Decimal,
+                parse_constant=_refuse_constant,
+                object_pairs_hook=_with_unique_names,
+            )
         ]
     except (ValueError, ArithmeticError, RecursionError):
         return None
@@ -146,7 +152,7 @@ def rouge_l(answer: str, expected: str) -> float:
 
 
 def _same(one: Any, other: Any) -> bool:
-    """Whether two values are the same to JSON: 1 is 1.0, and true, to Python 1, is not."""
+    """Whether two values are the same in JSON: 1 is 1.0; true is not 1, though it is in Python."""
     if isinstance(one, dict) and isinstance(other, dict):
         return one.keys() == other.keys() and all(_same(one[key], other[key]) for key in one)
     if isinstance(one, list) and isinstance(other, list):
@@ -154,18 +160,18 @@ def _same(one: Any, other: Any) -> bool:
     return isinstance(one, bool) == isinstance(other, bool) and bool(one == other)
 
 
-def _refused(constant: str) -> Any:
+def _refuse_constant(constant: str) -> Any:
     raise ValueError(f"{constant} is no JSON")
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _with_unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found := dict(pairs)) < len(pairs):
         raise ValueError("a name is there twice")
     return found
 
 
-class _Words:
-    """Words of any script; the library's own knows only Latin letters without accents."""
+class _WordTokenizer:
+    """Splits text of any script; the library's own knows only Latin letters without accents."""
 
     def tokenize(self, text: str) -> list[str]:
         """Return the words of a text."""
@@ -175,7 +181,7 @@ class _Words:
 @functools.cache
 def _rouge_scorer() -> Any:
     scorer = _extra("rouge_score.rouge_scorer", "rouge_l")
-    return scorer.RougeScorer(["rougeL"], tokenizer=_Words())
+    return scorer.RougeScorer(["rougeL"], tokenizer=_WordTokenizer())
 
 
 def _mean_loss(outcomes: Sequence[Outcome], counts: Counts) -> Scores:
@@ -187,15 +193,15 @@ def _mean_loss(outcomes: Sequence[Outcome], counts: Counts) -> Scores:
 def _macro_f1(outcomes: Sequence[Outcome], counts: Counts) -> Scores:
     """Average F1 over the classes of the expected answers; any other answer is just wrong.
 
-    A class that a resample does not hold and that nothing was taken for is left out of its average.
+    A class that a resample neither expects nor answers is left out of its average.
     """
     expected = np.array([label_of(outcome.expected) for outcome in outcomes])
     answered = np.array([label_of(outcome.answer) for outcome in outcomes])
     total, num_classes = np.zeros(len(counts)), np.zeros(len(counts))
     for name in np.unique(expected):
-        of_class, taken_for = expected == name, answered == name
-        hits = counts @ (of_class & taken_for)
-        size = counts @ (of_class.astype(np.int64) + taken_for)
+        is_expected, is_answered = expected == name, answered == name
+        hits = counts @ (is_expected & is_answered)
+        size = counts @ (is_expected.astype(np.int64) + is_answered)
         total += 2 * hits / np.maximum(size, 1)
         num_classes += size > 0
     return np.asarray(total / num_classes)

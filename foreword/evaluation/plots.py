@@ -1,17 +1,20 @@
-"""Pictures of what was measured, as PNG files.
+"""Plots: scores with their intervals, panels of numbers, the curves of a run, as PNG files.
 
 In: numbers. Out: a file. Needs the extra `plots` (matplotlib), which is imported when a picture is
-drawn; knows no model and computes nothing.
+drawn; knows no model.
 """
 
 import importlib
 import importlib.util
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from foreword.errors import DependencyError, InputError, StorageError
+from foreword.prompt.history import History
+from foreword.storage import replacing, storage_errors
 
 if TYPE_CHECKING:
     from foreword.evaluation.evaluation import Evaluation
@@ -41,14 +44,23 @@ class Lines:
 Panel = Map | Lines
 
 
+def check_matplotlib() -> None:
+    """Refuse pictures where they cannot be drawn.
+
+    Raises:
+        DependencyError: the extra `plots` is not installed.
+    """
+    if importlib.util.find_spec("matplotlib") is None:
+        raise DependencyError("pictures need an extra: pip install 'foreword[plots]'")
+
+
 def check(path: str) -> None:
     """Refuse a picture that could not be drawn, before the work that it shows.
 
     Raises:
         DependencyError: the extra `plots` is not installed. InputError: no PNG file's name.
     """
-    if importlib.util.find_spec("matplotlib") is None:
-        raise DependencyError("pictures need an extra: pip install 'foreword[plots]'")
+    check_matplotlib()
     if Path(path).suffix.lower() != ".png":
         raise InputError(f"expected the name of a .png file, got {path!r}")
     if not Path(path).absolute().parent.is_dir():
@@ -57,7 +69,8 @@ def check(path: str) -> None:
 
 def draw_scores(path: str, results: "Sequence[Evaluation]", metrics: "Sequence[Metric]") -> None:
     """Draw a panel for each metric: a bar for each subject with its interval."""
-    figure = _figure(path, (1.5 + 3.2 * len(metrics), 1.2 + 0.45 * len(results)))
+    check(path)
+    figure = _figure((1.5 + 3.2 * len(metrics), 1.2 + 0.45 * len(results)))
     names = [result.subject.name for result in results]
     colors = [COLORS[not result.subject.is_trained] for result in results]
     panels = figure.subplots(1, len(metrics), sharey=True, squeeze=False)[0]
@@ -80,7 +93,8 @@ def draw_scores(path: str, results: "Sequence[Evaluation]", metrics: "Sequence[M
 
 def draw_panels(path: str, panels: Sequence[Panel]) -> None:
     """Draw panels one under another."""
-    figure = _figure(path, (8, 3.2 * len(panels)))
+    check(path)
+    figure = _figure((8, 3.2 * len(panels)))
     parts = figure.subplots(len(panels), 1, squeeze=False)[:, 0]
     for part, panel in zip(parts, panels, strict=True):
         part.set_title(panel.title)
@@ -97,8 +111,49 @@ def draw_panels(path: str, panels: Sequence[Panel]) -> None:
     _save(figure, path)
 
 
-def _figure(path: str, size: tuple[float, float]) -> Any:
-    check(path)
+def draw_history(history: History, path: Path) -> None:
+    """Draw loss, validation and learning rate over the steps of a run.
+
+    Raises:
+        DependencyError: matplotlib is not installed. StorageError: it cannot be written.
+    """
+    steps = range(1, len(history.losses) + 1)
+    figure = _figure((8, 5))
+    losses, rates = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
+    losses.plot(steps, history.losses, color="tab:blue", alpha=0.3, label="training")
+    losses.plot(steps, _smoothed(history.losses), color="tab:blue", label="training, smoothed")
+    if history.validations:
+        _draw_validations(losses, history)
+    losses.set_ylabel("loss, nats per label")
+    losses.legend()
+    rates.plot(steps, history.rates, color="tab:gray")
+    rates.set_ylabel("learning rate")
+    rates.set_xlabel("optimizer step")
+    with storage_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as file:
+            figure.savefig(file, format="png", dpi=120)
+
+
+def _draw_validations(axes: Any, history: History) -> None:
+    validated, losses, _ = zip(*history.validations, strict=True)
+    axes.plot(validated, losses, color="tab:orange", marker="o", label="validation")
+    best = min(range(len(losses)), key=losses.__getitem__)
+    axes.plot(validated[best], losses[best], "*", color="tab:red", ms=14, label="best, kept")
+
+
+def _smoothed(values: Sequence[float], share: float = 0.1) -> list[float]:
+    """Return exponential means, unbiased at the start: each value weighs `share` of the mean."""
+    found, total, weight = [], 0.0, 0.0
+    for value in values:
+        total = (1 - share) * total + share * value
+        weight = (1 - share) * weight + share
+        found.append(total / weight if weight else math.nan)
+    return found
+
+
+def _figure(size: tuple[float, float]) -> Any:
+    check_matplotlib()
     # A figure of its own, without pyplot: no window, no state that threads share.
     return importlib.import_module("matplotlib.figure").Figure(figsize=size, layout="constrained")
 

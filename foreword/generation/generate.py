@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from foreword.errors import InputError, UnsupportedError
-from foreword.generation.model_view import view
+from foreword.generation.model_view import decoder_view
 from foreword.generation.padding import align_right, infer_mask, reorder, restore
 from foreword.model import checks, media, prefixed_cache
 from foreword.model.capabilities import Capabilities
@@ -77,7 +77,7 @@ def generate(
         reading = _read(
             model, capabilities, batch, input_ids, None, (num_cached, seen), found, cache
         )
-        alone = view(model, capabilities, batch, reading=reading)
+        alone = decoder_view(model, capabilities, batch, reading=reading)
         return alone.generate(input_ids=input_ids, **kwargs)
     order = align_right(attention_mask, inputs.shape[0], inputs.shape[1], num_cached)
     num_old = attention_mask.shape[1] - order.shape[1]
@@ -96,7 +96,7 @@ def generate(
     # The given tokens end where the mask ends; embeddings are no history.
     num_given = input_ids.shape[1] if input_ids is not None else 0
     kept = aligned[:, aligned.shape[1] - num_given :].bool()
-    padded = view(model, capabilities, batch, kept, reading)
+    padded = decoder_view(model, capabilities, batch, kept, reading)
     output = padded.generate(input_ids=input_ids, attention_mask=aligned, **kwargs)
     return output if given is None else restore(output, given)
 

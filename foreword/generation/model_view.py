@@ -1,9 +1,10 @@
-"""A view of a model: an object of a subclass of its class that generates behind prefixes.
+"""Views of a model: objects of subclasses of its class that generate behind prefixes.
 
 In: a model, a batch of prefixes. Out: an object that shares the model's weights and has its own
 state, so that the model is never patched and threads do not meet. It translates each forward pass
 of transformers' `generate`: real tokens to positions after the prefix, the two-dimensional mask to
-masks by position, padded rows of recurrent models to passes of one length. Knows ids only, no text.
+masks by position, padded rows of recurrent models to passes of one length; with an encoder, the
+decoder's self-attention starts with what stands before each row's tokens. Knows ids only, no text.
 """
 
 import functools
@@ -14,7 +15,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationMixin, LogitsProcessorList
+from transformers import (
+    DynamicCache,
+    EncoderDecoderCache,
+    GenerationMixin,
+    LogitsProcessorList,
+)
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from foreword import compat
@@ -22,6 +28,7 @@ from foreword.errors import InputError, UnsupportedError
 from foreword.generation import padding
 from foreword.model import checks, prefixed_cache, recurrent
 from foreword.model.capabilities import Capabilities
+from foreword.model.encoder_decoder import EncoderDecoder
 from foreword.model.forward import model_inputs, read_pass
 from foreword.model.media import Reading
 from foreword.prompt.prefix import PrefixBatch
@@ -39,8 +46,8 @@ HOOKS = (
 )
 
 
-class _View(GenerationMixin):
-    """What a view overrides of its model; see `view`."""
+class DecoderView(GenerationMixin):
+    """What a view overrides of a decoder alone; see `decoder_view`."""
 
     _model: Any
     _capabilities: Capabilities
@@ -234,43 +241,154 @@ def _say_slower(model: Any, capabilities: Capabilities) -> None:
     )
 
 
+class DecoderCache(EncoderDecoderCache):
+    """A cache of real tokens, as `generate` sees it, over `model_cache`, as the model sees it."""
+
+    def __init__(self, model_cache: EncoderDecoderCache, batch: PrefixBatch) -> None:
+        super().__init__(model_cache.self_attention_cache, model_cache.cross_attention_cache)
+        self.model_cache, self.batch = model_cache, batch
+
+    @property
+    def is_compileable(self) -> bool:
+        """False: `generate` hands the two-dimensional mask on."""
+        return False
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Return the number of real tokens."""
+        return max(int(super().get_seq_length(layer_idx)) - self.batch.num_slots, 0)
+
+
+class EncoderDecoderView(GenerationMixin):
+    """What a view overrides of a model with an encoder; see `encoder_decoder_view`."""
+
+    _model: Any
+    _passes: EncoderDecoder
+    _batch: PrefixBatch
+
+    def forward(self, **inputs: Any) -> Any:
+        """Run the model on real tokens, behind what stands before each row's."""
+        cache = inputs.pop("past_key_values", None)
+        mask = inputs.pop("decoder_attention_mask", None)
+        inputs.pop("decoder_position_ids", None)  # recomputed from the mask
+        keep = inputs.pop("use_cache", None) is not False and cache is not None
+        tokens, passes = inputs["decoder_input_ids"], self._passes
+        if inputs.get("encoder_outputs") is None:  # as where whisper detects a language
+            inputs["encoder_outputs"] = (passes.perceive(inputs),)
+        if mask is not None:
+            passes.check_padding(mask)
+        if cache is not None:
+            batch, model_cache = cache.batch, cache.model_cache
+        else:
+            batch = self._started(inputs["encoder_outputs"][0])
+            model_cache = passes.one_pass_cache(batch)
+        num_cached = cache.get_seq_length() if cache is not None else 0
+        placed = passes.placed(batch, model_cache, tokens, mask, num_cached)
+        for name in ("attention_mask", "position_ids"):
+            if name in placed:
+                placed[f"decoder_{name}"] = placed.pop(name)
+        output = self._model(**inputs, **placed)
+        output.past_key_values = cache if keep else None
+        return output
+
+    def _started(self, hidden: Tensor, copies: int = 1) -> PrefixBatch:
+        """Return the states before each row of an encoder output `[rows * copies, S, H]`."""
+        hidden, batch = hidden[::copies], self._batch
+        if is_single(batch):  # whisper leaves out rows that are finished
+            batch = PrefixBatch(batch.prefixes[:1] * len(hidden))
+        read = self._passes.started(batch.expanded(len(hidden)), hidden)
+        return read.expanded(len(hidden) * copies)
+
+    def _prepare_cache_for_generation(
+        self,
+        generation_config: Any,
+        model_kwargs: dict[str, Any],
+        generation_mode: Any,
+        batch_size: int,
+        max_cache_length: int,
+    ) -> None:
+        """Make the cache asked for and start it with what stands before each row's tokens."""
+        capabilities, kind = self._passes.capabilities, generation_config.cache_implementation
+        if kind not in (None, "dynamic", "static"):
+            raise UnsupportedError(
+                f"generate(cache_implementation={kind!r}): it holds no prefix beside an encoder; "
+                "use the dynamic or static cache"
+            )
+        checks.check_length(capabilities, max_cache_length + 1, self._batch.num_slots)
+        super()._prepare_cache_for_generation(
+            generation_config, model_kwargs, generation_mode, batch_size, max_cache_length
+        )
+        cache = model_kwargs.get("past_key_values")
+        if cache is None:
+            return
+        # transformers makes some with as many layers as the encoder has.
+        own = cache.self_attention_cache
+        own.layers = (own.layers * capabilities.num_layers)[: capabilities.num_layers]
+        cache = EncoderDecoderCache(own, DynamicCache())
+        copies = max(generation_config.num_beams or 1, generation_config.num_return_sequences or 1)
+        batch = self._started(model_kwargs["encoder_outputs"][0], copies)
+        prefixed_cache.fill(own, batch, capabilities, max_cache_length)
+        model_kwargs["past_key_values"] = DecoderCache(cache, batch)
+
+    def _validate_model_kwargs(self, model_kwargs: dict[str, Any]) -> None:
+        """Name arguments that the model does not take, as transformers does, in one line."""
+        try:
+            super()._validate_model_kwargs(model_kwargs)
+        except ValueError as error:
+            raise InputError(" ".join(str(error).split())) from None
+
+
+def is_single(batch: PrefixBatch) -> bool:
+    """Whether all rows stand behind one prompt, or behind none."""
+    return all(prefix is batch.prefixes[0] for prefix in batch.prefixes)
+
+
 @functools.cache
-def _view_class(model_class: Any) -> Any:
+def _view_class(model_class: Any, base: Any) -> Any:
     """Return the subclass of a model's class that views are of; its signature stays the model's."""
     forward = functools.wraps(model_class.forward)(
-        lambda self, **inputs: _View.forward(self, **inputs)
+        lambda self, **inputs: base.forward(self, **inputs)
     )
     # By their names, transformers would call the cache of some classes otherwise.
     name = model_class.__name__.replace("Mamba", "Recurrent")
-    return type(name, (_View, model_class), {"forward": forward})
+    return type(name, (base, model_class), {"forward": forward})
 
 
-def view(
+def decoder_view(
     model: Any,
     capabilities: Capabilities,
     batch: PrefixBatch,
     kept: Tensor | None = None,
     reading: Reading | None = None,
 ) -> Any:
-    """Return an object that generates like `model`, each row behind its prefix; it shares the
-    weights.
+    """Return an object that generates like a decoder alone, each row behind its prefix; it shares
+    the weights.
     """
-    result = twin(model, _view_class(model.__class__))
-    # Through the dictionary: a module set as an attribute would be registered as a submodule.
-    result.__dict__.update(
+    return _view(
+        model,
+        DecoderView,
         _model=model,
         _capabilities=capabilities,
         _batch=batch,
         _kept=kept,
         _reading=reading,
     )
-    return result
 
 
-def twin(model: Any, view_class: Any) -> Any:
-    """Return an object of another class with a model's state and none of its hooks."""
-    result: Any = object.__new__(view_class)
+def encoder_decoder_view(passes: EncoderDecoder, batch: PrefixBatch) -> Any:
+    """Return an object that generates like a model with an encoder, behind what stands before each
+    row's decoded tokens; it shares the weights.
+    """
+    return _view(
+        passes.model, EncoderDecoderView, _model=passes.model, _passes=passes, _batch=batch
+    )
+
+
+def _view(model: Any, base: Any, **own: Any) -> Any:
+    """Return an object of a subclass of a model's class, with its state and none of its hooks."""
+    result: Any = object.__new__(_view_class(model.__class__, base))
+    # Through the dictionary: a module set as an attribute would be registered as a submodule.
     result.__dict__.update(model.__dict__)
     result.__dict__.pop("forward", None)
     result.__dict__.update({name: OrderedDict() for name in HOOKS if name in model.__dict__})
+    result.__dict__.update(own)
     return result

@@ -1,8 +1,8 @@
-"""A checkpoint → model, tokenizer and processor, without running any code out of its directory.
+"""Checkpoint loading: model, tokenizer and processor, without running the checkpoint's code.
 
 In: a directory or a Hub id. Out: what transformers' own classes load of it. Some checkpoints name a
 type of their own for a class that transformers has (Kimi-K2 is DeepseekV3ForCausalLM); these are
-loaded as that class. Anything else is refused with what is missing. Knows nothing of prompts.
+loaded as that class. Anything else is refused with what is missing. Knows no prompt.
 """
 
 from typing import Any
@@ -27,7 +27,7 @@ from foreword.loading.gguf import first_line
 def load(
     source: str, name: str, revision: str | None, tokenizer: Any, options: dict[str, Any]
 ) -> Any:
-    """Load a model, its tokenizer, and its processor where it reads more than text.
+    """Load a model, its tokenizer, and its processor where it takes more than text.
 
     Args:
         source: a directory or a Hub id.
@@ -69,7 +69,7 @@ def model_class(config: Any) -> Any:
         return AutoModelForSpeechSeq2Seq if hears else AutoModelForSeq2SeqLM
     text, whole = AutoModelForCausalLM._model_mapping, AutoModelForMultimodalLM._model_mapping
     kind = type(config)
-    # Some families name the same class twice, and others a class that reads text alone.
+    # Some families name the same class twice, and others a class that takes text alone.
     is_text = kind not in whole or (kind in text and text[kind] is not whole[kind])
     return AutoModelForCausalLM if is_text else AutoModelForMultimodalLM
 
@@ -109,6 +109,7 @@ def _missing(described: dict[str, Any], name: str) -> str:
     return (
         f"{name}: transformers {transformers.__version__} has no model of type "
         f"{described.get('model_type')!r} ({classes}), and code out of a model's directory "
-        "is never run; use a release that has it, or, if you trust that code, load model and tokenizer "
-        "yourself and give them to Backbone(model, tokenizer), where the model has to prove itself"
+        "is never run; use a release that has it, or, if you trust that code, load model and "
+        "tokenizer yourself and give them to Backbone(model, tokenizer), where the model has to "
+        "prove itself"
     )

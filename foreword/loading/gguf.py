@@ -1,8 +1,8 @@
-"""A GGUF file → a float32 checkpoint with the tokenizer that the model was trained with.
+"""GGUF conversion: a GGUF file as a float32 checkpoint with the model's own tokenizer.
 
 In: a file. Out: a directory that transformers loads like any other, or a refusal where the result
 would not be the same model: an unknown pre-tokenizer, rotary scaling that transformers drops,
-missing weights. Knows neither names of models nor the cache folder.
+missing weights. Knows no model names and no cache folder.
 """
 
 import io
@@ -159,15 +159,15 @@ def _load_tokenizer(gguf: Path, header: _Header) -> Any:
         backend = _without_invented_tokens(built.backend_tokenizer, header)
         adds_bos = built.add_bos_token
     ids = {name: header.of_tokenizer(f"{key}_token_id") for name, key in _SPECIAL_TOKENS.items()}
-    facts = {name: backend.id_to_token(id) for name, id in ids.items() if id is not None}
-    facts["chat_template"] = header.fields.get("tokenizer.chat_template")
-    facts["model_max_length"] = header.of_family("context_length")
+    settings = {name: backend.id_to_token(id) for name, id in ids.items() if id is not None}
+    settings["chat_template"] = header.fields.get("tokenizer.chat_template")
+    settings["model_max_length"] = header.of_family("context_length")
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
         add_bos_token=adds_bos,
         add_eos_token=bool(header.of_tokenizer("add_eos_token")),
         clean_up_tokenization_spaces=False,
-        **{name: fact for name, fact in facts.items() if fact is not None},
+        **{name: value for name, value in settings.items() if value is not None},
     )
 
 
@@ -260,8 +260,8 @@ _LLAMA3 = (
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
-# Only what was compared with the original tokenizer. "default" stands for none in particular: it
-# is what a converter writes that does not recognise the tokenizer.
+# Only what was compared with the original tokenizer. "default" is missing: a converter writes it
+# where it does not recognise the tokenizer.
 _SPLITS = {
     "gpt-2": _Split(),
     "smollm": _Split(is_digits_apart=True),

@@ -1,10 +1,10 @@
-"""A model's name → a local directory, or a Hub id, that transformers loads in about a second.
+"""Model resolution: a model's name as a local directory or a Hub id, for transformers to load.
 
 In: what a user types: `smollm2-135m` (the embedded model), a GGUF file, a directory or a Hub id.
 Out: a path or an id for `from_pretrained`. A GGUF file is converted once, into the cache folder
 (`$FOREWORD_CACHE`, else `$XDG_CACHE_HOME/foreword`, else `~/.cache/foreword`), and is refused
-where the result would not be the same model. This module knows nothing of prompts and prints
-nothing; it imports torch and transformers only where it converts.
+where the result would not be the same model. Knows no prompt and prints nothing; imports torch and
+transformers only where it converts.
 """
 
 import errno
@@ -246,9 +246,9 @@ def _remembered_sha256(path: Path, stamp: list[int], progress: ProgressCallback 
     digest = _sha256(path)
     with storage_errors(record, NOTHING_KEPT):
         record.parent.mkdir(parents=True, exist_ok=True)
-        facts = {"file": str(path.resolve()), "stamp": stamp, "sha256": digest}
+        entry = {"file": str(path.resolve()), "stamp": stamp, "sha256": digest}
         with replacing(record) as new:
-            new.write_text(json.dumps(facts))
+            new.write_text(json.dumps(entry))
     return digest
 
 

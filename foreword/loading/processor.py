@@ -1,8 +1,8 @@
-"""The processor of a checkpoint: what turns messages with images or sounds into a model's inputs.
+"""Processor loading: a checkpoint's processor for messages with images or sounds.
 
 In: a directory or Hub id, and the model's configuration. Out: transformers' own processor, or None
-with a warning. Where torchvision is missing, a processor that would read videos too is made without
-its part for videos: foreword reads none. Knows nothing of prompts.
+with a warning. Without torchvision, a processor that also takes videos is made without its part for
+videos: foreword takes none. Knows no prompt.
 """
 
 import warnings

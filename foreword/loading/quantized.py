@@ -1,8 +1,8 @@
-"""What a quantized base needs before a prompt can be trained on it.
+"""Quantized bases: what a quantized model needs before a prompt can be trained on it.
 
-In: a frozen transformers model. Out: the same model, whose values are what they were and whose
-gradient is alive, and what became of its size. Knows the libraries' own marks on modules, and
-imports none of them: a model that carries the mark brings its library.
+In: a frozen transformers model. Out: the same model with the same values, through which a gradient
+passes, and its size before and after. Knows the marks that quantization libraries leave on modules,
+but imports none of them: a model that carries a mark brings its library. Knows no prompt.
 """
 
 import logging
@@ -51,7 +51,7 @@ def prepare(model: Any) -> Quantization | None:
             f"{loaded:,}",
             f"{used:,}",
         )
-    straight = sum(_let_pass(module) for module in model.modules())
+    straight = sum(_round_straight_through(module) for module in model.modules())
     for module in model.modules():
         _keep_unpacked(module)
     return Quantization(str(getattr(method, "value", method)), loaded, used, straight)
@@ -64,13 +64,13 @@ def num_bytes(model: Module) -> int:
 
 
 def _unpack(model: Any) -> None:
-    """Run a whole model once where its library unpacks the weights in a hook of that."""
+    """Run the model once where its library unpacks the weights in a hook of the first run."""
     if hasattr(model, "ct_decompress_hook"):
         with torch.no_grad():
             model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=model.device))
 
 
-def _let_pass(module: Any) -> bool:
+def _round_straight_through(module: Any) -> bool:
     """Round a module's input as compressed-tensors does, with the gradient of the identity.
 
     Its own rounding stops the gradient. The straight-through estimator: Bengio et al. 2013,

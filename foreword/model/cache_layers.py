@@ -1,4 +1,4 @@
-"""The layers of caches that start from a prefix, on transformers' own layer classes.
+"""KV cache layers: transformers' own layer classes, starting from a prefix.
 
 In: a layer's state with a row for each of the batch, and the kind of layer that the caller asked
 for. Out: a layer of that kind whose first slots hold the virtual tokens. Every layer keeps its full
@@ -75,8 +75,8 @@ class GrowingLayer(DynamicLayer):
 
 
 class SharedLayer(DynamicLayer):
-    """A layer that stores nothing: every update sees the prefix and the new tokens, and carries
-    gradient.
+    """A layer that appends nothing to its prefix: every update returns the prefix and the new
+    tokens, with gradient.
     """
 
     def __init__(self, keys: Tensor, values: Tensor, **kwargs: Any) -> None:
@@ -95,28 +95,28 @@ class SharedLayer(DynamicLayer):
 
 
 class ReadOnceLayer(DynamicLayer):
-    """A layer for one pass without a prefix: it shows what it is given, and keeps it the first
-    time. A layer of the model that is computed again finds it unchanged.
+    """A layer for one pass without a prefix: it returns what it is given, and keeps it the first
+    time only. Gradient checkpointing, which runs the model's layer again, finds it unchanged.
     """
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self._is_read = False
+        self._is_filled = False
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
         """Return `[B, N, T, D]` as they are."""
-        if not self._is_read:
+        if not self._is_filled:
             self.dtype, self.device = key_states.dtype, key_states.device
             self.keys, self.values = key_states, value_states
-            self.is_initialized = self._is_read = True
+            self.is_initialized = self._is_filled = True
         return key_states, value_states
 
 
 class PassingLayer(DynamicLayer):
-    """A layer for one pass that keeps nothing: every update sees the prefix, if there is one, and
-    what it is given.
+    """A layer for one pass that keeps nothing: every update returns the prefix, if there is one,
+    and what it is given.
     """
 
     def __init__(self, virtual: LayerState, **kwargs: Any) -> None:
@@ -139,10 +139,10 @@ class PassingLayer(DynamicLayer):
 class RecurrentStates:
     """What recurrent layers keep, on top of transformers' own layer of such states.
 
-    transformers copies a new state into the old one's memory. Here it takes its place: under
-    autograd the old one may still be needed, and rows that share a prefix share its memory. In a
-    layer for one pass it is laid aside: a layer of the model that is computed again finds the old
-    one.
+    transformers copies a new state into the old one's memory. Here the new tensor replaces the old
+    one: autograd may still need that, and rows that share a prefix share its memory. In a layer for
+    one pass the new state is laid aside: gradient checkpointing, which runs the model's layer
+    again, finds the old one.
     """
 
     is_read_once = False
@@ -306,7 +306,7 @@ def state_of(layer: Any) -> LayerState:
 
 
 def _parts(kind: LayerKind, state: LayerState) -> tuple[LayerState, LayerState]:
-    """Part a batched state into keys and values, and recurrent states."""
+    """Split a batched state into keys and values, and recurrent states."""
     count = 2 if kind.reach is not None else 0
     return state[:count], state[count:]
 

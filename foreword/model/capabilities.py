@@ -1,8 +1,8 @@
-"""What a model is, read off its own configuration and cache layers: never off a list of names.
+"""Model capabilities: what a model is, by its configuration and cache layers, not its name.
 
 In: a transformers model. Out: `Capabilities`, or an `UnsupportedError` that names what stands in
-the way. The layouts and caches are chosen from these facts alone, so a new family made of known
-parts needs no change here.
+the way. Masks and caches are chosen from these alone, so a new family made of known parts needs no
+change here. Knows no prompt.
 """
 
 import inspect
@@ -75,12 +75,12 @@ class LayerKind:
 
 @dataclass(frozen=True)
 class Modality:
-    """One kind of media that a model reads in place of its placeholder tokens.
+    """One kind of media that a model takes in place of its placeholder tokens.
 
     Attributes:
         name: "image" or "audio".
         token_id: the id of a placeholder.
-        features: the argument that holds what is read, a row for each image or window of sound.
+        features: the argument that holds the features, a row for each image or window of sound.
         grid: the argument that holds each image's patches in time, height and width; the features
             then have one row for each patch.
         others: more arguments with one row for each image or window.
@@ -100,12 +100,12 @@ class Modality:
 
 @dataclass(frozen=True)
 class Capabilities:
-    """The facts that decide how a prefix reaches a model.
+    """What decides how a prefix reaches a model.
 
     Attributes:
         model_type: transformers' name of the family.
         layers: what each layer that keeps a state keeps. Layers without keys of their own may
-            follow them; these read the keys of an earlier one.
+            follow them; these use the keys of an earlier one.
         hidden_size: H.
         vocab_size: V.
         context_length: positions the model was made for, or None when its configuration is silent.
@@ -119,12 +119,12 @@ class Capabilities:
         slot_scale: slots from which on queries are scaled by their slot, not their position, or
             None.
         cache_argument: what the model's forward pass calls its cache.
-        modalities: what the model reads beside text.
+        modalities: what the model takes beside text.
         types: the argument that tells placeholders from text, token by token, or None.
         num_axes: A, the axes of a rotary position: 1, or those of the model's own rope index.
         has_image_blocks: whether the tokens of one image attend to each other in both directions.
-        encoder: the encoder whose output the decoder attends to, if there is one. All other facts
-            are the decoder's.
+        encoder: the encoder whose output the decoder attends to, if there is one. All other
+            attributes are the decoder's.
     """
 
     model_type: str
@@ -173,7 +173,7 @@ class Capabilities:
 
 
 def inspect_model(model: Any) -> Capabilities:
-    """Read a model's capabilities.
+    """Return a model's capabilities.
 
     Raises:
         UnsupportedError: the model has a part that foreword cannot make exact, named.
@@ -286,7 +286,7 @@ def _with_encoder(model: Any, config: Any, name: str) -> Capabilities:
 
 
 def _layers(model: Any, config: Any, name: str) -> tuple[LayerKind, ...]:
-    """Read off the model's own cache layers what each keeps."""
+    """Return what each layer keeps, by the model's own cache layers."""
     layers = list(DynamicCache(config=config).layers)
     while layers and isinstance(layers[-1], SHARED_LAYER):
         layers.pop()
@@ -302,10 +302,10 @@ def _layers(model: Any, config: Any, name: str) -> tuple[LayerKind, ...]:
                 f"{name}: its recurrent layers drop what they read before in this release of "
                 "transformers; upgrade it"
             )
-    attention_patterns = _reaches(model, config, name, layers)
+    patterns = _attention_patterns(model, config, name, layers)
     return tuple(
-        LayerKind(reach if isinstance(layer, DynamicLayer) else None, _num_recurrences(layer))
-        for layer, reach in zip(layers, attention_patterns, strict=True)
+        LayerKind(pattern if isinstance(layer, DynamicLayer) else None, _num_recurrences(layer))
+        for layer, pattern in zip(layers, patterns, strict=True)
     )
 
 
@@ -313,27 +313,29 @@ def _num_recurrences(layer: Any) -> int:
     return int(layer.number_of_states) if isinstance(layer, RECURRENT_LAYER) else 0
 
 
-def _reaches(model: Any, config: Any, name: str, layers: list[Any]) -> list[AttentionPattern]:
+def _attention_patterns(
+    model: Any, config: Any, name: str, layers: list[Any]
+) -> list[AttentionPattern]:
     types = getattr(config, "layer_types", None) or [None] * len(layers)
     has_window = getattr(config, "sliding_window", None) is not None
     # Some configurations carry a window that the family's code never looks at.
     can_chunk, can_slide = (_code_says(model, word) for word in ("chunked", "sliding_window"))
-    attention_patterns = []
+    patterns = []
     for layer, kind in zip(layers, types, strict=False):
         size = getattr(layer, "sliding_window", None)
         is_chunked = kind == "chunked_attention" or (kind is None and not has_window)
         if size is None or not (can_chunk if is_chunked else can_slide):
-            attention_patterns.append(AttentionPattern("full_attention"))
+            patterns.append(AttentionPattern("full_attention"))
         else:
-            attention_patterns.append(
+            patterns.append(
                 AttentionPattern("chunked_attention" if is_chunked else "sliding_attention", size)
             )
-    sizes = {reach.size for reach in attention_patterns} - {None}
+    sizes = {pattern.size for pattern in patterns} - {None}
     if len(sizes) > 1:
         raise UnsupportedError(
             f"{name}: windows or chunks of several sizes ({sizes}); use a model with one"
         )
-    return attention_patterns
+    return patterns
 
 
 def _code_says(model: Any, word: str) -> bool:

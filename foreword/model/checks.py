@@ -1,7 +1,7 @@
-"""What a call may ask for: its ids, mask, cache, length and options, checked before anything runs.
+"""Argument checks: ids, mask, cache, length and options, before anything runs.
 
-In: the arguments of `generate` and `logits`. Out: nothing, or one line that says what is wrong and
-what to use instead. Knows nothing of prompts.
+In: the arguments of `generate` and `logits`. Out: nothing, or an error whose one line says what is
+wrong and what to use instead. Knows no prompt.
 """
 
 from collections.abc import Mapping
@@ -69,7 +69,7 @@ def check_mask(attention_mask: Any, num_rows: int, num_tokens: int, num_cached: 
 
 
 def check_cache(cache: Any) -> None:
-    """Refuse what is no decoder's cache."""
+    """Refuse a cache that is not a decoder's."""
     if cache is not None and (
         not isinstance(cache, Cache) or isinstance(cache, EncoderDecoderCache)
     ):
@@ -129,10 +129,10 @@ def refuse_options(kwargs: dict[str, Any], default_config: Any) -> None:
 
 
 def num_rows(given: Mapping[str, Any]) -> int:
-    """Return the rows of what an encoder-decoder model is given, whichever of it is there.
+    """Return the number of rows that an encoder-decoder model is given, by the first that has any.
 
     Raises:
-        InputError: nothing that has rows.
+        InputError: nothing has rows.
     """
     for value in given.values():
         first = value[0] if isinstance(value, tuple | Mapping) and len(value) else value

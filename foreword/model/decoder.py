@@ -1,7 +1,7 @@
-"""The passes of a decoder that stands alone, each row behind its own prefix.
+"""Decoder-only forward passes: each row behind its own prefix.
 
 In: a batch of prefixes, ids, what a processor made of images or sounds. Out: last hidden states, or
-the state that an embedding prompt leaves. Applies no head, checks no ids and does not generate.
+each layer's state after an embedding prompt. Applies no head and does not generate.
 """
 
 from collections.abc import Mapping
@@ -29,7 +29,7 @@ from foreword.prompt.states import States
 
 @dataclass(frozen=True, eq=False)
 class Decoder:
-    """One model's passes.
+    """The forward passes of one decoder-only model.
 
     Attributes:
         model: a transformers model without an encoder, frozen.
@@ -69,11 +69,11 @@ class Decoder:
         return self.prefill_with_hidden(embeddings)[0]
 
     def start(self, embeddings: Tensor) -> States:
-        """Return the state after an embedding prompt `[P, H]`, which no row changes."""
+        """Return the state after an embedding prompt `[P, H]`, the same for every row."""
         return self.prefill(embeddings)
 
     def can_defer(self, prompt: SoftPrompt, batch: Batch) -> bool:
-        """False: a pass of rows starts from states."""
+        """False: rows always start from states."""
         return False
 
     def prefill_with_hidden(self, embeddings: Tensor) -> tuple[States, Tensor]:
@@ -92,7 +92,7 @@ class Decoder:
             looked_up = self.module.embed_tokens_per_layer(ids)
             num_layers = self.module.config.num_hidden_layers
             tokens["per_layer_inputs"] = looked_up.unflatten(-1, (num_layers, -1))
-        hidden = self._decode(no_prefixes(1), cache, None, None, **tokens)
+        hidden = self._forward(no_prefixes(1), cache, None, None, **tokens)
         layers = tuple(
             tuple(tensor[0] for tensor in cache_layers.state_of(layer)) for layer in cache.layers
         )
@@ -121,7 +121,7 @@ class Decoder:
             InputError: more tokens than the model has positions for, or media that does not fit the
                 placeholders. UnsupportedError: an argument that the model does not take.
         """
-        assert input_ids is not None, "a decoder that stands alone reads ids"
+        assert input_ids is not None, "a decoder-only model takes ids"
         input_ids = input_ids.to(self.model.device)
         media, others = split_media(self.capabilities, given)
         if others:
@@ -136,9 +136,9 @@ class Decoder:
             self.capabilities, longest, batch.num_slots, is_cached=batch.num_slots > 0
         )
         if self.capabilities.is_recurrent:
-            return self._decode_shifted(batch, cache, attention_mask, input_ids, media)
+            return self._forward_shifted(batch, cache, attention_mask, input_ids, media)
         reading = self._read_media(batch, attention_mask, input_ids, media)
-        return self._decode(batch, cache, attention_mask, reading, input_ids=input_ids)
+        return self._forward(batch, cache, attention_mask, reading, input_ids=input_ids)
 
     def label_states(self, prefixes: PrefixBatch, batch: Batch) -> LabelStates:
         """Return the hidden states before the labels of a padded batch."""
@@ -158,7 +158,7 @@ class Decoder:
         turn = Turn(input_ids, attention_mask, 0, 0, batch.num_virtual, None)
         return forward.read_media(self.model, self.capabilities, turn, media)
 
-    def _decode_shifted(
+    def _forward_shifted(
         self,
         batch: PrefixBatch,
         cache: Cache,
@@ -166,8 +166,8 @@ class Decoder:
         input_ids: Tensor,
         media: Mapping[str, Tensor],
     ) -> Tensor:
-        """Run one pass whose padding stands behind each row, where recurrent layers cannot see it
-        in time; return `[B, T, H]` in the order given.
+        """Run one pass with each row's padding moved behind its tokens, where it changes none of
+        their states; return `[B, T, H]` in the order given.
         """
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         order = recurrent.shift_left(mask.to(input_ids.device))
@@ -175,11 +175,11 @@ class Decoder:
         # A pass of a single token writes into the states, which a gradient may still need.
         ids, mask = (torch.nn.functional.pad(t, (0, ids.shape[1] == 1)) for t in (ids, mask))
         reading = self._read_media(batch, mask, ids, media)
-        hidden = self._decode(batch, cache, mask, reading, input_ids=ids)
+        hidden = self._forward(batch, cache, mask, reading, input_ids=ids)
         back = order.argsort(dim=1)[..., None].expand(-1, -1, hidden.shape[-1])
         return hidden.gather(1, back)
 
-    def _decode(
+    def _forward(
         self,
         batch: PrefixBatch,
         cache: Cache,
@@ -187,7 +187,7 @@ class Decoder:
         reading: Reading | None,
         **tokens: Tensor,
     ) -> Tensor:
-        """Run one pass over tokens and return `[B, T, H]`."""
+        """Run one forward pass over tokens and return `[B, T, H]`."""
         given = tokens["input_ids"] if "input_ids" in tokens else tokens["inputs_embeds"]
         placed = forward.model_inputs(
             self.capabilities, batch, cache, given, attention_mask, 0, self.model.dtype, reading

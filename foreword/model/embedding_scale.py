@@ -1,6 +1,7 @@
-"""The embedding scale: what a model multiplies the embeddings of ids by, and not given ones.
+"""Embedding scale: the factor that a model applies to the embeddings of ids, not to given ones.
 
-In: a transformers model. Out: a number, measured by running the model on a few ids.
+In: a transformers model. Out: a number, measured by running the model on a few ids. Knows no
+prompt.
 """
 
 from collections.abc import Callable
@@ -13,21 +14,21 @@ from foreword.model.capabilities import Capabilities
 
 
 def applied_scale(
-    scale: float | None, read_ids: Callable[[], Tensor], read_scaled: Callable[[float], Tensor]
+    scale: float | None, run_ids: Callable[[], Tensor], run_scaled: Callable[[float], Tensor]
 ) -> float:
-    """Return whether a model applies the scale that its configuration names to ids alone: the
-    scale, or 1 where it applies it to given embeddings, too.
+    """Return the scale that a model applies to the embeddings of ids alone: the one that its
+    configuration names, or 1 where the model applies that to given embeddings, too.
 
     Args:
         scale: as the configuration names it, if it does.
-        read_ids: hidden states of some ids.
-        read_scaled: those of the ids' embeddings, times a number.
+        run_ids: returns the hidden states of some ids.
+        run_scaled: returns those of the ids' embeddings, times a number.
     """
     if scale in (None, 1):
         return 1.0
     assert scale is not None
     with torch.no_grad():
-        expected, plain, scaled = read_ids(), read_scaled(1.0), read_scaled(float(scale))
+        expected, plain, scaled = run_ids(), run_scaled(1.0), run_scaled(float(scale))
     is_plain = (plain - expected).norm() <= (scaled - expected).norm()
     return 1.0 if is_plain else float(scale)
 
@@ -37,12 +38,12 @@ def decoder_scale(model: Any, capabilities: Capabilities) -> float:
     decoder = getattr(model, capabilities.decoder)
     ids = torch.arange(4, device=model.device)[None]  # several: that of padding may be zeros
 
-    def read(**tokens: Tensor) -> Tensor:
+    def run(**tokens: Tensor) -> Tensor:
         hidden: Tensor = decoder(**tokens, use_cache=False).last_hidden_state
         return hidden
 
     return applied_scale(
         getattr(decoder.config, "embedding_multiplier", None),
-        lambda: read(input_ids=ids),
-        lambda by: read(inputs_embeds=model.get_input_embeddings()(ids) * by),
+        lambda: run(input_ids=ids),
+        lambda by: run(inputs_embeds=model.get_input_embeddings()(ids) * by),
     )

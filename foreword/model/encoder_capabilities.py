@@ -1,8 +1,8 @@
-"""What stands before a decoder that attends to an encoder's output, read off the model.
+"""Encoder capabilities: what an encoder-decoder model is, by its configuration and signature.
 
 In: a transformers encoder-decoder model. Out: `EncoderCapabilities`, which say where an embedding
-prompt stands: before the encoder's text, or, where it hears or sees, before the decoder's tokens.
-Knows no prompt.
+prompt stands: before the encoder's text, or, where the encoder takes sounds or images, before the
+decoder's tokens. Knows no prompt.
 """
 
 import inspect
@@ -17,16 +17,16 @@ Placing = Literal["told", "distance", "counted"]
 
 @dataclass(frozen=True)
 class EncoderCapabilities:
-    """The facts of an encoder, and of how its decoder is placed.
+    """What an encoder is, and how its decoder places tokens.
 
     Attributes:
-        input_name: what the encoder's input is called; "input_ids" where it reads text.
+        input_name: what the encoder's input is called; "input_ids" where it takes text.
         placing: how the decoder learns the positions of its tokens.
         context_length: tokens of text that the encoder can place, or None where there is no limit.
         start_id: the id that begins every decoded sequence.
         num_layers: of the decoder.
         decoder_length: tokens that the decoder can place, or None where there is no limit.
-        head_input: the attribute of the model whose output its head reads.
+        head_input: the attribute of the model whose output its head takes.
     """
 
     input_name: str
@@ -44,7 +44,7 @@ class EncoderCapabilities:
 
 
 def inspect_encoder(model: Any) -> EncoderCapabilities:
-    """Read the facts of an encoder-decoder model.
+    """Return the encoder capabilities of an encoder-decoder model.
 
     Raises:
         UnsupportedError: it is not laid out as one configuration for an encoder and its decoder.

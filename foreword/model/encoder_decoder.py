@@ -1,10 +1,10 @@
-"""How prompts reach a model whose decoder attends to an encoder's output.
+"""Encoder-decoder forward passes: each row with its own prompt.
 
 In: a batch of prefixes, the encoder's input, the decoder's ids. Out: hidden states of the decoder.
-An embedding prompt stands before the encoder's text, and every row reads it with its own text,
-which an encoder reads in both directions. Where the encoder hears or sees, it stands before the
-decoder's tokens, and every row reads it behind its own encoder output. Keys and values are the
-start of the decoder's self-attention. Knows no text and does not generate.
+An embedding prompt runs with every row: before the encoder's text, because the encoder attends in
+both directions; or, where the encoder takes sounds or images, before the decoder's tokens, behind
+the row's encoder output. Keys and values are the start of the decoder's self-attention. Knows no
+text and does not generate.
 """
 
 import copy
@@ -61,16 +61,16 @@ class EncoderDecoder:
         return DeferredPrompt(embeddings)
 
     def can_defer(self, prompt: SoftPrompt, batch: Batch) -> bool:
-        """False: nothing more than `start` defers."""
+        """False: `start` defers already what has to be deferred."""
         return False
 
     def prefill(self, embeddings: Tensor) -> States:
-        """Return the decoder's state after embeddings `[P, H]`, behind an encoder that says
-        nothing: where keys and values start from, at the scale of the model's own.
+        """Return the decoder's state after embeddings `[P, H]`, behind an encoder output of
+        zeros: initial keys and values at the scale of the model's own.
         """
         silence = embeddings.new_zeros(1, 1, self.capabilities.hidden_size)
         prefix = Prefix(DeferredPrompt(embeddings), "alone")
-        found = self._read(PrefixBatch((prefix,)), [0], silence)
+        found = self._prefill_deferred(PrefixBatch((prefix,)), [0], silence)
         return found[0].cached
 
     def encode(
@@ -115,14 +115,14 @@ class EncoderDecoder:
         ids = torch.arange(4, device=self.model.device)[None]
         mask = torch.ones_like(ids)
 
-        def read(**tokens: Tensor) -> Tensor:
+        def run(**tokens: Tensor) -> Tensor:
             hidden: Tensor = encoder(**tokens, attention_mask=mask).last_hidden_state
             return hidden
 
         return embedding_scale.applied_scale(
             getattr(encoder, "embed_scale", None),
-            lambda: read(input_ids=ids),
-            lambda by: read(inputs_embeds=self.model.get_input_embeddings()(ids) * by),
+            lambda: run(input_ids=ids),
+            lambda by: run(inputs_embeds=self.model.get_input_embeddings()(ids) * by),
         )
 
     def _check_text(self, prompts: list[Tensor | None], mask: Tensor) -> None:
@@ -146,8 +146,8 @@ class EncoderDecoder:
         )
 
     def started(self, batch: PrefixBatch, hidden: Tensor) -> PrefixBatch:
-        """Prefill what is deferred behind each row's encoder output `[B, S, H]`; rows of as many
-        virtual tokens in one pass.
+        """Prefill deferred prompts behind each row's encoder output `[B, S, H]`; rows with equally
+        many virtual tokens share a pass.
 
         Raises:
             UnsupportedError: prompts of several lengths, where the decoder counts slots.
@@ -164,12 +164,14 @@ class EncoderDecoder:
             )
         found: dict[int, Prefix] = {}
         for rows in groups.values():
-            found |= self._read(batch, rows, hidden)
+            found |= self._prefill_deferred(batch, rows, hidden)
         return PrefixBatch(
             tuple(found.get(row, prefix) for row, prefix in enumerate(batch.prefixes))
         )
 
-    def _read(self, batch: PrefixBatch, rows: list[int], hidden: Tensor) -> dict[int, Prefix]:
+    def _prefill_deferred(
+        self, batch: PrefixBatch, rows: list[int], hidden: Tensor
+    ) -> dict[int, Prefix]:
         """Return the prefixes of some rows, with prompts of one length, after their prefill."""
         given = [prefix for row in rows if (prefix := batch.prefixes[row]) is not None]
         deferred = [_deferred(prefix) for prefix in given]
@@ -187,7 +189,7 @@ class EncoderDecoder:
         """
         bare = no_prefixes(len(hidden))
         cache = self.one_pass_cache(bare)
-        self._decode(bare, cache, hidden, None, None, **tokens)
+        self._run_decoder(bare, cache, hidden, None, None, **tokens)
         layers = [(layer.keys, layer.values) for layer in cache.self_attention_cache.layers]
         (given,) = tokens.values()
         return [
@@ -217,7 +219,7 @@ class EncoderDecoder:
             del placed["position_ids"]
         return placed
 
-    def _decode(
+    def _run_decoder(
         self,
         batch: PrefixBatch,
         cache: EncoderDecoderCache,
@@ -249,7 +251,7 @@ class EncoderDecoder:
     ) -> Tensor:
         """Return the last hidden states `[B, T, H]` of the decoder's tokens.
 
-        `input_ids` and their mask are the encoder's where it reads text, the decoder's where it
+        `input_ids` and their mask are the encoder's where it takes text, the decoder's where it
         does not; `given` holds the rest, by the names of transformers.
 
         Raises:
@@ -310,7 +312,7 @@ class EncoderDecoder:
         longest = ids.shape[1] if mask is None else int(mask.sum(1).max())
         checks.check_length(self.capabilities, longest, batch.num_slots)
         cache = self.one_pass_cache(batch)
-        return self._decode(batch, cache, hidden, encoder_mask, mask, input_ids=ids)
+        return self._run_decoder(batch, cache, hidden, encoder_mask, mask, input_ids=ids)
 
     def check_padding(self, mask: Tensor, *, is_right: bool = False) -> None:
         """Refuse padding before a decoder's token where slots decide the positions."""
@@ -325,8 +327,8 @@ class EncoderDecoder:
             )
 
     def label_states(self, prefixes: PrefixBatch, batch: Batch) -> LabelStates:
-        """Return the hidden states before the labels of a batch: where the encoder reads text, what
-        is no label is the encoder's, and labels are the decoder's.
+        """Return the hidden states before the labels of a batch: where the encoder takes text,
+        labels go to the decoder, and all other tokens to the encoder.
         """
         if not self.encoder.reads_text:
             mask = batch.attention_mask

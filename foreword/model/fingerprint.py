@@ -1,7 +1,7 @@
-"""What tells one base model from another, and a prompt of another base from one of this.
+"""Fingerprint: what tells one base model from another, and whether a prompt belongs to this one.
 
-In: a decoder, its embeddings, what a prompt's file says. Out: a fingerprint, or a `MismatchError`
-that names both sides. Knows nothing of how a prompt is used.
+In: a decoder, its embeddings, what a prompt's file says of its base. Out: a fingerprint, or a
+`MismatchError` that names both sides. Does not know how a prompt is used.
 """
 
 import hashlib

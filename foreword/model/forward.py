@@ -1,7 +1,7 @@
-"""What a model is given for one pass: tokens, positions, masks, cache and media.
+"""Forward pass: its arguments (tokens, positions, masks, cache and media), and the pass itself.
 
 In: a batch of prefixes, a cache, tokens. Out: the arguments of a decoder's forward pass, in which
-every token stands after its row's prefix. Knows no strategy of generation and no loss.
+every token stands after its row's prefix; its output. Knows no decoding strategy and no loss.
 """
 
 from collections.abc import Mapping
@@ -78,7 +78,7 @@ def _items(
 
 
 def read_pass(run: Any, inputs: dict[str, Any]) -> Any:
-    """Run a model or its decoder over one pass; say in one line where its media does not fit.
+    """Run one forward pass of a model or its decoder; one error line where its media does not fit.
 
     Raises:
         InputError: what the model itself says of the media.
@@ -99,7 +99,7 @@ def read_pass(run: Any, inputs: dict[str, Any]) -> Any:
 def read_media(
     model: Any, capabilities: Capabilities, turn: Turn, found: Mapping[str, Tensor]
 ) -> Reading:
-    """Find out what media a call reads, on the device and in the precision of the model."""
+    """Return the media of a call's passes, on the device and in the precision of the model."""
     moved = {
         name: value.to(model.device, model.dtype if value.is_floating_point() else None)
         for name, value in found.items()

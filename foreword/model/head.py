@@ -1,7 +1,7 @@
-"""Both ends of a model: what it makes of ids before its layers, and of hidden states after them.
+"""Output head: hidden states to logits, by the model's own head, scale and soft cap.
 
-In: a transformers model. Out: the scale that it applies to the embeddings of ids alone; logits by
-its own head. Runs no layer but to measure the scale, and changes nothing of the model.
+In: a transformers model, hidden states `[..., H]`. Out: logits `[..., V]`. Runs no layer, changes
+nothing of the model, and knows no prompt.
 """
 
 import copy
@@ -39,7 +39,7 @@ class _Given(Module):
         self.__dict__["decoder"] = decoder  # not a submodule
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self.__dict__["decoder"], name)  # heads read multipliers off it
+        return getattr(self.__dict__["decoder"], name)  # heads look multipliers up there
 
     def forward(self, *args: Any, **kwargs: Any) -> "_Hidden":
         return _Hidden(last_hidden_state=self.hidden)

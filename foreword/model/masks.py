@@ -1,11 +1,10 @@
-"""Where every token stands and what it may see: positions and attention masks, computed by
-position.
+"""Position ids and attention masks: where tokens stand and what they attend to.
 
 In: for each row the number of its virtual tokens, and the attention mask of its real tokens. Out:
 `position_ids` and masks in the form that transformers' decoders take. Slots of the cache are `[S
 virtual | real]`: a row with fewer than `S` virtual tokens leaves the first slots of that part
 empty. Because a mask compares *positions*, never slots, padding on either side, holes, windows,
-chunks and mixed prompts are all exact. Pure functions of small integer tensors.
+chunks and mixed prompts are all exact. Pure functions of small integer tensors: knows no model.
 """
 
 from dataclasses import dataclass
@@ -73,13 +72,13 @@ def place(
         real = (attention_mask.to(device).long().cumsum(-1) - 1).clamp_min(0) + virtual
     positions = real[:, span.num_cached :]
     masks: dict[str, Tensor | None] = {
-        reach.name: _mask(
-            span, attention_mask, virtual, real, reach, dtype, capabilities.attention, blocks
+        pattern.name: _mask(
+            span, attention_mask, virtual, real, pattern, dtype, capabilities.attention, blocks
         )
-        for reach in dict.fromkeys(capabilities.attention_patterns)
+        for pattern in dict.fromkeys(capabilities.attention_patterns)
     }
     if capabilities.is_recurrent:
-        # What recurrent layers read holds no padding: they need no mask.
+        # The input of recurrent layers holds no padding: they need no mask.
         return positions, masks | dict.fromkeys(STATE_KINDS)
     return positions, masks if len(masks) > 1 else next(iter(masks.values()))
 
@@ -89,7 +88,7 @@ def _mask(
     attention_mask: Tensor | None,
     virtual: Tensor,
     real: Tensor,
-    reach: AttentionPattern,
+    pattern: AttentionPattern,
     dtype: torch.dtype,
     attention: str,
     blocks: Tensor | None,
@@ -102,9 +101,9 @@ def _mask(
     is_plain &= blocks is None and span.unseen is None
     # Without a mask, sdpa applies the causal rule of an empty cache, and eager attention none.
     is_causal_right = span.num_new == 1 or (attention == "sdpa" and total == span.num_new)
-    if is_plain and is_causal_right and (reach.size is None or total <= reach.size):
+    if is_plain and is_causal_right and (pattern.size is None or total <= pattern.size):
         return None
-    allowed = _allowed(span, attention_mask, virtual, real, reach, blocks)[:, None]
+    allowed = _allowed(span, attention_mask, virtual, real, pattern, blocks)[:, None]
     return _in_form(allowed, dtype, attention)
 
 
@@ -113,7 +112,7 @@ def _allowed(
     attention_mask: Tensor | None,
     virtual: Tensor,
     real: Tensor,
-    reach: AttentionPattern,
+    pattern: AttentionPattern,
     blocks: Tensor | None,
 ) -> Tensor:
     """Return `[B, T, capacity]`: a token sees the keys at its own position and before, inside its
@@ -135,8 +134,8 @@ def _allowed(
     if blocks is not None:
         allowed = allowed | _same_block(span, blocks)
     allowed = is_key[:, None] & allowed
-    size = reach.size
-    if size is not None and reach.name == "chunked_attention":
+    size = pattern.size
+    if size is not None and pattern.name == "chunked_attention":
         allowed &= queries // size == keys[:, None] // size
     elif size is not None:
         allowed &= queries - keys[:, None] < size
@@ -158,7 +157,7 @@ def _same_block(span: Span, blocks: Tensor) -> Tensor:
 def place_in_slots(
     positions: Tensor, width: int, capabilities: Capabilities, dtype: torch.dtype, *, is_even: bool
 ) -> Masks:
-    """Return the masks of a pass over rows whose every token lies in the slot of its position.
+    """Return the masks of a pass over rows whose tokens each lie in the slot of their position.
 
     `positions` is `[B, T]`, `width` the slots that attention will see. `is_even` says that the pass
     is of one token for each row and that all of them are at `width - 1`: full attention needs no
@@ -167,17 +166,17 @@ def place_in_slots(
     keys = torch.arange(width, device=positions.device)
     queries = positions[:, None, :, None]
     masks: dict[str, Tensor | None] = {}
-    for reach in dict.fromkeys(capabilities.attention_patterns):
-        is_whole = is_even and (reach.size is None or width <= reach.size)
+    for pattern in dict.fromkeys(capabilities.attention_patterns):
+        is_whole = is_even and (pattern.size is None or width <= pattern.size)
         if is_whole and capabilities.attention == "sdpa":
-            masks[reach.name] = None
+            masks[pattern.name] = None
             continue
         allowed = keys <= queries
-        if reach.size is not None and reach.name == "chunked_attention":
-            allowed &= queries // reach.size == keys // reach.size
-        elif reach.size is not None:
-            allowed &= queries - keys < reach.size
-        masks[reach.name] = _in_form(allowed, dtype, capabilities.attention)
+        if pattern.size is not None and pattern.name == "chunked_attention":
+            allowed &= queries // pattern.size == keys // pattern.size
+        elif pattern.size is not None:
+            allowed &= queries - keys < pattern.size
+        masks[pattern.name] = _in_form(allowed, dtype, capabilities.attention)
     return masks if len(masks) > 1 else next(iter(masks.values()))
 
 
@@ -192,7 +191,7 @@ def _in_form(allowed: Tensor, dtype: torch.dtype, attention: str) -> Tensor:
 def check_slots(
     span: Span, attention_mask: Tensor | None, positions: Tensor, capabilities: Capabilities
 ) -> None:
-    """Refuse a pass in which a model that scales queries by slot would scale them otherwise than by
+    """Refuse a pass in which a model scales queries by slot, and that differs from scaling them by
     position.
 
     Raises:

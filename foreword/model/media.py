@@ -1,10 +1,10 @@
-"""Images and sounds between the tokens: which pass reads which, and where positions put them.
+"""Multimodal inputs: the images and sounds of each forward pass, and their positions.
 
-In: the ids, mask and media of a call, as a processor returns them, and what a cache has read
-before. Out: a `Reading`: for each pass the media whose placeholders it holds, the rotary positions
-on the model's own axes, and the tokens that attend to each other in both directions. Everything is
-counted on unpadded rows, so that padding moves nothing, and nothing is kept on the model. Knows
-nothing of prompts but how long they are.
+In: the ids, mask and media of a call, as a processor returns them, and the media of a cache. Out: a
+`Reading`: for each pass the media whose placeholders it holds, the rotary positions on the model's
+own axes, and the tokens that attend to each other in both directions. Everything is counted on
+unpadded rows, so that padding moves nothing, and nothing is kept on the model. Of prompts it knows
+only how long they are.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,7 +23,7 @@ VIDEO = ("pixel_values_videos", "video_grid_thw", "second_per_grid_ts")
 
 @dataclass(frozen=True, eq=False)
 class Reading:
-    """What the passes of one call read beside text.
+    """The images and sounds of one call, for each of its passes.
 
     Attributes:
         capabilities: of the model.
@@ -31,7 +31,7 @@ class Reading:
         items: what is not cached yet, row after row.
         given: the caller's tensors, on the model's device.
         num_columns: of the call's tokens, cached ones included: what follows is generated.
-        shifts: rotary position of each token less its order, `[A, B, T + 1]`; the last column is
+        shifts: rotary position of each token minus its order, `[A, B, T + 1]`; the last column is
             that of every later token. None where all are 0.
     """
 
@@ -74,7 +74,7 @@ class Reading:
         return found
 
     def features(self, items: Sequence[Item]) -> dict[str, Tensor]:
-        """Return the arguments with which a model reads `items`, in their order."""
+        """Return the arguments that hold `items`, in their order."""
         found = {}
         for modality in self.capabilities.modalities:
             units = [unit for item in items if item.modality is modality for unit in item.units]
@@ -123,7 +123,7 @@ def without_padding(reading: Reading, input_ids: Tensor, mask: Tensor | None) ->
 def split_media(
     capabilities: Capabilities, kwargs: Mapping[str, Any]
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Part a call's media from its other arguments.
+    """Split a call's media from its other arguments.
 
     Raises:
         UnsupportedError: videos. InputError: media that is no tensor, or lacks a part.
@@ -157,7 +157,7 @@ def split_media(
 def read(
     decoder: Any, capabilities: Capabilities, turn: Turn, media: Mapping[str, Tensor]
 ) -> Reading:
-    """Find out what a call reads, and where it stands.
+    """Return a call's images and sounds, and where they stand.
 
     Raises:
         InputError: media that does not fit the placeholders; names the row where it can.

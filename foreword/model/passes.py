@@ -1,7 +1,8 @@
-"""Forward passes: what a backbone asks of its model, whatever kind of model that is.
+"""Model protocol: the forward passes that a backbone asks of its model.
 
-`Decoder` and `EncoderDecoder` answer it, and a backbone picks one of them when it is made. Training
-puts others around them: layers that are sharded, rows that are packed.
+In: prefixes, ids, what a processor returns. Out: each layer's state, or hidden states. `Decoder`
+and `EncoderDecoder` implement it; a backbone picks one of them when it is made. Training wraps it:
+for sharded layers, or for packed rows. Knows no head, no loss and no text.
 """
 
 from collections.abc import Mapping
@@ -20,7 +21,7 @@ LabelStates = tuple[Tensor, Tensor, Tensor]
 
 
 class ForwardPasses(Protocol):
-    """The passes of one frozen model, each row behind its own prefix."""
+    """The forward passes of one frozen model, each row behind its own prefix."""
 
     @property
     def model(self) -> Any:

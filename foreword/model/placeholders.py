@@ -1,7 +1,7 @@
-"""Which placeholders among a call's ids stand for which of its images and sounds.
+"""Media placeholders: which tokens among a call's ids stand for which image or sound.
 
-In: ids, mask and media of a call, and what a cache remembers. Out: `Item`s, told by where they are
-among a row's own real tokens, so that padding moves nothing. Knows nothing of positions or masks.
+In: ids, mask and media of a call, and what a cache remembers. Out: `Item`s, located by index among
+a row's own real tokens, so that padding moves nothing. Knows no positions and no masks.
 """
 
 from collections.abc import Mapping, Sequence
@@ -192,11 +192,11 @@ def _units(
 def _lengths(
     measure: Any, modality: Modality, media: Mapping[str, Tensor], num_units: int
 ) -> list[int]:
-    """Return how many tokens each window becomes: the model alone can tell, by reading it."""
+    """Return how many tokens each window becomes, which only the model's encoder tells."""
     lengths = []
     for unit in range(num_units):
         part = {name: media[name][unit : unit + 1] for name in modality.arguments if name in media}
         with torch.no_grad():
-            read = measure(**part).pooler_output
-        lengths.append(read.numel() // read.shape[-1])
+            features = measure(**part).pooler_output
+        lengths.append(features.numel() // features.shape[-1])
     return lengths

@@ -1,9 +1,8 @@
-"""Caches that start from a prefix, on transformers' own cache classes.
+"""Prefixed KV cache: transformers' own cache classes, starting from a prefix.
 
 In: a batch of prefixes, and the kind of cache that the caller asked for. Out: a `PrefixedCache`: to
 `generate` it is a cache of real tokens only, to the model it is an ordinary cache whose first slots
-hold the virtual ones. Every layer keeps its full length, also where attention is sliding: the
-masks, computed by position, do the sliding. Recurrent states are replaced, never written into.
+hold the virtual ones. Knows no positions and no masks.
 """
 
 from typing import Any
@@ -50,7 +49,7 @@ class PrefixedCache(Cache):
         return False
 
     def update(self, *args: Any, **kwargs: Any) -> Any:
-        """Refuse to be read by a model directly: it would not see the virtual tokens.
+        """Refuse to be used by a model directly: it would not see the virtual tokens.
 
         Raises:
             UnsupportedError: always.
@@ -127,7 +126,7 @@ def start(
     `num_real` is how many real tokens the cache must be able to hold.
 
     Raises:
-        MismatchError: the cache holds tokens that were read with other prompts.
+        MismatchError: the cache holds tokens that follow other prompts.
         UnsupportedError: a kind of cache that cannot hold a prefix exactly.
     """
     known = cache if isinstance(cache, PrefixedCache) else getattr(cache, MARK, None)
@@ -161,6 +160,7 @@ def _check_foreign(cache: Cache) -> None:
 
 
 def fill(cache: Cache, batch: PrefixBatch, capabilities: Capabilities, num_real: int) -> None:
+    """Let the layers of an empty cache start from the prefixes."""
     num_layers = capabilities.num_layers
     old = [layer for layer in cache.layers if not isinstance(layer, SHARED_LAYER)]
     old = old or [DynamicLayer() for _ in range(num_layers)]

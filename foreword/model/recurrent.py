@@ -1,8 +1,8 @@
-"""How padded batches reach recurrent layers, which would read the padding too.
+"""Padding for recurrent layers: padded rows run so that no padding enters a state.
 
 In: one pass over padded rows, and the cache before it. Out: the rows in groups of equal length,
-each with a cache of its own to read without padding, and that cache's content laid back among the
-others'. Where nothing is kept between passes, rows are shifted to the left instead: padding behind
+each with a cache of its own to run without padding, and that cache's content written back to the
+batch's. Where nothing is kept between passes, rows are shifted to the left instead: padding behind
 a row changes nothing before it. Knows no model.
 """
 
@@ -32,11 +32,11 @@ def has_padding(attention_mask: Tensor | None, num_new: int) -> bool:
 
 @dataclass(frozen=True)
 class LengthGroup:
-    """Rows of one pass that read equally many tokens.
+    """Rows of one pass that have equally many new tokens.
 
     Attributes:
         rows: their indices in the batch.
-        num_new: tokens that each reads, the last of the pass.
+        num_new: new tokens of each, the last of the pass.
     """
 
     rows: list[int]
@@ -58,8 +58,8 @@ def part_of(batch: PrefixBatch, group: LengthGroup) -> PrefixBatch:
 
 
 def cache_of(cache: Cache, group: LengthGroup, capabilities: Capabilities, num_empty: int) -> Cache:
-    """Return a cache for one pass of a group's rows behind what these have read, without the first
-    `num_empty` slots.
+    """Return a cache for one pass of a group's rows, which holds their tokens before, without the
+    first `num_empty` slots.
     """
     layers = []
     for layer, kept in zip(cache.layers, capabilities.layers, strict=False):
@@ -81,14 +81,14 @@ def _state_of(layer: Any, kept: LayerKind, group: LengthGroup, num_empty: int) -
 def lay_back(
     cache: Cache, pairs: list[tuple[LengthGroup, Cache]], num_rows: int, num_new: int
 ) -> None:
-    """Write what all groups have read into the batch's cache, right-aligned in `num_new` slots."""
+    """Write the groups' new states into the batch's cache, right-aligned in `num_new` slots."""
     for index, layer in enumerate(cache.layers):
-        read = [(group, part.layers[index]) for group, part in pairs]
+        parts = [(group, part.layers[index]) for group, part in pairs]
         if isinstance(layer, CacheLayerMixin):
-            sides = zip(*(_newest(part) for _, part in read), strict=True)
+            sides = zip(*(_newest(part) for _, part in parts), strict=True)
             layer.update(*(_aligned(pairs, side, num_rows, num_new) for side in sides))
         if isinstance(layer, RecurrentStates):
-            _replace_states(layer, read, num_rows)
+            _replace_states(layer, parts, num_rows)
 
 
 def _newest(layer: Any) -> tuple[Tensor, Tensor]:
@@ -106,12 +106,12 @@ def _aligned(
     return whole
 
 
-def _replace_states(layer: Any, read: list[tuple[LengthGroup, Any]], num_rows: int) -> None:
+def _replace_states(layer: Any, parts: list[tuple[LengthGroup, Any]], num_rows: int) -> None:
     old: LayerState = layer.states()
-    if not old:  # nothing was read before: rows that read nothing now start from zeros later
-        old = tuple(t.new_zeros(num_rows, *t.shape[1:]) for t in read[0][1].states())
+    if not old:  # an empty cache: rows without tokens so far start from zeros later
+        old = tuple(t.new_zeros(num_rows, *t.shape[1:]) for t in parts[0][1].states())
     new = [tensor.clone() for tensor in old]
-    for group, part in read:
+    for group, part in parts:
         for whole, state in zip(new, part.states(), strict=True):
             whole[group.rows] = state.to(whole.dtype)
     layer.begin(tuple(new))

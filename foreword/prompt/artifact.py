@@ -1,10 +1,9 @@
-"""One directory is one soft prompt, in PEFT's own format plus our facts.
+"""Prompt files: one directory is one soft prompt, in PEFT's format plus our facts.
 
-In: a tensor `prompt_embeddings`, an adapter configuration, facts. Out: the same, verified. The
-tensor file is safetensors, whose metadata carries the facts as JSON under `foreword`; PEFT ignores
-them. Layers whose states differ in shape or kind have no place in PEFT's format: they are tensors
-`foreword.0`, `foreword.1`, ... under a type that PEFT refuses. Writes are atomic. Nothing here
-knows a model, a method or how a prompt is used; no pickle is ever read.
+In: a prompt's tensors, PEFT's configuration, our facts. Out: the same, verified. The tensor file is
+safetensors, whose metadata holds the facts as JSON under `foreword`; PEFT ignores them. Writes are
+atomic, and no pickle is ever read. Knows no model, no method and no use of a prompt; PEFT's keys
+are `peft_format`'s.
 """
 
 import hashlib
@@ -34,7 +33,7 @@ FORMAT_VERSION = 1
 MAX_CONFIG_BYTES = 1 << 20
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
-# The facts that code relies on: their types where they are there at all. Others are free.
+# The facts that code relies on, with their types; each may be missing, and others are free.
 FACT_TYPES: dict[str, Any] = {
     "base": {"name": str, "revision": str, "fingerprint": dict},
     "tokenizer": dict,

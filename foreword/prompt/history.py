@@ -1,8 +1,8 @@
-"""What a run's curves are drawn from: recorded at each step, kept with the prompt, read again.
+"""Training history: the curves of a run, recorded at each step and kept with the prompt.
 
-In: losses, learning rates and validations. Out: plain data of bounded size for the prompt's facts,
-a verdict on such data from a file that nobody vouches for, fewer points of it, and one line of
-text. Knows no model, no prompt and no file; imports no torch.
+In: losses, learning rates and validations. Out: data of bounded size for the prompt's facts, a
+check of such data from an untrusted file, fewer points of it, and one line of text. Knows no model,
+no prompt and no file; imports no torch.
 """
 
 import math
@@ -77,7 +77,7 @@ def _thinned(facts: Mapping[str, Any], columns: Sequence[str], num_points: int) 
 
 
 def wrong(facts: Any) -> str | None:
-    """Say what of a prompt's history is not as `History.facts` makes it; None if all is."""
+    """Return what is wrong with a prompt's history, compared with `History.facts`, or None."""
     if not isinstance(facts, dict):
         return f"history is {type(facts).__name__}, expected dict"
     found = _wrong_columns(facts, COLUMNS, "history")

@@ -1,9 +1,10 @@
-"""PEFT's format: a prompt's tensors as a PEFT adapter, and back. No other module knows its keys.
+"""PEFT's format: a prompt's tensors as a PEFT adapter, and back.
 
 In: what a prompt is made of, and its base. Out: PEFT's configuration, and the tensors as PEFT lays
 them out in its file; from these, checked, what a prompt is made of. Layers whose states differ in
 shape or kind have no layout in PEFT: they become tensors `foreword.0`, `foreword.1`, ... under a
-type that PEFT refuses. Reads and writes no file, and imports no torch before it has tensors.
+type that PEFT refuses. No other module knows PEFT's keys. Reads and writes no file, and imports no
+torch before it has tensors.
 """
 
 from collections.abc import Mapping, Sequence
@@ -121,7 +122,7 @@ def tensor_names(config: Config, where: Path) -> list[str]:
 
 
 def _flat(tensors: Sequence["Tensor"]) -> "Tensor":
-    """Lay keys and values of one shape out as PEFT does: `[P, L * 2 * N * D]`."""
+    """Lay out keys and values of one shape as PEFT does: `[P, L * 2 * N * D]`."""
     import torch
 
     return torch.stack([tensor.transpose(0, 1) for tensor in tensors], dim=1).flatten(1)
@@ -164,14 +165,14 @@ def check_config(config: Any, path: Path) -> None:
 
 
 def check_tensors(config: Config, tensors: dict[str, "Tensor"], where: Path) -> list["Tensor"]:
-    """Return an adapter's tensors, without what PEFT keeps and never reads.
+    """Return an adapter's tensors, without what PEFT keeps and never uses.
 
     Raises:
         ArtifactError: shapes that are no prompt's, or not those that the configuration tells.
     """
     is_own, expected = config["peft_type"] == OWN_TYPE, config.get("num_virtual_tokens")
     if config["peft_type"] in EMBEDDING_TYPES and config.get("num_transformer_submodules") == 2:
-        # PEFT keeps a second half for the decoder, which it never reads.
+        # PEFT keeps a second half for the decoder, which it never uses.
         (tensor,) = tensors.values()
         if expected is not None and tensor.ndim and tensor.shape[0] == 2 * expected:
             tensors = {TENSOR_NAME: tensor[:expected].clone()}
@@ -216,7 +217,7 @@ def from_adapter(config: Config, tensors: Sequence["Tensor"], where: Path) -> Pa
 
 
 def foreign_facts(config: Config) -> dict[str, Any]:
-    """Return what PEFT's own fields, which are all that a foreign prompt has, say of it."""
+    """Return the facts in PEFT's own fields, which are all that a foreign prompt has."""
     base: dict[str, Any] = {
         "name": config.get("base_model_name_or_path"),
         "revision": config.get("revision"),

@@ -1,8 +1,8 @@
-"""A compiled prompt: the model's own state after reading `P` virtual tokens, at batch size one.
+"""Compiled prompts: a prefix is the model's state after `P` virtual tokens, for one row.
 
-In: each layer's state, `[N, P, D]` for keys and values. Out: an immutable `Prefix`, and a
-`PrefixBatch` that lays the prefixes of a batch's rows side by side. Knows nothing of how the state
-was computed or of the cache that it will start.
+In: each layer's state, `[N, P, D]` for keys and values. Out: an immutable `Prefix`; a `PrefixBatch`
+that stacks the prefixes of a batch's rows; `CompiledPrefixes`, an LRU cache by content. Does not
+know how a state was computed, nor the KV cache that starts from it.
 """
 
 import os
@@ -92,7 +92,7 @@ class PrefixBatch:
     Attributes:
         prefixes: one for each row.
         unseen: the virtual tokens that a row's real tokens do not attend to, `[B, S]`; None: they
-            attend to all. Of models without recurrent layers and without an encoder.
+            attend to all. Only for models without recurrent layers and without an encoder.
     """
 
     prefixes: tuple[Prefix | None, ...]
@@ -175,7 +175,7 @@ class CompiledPrefixes:
         self._lock = threading.Lock()
 
     def get(self, key: str, compute: Callable[[], Prefix]) -> Prefix:
-        """Return the prefix under a key, computed where it is not known."""
+        """Return the prefix under a key; compute it where it is missing."""
         with self._lock:
             if key in self._known:
                 self._known.move_to_end(key)

@@ -1,9 +1,9 @@
-"""A soft prompt: the learned values and what is known of them.
+"""Soft prompt: the learned values and what is known of them.
 
-In: an embedding matrix `[P, H]`, or each layer's state: keys and values `[N, P, D]`, whose N and D
-may differ from layer to layer and from keys to values, and recurrent states. Out: the same,
-validated, saved and loaded, in PEFT's format where it has one. A `SoftPrompt` never touches a
-model: a backbone compiles it to a prefix.
+In: embeddings `[P, H]`, or each layer's state: keys and values `[N, P, D]`, whose N and D may
+differ from layer to layer and from keys to values, and recurrent states. Out: the same, validated,
+saved and loaded, in PEFT's format where it has one. Knows no model: a backbone compiles a
+`SoftPrompt` to a prefix.
 """
 
 import os
@@ -25,10 +25,10 @@ from foreword.prompt.states import KeyValues, States, regroup
 class SoftPrompt:
     """`P` virtual tokens, as embeddings `[P, H]` or as each layer's keys and values `[N, P, D]`.
 
-    Embeddings live in the space of the model's `inputs_embeds`: after whatever scale the model
-    applies to those of ids. Keys are cached keys: rotated already, at positions `0..P-1`. On models
-    with recurrent layers the form "key_values" is a *state prompt*: it holds those layers' states
-    after P tokens too, which have no length of their own.
+    Embeddings live in the space of the model's `inputs_embeds`: after the scale, if any, that the
+    model applies to those of ids. Keys are cached keys: rotated already, at positions `0..P-1`. On
+    models with recurrent layers the form "key_values" is a *state prompt*: it holds those layers'
+    states after P tokens too, which have no length of their own.
 
     Args:
         form: "embeddings" or "key_values".
@@ -132,7 +132,7 @@ class SoftPrompt:
 
     @property
     def layout(self) -> dict[str, Any]:
-        """What lays the tensors out as a prompt, as plain data: arguments of `SoftPrompt`."""
+        """The arguments of `SoftPrompt` beside tensors and facts, as plain data."""
         return {
             "form": self.form,
             "counts": list(self.counts),
@@ -199,7 +199,7 @@ class SoftPrompt:
         self.write(directory)
 
     def write(self, directory: str | os.PathLike[str], *, is_cartridge: bool = False) -> None:
-        """Write the prompt as `save` does, its keys and values as PEFT's CARTRIDGE if so wanted."""
+        """Write the prompt as `save` does; `is_cartridge`: its keys and values as a CARTRIDGE."""
         facts = self.facts | {
             "format_version": artifact.FORMAT_VERSION,
             "content_hash": self.content_hash,

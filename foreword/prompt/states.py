@@ -1,4 +1,4 @@
-"""What a model keeps of the tokens that it has read: each layer's state, as tensors of one row.
+"""Cache states: what each layer of a model keeps of the tokens before, as tensors of one row.
 
 In: tensors. Out: `States`, the value that prompts, prefixes, caches and training pass around. A
 layer that attends keeps keys and values `[N, P, D]`; a recurrent layer keeps a window of its

@@ -1,10 +1,10 @@
-"""Named, versioned soft prompts in one directory: `NAME/versions/VERSION`, `NAME/current`.
+"""Prompt store: named, versioned prompts, as `NAME/versions/VERSION` and `NAME/current`.
 
 In: prompt directories. Out: entries, by `NAME`, `NAME@VERSION` or an alias. A version is the hash
 of its two files and never changes; what appears under a name is whole and on the disk, or absent.
-Writers take turns by a lock and what one that died left is cleared by the next; readers need no
-lock. Names are plain words, so that none leads out of the directory, and nothing behind a symbolic
-link is read. Knows nothing of models or of what the files mean, and imports no torch.
+Writers take turns by a lock and clear what a writer that died has left; readers need no lock. No
+name leads out of the directory, and no symbolic link is followed. Does not know models or what the
+files mean, and imports no torch.
 """
 
 import contextlib
@@ -305,8 +305,8 @@ def _open(path: Path) -> Any:
     except OSError as error:
         reason = "is a symbolic link" if path.is_symlink() else f"cannot be read ({error.strerror})"
         raise InputError(f"{path} {reason}; expected a soft prompt's own file") from None
-    facts = os.fstat(handle)
-    if not stat.S_ISREG(facts.st_mode) or facts.st_size > MAX_BYTES:
+    status = os.fstat(handle)
+    if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_BYTES:
         os.close(handle)
         raise InputError(f"{path} is not a regular file of at most {MAX_BYTES:,} bytes")
     return os.fdopen(handle, "rb")

@@ -1,5 +1,6 @@
-"""OpenAI-compatible HTTP over the engine: names in, text out.
+"""HTTP server: OpenAI's API over the serving engine.
 
-Clients send names and text, never tensors and never paths. The handlers are asyncio; the engine
-steps in a thread of its own, and the two meet in queues.
+In: HTTP requests that name a model or a prompt. Out: JSON answers, or streams of them. Clients send
+names and text, never tensors and never paths. The handlers are asyncio; the engine steps in a
+thread of its own, and its tokens reach the handlers through queues. Knows no training.
 """

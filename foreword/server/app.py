@@ -1,7 +1,7 @@
-"""The application: which function answers which route, and how an error is worded.
+"""FastAPI application: its routes, its error handlers and its lifespan.
 
-In: a backbone, a catalog of names, a worker, limits and keys. Out: an ASGI application, whose
-beginning and end are the worker's.
+In: a backbone, a catalog of names, the engine's thread, limits and keys. Out: an ASGI application
+that starts and stops the engine's thread. Does not know what a route does.
 """
 
 import asyncio
@@ -63,14 +63,14 @@ def create_app(
         admin_key: what loading at run time needs.
         on_death: called once the engine has failed as a whole.
     """
-    ends = chat.end_tokens(backbone, "", catalog.base.encoding)
+    stop_ids = chat.end_tokens(backbone, "", catalog.base.encoding)
     state = AppState(
         backbone,
         catalog,
         worker,
         config,
         ServerMetrics(catalog.base.name, worker.engine),
-        Grammars(backbone.tokenizer, ends),
+        Grammars(backbone.tokenizer, stop_ids),
         ThreadPoolExecutor(1, "encoder"),
         on_death,
     )
@@ -107,7 +107,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
 
 
 async def _watch(state: AppState) -> None:
-    """Notice a dead engine; probes get a moment to see it before the process ends."""
+    """Wait until the engine has failed, let probes see it for a moment, then call `on_death`."""
     while state.worker.error is None:
         await asyncio.sleep(0.2)
     await asyncio.sleep(1.0)

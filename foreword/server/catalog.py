@@ -1,9 +1,9 @@
-"""The names that are served: the bare model, and prompts of the store.
+"""Model registry: the names that are served, of the bare model and of the store's prompts.
 
 In: what a client calls a model: the base's name, `NAME`, `NAME@VERSION`, an alias. Out: the source
 of a prompt for the engine, and how its rows are encoded. A name is bound to a version when it is
-loaded; a request is bound to that version when it arrives, so that replacing a prompt never mixes
-old and new. Values are read again only where the engine has forgotten a prompt's state.
+loaded, and a request to that version when it arrives, so that replacing a prompt never mixes old
+and new. A prompt's file is read again only where the engine has evicted its state. Knows no HTTP.
 """
 
 import logging
@@ -23,8 +23,8 @@ log = logging.getLogger("foreword.server")
 MAX_VERSIONS = 1024  # old versions of which the facts are remembered
 
 
-class Base(Protocol):
-    """A model, as far as prompts have to fit it."""
+class CheckedBase(Protocol):
+    """A model that prompts are checked against."""
 
     def check(self, prompt: SoftPrompt) -> None:
         """Refuse a prompt that was made for another model."""
@@ -60,7 +60,7 @@ class Catalog:
         base: the bare model's name.
     """
 
-    def __init__(self, model: Base, store: Store | None, base: str) -> None:
+    def __init__(self, model: CheckedBase, store: Store | None, base: str) -> None:
         self.model, self.store = model, store
         self.base = ServedModel(base, "base")
         self._served: dict[str, ServedModel] = {}
@@ -97,7 +97,7 @@ class Catalog:
         return served
 
     def unload(self, name: str) -> None:
-        """Serve a name no longer; requests under way are not disturbed.
+        """Stop serving a name; running requests are not disturbed.
 
         Raises:
             NotFoundError: it is not served.
@@ -107,10 +107,10 @@ class Catalog:
                 raise NotFoundError(f"{name[:80]!r} is not loaded")
 
     def find(self, name: str) -> ServedModel:
-        """Return what goes by a name.
+        """Return the model of a name.
 
         Raises:
-            NotFoundError: nothing does.
+            NotFoundError: there is none.
         """
         if name == self.base.name:
             return self.base

@@ -1,7 +1,8 @@
-"""The engine's own thread: it steps while there is work, and its death is noticed.
+"""Engine thread: steps the engine while there is work, and notices when it fails.
 
-In: requests, from any thread. Out: handles that fill. Where the engine fails as a whole, every
-request under way ends with an error, no new one is taken, and `error` says why.
+In: requests, from any thread. Out: handles that fill as tokens come. When the engine fails as a
+whole, every running request ends with an error, no new one is accepted, and `error` says why.
+Knows no HTTP and no text.
 """
 
 import logging
@@ -29,7 +30,7 @@ class Worker:
 
     @property
     def is_alive(self) -> bool:
-        """Whether requests are taken."""
+        """Whether requests are accepted."""
         return self.error is None and self._thread.is_alive() and not self._is_stopping
 
     @property
@@ -40,11 +41,11 @@ class Worker:
             return len(self._live)
 
     def start(self) -> None:
-        """Begin to step."""
+        """Start the thread."""
         self._thread.start()
 
     def submit_all(self, requests: Sequence[Request]) -> list[Handle]:
-        """Take all requests on, or none.
+        """Submit all requests, or none.
 
         Raises:
             EngineDeadError: the engine has failed, or is being stopped.
@@ -63,7 +64,7 @@ class Worker:
         return handles
 
     def stop(self, seconds: float = 10.0) -> None:
-        """End: whatever is under way is cancelled."""
+        """Stop the thread; requests under way end with an error."""
         self._is_stopping = True
         self._wake.set()
         if self._thread.is_alive():

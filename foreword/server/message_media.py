@@ -1,9 +1,9 @@
-"""A chat's content parts to messages with pictures and waves in memory, and these to ids and media.
+"""Media of messages: images and sounds decoded in memory, then encoded with the text to ids.
 
 In: a client's messages, whose images are data URLs and whose sounds are base64. Out: messages as
-`parts` takes them, with nothing left to open: no address is fetched and no path is read. What is
-too much is refused before it is decoded; pictures are PNG or JPEG and sounds plain .wav, so that
-few decoders meet a stranger's bytes. An error never repeats what the client sent.
+`media_parts` takes them, and from those ids and media. No address is fetched and no path is opened.
+What exceeds a limit is refused before it is decoded; images are PNG or JPEG and sounds plain .wav,
+so that few decoders see untrusted bytes. An error never repeats what the client sent.
 """
 
 import base64
@@ -65,7 +65,7 @@ def load(messages: Sequence[Message], backbone: Backbone, config: ServeConfig) -
 def encode(
     backbone: Backbone, messages: Sequence[Message], config: EncodingConfig
 ) -> tuple[Sequence[int], Media | None]:
-    """Return the ids of loaded messages before the answer, and the media between them.
+    """Return the ids of loaded messages up to the answer, and the media between them.
 
     Raises:
         ForewordError: as `chat.encode_row`. InputError: the processor cannot take the media.
@@ -76,7 +76,7 @@ def encode(
         row = chat.encode_row(backbone, messages, config)
     except ForewordError:
         raise
-    except Exception as error:  # a processor meets a stranger's sizes here
+    except Exception as error:  # a processor sees untrusted sizes here
         raise InputError(
             f"the model's processor cannot read these images or sounds ({type(error).__name__})"
         ) from error
@@ -121,7 +121,7 @@ def _image(where: str, url: str, room: int) -> Any:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise too_large from None
-    except Exception as error:  # decoders raise whatever they stumble over
+    except Exception as error:  # decoders raise anything on damaged bytes
         raise InputError(
             f"{where}: not a readable {FORMATS[head]} image ({type(error).__name__})"
         ) from None

@@ -1,6 +1,6 @@
-"""What metrics by prompt share, whoever serves: the bound on labels, and the limits of histograms.
+"""Metric labels: their bound and the buckets of histograms, shared by server and vLLM plugin.
 
-In: names that are served. Out: their labels. Imports nothing.
+In: names that are served. Out: their labels. Knows no metrics library, and imports nothing.
 """
 
 MAX_LABELS = 256
@@ -8,7 +8,7 @@ SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 
 
 
 class Labels:
-    """The labels that have been given."""
+    """The labels given out so far."""
 
     def __init__(self) -> None:
         self._known: set[str] = set()

@@ -1,7 +1,8 @@
-"""Prometheus metrics, named as vLLM's with `foreword:` before them.
+"""Prometheus metrics: named as vLLM's, with `foreword:` before the name.
 
-In: what requests and the engine tell. Out: the text of `/metrics`. The label `soft_prompt` takes
-the names that are served, and "other" past a bound, never what a client made up.
+In: the numbers of finished calls, and the engine. Out: the text of `/metrics`. The label
+`soft_prompt` takes the names that are served, and "other" past a bound, never a name that a client
+made up. Knows no text and no HTTP.
 """
 
 from typing import Any
@@ -17,7 +18,7 @@ class ServerMetrics:
 
     Args:
         model: the bare model's name.
-        engine: read when somebody asks.
+        engine: its state is read whenever `/metrics` is.
     """
 
     def __init__(self, model: str, engine: Engine) -> None:
@@ -27,18 +28,20 @@ class ServerMetrics:
         own = ("model_name", "soft_prompt")
         self._prompt_tokens = self._counter("prompt_tokens", "tokens given", own)
         self._new_tokens = self._counter("generation_tokens", "tokens answered", own)
-        self._ended = self._counter(
+        self._finished = self._counter(
             "request_success", "answers by why they ended", (*own, "finished_reason")
         )
-        self._refused = self._counter(
+        self._rejected = self._counter(
             "admission_rejections", "requests refused", ("model_name", "reason")
         )
-        self._first = self._histogram("time_to_first_token_seconds", "to the first token", own)
-        self._whole = self._histogram("e2e_request_latency_seconds", "of a whole request", own)
-        self._between = self._histogram(
+        self._first_token = self._histogram(
+            "time_to_first_token_seconds", "to the first token", own
+        )
+        self._latency = self._histogram("e2e_request_latency_seconds", "of a whole request", own)
+        self._inter_token = self._histogram(
             "inter_token_latency_seconds", "between two tokens of an answer, its mean", own
         )
-        for name, text, read in (
+        for name, text, measure in (
             ("num_requests_running", "requests in the batch", lambda: len(engine.running)),
             ("num_requests_waiting", "requests that wait for a row", lambda: engine.num_waiting),
             (
@@ -56,29 +59,29 @@ class ServerMetrics:
             ),
         ):
             gauge = Gauge(f"foreword:{name}", text, ("model_name",), registry=self.registry)
-            gauge.labels(model).set_function(read)
+            gauge.labels(model).set_function(measure)
         self._queries = self._counter("prefix_cache_queries", "tokens looked up", ("model_name",))
         self._hits = self._counter("prefix_cache_hits", "tokens not read again", ("model_name",))
 
     def refused(self, reason: str) -> None:
-        """Count a request that was not taken on."""
-        self._refused.labels(self._model, reason).inc()
+        """Count a request that was rejected."""
+        self._rejected.labels(self._model, reason).inc()
 
     def count_finished(self, soft_prompt: str, fields: dict[str, Any]) -> None:
-        """Count a call that was answered; `fields` are those of the log."""
+        """Count a finished call; `fields` are those of its log line."""
         labels = self._model, self._labels.of(soft_prompt)
         self._prompt_tokens.labels(*labels).inc(fields["prompt_tokens"])
         self._new_tokens.labels(*labels).inc(fields["new_tokens"])
         self._queries.labels(self._model).inc(fields["prompt_tokens"])
         self._hits.labels(self._model).inc(fields["cached_tokens"])
         for reason in fields["finish_reasons"]:
-            self._ended.labels(*labels, reason).inc()
-        self._whole.labels(*labels).observe(fields["seconds"])
+            self._finished.labels(*labels, reason).inc()
+        self._latency.labels(*labels).observe(fields["seconds"])
         if fields["first_token_seconds"] is not None:
-            self._first.labels(*labels).observe(fields["first_token_seconds"])
+            self._first_token.labels(*labels).observe(fields["first_token_seconds"])
             if fields["longest"] > 1:
                 seconds = fields["seconds"] - fields["first_token_seconds"]
-                self._between.labels(*labels).observe(seconds / (fields["longest"] - 1))
+                self._inter_token.labels(*labels).observe(seconds / (fields["longest"] - 1))
 
     def text(self) -> bytes:
         """Return everything in Prometheus' text format."""

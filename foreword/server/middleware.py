@@ -1,7 +1,7 @@
-"""What every HTTP request passes before a handler sees it: host, key, size; and its line of log.
+"""ASGI middleware: checks host, key and body size before a handler runs, and logs every request.
 
-In: ASGI messages. Out: the same, or an error in OpenAI's form. Keys are compared in constant time,
-by their hashes. The log holds no text and no name that a client made up.
+In: ASGI messages. Out: the same, or an error in OpenAI's format. Keys are compared in constant
+time, by their hashes. The log holds no text and no name that a client made up. Knows no model.
 """
 
 import hashlib
@@ -28,7 +28,7 @@ LOOPBACK = ("127.0.0.1", "localhost", "[::1]", "::1")
 
 
 def error_body(message: str, status: int, param: str | None = None) -> dict[str, Any]:
-    """Return an error as OpenAI's API words it."""
+    """Return an error in OpenAI's format."""
     kinds = {401: "AuthenticationError", 403: "PermissionDeniedError", 404: "NotFoundError"}
     kind = kinds.get(status, "BadRequestError" if status < 500 else "InternalServerError")
     return {"error": {"message": message, "type": kind, "param": param, "code": status}}
@@ -148,7 +148,7 @@ class _Call:
 
 
 def _bounded(receive: Receive, limit: int) -> Receive:
-    """Count a body that does not say its length."""
+    """Limit a body whose length is not declared."""
     seen = 0
 
     async def bounded() -> AsgiMessage:

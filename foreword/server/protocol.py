@@ -1,7 +1,8 @@
-"""What clients may ask, as OpenAI's API names it: every field bounded, unknown ones refused.
+"""Request schema: the bodies of OpenAI's API, every field bounded and unknown fields refused.
 
-In: JSON bodies. Out: checked requests, and their sampling settings. A field that would change an
-answer and is not supported is an error, never ignored; fields that cannot change one are taken.
+In: JSON bodies. Out: validated requests, and their sampling settings. A field that would change an
+answer and is not supported is an error, never ignored; fields that cannot change one are accepted.
+Knows no model and no tokenizer.
 """
 
 import json
@@ -110,7 +111,7 @@ class Common(Body):
         raise NotImplementedError
 
     def sampling(self, index: int) -> Sampling:
-        """Return the settings of the answer at an index: each has its own chance.
+        """Return the settings of the answer at an index; each answer has a seed of its own.
 
         Raises:
             ValueError: a key of logit_bias that is no id.

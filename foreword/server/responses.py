@@ -1,6 +1,6 @@
-"""Answers as OpenAI's API words them: whole, or chunk by chunk.
+"""Response formatting: answers in the format of OpenAI's API, whole or in chunks.
 
-In: pieces of answers. Out: JSON-ready dictionaries. Knows nothing of HTTP or of the engine.
+In: pieces of answers. Out: JSON-ready dictionaries. Does not know HTTP, or how the engine runs.
 """
 
 import time
@@ -13,7 +13,7 @@ from foreword.server.streaming import Piece, StreamedAnswer
 
 
 class Tokenizer(Protocol):
-    """What turns ids to text."""
+    """Turns ids into text."""
 
     def decode(self, ids: list[int], **options: Any) -> str:
         """Return the text of ids."""
@@ -22,7 +22,7 @@ class Tokenizer(Protocol):
 def usage(answers: Sequence[StreamedAnswer], copies: int) -> dict[str, Any]:
     """Return the tokens of a call; virtual tokens and reused ones are counted apart.
 
-    Of `copies` answers to one prompt, its tokens count once.
+    A prompt with `copies` answers is counted once.
     """
     once = answers[::copies]
     given = sum(len(answer.handle.request.ids) for answer in once)
@@ -40,7 +40,7 @@ def usage(answers: Sequence[StreamedAnswer], copies: int) -> dict[str, Any]:
 
 
 class ChatFormatter:
-    """Words chat answers."""
+    """Formats chat answers."""
 
     prefix, whole, part = "chatcmpl-", "chat.completion", "chat.completion.chunk"
 
@@ -63,7 +63,7 @@ class ChatFormatter:
         return {**self.head, "object": self.part, "choices": [choice]}
 
     def chunk(self, piece: Piece, logprobs: bool) -> dict[str, Any] | None:
-        """Return a chunk; None where there is nothing to say."""
+        """Return a chunk; None where there is nothing to send."""
         answer = piece.answer
         if not piece.text and not answer.finish_reason and not (logprobs and piece.choices):
             return None
@@ -76,7 +76,7 @@ class ChatFormatter:
         return {**self.head, "object": self.part, "choices": [choice]}
 
     def usage_chunk(self, answers: Sequence[StreamedAnswer]) -> dict[str, Any]:
-        """Return the last chunk of a stream that tells its usage."""
+        """Return the last chunk of a stream, with its usage."""
         return {
             **self.head,
             "object": self.part,
@@ -124,7 +124,7 @@ class ChatFormatter:
 
 
 class CompletionFormatter:
-    """Words plain completions; with `echo`, the prompt and its logprobs come first."""
+    """Formats plain completions; with `echo`, the prompt and its logprobs come first."""
 
     prefix, whole = "cmpl-", "text_completion"
 
@@ -144,7 +144,7 @@ class CompletionFormatter:
         return None
 
     def chunk(self, piece: Piece, logprobs: bool) -> dict[str, Any] | None:
-        """Return a chunk; None where there is nothing to say."""
+        """Return a chunk; None where there is nothing to send."""
         answer = piece.answer
         is_first = answer.num_tokens <= 1 and self.echoed is not None
         text = (self.echoed[answer.index] if is_first and self.echoed else "") + piece.text
@@ -154,7 +154,7 @@ class CompletionFormatter:
         return {**self.head, "choices": [self._choice(answer, text, found)]}
 
     def usage_chunk(self, answers: Sequence[StreamedAnswer]) -> dict[str, Any]:
-        """Return the last chunk of a stream that tells its usage."""
+        """Return the last chunk of a stream, with its usage."""
         return {**self.head, "choices": [], "usage": usage(answers, self.copies)}
 
     def body(
@@ -211,5 +211,5 @@ class CompletionFormatter:
 
 
 def _finite(logprob: float | None) -> float:
-    """Return a logprob that JSON can say."""
+    """Return a logprob that JSON can hold."""
     return max(-9999.0, logprob if logprob is not None else -9999.0)

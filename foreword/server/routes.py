@@ -1,7 +1,7 @@
-"""One function for each route: check, encode, ask, word.
+"""Route handlers: each validates, encodes, submits and formats one kind of request.
 
-In: checked bodies. Out: HTTP answers. Text, images and sounds become ids as the named prompt's
-training encoded them.
+In: validated bodies. Out: HTTP responses. Text, images and sounds are encoded to ids as the named
+prompt's training encoded them. Does not know how the engine runs.
 """
 
 import asyncio
@@ -43,17 +43,17 @@ async def chat_completions(body: ChatRequest, http: Request) -> Response:
     def encode() -> list[request.Request]:
         messages = _loaded(state, body.messages)
         ids, media = message_media.encode(state.backbone, messages, served.encoding)
-        ends = chat.end_tokens(state.backbone, messages, served.encoding)
+        stop_ids = chat.end_tokens(state.backbone, messages, served.encoding)
         limit = body.max_completion_tokens
         limit = limit if limit is not None else body.max_tokens
         if limit is None:
             room = state.worker.engine.max_length - len(ids) - num_virtual(served)
             limit = max(1, min(room, state.config.default_max_tokens))
-        return requests_of(state, body, served, [(ids, media)], ends, limit)
+        return requests_of(state, body, served, [(ids, media)], stop_ids, limit)
 
     requests = await state.encode(encode)
-    words = ChatFormatter(served.name, state.backbone.tokenizer, body.n)
-    return await reply(http, body, served, requests, words)
+    formatter = ChatFormatter(served.name, state.backbone.tokenizer, body.n)
+    return await reply(http, body, served, requests, formatter)
 
 
 async def completions(body: CompletionRequest, http: Request) -> Response:
@@ -72,14 +72,14 @@ async def completions(body: CompletionRequest, http: Request) -> Response:
         texts = [
             one if isinstance(one, str) else str(tokenizer.decode(one)) for one in body.prompts
         ]
-        ends = chat.end_tokens(state.backbone, "", served.encoding)
+        stop_ids = chat.end_tokens(state.backbone, "", served.encoding)
         limit = body.max_tokens if body.max_tokens is not None else 16
-        requests = requests_of(state, body, served, encoded, ends, limit)
+        requests = requests_of(state, body, served, encoded, stop_ids, limit)
         return requests, [text for text in texts for _ in range(body.n)]
 
     requests, texts = await state.encode(encode)
-    words = CompletionFormatter(served.name, tokenizer, body.n, texts if body.echo else None)
-    return await reply(http, body, served, requests, words)
+    formatter = CompletionFormatter(served.name, tokenizer, body.n, texts if body.echo else None)
+    return await reply(http, body, served, requests, formatter)
 
 
 async def tokenize(body: TokenizeRequest, http: Request) -> dict[str, Any]:

@@ -1,8 +1,8 @@
-"""From options to a running server, and from its end to an exit code.
+"""Server process: from options to a running uvicorn server, and to its exit code.
 
-In: the model, the store's directory, options and keys. Out: 0 after a drain, 1 after the engine's
-death. SIGTERM and SIGINT stop new connections, let running requests end for a while, then cancel
-them.
+In: the model, the store, options and keys. Out: 0 after a drain, 1 after the engine has failed.
+SIGTERM and SIGINT stop new connections, let running requests finish for a while, then cancel them.
+Does not know what a request asks for.
 """
 
 import logging
@@ -27,7 +27,7 @@ log = logging.getLogger("foreword.server")
 
 
 def limits_of(config: ServeConfig) -> EngineLimits:
-    """Return what the options mean to the engine."""
+    """Return the engine's limits from the options."""
     return EngineLimits(
         max_rows=config.max_batch,
         max_length=config.max_length,
@@ -93,7 +93,7 @@ class Server(uvicorn.Server):
 
 def serve(server: Server) -> int:
     """Serve until a signal or the engine's death; return the exit code."""
-    # uvicorn raises the signal again once it has stopped: a drained server ends in peace.
+    # uvicorn raises the signal again once it has stopped; ignored, a drained server exits with 0.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)
     server.run()
@@ -112,7 +112,7 @@ def log_to_stderr() -> None:
 
 
 def warnings_for(config: ServeConfig, api_key: str | None) -> list[str]:
-    """Return what is worth a warning before the server starts."""
+    """Return warnings to print before the server starts."""
     if config.host not in LOOPBACK and not api_key:
         return [f"anybody who reaches {config.host}:{config.port} can use this server: set a key"]
     return []

@@ -1,7 +1,8 @@
-"""From a checked body to requests of the engine, and from pieces to an HTTP answer.
+"""Serving: from a validated body to engine requests, and from their pieces to a response.
 
-In: a body, what it names, encoded prompts. Out: one JSON answer, or a stream of events. Whatever
-way an answer ends, its requests are cancelled, and its facts are logged and counted.
+In: a body, the model that it names, encoded prompts. Out: one JSON answer, or a stream of
+server-sent events. However an answer ends, its requests are cancelled, and its numbers are logged
+and counted. Does not know how text becomes ids.
 """
 
 import asyncio
@@ -34,7 +35,7 @@ def requests_of(
     body: Common,
     served: ServedModel,
     encoded: Sequence[Encoded],
-    ends: Sequence[int],
+    stop_ids: Sequence[int],
     limit: int,
 ) -> list[request.Request]:
     """Return the engine's requests: each prompt `n` times."""
@@ -55,7 +56,7 @@ def requests_of(
             served.source,
             settings[place * body.n + copy],
             limit,
-            frozenset() if body.ignore_eos else frozenset(ends),
+            frozenset() if body.ignore_eos else frozenset(stop_ids),
             state.grammars.constraint(schema) if schema is not None else None,
             body.num_logprobs if has_echo else None,
             media,
@@ -73,9 +74,9 @@ async def reply(
     body: Common,
     served: ServedModel,
     requests: list[request.Request],
-    words: Formatter,
+    formatter: Formatter,
 ) -> Response:
-    """Hand requests to the engine and answer with what comes, whole or as a stream."""
+    """Submit requests to the engine and return their answers, whole or as a stream."""
     state = state_of(http)
     answers = Answers(
         state.worker, state.backbone.tokenizer, body.stops, state.config.request_seconds
@@ -91,33 +92,33 @@ async def reply(
 
     if body.stream:
         has_usage = body.stream_options is not None and body.stream_options.include_usage
-        return _Stream(answers, _events(answers, words, has_logprobs, has_usage), end)
+        return _Stream(answers, _events(answers, formatter, has_logprobs, has_usage), end)
     try:
-        pieces = await _unless_gone(http, _all(answers))
+        pieces = await _unless_disconnected(http, _collected(answers))
     finally:
         answers.cancel()
         end()
-    return JSONResponse(words.body(answers.answers, pieces, has_logprobs))
+    return JSONResponse(formatter.body(answers.answers, pieces, has_logprobs))
 
 
-async def _all(answers: Answers) -> list[Piece]:
+async def _collected(answers: Answers) -> list[Piece]:
     return [piece async for piece in answers.pieces()]
 
 
 async def _events(
-    answers: Answers, words: Formatter, has_logprobs: bool, has_usage: bool
+    answers: Answers, formatter: Formatter, has_logprobs: bool, has_usage: bool
 ) -> AsyncIterator[str]:
-    """Yield server-sent events, an error among them where one comes late."""
+    """Yield server-sent events; an error after the first of them is an event too."""
     try:
         for answer in answers.answers:
-            if opening := words.opening(answer.index):
+            if opening := formatter.opening(answer.index):
                 yield _event(opening)
         async with contextlib.aclosing(answers.pieces()) as pieces:  # type: ignore[type-var]
             async for piece in pieces:
-                if chunk := words.chunk(piece, has_logprobs):
+                if chunk := formatter.chunk(piece, has_logprobs):
                     yield _event(chunk)
         if has_usage:
-            yield _event(words.usage_chunk(answers.answers))
+            yield _event(formatter.usage_chunk(answers.answers))
     except ForewordError as error:
         yield _event(error_body(str(error), error.http_status))
     yield "data: [DONE]\n\n"
@@ -145,29 +146,29 @@ class _Stream(StreamingResponse):
             self._note()
 
 
-async def _unless_gone(http: Request, answer: Any) -> list[Piece]:
-    """Wait for an answer, and stop when its client has gone."""
+async def _unless_disconnected(http: Request, answer: Any) -> list[Piece]:
+    """Wait for an answer, and stop when its client disconnects."""
     work = asyncio.ensure_future(answer)
-    gone = asyncio.ensure_future(_until_gone(http))
+    disconnected = asyncio.ensure_future(_until_disconnected(http))
     try:
-        await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({work, disconnected}, return_when=asyncio.FIRST_COMPLETED)
         if not work.done():
             raise HTTPException(499, "the client has gone")
         result: list[Piece] = work.result()
         return result
     finally:
-        for task in (work, gone):
+        for task in (work, disconnected):
             task.cancel()
-        await asyncio.gather(work, gone, return_exceptions=True)
+        await asyncio.gather(work, disconnected, return_exceptions=True)
 
 
-async def _until_gone(http: Request) -> None:
+async def _until_disconnected(http: Request) -> None:
     while (await http.receive())["type"] != "http.disconnect":
         pass
 
 
 def _fields_of(answers: Answers, copies: int, started: float) -> dict[str, Any]:
-    """Return what the log and the metrics keep of a call: numbers only."""
+    """Return the numbers of a call for the log and the metrics; no text."""
     counted = usage(answers.answers, copies)
     first = answers.first_token_at
     return {

@@ -1,6 +1,7 @@
-"""What the handlers of one application share, and how they reach it.
+"""Application state: what the handlers of one application share, and how they reach it.
 
-In: an HTTP request. Out: the backbone, the catalog, the worker and the limits behind it.
+In: an HTTP request. Out: the backbone, the catalog, the engine's thread and the limits behind it.
+Knows no route.
 """
 
 import asyncio
@@ -23,7 +24,7 @@ T = TypeVar("T")
 
 @dataclass
 class AppState:
-    """What the handlers share."""
+    """The state that the handlers share."""
 
     backbone: Backbone
     catalog: Catalog
@@ -35,16 +36,16 @@ class AppState:
     on_death: Callable[[], None]
 
     async def encode(self, call: Callable[[], T]) -> T:
-        """Run what tokenizes or reads files beside the event loop."""
+        """Run a call that tokenizes or reads files outside the event loop."""
         return await asyncio.get_running_loop().run_in_executor(self.encoder, call)
 
 
 def state_of(http: Request) -> AppState:
-    """Return what the application of a request shares."""
+    """Return the state of a request's application."""
     state: AppState = http.app.state.shared
     return state
 
 
 def note(http: Request, fields: dict[str, Any]) -> None:
-    """Add facts to the request's line of log: numbers and names that are served, never text."""
+    """Add fields to the request's line of log: numbers and names that are served, never text."""
     http.scope["state"]["call"].fields |= fields

@@ -1,8 +1,8 @@
-"""Requests of one HTTP call to pieces of text, as they come.
+"""Streaming: pieces of the answers of one call, as they come.
 
-In: the worker and the engine's requests. Out: pieces, each of one answer: its new text, its new
-ids, and why it ended. A stop string cancels its own answer; who listens cancels what is left. Runs
-on the event loop and never waits for the engine.
+In: the engine's thread and requests. Out: pieces, each of one answer: its new text, its new ids,
+and why it ended. A stop string cancels its own answer; the caller cancels the others. Runs on the
+event loop and never blocks on the engine. Knows no JSON.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ class StreamedAnswer:
 
     Attributes:
         index: its place among the answers of the call.
-        num_tokens: of it, so far.
+        num_tokens: generated so far.
         finish_reason: why it ended; None while it goes on.
     """
 
@@ -67,31 +67,31 @@ class Answers:
     )
 
     def submit(self, requests: Sequence[Request]) -> None:
-        """Hand all requests to the engine, or none.
+        """Submit all requests to the engine, or none.
 
         Raises:
             ForewordError: as `Worker.submit_all`.
         """
         loop = asyncio.get_running_loop()
-        heard = [
+        listened = [
             dataclasses.replace(request, listener=_Listener(index, loop, self._queue))
             for index, request in enumerate(requests)
         ]
-        for index, handle in enumerate(self.worker.submit_all(heard)):
+        for index, handle in enumerate(self.worker.submit_all(listened)):
             self.answers.append(
                 StreamedAnswer(index, handle, TextStream(self.tokenizer, self.stop))
             )
 
     def cancel(self) -> None:
-        """End whatever goes on."""
+        """Cancel every answer that has not ended."""
         for answer in self.answers:
             answer.handle.cancel()
 
     async def pieces(self) -> AsyncIterator[Piece]:
-        """Yield what comes until every answer has ended; `cancel` afterwards, however it ends.
+        """Yield pieces as they come until every answer has ended; call `cancel` in any case.
 
         Raises:
-            TooSlowError: the time is over. ForewordError: a request has failed.
+            TooSlowError: the time is up. ForewordError: a request has failed.
         """
         try:
             async with asyncio.timeout(self.seconds):
@@ -118,7 +118,7 @@ class Answers:
         if self.first_token_at is None:
             self.first_token_at = time.perf_counter()
         answer.num_tokens += 1
-        # The id that ends an answer is counted, and is no text of it.
+        # The id that ends an answer is counted, but its text is not part of the answer.
         is_end = reason == "stop" and choice.id in answer.handle.request.stop_ids
         text = answer.stream.put([] if is_end else [choice.id])
         if reason is not None:
@@ -131,17 +131,17 @@ class Answers:
 
 
 class _Listener:
-    """Carries what one handle tells from the engine's thread to the event loop."""
+    """Carries the events of one handle from the engine's thread to the event loop."""
 
     def __init__(self, index: int, loop: asyncio.AbstractEventLoop, queue: Any) -> None:
         self._index, self._loop, self._queue = index, loop, queue
-        self._num_told = 0
+        self._num_sent = 0
 
     def __call__(self, handle: Handle) -> None:
         choice = None
-        if len(handle.choices) > self._num_told:
+        if len(handle.choices) > self._num_sent:
             choice = handle.choices[-1]
-            self._num_told = len(handle.choices)
+            self._num_sent = len(handle.choices)
         event = (self._index, choice, handle.finish_reason)
         self._loop.call_soon_threadsafe(self._queue.put_nowait, event)
 

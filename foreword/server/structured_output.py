@@ -1,7 +1,7 @@
-"""`response_format` to what the engine may choose next, through llguidance.
+"""Structured output: from a JSON schema to the ids that may come next, through llguidance.
 
-In: a JSON schema. Out: a constraint for one request. A schema that cannot be followed is refused
-before the request begins.
+In: the schema of `response_format`. Out: a constraint for one request. A schema that cannot be
+followed is refused before the request begins. Knows no model.
 """
 
 import json
@@ -20,7 +20,7 @@ FORM: Any = {"whitespace_flexible": False, "key_separator": ": ", "item_separato
 
 
 class JsonConstraint:
-    """One answer's way through a grammar."""
+    """The state of one answer in a grammar."""
 
     def __init__(self, matcher: Any, num_ids: int) -> None:
         self._matcher, self._num_ids = matcher, num_ids
@@ -49,11 +49,11 @@ class Grammars:
 
     Args:
         tokenizer: of the model.
-        end_ids: ids that end an answer.
+        stop_ids: the ids at which an answer ends.
     """
 
-    def __init__(self, tokenizer: Any, end_ids: list[int]) -> None:
-        self._tokenizer, self._end_ids = tokenizer, end_ids
+    def __init__(self, tokenizer: Any, stop_ids: list[int]) -> None:
+        self._tokenizer, self._stop_ids = tokenizer, stop_ids
         self._analysed: Any = None
         self._lock = threading.Lock()
 
@@ -83,7 +83,7 @@ class Grammars:
 
         with self._lock:
             if self._analysed is None:
-                self._analysed = from_tokenizer(self._tokenizer, eos_token=self._end_ids or None)
+                self._analysed = from_tokenizer(self._tokenizer, eos_token=self._stop_ids or None)
             return self._analysed
 
 

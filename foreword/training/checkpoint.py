@@ -1,4 +1,4 @@
-"""What a training state's file holds, read back.
+"""Checkpoint: what the file of a training state holds, loaded again.
 
 In: a file that `TrainState.save` wrote. Out: what was trained, how far, and its best prompt so far,
 not yet tied to an optimizer; or what is damaged, or belongs to another run. Tensors and JSON: no
@@ -7,7 +7,7 @@ pickle, and nothing in it is executed.
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -127,20 +127,17 @@ class StoredState:
 
     def result(self) -> SoftPrompt:
         """Return the best prompt so far by validation, or else the newest, with the history."""
-        found = self.best() or with_metrics(self.prompt(), self._metrics())
-        return with_history(found, self.history())
+        best = {"": found} if (found := self.best()) is not None else {}
+        return results_of(best, lambda: {"": self.prompt()}, self.progress(), self.history())[""]
 
     def task_results(self) -> dict[str, SoftPrompt]:
         """Return each task's prompt of the same step."""
-        newest = task_prompts(self.method()) if self.best() is None else {}
-        found = self.best_tasks() or {
-            name: with_metrics(prompt, self._metrics()) for name, prompt in newest.items()
-        }
-        return {name: with_history(prompt, self.history()) for name, prompt in found.items()}
-
-    def _metrics(self) -> dict[str, Any]:
-        losses = self.history().losses
-        return {"step": self.progress().step, "training_loss": losses[-1] if losses else None}
+        return results_of(
+            self.best_tasks(),
+            lambda: task_prompts(self.method()),
+            self.progress(),
+            self.history(),
+        )
 
     def check(self, identity: dict[str, Any]) -> None:
         """Refuse to go on with another base, other rows or other options.
@@ -205,6 +202,19 @@ def damage_named(path: Path) -> Iterator[None]:
             f"{path}: not a training state of foreword, or a damaged one ({error!r}); remove it "
             "and begin anew"
         ) from None
+
+
+def results_of(
+    best: Mapping[str, SoftPrompt],
+    newest: Callable[[], Mapping[str, SoftPrompt]],
+    progress: Progress,
+    history: History,
+) -> dict[str, SoftPrompt]:
+    """Return the best prompts by validation, or else the newest, with the history of their run."""
+    losses = history.losses
+    metrics = {"step": progress.step, "training_loss": losses[-1] if losses else None}
+    found = best or {name: with_metrics(prompt, metrics) for name, prompt in newest().items()}
+    return {name: with_history(prompt, history) for name, prompt in found.items()}
 
 
 def with_metrics(prompt: SoftPrompt, metrics: dict[str, Any]) -> SoftPrompt:

@@ -1,4 +1,4 @@
-"""A view of a backbone whose layers are compiled by torch, for the passes of training.
+"""Compiled layers (`--compile-layers`): a view of a backbone whose layers torch.compile has made.
 
 In: a backbone. Out: another one over the same weights. Layers of one kind share one compiled
 program; rows of other lengths may cost another. The user's model is neither patched nor switched.

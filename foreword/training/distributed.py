@@ -1,7 +1,7 @@
-"""The processes of one run: which rows are whose, and the one sum that they share.
+"""Distributed data parallel: the processes of one run, their rows, and the one sum they share.
 
 In: what a launcher (`accelerate launch`, `torchrun`) says in the environment. Out: `Ranks`, which
-deals rows out and adds up tensors. Every process knows all rows and takes the same decisions, so
+shares rows out and adds tensors up. Every process knows all rows and takes the same decisions, so
 nothing but the prompt's gradient and a few numbers is ever sent. Knows no model and no prompt.
 """
 
@@ -39,11 +39,11 @@ class Ranks:
         """Whether this process writes and speaks for all."""
         return self.rank == 0
 
-    def passes(self, rows: Sequence[T], size: int) -> list[list[T]]:
-        """Cut this process's share of rows into passes of at most `size` rows.
+    def micro_batches(self, rows: Sequence[T], size: int) -> list[list[T]]:
+        """Cut this process's share of rows into micro-batches of at most `size` rows.
 
-        Every process takes as many passes as the others, for a sharded model computes in step; one
-        without rows for a pass finds it empty.
+        Every process has as many as the others, for a sharded model computes in step; where a
+        process has no rows left, they are empty.
         """
         longest = -(-len(rows) // self.size)
         mine = list(rows[self.rank :: self.size])

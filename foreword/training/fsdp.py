@@ -1,4 +1,4 @@
-"""A frozen base whose layers are spread over the processes of a run (FSDP2).
+"""Fully sharded data parallel (FSDP2): a frozen base whose layers lie spread over all processes.
 
 In: a backbone that every process has loaded alike. Out: a view of it for training: each process
 keeps its part of every layer and gathers one layer at a time. Embeddings, norms and head stay

@@ -1,4 +1,4 @@
-"""A view of a backbone whose layers are computed again on the way back, instead of being kept.
+"""Gradient checkpointing: a view of a backbone whose layers run again on the way back.
 
 In: a backbone. Out: another one over the same weights, whose decoder keeps each layer's input
 alone. The user's model is neither patched nor switched: the view has its own list of layers. Exact

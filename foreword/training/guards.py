@@ -1,8 +1,8 @@
-"""What goes wrong in a run without an error of its own: seen, and put into words.
+"""Guards: divergence, vanished gradients, stalls and early stopping, seen and put into words.
 
-In: losses, gradients and validations so far. Out: None, or one sentence of what was seen and what
-becomes of it. Every verdict is a function of numbers that a training state keeps, so that a resumed
-run comes to the same one. Moves no prompt and knows no rows.
+In: losses, gradients and validations so far. Out: None, or one sentence that says what was seen and
+what becomes of it. Every verdict is a function of numbers that a training state keeps, so that a
+resumed run comes to the same one. Moves no prompt and knows no rows.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""Where a prompt starts: pure functions of an embedding table `[V, H]`, or of a text's own states.
+"""Initializers: the first values of a prompt, as pure functions of an embedding table `[V, H]`.
 
 In: the table as the model applies it (scale included), ids, a seed. Out: embeddings `[P, H]`. Never
 off the table's own scale: a start far from it costs most of the quality (PEFT's own benchmark: 23 %

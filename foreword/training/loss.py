@@ -1,8 +1,7 @@
-"""The loss of a batch: cross entropy of label tokens, and nothing else is computed.
+"""The loss: cross entropy of label tokens, and nothing else is computed.
 
-In: a batch's ids and label mask `[B, T]`. Out: for each label its loss, and
-whether it is what greedy decoding would say. The head is applied to the positions before labels
-only, in chunks.
+In: a batch's ids and label mask `[B, T]`. Out: for each label its loss, and whether it is what
+greedy decoding would say. The head is applied to the positions before labels only, in chunks.
 """
 
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What stays the same from the first step of a run to its last: model, rows, options, schedule.
+"""A run: what stays the same from its first step to its last: model, rows, options, schedule.
 
 In: everything that `train` was given, made ready. Out: the rows and the learning rate of any step,
 as functions of its number. Holds nothing that changes and computes no gradient.

@@ -1,18 +1,23 @@
-"""The same run from several seeds: what it comes to on average, how far apart, and the best of it.
+"""Seeds: the same run from several seeds, how far apart the results are, and the best of them.
 
-In: a configuration and how many seeds; then the prompts that the runs ended with. Out: a
-configuration for each run; mean and deviation of what validation said, and the best prompt, which
-knows them. Trains nothing itself.
+In: what `train` takes, and how many seeds. Out: the runs, one after another; then mean and
+deviation of what validation said, and the best prompt, which knows them.
 """
 
+import os
 import statistics
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
-from foreword.config import TrainConfig
+from foreword.backbone import Backbone
+from foreword.config import EncodingConfig, TrainConfig
 from foreword.errors import InputError
 from foreword.prompt.soft_prompt import SoftPrompt
+from foreword.training.checkpoint import STATE_FILE, read_state
+from foreword.training.loop import TrainEvent, train
+from foreword.training.rows import AnyExample
 
 
 def seeds_of(config: TrainConfig, count: int) -> list[TrainConfig]:
@@ -24,6 +29,75 @@ def seeds_of(config: TrainConfig, count: int) -> list[TrainConfig]:
     if count < 1:
         raise InputError(f"--seeds must be at least 1, got {count}")
     return [replace(config, seed=config.seed + index) for index in range(count)]
+
+
+@dataclass(frozen=True, eq=False)
+class SeedRun:
+    """The run of one seed.
+
+    Attributes:
+        seed: its own.
+        config: the options, with this seed.
+        folder: where its training state is written; None: nowhere.
+        resumed_after: the step that it goes on after; None where it begins.
+        events: as `train` yields them.
+    """
+
+    seed: int
+    config: TrainConfig
+    folder: Path | None
+    resumed_after: int | None
+    events: Iterator[TrainEvent]
+
+
+def train_seeds(
+    backbone: Backbone,
+    examples: Sequence[AnyExample],
+    config: TrainConfig,
+    count: int,
+    *,
+    validation: Sequence[AnyExample] = (),
+    encoding_config: EncodingConfig | None = None,
+    initial: SoftPrompt | None = None,
+    folder: str | os.PathLike[str] | None = None,
+    resume: bool = False,
+) -> Iterator[SeedRun]:
+    """Yield the run of each seed in turn; the next one begins when it is asked for.
+
+    Takes what `train` takes, `count` as the number of seeds and `folder` for `checkpoint`, and
+    raises what `train` raises. `spread` compares the prompts that the runs end with.
+    """
+    for one in seeds_of(config, count):
+        place = folder_of(folder, one.seed, count)
+        after = saved_step(place) if resume else None
+        events = train(
+            backbone,
+            examples,
+            one,
+            validation=validation,
+            encoding_config=encoding_config,
+            initial=initial,
+            checkpoint=place,
+            resume=resume,
+        )
+        yield SeedRun(one.seed, one, place, after, events)
+
+
+def folder_of(folder: str | os.PathLike[str] | None, seed: int, count: int) -> Path | None:
+    """Return the folder of one seed's run: the given one itself where there is one seed."""
+    if folder is None or count == 1:
+        return None if folder is None else Path(folder)
+    return Path(folder, "seeds", str(seed))
+
+
+def saved_step(folder: Path | None) -> int | None:
+    """Return the step of the training state in a folder; None where there is none.
+
+    Raises:
+        ArtifactError: a damaged state.
+    """
+    path = folder / STATE_FILE if folder is not None else None
+    return read_state(path).progress().step if path is not None and path.exists() else None
 
 
 @dataclass(frozen=True, eq=False)

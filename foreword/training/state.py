@@ -1,9 +1,9 @@
-"""All that the next step of a run depends on, beside the model, the rows and the options.
+"""Training state: all that the next step depends on, beside the model, the rows and the options.
 
 In: a prompt that is trained. Out: a `TrainState` that takes steps, goes back to its last good
 point, and is written to one safetensors file from which another process goes on bit for bit
-(`stored_state` reads it). The file is replaced as a whole: there is always one, of one moment.
-Knows no model and computes no gradient.
+(`checkpoint` loads it). The file is replaced as a whole: there is always one, of one moment. Knows
+no model and computes no gradient.
 """
 
 import json
@@ -26,7 +26,7 @@ from foreword.training.checkpoint import (
     Progress,
     StoredState,
     damage_named,
-    with_history,
+    results_of,
     with_metrics,
 )
 from foreword.training.methods.method import Method, task_prompts
@@ -120,17 +120,14 @@ class TrainState:
 
     def result(self) -> SoftPrompt:
         """Return the best prompt so far by validation, or else the newest, with the history."""
-        found = self.best if self.best is not None else self.snapshot(self._metrics())
-        return with_history(found, self.history)
+        best = {"": self.best} if self.best is not None else {}
+        return results_of(best, lambda: {"": self.prompt}, self.progress, self.history)[""]
 
     def task_results(self) -> dict[str, SoftPrompt]:
         """Return each task's prompt of the same step."""
-        best = self.best_tasks if self.best is not None else self.task_snapshots(self._metrics())
-        return {name: with_history(prompt, self.history) for name, prompt in best.items()}
-
-    def _metrics(self) -> dict[str, Any]:
-        loss = self.history.losses[-1] if self.history.losses else None
-        return {"step": self.progress.step, "training_loss": loss}
+        return results_of(
+            self.best_tasks, lambda: task_prompts(self.method), self.progress, self.history
+        )
 
     def save(self, path: Path, identity: dict[str, Any]) -> None:
         """Write everything to one file that takes the place of the earlier one, whole.

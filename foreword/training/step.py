@@ -16,7 +16,7 @@ from foreword.data.batches import Batch
 from foreword.data.encoding import Row
 from foreword.prompt.prefix import Prefix, same_prefix
 from foreword.prompt.states import DeferredPrompt, PrefixStates
-from foreword.training.batches import batches_of
+from foreword.training.batches import micro_batches
 from foreword.training.distributed import Ranks
 from foreword.training.guards import check_gradient
 from foreword.training.loss import score_labels
@@ -63,7 +63,7 @@ def prefix_states(
 
 
 def _micro_batches(run: Run, state: TrainState, rows: Sequence[Row]) -> list[Batch]:
-    return batches_of(run.backbone, run.ranks, rows, state.progress.micro_batch_size)
+    return micro_batches(run.backbone, run.ranks, rows, state.progress.micro_batch_size)
 
 
 def accumulate(

@@ -1,4 +1,4 @@
-"""What a prompt does on rows that it was not trained on.
+"""Validation: a prompt's loss and exact answers on rows that it was not trained on.
 
 In: a backbone, a prompt, held-out rows. Out: their loss and the share that greedy decoding would
 answer right, in one teacher-forced pass. Knows nothing of training.
@@ -13,7 +13,7 @@ from foreword.backbone import Backbone
 from foreword.data.encoding import Row
 from foreword.prompt.prefix import PrefixBatch
 from foreword.prompt.soft_prompt import SoftPrompt
-from foreword.training.batches import batches_of
+from foreword.training.batches import micro_batches
 from foreword.training.distributed import ALONE, Ranks
 from foreword.training.loss import score_labels
 
@@ -46,7 +46,7 @@ def validate(
     ordered = sorted(rows, key=lambda row: len(row.input_ids))
     totals = torch.zeros(3, dtype=torch.float64)  # loss, labels, rows that are exact
     with torch.no_grad():
-        for batch in batches_of(backbone, ranks, ordered, batch_size):
+        for batch in micro_batches(backbone, ranks, ordered, batch_size):
             names = ("",) * len(batch.tasks) if "" in known else batch.tasks
             scores = score_labels(backbone, PrefixBatch(tuple(known[n] for n in names)), batch)
             assert scores.is_best is not None

@@ -1,9 +1,8 @@
-"""An untested family proves on its first media that it reads them right behind a prefix.
+"""The self-test of media: a family that no test covers proves itself on the first it is given.
 
-In: a backbone and what a call gives it. Out: nothing, or an `UnsupportedError`. One row is read
-twice: by the model alone, as it reads any row, behind five tokens of text; and behind the prefix
-that these five tokens compile to, in a padded batch. No names of families, and nothing is left on
-the model.
+In: a backbone and what a call gives it. Out: nothing, or an `UnsupportedError`. One row runs twice:
+by the model alone, as it runs any row, behind five tokens of text; and behind the prefix that these
+five tokens compile to, in a padded batch. No names of families, and nothing is left on the model.
 """
 
 import copy
@@ -18,12 +17,16 @@ from foreword.model.capabilities import Capabilities
 from foreword.model.forward import read_media
 from foreword.model.placeholders import Turn
 from foreword.prompt.prefix import Prefix, PrefixBatch
+from foreword.verification.frozen_model import FrozenModel
 
 NUM_TEXT = 5
 
 
 def prove(
-    backbone: Any, input_ids: Tensor, attention_mask: Tensor | None, media: dict[str, Tensor]
+    backbone: FrozenModel,
+    input_ids: Tensor,
+    attention_mask: Tensor | None,
+    media: dict[str, Tensor],
 ) -> None:
     """Compare the first row that holds media, and refuse the family where the two readings differ.
 
@@ -54,7 +57,10 @@ def prove(
 
 
 def _first_row(
-    backbone: Any, input_ids: Tensor, attention_mask: Tensor | None, media: dict[str, Tensor]
+    backbone: FrozenModel,
+    input_ids: Tensor,
+    attention_mask: Tensor | None,
+    media: dict[str, Tensor],
 ) -> tuple[Tensor, Mapping[str, Tensor]]:
     """Return the ids `[T]` of the first row with media, and its part of them."""
     zeros = (0,) * len(input_ids)
@@ -73,7 +79,7 @@ def _text(capabilities: Capabilities, device: torch.device) -> Tensor:
     return torch.tensor(ids[step::step][:NUM_TEXT], device=device)
 
 
-def _behind_prefix(backbone: Any, row: Tensor, given: Mapping[str, Tensor]) -> Tensor:
+def _behind_prefix(backbone: FrozenModel, row: Tensor, given: Mapping[str, Tensor]) -> Tensor:
     """Return the logits `[T, V]` of a row behind a prefix, beside a shorter row of text."""
     text = _text(backbone.capabilities, row.device)
     prefix = Prefix(backbone.passes.prefill(backbone.embed(text)), "self-test")

@@ -1,25 +1,25 @@
-"""How a family that no test covers proves itself on the user's model, when that is loaded.
+"""The self-test of text: a family that no test covers proves itself when a model of it is loaded.
 
 In: a backbone. Out: nothing, or an `UnsupportedError` that says what differs from the slow obvious
 computation: one chunk against two, padded and mixed rows against single ones, cached steps against
-none. A few tokens are read, in well under a second on a small model. Knows no family.
+none. A few tokens run, in well under a second on a small model. Knows no family.
 """
-
-from typing import Any
 
 import torch
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutput
 
 from foreword.errors import UnsupportedError
-from foreword.generation import encoder_decoder
+from foreword.generation import model_view
+from foreword.model.encoder_decoder import EncoderDecoder
 from foreword.prompt.prefix import Prefix, PrefixBatch, no_prefixes
 from foreword.prompt.states import DeferredPrompt
+from foreword.verification.frozen_model import FrozenModel
 
 NUM_VIRTUAL, NUM_REAL, NUM_STEPS = 5, 3, 3
 
 
-def prove(backbone: Any) -> None:
+def prove(backbone: FrozenModel) -> None:
     """Refuse a family whose fast and slow results differ, or that cannot be run so.
 
     Raises:
@@ -49,7 +49,7 @@ def prove(backbone: Any) -> None:
             )
 
 
-def _checks(backbone: Any) -> dict[str, tuple[float, float]]:
+def _checks(backbone: FrozenModel) -> dict[str, tuple[float, float]]:
     """Return what is compared: how much it differs, and the size of the numbers."""
     encoder = backbone.capabilities.encoder
     if encoder is None:
@@ -66,11 +66,11 @@ def _checks(backbone: Any) -> dict[str, tuple[float, float]]:
     return checks
 
 
-def _encoder_prompt(backbone: Any) -> tuple[float, float]:
+def _encoder_prompt(backbone: FrozenModel) -> tuple[float, float]:
     """Return how much an encoder's output over embeddings and padding differs from that over ids
     alone.
     """
-    passes, (virtual, real) = backbone.passes, _ids(backbone)
+    passes, (virtual, real) = _passes(backbone), _ids(backbone)
     prefix = Prefix(DeferredPrompt(backbone.embed(virtual)), "self-test")
     rows = torch.stack([real, real.roll(1)])
     mask = torch.tensor([[1, 1, 1], [0, 1, 1]], device=backbone.device)
@@ -81,9 +81,9 @@ def _encoder_prompt(backbone: Any) -> tuple[float, float]:
     return _distance(found, torch.cat(alone))
 
 
-def _decoder_prefix(backbone: Any) -> tuple[float, float]:
+def _decoder_prefix(backbone: FrozenModel) -> tuple[float, float]:
     """Return how much logits behind a prefix differ from those behind its text, decoded."""
-    passes, (virtual, real) = backbone.passes, _ids(backbone)
+    passes, (virtual, real) = _passes(backbone), _ids(backbone)
     tokens = {"input_ids": virtual[None]}
     if not passes.encoder.reads_text:  # there the decoder reads a prompt's embeddings
         tokens = {"inputs_embeds": backbone.embed(virtual)[None]}
@@ -94,12 +94,12 @@ def _decoder_prefix(backbone: Any) -> tuple[float, float]:
     return _distance(found, whole[NUM_VIRTUAL:])
 
 
-def _decoder_steps(backbone: Any) -> tuple[float, float]:
+def _decoder_steps(backbone: FrozenModel) -> tuple[float, float]:
     """Return the same for a few steps of generation."""
-    passes, (_, real) = backbone.passes, _ids(backbone)
+    passes, (_, real) = _passes(backbone), _ids(backbone)
     states = passes.prefill(backbone.embed(real))
     batch = PrefixBatch((Prefix(states, "self-test"),))
-    output = encoder_decoder.view(passes, batch).generate(
+    output = model_view.encoder_decoder_view(passes, batch).generate(
         encoder_outputs=BaseModelOutput(_encoded(backbone)),
         encoder_no_repeat_ngram_size=0,
         max_new_tokens=NUM_STEPS,
@@ -113,28 +113,33 @@ def _decoder_steps(backbone: Any) -> tuple[float, float]:
     return _distance(steps, _decoded(backbone, batch, torch.cat(given))[-len(steps) :])
 
 
-def _ids(backbone: Any) -> tuple[Tensor, Tensor]:
+def _passes(backbone: FrozenModel) -> EncoderDecoder:
+    assert isinstance(backbone.passes, EncoderDecoder)
+    return backbone.passes
+
+
+def _ids(backbone: FrozenModel) -> tuple[Tensor, Tensor]:
     """Return virtual and real ids that are no special ones."""
     capabilities, num_ids = backbone.capabilities, NUM_VIRTUAL + NUM_REAL
     ids = (torch.arange(1, num_ids + 1, device=backbone.device) * 7919) % capabilities.vocab_size
     return ids[:NUM_VIRTUAL], ids[NUM_VIRTUAL:]
 
 
-def _encoded(backbone: Any) -> Tensor:
+def _encoded(backbone: FrozenModel) -> Tensor:
     """Return numbers that stand for an encoder's output, `[1, S, H]`."""
     numbers = torch.arange(4 * backbone.capabilities.hidden_size, device=backbone.device)
     encoded: Tensor = torch.sin(numbers.float()).to(backbone.dtype).reshape(1, 4, -1)
     return encoded
 
 
-def _decoded(backbone: Any, batch: PrefixBatch, ids: Tensor) -> Tensor:
+def _decoded(backbone: FrozenModel, batch: PrefixBatch, ids: Tensor) -> Tensor:
     """Return the logits `[T, V]` of decoded ids in a single pass."""
-    hidden = backbone.passes.decoded(batch, _encoded(backbone), None, ids[None], None)
+    hidden = _passes(backbone).decoded(batch, _encoded(backbone), None, ids[None], None)
     logits: Tensor = backbone.head(hidden)[0]
     return logits
 
 
-def _prefix(backbone: Any) -> tuple[float, float]:
+def _prefix(backbone: FrozenModel) -> tuple[float, float]:
     """Return how much logits behind a prefix differ from those behind its text, and their size."""
     prompt, real, ids = _trial(backbone)
     rows = torch.stack([real, real.roll(1), real.roll(1)])
@@ -147,7 +152,7 @@ def _prefix(backbone: Any) -> tuple[float, float]:
     return _distance(torch.cat([found[0], found[1, 1:], found[2, 1:]]), expected)
 
 
-def _steps(backbone: Any) -> tuple[float, float]:
+def _steps(backbone: FrozenModel) -> tuple[float, float]:
     """Return the same for a few steps of generation."""
     prompt, real, ids = _trial(backbone)
     output = backbone.generate(
@@ -165,7 +170,7 @@ def _steps(backbone: Any) -> tuple[float, float]:
     return _distance(torch.cat(output.logits), expected)
 
 
-def _trial(backbone: Any) -> tuple[Prefix, Tensor, Tensor]:
+def _trial(backbone: FrozenModel) -> tuple[Prefix, Tensor, Tensor]:
     """Return a prefix, real ids, and the ids that both stand for."""
     capabilities = backbone.capabilities
     num_ids = NUM_VIRTUAL + NUM_REAL
@@ -178,7 +183,7 @@ def _trial(backbone: Any) -> tuple[Prefix, Tensor, Tensor]:
     return Prefix(states, "self-test"), ids[NUM_VIRTUAL:], ids
 
 
-def _bare(backbone: Any, ids: Tensor) -> Tensor:
+def _bare(backbone: FrozenModel, ids: Tensor) -> Tensor:
     """Return the logits `[T, V]` of one row without a prefix, in a single pass."""
     logits: Tensor = backbone.head(backbone.hidden(no_prefixes(1), ids[None], None))[0]
     return logits

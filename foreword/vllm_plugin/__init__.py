@@ -1,8 +1,9 @@
-"""The same soft prompts on an unmodified vLLM.
+"""vLLM plugin: the same soft prompts on an unmodified vLLM.
 
-vLLM loads this package by its entry points: `register` in every process, the endpoint plugin in
-those that speak HTTP. Both stay away unless `VLLM_PLUGINS` names them. Only `connector` and
-`endpoint` import vLLM; all that decides or computes is in the other modules.
+In: a vLLM process, which loads this package by its entry points: `register` in every process, the
+endpoint plugin in those that serve HTTP. Out: a KV connector and routes for prompts; nothing unless
+`VLLM_PLUGINS` names the plugin. Only `connector` and `endpoint` import vLLM; all that decides or
+computes is in the other modules. Knows no training, and not foreword's own engine.
 """
 
 import os

@@ -1,7 +1,8 @@
-"""The base as vLLM's front end knows it: a directory of weights that it does not load.
+"""Base model metadata: what prompts must match, of a checkpoint that is not loaded.
 
-In: a model's directory or Hub id. Out: the facts that a prompt must match, its fingerprint among
-them, read from a few rows of the checkpoint. What cannot be read there is not compared, and named.
+In: a model's directory or Hub id. Out: a `Base`, with a fingerprint that is computed from a few
+rows of the checkpoint. A checkpoint that cannot be read so has none, and prompts are not compared
+with it. Knows no vLLM.
 """
 
 import json
@@ -94,7 +95,7 @@ def fingerprint_of(model: str, revision: str | None = None) -> dict[str, Any]:
     files = _files_of(model, revision)
     table = f"{capabilities.decoder}.embed_tokens.weight"
     names = [f"{capabilities.decoder}.{name}" for name, _ in decoder.named_parameters()]
-    # The same tensors as `compute_fingerprint` takes: of the others nothing is read.
+    # The tensors that `compute_fingerprint` takes; nothing of the others is read.
     chosen = names[:: max(1, len(names) // NUM_WEIGHTS)]
     if table not in files or type(skeleton.get_input_embeddings()) is not torch.nn.Embedding:
         return {}
@@ -110,18 +111,18 @@ def fingerprint_of(model: str, revision: str | None = None) -> dict[str, Any]:
 
 
 class _Weights:
-    """The parameters that a fingerprint is made of, chosen already."""
+    """The parameters that a fingerprint is computed from."""
 
     def __init__(self, weights: list[Tensor]) -> None:
         self._weights = weights
 
     def parameters(self) -> list[Tensor]:
-        """Return them; `NUM_WEIGHTS` or fewer are all taken, more are thinned as they were."""
+        """Return the parameters: less than 2 * `NUM_WEIGHTS`, of which all are taken."""
         return self._weights
 
 
 def _files_of(model: str, revision: str | None) -> dict[str, Path]:
-    """Return the file of each tensor of a checkpoint in safetensors; nothing of others."""
+    """Return the file of each tensor of a checkpoint; empty where it is not in safetensors."""
     from transformers.utils import cached_file
 
     def path_of(name: str) -> Path | None:

@@ -1,8 +1,8 @@
-"""What vLLM cannot do exactly behind virtual tokens: refused by name, at the start or per request.
+"""Compatibility checks: what vLLM cannot serve exactly is refused by name.
 
-In: facts of an engine, or a request's body. Out: nothing, the forms that can be served, or an
-error that says what to leave out. Knows the names of vLLM's options and fields, and imports none
-of it.
+In: an engine's setup at the start, or a request's body. Out: nothing, the forms that can be served,
+or an error that says what to leave out. Knows the names of vLLM's options and fields, and imports
+none of it.
 """
 
 from collections.abc import Mapping
@@ -31,7 +31,7 @@ class EngineSetup:
         recomputes: whether keys that could not be loaded would be computed from placeholders.
         cache_dtype: `--kv-cache-dtype`.
         is_latent: the cache holds latents of keys (MLA).
-        is_hybrid: layers differ in what they keep, or look at a window only.
+        is_hybrid: layers differ in what they keep, or attend to a window only.
         rotation: how positions are rotated, as `rope_type` says it.
         reads_media: the model reads images or sounds too.
         speculates: speculative decoding.
@@ -90,22 +90,22 @@ def forms_of(setup: EngineSetup, connector: str) -> dict[Form, str | None]:
         "key_values": order if setup.connector != connector else None,
     }
     if setup.connector == connector:
-        reasons["key_values"] = _no_keys(setup)
+        reasons["key_values"] = _key_values_refusal(setup)
     return reasons
 
 
 def check_connector(setup: EngineSetup) -> None:
-    """Refuse an engine into whose cache keys cannot be put as they are.
+    """Refuse an engine whose KV cache cannot take a prompt's keys unchanged.
 
     Raises:
         UnsupportedError: names the part of it.
     """
     check_engine(setup)
-    if reason := _no_keys(setup):
+    if reason := _key_values_refusal(setup):
         raise UnsupportedError(f"key/value prompts: {reason}")
 
 
-def _no_keys(setup: EngineSetup) -> str | None:
+def _key_values_refusal(setup: EngineSetup) -> str | None:
     if setup.recomputes:
         return "keys that cannot be loaded would be computed from placeholders: leave out " + (
             '"kv_load_failure_policy": "recompute"'
@@ -119,9 +119,9 @@ def _no_keys(setup: EngineSetup) -> str | None:
 
 # Requests ---------------------------------------------------------------------------------------
 
-# Fields that would see, score, cut or re-order virtual tokens, or bring other inputs along; what
-# each may be without doing so.
-_NEITHER: Mapping[str, tuple[Any, ...]] = {
+# Fields that would see, score, cut or re-order virtual tokens, or bring other inputs along, and the
+# values at which they do not.
+_HARMLESS_VALUES: Mapping[str, tuple[Any, ...]] = {
     "echo": (None, False),
     "prompt_logprobs": (None,),
     "use_beam_search": (None, False),
@@ -148,12 +148,12 @@ _COMPLETION = {"add_special_tokens": (None, True)}
 
 
 def check_request(body: Any, name: str, *, is_chat: bool) -> None:
-    """Refuse a request that would not be answered as the oracle answers it.
+    """Refuse a request that vLLM would not answer exactly.
 
     Raises:
         UnsupportedError: names the field.
     """
-    allowed = {**_NEITHER, **(_CHAT if is_chat else _COMPLETION)}
+    allowed = {**_HARMLESS_VALUES, **(_CHAT if is_chat else _COMPLETION)}
     for field, values in allowed.items():
         if getattr(body, field, None) not in values:
             raise UnsupportedError(
@@ -162,7 +162,7 @@ def check_request(body: Any, name: str, *, is_chat: bool) -> None:
 
 
 def check_room(num_virtual: int, num_ids: int, num_new: int | None, limit: int) -> None:
-    """Refuse what would not fit: virtual, real and new tokens.
+    """Refuse a request whose virtual, real and new tokens do not fit together.
 
     Raises:
         InputError: says all numbers.
@@ -176,10 +176,10 @@ def check_room(num_virtual: int, num_ids: int, num_new: int | None, limit: int) 
 
 
 def check_ids(ids: list[int], vocab_size: int) -> None:
-    """Refuse an empty row and ids that are none.
+    """Refuse an empty row, and ids outside the vocabulary.
 
     Raises:
-        InputError: says which.
+        InputError: names the id.
     """
     if not ids:
         raise InputError("the prompt has no tokens; give at least one")

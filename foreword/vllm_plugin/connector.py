@@ -1,10 +1,10 @@
-"""Puts a prompt's keys and values where vLLM's cache has room for them: a KV connector.
+"""KV connector: loads a prompt's keys and values into the blocks of vLLM's KV cache.
 
-In the scheduler: a request with a sealed order names a prompt; its first P tokens count as
-computed elsewhere, and those that are not in vLLM's own prefix cache are put there before the step
-that needs them, at every admission, after a preemption too. In each worker: the prompt's file →
-the heads and layers that the worker has. What cannot be put there fails its request alone: keys
-are never computed from placeholders.
+In: requests with a sealed order that names a prompt. Out: its keys and values in their blocks. The
+scheduler counts a prompt's P tokens as computed elsewhere; those that vLLM's own prefix cache lacks
+are loaded before the step that needs them, at every admission, after a preemption too. Each worker
+loads the heads and layers that it has. A load that fails fails its request alone: keys are never
+computed from placeholders. Knows no text.
 """
 
 from collections import OrderedDict
@@ -30,7 +30,7 @@ from foreword.vllm_plugin import compatibility, settings, signing, tensor_parall
 
 log = init_logger("vllm.foreword.connector")
 ORDER = "foreword"  # its key in a request's transfer parameters
-MAX_BYTES = 1 << 30  # of prompts that a worker remembers, its own part of them
+MAX_BYTES = 1 << 30  # of prompts that a worker remembers, its own shards of them
 
 PromptShard = dict[int, tuple[Tensor, Tensor]]
 
@@ -40,7 +40,7 @@ class Load:
     """Keys and values of positions `start..stop-1` of a prompt, for one request's blocks.
 
     Attributes:
-        order: which prompt, as the front end said.
+        order: which prompt, as the frontend sealed it.
         reason: why it cannot be loaded; None where it can be tried.
     """
 
@@ -53,7 +53,7 @@ class Load:
 
 @dataclass
 class Loads(KVConnectorMetadata):
-    """What a step's requests need first."""
+    """What is loaded before a step."""
 
     loads: list[Load] = field(default_factory=list)
 
@@ -68,14 +68,14 @@ class ForewordConnector(KVConnectorBase_V1):
         self._store = settings.store_of(vllm_config)
         self._block_size: int = vllm_config.cache_config.block_size
         self._num_heads: int = vllm_config.model_config.get_total_num_kv_heads()
-        self._waiting: list[Load] = []
-        self._parts: OrderedDict[str, PromptShard] = OrderedDict()
+        self._pending: list[Load] = []
+        self._shards: OrderedDict[str, PromptShard] = OrderedDict()
         self._num_bytes = 0
         self._failed: set[int] = set()
 
     @property
     def requires_kv_delivery(self) -> bool:
-        """Nothing is handed on: a preempted request just gets its keys again."""
+        """False: nothing is delivered; a preempted request gets its keys again."""
         return False
 
     # Scheduler ----------------------------------------------------------------------------------
@@ -83,14 +83,14 @@ class ForewordConnector(KVConnectorBase_V1):
     def get_num_new_matched_tokens(
         self, request: Any, num_computed_tokens: int
     ) -> tuple[int, bool]:
-        """Return how many of a prompt's tokens the cache lacks."""
+        """Return how many of a prompt's tokens vLLM's prefix cache lacks."""
         order = _order_of(request)
         if order is None:
             return 0, False
         return max(0, _num_virtual(order, request) - num_computed_tokens), False
 
     def update_state_after_alloc(self, request: Any, blocks: Any, num_external_tokens: int) -> None:
-        """Remember what has to be put into the blocks of a request that was admitted."""
+        """Remember what has to be loaded into the blocks of an admitted request."""
         order = _order_of(request)
         if order is None:
             return
@@ -102,19 +102,19 @@ class ForewordConnector(KVConnectorBase_V1):
         elif request.skip_reading_prefix_cache:
             reason = "it does not read cached keys"
         if reason is not None:
-            self._waiting.append(Load(order, block_ids, 0, stop, reason))
+            self._pending.append(Load(order, block_ids, 0, stop, reason))
         elif num_external_tokens > 0:
-            self._waiting.append(Load(order, block_ids, stop - num_external_tokens, stop))
+            self._pending.append(Load(order, block_ids, stop - num_external_tokens, stop))
 
     def build_connector_meta(self, scheduler_output: Any) -> Loads:
         """Return what the step's requests need, and forget it."""
-        loads, self._waiting = self._waiting, []
+        loads, self._pending = self._pending, []
         return Loads(loads)
 
     # Worker -------------------------------------------------------------------------------------
 
     def register_kv_caches(self, kv_caches: dict[str, Tensor]) -> None:
-        """Find the layers of this worker, and refuse those that do not take keys as they are."""
+        """Find the layers of this worker, and refuse those whose cache takes no keys."""
         context = self._vllm_config.compilation_config.static_forward_context
         self._layers = {tensor_parallel.layer_index(name): context[name] for name in kv_caches}
         ranks = get_tensor_model_parallel_world_size(), get_tensor_model_parallel_rank()
@@ -134,37 +134,37 @@ class ForewordConnector(KVConnectorBase_V1):
         log.info("key/value prompts: layers %s, heads %s", sorted(self._layers), self._heads)
 
     def start_load_kv(self, forward_context: Any, **kwargs: Any) -> None:
-        """Put keys and values into the cache before the step reads them."""
+        """Load keys and values into the KV cache before the forward pass attends to them."""
         metadata = self._get_connector_metadata()
         assert isinstance(metadata, Loads)
         for load in metadata.loads:
             try:
                 if load.reason is not None:
                     raise UnsupportedError(load.reason)
-                self._put(self._part(load), load)
+                self._load(self._shard(load), load)
             except (ForewordError, OSError) as error:
                 log.error("a request behind %s fails: %s", load.order.get("entry"), error)
                 self._failed |= tensor_parallel.blocks_of(
                     load.block_ids, self._block_size, load.start, load.stop
                 )
 
-    def _put(self, part: PromptShard, load: Load) -> None:
+    def _load(self, shard: PromptShard, load: Load) -> None:
         slots = tensor_parallel.slots_of(load.block_ids, self._block_size, load.start, load.stop)
         for index, layer in self._layers.items():
             cache = layer.kv_cache
-            keys, values = (side[load.start : load.stop].to(cache.device) for side in part[index])
+            keys, values = (side[load.start : load.stop].to(cache.device) for side in shard[index])
             layer.impl.do_kv_cache_update(layer, keys, values, cache, slots.to(cache.device))
 
-    def _part(self, load: Load) -> PromptShard:
-        """Return this worker's part of a prompt, read from the store where it is not known.
+    def _shard(self, load: Load) -> PromptShard:
+        """Return this worker's shard of a prompt, read from the store where it is not remembered.
 
         Raises:
             ForewordError: it is not in the store, was changed, or does not fit.
         """
         key = str(load.order["content"])
-        if key in self._parts:
-            self._parts.move_to_end(key)
-            return self._parts[key]
+        if key in self._shards:
+            self._shards.move_to_end(key)
+            return self._shards[key]
         name, _, version = str(load.order["entry"]).partition("@")
         path = self._store.directory / name / "versions" / version
         prompt = SoftPrompt.load(self._store.verify(Entry(name, version, path)))
@@ -173,15 +173,15 @@ class ForewordConnector(KVConnectorBase_V1):
         if found != key or prompt.num_virtual_tokens != load.stop:
             raise UnsupportedError(f"{name}@{version} is not the prompt that was asked for")
         dtype = self._vllm_config.model_config.dtype
-        part = tensor_parallel.part_of(prompt.key_values, self._layers, self._heads, dtype)
-        self._remember(key, part)
-        return part
+        shard = tensor_parallel.part_of(prompt.key_values, self._layers, self._heads, dtype)
+        self._remember(key, shard)
+        return shard
 
-    def _remember(self, key: str, part: PromptShard) -> None:
-        self._parts[key] = part
-        self._num_bytes += _size(part)
-        while self._num_bytes > MAX_BYTES and len(self._parts) > 1:
-            self._num_bytes -= _size(self._parts.popitem(last=False)[1])
+    def _remember(self, key: str, shard: PromptShard) -> None:
+        self._shards[key] = shard
+        self._num_bytes += _size(shard)
+        while self._num_bytes > MAX_BYTES and len(self._shards) > 1:
+            self._num_bytes -= _size(self._shards.popitem(last=False)[1])
 
     def get_block_ids_with_load_errors(self) -> set[int]:
         """Return the blocks whose keys could not be put there, and forget them."""
@@ -189,31 +189,31 @@ class ForewordConnector(KVConnectorBase_V1):
         return failed
 
     def wait_for_layer_load(self, layer_name: str) -> None:
-        """Do nothing: all keys are in place before the first layer."""
+        """Do nothing: all keys are loaded before the first layer."""
 
     def save_kv_layer(
         self, layer_name: str, kv_layer: Tensor, attn_metadata: Any, **kwargs: Any
     ) -> None:
-        """Do nothing: prompts are only read."""
+        """Do nothing: prompts are never written."""
 
     def wait_for_save(self) -> None:
         """Do nothing."""
 
 
 def _order_of(request: Any) -> Mapping[str, Any] | None:
-    """Return what a request says of its prompt; None where it is none of ours."""
+    """Return a request's order; None where the request names no prompt."""
     parameters = getattr(request, "kv_transfer_params", None) or {}
     order = parameters.get(ORDER)
     return order if isinstance(order, dict) and request.num_tokens > 1 else None
 
 
 def _num_virtual(order: Mapping[str, Any], request: Any) -> int:
-    """Return P; of an order that nobody sealed, a number that cannot do harm."""
+    """Return P, bounded so that an order without a seal can do no harm."""
     found = order.get("num_virtual")
     number = found if isinstance(found, int) else 1
     most: int = request.num_tokens - 1
     return min(max(1, number), most)
 
 
-def _size(part: PromptShard) -> int:
-    return sum(side.nbytes for layer in part.values() for side in layer)
+def _size(shard: PromptShard) -> int:
+    return sum(side.nbytes for layer in shard.values() for side in layer)

@@ -1,9 +1,9 @@
-"""vLLM's own routes, with the prompts of a store as models: an endpoint plugin.
+"""Endpoint plugin: vLLM's own routes, with the prompts of a store as models.
 
 In: requests for `/v1/chat/completions`, `/v1/completions` and `/v1/models`. Out: vLLM's answers.
-A request that names a prompt is bound to it and handed to vLLM's own handler under the base's
-name; where that handler would render the request, it gets the bound rows instead. Everything else
-is vLLM's. Clients' own tensors are refused everywhere.
+A request that names a prompt is bound to it and passed to vLLM's own handler under the base's name;
+where that handler would render the request, it gets the bound rows instead. All other requests
+are vLLM's. Tensors from clients are refused everywhere. Does not know how rows are encoded.
 """
 
 import asyncio
@@ -54,7 +54,7 @@ class Plugin:
         self._tasks: list[asyncio.Task[None]] = []
 
     def attach_router(self, app: FastAPI) -> None:
-        """Put the prompts before vLLM's own routes."""
+        """Add the routes that know prompts, before vLLM's own."""
         checked = [Depends(validate_json_request)]
 
         @app.post("/v1/chat/completions", dependencies=checked, response_model=None)
@@ -73,11 +73,11 @@ class Plugin:
         async def show_available_models(raw_request: Request) -> JSONResponse:
             models = await raw_request.app.state.openai_serving_models.show_available_models()
             content = models.model_dump()
-            content["data"] += [self._card(served) for served in self._front.catalog.all()[1:]]
+            content["data"] += [self._card(served) for served in self._frontend.catalog.all()[1:]]
             return JSONResponse(content)
 
     async def init_state(self, engine_client: Any, state: Any, args: Any) -> None:
-        """Read the store, once the engine has started.
+        """Load the prompts of the store, once the engine has started.
 
         Raises:
             ForewordError: an engine that could not serve prompts exactly.
@@ -103,12 +103,12 @@ class Plugin:
         store = settings.store_of(config)
         catalog = Catalog(base, store, names[0])
         self._metrics = PluginMetrics(names[0])
-        self._front = Frontend(
+        self._frontend = Frontend(
             catalog, Watch(catalog, store, names), copy.deepcopy(tokenizer), _limits(model)
         )
-        await self._front.run(self._front.watch.look)
-        self._tasks.append(asyncio.create_task(self._front.follow_forever()))
-        _splice(state.online_renderer)
+        await self._frontend.run(self._frontend.watch.look)
+        self._tasks.append(asyncio.create_task(self._frontend.follow_forever()))
+        _bind_renderer(state.online_renderer)
         # From here on only this plugin brings embeddings: what clients send is refused by vLLM.
         model.enable_prompt_embeds = False
         served = ", ".join(one.name for one in catalog.all())
@@ -116,56 +116,56 @@ class Plugin:
 
     def _card(self, served: ServedModel) -> dict[str, Any]:
         assert served.source is not None
-        front = self._front
+        frontend = self._frontend
         return {
             "id": served.name,
             "object": "model",
             "created": 0,
             "owned_by": "foreword",
             "root": str(served.entry),
-            "parent": front.catalog.base.name,
-            "max_model_len": front.limits.max_length - served.source.num_virtual_tokens,
+            "parent": frontend.catalog.base.name,
+            "max_model_len": frontend.limits.max_length - served.source.num_virtual_tokens,
             "soft_prompt": dict(served.facts),
         }
 
     async def _answer(self, body: Any, http: Request, stock: Handler, *, is_chat: bool) -> Any:
         """Answer behind a prompt, or let vLLM answer."""
-        started, front = time.perf_counter(), self._front
-        if not front.is_prompt(body.model):
+        started, frontend = time.perf_counter(), self._frontend
+        if not frontend.is_prompt(body.model):
             refused = connector.ORDER in (body.kv_transfer_params or {})
             text = f"kv_transfer_params: {connector.ORDER!r} is what the server itself says there"
             return _error(InputError(text)) if refused else await stock(body, http)
         try:
-            bound: Bound = await front.run(lambda: front.bind(body, is_chat=is_chat))
+            bound: Bound = await frontend.run(lambda: frontend.bind(body, is_chat=is_chat))
         except ForewordError as error:
             self._metrics.refused()
             return _error(error)
-        words = ResponseRewriter(bound.served.name, bound.num_virtual, len(bound.rows))
-        _prepare(body, bound, words, front.catalog.base.name)
+        rewriter = ResponseRewriter(bound.served.name, bound.num_virtual, len(bound.rows))
+        _prepare(body, bound, rewriter, frontend.catalog.base.name)
         token = _bound.set(bound)
         try:
             response = await stock(body, http)
         except GenerationError:
-            text = f"{words.name} could not be read by the engine; its log says why"
+            text = f"{rewriter.name} could not be read by the engine; its log says why"
             return JSONResponse(error_body(text, 500), 500)
         finally:
             _bound.reset(token)
         if isinstance(response, StreamingResponse):
             response.body_iterator = self._streamed(
-                words.stream(response.body_iterator), words, bound.served, started
+                rewriter.stream(response.body_iterator), rewriter, bound.served, started
             )
         elif response.status_code == 200:
             response.body = json.dumps(
-                words.whole(json.loads(response.body)), ensure_ascii=False
+                rewriter.whole(json.loads(response.body)), ensure_ascii=False
             ).encode()
             response.headers["content-length"] = str(len(response.body))
-            self._note(words, bound.served, started, None)
+            self._note(rewriter, bound.served, started, None)
         return response
 
     async def _streamed(
         self,
         chunks: AsyncIterator[str],
-        words: ResponseRewriter,
+        rewriter: ResponseRewriter,
         served: ServedModel,
         started: float,
     ) -> AsyncIterator[str]:
@@ -176,21 +176,21 @@ class Plugin:
                     first = time.perf_counter() - started
                 yield chunk
         finally:
-            self._note(words, served, started, first)
+            self._note(rewriter, served, started, first)
 
     def _note(
-        self, words: ResponseRewriter, served: ServedModel, started: float, first: float | None
+        self, rewriter: ResponseRewriter, served: ServedModel, started: float, first: float | None
     ) -> None:
         """Count an answer, and write its line of log: names and numbers, no text."""
         seconds = time.perf_counter() - started
-        reasons = words.finish_reasons or ["abort"]
-        self._metrics.ended(served.label, words.usage, reasons, seconds, first)
+        reasons = rewriter.finish_reasons or ["abort"]
+        self._metrics.ended(served.label, rewriter.usage, reasons, seconds, first)
         line = {
             "event": "request",
-            "model": words.name,
+            "model": rewriter.name,
             "soft_prompt": served.label,
             "root": str(served.entry),
-            **words.usage,
+            **rewriter.usage,
             "finish_reasons": reasons,
             "seconds": round(seconds, 6),
         }
@@ -201,21 +201,21 @@ def _error(error: ForewordError) -> JSONResponse:
     return JSONResponse(error_body(str(error), error.http_status), error.http_status)
 
 
-def _prepare(body: Any, bound: Bound, words: ResponseRewriter, base: str) -> None:
-    """Change a body to what vLLM's own handler shall see."""
+def _prepare(body: Any, bound: Bound, rewriter: ResponseRewriter, base: str) -> None:
+    """Change a body to what vLLM's own handler is given."""
     body.model = base
     body.kv_transfer_params = {connector.ORDER: bound.order} if bound.order else None
     if not body.ignore_eos:
         body.stop_token_ids = [*(body.stop_token_ids or ()), *bound.stop_ids]
     if body.stream:
         options = body.stream_options
-        words.tells_usage = options is not None and bool(options.include_usage)
+        rewriter.tells_usage = options is not None and bool(options.include_usage)
         body.stream_options = options or StreamOptions()
         body.stream_options.include_usage = True  # what is counted is counted there
 
 
-def _splice(renderer: Any) -> None:
-    """Let a renderer give the bound rows of a request that has some."""
+def _bind_renderer(renderer: Any) -> None:
+    """Make a renderer return the bound rows of a request that has some."""
     completion, chat = renderer.render_completion, renderer.render_chat
 
     async def render_completion(request: Any, **options: Any) -> Any:
@@ -245,14 +245,14 @@ def _inputs(bound: Bound) -> list[Any]:
 
 
 def _limits(model: Any) -> Limits:
-    """Return what a model takes."""
-    ends = (model.try_get_generation_config() or {}).get("eos_token_id")
+    """Return the limits of a model."""
+    eos = (model.try_get_generation_config() or {}).get("eos_token_id")
     return Limits(
         max_length=model.max_model_len,
         vocab_size=model.get_vocab_size(),
         dtype=model.dtype,
         repetition_penalty=model.get_diff_sampling_param().get("repetition_penalty", 1.0),
-        end_ids=tuple(ends) if isinstance(ends, list) else (() if ends is None else (ends,)),
+        end_ids=tuple(eos) if isinstance(eos, list) else (() if eos is None else (eos,)),
     )
 
 

@@ -1,9 +1,8 @@
-"""One front end's prompts: from what a client asked to what the engine is given.
+"""Frontend: binds a request to its prompt and encodes it for the engine.
 
-In: a body that names a model. Out: nothing, where vLLM itself shall answer; or a `Bound` request:
-ids as the prompt's training encoded them, a salt, and either embeddings or an order for the
-connector. Files and tokenizers are used in one thread of its own, so that the event loop never
-waits for them. Imports no vLLM.
+In: a body that names a prompt. Out: a `Bound` request: ids as the prompt's training encoded them, a
+salt, and either embeddings or an order for the connector. Files and tokenizers are used in one
+thread of its own, so that the event loop never waits for them. Imports no vLLM.
 """
 
 import asyncio
@@ -35,7 +34,7 @@ class EngineInput:
     Attributes:
         ids: `[P + T]`, placeholders first.
         salt: of its cached blocks.
-        mixed: its embeddings; None where keys are put in place.
+        mixed: its embeddings; None for a key/value prompt.
     """
 
     ids: list[int]
@@ -50,9 +49,9 @@ class Bound:
     Attributes:
         served: the prompt.
         num_virtual: P.
-        rows: what the engine reads.
+        rows: the engine's inputs.
         stop_ids: the ids that end an answer, as at training.
-        order: what the connector has to put in place; None for embeddings.
+        order: what the connector has to load; None for embeddings.
     """
 
     served: ServedModel
@@ -69,7 +68,7 @@ class Limits:
     Attributes:
         max_length: tokens of one request, virtual and new ones included.
         vocab_size: V.
-        dtype: of the embeddings that it reads.
+        dtype: of the embeddings that it takes.
         repetition_penalty: where a request says none.
         end_ids: the ids at which the model itself ends.
     """
@@ -82,22 +81,22 @@ class Limits:
 
 
 class Frontend:
-    """The prompts of one process that speaks HTTP.
+    """The prompts of one process that serves HTTP.
 
     Args:
-        catalog: the names.
+        catalog: the names that are served.
         watch: keeps them as the store is.
-        tokenizer: of its own; nobody else uses it meanwhile.
+        tokenizer: a copy of its own, which no other thread uses.
         limits: what the engine takes.
     """
 
     def __init__(self, catalog: Catalog, watch: Watch, tokenizer: Any, limits: Limits) -> None:
         self.catalog, self.watch, self.tokenizer, self.limits = catalog, watch, tokenizer, limits
         self._thread = ThreadPoolExecutor(1, "foreword")
-        self._rows: OrderedDict[str, Tensor] = OrderedDict()
+        self._cached: OrderedDict[str, Tensor] = OrderedDict()
 
     async def follow_forever(self) -> None:
-        """Look at the store, again and again."""
+        """Follow the store, again and again."""
         while True:
             try:
                 await self.run(self.watch.look)
@@ -106,7 +105,7 @@ class Frontend:
             await asyncio.sleep(LOOK_SECONDS)
 
     async def run(self, work: Callable[..., Any], *arguments: Any) -> Any:
-        """Do something in the thread of files and tokenizers."""
+        """Run work in the thread of files and tokenizers."""
         return await asyncio.get_running_loop().run_in_executor(self._thread, work, *arguments)
 
     def is_prompt(self, name: str | None) -> bool:
@@ -122,7 +121,7 @@ class Frontend:
             return False
 
     def bind(self, body: Any, *, is_chat: bool) -> Bound:
-        """Return a request as the engine shall read it.
+        """Bind a request to its prompt, and encode it for the engine.
 
         Raises:
             NotFoundError: no such version. UnsupportedError: a field that would not be exact, or a
@@ -187,16 +186,17 @@ class Frontend:
         """Return a prompt's embeddings `[P, H]` in the engine's dtype."""
         assert served.source is not None
         key = served.source.content_hash
-        if key not in self._rows:
+        if key not in self._cached:
             prompt = served.source.load()
             assert prompt.form == "embeddings"  # type: ignore[union-attr]
-            self._rows[key] = prompt.embeddings.to(self.limits.dtype)  # type: ignore[union-attr]
+            self._cached[key] = prompt.embeddings.to(self.limits.dtype)  # type: ignore[union-attr]
             while (
-                len(self._rows) > 1 and sum(row.nbytes for row in self._rows.values()) > MAX_BYTES
+                len(self._cached) > 1
+                and sum(row.nbytes for row in self._cached.values()) > MAX_BYTES
             ):
-                self._rows.popitem(last=False)
-        self._rows.move_to_end(key)
-        return self._rows[key]
+                self._cached.popitem(last=False)
+        self._cached.move_to_end(key)
+        return self._cached[key]
 
 
 def _is_text(one: Any, is_chat: bool) -> bool:
@@ -221,7 +221,7 @@ def _prompts_of(prompt: Any) -> list[Any]:
     """Return each prompt of a completion: a text or ids.
 
     Raises:
-        InputError: none.
+        InputError: there is none.
     """
     if isinstance(prompt, str):
         return [prompt]

@@ -1,4 +1,4 @@
-"""`foreword serve --engine vllm` → what is run: vLLM's own command with the right options.
+"""Launch command: `foreword serve --engine vllm` as vLLM's own command with the right options.
 
 In: the model, the store, options and keys. Out: arguments and variables of a process. An option
 that vLLM has no counterpart of is refused, never dropped. Imports neither vLLM nor torch.
@@ -14,7 +14,7 @@ from foreword.config import ServeConfig
 from foreword.errors import InputError, UnsupportedError
 from foreword.vllm_plugin import CONNECTOR, NAME, settings
 
-# Each option that vLLM knows too, and how it calls it.
+# Each option that vLLM has too, and its name there.
 COUNTERPARTS = {
     "host": "--host",
     "port": "--port",
@@ -82,11 +82,11 @@ def command(
         word
         for option, value in changed.items()
         for word in (COUNTERPARTS[option], str(value))
-        if not _says(extra, COUNTERPARTS[option])
+        if not _has_option(extra, COUNTERPARTS[option])
     ]
     arguments = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", model, *given]
     arguments += ["--enable-prompt-embeds", "--enable-prompt-tokens-details"]
-    if not _says(extra, "--kv-transfer-config"):
+    if not _has_option(extra, "--kv-transfer-config"):
         transfer = {"kv_connector": CONNECTOR, "kv_role": "kv_both"}
         arguments += ["--kv-transfer-config", json.dumps(transfer)]
     return LaunchCommand([*arguments, *extra], _variables(prompts, api_key, environment or {}))
@@ -103,5 +103,5 @@ def _variables(prompts: str, api_key: str | None, environment: Mapping[str, Any]
     return found | ({"VLLM_API_KEY": api_key} if api_key else {})
 
 
-def _says(extra: Sequence[str], option: str) -> bool:
+def _has_option(extra: Sequence[str], option: str) -> bool:
     return any(word == option or word.startswith(f"{option}=") for word in extra)

@@ -1,8 +1,8 @@
-"""Prometheus metrics by prompt, beside vLLM's own, which know the engine only.
+"""Prometheus metrics: counters by prompt, beside vLLM's own, which know the engine only.
 
-In: what answers tell. Out: counters in the process's own registry, whose text vLLM's `/metrics`
-gives, over several front ends too. They are named as those of `foreword serve`; the label takes
-the names that are served, and "other" past a bound.
+In: the usage of answers. Out: counters in the process's own registry, which vLLM's `/metrics`
+shows, of several frontends too. They are named as those of `foreword serve`; the label takes the
+names that are served, and "other" past a bound. Knows no text.
 """
 
 from collections.abc import Sequence
@@ -34,18 +34,20 @@ class PluginMetrics:
         self._prompt_tokens = counter("prompt_tokens", "tokens given")
         self._virtual_tokens = counter("virtual_tokens", "virtual tokens before them")
         self._new_tokens = counter("generation_tokens", "tokens answered")
-        self._ended = counter(
+        self._finished = counter(
             "request_success", "answers by why they ended", (*own, "finished_reason")
         )
-        self._refused = counter(
+        self._rejected = counter(
             "admission_rejections", "requests refused", ("model_name", "reason")
         )
-        self._first = histogram("time_to_first_token_seconds", "seconds to a stream's first token")
-        self._whole = histogram("e2e_request_latency_seconds", "seconds of a whole request")
+        self._first_token = histogram(
+            "time_to_first_token_seconds", "seconds to a stream's first token"
+        )
+        self._latency = histogram("e2e_request_latency_seconds", "seconds of a whole request")
 
     def refused(self) -> None:
-        """Count a request that was not taken on."""
-        self._refused.labels(self._model, "invalid").inc()
+        """Count a request that was rejected."""
+        self._rejected.labels(self._model, "invalid").inc()
 
     def ended(
         self,
@@ -55,14 +57,14 @@ class PluginMetrics:
         seconds: float,
         first_token_seconds: float | None,
     ) -> None:
-        """Count a request that was answered."""
+        """Count a finished request."""
         labels = self._model, self._labels.of(soft_prompt)
         details = usage.get("prompt_tokens_details") or {}
         self._prompt_tokens.labels(*labels).inc(usage.get("prompt_tokens", 0))
         self._virtual_tokens.labels(*labels).inc(details.get("virtual_tokens", 0))
         self._new_tokens.labels(*labels).inc(usage.get("completion_tokens") or 0)
         for reason in finish_reasons:
-            self._ended.labels(*labels, reason).inc()
-        self._whole.labels(*labels).observe(seconds)
+            self._finished.labels(*labels, reason).inc()
+        self._latency.labels(*labels).observe(seconds)
         if first_token_seconds is not None:
-            self._first.labels(*labels).observe(first_token_seconds)
+            self._first_token.labels(*labels).observe(first_token_seconds)

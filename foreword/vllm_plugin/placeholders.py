@@ -1,6 +1,6 @@
-"""A row of real ids → what vLLM's engine takes, with room for the virtual tokens before it.
+"""Placeholder tokens: a row of real ids with room for the virtual tokens before it.
 
-In: ids, a prompt's embeddings or only their number. Out: ids with placeholders, embeddings with
+In: ids, and a prompt's embeddings or only their number. Out: ids with placeholders, embeddings with
 rows of zeros for the real tokens, and which is which. Knows torch, and nothing of vLLM.
 """
 
@@ -27,11 +27,11 @@ class Mixed:
 
 
 def placeholder(ids: Sequence[int], repetition_penalty: float | None) -> int:
-    """Return the id that stands at virtual tokens.
+    """Return the id that stands in the place of virtual tokens.
 
-    A repetition penalty counts every id before the answer: then one that is there anyway stands
-    for them, so that it counts no other. Otherwise it is always the same, so that rows with
-    different beginnings share the cached blocks of virtual tokens.
+    A repetition penalty counts every id before the answer. Under one it is the row's own first id,
+    so that no further id is penalized; otherwise it is always the same, so that rows with different
+    beginnings share the cached blocks of virtual tokens.
     """
     return 0 if repetition_penalty in (None, 1.0) else ids[0]
 

@@ -1,7 +1,7 @@
-"""vLLM's answers, as a client of a prompt sees them: its name, and virtual tokens counted apart.
+"""Response rewriting: vLLM's answers under a prompt's name, virtual tokens counted apart.
 
-In: the JSON of an answer, or the lines of a stream. Out: the same, reworded, and the usage told to
-a listener. Knows JSON only.
+In: the JSON of an answer, or the lines of a stream. Out: the same, rewritten; its usage and finish
+reasons are kept. Knows JSON only.
 """
 
 import json
@@ -14,7 +14,7 @@ PREFIX, END = "data: ", "\n\n"
 
 @dataclass
 class ResponseRewriter:
-    """What is changed in one answer.
+    """Rewrites the answer to one request.
 
     Attributes:
         name: what answers call the model.
@@ -33,27 +33,27 @@ class ResponseRewriter:
     finish_reasons: list[str] = field(default_factory=list)
 
     def whole(self, content: dict[str, Any]) -> dict[str, Any]:
-        """Reword a whole answer, in place."""
-        self._rename(content)
+        """Rewrite a whole answer, in place."""
+        self._rewrite(content)
         self._count(content["usage"], self.num_rows)
         self.usage = content["usage"]
         return content
 
     def event(self, content: dict[str, Any]) -> dict[str, Any] | None:
-        """Reword an event of a stream, in place; None where the client did not ask for it."""
+        """Rewrite an event of a stream, in place; None where the client did not ask for it."""
         if "error" in content:
             return content
-        self._rename(content)
+        self._rewrite(content)
         is_last = not content["choices"]
         if usage := content.get("usage"):
-            # What is counted with a choice is of its row alone.
+            # Usage that comes with a choice counts its own row only.
             self._count(usage, self.num_rows if is_last else 1)
             if is_last:
                 self.usage = usage
         return content if self.tells_usage or not is_last else None
 
     async def stream(self, chunks: AsyncIterable[Any]) -> AsyncIterator[str]:
-        """Reword a stream of server-sent events; what is no JSON passes as it is."""
+        """Rewrite a stream of server-sent events; what is not JSON passes unchanged."""
         async for chunk in chunks:
             text = chunk.decode() if isinstance(chunk, bytes) else chunk
             for line in text.split(END):
@@ -65,7 +65,7 @@ class ResponseRewriter:
                 if content is not None:
                     yield PREFIX + json.dumps(content, ensure_ascii=False) + END
 
-    def _rename(self, content: dict[str, Any]) -> None:
+    def _rewrite(self, content: dict[str, Any]) -> None:
         content["model"] = self.name
         for holder in (content, *content["choices"]):
             if ids := holder.get("prompt_token_ids"):

@@ -1,7 +1,7 @@
-"""What an engine was started with, read off vLLM's configuration objects.
+"""Engine settings: what an engine was started with, read off vLLM's configuration objects.
 
-In: a `VllmConfig` and where its cache's groups are known, those. Out: `EngineSetup`, and the
-store. Imports no vLLM.
+In: a `VllmConfig`, and the groups of its KV cache where they are known. Out: an `EngineSetup`, and
+the store. Imports no vLLM.
 """
 
 import os
@@ -15,7 +15,7 @@ VARIABLE = "FOREWORD_PROMPTS"
 
 
 def setup_of(config: Any, cache_groups: Any = None) -> EngineSetup:
-    """Return the facts of an engine."""
+    """Return the setup of an engine."""
     model, parallel = config.model_config, config.parallel_config
     transfer = config.kv_transfer_config
     text = model.hf_text_config

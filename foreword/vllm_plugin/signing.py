@@ -1,9 +1,9 @@
-"""What only the server's own processes can say: salts of the prefix cache and orders to load.
+"""Signing: cache salts and load orders that only the server's own processes can make.
 
-In: a content hash, facts. Out: a salt that no client can guess, facts with a seal. A client may
+In: a content hash, values. Out: a salt that no client can guess, values with a seal. A client may
 send vLLM a salt or transfer parameters of its own: with a salt that it knew, it could read a
-prompt's cached keys, or put its own in their place. The secret is made once by the first process
-and inherited; servers on several hosts that share an engine are given one.
+prompt's cached keys, or put its own in their place. The first process makes the secret and its
+children inherit it; servers on several hosts that share an engine are given one. Knows no vLLM.
 """
 
 import hashlib
@@ -29,12 +29,12 @@ def salt(content_hash: str, own: str | None = None) -> str:
 
 
 def sealed(values: dict[str, Any]) -> dict[str, Any]:
-    """Return facts with a seal."""
+    """Return values with a seal."""
     return values | {"seal": _digest("order", values)}
 
 
 def is_sealed(values: Any) -> bool:
-    """Return whether facts come from a process with the same secret, unchanged."""
+    """Return whether values come from a process with the same secret, unchanged."""
     if not isinstance(values, dict) or not isinstance(given := values.get("seal"), str):
         return False
     rest = {name: value for name, value in values.items() if name != "seal"}

@@ -1,8 +1,8 @@
-"""The store on disk is what is served: names come, change and go with it.
+"""Store watcher: keeps the served names as they are in the store on disk.
 
 In: a catalog and its store. Out: the catalog as the store is now, and why a name is refused. Every
-writer touches the store's directory, so that a look costs one `stat`; every process that looks
-sees the same. A name whose newest version is refused is not served at its old one.
+writer touches the store's directory, so that a look costs one `stat`, and every process that looks
+sees the same. A name whose newest version is refused is not served at its old one. Knows no HTTP.
 """
 
 import contextlib

@@ -1,4 +1,4 @@
-"""Which part of a key/value prompt one worker keeps, and where its cache has room for it.
+"""Tensor parallelism: which part of a key/value prompt one worker keeps, and in which slots.
 
 In: a prompt's keys and values, the worker's rank, its layers' names, its block table. Out: slices
 and slots. Heads are divided over tensor-parallel ranks as vLLM divides them; a pipeline stage has
@@ -46,7 +46,7 @@ def layer_index(name: str) -> int:
 def part_of(
     key_values: KeyValues, layers: Iterable[int], heads: slice, dtype: torch.dtype
 ) -> dict[int, tuple[Tensor, Tensor]]:
-    """Return the layers' own keys and values as the cache takes them: `[P, N of the rank, D]`.
+    """Return the layers' keys and values as the KV cache takes them, `[P, N of the rank, D]`.
 
     Raises:
         MismatchError: the prompt has no such layer.

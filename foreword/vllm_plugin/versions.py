@@ -1,4 +1,4 @@
-"""Which releases of vLLM everything is tested with; no other one starts.
+"""Version check: the releases of vLLM that are tested; no other one starts.
 
 In: nothing. Out: nothing, or an error that names the release. Imports no vLLM, so that a wrong
 release is named before it fails in another way.

@@ -1,5 +1,4 @@
-"""Multitask prompts: one shared prompt, and for each task a rank-one matrix that it is multiplied
-by.
+"""Multitask prompts: one shared prompt, times a rank-one matrix for each task.
 
 In: an embedding prompt and the tasks' names. Out: leaves `P* [P, H]`, `u [tasks, P]`, `v [tasks,
 H]`; the prompt of task k is `P* o (u_k v_k^T)`, entry by entry. Wang et al. 2023

@@ -1,4 +1,4 @@
-"""Prompts computed by a small network that is only there while they are trained.
+"""Reparametrized prompts: a small network computes them, and is gone once they are trained.
 
 In: the prompt that a run starts from. Out: leaves (inputs `E` of the network and its weights `f`),
 and the prompt that they fold to: `start + f(E) - f(E0)`, with `+ E - E0` for a residual one, where
