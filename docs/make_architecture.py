@@ -21,8 +21,8 @@ BEGIN, END = "<!-- rooms: python docs/make_architecture.py -->\n", "<!-- end of 
 
 HEAD = """# Architecture
 
-Made from the docstrings by `make docs`; `make check` compares. The package is a house of rooms, each
-one chapter of the story of the data. A room imports only rooms above it in this list
+Made from the docstrings by `make docs`; `make check` compares. The package is a house of rooms,
+each one chapter of the story of the data. A room imports only rooms above it in this list
 (`tests/test_structure.py` enforces it), so reading from the top never meets an unknown name.
 
 """
@@ -63,7 +63,7 @@ prompt is `[P, H]`, or keys and values `[N, P, D]` for each layer.
 | word | meaning |
 |---|---|
 | virtual token | one of the `P` learned vectors that stand before the text |
-| soft prompt | virtual tokens, as embeddings or as each layer's keys and values, with facts about them |
+| soft prompt | virtual tokens, as embeddings or as each layer's keys and values, with facts |
 | facts | what a prompt's file says of it: base, encoding, options, metrics |
 | compile a prompt | run its virtual tokens once and keep what the model's cache then holds |
 | prefix | that state: what a row starts from, at no further cost |

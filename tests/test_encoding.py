@@ -12,7 +12,8 @@ from tokenizers.normalizers import Prepend, Strip
 from foreword.config import EncodingConfig
 from foreword.data.batches import collate, epoch_order
 from foreword.data.encoding import Row, decode, encode, encode_examples, encode_prompt, end_ids
-from foreword.data.examples import Example, Message
+from foreword.data.examples import Example
+from foreword.data.media_parts import Message
 from foreword.errors import DataError, InputError
 
 PLAIN = EncodingConfig()

@@ -5,8 +5,8 @@ import random
 import pytest
 from tiny_tokenizer import tiny_tokenizer
 
-from foreword.chat import TextStream
 from foreword.data.encoding import decode
+from foreword.server.detokenizer import TextStream
 
 TOKENIZER = tiny_tokenizer()
 

@@ -42,8 +42,8 @@ from foreword.vllm_plugin import (
 )
 from foreword.vllm_plugin.compatibility import EngineSetup
 from foreword.vllm_plugin.frontend import Frontend, Limits
-from foreword.vllm_plugin.metrics import Metrics
-from foreword.vllm_plugin.responses import Words
+from foreword.vllm_plugin.metrics import PluginMetrics
+from foreword.vllm_plugin.responses import ResponseRewriter
 from foreword.vllm_plugin.store_watcher import WHOLE_SECONDS, Watch
 
 # Releases ---------------------------------------------------------------------------------------
@@ -335,7 +335,7 @@ def test_an_answer_names_the_prompt_and_counts_virtual_tokens_apart() -> None:
     usage = {"prompt_tokens": 14, "completion_tokens": 3, "total_tokens": 17}
     details = {"prompt_tokens_details": {"cached_tokens": 7}}
     choices = [{"finish_reason": "stop", "prompt_token_ids": [0, 0, 0, 0, 5]}]
-    words = Words("home", 4, num_rows=2)
+    words = ResponseRewriter("home", 4, num_rows=2)
     found = words.whole({"model": "base", "choices": choices, "usage": usage | details})
     assert found["model"] == "home" and found["choices"][0]["prompt_token_ids"] == [5]
     assert found["usage"] == {
@@ -345,7 +345,7 @@ def test_an_answer_names_the_prompt_and_counts_virtual_tokens_apart() -> None:
     assert words.usage == found["usage"] and words.finish_reasons == ["stop"]
 
 
-def stream_of(words: Words, *chunks: str) -> list[str]:
+def stream_of(words: ResponseRewriter, *chunks: str) -> list[str]:
     async def given() -> Any:
         for chunk in chunks:
             yield chunk
@@ -363,32 +363,34 @@ LAST = (
 
 
 def test_a_stream_is_reworded_event_by_event() -> None:
-    found = stream_of(Words("home", 4), EVENT, LAST, "data: [DONE]\n\n")
+    found = stream_of(ResponseRewriter("home", 4), EVENT, LAST, "data: [DONE]\n\n")
     assert found[0] == EVENT.replace("base", "home") and found[2] == "data: [DONE]\n\n"
     assert '"prompt_tokens": 1, "total_tokens": 2' in found[1]
 
 
 def test_usage_of_an_event_with_a_choice_is_of_its_row_alone() -> None:
     usage = {"prompt_tokens": 5, "total_tokens": 6}
-    found = Words("home", 4, num_rows=2).event({"choices": [{"index": 1}], "usage": usage})
+    found = ResponseRewriter("home", 4, num_rows=2).event(
+        {"choices": [{"index": 1}], "usage": usage}
+    )
     assert found is not None and found["usage"]["prompt_tokens"] == 1
 
 
 def test_usage_that_the_client_did_not_ask_for_is_kept_for_the_metrics() -> None:
-    words = Words("home", 4, tells_usage=False)
+    words = ResponseRewriter("home", 4, tells_usage=False)
     assert len(stream_of(words, EVENT + LAST, ": keep-alive\n\n")) == 2
     assert words.usage["prompt_tokens"] == 1
 
 
 def test_an_error_in_a_stream_passes() -> None:
     error = 'data: {"error": {"message": "x"}}\n\n'
-    assert stream_of(Words("home", 4), error) == [error]
+    assert stream_of(ResponseRewriter("home", 4), error) == [error]
 
 
 def test_metrics_carry_the_prompts_name() -> None:
     registry = CollectorRegistry()
     usage = {"prompt_tokens": 3, "prompt_tokens_details": {"virtual_tokens": 8}}
-    Metrics("base", registry).ended("home", usage, ["stop"], 0.5, 0.1)
+    PluginMetrics("base", registry).count_finished("home", usage, ["stop"], 0.5, 0.1)
     text = generate_latest(registry).decode()
     labels = 'model_name="base",soft_prompt="home"'
     assert f"foreword:prompt_tokens_total{{{labels}}} 3.0" in text

@@ -155,7 +155,8 @@ class View:
 
         assert self.backbone is not None
         config = chat.encoding_of(self.prompt)
-        ids = chat.encode(self.backbone, chat.typed(self.backbone, self.prompt, text), config)
+        typed = chat.typed(self.backbone, self.prompt, text)
+        ids = chat.encode(self.backbone, typed, config).input_ids
         paid = inspection.attention_received(self.backbone, self.prompt, ids)
         by_layer = paid.mean(1)
         self.report["attention"] = {

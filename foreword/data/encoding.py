@@ -14,7 +14,8 @@ from jinja2 import TemplateError
 
 from foreword.config import EncodingConfig
 from foreword.data import media_parts
-from foreword.data.examples import Example, Message, message_text, named
+from foreword.data.examples import Example, message_text, named
+from foreword.data.media_parts import Message
 from foreword.data.processor import Media, read, render
 from foreword.errors import DataError, InputError
 
@@ -94,6 +95,8 @@ def encode_turns(
     tokenizer: "PreTrainedTokenizerBase",
     config: EncodingConfig,
     processor: "ProcessorMixin | None" = None,
+    *,
+    is_closed: bool = False,
 ) -> tuple[list[int], Media | None]:
     """The ids of everything before the answer, and the images and sounds between them.
 
@@ -102,7 +105,7 @@ def encode_turns(
             processor.
     """
     if not media_parts.has_media(prompt):
-        return encode_prompt(prompt, tokenizer, config), None
+        return encode_prompt(prompt, tokenizer, config, is_closed=is_closed), None
     assert not isinstance(prompt, str)
     if config.row_template is not None:
         kind = media_parts.first_media(prompt)

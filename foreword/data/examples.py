@@ -17,11 +17,9 @@ from typing import Any
 
 from foreword.config import TEMPLATE_FIELD, DataConfig
 from foreword.data import media_parts
+from foreword.data.media_parts import Message
 from foreword.data.readers import kind_of, read_rows
 from foreword.errors import DataError
-
-Message = dict[str, Any]
-"""One turn: `role`, and `content` that is text or a list of parts {"type": "text", "text": ...}."""
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 

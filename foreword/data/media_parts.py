@@ -16,6 +16,7 @@ from foreword.errors import DataError, DependencyError
 
 MEDIA = ("image", "audio")
 Message = dict[str, Any]
+"""One turn: `role`, and `content` that is text or a list of parts {"type": "text", "text": ...}."""
 
 
 def has_media(messages: str | Sequence[Message]) -> bool:

@@ -57,8 +57,9 @@ def read(messages: Sequence[Message], processor: "ProcessorMixin") -> tuple[list
         )
     except TemplateError as error:
         raise DataError(f"the chat template refuses the messages: {error}") from error
-    except (ValueError, TypeError, KeyError, IndexError) as error:
-        reason = str(error).partition("\n")[0]
+    except Exception as error:  # a processor meets sizes and files here that nobody tried before
+        is_said = isinstance(error, ValueError | TypeError | KeyError | IndexError)
+        reason = str(error).partition("\n")[0] if is_said else type(error).__name__
         raise DataError(f"the processor cannot take the messages: {reason}") from error
     # Token types follow from the ids, and are computed from them for the forward pass.
     media = {

@@ -152,7 +152,8 @@ class ForewordLM(TemplateLM):
         """Return the ids of a text; one that begins with the start token gets no second."""
         start = self.tokenizer.decode(self.prefix_token_id)
         is_plain = add_special_tokens is not False and not string.startswith(start)
-        return chat.encode(self.backbone, string, EncodingConfig() if is_plain else AS_IS)
+        config = EncodingConfig() if is_plain else AS_IS
+        return list(chat.encode(self.backbone, string, config).input_ids)
 
     def _asked(self, context: str) -> chat.Text:
         return chat.typed(self.backbone, self.prompt, context)
@@ -280,7 +281,7 @@ class ForewordLM(TemplateLM):
         if self.config is None:
             ids = self.tok_encode(context)
         else:
-            ids = chat.encode(self.backbone, self._asked(context), self.config)
+            ids = list(chat.encode(self.backbone, self._asked(context), self.config).input_ids)
         limit = self.room - num_new
         if limit < 1:
             raise InputError(f"max_gen_toks={num_new} leaves no room; at most {self.room - 1} fit")

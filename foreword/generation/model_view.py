@@ -29,7 +29,7 @@ from foreword.generation import padding
 from foreword.model import checks, prefixed_cache, recurrent
 from foreword.model.capabilities import Capabilities
 from foreword.model.encoder_decoder import EncoderDecoder
-from foreword.model.forward import model_inputs, read_pass
+from foreword.model.forward import model_inputs, run_pass
 from foreword.model.media import Reading
 from foreword.prompt.prefix import PrefixBatch
 
@@ -79,7 +79,7 @@ class DecoderView(GenerationMixin):
         else:
             output = self._read(inputs, mask, batch, model_cache, num_cached)
         if cache is not None:
-            cache.num_read += tokens.shape[1]
+            cache.num_computed += tokens.shape[1]
         if cache is not None and self._reading is not None:
             cache.memory = self._reading.memory.expanded(tokens.shape[0])
         if self._capabilities.cache_argument != "past_key_values":
@@ -111,7 +111,7 @@ class DecoderView(GenerationMixin):
         )
         # The tokens after a prefix need a mask, where the bare model's first pass needs none.
         with compat.grouped_heads(tokens.device.type == "cpu" and tokens.shape[1] > 1):
-            return read_pass(self._model, inputs | placed)
+            return run_pass(self._model, inputs | placed)
 
     def _read_groups(
         self,

@@ -94,7 +94,7 @@ class SharedLayer(DynamicLayer):
         return keys, torch.cat([self.values.to(value_states.device), value_states], dim=2)
 
 
-class ReadOnceLayer(DynamicLayer):
+class SinglePassLayer(DynamicLayer):
     """A layer for one pass without a prefix: it returns what it is given, and keeps it the first
     time only. Gradient checkpointing, which runs the model's layer again, finds it unchanged.
     """
@@ -145,7 +145,7 @@ class RecurrentStates:
     again, finds the old one.
     """
 
-    is_read_once = False
+    is_single_pass = False
     conv_states: dict[int, Any]
     recurrent_states: dict[int, Any]
     conv_kernel_size: dict[int, Any]
@@ -189,7 +189,7 @@ class RecurrentStates:
         missing = max(size - conv_states.shape[-1], 0)
         conv_states = torch.nn.functional.pad(conv_states, (missing, 0))
         window = conv_states[..., -size:].clone()
-        if self.is_read_once:
+        if self.is_single_pass:
             self._lay_aside("window", state_idx, window)
         else:
             self._keep_window(state_idx, window, size)
@@ -199,7 +199,7 @@ class RecurrentStates:
         self, recurrent_states: Tensor, state_idx: int = 0, **kwargs: Any
     ) -> Tensor:
         """Keep a new state in the old one's place, or beside it."""
-        if self.is_read_once:
+        if self.is_single_pass:
             self._lay_aside("state", state_idx, recurrent_states)
             return recurrent_states
         self.recurrent_states[state_idx] = recurrent_states
@@ -220,7 +220,7 @@ class GrowingStateLayer(RecurrentStates, GrowingLayer, LinearAttentionAndFullAtt
     """Recurrent states beside keys and values that grow."""
 
 
-class ReadOnceStateLayer(RecurrentStates, ReadOnceLayer, LinearAttentionAndFullAttentionLayer):
+class SinglePassStateLayer(RecurrentStates, SinglePassLayer, LinearAttentionAndFullAttentionLayer):
     """Recurrent states beside keys and values of a pass without a prefix."""
 
 
@@ -285,17 +285,17 @@ def one_pass_layer(kind: LayerKind, state: LayerState) -> Any:
     virtual, states = _parts(kind, state)
     count = kind.num_recurrences
     layer: Any
-    if kind.reach is None:
+    if kind.pattern is None:
         layer = StateLayer(number_of_states=count)
     elif virtual:
         layer = (
             SharedStateLayer(*virtual, number_of_states=count) if count else SharedLayer(*virtual)
         )
     else:
-        layer = ReadOnceStateLayer(number_of_states=count) if count else ReadOnceLayer()
+        layer = SinglePassStateLayer(number_of_states=count) if count else SinglePassLayer()
     if count:
         layer.begin(states)
-        layer.is_read_once = True
+        layer.is_single_pass = True
     return layer
 
 
@@ -307,7 +307,7 @@ def state_of(layer: Any) -> LayerState:
 
 def _parts(kind: LayerKind, state: LayerState) -> tuple[LayerState, LayerState]:
     """Split a batched state into keys and values, and recurrent states."""
-    count = 2 if kind.reach is not None else 0
+    count = 2 if kind.pattern is not None else 0
     return state[:count], state[count:]
 
 
@@ -315,7 +315,7 @@ def state_layer(old: Any, kind: LayerKind, state: LayerState, length: int) -> An
     """Return a layer of the same kind that starts with a recurrent state, or with none."""
     virtual, states = _parts(kind, state)
     layer: Any
-    if kind.reach is None:
+    if kind.pattern is None:
         layer = StateLayer(number_of_states=kind.num_recurrences)
     elif isinstance(old, StaticLayer):
         layer = StaticStateLayer(length, number_of_states=kind.num_recurrences)

@@ -69,7 +69,7 @@ class LayerKind:
         num_recurrences: recurrent states that it keeps, each with a window of its convolution.
     """
 
-    reach: AttentionPattern | None
+    pattern: AttentionPattern | None
     num_recurrences: int = 0
 
 
@@ -153,7 +153,7 @@ class Capabilities:
     @property
     def attention_patterns(self) -> tuple[AttentionPattern, ...]:
         """What each layer that attends, attends to."""
-        return tuple(layer.reach for layer in self.layers if layer.reach is not None)
+        return tuple(layer.pattern for layer in self.layers if layer.pattern is not None)
 
     @property
     def is_recurrent(self) -> bool:

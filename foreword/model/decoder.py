@@ -194,7 +194,7 @@ class Decoder:
         )
         # The rows behind a prefix need a mask, where the bare model's first pass needs none.
         with compat.grouped_heads(given.device.type == "cpu" and given.shape[1] > 1):
-            output = forward.read_pass(self.module, tokens | placed)
+            output = forward.run_pass(self.module, tokens | placed)
         hidden: Tensor = output.last_hidden_state
         return hidden
 

@@ -77,7 +77,7 @@ def _items(
     return reading.read_in(starts.tolist(), stops.tolist())
 
 
-def read_pass(run: Any, inputs: dict[str, Any]) -> Any:
+def run_pass(run: Any, inputs: dict[str, Any]) -> Any:
     """Run one forward pass of a model or its decoder; one error line where its media does not fit.
 
     Raises:

@@ -36,7 +36,7 @@ class PrefixedCache(Cache):
         self.model_cache = model_cache
         self.identity = batch.identity
         self.num_slots = batch.num_slots
-        self.num_read = 0  # real tokens of the passes so far
+        self.num_computed = 0  # real tokens of the passes so far
         # Set by a pass with padding: the next turn must bring the mask again.
         self.is_padded = False
         self.memory: Memory | None = None  # of the media that it holds
@@ -62,13 +62,13 @@ class PrefixedCache(Cache):
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Return the number of real tokens."""
         if not any(isinstance(layer, CacheLayerMixin) for layer in self.layers):
-            return self.num_read  # recurrent states do not tell
+            return self.num_computed  # recurrent states do not tell
         return max(int(self.model_cache.get_seq_length(layer_idx)) - self.num_slots, 0)
 
     @property
     def is_filled(self) -> bool:
         """Whether it holds any token, virtual or real."""
-        return self.num_read > 0 or num_held(self.model_cache) > 0
+        return self.num_computed > 0 or num_held(self.model_cache) > 0
 
     def check(self, batch: PrefixBatch, num_real: int) -> None:
         """Refuse to go on with other prompts than the cache was started from, or past a static

@@ -70,7 +70,7 @@ def cache_of(cache: Cache, group: LengthGroup, capabilities: Capabilities, num_e
 def _state_of(layer: Any, kept: LayerKind, group: LengthGroup, num_empty: int) -> LayerState:
     rows = torch.tensor(group.rows)
     state: tuple[Tensor, ...] = ()
-    if kept.reach is not None and layer.keys is not None:
+    if kept.pattern is not None and layer.keys is not None:
         filled = int(layer.get_seq_length())
         state = tuple(side[:, :, num_empty:filled] for side in (layer.keys, layer.values))
     if kept.num_recurrences:

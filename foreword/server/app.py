@@ -141,14 +141,14 @@ def _add_error_handlers(app: FastAPI, state: AppState) -> None:
     async def on_foreword(_: Request, error: Exception) -> Response:
         assert isinstance(error, ForewordError)
         headers = {"retry-after": "1"} if error.http_status == 503 else {}
-        state.metrics.refused("queue_full" if isinstance(error, BusyError) else "invalid")
+        state.metrics.count_rejected("queue_full" if isinstance(error, BusyError) else "invalid")
         return JSONResponse(error_body(str(error), error.http_status), error.http_status, headers)
 
     async def on_invalid(_: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
         found = [(_where_of(one["loc"]), one["msg"]) for one in error.errors()]
         text = "; ".join(f"{where}: {reason}" for where, reason in found[:4])
-        state.metrics.refused("invalid")
+        state.metrics.count_rejected("invalid")
         return JSONResponse(error_body(text[:1000], 400, found[0][0][:200]), 400)
 
     async def on_http(_: Request, error: Exception) -> Response:

@@ -14,12 +14,9 @@ from typing import Any
 
 import numpy
 
-from foreword import chat
 from foreword.backbone import Backbone
-from foreword.config import EncodingConfig, ServeConfig
-from foreword.data import media_parts
-from foreword.data.processor import Media
-from foreword.errors import ForewordError, InputError
+from foreword.config import ServeConfig
+from foreword.errors import InputError
 
 Message = dict[str, Any]
 KINDS = {"image_url": "image", "input_audio": "audio"}
@@ -60,27 +57,6 @@ def load(messages: Sequence[Message], backbone: Backbone, config: ServeConfig) -
         else message
         for message in messages
     ]
-
-
-def encode(
-    backbone: Backbone, messages: Sequence[Message], config: EncodingConfig
-) -> tuple[Sequence[int], Media | None]:
-    """Return the ids of loaded messages up to the answer, and the media between them.
-
-    Raises:
-        ForewordError: as `chat.encode_row`. InputError: the processor cannot take the media.
-    """
-    if not media_parts.has_media(messages):
-        return chat.encode(backbone, messages, config), None
-    try:
-        row = chat.encode_row(backbone, messages, config)
-    except ForewordError:
-        raise
-    except Exception as error:  # a processor sees untrusted sizes here
-        raise InputError(
-            f"the model's processor cannot read these images or sounds ({type(error).__name__})"
-        ) from error
-    return row.input_ids, row.media
 
 
 def _check_kind(where: str, part: dict[str, Any], backbone: Backbone) -> None:

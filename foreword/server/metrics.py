@@ -63,7 +63,7 @@ class ServerMetrics:
         self._queries = self._counter("prefix_cache_queries", "tokens looked up", ("model_name",))
         self._hits = self._counter("prefix_cache_hits", "tokens not read again", ("model_name",))
 
-    def refused(self, reason: str) -> None:
+    def count_rejected(self, reason: str) -> None:
         """Count a request that was rejected."""
         self._rejected.labels(self._model, reason).inc()
 

@@ -138,7 +138,7 @@ class Plugin:
         try:
             bound: Bound = await frontend.run(lambda: frontend.bind(body, is_chat=is_chat))
         except ForewordError as error:
-            self._metrics.refused()
+            self._metrics.count_rejected()
             return _error(error)
         rewriter = ResponseRewriter(bound.served.name, bound.num_virtual, len(bound.rows))
         _prepare(body, bound, rewriter, frontend.catalog.base.name)
@@ -184,7 +184,7 @@ class Plugin:
         """Count an answer, and write its line of log: names and numbers, no text."""
         seconds = time.perf_counter() - started
         reasons = rewriter.finish_reasons or ["abort"]
-        self._metrics.ended(served.label, rewriter.usage, reasons, seconds, first)
+        self._metrics.count_finished(served.label, rewriter.usage, reasons, seconds, first)
         line = {
             "event": "request",
             "model": rewriter.name,

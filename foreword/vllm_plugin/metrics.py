@@ -45,11 +45,11 @@ class PluginMetrics:
         )
         self._latency = histogram("e2e_request_latency_seconds", "seconds of a whole request")
 
-    def refused(self) -> None:
+    def count_rejected(self) -> None:
         """Count a request that was rejected."""
         self._rejected.labels(self._model, "invalid").inc()
 
-    def ended(
+    def count_finished(
         self,
         soft_prompt: str,
         usage: dict[str, Any],

@@ -146,7 +146,7 @@ class PackedDecoder(Decoder):
         }
         is_cpu = self.model.device.type == "cpu"
         with compat.grouped_heads(is_cpu), packed_sequence.running(sequence):
-            output = forward.read_pass(self.view, tokens | placed)
+            output = forward.run_pass(self.view, tokens | placed)
         hidden: Tensor = output.last_hidden_state[0]
         return hidden
 
