@@ -50,8 +50,9 @@ $(VENV)-oldest/installed: pyproject.toml constraints.txt
 	touch $@
 
 test-oldest: $(VENV)-oldest/installed
-	$(VENV)-oldest/bin/python -m pytest tests/test_contract.py tests/test_training.py \
-	  tests/test_formats.py tests/test_refusals.py tests/test_engine.py -k '$(PLAIN)'
+	$(VENV)-oldest/bin/python -m pytest tests/generation/test_contract.py \
+	  tests/generation/test_refusals.py tests/training/test_training.py tests/prompt/test_formats.py \
+	  tests/engine/test_engine.py -k '$(PLAIN)'
 
 # Quantized bases, whose libraries change what others import: an environment of their own.
 $(VENV)-quantized/installed: pyproject.toml constraints.txt
@@ -61,7 +62,7 @@ $(VENV)-quantized/installed: pyproject.toml constraints.txt
 	touch $@
 
 test-quantized: $(VENV)-quantized/installed
-	$(VENV)-quantized/bin/python -m pytest tests/test_quantized.py
+	$(VENV)-quantized/bin/python -m pytest tests/loading/test_quantized.py
 
 # vLLM's build for processors, which pins other releases: an environment of its own. It needs
 # packages for media that the tests do without, and looks its own release up under another name.
@@ -98,8 +99,8 @@ docs: $(VENV)/installed
 	$(BIN)/python docs/make_cli.py
 	$(BIN)/python docs/make_systems.py
 	$(BIN)/python docs/make_results.py
-	$(BIN)/python tests/contract_table.py
-	$(BIN)/python tests/media_table.py
+	$(BIN)/python tests/support/contract_table.py
+	$(BIN)/python tests/support/media_table.py
 
 clean:
 	rm -rf $(VENV) $(VENV)-oldest $(VENV)-quantized $(VENV)-vllm .pytest_cache .mypy_cache .ruff_cache

@@ -70,7 +70,7 @@ def answers(
     ends = end_tokens(backbone, texts[0], config)
     for start in range(0, len(texts), batch_size):
         part = texts[start : start + batch_size]
-        rows = [encode(backbone, text, config).input_ids for text in part]
+        rows = [encode(backbone, text, config)[0] for text in part]
         length = max(len(row) for row in rows)
         ids = torch.tensor([[pad] * (length - len(row)) + list(row) for row in rows])
         mask = torch.tensor([[0] * (length - len(row)) + [1] * len(row) for row in rows])

@@ -2,6 +2,7 @@
 
     python benchmarks/training.py [--model smollm2-135m] [--rounds 3] [--steps 3] [--mixed]
         [--cpu-time]  # counts the processor's seconds: where others use the machine, too
+        [--packing]   # instead of PEFT, foreword's own padded micro-batches stand beside it
 
 The same rows and the same base; a few steps of each in turn, so that a noisy machine is noisy for
 both. Rows per second are medians over the rounds, the first step of each round not counted. Memory
@@ -30,6 +31,7 @@ from transformers.utils import logging
 
 from foreword import Backbone, EncodingConfig, Example, Row, TrainConfig, train
 from foreword.data.encoding import encode_examples
+from foreword.training.packing import packed_decoder
 from foreword.training.packing.packed_decoder import PackedDecoder
 
 SETTINGS = ("16,20,64", "8,100,64", "8,200,64", "32,100,32")
@@ -85,6 +87,16 @@ def foreword_steps(backbone: Backbone, case: Case, form: str, num_steps: int) ->
         num_steps=num_steps, eval_every=0,
     )  # type: ignore[arg-type]  # fmt: skip
     return [clock() for _ in train(backbone, case.rows, config)]
+
+
+def padded_steps(backbone: Backbone, case: Case, form: str, num_steps: int) -> list[float]:
+    """Train on padded micro-batches; return when each step ended."""
+    packed = packed_decoder.packed
+    packed_decoder.packed = lambda backbone: backbone
+    try:
+        return foreword_steps(backbone, case, form, num_steps)
+    finally:
+        packed_decoder.packed = packed
 
 
 class Clock(TrainerCallback):
@@ -224,6 +236,7 @@ def main() -> None:
     parser.add_argument("--forms", nargs="+", default=list(FORMS), choices=FORMS)
     parser.add_argument("--cpu-time", action="store_true", help="not the wall clock's")
     parser.add_argument("--mixed", action="store_true", help="also rows of mixed length")
+    parser.add_argument("--packing", action="store_true", help="beside padded micro-batches")
     arguments = parser.parse_args()
     global clock
     clock = time.process_time if arguments.cpu_time else time.perf_counter
@@ -232,13 +245,14 @@ def main() -> None:
     warnings.simplefilter("ignore")  # PEFT asks transformers for names that it gives up
     backbone = Backbone.load(arguments.model)
     base = copy.deepcopy(backbone.model)
+    other = "padded" if arguments.packing else "PEFT"
     where = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
     print(
         f"{arguments.model}, {backbone.dtype}, {where}, {torch.get_num_threads()} threads, median "
         f"of {arguments.rounds} rounds of {arguments.steps} steps, "
         f"{'processor' if arguments.cpu_time else 'wall clock'} seconds\n\n"
-        "| rows | form | rows/s: foreword | PEFT | ratio | limit | peak: foreword | PEFT | ratio "
-        "|\n"
+        f"| rows | form | rows/s: foreword | {other} | ratio | limit | peak: foreword | {other} "
+        "| ratio |\n"
         "|---|---|---|---|---|---|---|---|---|"
     )
     cases = [synthetic(backbone, setting) for setting in arguments.settings]
@@ -250,9 +264,11 @@ def main() -> None:
             systems: dict[str, Callable[[int], list[float]]] = {
                 "foreword": lambda n, c=case, f=form: foreword_steps(backbone, c, f, n),
                 "PEFT": lambda n, c=case, f=form: peft_steps(base, backbone.tokenizer, c, f, n),
+                "padded": lambda n, c=case, f=form: padded_steps(backbone, c, f, n),
             }
+            systems = {name: run for name, run in systems.items() if name in ("foreword", other)}
             found = measure(systems, case, arguments.rounds, case.num_steps or arguments.steps)
-            ours, theirs = found["foreword"], found["PEFT"]
+            ours, theirs = found["foreword"], found[other]
             print(
                 f"| {case.name} | {name} | {ours.rows_per_second:.2f} | "
                 f"{theirs.rows_per_second:.2f} | "

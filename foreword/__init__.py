@@ -20,19 +20,6 @@ if TYPE_CHECKING:
     from foreword.prompt.soft_prompt import SoftPrompt
     from foreword.training.loop import TrainEvent, train
 
-_MODULES = {
-    "Backbone": "backbone",
-    "EncodingConfig": "config",
-    "Example": "data.examples",
-    "ForewordError": "errors",
-    "Prefix": "prompt.prefix",
-    "Row": "data.encoding",
-    "SoftPrompt": "prompt.soft_prompt",
-    "TrainConfig": "config",
-    "TrainEvent": "training.loop",
-    "read_examples": "data.examples",
-    "train": "training.loop",
-}
 __all__ = [
     "Backbone",
     "EncodingConfig",
@@ -47,11 +34,23 @@ __all__ = [
     "train",
 ]
 
-_load, __dir__ = lazy_names(__name__, _MODULES)
+_load, __dir__ = lazy_names(
+    __name__,
+    backbone="Backbone",
+    config="EncodingConfig TrainConfig",
+    errors="ForewordError",
+    **{
+        "data.encoding": "Row",
+        "data.examples": "Example read_examples",
+        "prompt.prefix": "Prefix",
+        "prompt.soft_prompt": "SoftPrompt",
+        "training.loop": "TrainEvent train",
+    },
+)
 
 
 def __getattr__(name: str) -> Any:
-    if _MODULES.get(name) in ("backbone", "training.loop"):
+    if name in ("Backbone", "TrainEvent", "train"):
         from foreword.compat import check_transformers
 
         check_transformers()

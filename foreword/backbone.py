@@ -44,7 +44,6 @@ class Generation(Protocol):
 
     def num_rows(self, passes: Any, input_ids: Tensor | None, kwargs: dict[str, Any]) -> int:
         """Check what is to be continued, and return its rows."""
-        ...
 
     def generate(
         self,
@@ -55,7 +54,6 @@ class Generation(Protocol):
         kwargs: dict[str, Any],
     ) -> Any:
         """Generate as transformers' `generate` does, each row behind its prefix."""
-        ...
 
 
 class Backbone:
@@ -79,15 +77,12 @@ class Backbone:
         processor: Any = None,
         name: str | None = None,
     ):
-        self.capabilities: Capabilities = inspect_model(hf_model)
+        capabilities = inspect_model(hf_model)
         hf_model.eval().requires_grad_(False)
         self.quantization = quantized.prepare(hf_model)
-        has_encoder = self.capabilities.encoder is not None
-        self.passes: ForwardPasses = (
-            EncoderDecoder(hf_model, self.capabilities)
-            if has_encoder
-            else Decoder(hf_model, self.capabilities)
-        )
+        has_encoder = capabilities.encoder is not None
+        kind = EncoderDecoder if has_encoder else Decoder
+        self.passes: ForwardPasses = kind(hf_model, capabilities)
         self._generation: Generation = encoder_decoder if has_encoder else generate
         self.processor = processor
         self.tokenizer = tokenizer if tokenizer is not None else _tokenizer_of(processor)
@@ -97,8 +92,8 @@ class Backbone:
         self._fingerprint: dict[str, Any] | None = None
         self._one_token: States | None = None
         self._embedding_scale = self.passes.embedding_scale
-        self._is_media_proved = self.capabilities.is_tested
-        if not self.capabilities.is_tested:
+        self._is_media_proved = capabilities.is_tested
+        if not capabilities.is_tested:
             prove_text(self)
 
     @classmethod
@@ -146,6 +141,11 @@ class Backbone:
     def model(self) -> Any:
         """The transformers model."""
         return self.passes.model
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What the model is."""
+        return self.passes.capabilities
 
     @property
     def reads_apart(self) -> bool:
@@ -326,8 +326,9 @@ class Backbone:
         """Return what tells this base from another: proportions and hashes of its numbers."""
         if self._fingerprint is None:
             is_quantized = bool(getattr(self.model, "is_quantized", False))
+            whole = self.model if self.capabilities.encoder else self.decoder
             self._fingerprint = compute_fingerprint(
-                self.passes.fingerprinted, self.embed, self.capabilities, is_quantized
+                whole, self.embed, self.capabilities, is_quantized
             )
         return self._fingerprint
 

@@ -16,6 +16,7 @@ from foreword.backbone import Backbone
 from foreword.config import EncodingConfig
 from foreword.data import batches, encoding
 from foreword.data.media_parts import Message
+from foreword.data.processor import Media
 from foreword.errors import InputError
 from foreword.prompt.prefix import Prefix
 from foreword.prompt.soft_prompt import SoftPrompt
@@ -82,7 +83,7 @@ def answers(
     prefix = backbone.compile(prompt) if isinstance(prompt, SoftPrompt) else prompt
     for start in range(0, len(texts), batch_size):
         part = texts[start : start + batch_size]
-        rows = [encode(backbone, text, config) for text in part]
+        rows = [encode_row(backbone, text, config) for text in part]
         stop_ids = end_tokens(backbone, part[0], config)
         yield from answer_rows(
             backbone, prefix, rows, stop_ids, max_new_tokens=max_new_tokens, **options
@@ -129,7 +130,7 @@ def stream(
 ) -> Iterator[str]:
     """Answer one text piece by piece; closing the iterator stops at the next token."""
     config = config or encoding_of(prompt)
-    row = encode(backbone, text, config)
+    row = encode_row(backbone, text, config)
     ids = torch.tensor([row.input_ids], device=backbone.device)
     streamer = TextIteratorStreamer(backbone.tokenizer, skip_prompt=True, skip_special_tokens=True)
     stop = _Stop()
@@ -164,17 +165,24 @@ def stream(
         raise failures[0]
 
 
-def encode(backbone: Backbone, text: Text, config: EncodingConfig) -> encoding.Row:
-    """Return a text before its answer as a row: its ids, and its images and sounds.
+def encode(
+    backbone: Backbone, text: Text, config: EncodingConfig
+) -> tuple[list[int], Media | None]:
+    """Return the ids of a text before its answer, and the images and sounds between them.
 
     Raises:
         InputError: the backbone has no tokenizer, or no processor for media.
     """
     if backbone.tokenizer is None:
         raise InputError("text needs a tokenizer; give the backbone one, or generate from ids")
-    ids, media = encoding.encode_turns(
+    return encoding.encode_turns(
         text, backbone.tokenizer, config, backbone.processor, is_closed=backbone.reads_apart
     )
+
+
+def encode_row(backbone: Backbone, text: Text, config: EncodingConfig) -> encoding.Row:
+    """Return a text before its answer as a row."""
+    ids, media = encode(backbone, text, config)
     return encoding.Row(tuple(ids), 1, "prompt", media)
 
 

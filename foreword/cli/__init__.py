@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 from foreword.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from foreword.cli.commands import app, main
+    from foreword.cli.commands import app as app
+    from foreword.cli.commands import main as main
 
-__all__ = ["app", "main"]
-
-__getattr__, __dir__ = lazy_names(__name__, dict.fromkeys(__all__, "commands"))
+__getattr__, __dir__ = lazy_names(__name__, commands="app main")

@@ -156,7 +156,7 @@ class View:
         assert self.backbone is not None
         config = chat.encoding_of(self.prompt)
         typed = chat.typed(self.backbone, self.prompt, text)
-        ids = chat.encode(self.backbone, typed, config).input_ids
+        ids, _ = chat.encode(self.backbone, typed, config)
         paid = inspection.attention_received(self.backbone, self.prompt, ids)
         by_layer = paid.mean(1)
         self.report["attention"] = {

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 from foreword.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from foreword.data.examples import Example, read_examples
+    from foreword.data.examples import Example as Example
+    from foreword.data.examples import read_examples as read_examples
 
-__all__ = ["Example", "read_examples"]
-
-__getattr__, __dir__ = lazy_names(__name__, dict.fromkeys(__all__, "examples"))
+__getattr__, __dir__ = lazy_names(__name__, examples="Example read_examples")

@@ -10,33 +10,21 @@ from typing import TYPE_CHECKING
 from foreword.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from foreword.doctor.finding import Finding, as_json, exit_status
-    from foreword.doctor.model_report import capabilities_findings
-    from foreword.doctor.selftest import self_test
-    from foreword.doctor.stock_peft import peft_findings
-    from foreword.doctor.versions import SEED_FAILURE, environment, judge_peft
+    from foreword.doctor.finding import Finding as Finding
+    from foreword.doctor.finding import as_json as as_json
+    from foreword.doctor.finding import exit_status as exit_status
+    from foreword.doctor.model_report import capabilities_findings as capabilities_findings
+    from foreword.doctor.selftest import self_test as self_test
+    from foreword.doctor.stock_peft import peft_findings as peft_findings
+    from foreword.doctor.versions import SEED_FAILURE as SEED_FAILURE
+    from foreword.doctor.versions import environment as environment
+    from foreword.doctor.versions import judge_peft as judge_peft
 
-__all__ = [
-    "SEED_FAILURE",
-    "Finding",
-    "as_json",
-    "capabilities_findings",
-    "environment",
-    "exit_status",
-    "judge_peft",
-    "peft_findings",
-    "self_test",
-]
-
-_MODULES = {
-    "SEED_FAILURE": "versions",
-    "Finding": "finding",
-    "as_json": "finding",
-    "capabilities_findings": "model_report",
-    "environment": "versions",
-    "exit_status": "finding",
-    "judge_peft": "versions",
-    "peft_findings": "stock_peft",
-    "self_test": "selftest",
-}
-__getattr__, __dir__ = lazy_names(__name__, _MODULES)
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    versions="SEED_FAILURE environment judge_peft",
+    finding="Finding as_json exit_status",
+    model_report="capabilities_findings",
+    stock_peft="peft_findings",
+    selftest="self_test",
+)

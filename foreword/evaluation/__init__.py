@@ -9,19 +9,17 @@ from typing import TYPE_CHECKING
 from foreword.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from foreword.evaluation.bootstrap import difference
-    from foreword.evaluation.ensembles import averaged, vote
-    from foreword.evaluation.evaluation import Subject, evaluate
-    from foreword.evaluation.metrics import choose
+    from foreword.evaluation.bootstrap import difference as difference
+    from foreword.evaluation.ensembles import averaged as averaged
+    from foreword.evaluation.ensembles import vote as vote
+    from foreword.evaluation.evaluation import Subject as Subject
+    from foreword.evaluation.evaluation import evaluate as evaluate
+    from foreword.evaluation.metrics import choose as choose
 
-__all__ = ["Subject", "averaged", "choose", "difference", "evaluate", "vote"]
-
-_MODULES = {
-    "Subject": "evaluation",
-    "averaged": "ensembles",
-    "choose": "metrics",
-    "difference": "bootstrap",
-    "evaluate": "evaluation",
-    "vote": "ensembles",
-}
-__getattr__, __dir__ = lazy_names(__name__, _MODULES)
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    evaluation="Subject evaluate",
+    ensembles="averaged vote",
+    metrics="choose",
+    bootstrap="difference",
+)

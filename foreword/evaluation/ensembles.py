@@ -138,7 +138,7 @@ def _answers(
 ) -> list[Answer]:
     """Return the first text's answer of every prompt, then the second's, from one batch."""
     configs = [chat.encoding_of(prompt) for prompt in prompts]
-    rows = [chat.encode(backbone, text, config) for text in texts for config in configs]
+    rows = [chat.encode_row(backbone, text, config) for text in texts for config in configs]
     prefixes = [backbone.compile(prompt) for prompt in prompts] * len(texts)
     found = chat.answer_rows(
         backbone, prefixes, rows, stop_ids, max_new_tokens=max_new_tokens, **options

@@ -153,7 +153,7 @@ class ForewordLM(TemplateLM):
         start = self.tokenizer.decode(self.prefix_token_id)
         is_plain = add_special_tokens is not False and not string.startswith(start)
         config = EncodingConfig() if is_plain else AS_IS
-        return list(chat.encode(self.backbone, string, config).input_ids)
+        return chat.encode(self.backbone, string, config)[0]
 
     def _asked(self, context: str) -> chat.Text:
         return chat.typed(self.backbone, self.prompt, context)
@@ -281,7 +281,7 @@ class ForewordLM(TemplateLM):
         if self.config is None:
             ids = self.tok_encode(context)
         else:
-            ids = list(chat.encode(self.backbone, self._asked(context), self.config).input_ids)
+            ids, _ = chat.encode(self.backbone, self._asked(context), self.config)
         limit = self.room - num_new
         if limit < 1:
             raise InputError(f"max_gen_toks={num_new} leaves no room; at most {self.room - 1} fit")

@@ -46,11 +46,6 @@ class Decoder:
         """The model without its head."""
         return getattr(self.model, self.capabilities.decoder)
 
-    @property
-    def fingerprinted(self) -> Any:
-        """The model without its head."""
-        return self.module
-
     @cached_property
     def embedding_scale(self) -> float:
         """What the decoder multiplies the embeddings of ids by, and not given ones."""

@@ -45,11 +45,6 @@ class EncoderDecoder:
         self.encoder: EncoderCapabilities = capabilities.encoder
         self.embedding_scale = self._measure_scale()
 
-    @property
-    def fingerprinted(self) -> Any:
-        """The whole model."""
-        return self.model
-
     def over(self, model: Any) -> "EncoderDecoder":
         """Return the same passes over a view of the model."""
         other = copy.copy(self)

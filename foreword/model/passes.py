@@ -26,48 +26,34 @@ class ForwardPasses(Protocol):
     @property
     def model(self) -> Any:
         """The transformers model that they run."""
-        ...
 
     @property
     def capabilities(self) -> Capabilities:
         """What that model is."""
-        ...
 
     @property
     def embedding_scale(self) -> float:
         """What the model multiplies the embeddings of ids by, and not given ones."""
-        ...
-
-    @property
-    def fingerprinted(self) -> Any:
-        """The module whose weights tell this model from others."""
-        ...
 
     @property
     def is_sharded(self) -> bool:
         """Whether several processes must take the same passes in step."""
-        ...
 
     @property
     def is_packed(self) -> bool:
         """Whether the rows of a training batch run in one sequence, without padding."""
-        ...
 
     def over(self, model: Any) -> "ForwardPasses":
         """Return the same passes over a view of the model."""
-        ...
 
     def prefill(self, embeddings: Tensor) -> States:
         """Run over embeddings `[P, H]` alone; return each layer's state, with gradient."""
-        ...
 
     def start(self, embeddings: Tensor) -> PrefixStates:
         """Return what rows start from behind an embedding prompt `[P, H]`, with gradient."""
-        ...
 
     def can_defer(self, prompt: SoftPrompt, batch: Batch) -> bool:
         """Return whether a prompt's embeddings can run in one pass with a batch of its rows."""
-        ...
 
     def num_rows(
         self, input_ids: Tensor | None, mask: Tensor | None, given: Mapping[str, Any]
@@ -77,7 +63,6 @@ class ForwardPasses(Protocol):
         Raises:
             InputError: ids that are none, or a mask that does not fit them.
         """
-        ...
 
     def hidden(
         self,
@@ -93,8 +78,6 @@ class ForwardPasses(Protocol):
             UnsupportedError: an argument that the model does not take.
             InputError: media that does not fit the placeholders, or too many tokens.
         """
-        ...
 
     def label_states(self, prefixes: PrefixBatch, batch: Batch) -> LabelStates:
         """Return the hidden states before the labels of a batch, with the labels and their rows."""
-        ...

@@ -42,14 +42,14 @@ async def chat_completions(body: ChatRequest, http: Request) -> Response:
 
     def encode() -> list[request.Request]:
         messages = _loaded(state, body.messages)
-        row = chat.encode(state.backbone, messages, served.encoding)
+        ids, media = chat.encode(state.backbone, messages, served.encoding)
         stop_ids = chat.end_tokens(state.backbone, messages, served.encoding)
         limit = body.max_completion_tokens
         limit = limit if limit is not None else body.max_tokens
         if limit is None:
-            room = state.worker.engine.max_length - len(row.input_ids) - num_virtual(served)
+            room = state.worker.engine.max_length - len(ids) - num_virtual(served)
             limit = max(1, min(room, state.config.default_max_tokens))
-        return requests_of(state, body, served, [(row.input_ids, row.media)], stop_ids, limit)
+        return requests_of(state, body, served, [(ids, media)], stop_ids, limit)
 
     requests = await state.encode(encode)
     formatter = ChatFormatter(served.name, state.backbone.tokenizer, body.n)
@@ -64,7 +64,7 @@ async def completions(body: CompletionRequest, http: Request) -> Response:
 
     def encode() -> tuple[list[request.Request], list[str]]:
         encoded: list[Encoded] = [
-            (chat.encode(state.backbone, one, served.encoding).input_ids, None)
+            chat.encode(state.backbone, one, served.encoding)
             if isinstance(one, str)
             else (one, None)
             for one in body.prompts
@@ -89,9 +89,9 @@ async def tokenize(body: TokenizeRequest, http: Request) -> dict[str, Any]:
 
     def encode() -> Sequence[int]:
         if body.messages is None:
-            return chat.encode(state.backbone, body.prompt or "", served.encoding).input_ids
+            return chat.encode(state.backbone, body.prompt or "", served.encoding)[0]
         messages = _loaded(state, body.messages)
-        return chat.encode(state.backbone, messages, served.encoding).input_ids
+        return chat.encode(state.backbone, messages, served.encoding)[0]
 
     ids = await state.encode(encode)
     return {

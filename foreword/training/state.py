@@ -19,16 +19,8 @@ from torch import Tensor
 from foreword.prompt.history import History
 from foreword.prompt.soft_prompt import SoftPrompt
 from foreword.storage import replacing, storage_errors
-from foreword.training import guards
-from foreword.training.checkpoint import (
-    METADATA_NAME,
-    STATE_VERSION,
-    Progress,
-    StoredState,
-    damage_named,
-    results_of,
-    with_metrics,
-)
+from foreword.training import checkpoint, guards
+from foreword.training.checkpoint import Progress, StoredState, results_of, with_metrics
 from foreword.training.methods.method import Method, task_prompts
 from foreword.training.run import Run
 
@@ -149,7 +141,7 @@ class TrainState:
         tensors["history.losses"] = torch.tensor(self.history.losses, dtype=torch.float64)
         tensors["history.rates"] = torch.tensor(self.history.rates, dtype=torch.float64)
         facts = {
-            "version": STATE_VERSION,
+            "version": checkpoint.STATE_VERSION,
             "identity": identity,
             "method": self.method.layout,
             "prompt": self.prompt.layout,
@@ -162,7 +154,7 @@ class TrainState:
         with storage_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             with replacing(path) as file:
-                save_file(tensors, file, metadata={METADATA_NAME: json.dumps(facts)})
+                save_file(tensors, file, metadata={checkpoint.METADATA_NAME: json.dumps(facts)})
 
     def save_for(self, run: Run) -> None:
         """Write everything to the file of a run that has one, in its first process."""
@@ -196,7 +188,7 @@ class TrainState:
         Raises:
             ArtifactError: the file lacks something.
         """
-        with damage_named(stored.path):
+        with checkpoint.damage_named(stored.path):
             self._restore(stored.part("now"))
             self.good = stored.part("good")
             self.progress, self.history = stored.progress(), stored.history()

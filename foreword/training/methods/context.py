@@ -68,17 +68,6 @@ class Context:
             start.layout, rest, [tensor[:, :1].contiguous() for tensor in values], start.facts
         )
 
-    @classmethod
-    def restored(
-        cls,
-        layout: Mapping[str, Any],
-        tensors: Sequence[Tensor],
-        constants: Sequence[Tensor],
-        facts: Mapping[str, Any],
-    ) -> "Context":
-        """Build it from what a training state holds."""
-        return cls(layout["shape"], tensors, constants, facts)
-
     @property
     def layout(self) -> dict[str, Any]:
         """What lays the tensors out."""

@@ -43,17 +43,6 @@ class Direct:
         ]
         return cls(start.layout, copies, start.facts)
 
-    @classmethod
-    def restored(
-        cls,
-        layout: Mapping[str, Any],
-        tensors: Sequence[Tensor],
-        constants: Sequence[Tensor],
-        facts: Mapping[str, Any],
-    ) -> "Direct":
-        """Build it from what a training state holds."""
-        return cls(layout["shape"], tensors, facts)
-
     @property
     def layout(self) -> dict[str, Any]:
         """What lays the tensors out."""

@@ -38,11 +38,9 @@ class Method(Protocol):
     @property
     def layout(self) -> dict[str, Any]:
         """Plain data from which `restored` builds the method, given its tensors."""
-        ...
 
     def prompt(self) -> SoftPrompt:
         """Return the prompt as it is now, with gradient to the tensors."""
-        ...
 
 
 def task_prompts(method: Method) -> dict[str, SoftPrompt]:
@@ -98,7 +96,14 @@ def restored(
     Raises:
         LookupError, TypeError, ValueError, RuntimeError: the parts do not fit each other.
     """
-    kinds = {kind.name: kind for kind in (Direct, Reencoded, Context, Multitask)}
     rest = {name: value for name, value in layout.items() if name != "name"}
-    method: Method = kinds[layout["name"]].restored(rest, tensors, constants, facts)
-    return method
+    match layout["name"]:
+        case Direct.name:
+            return Direct(rest["shape"], tensors, facts)
+        case Context.name:
+            return Context(rest["shape"], tensors, constants, facts)
+        case Multitask.name:
+            return Multitask(rest["names"], tensors, facts)
+        case Reencoded.name:
+            return Reencoded.restored(rest, tensors, constants, facts)
+    raise LookupError(f"no method {layout['name']!r}")

@@ -42,17 +42,6 @@ class Multitask:
         ones = shared.new_ones(len(names), num_virtual), shared.new_ones(len(names), size)
         return cls(names, [shared, *ones], start.facts)
 
-    @classmethod
-    def restored(
-        cls,
-        layout: Mapping[str, Any],
-        tensors: Sequence[Tensor],
-        constants: Sequence[Tensor],
-        facts: Mapping[str, Any],
-    ) -> "Multitask":
-        """Build it from what a training state holds."""
-        return cls(layout["names"], tensors, facts)
-
     @property
     def layout(self) -> dict[str, Any]:
         """What lays the tensors out."""

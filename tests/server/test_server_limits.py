@@ -382,7 +382,7 @@ import sys
 sys.path.insert(0, sys.argv[1])
 import time
 from serving import config, tiny_backbone
-from foreword.server.run import Server, log_to_stderr, serve
+from foreword.server.server import Server, log_to_stderr, serve
 server = Server(tiny_backbone(), None, config(drain_seconds=20.0))
 step = server.worker.engine.step
 def slow():
@@ -403,7 +403,7 @@ sys.exit(serve(server))
 
 def started(how: str) -> tuple["subprocess.Popen[str]", str]:
     process = subprocess.Popen(
-        [sys.executable, "-c", SERVE, str(Path(__file__).parent), how],
+        [sys.executable, "-c", SERVE, str(Path(__file__).parents[1] / "support"), how],
         stdout=subprocess.PIPE,
         text=True,
     )

@@ -660,7 +660,7 @@ def test_a_disk_that_is_away_for_a_while_does_not_end_the_watch(
         raise SystemExit
 
     monkeypatch.setattr(front.watch, "look", look)
-    monkeypatch.setattr(foreword.vllm_plugin.front, "LOOK_SECONDS", 0)
+    monkeypatch.setattr(foreword.vllm_plugin.frontend, "LOOK_SECONDS", 0)
     with pytest.raises(SystemExit):
         asyncio.run(front.follow_forever())
     assert len(looks) == 3

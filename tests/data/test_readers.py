@@ -150,7 +150,7 @@ def test_a_missing_extra_prints_its_install_line(
 
 def test_reading_imports_no_torch() -> None:
     code = "import sys, foreword.data.examples; sys.exit('torch' in sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
 
 
 # --- mistakes ----------------------------------------------------------------------------------

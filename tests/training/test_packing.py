@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 import tiny_models
 import torch
-from test_training import FAST, check_gradient
+from training_oracle import FAST, check_gradient
 
 from foreword import Backbone, Row, SoftPrompt, train
 from foreword.data.batches import collate

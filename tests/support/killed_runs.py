@@ -1,6 +1,6 @@
 """Runs that are killed, for the tests of resuming: a process that forks one child for each life.
 
-    python tests/killed_runs.py FOLDER
+    python tests/support/killed_runs.py FOLDER
 
 Prints one JSON object: the hashes of a run that nothing happened to, and of each scenario's run
 after its kills and resumes. A child dies by SIGKILL: before or after the k-th call of a function of

@@ -170,7 +170,7 @@ def test_an_encoder_decoder_is_scored_as_its_oracle_and_forgets_nothing_to_conti
 def test_the_page_on_evaluation_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    page = Path(__file__).parents[1] / "docs" / "evaluation.md"
+    page = Path(__file__).parents[2] / "docs" / "evaluation.md"
     (code,) = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
     rows = [{"prompt": e.prompt, "completion": e.completion} for e in EXAMPLES]
     (tmp_path / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

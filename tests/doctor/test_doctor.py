@@ -61,7 +61,7 @@ def test_a_release_outside_the_range_is_wrong(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_the_ranges_are_those_of_the_package() -> None:
-    project = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
     torch_range = f"torch>={versions.OLDEST_TORCH},<{versions.NEWEST_TORCH}"
     assert torch_range in project["project"]["dependencies"]
     assert project["project"]["requires-python"] == f">={versions.OLDEST_PYTHON}"

@@ -110,7 +110,7 @@ def test_encoding_begins_as_generation_does(tmp_path: Path) -> None:
     backbone = backbone_of("glm4v")
     example = example_of("glm4v", tmp_path, 1)
     [row] = rows_of(backbone, [example])
-    before = chat.encode(backbone, example.prompt, EncodingConfig())
+    before = chat.encode_row(backbone, example.prompt, EncodingConfig())
     assert row.input_ids[: -row.num_labels] == before.input_ids
     assert row.media == before.media
     assert backbone.tokenizer.decode(row.input_ids[-row.num_labels :]) == "a1<|im_end|>"

@@ -1,8 +1,8 @@
 """Write docs/contract-media.md: every case of the contract with images or sounds.
 
-`python tests/media_table.py` runs the cases and writes the page; with `--check` it writes nothing
-and says whether the page on disk is what it found. Both fail where foreword neither holds nor
-refuses.
+`python tests/support/media_table.py` runs the cases and writes the page; with `--check` it
+writes nothing and says whether the page on disk is what it found. Both fail where foreword neither
+holds nor refuses.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from tiny_media import FAMILIES, TOLERANCES
 
 from foreword.errors import UnsupportedError
 
-PAGE = Path(__file__).parent.parent / "docs" / "contract-media.md"
+PAGE = Path(__file__).parents[2] / "docs" / "contract-media.md"
 FORMS = {"embeddings": "Embedding prompts", "key_values": "Key/value prompts"}
 HEAD = """# The contract with images and sounds, measured
 
@@ -27,7 +27,8 @@ oracle: one unpadded row at a time, read by the model's own code behind ids of t
 embeddings the prompt takes the place of; no cache, everything computed again. Greedy tokens must be
 the oracle's; logits must agree to 1e-9 in float64 ({inexact}).
 
-Made by `python tests/media_table.py` with {versions}. **holds**: the result is the oracle's.
+Made by `python tests/support/media_table.py` with {versions}.
+**holds**: the result is the oracle's.
 **refused**: an `UnsupportedError` says what to use instead. Stock PEFT is not in these tables: it
 gives the model embeddings, which leaves images without their positions and sounds unread.
 
@@ -91,7 +92,7 @@ def main() -> int:
     if not arguments.check:
         PAGE.write_text(page)
     elif not PAGE.exists() or PAGE.read_text() != page:
-        print("docs/contract-media.md is not what was measured; run: python tests/media_table.py")
+        print(f"docs/contract-media.md is not what was measured; run: python {sys.argv[0]}")
         return 1
     return 0
 

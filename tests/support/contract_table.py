@@ -1,8 +1,8 @@
 """Write docs/contract.md: every case of the contract on foreword and on stock PEFT.
 
-`python tests/contract_table.py` runs the cases and writes the page; with `--check` it writes
-nothing and says whether the page on disk is what it found. Both fail where foreword neither holds
-nor refuses.
+`python tests/support/contract_table.py` runs the cases and writes the page; with `--check` it
+writes nothing and says whether the page on disk is what it found. Both fail where foreword neither
+holds nor refuses.
 """
 
 import argparse
@@ -34,7 +34,7 @@ from foreword import SoftPrompt
 from foreword.config import Form
 from foreword.errors import UnsupportedError
 
-PAGE = Path(__file__).parent.parent / "docs" / "contract.md"
+PAGE = Path(__file__).parents[2] / "docs" / "contract.md"
 FORMS: dict[Form, str] = {
     "embeddings": "Embedding prompts (PEFT: PROMPT_TUNING)",
     "key_values": "Key/value prompts (PEFT: PREFIX_TUNING)",
@@ -63,9 +63,9 @@ Every case runs on a tiny random model of each family and is compared with the o
 row at a time, explicit positions, no cache, everything computed again. Greedy tokens must be the
 oracle's; logits must agree to 1e-9 in float64, and as far as the number where a family itself
 computes in float32: {inexact}. kimi_k2 is deepseek_v3 with other proportions, llama31 is llama
-with llama3's rotation. The tests run the same cases (`tests/test_contract.py`).
+with llama3's rotation. The tests run the same cases (`tests/generation/test_contract.py`).
 
-Made by `python tests/contract_table.py` with {versions}.
+Made by `python tests/support/contract_table.py` with {versions}.
 
 ## How to read
 
@@ -437,7 +437,7 @@ def main() -> int:
     if not arguments.check:
         PAGE.write_text(page)
     elif not PAGE.exists() or PAGE.read_text() != page:
-        print("docs/contract.md is not what was measured; run: python tests/contract_table.py")
+        print(f"docs/contract.md is not what was measured; run: python {sys.argv[0]}")
         return 1
     return 0
 

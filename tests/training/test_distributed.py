@@ -24,7 +24,7 @@ ENVIRONMENT = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_TH
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Train alone and together in every way, once for all tests."""
-    script = Path(__file__).with_name("joined_runs.py")
+    script = Path(__file__).parents[1] / "support" / "joined_runs.py"
     done = subprocess.run(
         [sys.executable, str(script), str(tmp_path_factory.mktemp("joined"))],
         capture_output=True,
@@ -94,7 +94,7 @@ def test_processes_that_were_given_different_things_are_refused(runs: Any) -> No
 
 def test_every_process_takes_as_many_passes_as_the_others() -> None:
     rows = list(range(7))
-    shares = [Ranks(rank, 3).passes(rows, 2) for rank in range(3)]
+    shares = [Ranks(rank, 3).micro_batches(rows, 2) for rank in range(3)]
     assert shares == [[[0, 3], [6]], [[1, 4], []], [[2, 5], []]]
     assert sorted(row for share in shares for part in share for row in part) == rows
 

@@ -55,7 +55,7 @@ def stopped(backbone: Backbone, folder: Path, step: int, **changes: Any) -> Stor
 @pytest.fixture(scope="module")
 def lives(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Kill runs in every way, once for all tests."""
-    script = Path(__file__).with_name("killed_runs.py")
+    script = Path(__file__).parents[1] / "support" / "killed_runs.py"
     done = subprocess.run(
         [sys.executable, str(script), str(tmp_path_factory.mktemp("lives"))],
         capture_output=True,

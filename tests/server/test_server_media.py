@@ -25,7 +25,7 @@ from tiny_media import MediaRow
 from tiny_processors import picture, tone
 
 from foreword import Backbone, EncodingConfig, SoftPrompt
-from foreword.chat import encode
+from foreword.chat import encode_row
 from foreword.data.encoding import decode
 from foreword.engine.engine import Engine
 from foreword.engine.limits import EngineLimits
@@ -59,7 +59,7 @@ class World:
 
     def answer(self, model: str, parts: list[dict[str, Any]], num_new: int = 6) -> str:
         """Return the oracle's greedy answer to parts that are in memory."""
-        row = encode(self.backbone, [{"role": "user", "content": parts}], EncodingConfig())
+        row = encode_row(self.backbone, [{"role": "user", "content": parts}], EncodingConfig())
         assert row.media is not None
         media = {
             name: value.double() if value.is_floating_point() else value
@@ -177,7 +177,7 @@ def test_usage_counts_what_placeholders_become(world: World, tmp_path: Path) -> 
     sent, held = pairs(world, tmp_path, 1)
     usage = world.ask([sent, TEXT], "a").json()["usage"]
     turns = [{"role": "user", "content": [held, TEXT]}]
-    row = encode(world.backbone, turns, EncodingConfig())
+    row = encode_row(world.backbone, turns, EncodingConfig())
     token_id = world.backbone.capabilities.modalities[0].token_id
     assert usage["prompt_tokens"] == len(row.input_ids) and row.input_ids.count(token_id) > 1
     assert usage["prompt_tokens_details"] == {"cached_tokens": 0, "virtual_tokens": 4}
@@ -392,8 +392,8 @@ def test_logs_hold_nothing_of_what_was_sent(
 def test_media_that_waits_takes_bounded_memory() -> None:
     backbone = served("glm4v")
     part = {"type": "image", "image": picture(16, 8)}
-    row = encode(backbone, [{"role": "user", "content": [part]}], EncodingConfig())
-    again = encode(backbone, [{"role": "user", "content": [part]}], EncodingConfig())
+    row = encode_row(backbone, [{"role": "user", "content": [part]}], EncodingConfig())
+    again = encode_row(backbone, [{"role": "user", "content": [part]}], EncodingConfig())
     assert row.media is not None
     size = row.media.num_bytes
     engine = Engine(backbone, EngineLimits(max_media_bytes=size))

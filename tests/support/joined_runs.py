@@ -1,6 +1,6 @@
 """Runs of two processes on one machine, for the tests: forks both, lets them train, compares.
 
-    python tests/joined_runs.py FOLDER
+    python tests/support/joined_runs.py FOLDER
 
 Prints one JSON object with, for each scenario, what each process said and the prompt it ended with.
 """

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -161,7 +162,9 @@ def test_what_the_model_says_itself_is_greedy(folder: Path) -> None:
 
 def test_long_texts_are_rolled_window_by_window_behind_the_prompt(folder: Path) -> None:
     model = loaded(folder)
-    model.backbone.capabilities = _shorter(model.backbone.capabilities, 16)
+    passes = model.backbone.passes
+    short = replace(passes, capabilities=replace(passes.capabilities, context_length=16))
+    model.backbone = model.backbone.with_passes(short)
     text = "abcdefghijklmnopqrstuvwxyz"
     (found,) = model.loglikelihood_rolling([asked(text)])
     ids = [model.tokenizer.bos_token_id, *model.tokenizer(text).input_ids]
@@ -169,12 +172,6 @@ def test_long_texts_are_rolled_window_by_window_behind_the_prompt(folder: Path) 
     expected = slow(folder, ids[:11], 10)[0] + slow(folder, ids[10:21], 10)[0]
     expected += slow(folder, ids[-11:], 6)[0]
     assert found == pytest.approx(expected, abs=1e-6)
-
-
-def _shorter(capabilities: Any, context_length: int) -> Any:
-    from dataclasses import replace
-
-    return replace(capabilities, context_length=context_length)
 
 
 def test_generation_stops_before_a_stop_string(folder: Path) -> None:

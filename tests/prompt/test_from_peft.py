@@ -10,7 +10,7 @@ from tiny_tokenizer import tiny_tokenizer
 
 from foreword import SoftPrompt
 
-PAGE = (Path(__file__).parents[1] / "docs" / "from-peft.md").read_text()
+PAGE = (Path(__file__).parents[2] / "docs" / "from-peft.md").read_text()
 SETUP, *BLOCKS = [part.removeprefix("python\n") for part in PAGE.split("```")[1::2]
                   if part.startswith("python\n")]  # fmt: skip
 

@@ -53,7 +53,7 @@ def fill(store: Store, backbone: Backbone, scratch: Path, names: str = "ab") -> 
 
 def expected(backbone: Backbone, prompt: SoftPrompt | None, text: Any, num_new: int) -> str:
     """Return the oracle's greedy answer to a text or to messages, as text."""
-    ids = encode(backbone, text, EncodingConfig())
+    ids = encode(backbone, text, EncodingConfig())[0]
     row = oracle.greedy(backbone.model, prompt, torch.tensor(ids), num_new)
     return decode(row[: row.index(END)] if END in row else row, TOKENIZER)
 

@@ -287,7 +287,7 @@ def test_every_task_is_saved_apart(command: list[str], tmp_path: Path) -> None:
 
 
 def test_the_commands_of_the_page_on_methods_are_commands() -> None:
-    page = (Path(__file__).parent.parent / "docs" / "methods.md").read_text()
+    page = (Path(__file__).parents[2] / "docs" / "methods.md").read_text()
     lines = [line for line in page.splitlines() if line.startswith("foreword train")]
     own = get_command(app).commands["train"]  # type: ignore[attr-defined]
     methods = set()

@@ -14,7 +14,7 @@ import tiny_models
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
-from test_training import ROWS, obvious_loss
+from training_oracle import ROWS, obvious_loss
 
 from foreword import Backbone, SoftPrompt, TrainConfig, train
 from foreword.data.batches import collate
