@@ -89,7 +89,7 @@ WALKS: dict[str, Walk] = {
     "A training row to its gradient": [
         ("a line of the file becomes an `Example`", "data/examples.py", "read_examples"),
         ("the example becomes a `Row` of ids with labels", "data/encoding.py", "encode_examples"),
-        ("the rows of a step become micro-batches", "training/batches.py", "micro_batches"),
+        ("the rows of a step become micro-batches", "training/micro_batches.py", "micro_batches"),
         ("the prefix is computed once, with gradient", "training/step.py", "prefix_states"),
         ("the states before labels give the loss", "training/loss.py", "score_labels"),
         ("the step: rows, then prefix, backwards; then the optimizer", "training/step.py",
@@ -111,7 +111,7 @@ WALKS: dict[str, Walk] = {
         ("the request waits, then has a place in the batch", "engine/scheduler.py",
          "Scheduler.next_admitted"),
         ("one step: admit, decode, prefill, sample, retire", "engine/engine.py", "Engine.step"),
-        ("ids become text, pieces become events", "server/streaming.py", "Answers"),
+        ("ids become text, pieces become events", "server/sse.py", "events"),
     ],
     "A saved prompt to a prefix": [
         ("a name or an alias is resolved", "prompt/store.py", "Store.resolve"),

@@ -6,8 +6,8 @@ is behind this class, in the rooms `model` and `generation`. It knows ids, not t
 """
 
 import copy
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from foreword.data.batches import Batch
 from foreword.errors import InputError, MismatchError, UnsupportedError
 from foreword.generation import encoder_decoder, generate, model_view
 from foreword.loading import checkpoint, hub, quantized
+from foreword.model import checks
 from foreword.model.capabilities import Capabilities, inspect_model
 from foreword.model.decoder import Decoder
 from foreword.model.encoder_decoder import EncoderDecoder
@@ -37,23 +38,6 @@ from foreword.verification.text import prove as prove_text
 
 Prompt = SoftPrompt | Prefix | None
 NUM_COMPILED = 8  # prompts whose prefix is remembered by content
-
-
-class Generation(Protocol):
-    """How a kind of model generates: the modules of `generation`, of which a backbone picks one."""
-
-    def num_rows(self, passes: Any, input_ids: Tensor | None, kwargs: dict[str, Any]) -> int:
-        """Check what is to be continued, and return its rows."""
-
-    def generate(
-        self,
-        passes: Any,
-        batch: PrefixBatch,
-        input_ids: Tensor | None,
-        attention_mask: Tensor | None,
-        kwargs: dict[str, Any],
-    ) -> Any:
-        """Generate as transformers' `generate` does, each row behind its prefix."""
 
 
 class Backbone:
@@ -83,7 +67,7 @@ class Backbone:
         has_encoder = capabilities.encoder is not None
         kind = EncoderDecoder if has_encoder else Decoder
         self.passes: ForwardPasses = kind(hf_model, capabilities)
-        self._generation: Generation = encoder_decoder if has_encoder else generate
+        self._generate: Callable[..., Any] = (encoder_decoder if has_encoder else generate).generate
         self.processor = processor
         self.tokenizer = tokenizer if tokenizer is not None else _tokenizer_of(processor)
         self.name = name or getattr(hf_model, "name_or_path", "") or hf_model.config.model_type
@@ -256,10 +240,9 @@ class Backbone:
             input_ids = kwargs.pop("inputs")
         if kwargs.get("assistant_model") is not None:
             kwargs["assistant_model"] = _assistant(kwargs["assistant_model"])
-        num_rows = self._generation.num_rows(self.passes, input_ids, kwargs)
-        batch = self.batch_of(prompt, num_rows)
+        batch = self.batch_of(prompt, self.passes.num_rows(input_ids, kwargs))
         self._prove_media(input_ids, attention_mask, kwargs)
-        return self._generation.generate(self.passes, batch, input_ids, attention_mask, kwargs)
+        return self._generate(self.passes, batch, input_ids, attention_mask, kwargs)
 
     def logits(
         self,
@@ -274,7 +257,9 @@ class Backbone:
         are of the decoder's tokens: `decoder_input_ids`, or `input_ids` where it does not read
         text.
         """
-        num_rows = self.passes.num_rows(input_ids, attention_mask, media)
+        num_rows = self.passes.num_rows(input_ids, media)
+        if attention_mask is not None and input_ids is not None:
+            checks.check_mask(attention_mask, *input_ids.shape)
         batch = self.batch_of(prompt, num_rows, needs_grad=torch.is_grad_enabled())
         return self.head(self.hidden(batch, input_ids, attention_mask, media))
 

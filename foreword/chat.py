@@ -1,4 +1,4 @@
-"""Text in, text out: a prompt's own way of encoding, batches of any size, streaming.
+"""Chat: text in, text out, encoded as a prompt was trained, in batches of any size or as a stream.
 
 In: a backbone with a tokenizer, a prompt, text or messages. Out: answers as text. Rows are encoded
 as the prompt's training encoded them. Knows no files and prints nothing.

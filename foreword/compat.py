@@ -1,4 +1,4 @@
-"""Which releases of transformers everything is tested with; outside them, nothing is promised.
+"""Compatibility: the releases of transformers that everything is tested with, and how they differ.
 
 In: nothing. Out: nothing, or an error that names the release. Imports neither torch nor
 transformers, so that a wrong release is named before it fails in another way.

@@ -1,4 +1,4 @@
-"""Every exception that foreword raises, drawn as one tree.
+"""Errors: every exception that foreword raises, drawn as one tree.
 
     ForewordError
     ├── InputError           the caller's data, file or argument is wrong

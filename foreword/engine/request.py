@@ -1,4 +1,4 @@
-"""A request and what became of it, as the engine and its callers share them.
+"""Requests: what to answer and how, and the handle that fills; engine and callers share both.
 
 In: ids, media between them, a prompt's source, settings, a stop rule. Out: a `Handle` that fills
 with choices until it says why it ended. Knows nothing of models and of how rows are batched.

@@ -1,10 +1,10 @@
-"""Logits to the next id, for rows that each have their own settings.
+"""Sampling: logits to the next id, for rows that each have their own settings.
 
 In: logits `[B, V]` of one step and a `Sampler` for each row: its settings, the ids it has seen, its
-own chance. Out: one `Choice` for each row, or None where the logits are not finite. The order is
-that of transformers: penalties, bias and mask first, then temperature, top-k, top-p, min-p. A row
-draws from its own seed only, so that its answer does not depend on its neighbours. Knows no model
-and no text.
+own random numbers. Out: one `Choice` for each row, or None where the logits are not finite. The
+order is that of transformers: penalties, bias and mask first, then temperature, top-k, top-p,
+min-p. A row draws from its own seed only, so that its answer does not depend on its neighbours.
+Knows no model and no text.
 """
 
 import math
@@ -35,7 +35,7 @@ class Sampling:
         presence_penalty: taken from the logit of each id of the answer.
         frequency_penalty: the same, for each time that it occurred.
         logit_bias: added to the logits of single ids.
-        seed: of the row's chance; None is a new one.
+        seed: of the random numbers; None draws one.
         num_logprobs: likeliest ids to report at each step; None reports nothing, not even the
             probability of the chosen one.
     """
@@ -86,7 +86,7 @@ class Choice:
 
 
 class Sampler:
-    """One row's settings, what it has seen, and its chance.
+    """One row's settings, what it has seen, and its random numbers.
 
     Args:
         settings: how its ids are drawn.
@@ -95,7 +95,7 @@ class Sampler:
 
     def __init__(self, settings: Sampling, prompt_ids: Sequence[int] = ()) -> None:
         self.settings = settings
-        self.chance = random.Random(settings.seed)
+        self.rng = random.Random(settings.seed)
         self.seen = dict.fromkeys(prompt_ids) if settings.repetition_penalty != 1 else {}
         self.answered: Counter[int] = Counter()
         self.allowed: Tensor | None = None  # bool [V or fewer]: what a grammar allows next
@@ -206,7 +206,7 @@ def _draw(logits: Tensor, samplers: Sequence[Sampler], rows: list[int]) -> list[
     ids, probabilities = candidates(part, [samplers[row].settings for row in rows])
     cumulative = probabilities.double().cumsum(-1)
     uniform = torch.tensor(
-        [[samplers[row].chance.random()] for row in rows], device=logits.device, dtype=torch.double
+        [[samplers[row].rng.random()] for row in rows], device=logits.device, dtype=torch.double
     )
     # To the right of equal sums: an id of probability 0 is never drawn.
     found = torch.searchsorted(cumulative, uniform * cumulative[:, -1:], right=True)

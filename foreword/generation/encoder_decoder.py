@@ -40,17 +40,6 @@ LOOPS: dict[str, tuple[Any, ...]] = {
 }
 
 
-def num_rows(passes: EncoderDecoder, input_ids: Tensor | None, kwargs: dict[str, Any]) -> int:
-    """Return the rows of the encoder's input, or of the decoder's.
-
-    Raises:
-        InputError: ids that are none of the model.
-    """
-    if input_ids is not None and passes.encoder.reads_text:
-        checks.check_inputs(input_ids, passes.capabilities.vocab_size)
-    return checks.num_rows({"input_ids": input_ids} | kwargs)
-
-
 def generate(
     passes: EncoderDecoder,
     batch: PrefixBatch,

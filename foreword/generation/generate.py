@@ -22,20 +22,6 @@ from foreword.model.placeholders import Turn
 from foreword.prompt.prefix import PrefixBatch
 
 
-def num_rows(passes: Decoder, input_ids: Tensor | None, kwargs: dict[str, Any]) -> int:
-    """Return the rows of `input_ids` `[B, T]` or of the `inputs_embeds` among the arguments.
-
-    Raises:
-        InputError: neither is there, or they are no ids of the model.
-    """
-    inputs = input_ids if input_ids is not None else kwargs.get("inputs_embeds")
-    if inputs is None:
-        raise InputError("generate needs input_ids or inputs_embeds; got neither")
-    name = "input_ids" if input_ids is not None else "inputs_embeds"
-    checks.check_inputs(inputs, passes.capabilities.vocab_size, name)
-    return len(inputs)
-
-
 def generate(
     passes: Decoder,
     batch: PrefixBatch,

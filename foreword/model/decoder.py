@@ -15,7 +15,7 @@ from transformers.cache_utils import Cache
 
 from foreword import compat
 from foreword.data.batches import Batch
-from foreword.errors import UnsupportedError
+from foreword.errors import InputError, UnsupportedError
 from foreword.model import cache_layers, checks, forward, prefixed_cache, recurrent
 from foreword.model.capabilities import Capabilities
 from foreword.model.embedding_scale import decoder_scale
@@ -93,15 +93,14 @@ class Decoder:
         )
         return States(layers, len(embeddings)), hidden
 
-    def num_rows(
-        self, input_ids: Tensor | None, mask: Tensor | None, given: Mapping[str, Any]
-    ) -> int:
-        """Check ids `[B, T]` and their mask, and return B."""
-        checks.check_inputs(input_ids, self.capabilities.vocab_size)
-        assert input_ids is not None
-        if mask is not None:
-            checks.check_mask(mask, *input_ids.shape)
-        return input_ids.shape[0]
+    def num_rows(self, input_ids: Tensor | None, given: Mapping[str, Any]) -> int:
+        """Check ids `[B, T]`, or `inputs_embeds` where there are none, and return B."""
+        inputs = input_ids if input_ids is not None else given.get("inputs_embeds")
+        if inputs is None:
+            raise InputError("expected input_ids or inputs_embeds; got neither")
+        name = "inputs_embeds" if input_ids is None else "input_ids"
+        checks.check_inputs(inputs, self.capabilities.vocab_size, name)
+        return len(inputs)
 
     def hidden(
         self,

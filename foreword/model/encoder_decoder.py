@@ -231,10 +231,10 @@ class EncoderDecoder:
         output = self.model.get_decoder()(**tokens, **placed, encoder_hidden_states=hidden)
         return output.last_hidden_state  # type: ignore[no-any-return]
 
-    def num_rows(
-        self, input_ids: Tensor | None, mask: Tensor | None, given: Mapping[str, Any]
-    ) -> int:
+    def num_rows(self, input_ids: Tensor | None, given: Mapping[str, Any]) -> int:
         """Return the rows of the encoder's input, or of the decoder's."""
+        if input_ids is not None and self.encoder.reads_text:
+            checks.check_inputs(input_ids, self.capabilities.vocab_size)
         return checks.num_rows({"input_ids": input_ids} | dict(given))
 
     def hidden(

@@ -55,13 +55,11 @@ class ForwardPasses(Protocol):
     def can_defer(self, prompt: SoftPrompt, batch: Batch) -> bool:
         """Return whether a prompt's embeddings can run in one pass with a batch of its rows."""
 
-    def num_rows(
-        self, input_ids: Tensor | None, mask: Tensor | None, given: Mapping[str, Any]
-    ) -> int:
-        """Check what `hidden` is given and return its rows.
+    def num_rows(self, input_ids: Tensor | None, given: Mapping[str, Any]) -> int:
+        """Check the ids or embeddings that a call gives, and return their rows.
 
         Raises:
-            InputError: ids that are none, or a mask that does not fit them.
+            InputError: there are none, or ids that the model does not have.
         """
 
     def hidden(

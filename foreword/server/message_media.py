@@ -1,7 +1,7 @@
-"""Media of messages: images and sounds decoded in memory, then encoded with the text to ids.
+"""Media of messages: the images and sounds that a client sends, decoded in memory.
 
 In: a client's messages, whose images are data URLs and whose sounds are base64. Out: messages as
-`media_parts` takes them, and from those ids and media. No address is fetched and no path is opened.
+`data.media_parts` takes them. No address is fetched and no path is opened.
 What exceeds a limit is refused before it is decoded; images are PNG or JPEG and sounds plain .wav,
 so that few decoders see untrusted bytes. An error never repeats what the client sent.
 """

@@ -6,27 +6,24 @@ and counted. Does not know how text becomes ids.
 """
 
 import asyncio
-import contextlib
-import json
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from fastapi import Request
-from fastapi.responses import JSONResponse, Response, StreamingResponse
+from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
 from foreword.data.processor import Media
 from foreword.engine import request
-from foreword.errors import ForewordError, InputError
+from foreword.errors import InputError
 from foreword.server.catalog import ServedModel
-from foreword.server.middleware import error_body
 from foreword.server.protocol import Common, CompletionRequest
-from foreword.server.responses import ChatFormatter, CompletionFormatter, usage
+from foreword.server.responses import usage
+from foreword.server.sse import EventStream, Formatter, events
 from foreword.server.state import AppState, note, state_of
 from foreword.server.streaming import Answers, Piece
 
-Formatter = ChatFormatter | CompletionFormatter
 Encoded = tuple[Sequence[int], Media | None]  # a prompt, and the media between its ids
 
 
@@ -92,7 +89,7 @@ async def reply(
 
     if body.stream:
         has_usage = body.stream_options is not None and body.stream_options.include_usage
-        return _Stream(answers, _events(answers, formatter, has_logprobs, has_usage), end)
+        return EventStream(answers, events(answers, formatter, has_logprobs, has_usage), end)
     try:
         pieces = await _unless_disconnected(http, _collected(answers))
     finally:
@@ -103,47 +100,6 @@ async def reply(
 
 async def _collected(answers: Answers) -> list[Piece]:
     return [piece async for piece in answers.pieces()]
-
-
-async def _events(
-    answers: Answers, formatter: Formatter, has_logprobs: bool, has_usage: bool
-) -> AsyncIterator[str]:
-    """Yield server-sent events; an error after the first of them is an event too."""
-    try:
-        for answer in answers.answers:
-            if opening := formatter.opening(answer.index):
-                yield _event(opening)
-        async with contextlib.aclosing(answers.pieces()) as pieces:  # type: ignore[type-var]
-            async for piece in pieces:
-                if chunk := formatter.chunk(piece, has_logprobs):
-                    yield _event(chunk)
-        if has_usage:
-            yield _event(formatter.usage_chunk(answers.answers))
-    except ForewordError as error:
-        yield _event(error_body(str(error), error.http_status))
-    yield "data: [DONE]\n\n"
-
-
-def _event(content: dict[str, Any]) -> str:
-    return f"data: {json.dumps(content, ensure_ascii=False)}\n\n"
-
-
-class _Stream(StreamingResponse):
-    """A stream whose requests are cancelled however it ends, also before its first event."""
-
-    def __init__(
-        self, answers: Answers, events: AsyncIterator[str], note: Callable[[], None]
-    ) -> None:
-        super().__init__(events, media_type="text/event-stream")
-        self.headers["cache-control"] = "no-cache"
-        self._answers, self._note = answers, note
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        try:
-            await super().__call__(scope, receive, send)
-        finally:
-            self._answers.cancel()
-            self._note()
 
 
 async def _unless_disconnected(http: Request, answer: Any) -> list[Piece]:

@@ -1,4 +1,4 @@
-"""Guards: divergence, vanished gradients, stalls and early stopping, seen and put into words.
+"""Guards: divergence, vanished gradients and stalls, seen and put into words.
 
 In: losses, gradients and validations so far. Out: None, or one sentence that says what was seen and
 what becomes of it. Every verdict is a function of numbers that a training state keeps, so that a
@@ -21,7 +21,6 @@ NUM_HIGH = 3  # losses in a row that are an explosion, not a hard batch
 NUM_RECENT = 10  # losses whose mean is the level of a run
 STUCK_AFTER = 50  # steps past the warm-up after which a loss should have moved
 STUCK_SHARE = 0.99  # of the first level: above it, the loss has not moved
-NUM_WORSE = 3  # validations in a row without a better one, of which the run speaks
 
 
 def check_gradient(
@@ -117,30 +116,6 @@ def standstill(losses: Sequence[float], num_warmup: int) -> str | None:
         f"after {len(losses)} steps the loss is {latest:.3g}, it began at {first:.3g}: it does not "
         "move; the run goes on, but a higher --learning-rate or an --init-text may serve it better"
     )
-
-
-def worsening(
-    validations: Sequence[tuple[int, float]], best_step: int, patience: int
-) -> tuple[str | None, bool]:
-    """Return what to say of validations since the best one, and whether to stop.
-
-    Args:
-        validations: step and loss of each, in order.
-        best_step: that of the best.
-        patience: validations without a better one after which the run ends; 0: never.
-    """
-    worse = [loss for step, loss in validations if step > best_step]
-    best = next((loss for step, loss in validations if step == best_step), math.nan)
-    seen = (
-        f"the validation loss was {best:.3g} at step {best_step} and is {worse[-1]:.3g} now"
-        if worse
-        else ""
-    )
-    if patience and len(worse) >= patience:
-        return f"{seen}, the {len(worse)}th without a better one: stopped, the best is kept", True
-    if not patience and len(worse) == NUM_WORSE:
-        return f"{seen}: the best is kept, the run goes on; --patience would end it", False
-    return None, False
 
 
 def truncation(report: "EncodingReport") -> str | None:

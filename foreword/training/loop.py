@@ -16,7 +16,7 @@ from foreword.backbone import Backbone
 from foreword.config import EncodingConfig, TrainConfig
 from foreword.errors import DivergedError
 from foreword.prompt.soft_prompt import SoftPrompt
-from foreword.training import guards
+from foreword.training import early_stopping, guards
 from foreword.training.checkpoint import STATE_FILE
 from foreword.training.methods.method import task_prompts
 from foreword.training.out_of_memory import step_that_fits
@@ -183,7 +183,7 @@ def _remarks(run: Run, state: TrainState, result: Validation | None) -> list[str
     validations = [(step, loss) for step, loss, _ in state.history.validations]
     is_over = False
     if result is not None:
-        said, is_over = guards.worsening(validations, state.best_step, run.config.patience)
+        said, is_over = early_stopping.worsening(validations, state.best_step, run.config.patience)
         found.append(said)
     state.progress.is_finished = is_over or state.progress.step >= run.num_steps
     return [sentence for sentence in found if sentence]

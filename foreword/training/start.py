@@ -18,12 +18,12 @@ from foreword.data.encoding import Row
 from foreword.errors import InputError, UnsupportedError
 from foreword.prompt.soft_prompt import SoftPrompt
 from foreword.training import initializers
-from foreword.training.batches import default_size
 from foreword.training.methods.context import Context
 from foreword.training.methods.direct import Direct
 from foreword.training.methods.method import Method, bind
 from foreword.training.methods.multitask import Multitask
 from foreword.training.methods.reencoded import Kind, Reencoded
+from foreword.training.micro_batches import default_size
 from foreword.training.rows import task_names
 from foreword.training.run import Run
 from foreword.training.state import TrainState

@@ -16,7 +16,6 @@ from foreword.data.batches import Batch
 from foreword.data.encoding import Row
 from foreword.prompt.prefix import Prefix, same_prefix
 from foreword.prompt.states import DeferredPrompt, PrefixStates
-from foreword.training.batches import micro_batches
 from foreword.training.distributed import Ranks
 from foreword.training.guards import check_gradient
 from foreword.training.loss import score_labels
@@ -27,6 +26,7 @@ from foreword.training.methods.method import (
     task_prompts,
     unseen,
 )
+from foreword.training.micro_batches import micro_batches
 from foreword.training.run import Run
 from foreword.training.state import TrainState
 

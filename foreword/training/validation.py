@@ -13,9 +13,9 @@ from foreword.backbone import Backbone
 from foreword.data.encoding import Row
 from foreword.prompt.prefix import PrefixBatch
 from foreword.prompt.soft_prompt import SoftPrompt
-from foreword.training.batches import micro_batches
 from foreword.training.distributed import ALONE, Ranks
 from foreword.training.loss import score_labels
+from foreword.training.micro_batches import micro_batches
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,8 @@ from foreword import Backbone, EncodingConfig, Row, TrainConfig, TrainEvent, tra
 from foreword.errors import DivergedError, TrainingError
 from foreword.training import guards, out_of_memory, step
 from foreword.training.checkpoint import STATE_FILE, read_state
-from foreword.training.guards import standstill, worsening
+from foreword.training.early_stopping import worsening
+from foreword.training.guards import standstill
 
 ROWS = [
     Row.from_ids(tiny_models.ids(length).tolist(), tiny_models.ids(2, seed=5).tolist())

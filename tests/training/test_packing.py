@@ -14,7 +14,7 @@ from foreword.data.batches import collate
 from foreword.model.capabilities import Modality
 from foreword.prompt.prefix import Prefix, PrefixBatch, no_prefixes, same_prefix
 from foreword.prompt.states import DeferredPrompt
-from foreword.training import batches, gradient_checkpointing
+from foreword.training import gradient_checkpointing, micro_batches
 from foreword.training.packing import packed_decoder
 from foreword.training.packing.packed_decoder import packed
 from foreword.training.validation import validate
@@ -165,8 +165,8 @@ def test_a_micro_batch_holds_all_rows_where_packing_takes_half_the_memory(
     plain = Backbone(tiny_models.shared("llama"))
     prompt = SoftPrompt.from_embeddings(tiny_models.embeddings(plain.model, num_virtual))
     rows = [row(64, 8, seed) for seed in range(3)]
-    assert batches.default_size(packed(plain), rows, most, prompt) == size
-    assert batches.default_size(plain, rows, most, prompt) == 8
+    assert micro_batches.default_size(packed(plain), rows, most, prompt) == size
+    assert micro_batches.default_size(plain, rows, most, prompt) == 8
 
 
 def test_rows_without_labels_or_with_placeholders_are_padded() -> None:

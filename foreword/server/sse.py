@@ -1,0 +1,60 @@
+"""Server-sent events: the pieces of a call's answers as the chunks of an OpenAI stream.
+
+In: answers that fill, and their formatter. Out: events, and the response that sends them. Knows no
+request's body.
+"""
+
+import contextlib
+import json
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+from fastapi.responses import StreamingResponse
+
+from foreword.errors import ForewordError
+from foreword.server.middleware import error_body
+from foreword.server.responses import ChatFormatter, CompletionFormatter
+from foreword.server.streaming import Answers
+
+Formatter = ChatFormatter | CompletionFormatter
+
+
+async def events(
+    answers: Answers, formatter: Formatter, has_logprobs: bool, has_usage: bool
+) -> AsyncIterator[str]:
+    """Yield server-sent events; an error after the first of them is an event too."""
+    try:
+        for answer in answers.answers:
+            if opening := formatter.opening(answer.index):
+                yield _event(opening)
+        async with contextlib.aclosing(answers.pieces()) as pieces:  # type: ignore[type-var]
+            async for piece in pieces:
+                if chunk := formatter.chunk(piece, has_logprobs):
+                    yield _event(chunk)
+        if has_usage:
+            yield _event(formatter.usage_chunk(answers.answers))
+    except ForewordError as error:
+        yield _event(error_body(str(error), error.http_status))
+    yield "data: [DONE]\n\n"
+
+
+def _event(content: dict[str, Any]) -> str:
+    return f"data: {json.dumps(content, ensure_ascii=False)}\n\n"
+
+
+class EventStream(StreamingResponse):
+    """A stream whose requests are cancelled however it ends, also before its first event."""
+
+    def __init__(
+        self, answers: Answers, events: AsyncIterator[str], note: Callable[[], None]
+    ) -> None:
+        super().__init__(events, media_type="text/event-stream")
+        self.headers["cache-control"] = "no-cache"
+        self._answers, self._note = answers, note
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._answers.cancel()
+            self._note()
