@@ -112,10 +112,11 @@ class Decoder:
         """Return the last hidden states `[B, T, H]` of real tokens.
 
         Raises:
-            InputError: more tokens than the model has positions for, or media that does not fit the
-                placeholders. UnsupportedError: an argument that the model does not take.
+            InputError: no ids, more tokens than the model has positions for, or media that does not
+                fit the placeholders. UnsupportedError: an argument that the model does not take.
         """
-        assert input_ids is not None, "a decoder-only model takes ids"
+        if input_ids is None:
+            raise InputError(f"{self.capabilities.model_type} needs input_ids here; got none")
         input_ids = input_ids.to(self.model.device)
         media, others = split_media(self.capabilities, given)
         if others:

@@ -221,7 +221,11 @@ def test_ids_of_another_shape(backbone: Backbone, ids: Any) -> None:
 
 
 def test_nothing_to_read(backbone: Backbone) -> None:
-    refuses(InputError, "got neither", lambda: backbone.generate(prompt_of(backbone), **GREEDY))
+    prompt, embeds = prompt_of(backbone), backbone.embed(IDS)
+    refuses(InputError, "got neither", lambda: backbone.generate(prompt, **GREEDY))
+    refuses(InputError, "got neither", lambda: backbone.logits(prompt))
+    needed = "needs input_ids here"
+    refuses(InputError, needed, lambda: backbone.logits(prompt, inputs_embeds=embeds))
 
 
 @pytest.mark.parametrize("shape", [(1, 4), (1, 9), (2, 6)])
