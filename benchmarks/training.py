@@ -32,7 +32,6 @@ from transformers.utils import logging
 from foreword import Backbone, EncodingConfig, Example, Row, TrainConfig, train
 from foreword.data.encoding import encode_examples
 from foreword.training.packing import packed_decoder
-from foreword.training.packing.packed_decoder import PackedDecoder
 
 SETTINGS = ("16,20,64", "8,100,64", "8,200,64", "32,100,32")
 NUM_LABELS = 8
@@ -199,8 +198,7 @@ def phases(backbone: Backbone, case: Case, form: str) -> str:
 
     places = [
         (Backbone, "prefill", "prefix"),
-        (Backbone, "hidden", "rows"),
-        (PackedDecoder, "run", "rows"),
+        (Backbone, "label_states", "rows"),
         (Backbone, "head", "head"),
         (torch.autograd, "backward", "backward"),
     ]
