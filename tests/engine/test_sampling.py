@@ -129,7 +129,7 @@ def test_draws_follow_the_probabilities() -> None:
 
 def test_the_lowest_draw_is_never_an_id_of_probability_zero() -> None:
     sampler = Sampler(Sampling(temperature=1.0))
-    sampler.chance.random = lambda: 0.0  # type: ignore[method-assign]
+    sampler.rng.random = lambda: 0.0  # type: ignore[method-assign]
     assert choose(torch.tensor([[-math.inf, 1.0, 2.0]]), [sampler]) == [Choice(1)]
 
 
