@@ -151,11 +151,11 @@ class PackedDecoder(Decoder):
         return hidden
 
     def _markers(self) -> Any:
-        """Return empty masks of the right rank; their last size tells attention the reach."""
+        """Return empty masks of the right rank; their last size tells attention the pattern."""
         dtype = torch.bool if self.capabilities.attention == "sdpa" else self.model.dtype
         markers = {
-            reach.name: torch.empty(1, 1, 0, index + 1, dtype=dtype, device=self.model.device)
-            for index, reach in enumerate(packed_sequence.patterns_of(self.capabilities))
+            pattern.name: torch.empty(1, 1, 0, index + 1, dtype=dtype, device=self.model.device)
+            for index, pattern in enumerate(packed_sequence.patterns_of(self.capabilities))
         }
         return markers if len(markers) > 1 else next(iter(markers.values()))
 
@@ -165,8 +165,8 @@ def _attend(
 ) -> tuple[Tensor, None]:
     """Let each row of a packed sequence attend with the family's own attention."""
     sequence = packed_sequence.current()
-    reach = attention_mask.shape[-1] - 1
-    sequence.seen.append(reach)
+    pattern = attention_mask.shape[-1] - 1
+    sequence.seen.append(pattern)
     names = vars(sys.modules[type(module).__module__])
     table = names.get("ALL_ATTENTION_FUNCTIONS", ALL_ATTENTION_FUNCTIONS)
     own = table.get_interface(module.config.own_attention, names.get("eager_attention_forward"))
@@ -175,7 +175,7 @@ def _attend(
         output: Tensor = own(module, query, key, value, mask, **kwargs)[0]
         return output
 
-    return sequence.attend(run, query, key, value, reach), None
+    return sequence.attend(run, query, key, value, pattern), None
 
 
 ALL_ATTENTION_FUNCTIONS.register(NAME, _attend)
@@ -232,7 +232,9 @@ def _how_different(
     states, labels, rows = expected
     order = torch.cat([(rows == row).nonzero()[:, 0] for row in sequence.order])
     kinds = packed_sequence.patterns_of(passes.capabilities)
-    attention_patterns = [kinds.index(reach) for reach in passes.capabilities.attention_patterns]
+    attention_patterns = [
+        kinds.index(pattern) for pattern in passes.capabilities.attention_patterns
+    ]
     # Layers without keys of their own may follow those that keep some.
     num_layers = len(gradient_checkpointing.layers_of(passes.view))
     if (

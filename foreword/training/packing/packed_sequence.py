@@ -58,10 +58,10 @@ class PackedSequence:
         labels: ids of the labels, row after row.
         places: the token before each label.
         positions: `[num_ahead + N]`.
-        masks: for each reach what a row's token attends to, `[1, 1, T, P + T]`, of the longest row;
+        masks: for each pattern what a row attends to, `[1, 1, T, P + T]`, of the longest row;
             shorter ones take its first lines and columns.
         masks_ahead: the same of the virtual tokens themselves; None where causal is right.
-        seen: the reaches of the layers that have attended, if somebody asks.
+        seen: the patterns of the layers that have attended, if somebody asks.
     """
 
     num_virtual: int
@@ -83,7 +83,7 @@ class PackedSequence:
         return torch.tensor(self.order).repeat_interleave(torch.tensor(counts))
 
     def attend(
-        self, run: Attention, query: Tensor, keys: Tensor, values: Tensor, reach: int
+        self, run: Attention, query: Tensor, keys: Tensor, values: Tensor, pattern: int
     ) -> Tensor:
         """Return `[1, tokens, N, D]`: every row attends to the prefix and to itself.
 
@@ -100,8 +100,8 @@ class PackedSequence:
         own_keys, own_values = own_keys.clone(), own_values.clone()
         outputs = []
         if self.num_ahead:
-            outputs.append(run(own_query, own_keys, own_values, self.masks_ahead[reach]))
-        mask = self.masks[reach]
+            outputs.append(run(own_query, own_keys, own_values, self.masks_ahead[pattern]))
+        mask = self.masks[pattern]
         assert mask is not None, "rows behind a prefix have a mask"
         for index, group in enumerate(self.groups):
             output = run(
@@ -167,7 +167,7 @@ def pack(
 
 
 def patterns_of(capabilities: Capabilities) -> list[AttentionPattern]:
-    """Return a model's reaches, each once: packed sequences number them in this order."""
+    """Return a model's patterns, each once: packed sequences number them in this order."""
     return list(dict.fromkeys(capabilities.attention_patterns))
 
 
@@ -178,12 +178,12 @@ def _placed(
     dtype: torch.dtype,
     device: torch.device,
 ) -> tuple[Tensor, tuple[Tensor | None, ...]]:
-    """Return the positions `[T]` of a single row and its mask for each reach."""
+    """Return the positions `[T]` of a single row and its mask for each pattern."""
     span = Span((num_virtual,), num_virtual, 0, num_new, num_virtual + num_new)
     positions, masks = place(span, None, capabilities, dtype, device)
     if not isinstance(masks, dict):
         return positions[0], (masks,)
-    return positions[0], tuple(masks[reach.name] for reach in patterns_of(capabilities))
+    return positions[0], tuple(masks[pattern.name] for pattern in patterns_of(capabilities))
 
 
 _current: ContextVar[PackedSequence | None] = ContextVar("packed_sequence", default=None)
