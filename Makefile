@@ -3,6 +3,7 @@
 # make browser a real browser for the page's tests, by apt, where there is none and apt may be used
 # make test-quantized   the same promises on quantized bases
 # make test-vllm        the same prompts on an unmodified vLLM
+# make test-newest      the contract on releases newer than constraints.txt, where there are any
 # make check   format, lint, types, generated pages
 
 PYTHON ?= python3
@@ -10,9 +11,9 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 export TOKENIZERS_PARALLELISM = false
 # Tiny models gain nothing from a second thread, and several processes lose by it.
-test test-oldest test-quantized test-vllm: export OMP_NUM_THREADS = 1
+test test-oldest test-newest test-quantized test-vllm: export OMP_NUM_THREADS = 1
 
-.PHONY: demo browser test test-oldest test-quantized test-vllm check format docs clean
+.PHONY: demo browser test test-oldest test-newest test-quantized test-vllm check format docs clean
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -54,6 +55,11 @@ test-oldest: $(VENV)-oldest/installed
 	  tests/generation/test_refusals.py tests/training/test_training.py tests/prompt/test_formats.py \
 	  tests/engine/test_engine.py -k '$(PLAIN)'
 
+# Whatever the package index has that is newer than the tested set, so that a rename is seen the day
+# it lands.
+test-newest: $(VENV)/installed
+	$(BIN)/python tests/support/newest.py $(VENV)-newest
+
 # Quantized bases, whose libraries change what others import: an environment of their own.
 $(VENV)-quantized/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)-quantized
@@ -89,6 +95,8 @@ check: $(VENV)/installed
 	$(BIN)/python docs/make_cli.py --check
 	$(BIN)/python docs/make_systems.py --check
 	$(BIN)/python docs/make_results.py --check
+	$(BIN)/python docs/make_peft_table.py --check
+	$(BIN)/python docs/make_families.py --check
 
 format: $(VENV)/installed
 	$(BIN)/ruff format .
@@ -99,8 +107,10 @@ docs: $(VENV)/installed
 	$(BIN)/python docs/make_cli.py
 	$(BIN)/python docs/make_systems.py
 	$(BIN)/python docs/make_results.py
+	$(BIN)/python docs/make_peft_table.py
+	$(BIN)/python docs/make_families.py
 	$(BIN)/python tests/support/contract_table.py
 	$(BIN)/python tests/support/media_table.py
 
 clean:
-	rm -rf $(VENV) $(VENV)-oldest $(VENV)-quantized $(VENV)-vllm .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(VENV)-oldest $(VENV)-newest $(VENV)-quantized $(VENV)-vllm .pytest_cache .mypy_cache .ruff_cache

@@ -51,7 +51,7 @@ _load, __dir__ = lazy_names(
 
 def __getattr__(name: str) -> Any:
     if name in ("Backbone", "TrainEvent", "train"):
-        from foreword.compat import check_transformers
+        from foreword.compat.releases import check_transformers
 
         check_transformers()
     return _load(name)

@@ -34,7 +34,7 @@ from foreword.prompt.prefix import CompiledPrefixes, Prefix, PrefixBatch, no_pre
 from foreword.prompt.soft_prompt import SoftPrompt
 from foreword.prompt.states import DeferredPrompt, PrefixStates, States
 from foreword.verification.media import prove as prove_media
-from foreword.verification.text import prove as prove_text
+from foreword.verification.proof import prove
 
 Prompt = SoftPrompt | Prefix | None
 NUM_COMPILED = 8  # prompts whose prefix is remembered by content
@@ -64,6 +64,21 @@ class Backbone:
         capabilities = inspect_model(hf_model)
         hf_model.eval().requires_grad_(False)
         self.quantization = quantized.prepare(hf_model)
+        if not capabilities.is_tested:
+            capabilities = prove(hf_model, capabilities, Backbone.unproved)
+        self._begin(hf_model, capabilities, tokenizer, processor, name)
+
+    @classmethod
+    def unproved(cls, hf_model: Any, capabilities: Capabilities) -> "Backbone":
+        """Return a backbone with given capabilities, for a proof of them."""
+        made = cls.__new__(cls)
+        made.quantization = None
+        made._begin(hf_model, capabilities, None, None, None)
+        return made
+
+    def _begin(
+        self, hf_model: Any, capabilities: Capabilities, tokenizer: Any, processor: Any, name: Any
+    ) -> None:
         has_encoder = capabilities.encoder is not None
         kind = EncoderDecoder if has_encoder else Decoder
         self.passes: ForwardPasses = kind(hf_model, capabilities)
@@ -77,8 +92,6 @@ class Backbone:
         self._one_token: States | None = None
         self._embedding_scale = self.passes.embedding_scale
         self._is_media_proved = capabilities.is_tested
-        if not capabilities.is_tested:
-            prove_text(self)
 
     @classmethod
     def load(

@@ -109,6 +109,21 @@ def test_every_error_is_in_the_tree() -> None:
         assert module == "errors" or not bases & known, f"{module}.{node.name}"
 
 
+def test_transformers_own_names_are_in_the_adapter_alone() -> None:
+    """What is no documented name of transformers is imported by one module."""
+    documented = {"transformers", "transformers.utils"}
+    for path in PACKAGE.rglob("*.py"):
+        if path.name == "transformers_api.py":
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("transformers"):
+                assert node.module in documented, f"{path}: {node.module}"
+            if isinstance(node, ast.keyword):
+                names = ("past_key_values", "cache_params", "cache")
+                is_own = path.parent.name in ("generation", "verification")  # our own `generate`
+                assert node.arg not in names or is_own, f"{path}: {node.arg}="
+
+
 def test_the_public_names_are_these() -> None:
     assert foreword.__all__ == [
         "Backbone", "EncodingConfig", "Example", "ForewordError", "Prefix", "Row", "SoftPrompt",

@@ -10,10 +10,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, EncoderDecoderCache
-from transformers.modeling_outputs import BaseModelOutput
 
 from foreword.backbone import Backbone
+from foreword.compat.transformers_api import BaseModelOutput, DynamicCache, EncoderDecoderCache
 from foreword.doctor.trial import Distance, Trial
 from foreword.model.encoder_capabilities import EncoderCapabilities
 from foreword.prompt.soft_prompt import SoftPrompt
@@ -111,10 +110,11 @@ class EncoderTrial(Trial):
         for index, pair in enumerate(prompt.key_values if prompt.form == "key_values" else ()):
             keys, values = (tensor[None].to(ids.device, self.backbone.dtype) for tensor in pair)
             cache.update(keys, values, index)
+        argument = self.backbone.capabilities.cache_argument
         found = model(
             encoder_outputs=output,
             decoder_input_ids=ids[None],
-            past_key_values=EncoderDecoderCache(cache, DynamicCache()),
+            **{argument: EncoderDecoderCache(cache, DynamicCache())},
         )
         return found.logits[0]  # type: ignore[no-any-return]
 

@@ -122,6 +122,12 @@ def _positions(capabilities: Capabilities) -> Finding:
         return Finding(
             name, "warning", detail, f"keep rows within {capabilities.rope_switch} tokens"
         )
+    if capabilities.counts_slots:
+        detail = (
+            "the model places tokens by their slots in the cache: padded and mixed rows run one "
+            "length at a time, and requests are served one at a time"
+        )
+        return Finding(name, "warning", detail, "give rows of one length behind one prompt")
     if capabilities.slot_scale is not None:
         detail = (
             f"from {capabilities.slot_scale} tokens on, attention is scaled by a token's place in "

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from foreword.backbone import Backbone
+from foreword.compat.transformers_api import GENERATE_CACHE
 from foreword.doctor.finding import Finding
 from foreword.doctor.trial import Trial, left_padded
 from foreword.doctor.trials import make_trial
@@ -99,7 +100,7 @@ def _chunked_prefill(trial: Trial, model: Any) -> Output:
 def _second_turn(trial: Trial, model: Any) -> Output:
     _, first = _one_row(trial, model)
     row = torch.cat([first.sequences[0], trial.row[:3]])
-    return _run(trial, model, [row], past_key_values=first.past_key_values)
+    return _run(trial, model, [row], **{GENERATE_CACHE: first[GENERATE_CACHE]})
 
 
 def _assisted(trial: Trial, model: Any) -> Output:

@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
 from foreword.backbone import Backbone
+from foreword.compat.transformers_api import DynamicCache
 from foreword.prompt.soft_prompt import SoftPrompt
 
 # How far the logits of equal computations may lie apart, as a share of their spread over the ids:
@@ -143,7 +143,7 @@ def slow_logits(backbone: Backbone, prompt: SoftPrompt, ids: Tensor) -> Tensor:
         input_ids=ids[None],
         position_ids=positions[:, num_virtual:],
         attention_mask=torch.ones_like(positions),
-        past_key_values=cache,
+        **{backbone.capabilities.cache_argument: cache},
     )
     return output.logits[0]  # type: ignore[no-any-return]
 

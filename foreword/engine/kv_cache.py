@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache, CacheLayerMixin
+
+from foreword.compat.transformers_api import Cache, CacheLayerMixin
 
 BLOCK = 64  # slots by which the capacity grows
 

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from foreword import compat
 from foreword.backbone import Backbone
+from foreword.compat import transformers_api
 from foreword.engine import sampling
 from foreword.engine.kv_cache import ForwardBatch, KVCache
 from foreword.engine.request_state import RequestState
@@ -88,13 +88,13 @@ class ModelRunner:
             positions, current.width, backbone.capabilities, backbone.dtype, is_even=current.is_even
         )
         self.kv_cache.begin(current, positions)
-        with compat.grouped_heads(backbone.device.type == "cpu" and num_new > 1):
+        with transformers_api.grouped_heads(backbone.device.type == "cpu" and num_new > 1):
             output = backbone.decoder(
                 input_ids=torch.tensor(padded, device=backbone.device),
-                position_ids=positions,
+                position_ids=positions + backbone.capabilities.first_position,
                 attention_mask=masks,
-                past_key_values=self.kv_cache.cache,
                 use_cache=True,
+                **{backbone.capabilities.cache_argument: self.kv_cache.cache},
             )
         hidden: Tensor = output.last_hidden_state
         return hidden

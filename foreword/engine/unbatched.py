@@ -36,6 +36,8 @@ def is_needed(capabilities: Capabilities, handle: Handle) -> bool:
     # Recurrent states are of no slot; rotary positions of several axes are not those of slots.
     if capabilities.is_recurrent or capabilities.num_axes > 1:
         return True
+    if capabilities.counts_slots or capabilities.has_stateless_layers:
+        return True
     if any(reach.name not in BATCHED for reach in capabilities.attention_patterns):
         return True
     # In a batch the slot that such a model scales by is that of the longest row.

@@ -8,8 +8,10 @@ from typing import Any
 
 from torch import Tensor
 
+from foreword.compat import transformers_api
+from foreword.compat.transformers_api import GENERATE_CACHE
 from foreword.errors import InputError, UnsupportedError
-from foreword.generation.model_view import encoder_decoder_view, is_single
+from foreword.generation.model_view import encoder_decoder_view, is_single, run_generate
 from foreword.model import checks
 from foreword.model.encoder_decoder import EncoderDecoder
 from foreword.prompt.prefix import PrefixBatch
@@ -19,7 +21,6 @@ PLACED = "a prompt before the decoder's tokens moves them; leave it out"
 TIMES = "times of tokens are read off attention, which the prompt takes part in; leave it out"
 # Arguments that cannot be translated, each with what to use instead.
 REFUSED = {
-    "past_key_values": CACHE,
     "decoder_position_ids": PLACED,
     "decoder_inputs_embeds": "give decoder_input_ids",
     "inputs_embeds": "the prompt is read before ids; give input_ids",
@@ -52,6 +53,8 @@ def generate(
         is_ids = not input_ids.is_floating_point()
         kwargs["decoder_input_ids" if is_ids else passes.encoder.input_name] = input_ids
     checks.refuse_options(kwargs, passes.model.generation_config)
+    if transformers_api.pop_cache(kwargs) is not None:
+        raise UnsupportedError(f"generate(past_key_values=...): {CACHE}")
     for name, reason in REFUSED.items():
         if kwargs.get(name) is not None:
             raise UnsupportedError(f"generate({name}=...): {reason}")
@@ -76,9 +79,10 @@ def generate(
         _refuse_loops(passes, batch, kwargs)
     if attention_mask is not None:
         kwargs["attention_mask"] = attention_mask
-    output = encoder_decoder_view(passes, passes.before_decoder(batch)).generate(**kwargs)
-    if not isinstance(output, Tensor) and "past_key_values" in output:
-        output["past_key_values"] = None  # it could not be given back
+    view = encoder_decoder_view(passes, passes.before_decoder(batch))
+    output = run_generate(view, **kwargs)
+    if not isinstance(output, Tensor) and GENERATE_CACHE in output:
+        output[GENERATE_CACHE] = None  # it could not be given back
     return output
 
 

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from foreword.compat import transformers_api
 from foreword.errors import InputError, UnsupportedError
-from foreword.generation.model_view import decoder_view
+from foreword.generation.model_view import decoder_view, run_generate
 from foreword.generation.padding import align_right, infer_mask, reorder, restore
 from foreword.model import checks, media, prefixed_cache
 from foreword.model.capabilities import Capabilities
@@ -36,8 +37,9 @@ def generate(
     checks.refuse_options(kwargs, model.generation_config)
     if capabilities.is_recurrent:
         checks.refuse_candidates(kwargs, model.generation_config, capabilities.model_type)
-    cache = kwargs.get("past_key_values")
+    cache = transformers_api.pop_cache(kwargs)
     checks.check_cache(cache)
+    kwargs["past_key_values"] = cache
     if capabilities.virtual_id is not None and kwargs.get("inputs_embeds") is not None:
         raise UnsupportedError(
             f"generate(inputs_embeds=...): {capabilities.model_type} looks up more than embeddings "
@@ -64,7 +66,7 @@ def generate(
             model, capabilities, batch, input_ids, None, (num_cached, seen), found, cache
         )
         alone = decoder_view(model, capabilities, batch, reading=reading)
-        return alone.generate(input_ids=input_ids, **kwargs)
+        return run_generate(alone, input_ids=input_ids, **kwargs)
     order = align_right(attention_mask, inputs.shape[0], inputs.shape[1], num_cached)
     num_old = attention_mask.shape[1] - order.shape[1]
     aligned = torch.cat(
@@ -83,7 +85,7 @@ def generate(
     num_given = input_ids.shape[1] if input_ids is not None else 0
     kept = aligned[:, aligned.shape[1] - num_given :].bool()
     padded = decoder_view(model, capabilities, batch, kept, reading)
-    output = padded.generate(input_ids=input_ids, attention_mask=aligned, **kwargs)
+    output = run_generate(padded, input_ids=input_ids, attention_mask=aligned, **kwargs)
     return output if given is None else restore(output, given)
 
 

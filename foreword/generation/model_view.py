@@ -11,22 +11,25 @@ import functools
 import logging
 import weakref
 from collections import OrderedDict
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import (
+from transformers import LogitsProcessorList
+
+from foreword.compat import transformers_api
+from foreword.compat.transformers_api import (
+    GENERATE_CACHE,
+    KEYLESS_LAYER,
+    CausalLMOutputWithPast,
     DynamicCache,
     EncoderDecoderCache,
     GenerationMixin,
-    LogitsProcessorList,
 )
-from transformers.modeling_outputs import CausalLMOutputWithPast
-
-from foreword import compat
 from foreword.errors import InputError, UnsupportedError
 from foreword.generation import padding
-from foreword.model import checks, prefixed_cache, recurrent
+from foreword.model import checks, contiguous, prefixed_cache, recurrent
 from foreword.model.capabilities import Capabilities
 from foreword.model.encoder_decoder import EncoderDecoder
 from foreword.model.forward import model_inputs, run_pass
@@ -57,10 +60,8 @@ class DecoderView(GenerationMixin):
 
     def forward(self, **inputs: Any) -> Any:
         """Run the model on real tokens, behind each row's prefix."""
-        cache = inputs.pop("past_key_values", None)
-        inputs.pop("cache_params", None)
+        cache = transformers_api.pop_cache(inputs)
         mask = inputs.pop("attention_mask", None)
-        inputs.pop("position_ids", None)  # recomputed from the mask
         keep = inputs.pop("use_cache", None) is not False and cache is not None
         tokens = inputs.get("input_ids")
         if tokens is None:
@@ -74,7 +75,12 @@ class DecoderView(GenerationMixin):
             if cache is not None
             else prefixed_cache.uncached(batch, self._capabilities)
         )
-        if self._capabilities.is_recurrent and recurrent.has_padding(mask, tokens.shape[1]):
+        if self._capabilities.counts_slots:
+            is_grouped = not contiguous.is_contiguous(batch, model_cache, mask)
+        else:
+            is_padded = recurrent.has_padding(mask, tokens.shape[1])
+            is_grouped = self._capabilities.is_recurrent and is_padded
+        if is_grouped:
             output = self._read_groups(inputs, mask, batch, model_cache, num_cached)
         else:
             output = self._read(inputs, mask, batch, model_cache, num_cached)
@@ -82,10 +88,7 @@ class DecoderView(GenerationMixin):
             cache.num_computed += tokens.shape[1]
         if cache is not None and self._reading is not None:
             cache.memory = self._reading.memory.expanded(tokens.shape[0])
-        if self._capabilities.cache_argument != "past_key_values":
-            output = CausalLMOutputWithPast(logits=output.logits)
-        output.past_key_values = cache if keep else None
-        return output
+        return transformers_api.set_cache(output, cache if keep else None)
 
     def _read(
         self,
@@ -110,13 +113,13 @@ class DecoderView(GenerationMixin):
             self._reading,
         )
         # The tokens after a prefix need a mask, where the bare model's first pass needs none.
-        with compat.grouped_heads(tokens.device.type == "cpu" and tokens.shape[1] > 1):
+        with transformers_api.grouped_heads(tokens.device.type == "cpu" and tokens.shape[1] > 1):
             return run_pass(self._model, inputs | placed)
 
     def _read_groups(
         self,
         inputs: dict[str, Any],
-        mask: Tensor,
+        mask: Tensor | None,
         batch: PrefixBatch,
         cache: Any,
         num_cached: int,
@@ -137,14 +140,12 @@ class DecoderView(GenerationMixin):
         name = "input_ids" if inputs.get("input_ids") is not None else "inputs_embeds"
         num_rows, num_new = inputs[name].shape[:2]
         pairs, logits = [], None
-        for group in recurrent.groups(mask, num_new):
+        for group, own, seen, num_before in self._groups(
+            mask, batch, cache, num_rows, num_cached, num_new
+        ):
             part = inputs | {name: inputs[name][group.rows, num_new - group.num_new :]}
-            seen = mask[group.rows]
-            seen = torch.cat([seen[:, :num_cached], seen[:, mask.shape[1] - group.num_new :]], 1)
             prefixes = recurrent.part_of(batch, group)
-            num_empty = batch.num_slots - prefixes.num_slots
-            own = recurrent.cache_of(cache, group, self._capabilities, num_empty)
-            found = self._read(part, seen, prefixes, own, num_cached).logits
+            found = self._read(part, seen, prefixes, own, num_before).logits
             pairs.append((group, own))
             if logits is None:
                 num_kept = inputs.get("logits_to_keep") or num_new
@@ -153,13 +154,30 @@ class DecoderView(GenerationMixin):
         recurrent.lay_back(cache, pairs, num_rows, num_new)
         return CausalLMOutputWithPast(logits=logits)
 
-    def _prepare_position_ids_for_generation(self, *args: Any, **kwargs: Any) -> Any:
-        """Return positions that nothing reads; a model's own way leaves a trace on the model."""
-        return GenerationMixin._prepare_position_ids_for_generation(self, *args, **kwargs)
-
-    def _supports_mm_encoder_outputs(self) -> bool:
-        """False: each pass reads its media by ids."""
-        return False
+    def _groups(
+        self,
+        mask: Tensor | None,
+        batch: PrefixBatch,
+        cache: Any,
+        num_rows: int,
+        num_cached: int,
+        num_new: int,
+    ) -> Iterator[tuple[recurrent.LengthGroup, Any, Tensor | None, int]]:
+        """Yield the groups of a pass, each with a cache of its own, its mask, and how many real
+        tokens are cached.
+        """
+        if self._capabilities.counts_slots:
+            for group in contiguous.groups(batch, mask, num_rows, num_cached, num_new):
+                own = contiguous.cache_of(cache, group, self._capabilities)
+                yield group, own, None, group.num_cached
+            return
+        assert mask is not None
+        for length in recurrent.groups(mask, num_new):
+            seen = mask[length.rows]
+            seen = torch.cat([seen[:, :num_cached], seen[:, mask.shape[1] - length.num_new :]], 1)
+            num_empty = batch.num_slots - recurrent.part_of(batch, length).num_slots
+            own = recurrent.cache_of(cache, length, self._capabilities, num_empty)
+            yield length, own, seen, num_cached
 
     def _prepare_cache_for_generation(
         self,
@@ -177,15 +195,22 @@ class DecoderView(GenerationMixin):
                 "generate(use_mtp=...): drafts of multi-token prediction modules do not see the "
                 "prompt; use assistant_model or prompt_lookup_num_tokens"
             )
+        given = model_kwargs.get(GENERATE_CACHE)
         super()._prepare_cache_for_generation(
             generation_config, model_kwargs, generation_mode, batch_size, max_cache_length
         )
-        cache = model_kwargs.get("past_key_values")
+        cache = model_kwargs.get(GENERATE_CACHE)
         if cache is None:
             return
+        checks.refuse_static(cache, self._capabilities)
+        if given is None:  # transformers makes some with as many layers as the encoder has
+            num_shared = len(cache.layers) - self._capabilities.num_layers
+            is_shared = isinstance(cache.layers[-1], KEYLESS_LAYER) if cache.layers else False
+            if num_shared > 0 and not is_shared:
+                cache.layers = cache.layers[: self._capabilities.num_layers]
         copies = max(generation_config.num_beams or 1, generation_config.num_return_sequences or 1)
         batch = self._batch.expanded(len(self._batch.prefixes) * copies)
-        model_kwargs["past_key_values"] = prefixed_cache.start(
+        model_kwargs[GENERATE_CACHE] = prefixed_cache.start(
             cache, batch, self._capabilities, max_cache_length
         )
 
@@ -207,15 +232,6 @@ class DecoderView(GenerationMixin):
                 f"{self._capabilities.model_type} has sliding or chunked layers; use another cache"
             )
 
-    def _validate_model_kwargs(self, model_kwargs: dict[str, Any]) -> None:
-        """Name arguments that the model does not take, as transformers does, in one line."""
-        # Whatever a model calls its cache, the caller gives it by one name.
-        others = {key: value for key, value in model_kwargs.items() if key != "past_key_values"}
-        try:
-            super()._validate_model_kwargs(others)
-        except ValueError as error:
-            raise InputError(" ".join(str(error).split())) from None
-
     def _get_logits_processor(self, *args: Any, **kwargs: Any) -> LogitsProcessorList:
         """Return transformers' processors; those that read history read each row without its
         padding.
@@ -235,9 +251,13 @@ def _say_slower(model: Any, capabilities: Capabilities) -> None:
         return
     _told.add(model)
     log.warning(
-        "%s keeps recurrent states, which padding would change: rows of several lengths are read "
-        "one length at a time, then decoded together",
+        "%s %s: rows of several lengths run one length at a time%s",
         capabilities.model_type,
+        *(
+            ("places tokens by their slots, which padding would move", "")
+            if capabilities.counts_slots
+            else ("keeps recurrent states, which padding would change", ", then decode together")
+        ),
     )
 
 
@@ -267,7 +287,7 @@ class EncoderDecoderView(GenerationMixin):
 
     def forward(self, **inputs: Any) -> Any:
         """Run the model on real tokens, behind what stands before each row's."""
-        cache = inputs.pop("past_key_values", None)
+        cache = transformers_api.pop_cache(inputs)
         mask = inputs.pop("decoder_attention_mask", None)
         inputs.pop("decoder_position_ids", None)  # recomputed from the mask
         keep = inputs.pop("use_cache", None) is not False and cache is not None
@@ -287,8 +307,7 @@ class EncoderDecoderView(GenerationMixin):
             if name in placed:
                 placed[f"decoder_{name}"] = placed.pop(name)
         output = self._model(**inputs, **placed)
-        output.past_key_values = cache if keep else None
-        return output
+        return transformers_api.set_cache(output, cache if keep else None)
 
     def _started(self, hidden: Tensor, copies: int = 1) -> PrefixBatch:
         """Return the states before each row of an encoder output `[rows * copies, S, H]`."""
@@ -317,9 +336,10 @@ class EncoderDecoderView(GenerationMixin):
         super()._prepare_cache_for_generation(
             generation_config, model_kwargs, generation_mode, batch_size, max_cache_length
         )
-        cache = model_kwargs.get("past_key_values")
+        cache = model_kwargs.get(GENERATE_CACHE)
         if cache is None:
             return
+        checks.refuse_static(cache, capabilities)
         # transformers makes some with as many layers as the encoder has.
         own = cache.self_attention_cache
         own.layers = (own.layers * capabilities.num_layers)[: capabilities.num_layers]
@@ -327,14 +347,21 @@ class EncoderDecoderView(GenerationMixin):
         copies = max(generation_config.num_beams or 1, generation_config.num_return_sequences or 1)
         batch = self._started(model_kwargs["encoder_outputs"][0], copies)
         prefixed_cache.fill(own, batch, capabilities, max_cache_length)
-        model_kwargs["past_key_values"] = DecoderCache(cache, batch)
+        model_kwargs[GENERATE_CACHE] = DecoderCache(cache, batch)
 
-    def _validate_model_kwargs(self, model_kwargs: dict[str, Any]) -> None:
-        """Name arguments that the model does not take, as transformers does, in one line."""
-        try:
-            super()._validate_model_kwargs(model_kwargs)
-        except ValueError as error:
-            raise InputError(" ".join(str(error).split())) from None
+
+def run_generate(view: Any, **kwargs: Any) -> Any:
+    """Call `generate` of a view.
+
+    Raises:
+        InputError: what transformers says of the arguments, in one line.
+    """
+    if (cache := transformers_api.pop_cache(kwargs)) is not None:
+        kwargs[GENERATE_CACHE] = cache
+    try:
+        return view.generate(**kwargs)
+    except ValueError as error:
+        raise InputError(" ".join(str(error).split())) from error
 
 
 def is_single(batch: PrefixBatch) -> bool:
@@ -344,10 +371,11 @@ def is_single(batch: PrefixBatch) -> bool:
 
 @functools.cache
 def _view_class(model_class: Any, base: Any) -> Any:
-    """Return the subclass of a model's class that views are of; its signature stays the model's."""
-    forward = functools.wraps(model_class.forward)(
+    """Return the subclass of a model's class that views are of."""
+    forward: Any = functools.wraps(model_class.forward)(
         lambda self, **inputs: base.forward(self, **inputs)
     )
+    forward.__signature__ = transformers_api.view_signature(model_class.forward)
     # By their names, transformers would call the cache of some classes otherwise.
     name = model_class.__name__.replace("Mamba", "Recurrent")
     return type(name, (base, model_class), {"forward": forward})

@@ -9,6 +9,7 @@ from typing import Any
 
 import transformers
 from transformers import (
+    CONFIG_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForMultimodalLM,
@@ -17,7 +18,6 @@ from transformers import (
     AutoTokenizer,
     PretrainedConfig,
 )
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from foreword.errors import InputError, UnsupportedError
 from foreword.loading import processor

@@ -8,8 +8,7 @@ videos: foreword takes none. Knows no prompt.
 import warnings
 from typing import Any
 
-from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer
-from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
+from transformers import PROCESSOR_MAPPING, AutoImageProcessor, AutoProcessor, AutoTokenizer
 from transformers.utils import is_torchvision_available
 
 VIDEO = "video_processor"

@@ -10,7 +10,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import (
+
+from foreword.compat.transformers_api import (
+    KEYLESS_LAYER,
     CacheLayerMixin,
     DynamicLayer,
     LinearAttentionAndFullAttentionLayer,
@@ -18,7 +20,6 @@ from transformers.cache_utils import (
     LinearAttentionLayer,
     StaticLayer,
 )
-
 from foreword.errors import UnsupportedError
 from foreword.model.capabilities import LayerKind
 from foreword.prompt.states import LayerState
@@ -286,7 +287,7 @@ def one_pass_layer(kind: LayerKind, state: LayerState) -> Any:
     count = kind.num_recurrences
     layer: Any
     if kind.pattern is None:
-        layer = StateLayer(number_of_states=count)
+        layer = StateLayer(number_of_states=count) if count else stateless_layer()
     elif virtual:
         layer = (
             SharedStateLayer(*virtual, number_of_states=count) if count else SharedLayer(*virtual)
@@ -299,9 +300,17 @@ def one_pass_layer(kind: LayerKind, state: LayerState) -> Any:
     return layer
 
 
+def stateless_layer() -> Any:
+    """Return a layer that keeps nothing, and is known to hold nothing."""
+    layer = KEYLESS_LAYER() if KEYLESS_LAYER else DynamicLayer()
+    layer.is_initialized = False
+    return layer
+
+
 def state_of(layer: Any) -> LayerState:
     """Return a layer's state with its rows: what `one_pass_layer` takes."""
-    sides = (layer.keys, layer.values) if isinstance(layer, CacheLayerMixin) else ()
+    has_keys = isinstance(layer, CacheLayerMixin) and layer.keys is not None
+    sides = (layer.keys, layer.values) if has_keys else ()
     return sides + layer.states() if isinstance(layer, RecurrentStates) else sides
 
 

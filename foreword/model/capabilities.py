@@ -11,14 +11,21 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from transformers import DynamicCache, PreTrainedModel, cache_utils
-from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer
 
+from foreword.compat import releases, transformers_api
+from foreword.compat.transformers_api import (
+    KEYLESS_LAYER,
+    DynamicCache,
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+    LinearAttentionLayer,
+    PreTrainedModel,
+)
 from foreword.errors import UnsupportedError
 from foreword.model.encoder_capabilities import EncoderCapabilities, inspect_encoder
 
-# Families whose every case is compared with the oracle in the tests. Any other one proves itself
-# on the user's model when it is loaded.
+# Families whose every case is compared with the oracle in the tests. Any other one, and any other
+# class of them, proves itself when a model of it is loaded.
 TESTED_MODEL_TYPES = frozenset(
     {
         "llama", "mistral", "mixtral", "qwen2", "qwen3", "qwen3_moe", "gemma2", "gemma3_text",
@@ -30,6 +37,8 @@ TESTED_MODEL_TYPES = frozenset(
     }
 )  # fmt: skip
 
+WITH_ENCODER = frozenset({"t5", "mt5", "bart", "whisper"})
+
 # What a class may take beside text: a name, the argument that holds the features, the one that
 # says how large each of them is, and others with one row for each.
 KNOWN_MEDIA = (
@@ -38,9 +47,6 @@ KNOWN_MEDIA = (
 )
 TYPES = ("mm_token_type_ids", "token_type_ids")
 
-# A layer without keys of its own; older releases leave such layers out of the cache.
-SHARED_LAYER: Any = getattr(cache_utils, "DummyLayer", ())
-RECURRENT_LAYER: Any = getattr(cache_utils, "LinearAttentionLayer", ())
 STATE_KINDS = ("linear_attention", "conv")  # names of the masks of layers that do not attend
 
 MaskName = Literal["full_attention", "sliding_attention", "chunked_attention"]
@@ -62,10 +68,10 @@ class AttentionPattern:
 
 @dataclass(frozen=True)
 class LayerKind:
-    """What a layer keeps of the tokens before.
+    """What a layer keeps of the tokens before: keys and values, recurrent states, both, or nothing.
 
     Attributes:
-        reach: which of them it attends to; None where it keeps no keys and values.
+        pattern: which of them it attends to; None where it keeps no keys and values.
         num_recurrences: recurrent states that it keeps, each with a window of its convolution.
     """
 
@@ -119,6 +125,10 @@ class Capabilities:
         slot_scale: slots from which on queries are scaled by their slot, not their position, or
             None.
         cache_argument: what the model's forward pass calls its cache.
+        first_position: what the model calls the position of a row's first token.
+        counts_slots: whether the model places tokens by their slots, whatever positions it is
+            given: its rows run without holes between their tokens.
+        takes_static_cache: whether its code keeps empty slots of a cache out of every step.
         modalities: what the model takes beside text.
         types: the argument that tells placeholders from text, token by token, or None.
         num_axes: A, the axes of a rotary position: 1, or those of the model's own rope index.
@@ -139,6 +149,9 @@ class Capabilities:
     virtual_id: int | None = None
     slot_scale: int | None = None
     cache_argument: str = "past_key_values"
+    first_position: int = 0
+    counts_slots: bool = False
+    takes_static_cache: bool = True
     modalities: tuple[Modality, ...] = ()
     types: str | None = None
     num_axes: int = 1
@@ -156,6 +169,11 @@ class Capabilities:
         return tuple(layer.pattern for layer in self.layers if layer.pattern is not None)
 
     @property
+    def has_stateless_layers(self) -> bool:
+        """Whether a layer among the others keeps nothing of text."""
+        return any(layer == LayerKind(None) for layer in self.layers)
+
+    @property
     def is_recurrent(self) -> bool:
         """Whether any layer keeps a state that padding would change."""
         return any(layer.num_recurrences for layer in self.layers)
@@ -168,8 +186,11 @@ class Capabilities:
 
     @property
     def is_tested(self) -> bool:
-        """Whether this family is compared with the oracle, case by case, in the tests."""
-        return self.model_type in TESTED_MODEL_TYPES
+        """Whether this class is compared with the oracle, case by case, in the tests, on this
+        release of transformers.
+        """
+        is_class = (self.encoder is not None) == (self.model_type in WITH_ENCODER)
+        return is_class and self.model_type in TESTED_MODEL_TYPES and releases.is_tested()
 
 
 def inspect_model(model: Any) -> Capabilities:
@@ -183,6 +204,19 @@ def inspect_model(model: Any) -> Capabilities:
             f"{type(model).__name__} is not a transformers model itself; give the model that it "
             "wraps, with adapters merged or unloaded"
         )
+    try:
+        return _inspect(model)
+    except (UnsupportedError, torch.OutOfMemoryError):
+        raise
+    except Exception as failure:  # of whatever type a class raises that names its parts otherwise
+        reason = (str(failure).strip().splitlines() or [""])[0]
+        raise UnsupportedError(
+            f"{type(model).__name__}: raises {type(failure).__name__} ({reason}) where its parts "
+            "are looked up as those of known families; this family cannot be made exact yet"
+        ) from failure
+
+
+def _inspect(model: Any) -> Capabilities:
     config: Any = model.config.get_text_config(decoder=True)
     name = getattr(model.config, "model_type", type(model).__name__)
     _refuse_unknown_parts(model, config, name)
@@ -197,19 +231,21 @@ def inspect_model(model: Any) -> Capabilities:
             "load its text-only class, if it has one"
         )
     types = next((argument for argument in TYPES if argument in arguments), None)
+    first_position = _first_position(model, config)
     return Capabilities(
         model_type=name,
         layers=_layers(model, config, name),
         hidden_size=model.get_input_embeddings().weight.shape[-1],
         vocab_size=config.vocab_size,
-        context_length=getattr(config, "max_position_embeddings", None),
+        context_length=_context_length(config, first_position),
         is_context_hard=_is_context_hard(model, config),
         rope_switch=_rope_switch(config),
         attention=config._attn_implementation,
         decoder=decoder,
         virtual_id=_virtual_id(config),
         slot_scale=_slot_scale(config),
-        cache_argument=_cache_argument(model),
+        cache_argument=transformers_api.cache_argument(type(model).forward),
+        first_position=first_position,
         modalities=modalities,
         types=types if modalities else None,
         num_axes=_num_axes(getattr(model, decoder)),
@@ -258,6 +294,11 @@ def _refuse_unknown_parts(model: Any, config: Any, name: str) -> None:
             f"attention implementation {config._attn_implementation!r}",
             "load the model with attn_implementation='sdpa' or 'eager'",
         )
+    if getattr(config, "expert_capacity", None):
+        refuse(
+            "experts of a limited capacity, so that the rows of a batch change each other",
+            "use a model whose experts take every token",
+        )
     # "vision" means images alone.
     if getattr(config, "use_bidirectional_attention", None) not in (None, False, "vision"):
         refuse("attention in both directions", "use a causal language model")
@@ -281,6 +322,7 @@ def _with_encoder(model: Any, config: Any, name: str) -> Capabilities:
         rope_switch=None,
         attention=config._attn_implementation,
         decoder=encoder.head_input,
+        cache_argument=transformers_api.cache_argument(type(model).forward),
         encoder=encoder,
     )
 
@@ -288,29 +330,36 @@ def _with_encoder(model: Any, config: Any, name: str) -> Capabilities:
 def _layers(model: Any, config: Any, name: str) -> tuple[LayerKind, ...]:
     """Return what each layer keeps, by the model's own cache layers."""
     layers = list(DynamicCache(config=config).layers)
-    while layers and isinstance(layers[-1], SHARED_LAYER):
+    # The decoder of an encoder-decoder family has layers of its own number.
+    layers = layers[: getattr(config, "decoder_layers", None) or len(layers)]
+    while layers and isinstance(layers[-1], KEYLESS_LAYER):
         layers.pop()
+    # Layers that attend to the output of an encoder of images keep nothing of text.
+    crossing = set(getattr(config, "cross_attention_layers", None) or ())
     for layer in layers:
-        is_recurrent = isinstance(layer, RECURRENT_LAYER)
+        is_recurrent = isinstance(layer, LinearAttentionLayer)
+        if isinstance(layer, KEYLESS_LAYER):
+            continue
         if not is_recurrent and type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer):
             raise UnsupportedError(
                 f"{name}: layers whose state is a {type(layer).__name__}; "
                 "use a model whose layers keep keys and values or a recurrent state"
             )
-        if is_recurrent and not hasattr(Cache, "get_conv_state"):
+        if is_recurrent and not transformers_api.keeps_recurrent_states():
             raise UnsupportedError(
                 f"{name}: its recurrent layers drop what they read before in this release of "
                 "transformers; upgrade it"
             )
     patterns = _attention_patterns(model, config, name, layers)
-    return tuple(
-        LayerKind(pattern if isinstance(layer, DynamicLayer) else None, _num_recurrences(layer))
-        for layer, pattern in zip(layers, patterns, strict=True)
-    )
+    kinds = []
+    for index, (layer, pattern) in enumerate(zip(layers, patterns, strict=True)):
+        keeps_keys = isinstance(layer, DynamicLayer) and index not in crossing
+        kinds.append(LayerKind(pattern if keeps_keys else None, _num_recurrences(layer)))
+    return tuple(kinds)
 
 
 def _num_recurrences(layer: Any) -> int:
-    return int(layer.number_of_states) if isinstance(layer, RECURRENT_LAYER) else 0
+    return int(layer.number_of_states) if isinstance(layer, LinearAttentionLayer) else 0
 
 
 def _attention_patterns(
@@ -363,6 +412,11 @@ def _decoder(model: Any, name: str) -> str:
     embeddings = model.get_input_embeddings()
     for attribute, child in model.named_children():
         if isinstance(child, PreTrainedModel) and any(m is embeddings for m in child.modules()):
+            if child.get_output_embeddings() is not None:
+                raise UnsupportedError(
+                    f"{name}: {type(model).__name__} wraps {type(child).__name__}, a whole "
+                    "language model; load the family's text-only class"
+                )
             return str(attribute)
     raise UnsupportedError(
         f"{name}: {type(model).__name__} has no decoder apart from its head; load the family's "
@@ -370,9 +424,19 @@ def _decoder(model: Any, name: str) -> str:
     )
 
 
-def _cache_argument(model: Any) -> str:
-    names = inspect.signature(type(model).forward).parameters
-    return "cache_params" if "cache_params" in names else "past_key_values"
+def _first_position(model: Any, config: Any) -> int:
+    """Return the position of a row's first token: after the padding's, where that has one."""
+    length = getattr(config, "max_position_embeddings", None)
+    for name, module in model.named_modules():
+        is_table = isinstance(module, torch.nn.Embedding) and "position" in name
+        if is_table and module.num_embeddings == length and module.padding_idx is not None:
+            return int(module.padding_idx) + 1
+    return 0
+
+
+def _context_length(config: Any, first_position: int) -> int | None:
+    found = getattr(config, "max_position_embeddings", None)
+    return None if found is None else found - first_position
 
 
 def _is_context_hard(model: Any, config: Any) -> bool:

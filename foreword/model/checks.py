@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
-from transformers.cache_utils import Cache, EncoderDecoderCache
 
+from foreword.compat.transformers_api import Cache, EncoderDecoderCache, StaticLayer
 from foreword.errors import InputError, UnsupportedError
 from foreword.model.capabilities import Capabilities
 
@@ -19,7 +19,6 @@ OUTSIDE = "this strategy lives outside transformers and is not tested; use a bui
 # Arguments of `generate` that cannot be translated, each with what to use instead.
 REFUSED = {
     "position_ids": "positions follow from attention_mask; leave position_ids out",
-    "cache_params": "the cache goes by one name for all models; give it as past_key_values",
     "mm_encoder_outputs": "give what the processor returns instead of what a tower made of it",
     "custom_generate": "custom decoding loops are not tested; use the built-in strategies",
     "negative_prompt_ids": GUIDANCE,
@@ -76,6 +75,18 @@ def check_cache(cache: Any) -> None:
         raise UnsupportedError(
             f"past_key_values is of type {type(cache).__name__}; give a DynamicCache, a "
             "StaticCache or the cache that generate returned"
+        )
+
+
+def refuse_static(cache: Cache, capabilities: Capabilities) -> None:
+    """Refuse a static cache where the model's code would read its empty slots."""
+    if isinstance(cache, EncoderDecoderCache):
+        cache = cache.self_attention_cache
+    is_static = any(isinstance(layer, StaticLayer) for layer in cache.layers)
+    if is_static and not capabilities.takes_static_cache:
+        raise UnsupportedError(
+            f"{capabilities.model_type} reads the empty slots of a static cache; use the dynamic "
+            "cache"
         )
 
 

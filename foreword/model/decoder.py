@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache
 
-from foreword import compat
+from foreword.compat import transformers_api
+from foreword.compat.transformers_api import Cache
 from foreword.data.batches import Batch
 from foreword.errors import InputError, UnsupportedError
-from foreword.model import cache_layers, checks, forward, prefixed_cache, recurrent
+from foreword.model import cache_layers, checks, contiguous, forward, prefixed_cache, recurrent
 from foreword.model.capabilities import Capabilities
 from foreword.model.embedding_scale import decoder_scale
 from foreword.model.media import Reading, split_media
@@ -79,7 +79,7 @@ class Decoder:
         """
         checks.check_length(self.capabilities, 0, len(embeddings))
         cache = prefixed_cache.uncached(no_prefixes(1), self.capabilities)
-        tokens = {"inputs_embeds": embeddings[None]}
+        tokens = {"inputs_embeds": embeddings[None].clone()}  # some models write into them
         if self.capabilities.virtual_id is not None:
             ids = torch.full(
                 (1, len(embeddings)), self.capabilities.virtual_id, device=self.model.device
@@ -130,6 +130,10 @@ class Decoder:
         checks.check_length(
             self.capabilities, longest, batch.num_slots, is_cached=batch.num_slots > 0
         )
+        if self.capabilities.counts_slots and not contiguous.is_contiguous(
+            batch, cache, attention_mask
+        ):
+            return self._forward_contiguous(batch, attention_mask, input_ids, media)
         if self.capabilities.is_recurrent:
             return self._forward_shifted(batch, cache, attention_mask, input_ids, media)
         reading = self._read_media(batch, attention_mask, input_ids, media)
@@ -174,6 +178,33 @@ class Decoder:
         back = order.argsort(dim=1)[..., None].expand(-1, -1, hidden.shape[-1])
         return hidden.gather(1, back)
 
+    def _forward_contiguous(
+        self,
+        batch: PrefixBatch,
+        attention_mask: Tensor | None,
+        input_ids: Tensor,
+        media: Mapping[str, Tensor],
+    ) -> Tensor:
+        """Run one pass for the rows of each length, without holes; return `[B, T, H]`."""
+        if media.keys() - {self.capabilities.types}:
+            raise UnsupportedError(
+                f"{self.capabilities.model_type} places tokens by their slots, and reads no media "
+                "in padded or mixed rows; give rows of one length behind one prompt"
+            )
+        num_rows, num_new = input_ids.shape
+        whole = None
+        for group in contiguous.groups(batch, attention_mask, num_rows, 0, num_new):
+            part, columns = recurrent.part_of(batch, group), group.columns.to(input_ids.device)
+            ids = input_ids[group.rows].gather(1, columns)
+            cache = prefixed_cache.uncached(part, self.capabilities)
+            hidden = self._forward(part, cache, None, None, input_ids=ids)
+            if whole is None:
+                whole = hidden.new_zeros(num_rows, num_new, hidden.shape[-1])
+            rows = torch.tensor(group.rows, device=columns.device)[:, None]
+            whole = whole.index_put((rows, columns), hidden)
+        assert whole is not None
+        return whole
+
     def _forward(
         self,
         batch: PrefixBatch,
@@ -188,7 +219,7 @@ class Decoder:
             self.capabilities, batch, cache, given, attention_mask, 0, self.model.dtype, reading
         )
         # The rows behind a prefix need a mask, where the bare model's first pass needs none.
-        with compat.grouped_heads(given.device.type == "cpu" and given.shape[1] > 1):
+        with transformers_api.grouped_heads(given.device.type == "cpu" and given.shape[1] > 1):
             output = forward.run_pass(self.module, tokens | placed)
         hidden: Tensor = output.last_hidden_state
         return hidden

@@ -55,7 +55,7 @@ def inspect_encoder(model: Any) -> EncoderCapabilities:
         placing = "told"
     elif getattr(config, "relative_attention_num_buckets", None):
         placing = "distance"
-    input_name = str(model.get_encoder().main_input_name)
+    input_name = str(getattr(model.get_encoder(), "main_input_name", "input_ids"))
     is_limited = placing != "distance"
     encoder_length = _first(config, "max_encoder_position_embeddings", "max_position_embeddings")
     decoder_length = _first(

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from transformers import DynamicCache, EncoderDecoderCache
 
+from foreword.compat.transformers_api import DynamicCache, EncoderDecoderCache
 from foreword.data.batches import Batch
 from foreword.errors import InputError, UnsupportedError
 from foreword.model import checks, embedding_scale, forward, prefixed_cache, recurrent

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from foreword.errors import InputError
+from foreword.errors import InputError, UnsupportedError
 from foreword.model import media
 from foreword.model.capabilities import Capabilities
 from foreword.model.masks import Span, check_slots, place
@@ -35,6 +35,15 @@ def model_inputs(
     if not capabilities.attention_patterns:  # recurrent layers know neither positions nor masks
         return {capabilities.cache_argument: cache, "use_cache": True}
     num_new = tokens.shape[1]
+    if capabilities.counts_slots:
+        if batch.unseen is not None:
+            raise UnsupportedError(
+                f"{capabilities.model_type} places tokens by their slots, and hides none of them; "
+                "use a method that hides no virtual token"
+            )
+        num_slots = batch.num_slots + num_cached + num_new
+        mask = torch.ones(tokens.shape[0], num_slots, dtype=torch.long, device=tokens.device)
+        return {"attention_mask": mask, capabilities.cache_argument: cache, "use_cache": True}
     span = Span(
         num_virtual=batch.num_virtual,
         num_slots=batch.num_slots,
@@ -50,7 +59,9 @@ def model_inputs(
         blocks = blocks.to(tokens.device)
     positions, masks = place(span, attention_mask, capabilities, dtype, tokens.device, blocks)
     check_slots(span, attention_mask, positions, capabilities)
-    positions = positions.expand(tokens.shape[0], -1)
+    positions = positions.expand(tokens.shape[0], -1) + capabilities.first_position
+    if isinstance(masks, Tensor):  # some families' code takes no mask of one row for all
+        masks = masks.expand(tokens.shape[0], -1, -1, -1)
     placed = {"attention_mask": masks, capabilities.cache_argument: cache, "use_cache": True}
     if reading is not None and items:
         placed |= reading.features(items)

@@ -9,8 +9,12 @@ from typing import Any
 
 from torch import Tensor
 from torch.nn import Module
-from transformers.modeling_outputs import BaseModelOutputWithPast
 
+from foreword.compat.transformers_api import (
+    BaseModelOutput,
+    BaseModelOutputWithPast,
+    PreTrainedModel,
+)
 from foreword.model.capabilities import Capabilities
 
 
@@ -23,7 +27,8 @@ def logits(model: Any, capabilities: Capabilities, hidden: Tensor) -> Tensor:
     head.__dict__["_modules"] = dict(model._modules) | {capabilities.decoder: decoder}
     given: dict[str, Any] = {"inputs_embeds": decoder.hidden}
     if capabilities.encoder:
-        given = {"decoder_inputs_embeds": decoder.hidden, "encoder_outputs": (decoder.hidden,)}
+        output = BaseModelOutput(last_hidden_state=decoder.hidden)
+        given = {"decoder_inputs_embeds": decoder.hidden, "encoder_outputs": output}
     found: Tensor = type(model).forward(head, **given, use_cache=False).logits
     return found.reshape(*hidden.shape[:-1], found.shape[-1])
 
@@ -36,10 +41,12 @@ class _Given(Module):
     def __init__(self, hidden: Tensor, decoder: Any) -> None:
         super().__init__()
         self.hidden = hidden
-        self.__dict__["decoder"] = decoder  # not a submodule
+        self.__dict__["_own"] = decoder  # not a submodule
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self.__dict__["decoder"], name)  # heads look multipliers up there
+        found = getattr(self.__dict__["_own"], name)  # heads look multipliers up there
+        # Some heads run the layers below this module: it stands for them, too.
+        return self if isinstance(found, PreTrainedModel) else found
 
     def forward(self, *args: Any, **kwargs: Any) -> "_Hidden":
         return _Hidden(last_hidden_state=self.hidden)

@@ -8,16 +8,17 @@ hold the virtual ones. Knows no positions and no masks.
 from typing import Any
 
 import torch
-from transformers.cache_utils import (
+
+from foreword.compat.transformers_api import (
+    KEYLESS_LAYER,
     Cache,
     CacheLayerMixin,
     DynamicLayer,
     StaticLayer,
 )
-
 from foreword.errors import InputError, MismatchError, UnsupportedError
 from foreword.model.cache_layers import GrowingLayer, attention_layer, one_pass_layer, state_layer
-from foreword.model.capabilities import SHARED_LAYER, Capabilities
+from foreword.model.capabilities import Capabilities, LayerKind
 from foreword.model.placeholders import Memory
 from foreword.prompt.prefix import PrefixBatch
 
@@ -47,6 +48,13 @@ class PrefixedCache(Cache):
         made.
         """
         return False
+
+    @property
+    def is_linear(self) -> list[bool]:
+        """False for each layer: unlike transformers' own, it tells how many tokens recurrent
+        layers hold, so that `generate` leaves them out of the next turn.
+        """
+        return [False] * len(self.layers)
 
     def update(self, *args: Any, **kwargs: Any) -> Any:
         """Refuse to be used by a model directly: it would not see the virtual tokens.
@@ -152,7 +160,12 @@ def start(
 
 def _check_foreign(cache: Cache) -> None:
     for layer in cache.layers:
-        if type(layer) not in (DynamicLayer, GrowingLayer, StaticLayer, SHARED_LAYER):
+        if type(layer) not in (
+            DynamicLayer,
+            GrowingLayer,
+            StaticLayer,
+            KEYLESS_LAYER,
+        ):
             raise UnsupportedError(
                 f"past_key_values was filled elsewhere into a {type(layer).__name__}, which does "
                 "not keep every token; start with an empty cache"
@@ -162,7 +175,9 @@ def _check_foreign(cache: Cache) -> None:
 def fill(cache: Cache, batch: PrefixBatch, capabilities: Capabilities, num_real: int) -> None:
     """Let the layers of an empty cache start from the prefixes."""
     num_layers = capabilities.num_layers
-    old = [layer for layer in cache.layers if not isinstance(layer, SHARED_LAYER)]
+    old = list(cache.layers)
+    while len(old) > num_layers and isinstance(old[-1], KEYLESS_LAYER):
+        old.pop()
     old = old or [DynamicLayer() for _ in range(num_layers)]
     if len(old) != num_layers:
         raise MismatchError(
@@ -178,6 +193,8 @@ def fill(cache: Cache, batch: PrefixBatch, capabilities: Capabilities, num_real:
     length = max(num_real, cache.get_max_length() if cache.layers else 0)
     for index, layer in enumerate(old):
         state = batch.layer(index) if batch.num_slots else ()
+        if capabilities.layers[index] == LayerKind(None):
+            continue
         if capabilities.layers[index].num_recurrences:
             old[index] = state_layer(
                 layer, capabilities.layers[index], state, length + batch.num_slots

@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache, CacheLayerMixin
 
+from foreword.compat.transformers_api import Cache, CacheLayerMixin
 from foreword.model.cache_layers import RecurrentStates, SharedLayer, one_pass_layer
 from foreword.model.capabilities import Capabilities, LayerKind
 from foreword.prompt.prefix import PrefixBatch
@@ -82,7 +82,8 @@ def lay_back(
     cache: Cache, pairs: list[tuple[LengthGroup, Cache]], num_rows: int, num_new: int
 ) -> None:
     """Write the groups' new states into the batch's cache, right-aligned in `num_new` slots."""
-    for index, layer in enumerate(cache.layers):
+    # Layers without states of their own may follow those of the parts.
+    for index, layer in enumerate(cache.layers[: len(pairs[0][1].layers)]):
         parts = [(group, part.layers[index]) for group, part in pairs]
         if isinstance(layer, CacheLayerMixin):
             sides = zip(*(_newest(part) for _, part in parts), strict=True)

@@ -3,7 +3,7 @@
 In: tensors. Out: `States`, the value that prompts, prefixes, caches and training pass around. A
 layer that attends keeps keys and values `[N, P, D]`; a recurrent layer keeps a window of its
 convolution `[C, K]` and, where it has one, a recurrent state of three dimensions; some layers keep
-both. Knows no model and no cache.
+both, and some nothing. Knows no model and no cache.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -46,9 +46,9 @@ class States:
         """Each layer's keys and values `[N, P, D]`.
 
         Raises:
-            InputError: a layer is recurrent.
+            InputError: a layer is recurrent, or keeps nothing.
         """
-        if self.is_recurrent:
+        if self.is_recurrent or not all(self.layers):
             raise InputError("these states are not keys and values alone; use .states")
         return tuple((layer[0], layer[1]) for layer in self.layers)
 
@@ -138,7 +138,7 @@ def _check_layer(index: int, layer: LayerState, count: int) -> None:
     rest = dimensions[2:] if dimensions[:2] == [3, 3] else dimensions
     # A window has two dimensions; at most one recurrent state of three follows it.
     is_known = not rest or (rest[0] == 2 and "33" not in "".join(map(str, rest)))
-    is_whole = len(layer) == count > 0 and all(tensor.numel() for tensor in layer)
+    is_whole = len(layer) == count and all(tensor.numel() for tensor in layer)
     if not (is_known and is_whole and set(rest) <= {2, 3}):
         shapes = [list(tensor.shape) for tensor in layer]
         raise InputError(

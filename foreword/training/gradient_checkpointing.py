@@ -13,8 +13,8 @@ from typing import Any
 from torch.nn import Module, ModuleList
 from torch.utils.checkpoint import checkpoint
 
-from foreword import compat
 from foreword.backbone import Backbone
+from foreword.compat import transformers_api
 from foreword.errors import UnsupportedError
 
 
@@ -100,10 +100,10 @@ class CheckpointedLayer(WrappedLayer):
     """A layer that keeps its inputs and is run again when its gradient is asked for."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        is_grouped, context = compat.are_heads_grouped(), contextvars.copy_context()
+        is_grouped, context = transformers_api.are_heads_grouped(), contextvars.copy_context()
 
         def run(*args: Any, **kwargs: Any) -> Any:
-            with compat.grouped_heads(is_grouped):  # on the way back, too
+            with transformers_api.grouped_heads(is_grouped):  # on the way back, too
                 return context.run(self.layer, *args, **kwargs)
 
         return checkpoint(run, *args, use_reentrant=False, **kwargs)

@@ -8,7 +8,7 @@ from importlib import metadata
 
 from packaging.version import Version
 
-from foreword import compat
+from foreword.compat.releases import check_transformers
 from foreword.errors import DependencyError
 
 TESTED = ("0.32",)
@@ -30,7 +30,7 @@ def check_vllm() -> None:
             f"vLLM {found} is outside the tested range, {wanted}; install one of it: "
             f"pip install 'vllm=={TESTED[-1]}.*', or leave foreword out of VLLM_PLUGINS"
         )
-    compat.check_transformers()
+    check_transformers()
 
 
 def installed() -> Version | None:

@@ -10,10 +10,13 @@ import pytest
 import tiny_models
 import torch
 import transformers
+from oracle import given_cache
 from torch import Tensor
 
 import foreword
-from foreword import Backbone, EncodingConfig, SoftPrompt, TrainConfig, compat
+from foreword import Backbone, EncodingConfig, SoftPrompt, TrainConfig
+from foreword.compat import releases
+from foreword.compat.transformers_api import GENERATE_CACHE
 from foreword.errors import (
     DependencyError,
     ForewordError,
@@ -171,6 +174,7 @@ def test_wrong_values(make: Callable[[], Any], part: str) -> None:
 
 # Arguments of generate and of logits.
 
+CACHE = transformers.DynamicCache()
 ARGUMENTS: dict[str, tuple[dict[str, Any], str]] = {
     "positions": ({"position_ids": torch.arange(6)[None]}, "generate(position_ids=...)"),
     "guidance": ({"guidance_scale": 1.5}, "generate(guidance_scale=...)"),
@@ -179,7 +183,10 @@ ARGUMENTS: dict[str, tuple[dict[str, Any], str]] = {
         "generate(guidance_scale=...)",
     ),
     "negative prompt": ({"negative_prompt_ids": IDS}, "generate(negative_prompt_ids=...)"),
-    "recurrent state": ({"cache_params": object()}, "generate(cache_params=...)"),
+    "two names of a cache": (
+        {"cache_params": CACHE, "past_key_values": CACHE},
+        "past_key_values and cache_params are two names of one cache",
+    ),
     "custom loop": ({"custom_generate": "some/repository"}, "generate(custom_generate=...)"),
     "beam groups": ({"num_beams": 4, "num_beam_groups": 2}, "generate(num_beam_groups=...)"),
     "contrastive search": ({"penalty_alpha": 0.6, "top_k": 4}, "generate(penalty_alpha=...)"),
@@ -250,7 +257,7 @@ def _next_ids(first: Any) -> Tensor:
 
 def test_a_cache_that_was_filled_elsewhere(backbone: Backbone) -> None:
     cache = transformers.DynamicCache()
-    backbone.model(input_ids=IDS, past_key_values=cache)
+    backbone.model(input_ids=IDS, **given_cache(backbone.model, cache))
     refuses(
         MismatchError,
         "already holds 6 tokens read without this prompt",
@@ -278,7 +285,7 @@ def test_a_cache_with_a_prompt_given_to_the_bare_model(backbone: Backbone) -> No
         UnsupportedError,
         "this cache starts with virtual tokens",
         lambda: backbone.model.generate(
-            _next_ids(first), past_key_values=first.past_key_values, **GREEDY
+            _next_ids(first), **{GENERATE_CACHE: first.past_key_values}, **GREEDY
         ),
     )
 
@@ -469,9 +476,15 @@ def _headless() -> Any:
 MODELS = {
     "two models": (_two_models, "encoder-decoder: an encoder and a decoder that are models of"),
     "rotation beside an encoder": (_windows_beside_an_encoder, "moonshine: windows or rotary"),
-    "a state dropped by mamba": (_mamba, "mamba: a prefix and the text it stands for give logits"),
+    "a state dropped by mamba": (
+        _mamba,
+        "mamba: MambaForCausalLM is not exact behind a prompt (one row",
+    ),
     "a state dropped by jamba": (_jamba, "its code may drop the recurrent state between passes"),
-    "a state that reads padding": (_recurrent_gemma, "recurrent_gemma: a prefix and the text"),
+    "a state that reads padding": (
+        _recurrent_gemma,
+        "recurrent_gemma: RecurrentGemmaForCausalLM is not exact",
+    ),
     "flash attention": (_flash, "llama: attention implementation 'flash_attention_2'"),
     "without a head": (_headless, "llama: LlamaModel cannot generate"),
 }
@@ -482,14 +495,23 @@ def test_a_model_that_cannot_be_made_exact(make: Callable[[], Any], part: str) -
     refuses(UnsupportedError, part, lambda: Backbone(make()))
 
 
-@pytest.mark.parametrize("release", ["4.57.1", "5.0.0", "6.0.0"])
-def test_a_release_of_transformers_outside_the_range(
+@pytest.mark.parametrize("release", ["4.57.1", "5.0.0", "5.15.2"])
+def test_a_release_of_transformers_older_than_the_range(
     monkeypatch: pytest.MonkeyPatch, release: str
 ) -> None:
-    monkeypatch.setattr(compat.metadata, "version", lambda name: release)
-    part = f"transformers {release} is outside the tested range"
+    monkeypatch.setattr(releases.metadata, "version", lambda name: release)
+    part = f"transformers {release} is older than the tested range"
     refuses(DependencyError, part, lambda: foreword.Backbone)
     refuses(DependencyError, "pip install 'transformers>=", lambda: foreword.train)
+
+
+def test_a_newer_release_of_transformers_is_named_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(releases.metadata, "version", lambda name: "6.1.0")
+    assert foreword.Backbone is Backbone
+    assert foreword.train is not None
+    assert caplog.text.count("transformers 6.1.0 is newer than the tested range") == 1
 
 
 # The model afterwards.

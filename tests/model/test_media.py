@@ -9,6 +9,7 @@ import tiny_models
 import torch
 import transformers
 from media_contract import GREEDY, padded, world_of
+from oracle import given_cache
 from tiny_media import AUDIO, IMAGE, MediaRow, image, joined, text
 from torch import Tensor
 
@@ -340,7 +341,7 @@ def test_a_cache_of_text_filled_elsewhere_goes_on() -> None:
     world = world_of("glm4v", "embeddings")
     row = text(6)
     cache = transformers.DynamicCache()
-    world.model(row.ids[None], past_key_values=cache)
+    world.model(row.ids[None], **given_cache(world.model, cache))
     whole = row + image("glm4v") + text(2)
     output = world.backbone.generate(
         None, whole.ids[None], past_key_values=cache, **whole.media, **GREEDY

@@ -10,16 +10,19 @@ import pytest
 import tiny_models
 import torch
 from contract import ROWS, padded
+from oracle import given_cache
 from torch import Tensor
 from transformers import DynamicCache
 
 from foreword import Backbone, SoftPrompt
+from foreword.compat.transformers_api import GENERATE_CACHE
 from foreword.prompt import artifact
 
 pytestmark = [
-    # PEFT asks transformers 5.23 by an old name whether it checkpoints, and warns of every pass
-    # with position ids, right ones too.
+    # PEFT asks transformers by old names whether it checkpoints and what it has cached, and warns
+    # of every pass with position ids, right ones too.
     pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:`past_key_values` is deprecated:FutureWarning"),
     pytest.mark.filterwarnings("ignore:Position ids are not supported:UserWarning:peft"),
 ]
 
@@ -56,6 +59,17 @@ def peft_logits(model: Any, ids: Tensor) -> Tensor:
     mask = torch.ones(1, len(ids), dtype=torch.long)
     # With gradients, as when PEFT saves: torch's LSTM rounds differently without.
     return model(input_ids=ids[None], attention_mask=mask).logits[0, -len(ids) :].detach()
+
+
+def peft_greedy(model: Any, ids: Tensor) -> list[int]:
+    """Return the ids that PEFT's own forward pass says after a row, everything computed again.
+
+    Its `generate` is not right with every release of transformers.
+    """
+    said = ids
+    for _ in range(NUM_NEW):
+        said = torch.cat([said, peft_logits(model, said)[-1].argmax()[None]])
+    return said[len(ids) :].tolist()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
@@ -102,12 +116,14 @@ def test_peft_reads_what_foreword_wrote(tmp_path: Path, family: str, kind: str) 
     (Backbone(model).compile(prompt) if kind == "CARTRIDGE" else prompt).save(tmp_path)
     theirs = peft.PeftModel.from_pretrained(tiny_models.build(family), tmp_path)
     assert theirs.active_peft_config.peft_type == kind
-    output = theirs.generate(input_ids=IDS[None], **GREEDY)
-    assert output[0, len(IDS) :].tolist() == oracle.greedy(model, prompt, IDS, NUM_NEW)
+    assert peft_greedy(theirs, IDS) == oracle.greedy(model, prompt, IDS, NUM_NEW)
     expected = oracle.row_logits(model, prompt, IDS)
     torch.testing.assert_close(peft_logits(theirs, IDS), expected, rtol=0, atol=ROUNDED)
 
 
+@pytest.mark.skipif(
+    GENERATE_CACHE == "cache", reason="stock PEFT loses a prefix with this release of transformers"
+)
 def test_a_saved_prefix_makes_peft_right_in_a_padded_batch(tmp_path: Path) -> None:
     model = tiny_models.build("llama")
     prompt = prompt_of(model, "embeddings")
@@ -160,7 +176,7 @@ def test_foreword_reads_what_peft_wrote(tmp_path: Path, family: str, method: str
         logits = backbone.logits(prompt, IDS[None])[0]
     torch.testing.assert_close(logits, peft_logits(theirs, IDS), rtol=0, atol=1e-9)
     ours = backbone.generate(prompt, IDS[None], **GREEDY)
-    assert ours.tolist() == theirs.generate(input_ids=IDS[None], **GREEDY).tolist()
+    assert ours[0, len(IDS) :].tolist() == peft_greedy(theirs, IDS)
 
 
 # PEFT looks for the named base's vocabulary, and this base does not exist.
@@ -189,7 +205,7 @@ def _text_as_embeddings(model: Any) -> SoftPrompt:
 def _text_as_states(model: Any) -> SoftPrompt:
     cache = DynamicCache()  # without a configuration it keeps what a window would drop
     with torch.no_grad():
-        model(input_ids=TEXT[None], past_key_values=cache)
+        model(input_ids=TEXT[None], **given_cache(model, cache))
     return SoftPrompt.from_key_values([(layer.keys[0], layer.values[0]) for layer in cache.layers])
 
 

@@ -8,6 +8,7 @@ of the embeddings of those ids. A key/value prompt stands in a plain cache befor
 from typing import Any
 
 import torch
+from oracle import given_cache
 from tiny_media import MediaRow
 from torch import Tensor
 from transformers import DynamicCache
@@ -84,7 +85,7 @@ def _behind_states(
         input_ids=whole[:, num_virtual:],
         position_ids=positions[..., num_virtual:],
         attention_mask=torch.ones_like(whole),
-        past_key_values=cache,
+        **given_cache(model, cache),
         **types,
         **row.media,
     )

@@ -6,6 +6,7 @@ again. It uses transformers' own masks and none of foreword's code. As a model i
 `generate`, so that one oracle serves all strategies.
 """
 
+import inspect
 from typing import Any
 
 import torch
@@ -46,9 +47,16 @@ def row_logits(model: Any, prompt: SoftPrompt | None, ids: Tensor) -> Tensor:
         input_ids=ids[None],
         position_ids=positions[:, num_virtual:],
         attention_mask=torch.ones(1, num_virtual + length, dtype=torch.long),
-        past_key_values=cache,
+        **given_cache(model, cache),
     )
     return output.logits[0]
+
+
+def given_cache(model: Any, cache: Any) -> dict[str, Any]:
+    """Return a cache by the name that this release's forward pass takes it by."""
+    names = inspect.signature(type(model).forward).parameters
+    found = [name for name in ("cache", "past_key_values", "cache_params") if name in names]
+    return {found[0]: cache}
 
 
 def _behind_states(model: Any, prompt: SoftPrompt, ids: Tensor) -> Tensor:
@@ -64,10 +72,10 @@ def _behind_states(model: Any, prompt: SoftPrompt, ids: Tensor) -> Tensor:
         if tensors:
             cache.update_recurrent_state(tensors.pop(0), index)
     if model.config.model_type == "mamba2":
-        return model(input_ids=ids[None], cache_params=cache).logits[0]
+        return model(input_ids=ids[None], **given_cache(model, cache)).logits[0]
     num_virtual = prompt.num_virtual_tokens
     positions = torch.arange(num_virtual, num_virtual + len(ids))[None]
-    return model(input_ids=ids[None], position_ids=positions, past_key_values=cache).logits[0]
+    return model(input_ids=ids[None], position_ids=positions, **given_cache(model, cache)).logits[0]
 
 
 def oracle(model: Any, prompt: SoftPrompt | None) -> Any:

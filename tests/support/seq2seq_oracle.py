@@ -8,6 +8,7 @@ plain cache. No cache between steps, everything computed again, none of foreword
 from typing import Any
 
 import torch
+from oracle import given_cache
 from torch import Tensor
 from transformers import DynamicCache, EncoderDecoderCache
 from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput
@@ -37,7 +38,7 @@ def decoded(model: Any, prompt: SoftPrompt | None, hidden: Tensor, ids: Tensor) 
         return model(
             encoder_outputs=output,
             decoder_input_ids=ids[None],
-            past_key_values=EncoderDecoderCache(cache, DynamicCache()),
+            **given_cache(model, EncoderDecoderCache(cache, DynamicCache())),
         ).logits[0]
     if prompt is None or not hears:
         return model(encoder_outputs=output, decoder_input_ids=ids[None], use_cache=False).logits[0]

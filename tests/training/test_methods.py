@@ -11,6 +11,7 @@ import pytest
 import seq2seq_models
 import tiny_models
 import torch
+from oracle import given_cache
 from peft import PeftModel
 from safetensors.torch import save_file
 from tiny_tokenizer import tiny_tokenizer
@@ -155,7 +156,10 @@ def obvious_loss(
             seen[0, hidden] = 0
             positions = torch.arange(prompt.num_virtual_tokens, seen.shape[1])[None]
             logits = model(
-                ids[None], position_ids=positions, attention_mask=seen, past_key_values=cache
+                ids[None],
+                position_ids=positions,
+                attention_mask=seen,
+                **given_cache(model, cache),
             ).logits[0]
         logits = logits[-row.num_labels - 1 : -1]
         losses.append(cross_entropy(logits, ids[-row.num_labels :], reduction="none"))
@@ -298,6 +302,7 @@ def test_a_damaged_layout_is_refused(
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # PEFT's own
+@pytest.mark.filterwarnings("ignore:`past_key_values` is deprecated:FutureWarning")
 @pytest.mark.parametrize("variant", ["residual", "prefix-projection", "context-tuning"])
 def test_stock_peft_reads_what_is_saved(backbone: Backbone, variant: str, tmp_path: Path) -> None:
     prompt = run(backbone, variant, num_steps=2)[-1].prompt

@@ -16,11 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import Module
-from transformers.cache_utils import Cache
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from foreword import compat
 from foreword.backbone import Backbone
+from foreword.compat import transformers_api
+from foreword.compat.transformers_api import ALL_ATTENTION_FUNCTIONS, Cache
 from foreword.data.batches import Batch, collate
 from foreword.data.encoding import Row
 from foreword.model import checks, forward
@@ -68,6 +67,7 @@ def _may_pack(backbone: Backbone) -> bool:
         backbone.device.type == "cpu"  # elsewhere, rows of many lengths would be many small kernels
         and not backbone.passes.is_sharded  # sharded layers are gathered around whole passes
         and not capabilities.is_recurrent
+        and not capabilities.counts_slots
         and capabilities.slot_scale is None  # a slot of a packed sequence is no position
         and bool(capabilities.attention_patterns)
     )
@@ -145,7 +145,7 @@ class PackedDecoder(Decoder):
             "use_cache": True,
         }
         is_cpu = self.model.device.type == "cpu"
-        with compat.grouped_heads(is_cpu), packed_sequence.running(sequence):
+        with transformers_api.grouped_heads(is_cpu), packed_sequence.running(sequence):
             output = forward.run_pass(self.view, tokens | placed)
         hidden: Tensor = output.last_hidden_state[0]
         return hidden
