@@ -1,30 +1,34 @@
 """Version check: which releases are installed, whether they fit, and what is known of PEFT's.
 
 In: nothing, or version numbers. Out: findings, and the text on the KeyError that stock PEFT raises.
-What is known of PEFT's releases is from its own issues, its wheels and measurements of 0.21.2 with
-transformers 5.23 (docs/contract.md). Loads no model.
+What is known of PEFT's releases is measured (`peft_releases`); of those before 0.14 it is from its
+own issues and wheels. Loads no model.
 """
 
 import platform
+import textwrap
 from importlib import metadata
 
 from packaging.version import Version
 
-from foreword.compat import NEWEST_TRANSFORMERS, OLDEST_TRANSFORMERS
+from foreword.compat.releases import NEWEST_TRANSFORMERS, OLDEST_TRANSFORMERS
 from foreword.doctor.finding import Finding
+from foreword.doctor.peft_releases import Pair, measured_pairs, nearest_pair, release
 
 OLDEST_PYTHON = Version("3.11")
-OLDEST_TORCH, NEWEST_TORCH = Version("2.9"), Version("2.15")  # the newest is exclusive
-MEASURED_PEFT, MEASURED_TRANSFORMERS = "0.21.2", "5.23.0"
+OLDEST_TORCH, NEWEST_TORCH = Version("2.9"), Version("2.16")  # the newest is exclusive
 
 SEED_ERROR = "KeyError: 'Cache only has 0 layers, attempted to access layer with index 0'"
-STILL_WRONG = (
-    "is silently wrong for embedding prompts in left-padded batches, chunked prefill and a second "
-    "turn on a returned cache, and for key/value prompts in left-padded batches of models with "
-    "sliding layers; assisted decoding is wrong or raises, static caches and prompt lookup raise"
-)
 USE_FOREWORD = "generate with foreword: it reads the same directory (SoftPrompt.load)"
 
+UPGRADING = textwrap.fill(
+    "3. Upgrading PEFT removes the error from 0.12 on. But 0.12 and 0.13 leave the prompt out of "
+    "cached generation without an error (peft #1969, #2123), and the newest releases measured are "
+    f"not right either. {measured_pairs()[0]}: {'; '.join(measured_pairs()[0].failures())}.",
+    width=100,
+    subsequent_indent="   ",
+    break_on_hyphens=False,
+)
 SEED_FAILURE = f"""\
 {SEED_ERROR}
 
@@ -38,11 +42,7 @@ Three cures are published:
    silently wrong.
 2. use_cache=True, past_key_values=None does not help: the reporter of transformers #36509 tried it.
    None is what generate replaces with the empty cache.
-3. Upgrading PEFT removes the error from 0.12 on. But 0.12 and 0.13 leave the prompt out of cached
-   generation without an error (peft #1969, #2123), and the newest releases measured, PEFT
-   {MEASURED_PEFT} with transformers {MEASURED_TRANSFORMERS}, still get left-padded batches, chunked
-   prefill and a second turn on a returned cache silently wrong. Assisted decoding is wrong or
-   raises; static caches and prompt lookup raise.
+{UPGRADING}
 
 foreword computes the model's own cache after the virtual tokens once, starts every row from it and
 leaves generate as it is: cached, at full speed, and equal to the slow computation, which the
@@ -56,7 +56,7 @@ def environment() -> list[Finding]:
     return [
         _python(),
         _in_range("torch", _installed("torch"), OLDEST_TORCH, NEWEST_TORCH),
-        _in_range("transformers", transformers, OLDEST_TRANSFORMERS, NEWEST_TRANSFORMERS),
+        _transformers(transformers),
         judge_peft(_installed("peft"), transformers or "0"),
     ]
 
@@ -71,15 +71,16 @@ def judge_peft(peft_version: str | None, transformers_version: str) -> Finding:
     if defect is not None:
         cure = f"{USE_FOREWORD}, or pip install --upgrade peft"
         return Finding("peft", "wrong", f"{pair}: {defect}", cure)
-    if peft.release[:2] == (0, 21) and transformers.release[:2] == (5, 23):
-        detail = f"{pair}: the KeyError 'Cache only has 0 layers' is gone, but PEFT {STILL_WRONG}"
-        return Finding("peft", "warning", detail, USE_FOREWORD)
-    detail = (
-        f"{pair}: not measured; PEFT {MEASURED_PEFT} with transformers {MEASURED_TRANSFORMERS} "
-        f"{STILL_WRONG}"
-    )
-    cure = f"{USE_FOREWORD}, or give doctor the prompt's directory to measure PEFT on it"
+    nearest = nearest_pair(peft_version, transformers_version)
+    detail = f"{pair}: {_failures(nearest)}"
+    if nearest.releases != (release(transformers_version), release(peft_version)):
+        detail = f"{pair}: not measured; the nearest measured is {nearest}: {_failures(nearest)}"
+    cure = f"{USE_FOREWORD}, or give doctor the prompt's directory to measure PEFT on your model"
     return Finding("peft", "warning", detail, cure)
+
+
+def _failures(pair: Pair) -> str:
+    return "; ".join(pair.failures()) or "nothing was found wrong"
 
 
 def _known_defect(peft: Version, transformers: Version) -> str | None:
@@ -108,6 +109,16 @@ def _python() -> Finding:
         cure = f"make an environment with Python {OLDEST_PYTHON} or newer"
         return Finding("python", "wrong", f"{found}, older than {OLDEST_PYTHON}", cure)
     return Finding("python", "ok", found)
+
+
+def _transformers(found: str | None) -> Finding:
+    if found is not None and Version(found) >= NEWEST_TRANSFORMERS:
+        detail = (
+            f"{found} is newer than the tested range, <{NEWEST_TRANSFORMERS}: every model proves "
+            "itself when it is loaded, and what is not exact is refused"
+        )
+        return Finding("transformers", "warning", detail, "rely on the self-test")
+    return _in_range("transformers", found, OLDEST_TRANSFORMERS, NEWEST_TRANSFORMERS)
 
 
 def _in_range(package: str, found: str | None, oldest: Version, newest: Version) -> Finding:
