@@ -21,7 +21,6 @@ from transformers import LogitsProcessorList
 from foreword.compat import transformers_api
 from foreword.compat.transformers_api import (
     GENERATE_CACHE,
-    KEYLESS_LAYER,
     CausalLMOutputWithPast,
     DynamicCache,
     EncoderDecoderCache,
@@ -195,7 +194,6 @@ class DecoderView(GenerationMixin):
                 "generate(use_mtp=...): drafts of multi-token prediction modules do not see the "
                 "prompt; use assistant_model or prompt_lookup_num_tokens"
             )
-        given = model_kwargs.get(GENERATE_CACHE)
         super()._prepare_cache_for_generation(
             generation_config, model_kwargs, generation_mode, batch_size, max_cache_length
         )
@@ -203,11 +201,6 @@ class DecoderView(GenerationMixin):
         if cache is None:
             return
         checks.refuse_static(cache, self._capabilities)
-        if given is None:  # transformers makes some with as many layers as the encoder has
-            num_shared = len(cache.layers) - self._capabilities.num_layers
-            is_shared = isinstance(cache.layers[-1], KEYLESS_LAYER) if cache.layers else False
-            if num_shared > 0 and not is_shared:
-                cache.layers = cache.layers[: self._capabilities.num_layers]
         copies = max(generation_config.num_beams or 1, generation_config.num_return_sequences or 1)
         batch = self._batch.expanded(len(self._batch.prefixes) * copies)
         model_kwargs[GENERATE_CACHE] = prefixed_cache.start(

@@ -175,9 +175,11 @@ def _check_foreign(cache: Cache) -> None:
 def fill(cache: Cache, batch: PrefixBatch, capabilities: Capabilities, num_real: int) -> None:
     """Let the layers of an empty cache start from the prefixes."""
     num_layers = capabilities.num_layers
-    old = list(cache.layers)
-    while len(old) > num_layers and isinstance(old[-1], KEYLESS_LAYER):
-        old.pop()
+    # Made from a configuration, a cache may have as many layers as an encoder beside the decoder,
+    # or layers that use the keys of others.
+    if any(not isinstance(layer, KEYLESS_LAYER) for layer in cache.layers[num_layers:]):
+        cache.layers = cache.layers[:num_layers]
+    old = cache.layers[:num_layers]
     old = old or [DynamicLayer() for _ in range(num_layers)]
     if len(old) != num_layers:
         raise MismatchError(

@@ -113,7 +113,9 @@ def with_start(
     lengths = [len(row.input_ids) for row in (*rows, *held_out)]
     is_short = statistics.median(lengths[: len(rows)]) <= NUM_DEMONSTRATED
     fits = NUM_DEMONSTRATED + max(lengths) <= (backbone.capabilities.context_length or 1 << 30)
-    is_plain = not backbone.capabilities.is_recurrent and backbone.capabilities.encoder is None
+    capabilities = backbone.capabilities
+    is_plain = not capabilities.is_recurrent and capabilities.encoder is None
+    is_plain &= not capabilities.counts_slots
     is_plain &= all(row.media is None for row in rows)
     # Of few rows, or of one row many times, a row sees too little once its own is hidden.
     is_varied = len({row.input_ids for row in rows}) >= MIN_DIFFERENT
@@ -179,6 +181,11 @@ def begin(
         raise UnsupportedError(
             "context-tuning places whole rows before others, and this model reads a row's text and "
             "its answer apart; use --method prefix-tuning"
+        )
+    if backbone.capabilities.counts_slots:
+        raise UnsupportedError(
+            "context-tuning hides a row's own demonstration from it, and this model places tokens "
+            "by their slots, so that nothing can be hidden; use --method prefix-tuning"
         )
     return bound(Context.begin(start, dtype), initial, rows, config)
 

@@ -31,7 +31,7 @@ log = logging.getLogger("foreword")
 
 Make = Callable[[Any, Capabilities], FrozenModel]
 LIMITS = {torch.float64: 1e-4, torch.float32: 2e-3}
-DROPPED = 0.1  # of the logits' spread: less than a state that is lost does
+DROPPED = 0.01  # of the spread: less than a state that is lost does
 STRENGTH = 20  # times the limit that a prompt must move the logits, for a case to mean anything
 
 

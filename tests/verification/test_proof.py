@@ -11,7 +11,7 @@ import torch
 import transformers
 from packaging.version import Version
 
-from foreword import Backbone, SoftPrompt
+from foreword import Backbone, Row, SoftPrompt, TrainConfig, train
 from foreword.chat import left_padded
 from foreword.compat import releases
 from foreword.engine.engine import Engine
@@ -157,6 +157,15 @@ def test_gradients_reach_the_prompt_and_nothing_writes_into_it(kind: str) -> Non
         model(inputs_embeds=whole, use_cache=False).logits[0, 5:].pow(2).sum().backward()
     torch.testing.assert_close(own.grad, other.grad, rtol=1e-4, atol=1e-5)
     assert torch.equal(own.detach(), start)
+
+
+def test_training_on_a_model_that_counts_slots_hides_nothing() -> None:
+    backbone = Backbone(build("bloom"))
+    rows = [Row(tuple(range(3 + i, 9 + i)), 2, source=f"row {i}") for i in range(40)]
+    *_, last = train(backbone, rows, TrainConfig(num_steps=2, seed=0))
+    assert last.prompt is not None and "context-tuning" not in str(last.prompt.facts["method"])
+    with pytest.raises(UnsupportedError, match="context-tuning hides a row's own demonstration"):
+        list(train(backbone, rows, TrainConfig(num_steps=2, method="context-tuning")))
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
