@@ -1,5 +1,6 @@
 """The traps of images and sounds: each is exact, or refused by name."""
 
+import copy
 from typing import Any
 
 import media_oracle
@@ -377,14 +378,30 @@ def test_every_family_proves_itself_on_its_media(
     assert backbone._is_media_proved
 
 
+@pytest.mark.parametrize("family", ["gemma3", "qwen2_5_vl", "glmasr"])
+def test_media_are_proved_in_half_precision_too(
+    family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(capabilities, "TESTED_MODEL_TYPES", frozenset())
+    world = world_of(family, "embeddings")
+    half = Backbone(copy.deepcopy(world.model).to(torch.bfloat16))
+    prompt = SoftPrompt.from_embeddings(world.backbone.embed(text(5).ids).detach())
+    half.generate(prompt, world.one.ids[None], **world.one.media, **GREEDY)
+    assert half._is_media_proved
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_a_family_that_reads_its_media_otherwise_is_refused(
-    monkeypatch: pytest.MonkeyPatch,
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world = world_of("gemma3", "embeddings")
     monkeypatch.setattr(capabilities, "TESTED_MODEL_TYPES", frozenset())
-    backbone = with_causal_images(Backbone(world.model))
+    backbone = with_causal_images(Backbone(copy.deepcopy(world.model).to(dtype)))
+    prompt = SoftPrompt.from_embeddings(world.prompt.embeddings)
     for _ in range(2):
         with pytest.raises(UnsupportedError, match="give it text alone"):
-            backbone.generate(world.prompt, world.one.ids[None], **world.one.media, **GREEDY)
+            backbone.generate(prompt, world.one.ids[None], **world.one.media, **GREEDY)
+    if dtype != torch.float64:
+        return
     rows = [text(4)]
     assert error_of(backbone, rows, "left") < 1e-9, "text alone is exact"
