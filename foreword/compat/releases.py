@@ -15,6 +15,7 @@ from foreword.errors import DependencyError
 
 OLDEST_TRANSFORMERS = Version("5.16")
 NEWEST_TRANSFORMERS = Version("5.25")  # exclusive
+RANGE = f">={OLDEST_TRANSFORMERS},<{NEWEST_TRANSFORMERS}"
 
 log = logging.getLogger("foreword")
 
@@ -30,12 +31,11 @@ def check_transformers() -> None:
     """
     found = installed_transformers()
     if found < OLDEST_TRANSFORMERS:
-        wanted = f">={OLDEST_TRANSFORMERS},<{NEWEST_TRANSFORMERS}"
         raise DependencyError(
-            f"transformers {found} is older than the tested range, {wanted}; "
-            f"install one of it: pip install 'transformers{wanted}'"
+            f"transformers {found} is older than the tested range, {RANGE}; "
+            f"install one of it: pip install 'transformers{RANGE}'"
         )
-    if not is_tested():
+    if is_newer(found):
         _say_untested(found)
 
 
@@ -47,8 +47,12 @@ def installed_transformers() -> Version:
 def is_tested() -> bool:
     """Return whether the installed release of transformers is in the tested range."""
     found = installed_transformers()
-    # By the numbers alone: a pre-release of the next one is no tested one.
-    return found >= OLDEST_TRANSFORMERS and found.release < NEWEST_TRANSFORMERS.release
+    return found >= OLDEST_TRANSFORMERS and not is_newer(found)
+
+
+def is_newer(release: Version) -> bool:
+    """Return whether a release is newer than the tested range, as a pre-release of the next is."""
+    return release.release >= NEWEST_TRANSFORMERS.release
 
 
 @functools.cache

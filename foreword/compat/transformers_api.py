@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from importlib import metadata
 from typing import Any
 
-from foreword.compat.releases import NEWEST_TRANSFORMERS, OLDEST_TRANSFORMERS
+from foreword.compat.releases import RANGE
 from foreword.errors import DependencyError, InputError
 
 try:
@@ -44,7 +44,7 @@ try:
 except ImportError as error:
     raise DependencyError(
         f"transformers {metadata.version('transformers')}: {error}; install a tested release: "
-        f"pip install 'transformers>={OLDEST_TRANSFORMERS},<{NEWEST_TRANSFORMERS}'"
+        f"pip install 'transformers{RANGE}'"
     ) from error
 
 __all__ = [

@@ -11,7 +11,7 @@ from importlib import metadata
 
 from packaging.version import Version
 
-from foreword.compat.releases import NEWEST_TRANSFORMERS, OLDEST_TRANSFORMERS
+from foreword.compat.releases import NEWEST_TRANSFORMERS, OLDEST_TRANSFORMERS, is_newer
 from foreword.doctor.finding import Finding
 from foreword.doctor.peft_releases import Pair, measured_pairs, nearest_pair, release
 
@@ -112,7 +112,7 @@ def _python() -> Finding:
 
 
 def _transformers(found: str | None) -> Finding:
-    if found is not None and Version(found) >= NEWEST_TRANSFORMERS:
+    if found is not None and is_newer(Version(found)):
         detail = (
             f"{found} is newer than the tested range, <{NEWEST_TRANSFORMERS}: every model proves "
             "itself when it is loaded, and what is not exact is refused"

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from foreword.compat import transformers_api
+from foreword.compat.transformers_api import GENERATE_CACHE
 from foreword.errors import InputError, UnsupportedError
 from foreword.generation.model_view import decoder_view, run_generate
 from foreword.generation.padding import align_right, infer_mask, reorder, restore
@@ -39,7 +40,8 @@ def generate(
         checks.refuse_candidates(kwargs, model.generation_config, capabilities.model_type)
     cache = transformers_api.pop_cache(kwargs)
     checks.check_cache(cache)
-    kwargs["past_key_values"] = cache
+    if cache is not None:
+        kwargs[GENERATE_CACHE] = cache
     if capabilities.virtual_id is not None and kwargs.get("inputs_embeds") is not None:
         raise UnsupportedError(
             f"generate(inputs_embeds=...): {capabilities.model_type} looks up more than embeddings "

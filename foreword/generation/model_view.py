@@ -349,8 +349,6 @@ def run_generate(view: Any, **kwargs: Any) -> Any:
     Raises:
         InputError: what transformers says of the arguments, in one line.
     """
-    if (cache := transformers_api.pop_cache(kwargs)) is not None:
-        kwargs[GENERATE_CACHE] = cache
     try:
         return view.generate(**kwargs)
     except ValueError as error:

@@ -160,12 +160,7 @@ def start(
 
 def _check_foreign(cache: Cache) -> None:
     for layer in cache.layers:
-        if type(layer) not in (
-            DynamicLayer,
-            GrowingLayer,
-            StaticLayer,
-            KEYLESS_LAYER,
-        ):
+        if type(layer) not in (DynamicLayer, GrowingLayer, StaticLayer, KEYLESS_LAYER):
             raise UnsupportedError(
                 f"past_key_values was filled elsewhere into a {type(layer).__name__}, which does "
                 "not keep every token; start with an empty cache"

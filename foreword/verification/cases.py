@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList
 
+from foreword.compat.transformers_api import GENERATE_CACHE
 from foreword.model.capabilities import Capabilities
 from foreword.prompt.prefix import Prefix
 from foreword.prompt.soft_prompt import SoftPrompt
@@ -77,13 +78,12 @@ class Trials:
     @cached_property
     def prompts(self) -> list[Prefix | None]:
         """Each row's prompt, compiled."""
-        compiled = [
+        return [
             Prefix(self.backbone.passes.prefill(self.backbone.embed(ids)), f"proof-{len(ids)}")
             if len(ids)
             else None
             for ids in self.virtual
         ]
-        return compiled
 
     @cached_property
     def rows(self) -> list[Tensor]:
@@ -152,13 +152,12 @@ class Trials:
         order = (0, 1, 2)
         ids, mask = self.padded(self.rows, is_left=True)
         first = self._forced(order, ids, mask, self.following)
-        cache = getattr(first, "cache", None) or first.past_key_values
         turns = [self.ids(90 + row, 2 + row) for row in order]
         new, new_mask = self.padded(turns, is_left=True)
         whole = torch.cat([first.sequences, new], 1)
         seen = torch.cat([mask, torch.ones_like(self.following), new_mask], 1)
         forced = self.following.flip(1)
-        second = self._forced(order, whole, seen, forced, past_key_values=cache)
+        second = self._forced(order, whole, seen, forced, past_key_values=first[GENERATE_CACHE])
         answers = first.sequences[:, ids.shape[1] :]
         before = [
             torch.cat([row, said, turn])
@@ -166,9 +165,9 @@ class Trials:
         ]
         return self._compare(order, before, second)
 
-    def logits(self, *, is_left: bool) -> float:
+    def logits(self) -> float:
         """Return the distance of a padded, mixed batch's logits."""
-        ids, mask = self.padded(self.rows, is_left=is_left)
+        ids, mask = self.padded(self.rows, is_left=False)
         found = self.backbone.logits(self.prompts, ids, mask)
         errors = [
             distance(found[row, mask[row].bool()], self.reference(row, ids))
@@ -253,7 +252,7 @@ Case = Callable[[Trials], float]
 # What every class must hold to be accepted, what fails most often first.
 CORE: dict[str, Case] = {
     "one row": lambda trials: trials.generate((0,)),
-    "padded and mixed rows": lambda trials: trials.logits(is_left=False),
+    "padded and mixed rows": Trials.logits,
     "left-padded, mixed generation": lambda trials: trials.generate((0, 1, 2)),
     "static cache": lambda trials: trials.generate((1, 2), cache_implementation="static"),
     "chunked prefill": lambda trials: trials.generate((2, 1), prefill_chunk_size=5),

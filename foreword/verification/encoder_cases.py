@@ -16,7 +16,6 @@ from torch import Tensor
 from transformers import LogitsProcessorList
 
 from foreword.compat.transformers_api import BaseModelOutput
-from foreword.model.capabilities import Capabilities
 from foreword.prompt.prefix import Prefix
 from foreword.prompt.soft_prompt import SoftPrompt
 from foreword.prompt.states import DeferredPrompt
@@ -196,8 +195,3 @@ CORE: dict[str, Callable[[EncoderTrials], float]] = {
     "static cache": lambda trials: trials.generate((1, 2), cache_implementation="static"),
     "keys and values": EncoderTrials.key_values,
 }
-
-
-def core(capabilities: Capabilities) -> dict[str, Callable[[EncoderTrials], float]]:
-    """Return the cases of a model with an encoder."""
-    return CORE

@@ -10,7 +10,6 @@ import functools
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from importlib import metadata
@@ -22,6 +21,7 @@ import torch
 from foreword.errors import UnsupportedError
 from foreword.loading.hub import cache_folder
 from foreword.model.capabilities import AttentionPattern, Capabilities, inspect_model
+from foreword.storage import replacing
 from foreword.verification import cases, encoder_cases
 from foreword.verification.cases import Trials
 from foreword.verification.frozen_model import FrozenModel
@@ -145,7 +145,7 @@ def _kinds(capabilities: Capabilities) -> set[Any]:
 
 def _trials(backbone: FrozenModel) -> tuple[Any, Mapping[str, Callable[[Any], float]]]:
     if backbone.capabilities.encoder is not None:
-        return encoder_cases.EncoderTrials(backbone), encoder_cases.core(backbone.capabilities)
+        return encoder_cases.EncoderTrials(backbone), encoder_cases.CORE
     return Trials(backbone), cases.core(backbone.capabilities)
 
 
@@ -245,12 +245,10 @@ def _recall(key: str) -> Verdict | None:
 def _remember(key: str, verdict: Verdict) -> None:
     _known[key] = verdict
     path = _file(key)
-    whole = asdict(verdict)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        scratch = path.with_suffix(f".{os.getpid()}")
-        scratch.write_text(json.dumps(whole), encoding="utf-8")
-        scratch.replace(path)
+        with replacing(path) as scratch:
+            scratch.write_text(json.dumps(asdict(verdict)), encoding="utf-8")
     except OSError as error:  # a proof takes a second: it is made again next time
         log.debug("the proof is not kept in %s: %s", path, error)
 
