@@ -243,7 +243,7 @@ def measure(group: str, model_type: str, name: str) -> dict[str, Any]:
 
 
 def _line(error: Exception) -> str:
-    first = (str(error).strip().splitlines() or [""])[0]
+    first = str(error).strip().partition("\n")[0]
     return f"{type(error).__name__}: {first}"[:160]
 
 

@@ -175,7 +175,7 @@ def measure() -> dict[str, Any]:
         import peft  # noqa: F401
         import transformers
     except Exception as error:
-        first = (str(error).strip().splitlines() or [""])[0]
+        first = str(error).strip().partition("\n")[0]
         return pair | {"error": f"{type(error).__name__}: {first}"}
     transformers.utils.logging.set_verbosity_error()
     for name, case in CASES.items():

@@ -209,7 +209,7 @@ def inspect_model(model: Any) -> Capabilities:
     except (UnsupportedError, torch.OutOfMemoryError):
         raise
     except Exception as failure:  # of whatever type a class raises that names its parts otherwise
-        reason = (str(failure).strip().splitlines() or [""])[0]
+        reason = str(failure).strip().partition("\n")[0]
         raise UnsupportedError(
             f"{type(model).__name__}: raises {type(failure).__name__} ({reason}) where its parts "
             "are looked up as those of known families; this family cannot be made exact yet"

@@ -188,7 +188,7 @@ def _examine(name: str, make: Callable[[], FrozenModel], place: str) -> Verdict:
 
 
 def _raised(failure: Exception) -> str:
-    first = (str(failure).strip().splitlines() or [""])[0]
+    first = str(failure).strip().partition("\n")[0]
     return f"raises {type(failure).__name__} ({first})"
 
 
