@@ -56,7 +56,7 @@ def command(
         from foreword.evaluation import plots
 
         plots.check(png)
-    examples = read_examples(data, columns)[: config.limit]
+    examples = read_examples(data, columns, say=options.note)[: config.limit]
     choice = choose(config.metrics, [example.completion for example in examples])
     if ensemble == "vote":
         check_vote(choice.metrics)

@@ -43,7 +43,7 @@ def command(
     from foreword.evaluation.forgetting import forgetting, unrelated_text
     from foreword.evaluation.metrics import choose
 
-    examples = read_examples(data, columns)[: config.limit]
+    examples = read_examples(data, columns, say=options.note)[: config.limit]
     choice = choose(config.metrics, [example.completion for example in examples])
     if predictions:
         comparison.check_predictions(predictions, choice.metrics)

@@ -54,6 +54,11 @@ def text_of(value: str, option: str) -> str:
         raise InputError(f"{option}: cannot read {value[1:]} as text ({error})") from error
 
 
+def note(text: str) -> None:
+    """Print what a person should know, beside what a command prints."""
+    errors.print(f"note: {text}")
+
+
 def from_configs(*configs: type) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a command one option for every field of the config classes.
 

@@ -198,13 +198,14 @@ def read(
     data: str, validation: str, columns: DataConfig, config: TrainConfig
 ) -> "tuple[Sequence[Example], Sequence[Example]]":
     """Read the training examples and the held-out ones, from a file or as a share."""
-    from foreword.data.examples import read_examples, split_examples
+    from foreword.data.examples import read_examples
+    from foreword.data.splits import split_examples
     from foreword.errors import InputError
 
-    examples = read_examples(data, columns, config.task_column)
+    examples = read_examples(data, columns, config.task_column, options.note)
     share = _share(validation)
     if share is None:
-        return examples, read_examples(validation, columns, config.task_column)
+        return examples, read_examples(validation, columns, config.task_column, options.note)
     if not 0 <= share < 1:
         raise InputError(f"--validation must be a file or a share in [0, 1), got {validation}")
     return split_examples(examples, share, config.seed) if share else (examples, [])
@@ -233,8 +234,8 @@ def encode(
         return []
     rows, report = encode_texts(backbone, examples, config, encoding)
     options.output.print(f"{name}: {report}")
-    if said := truncation(report):
-        options.errors.print(f"note: {name}: {said}")
+    for said in filter(None, [*report.notes, truncation(report)]):
+        options.note(f"{name}: {said}")
     return rows
 
 

@@ -13,6 +13,7 @@ from jinja2 import TemplateError
 from torch import Tensor
 
 from foreword.data import media_parts
+from foreword.data.chat_template import refusal
 from foreword.data.media_parts import Message
 from foreword.errors import DataError
 
@@ -56,7 +57,7 @@ def read(messages: Sequence[Message], processor: "ProcessorMixin") -> tuple[list
             turns, tokenize=True, return_dict=True, return_tensors="pt", add_generation_prompt=True
         )
     except TemplateError as error:
-        raise DataError(f"the chat template refuses the messages: {error}") from error
+        raise refusal(error) from error
     except Exception as error:  # a processor meets sizes and files here that nobody tried before
         is_said = isinstance(error, ValueError | TypeError | KeyError | IndexError)
         reason = str(error).partition("\n")[0] if is_said else type(error).__name__
@@ -72,7 +73,7 @@ def read(messages: Sequence[Message], processor: "ProcessorMixin") -> tuple[list
 
 def render(messages: Sequence[Message], processor: "ProcessorMixin | None", is_open: bool) -> str:
     """Return the text of a conversation by the chat template of the processor."""
-    assert processor is not None  # `encode_turns` has refused
+    assert processor is not None  # `RowText.check_media` has refused
     turns = [
         {**message, "content": [{"type": "text", "text": message["content"]}]}
         if isinstance(message.get("content"), str)
@@ -81,7 +82,7 @@ def render(messages: Sequence[Message], processor: "ProcessorMixin | None", is_o
     ]
     try:
         text = processor.apply_chat_template(turns, tokenize=False, add_generation_prompt=is_open)
-    except TemplateError as error:
-        raise DataError(f"the chat template refuses the messages: {error}") from error
+    except Exception as error:  # a template is a program, and does what it likes
+        raise refusal(error) from error
     assert isinstance(text, str)
     return text

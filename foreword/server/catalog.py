@@ -46,7 +46,7 @@ class ServedModel:
     name: str
     label: str
     source: PromptSource | None = None
-    encoding: EncodingConfig = field(default_factory=EncodingConfig)
+    encoding: EncodingConfig = field(default_factory=lambda: chat.encoding_of(None))
     entry: Entry | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
 
