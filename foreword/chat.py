@@ -61,10 +61,15 @@ def reads_turns(backbone: Backbone, prompt: SoftPrompt | Prefix | None) -> bool:
     """Return whether a text is one turn of a conversation, as the rows of a prompt's training were:
     no row template, no plain text, and a tokenizer with a chat template.
     """
-    saved = saved_encoding(prompt)
-    if saved.get("row_template") is not None or saved.get("is_text"):
+    if saved_encoding(prompt).get("is_text"):
         return False
-    return bool(getattr(backbone.tokenizer, "chat_template", None))
+    config = encoding_of(prompt)
+    return config.row_template is None and has_template(backbone, config)
+
+
+def has_template(backbone: Backbone, config: EncodingConfig) -> bool:
+    """Return whether there is a chat template for rows that are encoded so."""
+    return ChatTemplate(backbone.tokenizer, given=config.chat_template).is_there
 
 
 def typed(backbone: Backbone, prompt: SoftPrompt | Prefix | None, text: str) -> Text:
@@ -72,24 +77,25 @@ def typed(backbone: Backbone, prompt: SoftPrompt | Prefix | None, text: str) -> 
     return [{"role": "user", "content": text}] if reads_turns(backbone, prompt) else text
 
 
-def instructed(backbone: Backbone, turns: Sequence[Message], instruction: str) -> list[Message]:
+def instructed(
+    backbone: Backbone, turns: Sequence[Message], instruction: str, config: EncodingConfig
+) -> list[Message]:
     """Return a conversation with an instruction as its system turn, before what the conversation's
     own system turn says; before the first question where the chat template has no system turn.
     """
     first, *rest = turns
     has_own = first["role"] in ("system", "developer")
-    if has_own or not shows_system_turn(backbone):
+    if has_own or not shows_system_turn(backbone, config):
         return [first | {"content": _joined(instruction, first.get("content"))}, *rest]
     return [{"role": "system", "content": instruction}, *turns]
 
 
-def shows_system_turn(backbone: Backbone) -> bool:
+def shows_system_turn(backbone: Backbone, config: EncodingConfig) -> bool:
     """Return whether an instruction can be a turn of its own: whether there is a chat template, and
     it has a system turn.
     """
-    if getattr(backbone.tokenizer, "chat_template", None) is None:
-        return False
-    return ChatTemplate(backbone.tokenizer).shows_system_turn()
+    template = ChatTemplate(backbone.tokenizer, given=config.chat_template)
+    return template.is_there and template.shows_system_turn()
 
 
 def _joined(instruction: str, content: Any) -> Any:

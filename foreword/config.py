@@ -59,6 +59,11 @@ def option(default: Any, help: str) -> Any:
     return field(default=default, metadata={"help": help})
 
 
+def file_option(default: Any, help: str) -> Any:
+    """Declare an option whose value is the text of a file, which the command line names."""
+    return field(default=default, metadata={"help": help, "is_file": True})
+
+
 def rate_option(default: Any, help: str) -> Any:
     """Declare an option that is a number or "auto", under two names."""
     metadata = {"help": help, "names": ("--learning-rate", "--lr"), "parser": rate}
@@ -150,6 +155,10 @@ class EncodingConfig:
         "shorten rows that are too long instead of refusing them: drop the oldest turns, then the "
         "start of the text; start token and system turn stay",
     )
+    chat_template: str | None = file_option(
+        None,
+        "file with a chat template to use instead of the tokenizer's; it is saved in the prompt",
+    )
     opening: Opening = option(
         "answer",
         "where an answer begins: right where the chat template writes one, past an empty block of "
@@ -167,6 +176,8 @@ class EncodingConfig:
     def __post_init__(self) -> None:
         if self.row_template is not None and "{prompt}" not in self.row_template:
             raise InputError(f"--row-template must contain {{prompt}}, got {self.row_template!r}")
+        if self.row_template is not None and self.chat_template is not None:
+            raise InputError("--row-template and --chat-template exclude each other: give one")
         if self.max_length is not None and self.max_length < 2:
             raise InputError(f"--max-length must be at least 2 tokens, got {self.max_length}")
         if self.opening not in get_args(Opening):

@@ -71,6 +71,9 @@ def from_configs(*configs: type) -> Callable[[Callable[..., None]], Callable[...
 
         @functools.wraps(command)
         def wrapper(**values: Any) -> None:
+            for field in (field for config in configs for field in fields(config)):
+                if isinstance(values[field.name], str):
+                    values[field.name] = _text_option(field, values[field.name])
             built = [
                 config(**{name: values.pop(name) for name in names[config]}) for config in configs
             ]
@@ -83,6 +86,18 @@ def from_configs(*configs: type) -> Callable[[Callable[..., None]], Callable[...
         return wrapper
 
     return decorate
+
+
+def _text_option(field: Any, value: str) -> str:
+    """Return an option that is text as the config takes it: the text of a file that it names; and
+    say where a shell has passed a line break on as two characters.
+    """
+    option = f"--{field.name.replace('_', '-')}"
+    if field.metadata.get("is_file"):
+        return text_of(f"@{value.removeprefix('@')}", option)
+    if "\\n" in value and "\n" not in value:
+        note(f"{option} holds \\n as two characters; a shell writes a line break as $'\\n'")
+    return value
 
 
 def _parameter(field: Any) -> inspect.Parameter:

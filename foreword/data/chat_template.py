@@ -9,15 +9,15 @@ probe, not believed. Knows no token ids and no labels.
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from jinja2 import TemplateError
 
 from foreword.config import Opening
-from foreword.data import special_tokens
 from foreword.data.example import message_text
 from foreword.data.media_parts import Message
+from foreword.data.special_tokens import SpecialTokens, shown, special_tokens_of
 from foreword.errors import DataError, InputError
 
 if TYPE_CHECKING:
@@ -38,11 +38,28 @@ class ChatTemplate:
         tokenizer: holds the template.
         tools: for the template to show.
         is_literal: whether special tokens that a message spells are plain text.
+        given: the text of another template, used instead of the tokenizer's.
     """
 
     tokenizer: "PreTrainedTokenizerBase"
     tools: Tools = ()
     is_literal: bool = True
+    given: str | None = None
+
+    @property
+    def is_there(self) -> bool:
+        """Whether there is a template at all."""
+        return bool(self.given or getattr(self.tokenizer, "chat_template", None))
+
+    @property
+    def text(self) -> str:
+        """The template itself."""
+        return self.given or str(self.tokenizer.chat_template)
+
+    @property
+    def special(self) -> SpecialTokens:
+        """The special tokens that a message may spell."""
+        return special_tokens_of(self.tokenizer, self.given)
 
     def before_answer(self, messages: Sequence[Message], opening: Opening) -> str:
         """Return the text before the answer to a conversation.
@@ -62,7 +79,7 @@ class ChatTemplate:
             text, _ = self.around_answer(messages)
         else:
             text = self.render(messages, is_open=True)
-        if self.tools and self.render(messages) == self._without_tools().render(messages):
+        if self.tools and self.render(messages) == replace(self, tools=()).render(messages):
             raise DataError("the chat template shows no tools: leave them out, or use another base")
         for number, message in enumerate(messages):
             if not _shows(message, text) and not self._shows_probe(messages, number):
@@ -112,7 +129,7 @@ class ChatTemplate:
             InputError: the tokenizer has no chat template.
             DataError: messages that the template refuses.
         """
-        if self.tokenizer.chat_template is None:
+        if not self.is_there:
             raise InputError("the tokenizer has no chat template for messages: use --row-template")
         if not messages:
             raise DataError("expected at least one message, found none")
@@ -120,6 +137,7 @@ class ChatTemplate:
         try:
             text = self.tokenizer.apply_chat_template(
                 plain,
+                chat_template=self.given,
                 tools=list(self.tools) or None,
                 tokenize=False,
                 add_generation_prompt=is_open,
@@ -131,12 +149,8 @@ class ChatTemplate:
 
     def unused_keys(self, messages: Sequence[Message]) -> set[str]:
         """Return the keys of messages that the template does not speak of."""
-        written = str(self.tokenizer.chat_template)
         keys = {key for message in messages for key in message} - {"role", "content"}
-        return {key for key in keys if not re.search(rf"\b{re.escape(key)}\b", written)}
-
-    def _without_tools(self) -> "ChatTemplate":
-        return ChatTemplate(self.tokenizer, (), self.is_literal)
+        return {key for key in keys if not re.search(rf"\b{re.escape(key)}\b", self.text)}
 
     def _plain(self, message: Message, number: int) -> Message:
         """Return a message as templates of text models take it: its content text, its special
@@ -144,7 +158,7 @@ class ChatTemplate:
         """
         found = {**message, "content": self._text(message)}
         if message.get("tool_calls"):
-            if "tool_calls" not in str(self.tokenizer.chat_template):
+            if "tool_calls" not in self.text:
                 raise DataError(
                     f"message {number}: the chat template shows no calls of tools: leave them out"
                 )
@@ -155,8 +169,7 @@ class ChatTemplate:
         text = message_text(message)
         if not self.is_literal:
             return text
-        is_answer = message["role"] == "assistant"
-        return special_tokens.hide(text, self.tokenizer, is_answer=is_answer)
+        return self.special.hide(text, is_answer=message["role"] == "assistant")
 
     def _shows_probe(self, messages: Sequence[Message], place: int) -> bool:
         """Return whether the template shows what stands at a place, if not as it is written."""
@@ -212,5 +225,4 @@ def _shows(message: Message, text: str) -> bool:
     """Return whether a filled template shows what a turn of the user's or the system's says."""
     if message["role"] not in _ASKING:
         return True
-    shown = special_tokens.shown(text)
-    return " ".join(message_text(message).split()) in " ".join(shown.split())
+    return " ".join(message_text(message).split()) in " ".join(shown(text).split())

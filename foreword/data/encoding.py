@@ -13,13 +13,14 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from foreword.config import EncodingConfig
-from foreword.data import media_parts, special_tokens, truncation
+from foreword.data import media_parts, truncation
 from foreword.data.chat_template import PROBE, ChatTemplate, Tools, around
 from foreword.data.example import Example, counted, named
 from foreword.data.media_parts import Message
 from foreword.data.processor import Media, read
 from foreword.data.row import Row as Row
 from foreword.data.row_text import RowText
+from foreword.data.special_tokens import shown
 from foreword.errors import DataError, InputError
 
 if TYPE_CHECKING:
@@ -65,8 +66,8 @@ def encode_prompt(
         InputError: messages, but neither a row template nor a chat template.
         DataError: messages that the template cannot take, or does not show.
     """
-    text = RowText(tokenizer, config, tools=tools).before(prompt)
-    return _ids(text, _begins_plain(prompt, config), tokenizer, config, is_closed=is_closed)
+    text = RowText(tokenizer, config, tools=tools)
+    return _ids(text.before(prompt), _begins_plain(prompt, config), text, is_closed=is_closed)
 
 
 def encode_turns(
@@ -90,9 +91,9 @@ def encode_turns(
     text = RowText(tokenizer, config, processor, tools)
     text.check_media(prompt)
     assert processor is not None  # `check_media` has refused
-    ids, media = read(prompt, processor)
+    ids, media = read(prompt, processor, config.chat_template)
     _, behind = text.before_media(prompt)
-    return [*ids, *special_tokens.read(behind, tokenizer)], media
+    return [*ids, *text.special.read(behind)], media
 
 
 def end_ids(
@@ -107,7 +108,8 @@ def end_ids(
     puts none, and for text, the tokenizer's end token. A text that is a filled template is closed
     as the chat template closes an answer.
     """
-    ids = special_tokens.read(RowText(tokenizer, config, processor).after(prompt), tokenizer)
+    text = RowText(tokenizer, config, processor)
+    ids = text.special.read(text.after(prompt))
     added = tokenizer.added_tokens_decoder
     for count, token_id in enumerate(ids, 1):
         if token_id == tokenizer.eos_token_id or (token_id in added and added[token_id].special):
@@ -205,14 +207,13 @@ def _encode_whole(
             )
             before = "".join(text.before_media(prompt))
         closing_ids = end_ids(prompt, tokenizer, config, processor)
-        completion = _without_end(example.completion, closing_ids, tokenizer)
-        answer = text.answer(example, completion, before)
-        prompt_ids = _ids(before, is_plain, tokenizer, config)
-        whole_ids = _ids(before + answer, is_plain, tokenizer, config)
+        answer = text.answer(example, _without_end(example.completion, closing_ids, text), before)
+        prompt_ids = _ids(before, is_plain, text)
+        whole_ids = _ids(before + answer, is_plain, text)
         # A token across the border cannot be generated: there the answer is tokenized alone.
         completion_ids = whole_ids[len(prompt_ids) :]
         if whole_ids[: len(prompt_ids)] != prompt_ids:
-            completion_ids = special_tokens.read(answer, tokenizer)
+            completion_ids = text.special.read(answer)
         if not completion_ids:
             raise DataError("no label left: the tokenizer knows nothing in the completion")
     # In the text, one placeholder stands for an image's many.
@@ -224,13 +225,14 @@ def _encode_whole(
 def _encode_pair(
     example: Example, tokenizer: "PreTrainedTokenizerBase", config: EncodingConfig
 ) -> Row:
+    text = RowText(tokenizer, config)
     with named(example.source):
         prompt_ids = encode_prompt(
             example.prompt, tokenizer, config, tools=example.tools, is_closed=True
         )
         closing_ids = end_ids(example.prompt, tokenizer, config)
-        completion = _without_end(example.completion, closing_ids, tokenizer)
-        is_literal = not config.special_tokens and special_tokens.spells(completion, tokenizer)
+        completion = _without_end(example.completion, closing_ids, text)
+        is_literal = not config.special_tokens and text.special.spells(completion)
         options = {"split_special_tokens": True} if is_literal else {}
         target = tokenizer(text_target=completion, verbose=False, **options)
         completion_ids: list[int] = list(target["input_ids"])
@@ -245,21 +247,17 @@ def _begins_plain(prompt: str | Sequence[Message], config: EncodingConfig) -> bo
     return config.row_template is None and isinstance(prompt, str)
 
 
-def _ids(
-    text: str,
-    is_plain: bool,
-    tokenizer: "PreTrainedTokenizerBase",
-    config: EncodingConfig,
-    *,
-    is_closed: bool = False,
-) -> list[int]:
-    """The ids of a text whose marks are plain text, with the start token that it should have."""
+def _ids(written: str, is_plain: bool, text: RowText, *, is_closed: bool = False) -> list[int]:
+    """The ids of what was written, whose marks are plain text, with the start token that it should
+    have.
+    """
+    tokenizer, config = text.tokenizer, text.config
     closes = is_plain and tokenizer.eos_token_id in tokenizer("a")["input_ids"][-1:]
-    if is_plain and not special_tokens.spells(special_tokens.shown(text), tokenizer):
-        ids: list[int] = tokenizer(text, add_special_tokens=True, verbose=False)["input_ids"]
+    if is_plain and not text.special.spells(shown(written)):
+        ids: list[int] = tokenizer(written, add_special_tokens=True, verbose=False)["input_ids"]
         # A tokenizer that closes every text by itself would close it before the answer.
         return ids[:-1] if closes and not is_closed else ids
-    ids = special_tokens.read(text, tokenizer)
+    ids = text.special.read(written)
     if is_plain or (config.row_template is not None and config.start_token):
         start = start_ids(tokenizer)
         ids = ids if ids[: len(start)] == start else [*start, *ids]
@@ -267,13 +265,11 @@ def _ids(
     return [*ids, tokenizer.eos_token_id] if closes and is_closed and not is_ended else ids
 
 
-def _without_end(
-    completion: str, closing_ids: list[int], tokenizer: "PreTrainedTokenizerBase"
-) -> str:
+def _without_end(completion: str, closing_ids: list[int], text: RowText) -> str:
     """Return an answer without the end that it spells out itself."""
-    spelled = special_tokens.ends_with_special(completion, tokenizer)
-    ends = (closing_ids[-1], tokenizer.eos_token_id)
-    if not spelled or tokenizer.convert_tokens_to_ids(spelled) not in ends:
+    spelled = text.special.end_of(completion)
+    ends = (closing_ids[-1], text.tokenizer.eos_token_id)
+    if not spelled or text.tokenizer.convert_tokens_to_ids(spelled) not in ends:
         return completion
     return completion.rstrip().removesuffix(spelled)
 
@@ -284,21 +280,21 @@ def _fixed_ids(
     """The ids that stay where the start of a text is cut: the start token, and what a template
     writes before the text.
     """
+    text = RowText(tokenizer, config, tools=example.tools)
     if config.row_template is not None:
-        return _ids(config.row_template.partition("{prompt}")[0], False, tokenizer, config)
+        return _ids(config.row_template.partition("{prompt}")[0], False, text)
     if isinstance(example.prompt, str):
         return start_ids(tokenizer)
-    template = RowText(tokenizer, config, tools=example.tools).template
     *first, last = example.prompt
-    before, _ = around(PROBE, template.render([*first, {**last, "content": PROBE}]))
-    return special_tokens.read(before, tokenizer)
+    before, _ = around(PROBE, text.template.render([*first, {**last, "content": PROBE}]))
+    return text.special.read(before)
 
 
 def _unused(
     examples: Sequence[Example], tokenizer: "PreTrainedTokenizerBase", config: EncodingConfig
 ) -> tuple[str, ...]:
     """Say which keys of messages the chat template does not read, each with a number of rows."""
-    template = ChatTemplate(tokenizer)
+    template = ChatTemplate(tokenizer, given=config.chat_template)
     counts = Counter(
         key
         for example in examples

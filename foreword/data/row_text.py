@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from foreword.config import EncodingConfig
-from foreword.data import media_parts, special_tokens
+from foreword.data import media_parts
 from foreword.data.chat_template import PROBE, ChatTemplate, Tools, around
 from foreword.data.example import Example, message_text
 from foreword.data.media_parts import Message
 from foreword.data.processor import render
+from foreword.data.special_tokens import SpecialTokens, special_tokens_of
 from foreword.errors import DataError
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ class RowText:
         if self.config.row_template is not None:
             return ""
         if isinstance(prompt, str):
-            if not self.is_filled(prompt) or self.tokenizer.chat_template is None:
+            if not self.is_filled(prompt) or not self.template.is_there:
                 return ""
             prompt = [{"role": "user", "content": "a"}]
         if media_parts.has_media(prompt):
@@ -77,7 +78,7 @@ class RowText:
         """Return the text before an answer, for a conversation with images or sounds: up to the end
         of the generation prompt, and what the template writes behind that where an answer begins.
         """
-        opened = render(prompt, self.processor, is_open=True)
+        opened = render(prompt, self.processor, self.config.chat_template, is_open=True)
         if self.config.opening == "generation":
             return opened, ""
         before, _ = self._around_media(prompt)
@@ -104,7 +105,7 @@ class RowText:
         if self.tools:
             raise DataError(f"expected no tools beside a part of type {kind!r}: leave them out")
         for text in media_parts.texts(prompt):
-            if not self.config.special_tokens and special_tokens.spells(text, self.tokenizer):
+            if not self.config.special_tokens and self.special.spells(text):
                 raise DataError(
                     "a text beside images or sounds spells a special token, which could stand for "
                     "one of them: leave it out"
@@ -113,22 +114,26 @@ class RowText:
     @property
     def template(self) -> ChatTemplate:
         """The chat template, filled as the rows say."""
-        return ChatTemplate(self.tokenizer, self.tools, not self.config.special_tokens)
+        is_literal = not self.config.special_tokens
+        return ChatTemplate(self.tokenizer, self.tools, is_literal, self.config.chat_template)
+
+    @property
+    def special(self) -> SpecialTokens:
+        """The special tokens that a row may spell."""
+        return special_tokens_of(self.tokenizer, self.config.chat_template)
 
     def is_filled(self, text: str) -> bool:
         """Return whether a plain text is a template that was filled already."""
-        return self.config.special_tokens or special_tokens.begins_with_special(
-            text, self.tokenizer
-        )
+        return self.config.special_tokens or self.special.begins(text)
 
     def _hidden(self, text: str, *, is_answer: bool = False) -> str:
         if self.config.special_tokens:
             return text
-        return special_tokens.hide(text, self.tokenizer, is_answer=is_answer)
+        return self.special.hide(text, is_answer=is_answer)
 
     def _around_media(self, prompt: Sequence[Message]) -> tuple[str, str]:
         turns = [*prompt, {"role": "assistant", "content": PROBE}]
-        return around(PROBE, render(turns, self.processor, is_open=False))
+        return around(PROBE, render(turns, self.processor, self.config.chat_template))
 
 
 def _only_text(prompt: str | Sequence[Message]) -> str:

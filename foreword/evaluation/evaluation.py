@@ -128,7 +128,7 @@ def evaluate(
     if not examples:
         raise InputError("no examples to evaluate on; give at least one")
     _check_answers(examples, metrics)
-    if subject.instruction and not chat.shows_system_turn(backbone):
+    if subject.instruction and not chat.shows_system_turn(backbone, subject.config):
         log.warning("the base has no system turn: the instruction stands before the first question")
     started = time.perf_counter()
     asked = [replace(e, prompt=read_as(backbone, subject, e.prompt)) for e in examples]
@@ -225,12 +225,12 @@ def read_as(backbone: Backbone, subject: Subject, prompt: Text) -> Any:
     is_trained = subject.is_trained and subject.instruction is None
     if is_trained or subject.config.row_template:
         return prompt
-    if not getattr(backbone.tokenizer, "chat_template", None):
+    if not chat.has_template(backbone, subject.config):
         return f"{subject.instruction}\n\n{prompt}" if subject.instruction else prompt
     turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
     if subject.instruction is None:
         return turns
-    return chat.instructed(backbone, turns, subject.instruction)
+    return chat.instructed(backbone, turns, subject.instruction, subject.config)
 
 
 def _rows(backbone: Backbone, subject: Subject, asked: Sequence[Example]) -> list[Row]:

@@ -184,3 +184,11 @@ def test_the_end_of_a_filled_template_is_the_templates() -> None:
     text = "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\n"
     assert end_ids(text, tokenizer, PLAIN) == [2]
     assert end_ids("a", tokenizer, PLAIN) == [0]
+
+
+def test_another_template_can_be_given() -> None:
+    tokenizer = tiny_tokenizer(chat_template=None)
+    config = EncodingConfig(chat_template=TRIMS)
+    row = encode(Example((USER,), " yes\n", "1"), tokenizer, config, 999)
+    assert row.input_ids == row_of([USER, ANSWER], TRIMS).input_ids
+    assert end_ids([USER], tokenizer, config) == [2]
