@@ -199,7 +199,7 @@ def read(
 ) -> "tuple[Sequence[Example], Sequence[Example]]":
     """Read the training examples and the held-out ones, from a file or as a share."""
     from foreword.data.examples import read_examples
-    from foreword.data.splits import split_examples
+    from foreword.data.validation_split import split_examples
     from foreword.errors import InputError
 
     examples = read_examples(data, columns, config.task_column, options.note)

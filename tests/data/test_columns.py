@@ -9,7 +9,7 @@ import pytest
 from foreword.config import DataConfig
 from foreword.data.columns import as_examples
 from foreword.data.example import Example
-from foreword.data.splits import split_examples
+from foreword.data.validation_split import split_examples
 from foreword.errors import DataError, InputError
 
 USER = {"role": "user", "content": "Good?"}

@@ -11,7 +11,7 @@ import pytest
 from foreword.config import DataConfig
 from foreword.data.example import Example, message_text, named
 from foreword.data.examples import read_examples
-from foreword.data.splits import split_examples
+from foreword.data.validation_split import split_examples
 from foreword.errors import DataError, DependencyError, InputError
 
 USER = {"role": "user", "content": "Good?"}
