@@ -37,7 +37,7 @@ PromptDirectory = Annotated[
 Instruction = Annotated[
     str | None, typer.Option(help="a hand-written instruction to compare with, or @FILE")
 ]
-Data = Annotated[str, typer.Option(help="examples that the prompt was not trained on")]
+Data = Annotated[str, typer.Option(help="rows that the prompt was not trained on, as for train")]
 Predictions = Annotated[
     str | None, typer.Option(help="write every answer, and whether it is right, to this JSONL file")
 ]
