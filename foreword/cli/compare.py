@@ -22,7 +22,8 @@ def command(
     config: EvalConfig,
     resampling: ResamplingConfig,
     prompts: Annotated[
-        list[str], typer.Argument(help="directories of soft prompts; the first is compared with")
+        list[str],
+        typer.Argument(help="directories or Hub ids of soft prompts; the first is compared with"),
     ],
     data: options.Data,
     model: options.Model = None,

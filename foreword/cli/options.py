@@ -32,7 +32,7 @@ Model = Annotated[
     ),
 ]
 PromptDirectory = Annotated[
-    str | None, typer.Option(help="directory of a soft prompt, of foreword's or of PEFT's")
+    str | None, typer.Option(help="directory or Hub id of a soft prompt, foreword's or PEFT's")
 ]
 Instruction = Annotated[
     str | None, typer.Option(help="a hand-written instruction to compare with, or @FILE")

@@ -36,7 +36,9 @@ def command(
     init_prompt: Annotated[
         str | None,
         typer.Option(
-            "--init-prompt", "--init-from", help="directory of a soft prompt to start from"
+            "--init-prompt",
+            "--init-from",
+            help="directory or Hub id of a soft prompt to start from",
         ),
     ] = None,
     resume: Annotated[

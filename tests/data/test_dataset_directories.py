@@ -7,6 +7,7 @@ from typing import Any
 
 import huggingface_hub
 import pytest
+from huggingface_hub import errors
 
 from foreword.data.readers import check_held_out, read_rows
 from foreword.errors import DataError
@@ -321,8 +322,8 @@ def test_what_is_no_id_does_not_ask_the_hub(hub: FakeHub, text: str) -> None:
 @pytest.mark.parametrize(
     ("failure", "expected"),
     [
-        (huggingface_hub.errors.OfflineModeIsEnabled("offline\nmode"), "the Hub is not reached"),
-        (huggingface_hub.errors.LocalEntryNotFoundError("x"), "the Hub is not reached"),
+        (errors.OfflineModeIsEnabled("offline\nmode"), "the Hub is not reached"),
+        (errors.LocalEntryNotFoundError("x"), "the Hub is not reached"),
         (ConnectionError("no\nroute"), "did not answer as expected, ConnectionError: no route"),
         (ValueError(""), "ValueError"),
     ],
