@@ -59,6 +59,7 @@ def parts_of(directory: Path, split: str | None = None) -> list[Path]:
     files = splits[name]
     if kinds := {ending_of(file) for file in files if file.is_file()}:
         _check_one_kind(directory, files, kinds)
+        _check_distinct(directory, files)
         _check_complete(directory, files)
     return files
 
@@ -185,6 +186,19 @@ def _check_one_kind(directory: Path, files: list[Path], kinds: set[str]) -> None
         raise DataError(
             f"{directory}: expected files of one kind, found {listed(firsts)}: name one of them"
         )
+
+
+def _check_distinct(directory: Path, files: list[Path]) -> None:
+    """Refuse a file that lies beside itself, compressed."""
+    seen: dict[Path, Path] = {}
+    for file in files:
+        bare = file.parent / _stem(file)
+        if bare in seen:
+            raise DataError(
+                f"{directory}: expected each file once, found {seen[bare].name} and {file.name}: "
+                "remove one, or name one of them"
+            )
+        seen[bare] = file
 
 
 def _check_complete(directory: Path, files: list[Path]) -> None:

@@ -55,9 +55,15 @@ def saved_dataset_rows(path: Path) -> Iterator[SourcedRow]:
         raise DataError(
             f"{path}: the dataset is damaged, {first_line(error)}: save it again"
         ) from error
-    for number, row in enumerate(dataset, 1):
-        source = f"{path} row {number}"
-        yield source, _with_names(row, feature, source)
+    number = 0
+    try:
+        for number, row in enumerate(dataset, 1):
+            source = f"{path} row {number}"
+            yield source, _with_names(row, feature, source)
+    except DataError:
+        raise
+    except Exception as error:  # also of a package that decodes its images or sounds
+        raise DataError(f"{path} row {number + 1}: cannot be read, {first_line(error)}") from error
 
 
 def _damaged(path: Path, expected: str, error: Exception) -> DataError:

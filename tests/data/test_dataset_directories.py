@@ -2,6 +2,7 @@
 
 import json
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -182,6 +183,19 @@ def test_a_saved_split_that_is_missing_is_named(tmp_path: Path) -> None:
     assert "found test without a saved dataset in it" in problem(tmp_path)
 
 
+def test_a_row_that_its_library_cannot_read_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    labelled().save_to_disk(tmp_path)
+
+    def refuse(dataset: Any) -> Iterator[Any]:
+        yield ROWS[0]
+        raise ImportError("to decode it, install\nanother package")
+
+    monkeypatch.setattr(datasets.Dataset, "__iter__", refuse)
+    assert "row 2: cannot be read, ImportError: to decode it, install" in problem(tmp_path)
+
+
 # --- folders of files --------------------------------------------------------------------------
 
 
@@ -243,6 +257,10 @@ def test_names_of_files_and_folders_tell_the_split(tmp_path: Path) -> None:
     [
         (["a.jsonl", "a.csv"], "expected files of one kind, found a.csv, a.jsonl"),
         (["rows.jsonl", "train.jsonl"], "found rows.jsonl beside train.jsonl: name one of them"),
+        (
+            ["train.csv", "train.csv.gz"],
+            "expected each file once, found train.csv and train.csv.gz",
+        ),
         (["train_test.csv", "train.csv"], "found train_test.csv beside train.csv"),
         (["a.jsonl", "data/b.jsonl"], "found a.jsonl and data/b.jsonl: name one of them"),
         (["cola/train.csv", "sst2/train.csv"], "expected one dataset, found folders cola, sst2"),
