@@ -22,7 +22,8 @@ def command(
     config: EvalConfig,
     resampling: ResamplingConfig,
     prompts: Annotated[
-        list[str], typer.Argument(help="directories of soft prompts; the first is compared with")
+        list[str],
+        typer.Argument(help="directories or Hub ids of soft prompts; the first is compared with"),
     ],
     data: options.Data,
     model: options.Model = None,
@@ -43,6 +44,7 @@ def command(
     Example: foreword compare first-prompt second-prompt --data test.jsonl --png scores.png
     """
     from foreword.data.examples import read_examples
+    from foreword.data.readers import check_held_out
     from foreword.evaluation.ensembles import check_alike
     from foreword.evaluation.evaluation import Subject, check_vote, voted
     from foreword.evaluation.metrics import choose
@@ -56,6 +58,7 @@ def command(
         from foreword.evaluation import plots
 
         plots.check(png)
+    check_held_out(data)
     examples = read_examples(data, columns, say=options.note)[: config.limit]
     choice = choose(config.metrics, [example.completion for example in examples])
     if ensemble == "vote":

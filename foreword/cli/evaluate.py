@@ -39,10 +39,12 @@ def command(
     Example: foreword eval --prompt my-prompt --data test.jsonl --instruction "Answer in JSON."
     """
     from foreword.data.examples import read_examples
+    from foreword.data.readers import check_held_out
     from foreword.evaluation.evaluation import Subject
     from foreword.evaluation.forgetting import forgetting, unrelated_text
     from foreword.evaluation.metrics import choose
 
+    check_held_out(data)
     examples = read_examples(data, columns, say=options.note)[: config.limit]
     choice = choose(config.metrics, [example.completion for example in examples])
     if predictions:

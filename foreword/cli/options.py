@@ -32,12 +32,12 @@ Model = Annotated[
     ),
 ]
 PromptDirectory = Annotated[
-    str | None, typer.Option(help="directory of a soft prompt, of foreword's or of PEFT's")
+    str | None, typer.Option(help="directory or Hub id of a soft prompt, foreword's or PEFT's")
 ]
 Instruction = Annotated[
     str | None, typer.Option(help="a hand-written instruction to compare with, or @FILE")
 ]
-Data = Annotated[str, typer.Option(help="examples that the prompt was not trained on")]
+Data = Annotated[str, typer.Option(help="rows that the prompt was not trained on, as for train")]
 Predictions = Annotated[
     str | None, typer.Option(help="write every answer, and whether it is right, to this JSONL file")
 ]

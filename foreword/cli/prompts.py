@@ -9,15 +9,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from foreword.cli import options
+from foreword.cli import options, push
 
 if TYPE_CHECKING:
     from foreword.prompt.store import Entry, Store
 
 app = typer.Typer(
-    help="Keep named, versioned prompts in a directory: list, add, remove, alias, show.",
+    help="Keep named, versioned prompts in a directory: list, add, remove, alias, show; push one.",
     no_args_is_help=True,
 )
+app.command("push")(push.command)
 Directory = Annotated[
     str,
     typer.Option("--prompts", envvar="FOREWORD_PROMPTS", help="directory of the store"),
@@ -59,17 +60,19 @@ def list_command(prompts: Directory = "prompts", as_json: AsJson = False) -> Non
 @app.command("add")
 def add_command(
     name: Annotated[str, typer.Argument(help="the name that clients will ask for")],
-    source: Annotated[str, typer.Argument(help="directory of a trained prompt")],
+    source: Annotated[str, typer.Argument(help="directory or Hub id of a trained prompt")],
     prompts: Directory = "prompts",
 ) -> None:
     """Copy a prompt into the store; it becomes the current version of its name.
 
     Example: foreword prompts add home runs/home-commands/prompt
     """
+    from foreword.prompt import directories
     from foreword.prompt.soft_prompt import SoftPrompt
 
-    SoftPrompt.load(source)  # refuses what is not a prompt, with the reason
-    entry = _store(prompts).add(name, source)
+    with directories.plain_files(source) as found:
+        SoftPrompt.load(found)  # refuses what is not a prompt, with the reason
+        entry = _store(prompts).add(name, found)
     options.output.print(f"added {entry}")
 
 

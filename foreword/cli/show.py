@@ -28,7 +28,7 @@ SIDES = ("keys", "values", "recurrent")
 
 def command(
     directory: Annotated[
-        str | None, typer.Argument(metavar="PROMPT", help="directory of a soft prompt")
+        str | None, typer.Argument(metavar="PROMPT", help="directory or Hub id of a soft prompt")
     ] = None,
     prompt: Annotated[str | None, typer.Option(help="the same, as other commands take it")] = None,
     model: Annotated[
@@ -37,7 +37,7 @@ def command(
     ] = None,
     nearest: Annotated[int, typer.Option(help="vocabulary tokens for each virtual token")] = 3,
     other: Annotated[
-        str | None, typer.Option("--with", help="directory of a prompt to compare with")
+        str | None, typer.Option("--with", help="another prompt to compare with")
     ] = None,
     text: Annotated[
         str | None,

@@ -465,3 +465,23 @@ def test_a_chat_template_of_ones_own_is_saved_in_the_prompt(model: str, tmp_path
     backbone = Backbone.load(model)
     ids = encode(backbone, [turns[0]], encoding_of(prompt))[0]
     assert backbone.tokenizer.decode(ids) == "user:Good?<|im_end|>assistant:"
+
+
+def test_held_out_rows_are_never_the_train_split_by_default(  # type: ignore[no-untyped-def]
+    monkeypatch, capsys, model: str, data: str, trained: str, tmp_path: Path
+) -> None:
+    folder = tmp_path / "rows"
+    folder.mkdir()
+    for split in ("train", "test"):
+        (folder / f"{split}.jsonl").write_text(Path(data).read_text())
+    for arguments in (
+        ["eval", "--prompt", trained, "--data", str(folder)],
+        ["compare", trained, "--data", str(folder)],
+        ["train", "--data", data, "--validation", str(folder), "--output", str(tmp_path / "o")],
+    ):
+        said = fails(monkeypatch, capsys, *arguments)
+        assert f"{folder}: expected one split, found test, train" in said
+    output = str(tmp_path / "new")
+    arguments = ["--data", str(folder), "--validation", str(folder / "test")]
+    said = invoke("train", "--model", model, *arguments, "--output", output, *FAST)
+    assert "training: 10 rows" in said and "validation: 10 rows" in said

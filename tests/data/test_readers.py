@@ -171,7 +171,7 @@ def test_reading_imports_no_torch() -> None:
         ("rows.jsonl", "[" * 100_000, "rows.jsonl:1: expected one object per line"),
         ("rows.jsonl", PAIR + "\n3", "rows.jsonl:2: expected an object of columns, found a number"),
         ("rows.json", PAIR, "rows.json:1: expected a list of objects, found an object"),
-        ("rows.json", f"{PAIR}\n{PAIR}", "rows.json:2: expected one list of objects"),
+        ("rows.json", f"{PAIR}\n3", "rows.json:2: expected an object of columns, found a number"),
         ("rows.json", f"[{PAIR},\n[]]", "rows.json:2: expected an object of columns, found a list"),
         ("rows.csv", "prompt,prompt\na,b", "rows.csv:1: expected different names"),
         ("rows.csv", "prompt,completion\na,b,c", "rows.csv:2: expected 2 cells"),
