@@ -64,7 +64,9 @@ def add_command(
     Example: foreword prompts add home runs/home-commands/prompt
     """
     from foreword.prompt.soft_prompt import SoftPrompt
+    from foreword.prompt.store import check_free
 
+    check_free(name)
     SoftPrompt.load(source)  # refuses what is not a prompt, with the reason
     entry = _store(prompts).add(name, source)
     options.output.print(f"added {entry}")
@@ -94,6 +96,9 @@ def alias_command(
 
     Example: foreword prompts alias assistant home
     """
+    from foreword.prompt.store import check_free
+
+    check_free(alias)
     options.output.print(f"{alias} -> {_store(prompts).alias(alias, reference)}")
 
 

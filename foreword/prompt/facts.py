@@ -9,9 +9,11 @@ import json
 import math
 import os
 import stat
+from dataclasses import fields
 from pathlib import Path
 from typing import IO, Any
 
+from foreword.config import EncodingConfig
 from foreword.errors import ArtifactError, InputError
 from foreword.prompt import history
 from foreword.prompt.peft_format import CONFIG_FILE, TENSOR_FILE, check_config, tensor_names
@@ -57,6 +59,8 @@ def wrong_fact(facts: dict[str, Any]) -> str | None:
         return wrong
     if facts.get("history") is not None and (wrong := history.wrong(facts["history"])):
         return wrong
+    if wrong := _wrong_encoding(facts.get("encoding") or {}):
+        return wrong
     if wrong := wrong_data(facts):
         return f"facts are not plain data ({wrong})"
     base = facts.get("base") or {}
@@ -65,6 +69,15 @@ def wrong_fact(facts: dict[str, Any]) -> str | None:
     for name, value, limit in sizes:
         if value is not None and len(json.dumps(value)) > limit:
             return f"{name} takes more than {limit:,} bytes"
+    return None
+
+
+def _wrong_encoding(saved: dict[str, Any]) -> str | None:
+    names = {field.name for field in fields(EncodingConfig)}
+    try:
+        EncodingConfig(**{name: value for name, value in saved.items() if name in names})
+    except InputError as error:
+        return f"encoding: {error!s:.200}"
     return None
 
 

@@ -28,7 +28,7 @@ VERSION = re.compile(r"[0-9a-f]{16}")
 ASKED_VERSION = re.compile(r"[0-9a-f]{4,16}")
 LOCK_SECONDS = 60.0
 RECORD = ".foreword-scratch"
-BARE = "base"  # how metrics and the chat command call the bare model
+BARE = "base"  # how metrics call the bare model
 # What Windows keeps for devices, whatever follows a dot.
 PORTS = {f"{port}{number}" for port in ("com", "lpt") for number in range(10)}
 DEVICES = {"con", "prn", "aux", "nul", *PORTS}
@@ -273,8 +273,6 @@ class Store:
         Raises:
             InputError: it differs from a name or an alias in case alone, or it is reserved.
         """
-        if name.lower() == BARE:
-            raise InputError(f"{name!r} stands for the bare model; choose another name")
         folders = (self.directory, self.directory / ".aliases")
         if any(os.path.lexists(folder / name) for folder in folders):
             known = {one for folder in folders if folder.is_dir() for one in self._listed(folder)}
@@ -320,6 +318,16 @@ class Store:
 
     def _known(self) -> str:
         return ", ".join(self.names()) or "none"
+
+
+def check_free(name: str) -> None:
+    """Refuse to give a prompt the name that stands for the bare model.
+
+    Raises:
+        InputError: choose another one.
+    """
+    if name.lower() == BARE:
+        raise InputError(f"{name!r} stands for the bare model; choose another name")
 
 
 def check_name(name: str) -> str:

@@ -392,12 +392,24 @@ def test_an_add_looks_at_no_other_prompt(
 # Names -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["base", "BASE", "con", "Nul", "aux.v1", "COM1", "lpt9.x"])
-def test_a_reserved_name_is_refused(store: Store, tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize("name", ["con", "Nul", "aux.v1", "COM1", "lpt9.x"])
+def test_a_name_of_a_device_on_windows_is_refused(store: Store, tmp_path: Path, name: str) -> None:
     store.add("home", saved(tmp_path / "a"))
     for add in (lambda: store.add(name, tmp_path / "a"), lambda: store.alias(name, "home")):
         with pytest.raises(InputError, match="choose another name"):
             add()
+    assert store.names() == ["home"] and store.aliases() == {}
+
+
+@pytest.mark.parametrize("name", ["base", "Base"])
+def test_the_command_gives_no_prompt_the_name_of_the_bare_model(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv("FOREWORD_PROMPTS", str(store.directory))
+    store.add("home", saved(tmp_path / "a"))
+    for arguments in (("add", name, str(tmp_path / "a")), ("alias", name, "home")):
+        with pytest.raises(InputError, match="stands for the bare model"):
+            invoke(*arguments)
     assert store.names() == ["home"] and store.aliases() == {}
 
 
