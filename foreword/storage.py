@@ -69,6 +69,26 @@ def remove_leftovers(path: Path) -> None:
 
 
 @contextlib.contextmanager
+def taking_turns(directory: Path) -> Iterator[None]:
+    """Let the writers of a directory's files take turns, where the system can lock a directory.
+
+    Nothing is left in the directory, and a writer that dies holds up nobody.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
 def scratch_directory(parent: Path, record: str) -> Iterator[Path]:
     """Yield a new directory in `parent` that is gone afterwards, or next time after a kill.
 

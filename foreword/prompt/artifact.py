@@ -24,7 +24,7 @@ from foreword.prompt.facts import MAX_CONFIG_BYTES as MAX_CONFIG_BYTES
 from foreword.prompt.facts import METADATA_NAME, as_json, parse, read_config
 from foreword.prompt.facts import wrong_fact as wrong_fact
 from foreword.prompt.peft_format import CONFIG_FILE, TENSOR_FILE, check_tensors, tensor_names
-from foreword.storage import replacing, storage_errors
+from foreword.storage import replacing, storage_errors, taking_turns
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -73,6 +73,7 @@ def write(directory: str | os.PathLike[str], artifact: Artifact) -> None:
     with storage_errors(target):
         target.mkdir(parents=True, exist_ok=True)
         with (
+            taking_turns(target),  # the two files must be of one writer
             replacing(target / CONFIG_FILE) as config_file,
             replacing(target / TENSOR_FILE) as tensor_file,
         ):
