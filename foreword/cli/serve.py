@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 import typer
 
 from foreword.cli import options
+from foreword.cli.console import one_line
 from foreword.config import ServeConfig
 from foreword.errors import InputError
 
@@ -65,7 +66,7 @@ def command(
     for line in warnings_for(config, api_key):
         options.errors.print(f"warning: {line}")
     for name, reason in server.refused.items():
-        options.errors.print(f"not served: {name}: {reason}")
+        options.errors.print(f"not served: {name}: {one_line(reason)}")
     names = ", ".join(served.name for served in server.catalog.all())
     options.errors.print(f"serving {names} at http://{config.host}:{config.port}")
     raise typer.Exit(serve(server))

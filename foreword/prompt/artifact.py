@@ -117,7 +117,7 @@ def _read_tensors(source: Path, wanted: list[str]) -> tuple[dict[str, Tensor], d
     try:
         with safe_open(path, framework="pt") as file:
             names = list(file.keys())
-            others = ", ".join([repr(name) for name in names if name not in wanted][:5])
+            others = ", ".join([f"{name!r:.60}" for name in names if name not in wanted][:5])
             for name in wanted:
                 if name not in names:
                     raise ArtifactError(f"{path}: no tensor {name!r}; found {others or 'none'}")

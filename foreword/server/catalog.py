@@ -156,7 +156,7 @@ class Catalog:
                 entry = self.store.resolve(f"{served.entry.name}@{version}")
             except (NotFoundError, OSError):
                 raise NotFoundError(
-                    f"the model {served.name}@{version[:16]} does not exist, or several versions "
+                    f"the model {served.name!r} has no version {version[:16]!r}, or several that "
                     "begin like it"
                 ) from None
         name = f"{served.name}@{entry.version}"

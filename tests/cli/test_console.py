@@ -179,6 +179,30 @@ def test_an_error_is_one_harmless_line(
     assert said.count("\n") == 1 and "a\\n\\x1b[31m:key:[bold]: no such directory" in said
 
 
+def test_predictions_are_strict_json_of_any_text(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    example = SimpleNamespace(source="s:1", prompt=NASTY, completion="\ud800 \u00e9")
+    judged = {"answer": "\udfff", "loss": math.nan}
+    monkeypatch.setattr(comparison, "_judged", lambda *_: judged)
+    path, metric = tmp_path / "p.jsonl", METRICS["exact"]
+    comparison.write_predictions(str(path), [example], [evaluation("a")], [metric])  # type: ignore[list-item]
+    written = path.read_text(encoding="utf-8")
+    line = json.loads(written, parse_constant=pytest.fail)
+    assert (line["prompt"], line["expected"]) == (NASTY, "\ud800 \u00e9") and "\u00e9" in written
+    assert line["answers"] == {"a": {"answer": "\udfff", "loss": None}}
+
+
+def test_doctor_says_a_finding_in_one_harmless_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    from foreword import doctor
+
+    found = doctor.Finding("a :key:", "ok", "b\x1b[2J\nc [bold]d", "e\x07")
+    monkeypatch.setattr(doctor, "environment", lambda: [found])
+    said = CliRunner().invoke(app, ["doctor"]).stdout.splitlines()
+    assert said[0] == "ok       a :key:: b\\x1b[2J\\nc [bold]d"
+    assert said[1].endswith("→ e\\x07")
+
+
 def test_show_writes_strict_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from foreword.evaluation import inspection
 

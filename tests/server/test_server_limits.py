@@ -282,6 +282,26 @@ def test_a_prompt_with_the_name_of_the_bare_model_in_metrics_is_not_served(
     assert [served.name for served in server.catalog.all()] == ["tiny", "a", "b"]
 
 
+@pytest.mark.parametrize("value", ["\ud800", float("nan"), ["x" * 1000] * 2000])
+def test_facts_that_cannot_be_listed_hide_no_other_prompt(
+    backbone: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: Any
+) -> None:
+    store = Store(tmp_path / "store")
+    fill(store, backbone, tmp_path)
+    facts = {"format_version": 1, "metrics": {"free": value}}
+    with monkeypatch.context() as patch:  # as a release did that checked neither
+        patch.setattr("foreword.prompt.store.summary", lambda *_: {})
+        patch.setattr("foreword.prompt.artifact.as_json", lambda *_: json.dumps(facts))
+        SoftPrompt.from_embeddings(torch.zeros(3, 32)).save(tmp_path / "c")
+        store.add("c", tmp_path / "c")
+    server = Server(backbone, store, config())
+    assert "the metadata under" in server.refused["c"] and server.refused["c"].isprintable()
+    with running(server) as address:
+        found = httpx.get(f"{address}/v1/models")
+    assert [card["id"] for card in found.json()["data"]] == ["tiny", "a", "b"]
+    assert len(found.content) < 20_000
+
+
 def test_a_damaged_name_hides_no_other(backbone: Backbone, tmp_path: Path) -> None:
     store = Store(tmp_path / "store")
     fill(store, backbone, tmp_path)
