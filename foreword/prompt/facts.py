@@ -37,6 +37,7 @@ FACT_TYPES: dict[str, Any] = {
         "truncate": bool,
         "is_text": bool,
         "is_spaced": bool,
+        "date": str,
     },
     "training": {"num_rows": int},
     "metrics": {
