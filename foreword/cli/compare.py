@@ -4,12 +4,12 @@ In: directories of prompts, a data file. Out: tables or JSON, and where asked fo
 file of predictions. Computes no score itself.
 """
 
-import json
 from typing import Annotated, Literal
 
 import typer
 
 from foreword.cli import comparison, options
+from foreword.cli.console import strict_json
 from foreword.config import DataConfig, EvalConfig, ResamplingConfig
 from foreword.errors import InputError
 
@@ -88,7 +88,7 @@ def command(
         plots.draw_scores(png, results, choice.metrics)
     if as_json:
         found = [comparison.as_dict(result, results[0], resampling) for result in results]
-        options.output.print(json.dumps({"results": found}))
+        options.output.print(strict_json({"results": found}))
         return
     options.output.print(comparison.scores_table(results, choice.metrics, resampling))
     options.output.print(comparison.differences_table(results, choice.metrics, resampling))

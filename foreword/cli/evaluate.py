@@ -4,12 +4,12 @@ In: a prompt, a data file. Out: tables or JSON, and where asked for a file of pr
 no score itself.
 """
 
-import json
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from foreword.cli import comparison, options
+from foreword.cli.console import strict_json
 from foreword.config import DataConfig, EvalConfig, ResamplingConfig
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def command(
         comparison.write_predictions(predictions, examples, results, choice.metrics)
     if as_json:
         found = [comparison.as_dict(result, results[0], resampling) for result in results]
-        options.output.print(json.dumps({"results": found, "forgetting": _as_dict(forgot)}))
+        options.output.print(strict_json({"results": found, "forgetting": _as_dict(forgot)}))
         return
     options.output.print(comparison.scores_table(results, choice.metrics, resampling))
     if len(results) > 1:

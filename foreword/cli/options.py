@@ -14,16 +14,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
+from foreword.cli.console import TextConsole
 from foreword.errors import InputError
 
 if TYPE_CHECKING:
     from foreword.backbone import Backbone
     from foreword.prompt.soft_prompt import SoftPrompt
 
-errors = Console(stderr=True, soft_wrap=True, markup=False, highlight=False)
-output = Console(soft_wrap=True, markup=False, highlight=False)
+errors = TextConsole(stderr=True)
+output = TextConsole()
 
 Model = Annotated[
     str | None,

@@ -4,7 +4,6 @@ In: a prompt, and where asked for its model, another prompt, a text. Out: tables
 picture. Computes nothing itself.
 """
 
-import json
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,6 +11,7 @@ import typer
 from rich.table import Table
 
 from foreword.cli import options
+from foreword.cli.console import one_line, strict_json
 from foreword.errors import InputError
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def command(
     if png:
         view.draw(png)
     if as_json:
-        options.output.print(json.dumps(view.report))
+        options.output.print(strict_json(view.report))
         return
     view.print()
 
@@ -181,7 +181,7 @@ class View:
         plain = dict(list(self.report.items())[: self.num_plain])
         width = max(len(name) for name in plain)
         for name, value in plain.items():
-            options.output.print(f"{name:<{width}}  {value}")
+            options.output.print(f"{name:<{width}}  {one_line(value)}")
         for table in self.tables:
             options.output.print(table)
 
