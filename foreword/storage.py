@@ -8,14 +8,16 @@ import contextlib
 import errno
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
-from foreword.errors import StorageError
+from foreword.errors import InputError, StorageError
 
 KEPT = "what was there before is kept"
+NUM_HEAD = 512  # bytes of a file that tell whether it may be replaced
 
 
 def check_writable(directory: str | os.PathLike[str]) -> None:
@@ -29,6 +31,93 @@ def check_writable(directory: str | os.PathLike[str]) -> None:
         target.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=target) as file:
             file.write(b"\0")
+
+
+def check_file(
+    path: str,
+    option: str,
+    is_own: Callable[[bytes], bool],
+    inputs: Iterable[str | None] = (),
+) -> None:
+    """Refuse a file that could not be written at the end, or that holds something else by now.
+
+    Args:
+        path: of the file; a device or a pipe is written to as it is.
+        option: how the user names it.
+        is_own: whether a file that begins with these bytes was written by the same option before.
+        inputs: files that are read, and must not be written.
+
+    Raises:
+        InputError: says what is in the way.
+    """
+    try:
+        target = Path(os.path.realpath(path))
+        if target.is_dir():
+            raise InputError(f"{option}: expected a file, and {path} is a directory")
+        if not target.parent.is_dir():
+            raise InputError(f"{option}: {path}: there is no such folder; make it first")
+        known = [os.path.realpath(one) for one in inputs if one]
+        if str(target) in known:
+            raise InputError(f"{option}: {path} is read, too; choose another file")
+        if _is_special(target):
+            return
+        if target.exists():
+            with target.open("rb") as file:
+                head = file.read(NUM_HEAD)
+            if head and not is_own(head):
+                raise InputError(
+                    f"{option}: {path} is there, and foreword did not write it; choose another "
+                    "name, or remove it"
+                )
+        with tempfile.NamedTemporaryFile(dir=target.parent, prefix=f".{target.name}.") as file:
+            file.write(b"\0")
+    except (OSError, ValueError) as error:  # ValueError: a null byte
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{option}: {path!r} cannot be written ({reason})") from None
+
+
+def _is_special(path: Path) -> bool:
+    return path.exists() and not path.is_file()
+
+
+def write_file(path: str | os.PathLike[str], write: Callable[[Path], object]) -> None:
+    """Let `write` fill a file that takes the place of `path` once it is whole.
+
+    Raises:
+        StorageError: it cannot be written; what was there is kept.
+    """
+    target = Path(os.path.realpath(path))  # through a link: it stays one
+    with storage_errors(target):
+        if _is_special(target):
+            write(target)
+            return
+        with replacing(target) as file:
+            write(file)
+
+
+@contextlib.contextmanager
+def locked(path: Path, taken: str) -> Iterator[None]:
+    """Hold the lock that a file stands for; the file is there only while somebody holds it.
+
+    The system releases it with the process, however that ends.
+
+    Raises:
+        StorageError: `taken`: somebody else holds it.
+    """
+    lock = FileLock(path, timeout=0, thread_local=False)
+    with storage_errors(path):
+        try:
+            lock.acquire()
+            while not path.exists():  # its last holder removed it just before we had it
+                lock.release()
+                lock.acquire()
+        except Timeout:
+            raise StorageError(taken) from None
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        lock.release()
 
 
 @contextlib.contextmanager

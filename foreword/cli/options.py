@@ -54,6 +54,11 @@ def text_of(value: str, option: str) -> str:
         raise InputError(f"{option}: cannot read {value[1:]} as text ({error})") from error
 
 
+def file_of(value: str | None) -> str | None:
+    """Return the file that is named after an @, if one is."""
+    return value[1:] if value and value.startswith("@") else None
+
+
 def from_configs(*configs: type) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a command one option for every field of the config classes.
 

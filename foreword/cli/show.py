@@ -69,12 +69,14 @@ def command(
         view.show_likeness(other)
     if text is not None:
         view.show_attention(options.text_of(text, "--input"))
-    if png:
-        view.draw(png)
-    if as_json:
-        options.output.print(json.dumps(view.report))
-        return
-    view.print()
+    try:
+        if png:
+            view.draw(png)
+    finally:  # what was found is shown, whatever becomes of the picture
+        if as_json:
+            options.output.print(json.dumps(view.report))
+        else:
+            view.print()
 
 
 class View:

@@ -273,7 +273,7 @@ def facts_of(path: Path) -> dict[str, Any]:
     facts, and the files' size under `num_bytes`. Unreadable files say nothing.
     """
     found: dict[str, Any] = {}
-    with contextlib.suppress(OSError, ValueError, RecursionError):
+    with contextlib.suppress(OSError, ValueError, LookupError, TypeError, RecursionError):
         found |= json.loads((path / FILES[0]).read_text(encoding="utf-8"))
         found["num_bytes"] = (path / FILES[1]).stat().st_size
         with (path / FILES[1]).open("rb") as file:

@@ -4,7 +4,8 @@ In: what `train` was given. Out: the run, its state, and what there is to say. R
 state of a run that resumes, and writes that of one that begins.
 """
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from foreword.config import AUTO, EncodingConfig, TrainConfig
 from foreword.errors import InputError
 from foreword.prompt.peft_format import FILES
 from foreword.prompt.soft_prompt import SoftPrompt
-from foreword.storage import remove_leftovers
+from foreword.storage import locked, remove_leftovers, storage_errors
 from foreword.training import distributed, fsdp, lr_search, start
 from foreword.training.checkpoint import STATE_FILE, StoredState, read_state
 from foreword.training.compile_layers import with_compiled_layers
@@ -25,6 +26,22 @@ from foreword.training.packing import packed_decoder
 from foreword.training.rows import AnyExample, check_tasks, encode_rows
 from foreword.training.run import Run
 from foreword.training.state import TrainState
+
+LOCK_FILE = ".training_state.lock"
+
+
+@contextlib.contextmanager
+def one_run_in(folder: Path) -> Iterator[None]:
+    """Hold a folder of a training state, which is made, for one run.
+
+    Raises:
+        StorageError: another run holds it, or it cannot be made.
+    """
+    with storage_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    taken = f"{folder}: another run writes its training state here; wait for its end"
+    with locked(folder / LOCK_FILE, taken):
+        yield
 
 
 def prepare(
