@@ -17,7 +17,8 @@ from foreword.config import EncodingConfig
 from foreword.data import batches, encoding
 from foreword.data.media_parts import Message
 from foreword.data.processor import Media
-from foreword.errors import InputError
+from foreword.data.tokenizer_facts import differences
+from foreword.errors import InputError, MismatchError
 from foreword.prompt.prefix import Prefix
 from foreword.prompt.soft_prompt import SoftPrompt
 
@@ -51,6 +52,24 @@ def encoding_of(prompt: SoftPrompt | Prefix | None) -> EncodingConfig:
     return EncodingConfig(**{name: value for name, value in saved.items() if name in known})
 
 
+def check_template(backbone: Backbone, prompt: SoftPrompt | Prefix | None) -> None:
+    """Refuse a chat template that is not the one by which the rows of a prompt's training were
+    written; rows of plain text and of a row template need none.
+
+    Raises:
+        MismatchError: names both.
+    """
+    saved = saved_encoding(prompt)
+    if prompt is None or saved.get("row_template") is not None or saved.get("is_text", True):
+        return
+    recorded = prompt.facts.get("tokenizer")
+    if found := differences(recorded, backbone.tokenizer_facts(), "chat_template"):
+        raise MismatchError(
+            f"{found[0]} is not that of the prompt's training, so that texts would be encoded "
+            "otherwise; load the tokenizer of its training, or give it that template"
+        )
+
+
 def reads_turns(backbone: Backbone, prompt: SoftPrompt | Prefix | None) -> bool:
     """Return whether a text is one turn of a conversation, as the rows of a prompt's training were:
     no row template, no plain text, and a tokenizer with a chat template.
@@ -79,6 +98,7 @@ def answers(
     """Answer texts in left-padded batches, in order; greedy unless `options` of `generate` say
     otherwise.
     """
+    check_template(backbone, prompt)
     config = config or encoding_of(prompt)
     prefix = backbone.compile(prompt) if isinstance(prompt, SoftPrompt) else prompt
     for start in range(0, len(texts), batch_size):
@@ -129,6 +149,7 @@ def stream(
     **options: Any,
 ) -> Iterator[str]:
     """Answer one text piece by piece; closing the iterator stops at the next token."""
+    check_template(backbone, prompt)
     config = config or encoding_of(prompt)
     row = encode_row(backbone, text, config)
     ids = torch.tensor([row.input_ids], device=backbone.device)

@@ -7,6 +7,7 @@ from. A cross-check that fails names the option. Knows no torch, no files and no
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from typing import Any, Literal
 
 from foreword.errors import InputError
@@ -129,12 +130,24 @@ class EncodingConfig:
     truncate: bool = option(
         False, "cut the start of rows that are too long instead of refusing them"
     )
+    date: str | None = option(
+        None,
+        "day that a chat template prints as today's, as 2026-01-31; default: the day on which the "
+        "run begins; generation prints it, too",
+    )
 
     def __post_init__(self) -> None:
         if self.row_template is not None and "{prompt}" not in self.row_template:
             raise InputError(f"--row-template must contain {{prompt}}, got {self.row_template!r}")
         if self.max_length is not None and self.max_length < 2:
             raise InputError(f"--max-length must be at least 2 tokens, got {self.max_length}")
+        if self.date is not None:
+            try:
+                datetime.fromisoformat(self.date)
+            except (TypeError, ValueError):
+                raise InputError(
+                    f"--date must be a day, as 2026-01-31, got {self.date!r}"
+                ) from None
 
 
 @dataclass(frozen=True)

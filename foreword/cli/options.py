@@ -117,6 +117,7 @@ def load(
     """Load the prompt, if any, and its base model, and show what takes long."""
     from transformers.utils import logging
 
+    from foreword import chat
     from foreword.backbone import Backbone
     from foreword.loading import hub
     from foreword.prompt.soft_prompt import SoftPrompt
@@ -137,4 +138,6 @@ def load(
         errors.print(
             "note: the prompt does not record its base; that it is this model is unchecked"
         )
+    if prompt:
+        chat.check_template(backbone, prompt)
     return backbone, prompt

@@ -124,13 +124,20 @@ def run_all(
     ranks: "Ranks",
 ) -> None:
     """Run every seed in turn, and keep the best of several; examples are to train on, held out."""
+    from foreword.data.template_dates import dated
     from foreword.training import fsdp
     from foreword.training.seeds import train_seeds
 
     # What is spread over the processes is loaded beside them first, and moved layer by layer.
     backbone, _ = options.load(given.model, None, device="cpu" if fsdp.is_asked_for() else "auto")
+    encoding = dated(
+        given.encoding,
+        backbone.tokenizer,
+        backbone.processor,
+        recorded=_recorded(given) if given.resume else None,
+    )
     rows, held_out = (
-        encode(backbone, part, given.config, given.encoding, name)
+        encode(backbone, part, given.config, encoding, name)
         for part, name in zip(examples, ("training", "validation"), strict=True)
     )
     results: dict[int, TrainEvent] = {}
@@ -140,7 +147,7 @@ def run_all(
         given.config,
         given.seeds,
         validation=held_out,
-        encoding_config=given.encoding,
+        encoding_config=encoding,
         initial=_initial(given.init_prompt),
         folder=given.output,
         resume=given.resume,
@@ -159,6 +166,18 @@ def run_all(
         results[one.seed] = last
     if given.seeds > 1 and ranks.is_main:
         keep_best(results, given.output)
+
+
+def _recorded(given: Given) -> EncodingConfig | None:
+    """Return how the runs encode that go on; None where none has begun."""
+    from foreword.training.checkpoint import STATE_FILE, read_state
+    from foreword.training.seeds import folder_of, seeds_of
+
+    for one in seeds_of(given.config, given.seeds):
+        path = folder_of(Path(given.output), one.seed, given.seeds) / STATE_FILE
+        if path.exists():
+            return read_state(path).encoding()
+    return None
 
 
 def attend(

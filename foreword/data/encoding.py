@@ -17,6 +17,7 @@ from foreword.data import media_parts
 from foreword.data.examples import Example, message_text, named
 from foreword.data.media_parts import Message
 from foreword.data.processor import Media, read, render
+from foreword.data.template_dates import fixed
 from foreword.errors import DataError, InputError
 
 if TYPE_CHECKING:
@@ -119,7 +120,7 @@ def encode_turns(
             "reads it: load the model with Backbone.load, pass Backbone(..., processor=...), or "
             "leave the part out"
         )
-    return read(prompt, processor)
+    return read(prompt, processor, config.date)
 
 
 def end_ids(
@@ -137,9 +138,9 @@ def end_ids(
         answer = {"role": "assistant", "content": _PROBE}
         whole = [*prompt, answer]
         if media_parts.has_media(prompt):
-            text = render(whole, processor, is_open=False)
+            text = render(whole, processor, is_open=False, date=config.date)
         else:
-            text = _render(whole, tokenizer, is_open=False)
+            text = _render(whole, tokenizer, is_open=False, date=config.date)
         _, shown, after = text.rpartition(_PROBE)
         if not shown:
             raise InputError("the chat template does not show an answer: use --row-template")
@@ -228,7 +229,10 @@ def _encode_whole(
         if media_parts.has_media(example.prompt):
             expanded_ids, media = encode_turns(example.prompt, tokenizer, config, processor)
             assert not isinstance(example.prompt, str)
-            text, is_plain = render(example.prompt, processor, is_open=True), False
+            text, is_plain = (
+                render(example.prompt, processor, is_open=True, date=config.date),
+                False,
+            )
         else:
             text, is_plain = _prompt_text(example.prompt, tokenizer, config)
         prompt_ids = _token_ids(text, is_plain, tokenizer)
@@ -295,7 +299,7 @@ def _prompt_text(
         return config.row_template.replace("{prompt}", _only_text(prompt)), False
     if isinstance(prompt, str):
         return prompt, True
-    return _render(prompt, tokenizer, is_open=True), False
+    return _render(prompt, tokenizer, is_open=True, date=config.date), False
 
 
 def _only_text(prompt: str | Sequence[Message]) -> str:
@@ -311,9 +315,14 @@ def _only_text(prompt: str | Sequence[Message]) -> str:
 
 
 def _render(
-    messages: Sequence[Message], tokenizer: "PreTrainedTokenizerBase", is_open: bool
+    messages: Sequence[Message],
+    tokenizer: "PreTrainedTokenizerBase",
+    is_open: bool,
+    date: str | None,
 ) -> str:
-    """The chat template's text of a conversation; open: up to where the next answer begins."""
+    """The chat template's text of a conversation; open: up to where the next answer begins; `date`:
+    the day that it prints as today's.
+    """
     if tokenizer.chat_template is None:
         raise InputError("the tokenizer has no chat template for messages: use --row-template")
     if not messages:
@@ -321,7 +330,9 @@ def _render(
     # Templates of text models print a list of parts as Python code.
     plain = [{**message, "content": message_text(message)} for message in messages]
     try:
-        text = tokenizer.apply_chat_template(plain, tokenize=False, add_generation_prompt=is_open)
+        text = tokenizer.apply_chat_template(
+            plain, tokenize=False, add_generation_prompt=is_open, **fixed(tokenizer, date)
+        )
     except TemplateError as error:
         raise DataError(f"the chat template refuses the messages: {error}") from error
     assert isinstance(text, str)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from foreword.data import media_parts
 from foreword.data.media_parts import Message
+from foreword.data.template_dates import fixed
 from foreword.errors import DataError
 
 if TYPE_CHECKING:
@@ -43,8 +44,11 @@ class Media:
         return hash(tuple((name, value.shape) for name, value in sorted(self.tensors.items())))
 
 
-def read(messages: Sequence[Message], processor: "ProcessorMixin") -> tuple[list[int], Media]:
-    """Return the ids of everything before the answer, and the images and sounds between them.
+def read(
+    messages: Sequence[Message], processor: "ProcessorMixin", date: str | None = None
+) -> tuple[list[int], Media]:
+    """Return the ids of everything before the answer, and the images and sounds between them; the
+    chat template prints `date` as today's.
 
     Raises:
         DataError: a file that cannot be read, or messages that the processor cannot take.
@@ -53,7 +57,12 @@ def read(messages: Sequence[Message], processor: "ProcessorMixin") -> tuple[list
     turns = media_parts.load(messages, rate)
     try:
         found = processor.apply_chat_template(
-            turns, tokenize=True, return_dict=True, return_tensors="pt", add_generation_prompt=True
+            turns,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+            add_generation_prompt=True,
+            **fixed(processor, date),
         )
     except TemplateError as error:
         raise DataError(f"the chat template refuses the messages: {error}") from error
@@ -70,8 +79,15 @@ def read(messages: Sequence[Message], processor: "ProcessorMixin") -> tuple[list
     return found["input_ids"][0].tolist(), Media(media)
 
 
-def render(messages: Sequence[Message], processor: "ProcessorMixin | None", is_open: bool) -> str:
-    """Return the text of a conversation by the chat template of the processor."""
+def render(
+    messages: Sequence[Message],
+    processor: "ProcessorMixin | None",
+    is_open: bool,
+    date: str | None = None,
+) -> str:
+    """Return the text of a conversation by the chat template of the processor, which prints `date`
+    as today's.
+    """
     assert processor is not None  # `encode_turns` has refused
     turns = [
         {**message, "content": [{"type": "text", "text": message["content"]}]}
@@ -80,7 +96,9 @@ def render(messages: Sequence[Message], processor: "ProcessorMixin | None", is_o
         for message in messages
     ]
     try:
-        text = processor.apply_chat_template(turns, tokenize=False, add_generation_prompt=is_open)
+        text = processor.apply_chat_template(
+            turns, tokenize=False, add_generation_prompt=is_open, **fixed(processor, date)
+        )
     except TemplateError as error:
         raise DataError(f"the chat template refuses the messages: {error}") from error
     assert isinstance(text, str)

@@ -43,6 +43,7 @@ FACT_TYPES: dict[str, Any] = {
         "truncate": bool,
         "is_text": bool,
         "is_spaced": bool,
+        "date": str,
     },
     "training": dict,
     "metrics": {"validation": dict},

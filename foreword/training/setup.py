@@ -12,6 +12,7 @@ from typing import Any
 
 from foreword.backbone import Backbone
 from foreword.config import AUTO, EncodingConfig, TrainConfig
+from foreword.data.template_dates import dated
 from foreword.errors import InputError
 from foreword.prompt.peft_format import FILES
 from foreword.prompt.soft_prompt import SoftPrompt
@@ -64,6 +65,10 @@ def prepare(
     if initial is not None:
         backbone.check(initial)
     config, said = start.settled(config, initial)
+    stored = read_state(file) if resume and file is not None and file.exists() else None
+    recorded = stored.encoding() if stored is not None else None
+    readers = (backbone.tokenizer, backbone.processor)
+    encoding_config = dated(encoding_config, *readers, recorded=recorded)
     ranks = distributed.join()
     rows, notices = encode_rows(backbone, examples, config, encoding_config)
     held_out, _ = encode_rows(backbone, validation, config, encoding_config)
@@ -77,7 +82,6 @@ def prepare(
     identity = run_identity(backbone, rows, held_out, config, encoding_config, initial, ranks.size)
     backbone = for_training(backbone, config, ranks)
     run = Run(backbone, rows, held_out, config, ranks, identity, file)
-    stored = read_state(file) if resume and file is not None and file.exists() else None
     if stored is not None:
         stored.check(identity)
     run, chosen = _with_rate(run, stored, initial, said)
