@@ -14,7 +14,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
-from foreword.errors import InputError, StorageError
+from foreword.errors import ForewordError, InputError, StorageError
 
 KEPT = "what was there before is kept"
 NUM_HEAD = 512  # bytes of a file that tell whether it may be replaced
@@ -24,10 +24,10 @@ def check_writable(directory: str | os.PathLike[str]) -> None:
     """Make a directory and write to it once, before hours of work depend on it.
 
     Raises:
-        StorageError: the directory cannot be made or written.
+        InputError: the directory cannot be made or written. StorageError: no space is left.
     """
     target = Path(directory)
-    with storage_errors(target):
+    with storage_errors(target, kind=InputError):
         target.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=target) as file:
             file.write(b"\0")
@@ -157,15 +157,18 @@ def sync(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def storage_errors(target: Path, kept: str = KEPT) -> Iterator[None]:
+def storage_errors(
+    target: Path, kept: str = KEPT, kind: type[ForewordError] = StorageError
+) -> Iterator[None]:
     """Turn what the operating system says about a full or closed disk into one line.
 
     Args:
         target: what is written.
         kept: what became of what was there, and what else to do.
+        kind: of an error that another directory mends.
 
     Raises:
-        StorageError: in the place of every error of the system or of safetensors.
+        StorageError, or `kind`: in the place of every error of the system or of safetensors.
     """
     try:
         yield
@@ -173,10 +176,13 @@ def storage_errors(target: Path, kept: str = KEPT) -> Iterator[None]:
         number = getattr(error, "errno", None)
         if number == errno.ENOSPC or "No space left" in str(error):
             reason = "no space left on the device; free some or choose another directory"
+            kind = StorageError
         elif number in (errno.EACCES, errno.EPERM, errno.EROFS):
             reason = "not writable; choose another directory or change its permissions"
         elif number in (errno.ENOTDIR, errno.EEXIST):
             reason = "a file stands where a directory is needed; choose another directory"
+        elif number in (errno.ENAMETOOLONG, errno.ELOOP):
+            reason, kind = error.strerror, InputError  # type: ignore[union-attr]
         else:
-            reason = str(error).strip().partition("\n")[0]
-        raise StorageError(f"{target}: {reason}; {kept}") from None
+            reason = getattr(error, "strerror", None) or str(error).strip().partition("\n")[0]
+        raise kind(f"{target!s:.200}: {reason}; {kept}") from None

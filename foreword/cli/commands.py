@@ -4,7 +4,7 @@ In: arguments. Out: an exit code. Does not know what a command does.
 """
 
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -17,12 +17,18 @@ from foreword.cli import (
     evaluate,
     generate,
     lm_eval,
+    options,
     prompts,
     serve,
     show,
     train,
 )
 from foreword.errors import ForewordError
+
+# typer brings click, or a copy of it, and this class of it under no name of its own.
+CLICK_ERROR: Any = next(
+    one for one in typer.BadParameter.__mro__ if one.__name__ == "ClickException"
+)
 
 app = typer.Typer(
     name="foreword",
@@ -32,15 +38,15 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-app.command("train")(train.command)
-app.command("generate")(generate.command)
-app.command("chat")(chat.command)
-app.command("eval")(evaluate.command)
-app.command("compare")(compare.command)
+app.command("train")(options.checked(train.command))
+app.command("generate")(options.checked(generate.command))
+app.command("chat")(options.checked(chat.command))
+app.command("eval")(options.checked(evaluate.command))
+app.command("compare")(options.checked(compare.command))
 app.command("lm-eval", context_settings=lm_eval.PASS_ON)(lm_eval.command)
-app.command("show")(show.command)
-app.command("doctor")(doctor.command)
-app.command("serve")(serve.command)
+app.command("show")(options.checked(show.command))
+app.command("doctor")(options.checked(doctor.command))
+app.command("serve")(options.checked(serve.command))
 app.add_typer(prompts.app, name="prompts")
 
 
@@ -63,9 +69,26 @@ def _options(
 def main() -> None:
     """Run the command line; the exit code is the error's own."""
     try:
-        app()
+        sys.exit(app(standalone_mode=False) or 0)
     except ForewordError as error:
-        Console(stderr=True, soft_wrap=True, markup=False, highlight=False).print(f"error: {error}")
+        _say(str(error))
         sys.exit(error.exit_code)
+    except CLICK_ERROR as error:
+        if type(error).__name__ == "NoArgsIsHelpError":
+            error.show()
+        else:
+            context = getattr(error, "ctx", None)
+            more = f"; see {context.command_path} --help" if context else ""
+            _say(" ".join(error.format_message().split()).rstrip(".") + more)
+        sys.exit(error.exit_code)
+    except typer.Abort:
+        _say("aborted")
+        sys.exit(1)
     except BrokenPipeError:
         sys.exit(0)
+
+
+def _say(message: str) -> None:
+    printed = Console(stderr=True, soft_wrap=True, markup=False, highlight=False)
+    line = "".join(one if one.isprintable() else repr(one)[1:-1] for one in message)
+    printed.print(f"error: {line}")

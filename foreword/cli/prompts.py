@@ -33,6 +33,7 @@ def _store(prompts: str) -> "Store":
 
 
 @app.command("list")
+@options.checked
 def list_command(prompts: Directory = "prompts", as_json: AsJson = False) -> None:
     """List names, current versions and aliases.
 
@@ -57,6 +58,7 @@ def list_command(prompts: Directory = "prompts", as_json: AsJson = False) -> Non
 
 
 @app.command("add")
+@options.checked
 def add_command(
     name: Annotated[str, typer.Argument(help="the name that clients will ask for")],
     source: Annotated[str, typer.Argument(help="directory of a trained prompt")],
@@ -74,6 +76,7 @@ def add_command(
 
 
 @app.command("remove")
+@options.checked
 def remove_command(reference: Reference, prompts: Directory = "prompts") -> None:
     """Remove a name with all its versions, one version, or an alias.
 
@@ -88,6 +91,7 @@ def remove_command(reference: Reference, prompts: Directory = "prompts") -> None
 
 
 @app.command("alias")
+@options.checked
 def alias_command(
     alias: Annotated[str, typer.Argument(help="the other name")],
     reference: Annotated[str, typer.Argument(help="NAME, or NAME@VERSION to stay at one version")],
@@ -101,6 +105,7 @@ def alias_command(
 
 
 @app.command("show")
+@options.checked
 def show_command(
     reference: Reference, prompts: Directory = "prompts", as_json: AsJson = False
 ) -> None:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from foreword.prompt.prefix import Prefix
     from foreword.prompt.soft_prompt import SoftPrompt
 
+MOST_NEAREST = 100  # a table of more is not read
 SIDES = ("keys", "values", "recurrent")
 
 
@@ -54,8 +55,8 @@ def command(
     """
     if (directory is None) == (prompt is None):
         raise InputError("which prompt? give one directory, as PROMPT or in --prompt")
-    if nearest < 1:
-        raise InputError(f"--nearest must be at least 1, got {nearest}")
+    if not 1 <= nearest <= MOST_NEAREST:
+        raise InputError(f"--nearest must be from 1 to {MOST_NEAREST}, got {nearest}")
     if png:
         from foreword.evaluation import plots
 
