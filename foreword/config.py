@@ -166,8 +166,28 @@ class DataConfig:
         check_types(self)
         if (self.template is None) != (self.label_column is None):
             raise InputError("--template and --label-column go together: give both or neither")
+        plain = [name for name in ("prompt", "completion") if self._is_set(f"{name}_column")]
+        if self.template is not None and (plain or self._is_set("messages_column")):
+            raise InputError("--template writes the rows: leave the options of other columns out")
+        if plain and self._is_set("messages_column"):
+            raise InputError(
+                f"--messages-column and --{plain[0]}-column name two kinds of rows: leave one out"
+            )
         if self.template is not None and not TEMPLATE_FIELD.search(self.template):
             raise InputError(f"--template must contain a {{column}}, got {self.template!r}")
+
+    def _is_set(self, name: str) -> bool:
+        return bool(getattr(self, name) != getattr(DataConfig, name))
+
+    @property
+    def names_text(self) -> bool:
+        """Whether the columns of plain rows are named, so that no conversation is meant."""
+        return self._is_set("prompt_column") or self._is_set("completion_column")
+
+    @property
+    def names_messages(self) -> bool:
+        """Whether the column of conversations is named, so that no plain row is meant."""
+        return self._is_set("messages_column")
 
 
 @dataclass(frozen=True)
@@ -289,6 +309,20 @@ class TrainConfig:
         _above_zero(self, "learning_rate", "num_epochs")
         if not 0 <= self.warmup_share < 1:
             raise InputError(f"--warmup-share must be in [0, 1), got {self.warmup_share}")
+        if self.patience and not self.eval_every:
+            raise InputError(
+                f"--patience {self.patience} counts validations, and --eval-every 0 has one at the "
+                "end only: leave one of them out"
+            )
+        if self.num_steps is not None and self.num_epochs != TrainConfig.num_epochs:
+            raise InputError(
+                "--num-steps and --num-epochs both say how long: leave one of them out"
+            )
+        if (self.micro_batch_size or 1) > self.batch_size:
+            raise InputError(
+                f"--micro-batch-size {self.micro_batch_size} is more than the rows of a step, "
+                f"--batch-size {self.batch_size}"
+            )
         _not_negative(self, "weight_decay", "max_grad_norm", "eval_every", "patience", "seed")
 
     def _check_method(self) -> None:
@@ -368,6 +402,12 @@ class SamplingConfig:
         if self.repetition_penalty < COLDEST:
             raise InputError(
                 f"--repetition-penalty must be at least {COLDEST}, got {self.repetition_penalty}"
+            )
+
+        if self.top_p != 1 and not self.temperature:
+            raise InputError(
+                f"--top-p {self.top_p} is for sampling, and --temperature 0 is greedy: give a "
+                "--temperature above 0, or leave --top-p out"
             )
 
     def options(self) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import typer
 
 from foreword.cli import comparison, options
 from foreword.config import DataConfig, EvalConfig, ResamplingConfig
+from foreword.errors import InputError
 
 if TYPE_CHECKING:
     from foreword.evaluation.evaluation import Evaluation
@@ -45,6 +46,8 @@ def command(
     from foreword.evaluation.forgetting import forgetting, unrelated_text
     from foreword.evaluation.metrics import choose
 
+    if unrelated not in (None, "none") and prompt is None:
+        raise InputError("--unrelated says what a prompt forgets: give --prompt, or leave it out")
     examples = read_examples(data, columns)[: config.limit]
     choice = choose(config.metrics, [example.completion for example in examples])
     if predictions:

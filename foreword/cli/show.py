@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from foreword.prompt.prefix import Prefix
     from foreword.prompt.soft_prompt import SoftPrompt
 
+NEAREST = 3
 MOST_NEAREST = 100  # a table of more is not read
 SIDES = ("keys", "values", "recurrent")
 
@@ -36,7 +37,9 @@ def command(
         str | None,
         typer.Option(help="load this base model, to lay the prompt beside its vocabulary"),
     ] = None,
-    nearest: Annotated[int, typer.Option(help="vocabulary tokens for each virtual token")] = 3,
+    nearest: Annotated[
+        int, typer.Option(help="vocabulary tokens for each virtual token")
+    ] = NEAREST,
     other: Annotated[
         str | None, typer.Option("--with", help="directory of a prompt to compare with")
     ] = None,
@@ -57,6 +60,8 @@ def command(
         raise InputError("which prompt? give one directory, as PROMPT or in --prompt")
     if not 1 <= nearest <= MOST_NEAREST:
         raise InputError(f"--nearest must be from 1 to {MOST_NEAREST}, got {nearest}")
+    if nearest != NEAREST and model is None and text is None:
+        raise InputError("--nearest looks into the vocabulary of a model: give --model, too")
     if png:
         from foreword.evaluation import plots
 

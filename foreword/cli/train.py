@@ -12,6 +12,7 @@ from foreword.cli.conclusion import conclude, kept, where_it_goes_on
 from foreword.cli.progress import Stop, Trackers, check_trackers, folder_name, run, save
 from foreword.cli.run_output import claimed
 from foreword.config import DataConfig, EncodingConfig, TrainConfig
+from foreword.errors import InputError
 
 if TYPE_CHECKING:
     from foreword.backbone import Backbone
@@ -78,6 +79,8 @@ def command(
     one_each = seeds_of(config, seeds)
     if seeds > 1:
         check_for_seeds(validation, curves)
+    if config.patience and _share(validation) == 0:
+        raise InputError("--patience counts validations: give --validation rows, or leave it out")
     with claimed(
         output,
         [folder_of(Path(output), one.seed, seeds) for one in one_each],
@@ -209,8 +212,6 @@ def check_for_seeds(validation: str, curves: str | None) -> None:
     Raises:
         InputError: no validation rows, or one picture for several runs.
     """
-    from foreword.errors import InputError
-
     if _share(validation) == 0:
         raise InputError("--seeds keeps the best by validation: give --validation rows")
     if curves is not None:
@@ -234,7 +235,6 @@ def read(
 ) -> "tuple[Sequence[Example], Sequence[Example]]":
     """Read the training examples and the held-out ones, from a file or as a share."""
     from foreword.data.examples import read_examples, split_examples
-    from foreword.errors import InputError
 
     examples = read_examples(data, columns, config.task_column)
     share = _share(validation)

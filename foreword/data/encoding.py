@@ -23,6 +23,7 @@ from foreword.errors import DataError, InputError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
+NO_LIMIT = 1 << 30  # tokens
 _PROBE = "foreword-probe"  # stands for an answer, to see what a chat template puts after one
 
 
@@ -180,11 +181,13 @@ def encode_examples(
     processor: "ProcessorMixin | None" = None,
     *,
     are_pairs: bool = False,
+    pair_rooms: tuple[int, int] = (NO_LIMIT, NO_LIMIT),
 ) -> tuple[list[Row], EncodingReport]:
     """Every example as a row, in the order given, and what became of them; see `encode`.
 
     `are_pairs`: what is before the answer is for an encoder and the answer for a decoder: each is
-    a text of its own, with the special tokens that the tokenizer adds.
+    a text of its own, with the special tokens that the tokenizer adds, and with a room of its own
+    in tokens, `pair_rooms`.
     """
     rows, num_truncated = [], 0
     for example in examples:
@@ -193,7 +196,11 @@ def encode_examples(
             if are_pairs
             else _encode_whole(example, tokenizer, config, processor)
         )
-        rows.append(replace(_fit(whole, config, context_length), task=example.task))
+        if are_pairs:
+            whole_or_cut = _fit_pair(whole, config, *pair_rooms)
+        else:
+            whole_or_cut = _fit(whole, config, context_length)
+        rows.append(replace(whole_or_cut, task=example.task))
         num_truncated += len(rows[-1].input_ids) < len(whole.input_ids)
     return rows, EncodingReport(
         num_rows=len(rows),
@@ -289,6 +296,31 @@ def _fit(row: Row, config: EncodingConfig, context_length: int) -> Row:
             f"or sounds is not cut: shorten it{longer}"
         )
     return replace(row, input_ids=row.input_ids[length - limit :])
+
+
+def _fit_pair(row: Row, config: EncodingConfig, text_room: int, labels_room: int) -> Row:
+    """Cut the start of the text that an encoder reads, where it is too long and may be cut; labels
+    are never cut.
+    """
+    labels, length = row.num_labels, len(row.input_ids) - row.num_labels
+    if labels > labels_room:
+        raise DataError(
+            f"{row.source}: labels of {labels} tokens, at most {labels_room} fit: shorten "
+            "the answer"
+        )
+    longest = (config.max_length or NO_LIMIT) - labels
+    room = min(text_room, longest)
+    if length <= room:
+        return row
+    longer = ", raise --max-length" if longest < text_room else ""
+    if room < 1:
+        raise DataError(f"{row.source}: labels of {labels} tokens leave no room for text{longer}")
+    if not config.truncate:
+        raise DataError(
+            f"{row.source}: text of {length} tokens, at most {room} fit: shorten the row{longer} "
+            "or cut the start of long rows with --truncate"
+        )
+    return replace(row, input_ids=row.input_ids[length - room :])
 
 
 def _prompt_text(

@@ -194,7 +194,8 @@ def _example(row: dict[str, Any], source: str, config: DataConfig) -> Example:
     if config.template is not None and config.label_column is not None:
         prompt = _fill(config.template, row)
         completion = _column(row, config.label_column, "--label-column")
-    elif config.messages_column in row:
+    elif config.names_messages or (config.messages_column in row and not config.names_text):
+        _column(row, config.messages_column, "--messages-column")
         return _conversation(row[config.messages_column], config.messages_column, source)
     elif config.prompt_column not in row and config.completion_column not in row:
         raise DataError(

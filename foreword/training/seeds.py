@@ -28,8 +28,10 @@ def seeds_of(config: TrainConfig, count: int) -> list[TrainConfig]:
     Raises:
         InputError: fewer than one, or more than anybody waits for.
     """
-    if not 1 <= count <= MOST_SEEDS:
-        raise InputError(f"--seeds must be from 1 to {MOST_SEEDS}, got {count}")
+    if count < 1:
+        raise InputError(f"--seeds must be at least 1, got {count}")
+    if count > MOST_SEEDS:
+        raise InputError(f"--seeds must be at most {MOST_SEEDS}, got {count}")
     return [replace(config, seed=config.seed + index) for index in range(count)]
 
 

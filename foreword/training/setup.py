@@ -24,7 +24,7 @@ from foreword.training.distributed import Ranks
 from foreword.training.facts import describe, run_identity
 from foreword.training.gradient_checkpointing import with_gradient_checkpointing
 from foreword.training.packing import packed_decoder
-from foreword.training.rows import AnyExample, check_tasks, encode_rows
+from foreword.training.rows import AnyExample, check_tasks, encode_rows, overlap
 from foreword.training.run import Run
 from foreword.training.state import TrainState
 
@@ -74,6 +74,11 @@ def prepare(
     held_out, _ = encode_rows(backbone, validation, config, encoding_config)
     if not rows:
         raise InputError("no examples to train on; give at least one")
+    if config.patience and not held_out:
+        raise InputError(
+            "--patience counts validations without a better one, and there are no validation rows: "
+            "give some, or leave it out"
+        )
     if config.method == "multitask":
         check_tasks(rows, held_out)
     if is_open:
@@ -89,7 +94,7 @@ def prepare(
         method = start.bound(stored.method(backbone.device), initial, rows, run.config)
         notices = [notice] if (notice := stored.changed_environment(identity)) else []
     else:
-        notices += said
+        notices += [*said, *([found] if (found := overlap(rows, held_out)) else [])]
         method = start.begin(backbone, initial, rows, run.config)
         method.facts = describe(backbone, run.config, encoding_config, rows)
         method.facts["training"] |= chosen
