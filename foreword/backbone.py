@@ -111,11 +111,13 @@ class Backbone:
             dtype: "auto" is float32 on a CPU and the checkpoint's own on an accelerator.
             device: "auto" is the accelerator where there is one.
             revision: of a Hub id.
-            tokenizer: where the checkpoint's own needs code of its own, which is never run.
-            **kwargs: more arguments of transformers' `from_pretrained`.
+            tokenizer: where the checkpoint's own needs code of its own, which is not run.
+            **kwargs: more arguments of transformers' `from_pretrained`. Code out of a checkpoint
+                runs only with `trust_remote_code=True` among them; nobody is asked.
 
         Raises:
-            InputError: no such model. UnsupportedError: a model that cannot be made exact.
+            InputError: no such model. UnsupportedError: a model that cannot be made exact, or that
+                needs code of its own.
         """
         source = hub.resolve(model)
         place = _device(device)

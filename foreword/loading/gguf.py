@@ -115,7 +115,11 @@ def _load_model(gguf: Path, header: _Header) -> Any:
 
     with _unsupported_family(header):
         model, loading = AutoModelForCausalLM.from_pretrained(
-            gguf.parent, gguf_file=gguf.name, dtype=torch.float32, output_loading_info=True
+            gguf.parent,
+            gguf_file=gguf.name,
+            dtype=torch.float32,
+            output_loading_info=True,
+            trust_remote_code=False,
         )
     if missing := sorted(loading["missing_keys"]):
         raise UnsupportedError(
@@ -155,7 +159,9 @@ def _load_tokenizer(gguf: Path, header: _Header) -> Any:
         adds_bos = split.adds_bos if adds_bos is None else adds_bos
     else:
         with _unsupported_family(header):
-            built = PreTrainedTokenizerFast.from_pretrained(gguf.parent, gguf_file=gguf.name)
+            built = PreTrainedTokenizerFast.from_pretrained(
+                gguf.parent, gguf_file=gguf.name, trust_remote_code=False
+            )
         backend = _without_invented_tokens(built.backend_tokenizer, header)
         adds_bos = built.add_bos_token
     ids = {name: header.of_tokenizer(f"{key}_token_id") for name, key in _SPECIAL_TOKENS.items()}
@@ -186,7 +192,7 @@ def _refuse_inexact_reload(tokenizer: Any, directory: Path, header: _Header) -> 
     from transformers import AutoTokenizer
 
     probe = "Steps:\n\n1. a  12, it's 3.14\n\t\u00e9 e\u0301 \u65e5\u672c \U0001f642  end "
-    again = AutoTokenizer.from_pretrained(directory)
+    again = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
     if again(probe)["input_ids"] != tokenizer(probe)["input_ids"]:
         raise UnsupportedError(
             f"{header.path}: transformers loads the tokenizer of this {header.family!r} model "

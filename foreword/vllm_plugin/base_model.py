@@ -83,13 +83,15 @@ def fingerprint_of(model: str, revision: str | None = None) -> dict[str, Any]:
 
     Empty where the checkpoint's tensors are not laid out as the model's own.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
+    from foreword.compat.transformers_api import code_refused
+    from foreword.loading.checkpoint import load_config
     from foreword.model.capabilities import inspect_model
 
-    config = AutoConfig.from_pretrained(model, revision=revision)
-    with torch.device("meta"):
-        skeleton = AutoModelForCausalLM.from_config(config)
+    with code_refused(), torch.device("meta"):
+        config = load_config(model, model, revision)
+        skeleton = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     capabilities = inspect_model(skeleton)
     decoder = getattr(skeleton, capabilities.decoder)
     files = _files_of(model, revision)

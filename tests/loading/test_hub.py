@@ -298,7 +298,7 @@ def test_tokenizer_that_reloads_as_another_is_refused(
     tmp_path: Path, converted: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = AutoTokenizer.from_pretrained(converted)
-    monkeypatch.setattr(AutoTokenizer, "from_pretrained", lambda directory: other)
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", lambda directory, **_: other)
     refused(UnsupportedError, write_gguf(tmp_path / "m.gguf", pre="gpt-2"), "tokenizer", "'llama'")
 
 
