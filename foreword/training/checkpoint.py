@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from foreword.errors import ArtifactError, InputError
 from foreword.prompt.history import History
 from foreword.prompt.soft_prompt import SoftPrompt
+from foreword.prompt.tensor_file import read_tensors
 from foreword.training.methods.method import Method, restored, task_prompts
 
 STATE_FILE = "training_state.safetensors"
@@ -181,11 +181,10 @@ def read_state(path: Path) -> StoredState:
         ArtifactError: damaged, or another kind of file.
     """
     with damage_named(path):
-        with safe_open(path, framework="pt") as file:
-            facts = json.loads((file.metadata() or {})[METADATA_NAME])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        found = read_tensors(path)
+        facts = json.loads(found.metadata[METADATA_NAME])
         if facts["version"] == STATE_VERSION:
-            return StoredState(path, facts, tensors)
+            return StoredState(path, facts, found.tensors)
     raise ArtifactError(
         f"{path}: state version {facts['version']!r}, expected {STATE_VERSION}; go on with the "
         "release of foreword that wrote it"
@@ -196,7 +195,7 @@ def read_state(path: Path) -> StoredState:
 def damage_named(path: Path) -> Iterator[None]:
     try:
         yield
-    except (SafetensorError, OSError, ValueError, LookupError, TypeError, AttributeError,
+    except (OSError, ValueError, LookupError, TypeError, AttributeError,
             RecursionError, RuntimeError) as error:  # fmt: skip
         raise ArtifactError(
             f"{path}: not a training state of foreword, or a damaged one ({error!r}); remove it "
