@@ -25,6 +25,7 @@ from foreword.model.fingerprint import (
     check_shapes,
     check_width,
     compute_fingerprint,
+    samples_of,
     shapes_of,
 )
 from foreword.model.head import logits
@@ -327,9 +328,8 @@ class Backbone:
         if self._fingerprint is None:
             is_quantized = bool(getattr(self.model, "is_quantized", False))
             whole = self.model if self.capabilities.encoder else self.decoder
-            self._fingerprint = compute_fingerprint(
-                whole, self.embed, self.capabilities, is_quantized
-            )
+            samples = None if is_quantized else samples_of(self.model)
+            self._fingerprint = compute_fingerprint(whole, self.embed, self.capabilities, samples)
         return self._fingerprint
 
     def _prefix(self, prompt: Prompt, needs_grad: bool) -> Prefix | None:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from foreword.errors import ArtifactError, InputError
+from foreword.model.fingerprint import as_known_to
 from foreword.prompt.history import History
 from foreword.prompt.soft_prompt import SoftPrompt
 from foreword.prompt.tensor_file import read_tensors
@@ -24,6 +25,7 @@ from foreword.training.methods.method import Method, restored, task_prompts
 STATE_FILE = "training_state.safetensors"
 STATE_VERSION = 2
 ENVIRONMENT = "environment"  # of a run's identity: what may change between its processes
+BASE = "the base model"  # of a run's identity: its fingerprint
 METADATA_NAME = "foreword_training_state"
 
 CPU = torch.device("cpu")
@@ -150,6 +152,8 @@ class StoredState:
             if name == ENVIRONMENT:
                 continue
             theirs = self.facts["identity"].get(name)
+            if name == BASE and isinstance(theirs, str):
+                ours = _as_known_to(theirs, ours)
             if isinstance(ours, dict) and isinstance(theirs, dict):
                 differing += [
                     f"--{option.replace('_', '-')} was {theirs.get(option)!r}, is {value!r}"
@@ -189,6 +193,13 @@ def read_state(path: Path) -> StoredState:
         f"{path}: state version {facts['version']!r}, expected {STATE_VERSION}; go on with the "
         "release of foreword that wrote it"
     )
+
+
+def _as_known_to(theirs: str, ours: str) -> str:
+    """Return the base's fingerprint as the version of a state's would have it."""
+    with contextlib.suppress(ValueError, TypeError):
+        return json.dumps(as_known_to(json.loads(theirs), json.loads(ours)), sort_keys=True)
+    return ours
 
 
 @contextlib.contextmanager

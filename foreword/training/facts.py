@@ -18,7 +18,7 @@ from foreword.data import encoding
 from foreword.data.encoding import Row
 from foreword.prompt import artifact
 from foreword.prompt.soft_prompt import SoftPrompt
-from foreword.training.checkpoint import ENVIRONMENT
+from foreword.training.checkpoint import BASE, ENVIRONMENT
 
 
 def describe(
@@ -90,7 +90,7 @@ def run_identity(
     }
     return {
         ENVIRONMENT: environment,
-        "the base model": json.dumps(backbone.fingerprint(), sort_keys=True),
+        BASE: json.dumps(backbone.fingerprint(), sort_keys=True),
         "the training rows": _hash_rows(rows),
         "the validation rows": _hash_rows(held_out),
         "the prompt to start from": initial.content_hash if initial else None,
