@@ -26,6 +26,7 @@ from foreword.model.fingerprint import (
     check_shapes,
     check_width,
     compute_fingerprint,
+    samples_of,
     shapes_of,
 )
 from foreword.model.head import logits
@@ -113,11 +114,13 @@ class Backbone:
             dtype: "auto" is float32 on a CPU and the checkpoint's own on an accelerator.
             device: "auto" is the accelerator where there is one.
             revision: of a Hub id.
-            tokenizer: where the checkpoint's own needs code of its own, which is never run.
-            **kwargs: more arguments of transformers' `from_pretrained`.
+            tokenizer: where the checkpoint's own needs code of its own, which is not run.
+            **kwargs: more arguments of transformers' `from_pretrained`. Code out of a checkpoint
+                runs only with `trust_remote_code=True` among them; nobody is asked.
 
         Raises:
-            InputError: no such model. UnsupportedError: a model that cannot be made exact.
+            InputError: no such model. UnsupportedError: a model that cannot be made exact, or that
+                needs code of its own.
         """
         source = hub.resolve(model)
         place = _device(device)
@@ -335,9 +338,8 @@ class Backbone:
         if self._fingerprint is None:
             is_quantized = bool(getattr(self.model, "is_quantized", False))
             whole = self.model if self.capabilities.encoder else self.decoder
-            self._fingerprint = compute_fingerprint(
-                whole, self.embed, self.capabilities, is_quantized
-            )
+            samples = None if is_quantized else samples_of(self.model)
+            self._fingerprint = compute_fingerprint(whole, self.embed, self.capabilities, samples)
         return self._fingerprint
 
     def tokenizer_facts(self) -> dict[str, Any] | None:

@@ -14,14 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from foreword.config import BEFORE, EncodingConfig
 from foreword.data.tokenizer_facts import NAMES, NUM_DIGITS
 from foreword.errors import ArtifactError, InputError
+from foreword.model.fingerprint import as_known_to
 from foreword.prompt.history import History
 from foreword.prompt.soft_prompt import SoftPrompt
+from foreword.prompt.tensor_file import read_tensors
 from foreword.training.methods.method import Method, restored, task_prompts
 
 STATE_FILE = "training_state.safetensors"
@@ -29,6 +30,7 @@ STATE_VERSION = 2
 ENVIRONMENT = "environment"  # of a run's identity: what may change between its processes
 LATER = ("the base's dtype", *NAMES.values())  # unknown to states of release 0.1
 NEWER = ("opening", "start_token", "special_tokens")  # options that such runs began without
+BASE = "the base model"  # of a run's identity: its fingerprint
 METADATA_NAME = "foreword_training_state"
 
 CPU = torch.device("cpu")
@@ -177,6 +179,8 @@ class StoredState:
             if name == ENVIRONMENT or (name in LATER and name not in recorded):
                 continue
             theirs = recorded.get(name)
+            if name == BASE and isinstance(theirs, str):
+                ours = _as_known_to(theirs, ours)
             if isinstance(ours, dict) and isinstance(theirs, dict):
                 differing += [
                     f"--{option.replace('_', '-')} was {theirs.get(option)!r}, is {value!r}"
@@ -208,22 +212,28 @@ def read_state(path: Path) -> StoredState:
         ArtifactError: damaged, or another kind of file.
     """
     with damage_named(path):
-        with safe_open(path, framework="pt") as file:
-            facts = json.loads((file.metadata() or {})[METADATA_NAME])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        found = read_tensors(path)
+        facts = json.loads(found.metadata[METADATA_NAME])
         if facts["version"] == STATE_VERSION:
-            return StoredState(path, facts, tensors)
+            return StoredState(path, facts, found.tensors)
     raise ArtifactError(
         f"{path}: state version {facts['version']!r}, expected {STATE_VERSION}; go on with the "
         "release of foreword that wrote it"
     )
 
 
+def _as_known_to(theirs: str, ours: str) -> str:
+    """Return the base's fingerprint as the version of a state's would have it."""
+    with contextlib.suppress(ValueError, TypeError):
+        return json.dumps(as_known_to(json.loads(theirs), json.loads(ours)), sort_keys=True)
+    return ours
+
+
 @contextlib.contextmanager
 def damage_named(path: Path) -> Iterator[None]:
     try:
         yield
-    except (SafetensorError, OSError, ValueError, LookupError, TypeError, AttributeError,
+    except (OSError, ValueError, LookupError, TypeError, AttributeError,
             RecursionError, RuntimeError) as error:  # fmt: skip
         raise ArtifactError(
             f"{path}: not a training state of foreword, or a damaged one ({error!r}); remove it "

@@ -20,7 +20,7 @@ from foreword.data.encoding import Row
 from foreword.data.tokenizer_facts import NAMES
 from foreword.prompt import artifact
 from foreword.prompt.soft_prompt import SoftPrompt
-from foreword.training.checkpoint import ENVIRONMENT
+from foreword.training.checkpoint import BASE, ENVIRONMENT
 
 
 def describe(
@@ -84,7 +84,7 @@ def run_identity(
     known = backbone.tokenizer_facts() or {}
     return {
         ENVIRONMENT: environment,
-        "the base model": json.dumps(backbone.fingerprint(), sort_keys=True),
+        BASE: json.dumps(backbone.fingerprint(), sort_keys=True),
         "the base's dtype": str(backbone.dtype).removeprefix("torch."),
         **{name: known.get(key) for key, name in NAMES.items()},
         "the training rows": _hash_rows(rows),

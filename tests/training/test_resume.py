@@ -244,6 +244,19 @@ def test_a_truncated_state_is_refused(backbone: Backbone, tmp_path: Path) -> Non
         trained(backbone, tmp_path)
 
 
+def test_a_state_that_was_read_is_not_its_file(backbone: Backbone, tmp_path: Path) -> None:
+    stored = stopped(backbone, tmp_path, 2)
+    before = {name: tensor.clone() for name, tensor in stored.tensors.items()}
+    with (tmp_path / STATE_FILE).open("r+b") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(0)
+        file.write(b"\x11" * size)
+        file.flush()
+        assert all(torch.equal(stored.tensors[name], before[name]) for name in before)
+        file.truncate(0)  # under tensors that are mapped, this ends the process
+    assert all(torch.equal(stored.tensors[name], before[name]) for name in before)
+
+
 def test_resume_needs_a_directory(backbone: Backbone) -> None:
     with pytest.raises(InputError, match="resume needs checkpoint"):
         list(train(backbone, ROWS, CONFIG, resume=True))
