@@ -76,8 +76,8 @@ def answers(
     max_new_tokens: int = 128,
     **options: Any,
 ) -> Iterator[Answer]:
-    """Answer texts in left-padded batches, in order; greedy unless `options` of `generate` say
-    otherwise.
+    """Answer texts in left-padded batches, in order, with the likeliest ids unless `options` of
+    `generate` say otherwise.
     """
     config = config or encoding_of(prompt)
     prefix = backbone.compile(prompt) if isinstance(prompt, SoftPrompt) else prompt
@@ -103,7 +103,7 @@ def answer_rows(
     for each; an answer ends before the first of `stop_ids`.
     """
     ids, mask = left_padded([list(row.input_ids) for row in rows], backbone.padding_id)
-    output = backbone.generate(
+    output = backbone.without_habits().generate(
         prefix,
         ids.to(backbone.device),
         mask.to(backbone.device),
@@ -138,7 +138,7 @@ def stream(
 
     def run() -> None:
         try:
-            backbone.generate(
+            backbone.without_habits().generate(
                 prompt,
                 ids,
                 torch.ones_like(ids),

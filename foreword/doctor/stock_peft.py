@@ -19,6 +19,7 @@ from foreword.compat.transformers_api import GENERATE_CACHE
 from foreword.doctor.finding import Finding
 from foreword.doctor.trial import Trial, left_padded
 from foreword.doctor.trials import make_trial
+from foreword.generation.habits import without_habits
 from foreword.prompt.soft_prompt import SoftPrompt
 
 Output = tuple[list[Tensor], Any]  # the rows as they were given, and what was generated from them
@@ -44,7 +45,9 @@ def peft_findings(
         # PEFT warns on right and on wrong results alike; the findings say which is which.
         warnings.simplefilter("ignore")
         try:
-            model = PeftModel.from_pretrained(weights_shared(backbone.model), directory).eval()
+            model = PeftModel.from_pretrained(
+                weights_shared(without_habits(backbone.model)), directory
+            ).eval()
         except Exception as error:
             return [_raised("stock PEFT loading", error)]
         return [_finding(f"stock PEFT, {name}", case, trial, model) for name, case in CASES.items()]
