@@ -5,7 +5,7 @@ as the prompt's training encoded them. Knows no files and prints nothing.
 """
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -111,7 +111,7 @@ def answer_rows(
         eos_token_id=stop_ids,
         pad_token_id=backbone.padding_id,
         **batches.collate_media(rows),
-        **({"do_sample": False} | options),
+        **chosen(options),
     )
     # With an encoder, a sequence begins with the decoder's own start.
     num_given = 1 if backbone.capabilities.encoder else ids.shape[1]
@@ -148,7 +148,7 @@ def stream(
                 streamer=streamer,
                 stopping_criteria=[stop],
                 **batches.collate_media([row]),
-                **({"do_sample": False} | options),
+                **chosen(options),
             )
         except BaseException as error:
             failures.append(error)
@@ -163,6 +163,14 @@ def stream(
         worker.join()
     if failures:
         raise failures[0]
+
+
+def chosen(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return how ids are chosen: greedily unless `options` of `generate` say otherwise, and drawn
+    from all ids where they name no `top_k`: transformers would take 50.
+    """
+    drawn = {"top_k": 0} if options.get("do_sample") else {}
+    return {"do_sample": False, **drawn, **options}
 
 
 def encode(

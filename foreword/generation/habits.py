@@ -27,5 +27,4 @@ def neutral(config: GenerationConfig) -> GenerationConfig:
     for name in vars(GenerationConfig()):
         if not name.startswith("_") and name not in KEPT:
             setattr(plain, name, None)
-    plain.top_k = 0  # where it says nothing, transformers samples from 50 ids
     return plain

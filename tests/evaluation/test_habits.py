@@ -127,7 +127,7 @@ def test_options_of_the_call_still_count() -> None:
     for options in ({"repetition_penalty": 2.0}, {"do_sample": True, "temperature": 3.0}):
         torch.manual_seed(5)
         found = model.without_habits().generate(
-            prompt, torch.tensor([ids]), max_new_tokens=NUM_NEW, **options
+            prompt, torch.tensor([ids]), max_new_tokens=NUM_NEW, **chat.chosen(options)
         )
         torch.manual_seed(5)
         wished = oracle.generate(
