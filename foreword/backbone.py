@@ -15,7 +15,7 @@ from torch import Tensor
 from foreword.data import tokenizer_facts
 from foreword.data.batches import Batch
 from foreword.errors import InputError, MismatchError, UnsupportedError
-from foreword.generation import encoder_decoder, generate, model_view
+from foreword.generation import encoder_decoder, generate, habits, model_view
 from foreword.loading import checkpoint, hub, quantized
 from foreword.model import checks
 from foreword.model.capabilities import Capabilities, inspect_model
@@ -93,6 +93,7 @@ class Backbone:
         self._fingerprint: dict[str, Any] | None = None
         self._tokenizer_facts: tuple[Any, dict[str, Any] | None] = (None, None)
         self._one_token: States | None = None
+        self._plain: Backbone | None = None  # the view without habits
         self._embedding_scale = self.passes.embedding_scale
         self._is_media_proved = capabilities.is_tested
 
@@ -136,8 +137,18 @@ class Backbone:
     def with_passes(self, passes: ForwardPasses) -> "Backbone":
         """Return a view of this backbone whose passes are others, over the same weights."""
         view = copy.copy(self)
-        view.passes = passes
+        view.passes, view._plain = passes, None
         return view
+
+    def without_habits(self) -> "Backbone":
+        """Return a view of this backbone that generates the likeliest ids unless a call says
+        otherwise, whatever the model's own generation configuration says.
+        """
+        if self._plain is None:
+            self._plain = self.with_passes(self.passes.over(habits.without_habits(self.model)))
+        # Anew each time: the user may have set another start.
+        self._plain.model.generation_config = habits.neutral(self.model.generation_config)
+        return self._plain
 
     @property
     def model(self) -> Any:
@@ -252,6 +263,8 @@ class Backbone:
             input_ids: `[B, T]`, padded on either side; the encoder's where one reads text.
             attention_mask: `[B, T]`; with `past_key_values`, one column for every token so far.
             **kwargs: what `generate` takes; the features of an encoder that hears.
+
+        The model's own generation configuration counts as in transformers, beneath the call's.
 
         Returns:
             What `generate` returns: sequences begin with `input_ids`, or as a decoder with an

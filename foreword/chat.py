@@ -5,7 +5,7 @@ as the prompt's training encoded them. Knows no files and prints nothing.
 """
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -129,8 +129,8 @@ def answers(
     max_new_tokens: int = 128,
     **options: Any,
 ) -> Iterator[Answer]:
-    """Answer texts in left-padded batches, in order; greedy unless `options` of `generate` say
-    otherwise.
+    """Answer texts in left-padded batches, in order, with the likeliest ids unless `options` of
+    `generate` say otherwise.
     """
     check_template(backbone, prompt)
     config = config or encoding_of(prompt)
@@ -182,7 +182,7 @@ def _answer_batch(
     **options: Any,
 ) -> Iterator[Answer]:
     ids, mask = left_padded([list(row.input_ids) for row in rows], backbone.padding_id)
-    output = backbone.generate(
+    output = backbone.without_habits().generate(
         prefix,
         ids.to(backbone.device),
         mask.to(backbone.device),
@@ -190,7 +190,7 @@ def _answer_batch(
         eos_token_id=stop_ids,
         pad_token_id=backbone.padding_id,
         **batches.collate_media(rows),
-        **({"do_sample": False} | options),
+        **chosen(options),
     )
     # With an encoder, a sequence begins with the decoder's own start.
     num_given = 1 if backbone.capabilities.encoder else ids.shape[1]
@@ -218,7 +218,7 @@ def stream(
 
     def run() -> None:
         try:
-            backbone.generate(
+            backbone.without_habits().generate(
                 prompt,
                 ids,
                 torch.ones_like(ids),
@@ -228,7 +228,7 @@ def stream(
                 streamer=streamer,
                 stopping_criteria=[stop],
                 **batches.collate_media([row]),
-                **({"do_sample": False} | options),
+                **chosen(options),
             )
         except BaseException as error:
             failures.append(error)
@@ -243,6 +243,14 @@ def stream(
         worker.join()
     if failures:
         raise failures[0]
+
+
+def chosen(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return how ids are chosen: greedily unless `options` of `generate` say otherwise, and drawn
+    from all ids where they name no `top_k`: transformers would take 50.
+    """
+    drawn = {"top_k": 0} if options.get("do_sample") else {}
+    return {"do_sample": False, **drawn, **options}
 
 
 def encode(

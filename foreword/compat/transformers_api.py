@@ -3,7 +3,7 @@
 In: the installed release. Out: the names of a cache, the cache's classes and layers, attention's
 and outputs' classes. How a release differs is read off its signatures and attributes, not its
 number: releases up to 5.23 call a cache `past_key_values` or `cache_params`, later ones `cache`.
-The two hooks of `generate` that are overridden are in `generation.model_view`. Knows no prompt.
+The three hooks of `generate` that are overridden are in `generation.model_view`. Knows no prompt.
 """
 
 import contextlib
