@@ -7,6 +7,7 @@ is behind this class, in the rooms `model` and `generation`. It knows ids, not t
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -227,15 +228,17 @@ class Backbone:
             return prompt
         self.check(prompt)
         key = prompt.content_hash
+        # A prefix is a state of this very model, whatever its prompt's file says.
+        base = {"name": self.name, "revision": self.revision, "fingerprint": self.fingerprint()}
+        facts = dict(prompt.facts) | {"base": base}
 
         def compute() -> Prefix:
             with torch.no_grad():
-                states = self.prefill(prompt).map(Tensor.clone)
-            # A prefix is a state of this very model, whatever its prompt's file says.
-            base = {"name": self.name, "revision": self.revision, "fingerprint": self.fingerprint()}
-            return Prefix(states, key, dict(prompt.facts) | {"base": base})
+                return Prefix(self.prefill(prompt).map(Tensor.clone), key, facts)
 
-        return self._compiled.get(key, compute)
+        found = self._compiled.get(key, compute)
+        # Prompts of the same values may say different things of themselves.
+        return found if found.facts == facts else replace(found, facts=facts)
 
     def prefill(self, prompt: SoftPrompt) -> PrefixStates:
         """Return what rows start from behind a prompt, with gradient to it."""

@@ -87,8 +87,9 @@ def kept_tensors(model: Module) -> list[tuple[str, Tensor]]:
 
 
 def spread(shape: Sequence[int]) -> Tensor:
-    """Return the places of up to `NUM_NUMBERS` numbers of a tensor, `[dimensions, numbers]`: one in
-    each of as many equal parts, not at the same place in each, so that no row or column is favoured.
+    """Return the places of up to `NUM_NUMBERS` numbers of a tensor, `[dimensions, numbers]`.
+
+    One is in each of as many equal parts, at another place in each: no row or column is favoured.
     """
     if not shape:
         return torch.zeros(0, 1, dtype=torch.long)

@@ -161,7 +161,8 @@ def _numbers(path: Path, name: str) -> Tensor:
     with safe_open(path, framework="pt") as file:
         part = file.get_slice(name)
         if not part.get_shape():
-            return file.get_tensor(name).flatten()
+            scalar: Tensor = file.get_tensor(name)
+            return scalar.flatten()
         places = spread(part.get_shape()).T.tolist()
         found = [part[tuple(slice(i, i + 1) for i in place)].flatten() for place in places]
         return torch.cat(found)
