@@ -32,7 +32,7 @@ from foreword.model.media import split_media
 from foreword.model.passes import ForwardPasses, LabelStates
 from foreword.prompt.prefix import CompiledPrefixes, Prefix, PrefixBatch, no_prefixes
 from foreword.prompt.soft_prompt import SoftPrompt
-from foreword.prompt.states import DeferredPrompt, PrefixStates, States
+from foreword.prompt.states import DeferredPrompt, PrefixStates, States, row_major
 from foreword.verification.media import prove as prove_media
 from foreword.verification.proof import prove
 
@@ -206,7 +206,7 @@ class Backbone:
 
         def compute() -> Prefix:
             with torch.no_grad():
-                states = self.prefill(prompt).map(Tensor.clone)
+                states = self.prefill(prompt).map(row_major)
             # A prefix is a state of this very model, whatever its prompt's file says.
             base = {"name": self.name, "revision": self.revision, "fingerprint": self.fingerprint()}
             return Prefix(states, key, dict(prompt.facts) | {"base": base})

@@ -19,6 +19,7 @@ from torch import Tensor
 from foreword.errors import ArtifactError, InputError
 from foreword.prompt.history import History
 from foreword.prompt.soft_prompt import SoftPrompt
+from foreword.prompt.states import row_major
 from foreword.training.methods.method import Method, restored, task_prompts
 
 STATE_FILE = "training_state.safetensors"
@@ -183,7 +184,8 @@ def read_state(path: Path) -> StoredState:
     with damage_named(path):
         with safe_open(path, framework="pt") as file:
             facts = json.loads((file.metadata() or {})[METADATA_NAME])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            names = list(file.keys())
+            tensors = {name: row_major(file.get_tensor(name)) for name in names}
         if facts["version"] == STATE_VERSION:
             return StoredState(path, facts, tensors)
     raise ArtifactError(
