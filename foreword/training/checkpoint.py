@@ -44,6 +44,7 @@ class Progress:
         seconds: that the steps took, those of earlier processes included.
         latest: seconds that the latest step took.
         is_finished: no step is left, or the run was stopped early.
+        scale_exponent: of the loss scale, over a base in float16; see `loss_scale`.
     """
 
     step: int = 0
@@ -55,6 +56,7 @@ class Progress:
     seconds: float = 0.0
     latest: float = 0.0
     is_finished: bool = False
+    scale_exponent: int = 12
 
 
 @dataclass(frozen=True, eq=False)
