@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from foreword.data.batches import Batch
+from foreword.data.encoding import Row
 from foreword.errors import InputError, MismatchError, UnsupportedError
 from foreword.generation import encoder_decoder, generate, model_view
 from foreword.loading import checkpoint, hub, quantized
@@ -167,18 +168,33 @@ class Backbone:
 
     @property
     def padding_id(self) -> int:
-        """An id to pad with; masks decide, so any valid id serves."""
+        """An id to pad with; masks decide, so any valid id serves: 0 where the tokenizer's own was
+        added to it, and the model has no embedding for it.
+        """
         found = getattr(self.tokenizer, "pad_token_id", None)
-        return found if isinstance(found, int) else 0
+        is_known = isinstance(found, int) and 0 <= found < self.capabilities.vocab_size
+        return found if is_known else 0
 
     def embed(self, input_ids: Tensor) -> Tensor:
         """Return the embeddings that the model computes for ids: `[..., T]` to `[..., T, H]`.
 
         They are what its `inputs_embeds` would have to be, after any scale that it applies to ids
         alone.
+
+        Raises:
+            InputError: ids for which the model has no embedding.
         """
+        checks.check_ids(input_ids, self.capabilities.vocab_size)
         embedded: Tensor = self.model.get_input_embeddings()(input_ids.to(self.device))
         return embedded * self._embedding_scale if self._embedding_scale != 1 else embedded
+
+    def check_row(self, row: Row) -> None:
+        """Refuse a row with a token for which the model has no embedding.
+
+        Raises:
+            DataError: names the row and the token.
+        """
+        checks.check_row(row.input_ids, row.source, self.capabilities.vocab_size, self.tokenizer)
 
     def check(self, prompt: SoftPrompt) -> None:
         """Refuse a prompt that was made for another base model, without any arithmetic.
@@ -289,13 +305,21 @@ class Backbone:
 
         Raises:
             UnsupportedError: media that the model does not read, or not behind a prefix.
-            InputError: media that does not fit the placeholders.
+            InputError: media that does not fit the placeholders, or ids that the model does not
+                have.
         """
+        if input_ids is not None:
+            checks.check_ids(input_ids, self.capabilities.vocab_size)
         self._prove_media(input_ids, attention_mask, media or {})
         return self.passes.hidden(batch, input_ids, attention_mask, media or {})
 
     def label_states(self, prefixes: PrefixBatch, batch: Batch) -> LabelStates:
-        """Return the hidden states before labels `[N, H]`, the labels `[N]` and rows `[N]`."""
+        """Return the hidden states before labels `[N, H]`, the labels `[N]` and rows `[N]`.
+
+        Raises:
+            InputError: ids that the model does not have.
+        """
+        checks.check_ids(batch.input_ids, self.capabilities.vocab_size)
         self._prove_media(batch.input_ids, batch.attention_mask, batch.media)
         return self.passes.label_states(prefixes, batch)
 

@@ -197,7 +197,9 @@ class ForewordLM(TemplateLM):
         ids = [*context, *labels]
         if len(ids) > self.room:
             log.warning("cutting the start of a context: %d tokens, %d fit", len(ids), self.room)
-        return Row(tuple(ids[-self.room :]), len(labels), "request")
+        row = Row(tuple(ids[-self.room :]), len(labels), "request")
+        self.backbone.check_row(row)
+        return row
 
     def _score(self, rows: list[Row]) -> list[tuple[float, bool]]:
         batch = batches.collate(rows, self.backbone.padding_id)

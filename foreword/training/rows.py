@@ -69,6 +69,7 @@ def encode_rows(
         said += [sentence] if (sentence := guards.truncation(report)) else []
     context = _context(backbone, config)
     for row in rows:
+        backbone.check_row(row)
         if row.num_labels >= len(row.input_ids):
             raise InputError(
                 f"{row.source}: every token is a label; a row needs one token before its answer"
