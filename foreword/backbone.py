@@ -172,8 +172,9 @@ class Backbone:
         added to it, and the model has no embedding for it.
         """
         found = getattr(self.tokenizer, "pad_token_id", None)
-        is_known = isinstance(found, int) and 0 <= found < self.capabilities.vocab_size
-        return found if is_known else 0
+        if isinstance(found, int) and 0 <= found < self.capabilities.vocab_size:
+            return found
+        return 0
 
     def embed(self, input_ids: Tensor) -> Tensor:
         """Return the embeddings that the model computes for ids: `[..., T]` to `[..., T, H]`.

@@ -259,6 +259,8 @@ class ForewordLM(TemplateLM):
         if not options["do_sample"]:
             options = {name: value for name, value in options.items() if name not in SAMPLING}
         rows = [Row(tuple(self._context(context, num_new)), 1, "request") for context in contexts]
+        for row in rows:
+            self.backbone.check_row(row)
         stop_ids = self._stop_ids(contexts[0], stops)
         if stops:
             options["stopping_criteria"] = StoppingCriteriaList([_Until(self.tokenizer, stops)])
