@@ -15,6 +15,7 @@ from torch import Tensor
 
 from foreword.data import tokenizer_facts
 from foreword.data.batches import Batch
+from foreword.data.encoding import Row
 from foreword.errors import InputError, MismatchError, UnsupportedError
 from foreword.generation import encoder_decoder, generate, habits, model_view
 from foreword.loading import checkpoint, hub, quantized
@@ -35,7 +36,7 @@ from foreword.model.media import split_media
 from foreword.model.passes import ForwardPasses, LabelStates
 from foreword.prompt.prefix import CompiledPrefixes, Prefix, PrefixBatch, no_prefixes
 from foreword.prompt.soft_prompt import SoftPrompt
-from foreword.prompt.states import DeferredPrompt, PrefixStates, States
+from foreword.prompt.states import DeferredPrompt, PrefixStates, States, row_major
 from foreword.verification.media import prove as prove_media
 from foreword.verification.proof import prove
 
@@ -184,18 +185,34 @@ class Backbone:
 
     @property
     def padding_id(self) -> int:
-        """An id to pad with; masks decide, so any valid id serves."""
+        """An id to pad with; masks decide, so any valid id serves: 0 where the tokenizer's own was
+        added to it, and the model has no embedding for it.
+        """
         found = getattr(self.tokenizer, "pad_token_id", None)
-        return found if isinstance(found, int) else 0
+        if isinstance(found, int) and 0 <= found < self.capabilities.vocab_size:
+            return found
+        return 0
 
     def embed(self, input_ids: Tensor) -> Tensor:
         """Return the embeddings that the model computes for ids: `[..., T]` to `[..., T, H]`.
 
         They are what its `inputs_embeds` would have to be, after any scale that it applies to ids
         alone.
+
+        Raises:
+            InputError: ids for which the model has no embedding.
         """
+        checks.check_ids(input_ids, self.capabilities.vocab_size)
         embedded: Tensor = self.model.get_input_embeddings()(input_ids.to(self.device))
         return embedded * self._embedding_scale if self._embedding_scale != 1 else embedded
+
+    def check_row(self, row: Row) -> None:
+        """Refuse a row with a token for which the model has no embedding.
+
+        Raises:
+            DataError: names the row and the token.
+        """
+        checks.check_row(row.input_ids, row.source, self.capabilities.vocab_size, self.tokenizer)
 
     def check(self, prompt: SoftPrompt) -> None:
         """Refuse a prompt that was made for another base model, without any arithmetic.
@@ -234,7 +251,7 @@ class Backbone:
 
         def compute() -> Prefix:
             with torch.no_grad():
-                return Prefix(self.prefill(prompt).map(Tensor.clone), key, facts)
+                return Prefix(self.prefill(prompt).map(row_major), key, facts)
 
         found = self._compiled.get(key, compute)
         # Prompts of the same values may say different things of themselves.
@@ -318,13 +335,21 @@ class Backbone:
 
         Raises:
             UnsupportedError: media that the model does not read, or not behind a prefix.
-            InputError: media that does not fit the placeholders.
+            InputError: media that does not fit the placeholders, or ids that the model does not
+                have.
         """
+        if input_ids is not None:
+            checks.check_ids(input_ids, self.capabilities.vocab_size)
         self._prove_media(input_ids, attention_mask, media or {})
         return self.passes.hidden(batch, input_ids, attention_mask, media or {})
 
     def label_states(self, prefixes: PrefixBatch, batch: Batch) -> LabelStates:
-        """Return the hidden states before labels `[N, H]`, the labels `[N]` and rows `[N]`."""
+        """Return the hidden states before labels `[N, H]`, the labels `[N]` and rows `[N]`.
+
+        Raises:
+            InputError: ids that the model does not have.
+        """
+        checks.check_ids(batch.input_ids, self.capabilities.vocab_size)
         self._prove_media(batch.input_ids, batch.attention_mask, batch.media)
         return self.passes.label_states(prefixes, batch)
 

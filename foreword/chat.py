@@ -271,7 +271,9 @@ def encode(
 def encode_row(backbone: Backbone, text: Text, config: EncodingConfig) -> encoding.Row:
     """Return a text before its answer as a row."""
     ids, media = encode(backbone, text, config)
-    return encoding.Row(tuple(ids), 1, "prompt", media)
+    row = encoding.Row(tuple(ids), 1, "prompt", media)
+    backbone.check_row(row)
+    return row
 
 
 def end_tokens(backbone: Backbone, text: Text, config: EncodingConfig) -> list[int]:

@@ -146,6 +146,7 @@ class _Mean(LogitsProcessor):
         self.num_prompts = num_prompts
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        logs = torch.log_softmax(scores, dim=-1).unflatten(0, (-1, self.num_prompts))
+        wide = scores.to(torch.promote_types(scores.dtype, torch.float32))
+        logs = torch.log_softmax(wide, dim=-1).unflatten(0, (-1, self.num_prompts))
         mean: Tensor = logs.logsumexp(dim=1) - math.log(self.num_prompts)
         return mean.repeat_interleave(self.num_prompts, dim=0)

@@ -248,6 +248,7 @@ def _rows(backbone: Backbone, subject: Subject, asked: Sequence[Example]) -> lis
         are_pairs=backbone.reads_apart,
     )
     for row in rows:
+        backbone.check_row(row)
         if len(row.input_ids) > limit:
             raise DataError(
                 f"{row.source}: expected at most {limit} tokens for {subject.name}, got "

@@ -100,4 +100,6 @@ def _windows(backbone: Backbone, text: str, size: int) -> list[Row]:
         raise InputError(
             f"--unrelated: expected at least 2 tokens of unrelated text, got {len(ids)}"
         )
+    for row in rows:
+        backbone.check_row(row)
     return rows

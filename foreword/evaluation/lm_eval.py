@@ -202,7 +202,9 @@ class ForewordLM(TemplateLM):
         ids = [*context, *labels]
         if len(ids) > self.room:
             log.warning("cutting the start of a context: %d tokens, %d fit", len(ids), self.room)
-        return Row(tuple(ids[-self.room :]), len(labels), "request")
+        row = Row(tuple(ids[-self.room :]), len(labels), "request")
+        self.backbone.check_row(row)
+        return row
 
     def _score(self, rows: list[Row]) -> list[tuple[float, bool]]:
         batch = batches.collate(rows, self.backbone.padding_id)
@@ -264,6 +266,8 @@ class ForewordLM(TemplateLM):
         if not options["do_sample"]:
             options = {name: value for name, value in options.items() if name not in SAMPLING}
         rows = [Row(tuple(self._context(context, num_new)), 1, "request") for context in contexts]
+        for row in rows:
+            self.backbone.check_row(row)
         stop_ids = self._stop_ids(contexts[0], stops)
         if stops:
             options["stopping_criteria"] = StoppingCriteriaList([_Until(self.tokenizer, stops)])

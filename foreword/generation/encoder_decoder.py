@@ -52,6 +52,8 @@ def generate(
     if input_ids is not None and not passes.encoder.reads_text:
         is_ids = not input_ids.is_floating_point()
         kwargs["decoder_input_ids" if is_ids else passes.encoder.input_name] = input_ids
+    if (decoded := kwargs.get("decoder_input_ids")) is not None:
+        checks.check_inputs(decoded, passes.capabilities.vocab_size)
     checks.refuse_options(kwargs, passes.model.generation_config)
     if transformers_api.pop_cache(kwargs) is not None:
         raise UnsupportedError(f"generate(past_key_values=...): {CACHE}")

@@ -4,7 +4,7 @@ In: the arguments of `generate` and `logits`. Out: nothing, or an error whose on
 wrong and what to use instead. Knows no prompt.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from numbers import Integral
 from typing import Any
 
@@ -12,10 +12,14 @@ from torch import Tensor
 from transformers import GenerationConfig
 
 from foreword.compat.transformers_api import Cache, EncoderDecoderCache, StaticLayer
-from foreword.errors import InputError, UnsupportedError
+from foreword.errors import DataError, InputError, UnsupportedError
 from foreword.model.capabilities import Capabilities
 
 GUIDANCE = "the second pass of classifier-free guidance would run without the prompt; leave it out"
+RESIZE = (
+    "take the tokenizer that the model came with, or give the model embeddings for added tokens "
+    "(resize_token_embeddings)"
+)
 OUTSIDE = "this strategy lives outside transformers and is not tested; use a built-in one"
 
 DEFAULT_NEW_TOKENS = 20  # of transformers, where a call names no limit
@@ -90,11 +94,51 @@ def check_inputs(input_ids: Any, vocab_size: int, name: str = "input_ids") -> No
     if not isinstance(input_ids, Tensor) or input_ids.ndim != ndim or not input_ids.numel():
         found = list(input_ids.shape) if isinstance(input_ids, Tensor) else type(input_ids).__name__
         raise InputError(f"expected {name} {shape} with at least one token, got {found}")
-    if name == "input_ids" and not 0 <= int(input_ids.min()) <= int(input_ids.max()) < vocab_size:
-        raise InputError(
-            f"input_ids range from {int(input_ids.min())} to {int(input_ids.max())}, expected 0 to "
-            f"{vocab_size - 1}; they are of another tokenizer"
-        )
+    if name == "input_ids":
+        check_ids(input_ids, vocab_size)
+
+
+def check_ids(input_ids: Tensor, vocab_size: int) -> None:
+    """Refuse ids `[..., T]` for which the model has no embedding; name the first of them.
+
+    Raises:
+        InputError: there are some; where ids lie on an accelerator, it would fail as a whole.
+    """
+    if not input_ids.numel():
+        return
+    lowest, highest = int(input_ids.min()), int(input_ids.max())
+    if 0 <= lowest <= highest < vocab_size:
+        return
+    is_unknown = (input_ids < 0) | (input_ids >= vocab_size)
+    *row, token = is_unknown.nonzero()[0].tolist()
+    place = "".join(f"row {number}, " for number in row) + f"token {token}"
+    raise InputError(
+        f"input_ids range from {lowest} to {highest}, expected 0 to {vocab_size - 1}; they are of "
+        f"another tokenizer: {place} is {int(input_ids[is_unknown][0])}; {RESIZE}"
+    )
+
+
+def check_row(row_ids: Sequence[int], source: str, vocab_size: int, tokenizer: Any = None) -> None:
+    """Refuse a row of ids for which the model has no embedding.
+
+    Args:
+        row_ids: of one row.
+        source: where it comes from, in words.
+        vocab_size: V.
+        tokenizer: that names the token, where there is one.
+
+    Raises:
+        DataError: names the row, and its first such token.
+    """
+    if not row_ids or 0 <= min(row_ids) <= max(row_ids) < vocab_size:
+        return
+    place, found = next((n, i) for n, i in enumerate(row_ids) if not 0 <= i < vocab_size)
+    name = tokenizer.convert_ids_to_tokens(found) if tokenizer is not None and found >= 0 else None
+    shown = f"{found} ({name!r})" if name else str(found)
+    raise DataError(
+        f"{source}: token {place} is {shown}, expected an id from 0 to {vocab_size - 1}; it is of "
+        f"another tokenizer: {RESIZE}"
+    )
 
 
 def check_mask(attention_mask: Any, num_rows: int, num_tokens: int, num_cached: int = 0) -> None:

@@ -29,7 +29,7 @@ def applied_scale(
     assert scale is not None
     with torch.no_grad():
         expected, plain, scaled = run_ids(), run_scaled(1.0), run_scaled(float(scale))
-    is_plain = (plain - expected).norm() <= (scaled - expected).norm()
+    is_plain = (plain - expected).float().norm() <= (scaled - expected).float().norm()
     return 1.0 if is_plain else float(scale)
 
 

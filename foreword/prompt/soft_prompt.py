@@ -20,7 +20,7 @@ from foreword.errors import ArtifactError, InputError
 from foreword.prompt import artifact, directories, peft_format
 from foreword.prompt.artifact import Artifact
 from foreword.prompt.peft_format import Parts
-from foreword.prompt.states import KeyValues, States, regroup
+from foreword.prompt.states import KeyValues, States, regroup, row_major
 
 
 class SoftPrompt:
@@ -174,13 +174,11 @@ class SoftPrompt:
 
     def trainable(self, dtype: torch.dtype = torch.float32) -> "SoftPrompt":
         """Return a copy whose tensors are leaves that take a gradient, in `dtype`."""
-        return self.replaced(
-            [t.detach().to(dtype, copy=True).requires_grad_() for t in self.tensors]
-        )
+        return self.replaced([row_major(t.to(dtype)).requires_grad_() for t in self.tensors])
 
     def detached(self) -> "SoftPrompt":
-        """Return a copy that later training steps do not change."""
-        return self.replaced([tensor.detach().clone() for tensor in self.tensors])
+        """Return a copy that later training steps do not change, in row-major order."""
+        return self.replaced([row_major(tensor) for tensor in self.tensors])
 
     def replaced(
         self, tensors: Sequence[Tensor], facts: Mapping[str, Any] | None = None

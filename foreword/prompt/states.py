@@ -9,6 +9,7 @@ both, and some nothing. Knows no model and no cache.
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from foreword.errors import InputError
@@ -105,6 +106,13 @@ def attention_part(layer: LayerState) -> LayerState:
 def recurrent_part(layer: LayerState) -> LayerState:
     """Return a layer's windows `[C, K]`, each followed by its recurrent state if it has one."""
     return layer[len(attention_part(layer)) :]
+
+
+def row_major(tensor: Tensor) -> Tensor:
+    """Return a copy without gradient, in memory of its own and in row-major order, as a file gives
+    it back: the last bits of a sum depend on the order in which it reads memory.
+    """
+    return tensor.detach().clone(memory_format=torch.contiguous_format)
 
 
 def regroup(

@@ -22,6 +22,7 @@ from foreword.errors import ArtifactError, InputError
 from foreword.model.fingerprint import as_known_to
 from foreword.prompt.history import History
 from foreword.prompt.soft_prompt import SoftPrompt
+from foreword.prompt.states import row_major
 from foreword.prompt.tensor_file import read_tensors
 from foreword.training.methods.method import Method, restored, task_prompts
 
@@ -50,6 +51,7 @@ class Progress:
         seconds: that the steps took, those of earlier processes included.
         latest: seconds that the latest step took.
         is_finished: no step is left, or the run was stopped early.
+        scale_exponent: of the loss scale, over a base in float16; see `loss_scale`.
     """
 
     step: int = 0
@@ -61,6 +63,7 @@ class Progress:
     seconds: float = 0.0
     latest: float = 0.0
     is_finished: bool = False
+    scale_exponent: int = 12
 
 
 @dataclass(frozen=True, eq=False)
@@ -215,7 +218,8 @@ def read_state(path: Path) -> StoredState:
         found = read_tensors(path)
         facts = json.loads(found.metadata[METADATA_NAME])
         if facts["version"] == STATE_VERSION:
-            return StoredState(path, facts, found.tensors)
+            tensors = {name: row_major(value) for name, value in found.tensors.items()}
+            return StoredState(path, facts, tensors)
     raise ArtifactError(
         f"{path}: state version {facts['version']!r}, expected {STATE_VERSION}; go on with the "
         "release of foreword that wrote it"

@@ -13,13 +13,24 @@ from torch import Tensor
 
 from foreword.errors import InputError
 
+NUM_COLUMNS = 1024  # of the table that are in float32 at once
+
 
 def random_embeddings(table: Tensor, num_virtual: int, generator: torch.Generator) -> Tensor:
     """Draw `[P, H]` from a normal distribution with the mean and deviation of each column of the
     table.
     """
     noise = torch.randn(num_virtual, table.shape[1], generator=generator)
-    return table.mean(0).float().cpu() + noise * table.std(0).float().cpu()
+    mean, deviation = _moments(table)
+    return mean.cpu() + noise * deviation.cpu()
+
+
+def _moments(table: Tensor) -> tuple[Tensor, Tensor]:
+    """Return mean and deviation of each column `[H]` in float32, whatever the table's dtype."""
+    parts = table.split(NUM_COLUMNS, dim=1)  # never the whole table in float32
+    found = [(wide.mean(0), wide.std(0)) for part in parts for wide in [part.float()]]
+    mean, deviation = (torch.cat(side) for side in zip(*found, strict=True))
+    return mean, deviation
 
 
 def vocabulary_embeddings(table: Tensor, num_virtual: int, generator: torch.Generator) -> Tensor:
@@ -47,7 +58,7 @@ def label_embeddings(
         )
     if len(different) > 1:
         different = [answer[: len(answer) - _num_shared(different)] for answer in different]
-    rows = [table[torch.tensor(answer)].mean(0).float().cpu() for answer in different if answer]
+    rows = [table[torch.tensor(answer)].float().mean(0).cpu() for answer in different if answer]
     rest = vocabulary_embeddings(table, num_virtual, generator)[: num_virtual - len(rows)]
     return torch.cat([*(row[None] for row in rows), rest])
 

@@ -72,6 +72,7 @@ def encode_rows(
         said += [*report.notes, *filter(None, [guards.truncation(report)])]
     context = _context(backbone, config)
     for row in rows:
+        backbone.check_row(row)
         if row.num_labels >= len(row.input_ids):
             raise InputError(
                 f"{row.source}: every token is a label; a row needs one token before its answer"

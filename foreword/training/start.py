@@ -16,6 +16,7 @@ from foreword.config import NUM_DEMONSTRATED, RATES, RELATIVE, TrainConfig
 from foreword.data import encoding
 from foreword.data.encoding import Row
 from foreword.errors import InputError, UnsupportedError
+from foreword.model import checks
 from foreword.prompt.soft_prompt import SoftPrompt
 from foreword.training import initializers
 from foreword.training.methods.context import Context
@@ -38,7 +39,8 @@ def initial_prompt(backbone: Backbone, config: TrainConfig, rows: Sequence[Row] 
     """Return the prompt that a run starts from, in the form that it trains.
 
     Raises:
-        InputError: no tokenizer for a text, or rows that are no classes or do not fit.
+        InputError: no tokenizer for a text, a text with tokens that the model does not have, or
+            rows that are no classes or do not fit.
     """
     config = config.resolved()
     generator = torch.Generator().manual_seed(config.seed)
@@ -237,7 +239,9 @@ def _text_ids(backbone: Backbone, config: TrainConfig) -> list[int]:
         raise InputError("--init-text needs a tokenizer; use --init vocabulary, or pass `initial`")
     start = encoding.start_ids(tokenizer)[: config.num_virtual]
     plain = list(tokenizer(config.init_text, add_special_tokens=False).input_ids)
-    return [*start, *initializers.fit_ids(plain, config.num_virtual - len(start))]
+    ids = [*start, *initializers.fit_ids(plain, config.num_virtual - len(start))]
+    checks.check_row(ids, "--init-text", backbone.capabilities.vocab_size, tokenizer)
+    return ids
 
 
 def start_state(run: Run, method: Method) -> TrainState:

@@ -16,6 +16,7 @@ from foreword.data.batches import Batch
 from foreword.data.encoding import Row
 from foreword.prompt.prefix import Prefix, same_prefix
 from foreword.prompt.states import DeferredPrompt, PrefixStates
+from foreword.training import loss_scale
 from foreword.training.distributed import Ranks
 from foreword.training.guards import check_gradient
 from foreword.training.loss import score_labels
@@ -35,18 +36,32 @@ def train_step(run: Run, state: TrainState, rows: Sequence[Row]) -> tuple[float,
     """Take one optimizer step over the rows of all processes; return the mean loss of a label and
     the gradient's norm.
     """
-    method, batches = state.method, _micro_batches(run, state, rows)
-    states = prefix_states(run.backbone, method, batches)  # 1. the prefix, once, with gradient
-    leaves = [detached(one) for one in states]  # 2. the rows, their gradient adding up on a copy
-    num_labels = sum(row.num_labels for row in rows)
-    loss = accumulate(run.backbone, leaves, batches, num_labels, method)
-    _backward(states, leaves, in_step=run.backbone.passes.is_sharded)  # 3. the prefix, back once
-    loss = _add_up(run.ranks, method.tensors, loss)  # 4. what is trained
-    norm = _clip(method.tensors, run.config.max_grad_norm)
+    loss, norm = _gradient(run, state, rows)
+    while loss_scale.is_lowered(run.backbone.dtype, state.progress, loss, norm):
+        state.optimizer.zero_grad()
+        loss, norm = _gradient(run, state, rows)
     check_gradient(loss, norm, run.backbone, state.progress.step)
     state.optimizer.step()
     state.optimizer.zero_grad()
+    loss_scale.raise_if_due(state.progress)
     return loss, norm
+
+
+def _gradient(run: Run, state: TrainState, rows: Sequence[Row]) -> tuple[float, float]:
+    """Give what is trained the clipped gradient of a step; return the loss, and the norm before."""
+    backbone, method, batches = run.backbone, state.method, _micro_batches(run, state, rows)
+    dtype, exponent = backbone.dtype, state.progress.scale_exponent
+    states = prefix_states(backbone, method, batches)  # 1. the prefix, once, with gradient
+    leaves = [loss_scale.wide_leaves(one) for one in states]  # 2. the rows, adding up on a copy
+    given = [loss_scale.as_given(*pair) for pair in zip(leaves, states, strict=True)]
+    num_labels = sum(row.num_labels for row in rows)
+    scale = loss_scale.of_labels(dtype, num_labels, exponent)
+    loss = accumulate(backbone, given, batches, num_labels, method, scale)
+    back = loss_scale.of_prefix(dtype, leaves, exponent)  # 3. the prefix, back once
+    _backward(states, leaves, back, in_step=backbone.passes.is_sharded)
+    loss_scale.unscale(method.tensors, scale * back)
+    loss = _add_up(run.ranks, method.tensors, loss)  # 4. what is trained
+    return loss, _clip(method.tensors, run.config.max_grad_norm)
 
 
 def prefix_states(
@@ -72,9 +87,10 @@ def accumulate(
     batches: Sequence[Batch],
     num_labels: int | None = None,
     method: Method | None = None,
+    scale: float = 1.0,
 ) -> float:
     """Add the gradient of the label losses over all micro-batches to `states`, divided by
-    `num_labels` (default: those of the batches); return the loss, in nats.
+    `num_labels` (default: those of the batches) and times `scale`; return the loss, in nats.
 
     `method` says which of the states a row starts from; default: all rows from the only ones.
     """
@@ -86,7 +102,7 @@ def accumulate(
         else:
             prefixes = prefixes_of(method, states, batch)
         loss = score_labels(backbone, prefixes, batch).losses.sum() / num_labels
-        loss.backward()
+        (loss * scale).backward()
         total += loss.item()
     return total
 
@@ -97,9 +113,13 @@ def detached(states: PrefixStates) -> PrefixStates:
 
 
 def _backward(
-    states: Sequence[PrefixStates], leaves: Sequence[PrefixStates], *, in_step: bool = False
+    states: Sequence[PrefixStates],
+    leaves: Sequence[PrefixStates],
+    scale: float = 1.0,
+    *,
+    in_step: bool = False,
 ) -> None:
-    """Take the gradient of the leaves back to what is trained.
+    """Take the gradient of the leaves, times a power of two, back to what is trained.
 
     Where processes gather a sharded base's layers `in_step`, each goes back through all that it has
     prefilled, though no row of its share may be behind some of it, as of a task.
@@ -107,7 +127,7 @@ def _backward(
     roots = [tensor for one in states for tensor in one.tensors]
     ends = [tensor for one in leaves for tensor in one.tensors]
     pairs = [
-        (root, end.grad if end.grad is not None else torch.zeros_like(end))
+        (root, (torch.zeros_like(end) if end.grad is None else end.grad * scale).to(root.dtype))
         for root, end in zip(roots, ends, strict=True)
         if root.requires_grad and (in_step or end.grad is not None)
     ]

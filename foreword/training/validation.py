@@ -52,7 +52,7 @@ def validate(
             assert scores.is_best is not None
             num_wrong = len(scores.rows[~scores.is_best].unique())
             num_exact = len(scores.rows.unique()) - num_wrong
-            found = float(scores.losses.sum()), len(scores.losses), num_exact
+            found = float(scores.losses.double().sum()), len(scores.losses), num_exact
             totals += torch.tensor(found, dtype=torch.float64)
     ranks.add_up([totals])
     loss, num_labels, exact = totals.tolist()

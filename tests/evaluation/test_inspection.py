@@ -147,3 +147,11 @@ def test_attention_without_weights_is_refused_by_name() -> None:
     recurrent = Backbone(tiny_models.shared("mamba2"))
     with pytest.raises(UnsupportedError, match="mamba2 has no attention"):
         attention_received(recurrent, None, [5, 6])  # type: ignore[arg-type]
+
+
+def test_attention_to_a_token_without_an_embedding_is_refused() -> None:
+    eager = backbone("llama")
+    prompt = SoftPrompt.from_embeddings(tiny_models.embeddings(eager.model, 2))
+    size = eager.capabilities.vocab_size
+    with pytest.raises(InputError, match=f"row 0, token 1 is {size}; .*resize_token_embeddings"):
+        attention_received(eager, prompt, [5, size])

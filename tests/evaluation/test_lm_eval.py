@@ -214,6 +214,18 @@ def test_the_harness_delimiter_is_dropped_where_answers_have_none(folder: Path) 
     assert mine == pytest.approx(glued)
 
 
+@pytest.mark.parametrize("encoding", ["raw", "own"])
+def test_a_token_that_the_model_does_not_have_is_named(folder: Path, encoding: str) -> None:
+    model = loaded(folder, encoding=encoding)
+    model.tokenizer.add_tokens(["[NEW]"])
+    named = r"request: token \d+ is 263 \('\[NEW\]'\), expected an id from 0 to 262"
+    pair = model._encode_pair("a [NEW]", " b")
+    with pytest.raises(InputError, match=named):
+        model._loglikelihood_tokens([(None, *pair)])
+    with pytest.raises(InputError, match=named):
+        list(model._generate(["a [NEW]"], {"max_gen_toks": 4}))
+
+
 def test_wrong_arguments_are_named() -> None:
     from foreword.evaluation.lm_eval import ForewordLM
 

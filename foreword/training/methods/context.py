@@ -15,6 +15,7 @@ from torch import Tensor
 from foreword.data.batches import Batch
 from foreword.errors import UnsupportedError
 from foreword.prompt.soft_prompt import SoftPrompt
+from foreword.prompt.states import row_major
 
 
 class Context:
@@ -40,8 +41,8 @@ class Context:
         facts: Mapping[str, Any],
     ) -> None:
         self.shape, self.facts = dict(shape), dict(facts)
-        self.tensors = [tensor.detach().requires_grad_() for tensor in rest]
-        self.constants = list(first)
+        self.tensors = [row_major(tensor).requires_grad_() for tensor in rest]
+        self.constants = [row_major(tensor) for tensor in first]
         self.own: Mapping[tuple[int, ...], Sequence[int]] = {}
 
     @classmethod
@@ -62,11 +63,11 @@ class Context:
                 "context-tuning trains the tokens after the first: give --num-virtual-tokens 2 or "
                 "more"
             )
-        values = [tensor.detach().to(dtype, copy=True) for tensor in start.tensors]
-        rest = [tensor[:, 1:].contiguous() for tensor in values]
-        return cls(
-            start.layout, rest, [tensor[:, :1].contiguous() for tensor in values], start.facts
+        values = [tensor.to(dtype) for tensor in start.tensors]
+        rest, first = (
+            [tensor[:, part] for tensor in values] for part in (slice(1, None), slice(1))
         )
+        return cls(start.layout, rest, first, start.facts)
 
     @property
     def layout(self) -> dict[str, Any]:

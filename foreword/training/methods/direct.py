@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from foreword.prompt.soft_prompt import SoftPrompt
+from foreword.prompt.states import row_major
 
 
 class Direct:
@@ -29,19 +30,13 @@ class Direct:
         self, shape: Mapping[str, Any], leaves: Sequence[Tensor], facts: Mapping[str, Any]
     ) -> None:
         self.shape, self.facts = dict(shape), dict(facts)
-        self.tensors = [tensor.detach().requires_grad_() for tensor in leaves]
+        self.tensors = [row_major(tensor).requires_grad_() for tensor in leaves]
         self.constants = list[Tensor]()
 
     @classmethod
     def begin(cls, start: SoftPrompt, dtype: torch.dtype) -> "Direct":
-        """Start from a copy of a prompt's values, laid out in memory as a training state lays them
-        out: the bits of a norm depend on the order of what it adds up.
-        """
-        copies = [
-            tensor.detach().to(dtype).clone(memory_format=torch.contiguous_format)
-            for tensor in start.tensors
-        ]
-        return cls(start.layout, copies, start.facts)
+        """Start from a copy of a prompt's values."""
+        return cls(start.layout, [tensor.to(dtype) for tensor in start.tensors], start.facts)
 
     @property
     def layout(self) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from foreword.prompt.soft_prompt import SoftPrompt
+from foreword.prompt.states import row_major
 
 
 class Multitask:
@@ -30,14 +31,14 @@ class Multitask:
         self, names: Sequence[str], leaves: Sequence[Tensor], facts: Mapping[str, Any]
     ) -> None:
         self.names, self.facts = tuple(names), dict(facts)
-        self.tensors = [tensor.detach().requires_grad_() for tensor in leaves]
+        self.tensors = [row_major(tensor).requires_grad_() for tensor in leaves]
         self.shared, self.rows, self.columns = self.tensors
         self.constants = list[Tensor]()
 
     @classmethod
     def begin(cls, start: SoftPrompt, names: Sequence[str], dtype: torch.dtype) -> "Multitask":
         """Start with every task at the shared prompt: u and v are ones."""
-        shared = start.embeddings.detach().to(dtype, copy=True).contiguous()
+        shared = start.embeddings.to(dtype)
         num_virtual, size = shared.shape
         ones = shared.new_ones(len(names), num_virtual), shared.new_ones(len(names), size)
         return cls(names, [shared, *ones], start.facts)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from foreword.errors import UnsupportedError
 from foreword.prompt.soft_prompt import SoftPrompt
-from foreword.prompt.states import attention_part
+from foreword.prompt.states import attention_part, row_major
 
 Kind = Literal["mlp", "lstm", "residual", "projection"]
 
@@ -56,9 +56,9 @@ class Reencoded:
             torch.manual_seed(seed)
             network = _network(kind, *self.sizes).to(inputs.device, inputs.dtype)
         self.network = network
-        self.inputs = inputs.detach().clone(memory_format=torch.contiguous_format).requires_grad_()
+        self.inputs = row_major(inputs).requires_grad_()
         self.tensors = [self.inputs, *network.parameters()]
-        self.constants = [offset]
+        self.constants = [row_major(offset)]
 
     @classmethod
     def begin(
@@ -78,14 +78,14 @@ class Reencoded:
         """
         if start.form == "key_values":
             _check_attends(start)
-        flat = _flat(start).to(inputs)
+        flat = row_major(_flat(start).to(inputs))
         sizes = (inputs.shape[1], hidden_size, flat.shape[1])
         shapes = [tensor.shape for tensor in start.tensors]
         method = cls(kind, sizes, start.layout, shapes, inputs, flat, start.facts, seed)
         with torch.no_grad():
             if kind == "residual":  # the gain of its last norm is the prompt's own deviation
                 method.network.norm.weight.fill_(float(flat.std()))  # type: ignore[operator,union-attr]
-            method.constants = [flat - method._encoded()]
+            method.constants = [row_major(flat - method._encoded())]
         return method
 
     @classmethod
