@@ -157,7 +157,7 @@ class StoredState:
         with damage_named(self.path):
             tokenizer = self.facts["facts"].get("tokenizer") or {}
             kept = {name: tokenizer[key] for key, name in NAMES.items() if key in tokenizer}
-            return kept | self.facts["identity"]
+            return kept | dict(self.facts["identity"])
 
     def check(self, identity: dict[str, Any]) -> None:
         """Refuse to go on with another base, tokenizer, rows or options.
