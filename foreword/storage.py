@@ -253,7 +253,7 @@ def storage_errors(
         elif number in (errno.ENOTDIR, errno.EEXIST):
             reason = "a file stands where a directory is needed; choose another directory"
         elif number in (errno.ENAMETOOLONG, errno.ELOOP):
-            reason, kind = os.strerror(number), InputError
+            reason, kind = os.strerror(number or 0), InputError
         else:
             reason = getattr(error, "strerror", None) or str(error).strip().partition("\n")[0]
         raise kind(f"{target!s:.200}: {reason}; {kept}") from None

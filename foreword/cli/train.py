@@ -73,19 +73,17 @@ def command(
     """
     from foreword.evaluation import plots
     from foreword.training import distributed
-    from foreword.training.seeds import folder_of, seeds_of
 
     ranks = distributed.join()
     options.speak(ranks.is_main)
     stop = Stop()
-    one_each = seeds_of(config, seeds)
     if seeds > 1:
         check_for_seeds(validation, curves)
     if config.patience and _share(validation) == 0:
         raise InputError("--patience counts validations: give --validation rows, or leave it out")
     with claimed(
         output,
-        [folder for one in one_each if (folder := folder_of(output, one.seed, seeds))],
+        folders_of(output, config, seeds),
         resume=resume,
         overwrite=overwrite,
         is_main=ranks.is_main,
@@ -177,13 +175,19 @@ def run_all(
 def _stored(given: Given) -> "StoredState | None":
     """Return the state of the first of the runs that go on; None where none has begun."""
     from foreword.training.checkpoint import STATE_FILE, read_state
-    from foreword.training.seeds import folder_of, seeds_of
 
-    for one in seeds_of(given.config, given.seeds):
-        folder = folder_of(given.output, one.seed, given.seeds)
-        if folder is not None and (folder / STATE_FILE).exists():
+    for folder in folders_of(given.output, given.config, given.seeds):
+        if (folder / STATE_FILE).exists():
             return read_state(folder / STATE_FILE)
     return None
+
+
+def folders_of(output: str, config: TrainConfig, seeds: int) -> list[Path]:
+    """Return the folder of each seed's run."""
+    from foreword.training.seeds import folder_of, seeds_of
+
+    found = [folder_of(output, one.seed, seeds) for one in seeds_of(config, seeds)]
+    return [folder for folder in found if folder is not None]
 
 
 def attend(
