@@ -95,7 +95,10 @@ async def reply(
     finally:
         answers.cancel()
         end()
-    return JSONResponse(formatter.body(answers.answers, pieces, has_logprobs))
+    # Thousands of logprobs take a while to write: others must not wait for them.
+    return await asyncio.to_thread(
+        lambda: JSONResponse(formatter.body(answers.answers, pieces, has_logprobs))
+    )
 
 
 async def _collected(answers: Answers) -> list[Piece]:
