@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Self
 from jinja2 import TemplateError
 
 from foreword.config import EncodingConfig
-from foreword.data import media_parts
+from foreword.data import media_parts, token_bounds
 from foreword.data.examples import Example, message_text, named
 from foreword.data.media_parts import Message
 from foreword.data.processor import Media, read, render
@@ -76,18 +76,23 @@ def encode_prompt(
     config: EncodingConfig,
     *,
     is_closed: bool = False,
+    max_tokens: int | None = None,
 ) -> list[int]:
     """The ids of everything before the answer, in training and in generation.
 
     Text without a row template gets the special tokens that the tokenizer adds at the start of a
     text. A row template or a chat template gets exactly the special tokens that it spells out.
     `is_closed`: plain text also gets the end token that the tokenizer adds, as an encoder expects.
+    `max_tokens`: what has certainly more is refused before it is tokenized; None tokenizes all.
 
     Raises:
-        InputError: messages, but neither a row template nor a chat template.
+        InputError: messages, but neither a row template nor a chat template; too long a text.
         DataError: messages that the template cannot take.
     """
-    return _token_ids(*_prompt_text(prompt, tokenizer, config), tokenizer, is_closed=is_closed)
+    text, is_plain = _prompt_text(prompt, tokenizer, config)
+    if max_tokens is not None:
+        token_bounds.check_length(text, tokenizer, max_tokens)
+    return _token_ids(text, is_plain, tokenizer, is_closed=is_closed)
 
 
 def encode_turns(
@@ -97,15 +102,18 @@ def encode_turns(
     processor: "ProcessorMixin | None" = None,
     *,
     is_closed: bool = False,
+    max_tokens: int | None = None,
 ) -> tuple[list[int], Media | None]:
     """The ids of everything before the answer, and the images and sounds between them.
 
     Raises:
+        InputError: certainly more than `max_tokens`.
         DataError: a file that cannot be read, media that the processor cannot take, or no
             processor.
     """
     if not media_parts.has_media(prompt):
-        return encode_prompt(prompt, tokenizer, config, is_closed=is_closed), None
+        ids = encode_prompt(prompt, tokenizer, config, is_closed=is_closed, max_tokens=max_tokens)
+        return ids, None
     assert not isinstance(prompt, str)
     if config.row_template is not None:
         kind = media_parts.first_media(prompt)
@@ -119,6 +127,8 @@ def encode_turns(
             "reads it: load the model with Backbone.load, pass Backbone(..., processor=...), or "
             "leave the part out"
         )
+    if max_tokens is not None:
+        token_bounds.check_length(render(prompt, processor, is_open=True), tokenizer, max_tokens)
     return read(prompt, processor)
 
 

@@ -64,6 +64,7 @@ class Answers:
         tokenizer: turns ids to text.
         stop: strings at which an answer ends.
         seconds: after these the call ends with an error.
+        deadline: when they are over, by the event loop's clock; None counts from `pieces` on.
     """
 
     worker: Worker
@@ -72,6 +73,7 @@ class Answers:
     seconds: float
     answers: list[StreamedAnswer] = field(default_factory=list)
     first_token_at: float | None = None
+    deadline: float | None = None
     _queue: "asyncio.Queue[tuple[int, Choice | None, str | None]]" = field(
         default_factory=asyncio.Queue
     )
@@ -104,7 +106,9 @@ class Answers:
             TooSlowError: the time is up. ForewordError: a request has failed.
         """
         try:
-            async with asyncio.timeout(self.seconds):
+            now = asyncio.get_running_loop().time()
+            end = now + self.seconds if self.deadline is None else self.deadline
+            async with asyncio.timeout_at(end):
                 while any(answer.finish_reason is None for answer in self.answers):
                     index, choice, reason = await self._queue.get()
                     piece = self._piece(self.answers[index], choice, reason)
