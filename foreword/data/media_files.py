@@ -79,7 +79,7 @@ def read_image(
             raise _several()
         image.load()
         notes = image.info.get("exif") or image.info.get("Raw profile type exif") or b""
-        if len(notes) > 2 * MAX_EXIF:
+        if len(notes) > (2 * MAX_EXIF if isinstance(notes, str) else MAX_EXIF):  # or as hex digits
             raise _long_notes()
         return ImageOps.exif_transpose(image).convert("RGB")
 
