@@ -5,13 +5,17 @@ or vLLM's. Knows no route.
 """
 
 import os
-from typing import Annotated, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
 import typer
 
 from foreword.cli import options
+from foreword.cli.console import one_line
 from foreword.config import ServeConfig
 from foreword.errors import InputError
+
+if TYPE_CHECKING:
+    from foreword.prompt.store import Store
 
 
 @options.from_configs(ServeConfig)
@@ -43,6 +47,7 @@ def command(
 
     Example: foreword serve smollm2-135m --prompts prompts
     """
+    store = _store(prompts, is_followed=engine == "vllm")
     if engine == "vllm":
         _become_vllm(config, model, prompts, api_key, engine_options or [])
     if engine_options:
@@ -55,19 +60,38 @@ def command(
         raise DependencyError(
             f"serving needs {error.name}; install it: pip install 'foreword[serve]'"
         ) from None
-    from foreword.prompt.store import Store
-
     log_to_stderr()
     backbone, _ = options.load(model, None)
-    store = Store(prompts) if prompts is not None else None
     server = Server(backbone, store, config, api_key=api_key, admin_key=admin_key)
     for line in warnings_for(config, api_key):
         options.errors.print(f"warning: {line}")
     for name, reason in server.refused.items():
-        options.errors.print(f"not served: {name}: {reason}")
+        options.errors.print(f"not served: {name}: {one_line(reason)}")
     names = ", ".join(served.name for served in server.catalog.all())
     options.errors.print(f"serving {names} at http://{config.host}:{config.port}")
     raise typer.Exit(serve(server))
+
+
+def _store(prompts: str | None, *, is_followed: bool) -> "Store | None":
+    """Return the store to serve, before a model is loaded for it.
+
+    Args:
+        prompts: its directory.
+        is_followed: whether prompts are served as they come: it may be made later.
+
+    Raises:
+        InputError: no such directory, or a file.
+    """
+    from foreword.prompt.store import Store
+
+    if prompts is None:
+        return None
+    found = Store(prompts)
+    if is_followed and not os.path.lexists(prompts):
+        options.errors.print(f"warning: {prompts}: no such directory yet; no prompt is served")
+    else:
+        found.check()
+    return found
 
 
 def _become_vllm(
