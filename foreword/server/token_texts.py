@@ -98,7 +98,8 @@ class TokenTexts:
         if self.is_byte_level:
             return _bytes_of(self._token(token_id) or "")
         if (byte := self.fallback_byte(token_id)) is not None:
-            return bytes([byte])
+            is_stripped = is_first and not self.decode([token_id])  # a space before all
+            return b"" if is_stripped else bytes([byte])
         return self.text(token_id, is_first).encode()
 
     def _text(self, token_id: int, is_first: bool) -> str:

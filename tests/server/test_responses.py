@@ -93,6 +93,11 @@ def test_the_bytes_of_parts_of_a_character_are_its_bytes(tokenizer: Any) -> None
 
 
 def test_a_token_inside_of_a_text_keeps_its_space() -> None:
+    spaces = FALLBACK.convert_tokens_to_ids(["<0x20>", "<0x20>", "a"])
+    answers, pieces = answered(FALLBACK, plain(spaces))
+    found = ChatFormatter("m", FALLBACK, 1).body(answers, pieces, True)["choices"][0]
+    assert found["message"]["content"] == " a"
+    assert [one["bytes"] for one in found["logprobs"]["content"]] == [[], [32], [97]]
     ids = FALLBACK.convert_tokens_to_ids(["▁hello", "▁a", "▁", "b"])
     answers, pieces = answered(FALLBACK, plain(ids))
     whole = CompletionFormatter("m", FALLBACK, 1, None).body(answers, pieces, True)["choices"][0]
