@@ -254,17 +254,23 @@ def chosen(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def encode(
-    backbone: Backbone, text: Text, config: EncodingConfig
+    backbone: Backbone, text: Text, config: EncodingConfig, max_tokens: int | None = None
 ) -> tuple[list[int], Media | None]:
     """Return the ids of a text before its answer, and the images and sounds between them.
 
     Raises:
-        InputError: the backbone has no tokenizer, or no processor for media.
+        InputError: the backbone has no tokenizer, or no processor for media; a text that has
+            certainly more than `max_tokens`.
     """
     if backbone.tokenizer is None:
         raise InputError("text needs a tokenizer; give the backbone one, or generate from ids")
     return encoding.encode_turns(
-        text, backbone.tokenizer, config, backbone.processor, is_closed=backbone.reads_apart
+        text,
+        backbone.tokenizer,
+        config,
+        backbone.processor,
+        is_closed=backbone.reads_apart,
+        max_tokens=max_tokens,
     )
 
 

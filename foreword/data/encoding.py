@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from foreword.config import EncodingConfig
-from foreword.data import media_parts, truncation
+from foreword.data import media_parts, token_bounds, truncation
 from foreword.data.chat_template import PROBE, ChatTemplate, Tools, around
 from foreword.data.example import Example, counted, named
 from foreword.data.media_parts import Message
@@ -55,6 +55,7 @@ def encode_prompt(
     *,
     tools: Tools = (),
     is_closed: bool = False,
+    max_tokens: int | None = None,
 ) -> list[int]:
     """The ids of everything before the answer, in training and in generation.
 
@@ -62,14 +63,18 @@ def encode_prompt(
     begins with a special token is a filled template: its special tokens are read, and its start
     token is not doubled. Any other special token that a text or a message spells is plain text,
     unless `config.special_tokens`. `is_closed`: plain text also gets the end token that the
-    tokenizer adds, as an encoder expects.
+    tokenizer adds, as an encoder expects. `max_tokens`: what has certainly more is refused before
+    it is tokenized; None tokenizes all.
 
     Raises:
-        InputError: messages, but neither a row template nor a chat template.
+        InputError: messages, but neither a row template nor a chat template; too long a text.
         DataError: messages that the template cannot take, or does not show.
     """
     text = RowText(tokenizer, config, tools=tools)
-    return _ids(text.before(prompt), _begins_plain(prompt, config), text, is_closed=is_closed)
+    before = text.before(prompt)
+    if max_tokens is not None:
+        token_bounds.check_length(shown(before), tokenizer, max_tokens)
+    return _ids(before, _begins_plain(prompt, config), text, is_closed=is_closed)
 
 
 def encode_turns(
@@ -80,21 +85,27 @@ def encode_turns(
     *,
     tools: Tools = (),
     is_closed: bool = False,
+    max_tokens: int | None = None,
 ) -> tuple[list[int], Media | None]:
     """The ids of everything before the answer, and the images and sounds between them.
 
     Raises:
+        InputError: certainly more than `max_tokens`.
         DataError: a file that cannot be read, media that the processor cannot take, or no
             processor.
     """
     if isinstance(prompt, str) or not media_parts.has_media(prompt):
-        ids = encode_prompt(prompt, tokenizer, config, tools=tools, is_closed=is_closed)
+        ids = encode_prompt(
+            prompt, tokenizer, config, tools=tools, is_closed=is_closed, max_tokens=max_tokens
+        )
         return ids, None
     text = RowText(tokenizer, config, processor, tools)
     text.check_media(prompt)
     assert processor is not None  # `check_media` has refused
+    opened, behind = text.before_media(prompt)
+    if max_tokens is not None:
+        token_bounds.check_length(opened, tokenizer, max_tokens)
     ids, media = read(prompt, processor, text.media_template)
-    _, behind = text.before_media(prompt)
     return [*ids, *text.special.read(behind)], media
 
 

@@ -7,11 +7,11 @@ messages with images and waveforms in memory. Nothing is fetched over a network.
 
 import base64
 import io
-import wave
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from foreword.data import media_files
 from foreword.errors import DataError, DependencyError
 
 MEDIA = ("image", "audio")
@@ -109,7 +109,10 @@ def _source(part: Mapping[str, Any]) -> Any:
     kind = part["type"]
     value = next((part[key] for key in ("path", "url", kind) if part.get(key) is not None), None)
     if isinstance(part.get("base64"), str):
-        value = base64.b64decode(part["base64"])
+        try:
+            value = base64.b64decode(part["base64"], validate=True)
+        except ValueError:
+            raise DataError(f"expected base64 in a part of type {kind!r}") from None
     if isinstance(value, Mapping) and "array" not in value:  # as datasets keeps what is not decoded
         value = value["bytes"] if value.get("bytes") is not None else value.get("path")
     if value is None:
@@ -130,18 +133,20 @@ def _file(value: str) -> Path:
 
 def _image(source: Any) -> Any:
     try:
-        from PIL import Image, ImageOps
+        from PIL import Image
     except ImportError as error:
         raise DependencyError("images need an extra: pip install 'foreword[images]'") from error
     if isinstance(source, Image.Image):
         return source.convert("RGB")
     if not isinstance(source, Path | io.BytesIO):
         raise DataError(f"expected an image, found {type(source).__name__}: give a path or bytes")
+    where = source if isinstance(source, Path) else "its bytes"
     try:
-        with Image.open(source) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
-        where = source if isinstance(source, Path) else "its bytes"
+        content = source.read_bytes() if isinstance(source, Path) else source.getvalue()
+        return media_files.read_image(content, tuple(media_files.FORMATS))
+    except DataError as error:
+        raise DataError(f"{where}: {error}") from error
+    except Exception as error:  # decoders raise anything on damaged bytes
         raise DataError(f"{where}: not a readable image ({error})") from error
 
 
@@ -149,43 +154,19 @@ def _sound(source: Any, sampling_rate: int) -> Any:
     """Return a wave of one channel, float32 `[samples]`, at the rate that is asked for."""
     import numpy
 
-    if isinstance(source, Path | io.BytesIO):
-        samples, found = _read_sound(source)
+    found = sampling_rate
+    if isinstance(source, Path):
+        with source.open("rb") as file:
+            samples = media_files.read_sound(file, sampling_rate)
+    elif isinstance(source, io.BytesIO):
+        samples = media_files.read_sound(source, sampling_rate)
     elif isinstance(source, Mapping):
         samples, found = numpy.asarray(source["array"]), source.get("sampling_rate", sampling_rate)
     else:
-        samples, found = numpy.asarray(source), sampling_rate
-    if found != sampling_rate:
-        raise DataError(f"expected a sound of {sampling_rate} Hz, found {found}: resample it")
+        samples = numpy.asarray(source)
+    media_files.check_rate(found, sampling_rate)
     if samples.ndim not in (1, 2) or not samples.size:
         raise DataError(f"expected a wave of one or more channels, found {list(samples.shape)}")
     if samples.ndim == 2:
         samples = samples.mean(axis=int(samples.shape[0] > samples.shape[1]))
     return samples.astype("float32")
-
-
-def _read_sound(source: Path | io.BytesIO) -> tuple[Any, int]:
-    """Return samples `[n, channels]` and their rate; a plain .wav needs no package."""
-    try:
-        with wave.open(str(source) if isinstance(source, Path) else source) as file:
-            width, rate = file.getsampwidth(), file.getframerate()
-            if width == 2:
-                import numpy
-
-                data = numpy.frombuffer(file.readframes(file.getnframes()), dtype="<i2")
-                return data.reshape(-1, file.getnchannels()) / 32768.0, rate
-    except (wave.Error, EOFError):
-        pass  # not a plain .wav
-    if isinstance(source, io.BytesIO):
-        source.seek(0)
-    try:
-        import soundfile
-    except ImportError as error:
-        raise DependencyError(
-            "sounds other than .wav of 16 bits need an extra: pip install 'foreword[audio]'"
-        ) from error
-    try:
-        samples, rate = soundfile.read(source, always_2d=True)
-    except (RuntimeError, TypeError) as error:
-        raise DataError(f"not a readable sound ({error})") from error
-    return samples, int(rate)

@@ -7,7 +7,6 @@ that starts and stops the engine's thread. Does not know what a route does.
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -22,6 +21,7 @@ from foreword.config import ServeConfig
 from foreword.errors import BusyError, ForewordError
 from foreword.server import routes
 from foreword.server.catalog import Catalog
+from foreword.server.encoding_threads import EncodingThread, apart
 from foreword.server.engine_thread import Worker
 from foreword.server.metrics import ServerMetrics
 from foreword.server.middleware import LOOPBACK, AccessMiddleware, error_body
@@ -71,7 +71,9 @@ def create_app(
         config,
         ServerMetrics(catalog.base.name, worker.engine),
         Grammars(backbone.tokenizer, stop_ids),
-        ThreadPoolExecutor(1, "encoder"),
+        EncodingThread("encoder", config.max_queue + config.max_batch),
+        EncodingThread("slow-encoder", config.max_queue + config.max_batch),
+        apart(backbone),
         on_death,
     )
     app = FastAPI(
@@ -103,7 +105,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     finally:
         watch.cancel()
         await asyncio.to_thread(state.worker.stop)
-        state.encoder.shutdown(wait=False, cancel_futures=True)
+        for encoder in (state.encoder, state.slow_encoder):
+            encoder.shutdown(wait=False, cancel_futures=True)
 
 
 async def _watch(state: AppState) -> None:

@@ -8,15 +8,13 @@ so that few decoders see untrusted bytes. An error never repeats what the client
 
 import base64
 import io
-import wave
 from collections.abc import Sequence
 from typing import Any
 
-import numpy
-
 from foreword.backbone import Backbone
 from foreword.config import ServeConfig
-from foreword.errors import InputError
+from foreword.data import media_files
+from foreword.errors import DataError, DependencyError, InputError
 
 Message = dict[str, Any]
 KINDS = {"image_url": "image", "input_audio": "audio"}
@@ -80,45 +78,32 @@ def _image(where: str, url: str, room: int) -> Any:
             f"{where}: expected an image as {' or '.join(f'{one},DATA' for one in FORMATS)}; "
             "nothing is fetched and no file is read"
         )
+    name, content = FORMATS[head], _bytes(where, data)
     try:
-        from PIL import Image, ImageOps
-    except ImportError:
+        return media_files.read_image(content, [name], room, "more pixels are read in this request")
+    except DependencyError:
         raise InputError(f"{where}: this server reads no images: Pillow is not installed") from None
-    content = io.BytesIO(_bytes(where, data))
-    too_large = InputError(
-        f"{where}: at most {room} more pixels are read in this request; send smaller images"
-    )
-    try:
-        with Image.open(content, formats=[FORMATS[head]]) as image:
-            if image.width * image.height > room:
-                raise too_large
-            return ImageOps.exif_transpose(image).convert("RGB")
-    except InputError:
-        raise
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise too_large from None
+    except DataError as error:
+        raise InputError(f"{where}: {error}") from None
     except Exception as error:  # decoders raise anything on damaged bytes
-        raise InputError(
-            f"{where}: not a readable {FORMATS[head]} image ({type(error).__name__})"
-        ) from None
+        raise InputError(f"{where}: not a readable {name} image ({type(error).__name__})") from None
 
 
 def _sound(where: str, given: dict[str, Any]) -> dict[str, Any]:
     """Return the samples `[n]` of a .wav of 16 bits, channels averaged, and their rate in Hz."""
     content = io.BytesIO(_bytes(where, given["data"]))
     try:
-        with wave.open(content) as file:
-            num_channels, width, rate, *_ = file.getparams()
-            frames = file.readframes(file.getnframes())
+        found = media_files.read_wave(content)
+    except DataError as error:
+        raise InputError(f"{where}: {error}") from None
     except Exception as error:
         raise InputError(f"{where}: not a readable .wav ({type(error).__name__})") from None
-    if width != 2:
-        raise InputError(f"{where}: expected a .wav of 16 bits, found one of {8 * width}")
-    whole = len(frames) - len(frames) % (2 * num_channels)
-    if not whole:
+    if found is None:
+        raise InputError(f"{where}: expected a .wav of 16 bits, found one of another width")
+    samples, rate = found
+    if not len(samples):
         raise InputError(f"{where}: the .wav holds no samples")
-    samples = numpy.frombuffer(frames[:whole], dtype="<i2").reshape(-1, num_channels)
-    return {"array": samples.mean(axis=1) / 32768.0, "sampling_rate": rate}
+    return {"array": samples.mean(axis=1), "sampling_rate": rate}
 
 
 def _bytes(where: str, data: str) -> bytes:

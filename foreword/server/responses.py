@@ -6,17 +6,35 @@ In: pieces of answers. Out: JSON-ready dictionaries. Does not know HTTP, or how 
 import time
 import uuid
 from collections.abc import Sequence
-from typing import Any, Protocol
+from dataclasses import dataclass, replace
+from typing import Any
 
 from foreword.engine.sampling import Choice
+from foreword.server.detokenizer import Place, TextStream
 from foreword.server.streaming import Piece, StreamedAnswer
+from foreword.server.token_texts import TokenTexts, token_texts
 
 
-class Tokenizer(Protocol):
-    """Turns ids into text."""
+@dataclass(frozen=True)
+class _Whole:
+    """One whole answer: its text, its tokens, and where in the text they stand."""
 
-    def decode(self, ids: list[int], **options: Any) -> str:
-        """Return the text of ids."""
+    answer: StreamedAnswer
+    text: str
+    choices: list[Choice]
+    places: list[Place]
+
+
+def _wholes(answers: Sequence[StreamedAnswer], pieces: Sequence[Piece]) -> list[_Whole]:
+    """Return each answer as a whole."""
+    texts: list[list[str]] = [[] for _ in answers]
+    found = [_Whole(answer, "", [], []) for answer in answers]
+    for piece in pieces:
+        index = piece.answer.index
+        texts[index].append(piece.text)
+        found[index].choices.extend(piece.choices)
+        found[index].places.extend(piece.places)
+    return [replace(whole, text="".join(parts)) for whole, parts in zip(found, texts, strict=True)]
 
 
 def usage(answers: Sequence[StreamedAnswer], copies: int) -> dict[str, Any]:
@@ -44,8 +62,8 @@ class ChatFormatter:
 
     prefix, whole, part = "chatcmpl-", "chat.completion", "chat.completion.chunk"
 
-    def __init__(self, model: str, tokenizer: Tokenizer, copies: int) -> None:
-        self.tokenizer, self.copies = tokenizer, copies
+    def __init__(self, model: str, tokenizer: Any, copies: int) -> None:
+        self.texts, self.copies = token_texts(tokenizer), copies
         self.head = {
             "id": self.prefix + uuid.uuid4().hex,
             "created": int(time.time()),
@@ -70,7 +88,9 @@ class ChatFormatter:
         choice = {
             "index": answer.index,
             "delta": {"content": piece.text} if piece.text else {},
-            "logprobs": self._logprobs(piece.choices) if logprobs and piece.choices else None,
+            "logprobs": self._logprobs(piece.choices, piece.places)
+            if logprobs and piece.choices
+            else None,
             "finish_reason": answer.finish_reason,
         }
         return {**self.head, "object": self.part, "choices": [choice]}
@@ -88,19 +108,15 @@ class ChatFormatter:
         self, answers: Sequence[StreamedAnswer], pieces: Sequence[Piece], logprobs: bool
     ) -> dict[str, Any]:
         """Return the whole answer."""
-        choices = []
-        for answer in answers:
-            own = [piece for piece in pieces if piece.answer is answer]
-            chosen = [choice for piece in own for choice in piece.choices]
-            text = "".join(piece.text for piece in own)
-            choices.append(
-                {
-                    "index": answer.index,
-                    "message": {"role": "assistant", "content": text, "refusal": None},
-                    "logprobs": self._logprobs(chosen) if logprobs else None,
-                    "finish_reason": answer.finish_reason,
-                }
-            )
+        choices = [
+            {
+                "index": one.answer.index,
+                "message": {"role": "assistant", "content": one.text, "refusal": None},
+                "logprobs": self._logprobs(one.choices, one.places) if logprobs else None,
+                "finish_reason": one.answer.finish_reason,
+            }
+            for one in _wholes(answers, pieces)
+        ]
         return {
             **self.head,
             "object": self.whole,
@@ -108,19 +124,22 @@ class ChatFormatter:
             "usage": usage(answers, self.copies),
         }
 
-    def _logprobs(self, choices: Sequence[Choice]) -> dict[str, Any]:
+    def _logprobs(self, choices: Sequence[Choice], places: Sequence[Place]) -> dict[str, Any]:
         return {
             "content": [
-                self._token(choice.id, choice.logprob)
-                | {"top_logprobs": [self._token(*pair) for pair in choice.top]}
-                for choice in choices
+                self._token(choice.id, choice.logprob, place.is_first)
+                | {"top_logprobs": [self._token(*pair, place.is_first) for pair in choice.top]}
+                for choice, place in zip(choices, places, strict=True)
             ],
             "refusal": None,
         }
 
-    def _token(self, token_id: int, logprob: float | None) -> dict[str, Any]:
-        text = self.tokenizer.decode([token_id])
-        return {"token": text, "logprob": _finite(logprob), "bytes": list(text.encode())}
+    def _token(self, token_id: int, logprob: float | None, is_first: bool) -> dict[str, Any]:
+        return {
+            "token": self.texts.name(token_id, is_first),
+            "logprob": _finite(logprob),
+            "bytes": list(self.texts.content(token_id, is_first)),
+        }
 
 
 class CompletionFormatter:
@@ -129,9 +148,11 @@ class CompletionFormatter:
     prefix, whole = "cmpl-", "text_completion"
 
     def __init__(
-        self, model: str, tokenizer: Tokenizer, copies: int, echoed: Sequence[str] | None
+        self, model: str, tokenizer: Any, copies: int, echoed: Sequence[str] | None
     ) -> None:
         self.tokenizer, self.copies, self.echoed = tokenizer, copies, echoed
+        self.texts = token_texts(tokenizer)
+        self._begun: set[int] = set()  # answers whose prompt was told
         self.head = {
             "id": self.prefix + uuid.uuid4().hex,
             "object": self.whole,
@@ -146,11 +167,13 @@ class CompletionFormatter:
     def chunk(self, piece: Piece, logprobs: bool) -> dict[str, Any] | None:
         """Return a chunk; None where there is nothing to send."""
         answer = piece.answer
-        is_first = answer.num_tokens <= 1 and self.echoed is not None
-        text = (self.echoed[answer.index] if is_first and self.echoed else "") + piece.text
-        if not text and not answer.finish_reason and not (logprobs and piece.choices):
+        is_first = self.echoed is not None and answer.index not in self._begun
+        self._begun.add(answer.index)
+        text = self._echo(answer) + piece.text if is_first else piece.text
+        has_logprobs = logprobs and (is_first or bool(piece.choices))
+        if not text and not answer.finish_reason and not has_logprobs:
             return None
-        found = self._logprobs(answer, piece.choices, is_first) if logprobs else None
+        found = self._logprobs(answer, piece.choices, piece.places, is_first) if logprobs else None
         return {**self.head, "choices": [self._choice(answer, text, found)]}
 
     def usage_chunk(self, answers: Sequence[StreamedAnswer]) -> dict[str, Any]:
@@ -162,14 +185,17 @@ class CompletionFormatter:
     ) -> dict[str, Any]:
         """Return the whole answer."""
         choices = []
-        for answer in answers:
-            own = [piece for piece in pieces if piece.answer is answer]
-            chosen = [choice for piece in own for choice in piece.choices]
-            text = self.echoed[answer.index] if self.echoed is not None else ""
-            text += "".join(piece.text for piece in own)
-            found = self._logprobs(answer, chosen, self.echoed is not None) if logprobs else None
-            choices.append(self._choice(answer, text, found))
+        for one in _wholes(answers, pieces):
+            found = (
+                self._logprobs(one.answer, one.choices, one.places, self.echoed is not None)
+                if logprobs
+                else None
+            )
+            choices.append(self._choice(one.answer, self._echo(one.answer) + one.text, found))
         return {**self.head, "choices": choices, "usage": usage(answers, self.copies)}
+
+    def _echo(self, answer: StreamedAnswer) -> str:
+        return self.echoed[answer.index] if self.echoed is not None else ""
 
     def _choice(
         self, answer: StreamedAnswer, text: str, logprobs: dict[str, Any] | None
@@ -182,32 +208,66 @@ class CompletionFormatter:
         }
 
     def _logprobs(
-        self, answer: StreamedAnswer, choices: Sequence[Choice], with_prompt: bool
+        self,
+        answer: StreamedAnswer,
+        choices: Sequence[Choice],
+        places: Sequence[Place],
+        with_prompt: bool,
     ) -> dict[str, Any]:
         """Return tokens and logprobs side by side; a prompt's first token has no logprob."""
-        tokens: list[str] = []
-        values: list[float | None] = []
-        tops: list[dict[str, float] | None] = []
+        num_before = len(self._echo(answer))
+        moved = [place._replace(offset=num_before + place.offset) for place in places]
+        values: list[float | None] = [_finite(choice.logprob) for choice in choices]
         if with_prompt:
-            tokens.append(self.tokenizer.decode([answer.handle.request.ids[0]]))
-            values.append(None)
-            tops.append(None)
-            choices = [*answer.handle.prompt_logprobs, *choices]
-        for choice in choices:
-            tokens.append(self.tokenizer.decode([choice.id]))
-            values.append(_finite(choice.logprob))
-            top: dict[str, float] = {}
-            for token_id, logprob in (*choice.top, (choice.id, choice.logprob or 0.0)):
-                text, value = self.tokenizer.decode([token_id]), _finite(logprob)
-                top[text] = max(value, top.get(text, value))
-            tops.append(top)
-        offsets = [sum(map(len, tokens[:index])) for index in range(len(tokens))]
+            request = answer.handle.request
+            choices = [Choice(request.ids[0]), *answer.handle.prompt_logprobs, *choices]
+            given = [_finite(choice.logprob) for choice in answer.handle.prompt_logprobs]
+            values = [None, *given, *values]
+            moved = [*prompt_places(request.ids, self._echo(answer), self.tokenizer), *moved]
+        pairs = list(zip(choices, moved, strict=True))
+        tops: list[dict[str, float] | None] = [
+            _top(self.texts, choice, place.is_first) for choice, place in pairs
+        ]
+        if with_prompt:
+            tops[0] = None
         return {
-            "tokens": tokens,
+            "tokens": [self.texts.name(choice.id, place.is_first) for choice, place in pairs],
             "token_logprobs": values,
             "top_logprobs": tops,
-            "text_offset": offsets,
+            "text_offset": [place.offset for place in moved],
         }
+
+
+def prompt_places(ids: Sequence[int], text: str, tokenizer: Any) -> list[Place]:
+    """Return where a prompt's tokens stand in the text that was given for it.
+
+    What an encoding adds around the text stands at its start or at its end.
+    """
+    for keeps_special in (False, True):
+        stream = TextStream(tokenizer, keeps_special=keeps_special)
+        decoded = stream.put(ids) + stream.end()
+        if (start := decoded.find(text)) >= 0:
+            break
+    start = max(0, start)
+    return [
+        place._replace(offset=min(max(0, place.offset - start), len(text)))
+        for place in stream.take_places()
+    ]
+
+
+def _top(texts: TokenTexts, choice: Choice, is_first: bool) -> dict[str, float]:
+    """Return the likeliest tokens and the chosen one, each by a name of its own.
+
+    Of several tokens with one name, the chosen or the likeliest has it; the others go by their ids.
+    """
+    names = {texts.name(choice.id, is_first): choice.id}
+    found: dict[str, float] = {}
+    for token_id, logprob in (*choice.top, (choice.id, choice.logprob or 0.0)):
+        name = texts.name(token_id, is_first)
+        if names.setdefault(name, token_id) != token_id:
+            name = f"token_id:{token_id}"
+        found[name] = _finite(logprob)
+    return found
 
 
 def _finite(logprob: float | None) -> float:

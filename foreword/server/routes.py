@@ -15,6 +15,8 @@ from starlette.exceptions import HTTPException
 
 import foreword
 from foreword import chat
+from foreword.backbone import Backbone
+from foreword.config import ServeConfig
 from foreword.engine import request
 from foreword.prompt import history
 from foreword.server import message_media
@@ -27,9 +29,10 @@ from foreword.server.protocol import (
     TokenizeRequest,
 )
 from foreword.server.responses import ChatFormatter, CompletionFormatter
-from foreword.server.serving import Encoded, reply, requests_of
+from foreword.server.serving import Encoded, check_choices, reply, requests_of
 from foreword.server.state import AppState, note, state_of
 
+LONG_TEXT = 32_768  # characters: longer ones take the tokenizer tens of milliseconds
 PAGE = Path(__file__).parent / "page"
 OUTLINE_POINTS = 60  # of a curve in a list: many prompts are listed at once
 PAGE_KINDS = {"index.html": "text/html", "page.js": "text/javascript", "page.css": "text/css"}
@@ -38,62 +41,68 @@ PAGE_KINDS = {"index.html": "text/html", "page.js": "text/javascript", "page.css
 async def chat_completions(body: ChatRequest, http: Request) -> Response:
     """Answer a conversation."""
     state = state_of(http)
-    served = await state.encode(lambda: state.catalog.find(body.model))
+    deadline = state.deadline()
+    served = await state.encode(lambda: state.catalog.find(body.model), deadline)
+    check_choices(state, body, 1)
 
-    def encode() -> list[request.Request]:
-        messages = _loaded(state, body.messages)
-        ids, media = chat.encode(state.backbone, messages, served.encoding)
-        stop_ids = chat.end_tokens(state.backbone, messages, served.encoding)
+    def encode(backbone: Backbone) -> list[request.Request]:
+        messages = _loaded(backbone, state.config, body.messages)
+        ids, media = chat.encode(backbone, messages, served.encoding, room(state, served))
+        stop_ids = chat.end_tokens(backbone, messages, served.encoding)
         limit = body.max_completion_tokens
         limit = limit if limit is not None else body.max_tokens
         if limit is None:
-            room = state.worker.engine.max_length - len(ids) - num_virtual(served)
-            limit = max(1, min(room, state.config.default_max_tokens))
+            left = room(state, served) - len(ids)
+            limit = max(1, min(left, state.config.default_max_tokens))
         return requests_of(state, body, served, [(ids, media)], stop_ids, limit)
 
-    requests = await state.encode(encode)
+    requests = await state.encode_with(encode, _is_slow(body.messages), deadline)
     formatter = ChatFormatter(served.name, state.backbone.tokenizer, body.n)
-    return await reply(http, body, served, requests, formatter)
+    return await reply(http, body, served, requests, formatter, deadline)
 
 
 async def completions(body: CompletionRequest, http: Request) -> Response:
     """Continue texts or ids."""
     state = state_of(http)
-    served = await state.encode(lambda: state.catalog.find(body.model))
-    tokenizer = state.backbone.tokenizer
+    deadline = state.deadline()
+    served = await state.encode(lambda: state.catalog.find(body.model), deadline)
+    prompts = body.prompts
+    check_choices(state, body, len(prompts))
 
-    def encode() -> tuple[list[request.Request], list[str]]:
+    def encode(backbone: Backbone) -> tuple[list[request.Request], list[str]]:
         encoded: list[Encoded] = [
-            chat.encode(state.backbone, one, served.encoding)
+            chat.encode(backbone, one, served.encoding, room(state, served))
             if isinstance(one, str)
             else (one, None)
-            for one in body.prompts
+            for one in prompts
         ]
-        texts = [
-            one if isinstance(one, str) else str(tokenizer.decode(one)) for one in body.prompts
-        ]
-        stop_ids = chat.end_tokens(state.backbone, "", served.encoding)
+        stop_ids = chat.end_tokens(backbone, "", served.encoding)
         limit = body.max_tokens if body.max_tokens is not None else 16
         requests = requests_of(state, body, served, encoded, stop_ids, limit)
+        texts = [_text_of(backbone, one) for one in prompts] if body.echo else []
         return requests, [text for text in texts for _ in range(body.n)]
 
-    requests, texts = await state.encode(encode)
-    formatter = CompletionFormatter(served.name, tokenizer, body.n, texts if body.echo else None)
-    return await reply(http, body, served, requests, formatter)
+    is_slow = sum(map(len, prompts)) > LONG_TEXT
+    requests, texts = await state.encode_with(encode, is_slow, deadline)
+    echoed = texts if body.echo else None
+    formatter = CompletionFormatter(served.name, state.backbone.tokenizer, body.n, echoed)
+    return await reply(http, body, served, requests, formatter, deadline)
 
 
 async def tokenize(body: TokenizeRequest, http: Request) -> dict[str, Any]:
     """Return the ids of a text or a conversation, as the model's prompt encodes them."""
     state = state_of(http)
-    served = await state.encode(lambda: state.catalog.find(body.model))
+    deadline = state.deadline()
+    served = await state.encode(lambda: state.catalog.find(body.model), deadline)
 
-    def encode() -> Sequence[int]:
+    def encode(backbone: Backbone) -> Sequence[int]:
         if body.messages is None:
-            return chat.encode(state.backbone, body.prompt or "", served.encoding)[0]
-        messages = _loaded(state, body.messages)
-        return chat.encode(state.backbone, messages, served.encoding)[0]
+            return chat.encode(backbone, body.prompt or "", served.encoding)[0]
+        messages = _loaded(backbone, state.config, body.messages)
+        return chat.encode(backbone, messages, served.encoding)[0]
 
-    ids = await state.encode(encode)
+    is_slow = len(body.prompt or "") > LONG_TEXT or _is_slow(body.messages or [])
+    ids = await state.encode_with(encode, is_slow, deadline)
     return {
         "tokens": ids,
         "count": len(ids),
@@ -115,7 +124,8 @@ async def list_models(http: Request) -> dict[str, Any]:
 async def show_model(model: str, http: Request) -> dict[str, Any]:
     """Describe one model."""
     state = state_of(http)
-    return _card(state, await state.encode(lambda: state.catalog.find(model)))
+    found = await state.encode(lambda: state.catalog.find(model), state.deadline())
+    return _card(state, found)
 
 
 async def load_soft_prompt(body: NameRequest, http: Request) -> dict[str, Any]:
@@ -174,10 +184,36 @@ def num_virtual(served: ServedModel) -> int:
     return served.source.num_virtual_tokens if served.source is not None else 0
 
 
-def _loaded(state: AppState, messages: Sequence[ChatMessage]) -> list[message_media.Message]:
+def room(state: AppState, served: ServedModel) -> int:
+    """Return the real tokens that one request can have."""
+    return state.worker.engine.max_length - num_virtual(served)
+
+
+def _is_slow(messages: Sequence[ChatMessage]) -> bool:
+    """Return whether messages take a while to be encoded: they are long, or more than text."""
+    size = 0
+    for message in messages:
+        if isinstance(message.content, list):
+            if any(part.type != "text" for part in message.content):
+                return True
+            size += sum(len(part.text or "") for part in message.content)
+        else:
+            size += len(message.content or "")
+    return size > LONG_TEXT
+
+
+def _text_of(backbone: Backbone, prompt: str | list[int]) -> str:
+    if isinstance(prompt, str):
+        return prompt
+    return str(backbone.tokenizer.decode(prompt, clean_up_tokenization_spaces=False))
+
+
+def _loaded(
+    backbone: Backbone, config: ServeConfig, messages: Sequence[ChatMessage]
+) -> list[message_media.Message]:
     """Return messages whose images and sounds are in memory."""
     plain = [message.model_dump(exclude_none=True) for message in messages]
-    return message_media.load(plain, state.backbone, state.config)
+    return message_media.load(plain, backbone, config)
 
 
 def _card(state: AppState, served: ServedModel) -> dict[str, Any]:

@@ -8,6 +8,7 @@ and counted. Does not know how text becomes ids.
 import asyncio
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from fastapi import Request
@@ -27,6 +28,15 @@ from foreword.server.streaming import Answers, Piece
 Encoded = tuple[Sequence[int], Media | None]  # a prompt, and the media between its ids
 
 
+def check_choices(state: AppState, body: Common, num_prompts: int) -> None:
+    """Refuse more answers than one call may have, before anything is encoded."""
+    if num_prompts * body.n > state.config.max_choices:
+        raise InputError(
+            f"{num_prompts} prompts times n = {body.n}: at most {state.config.max_choices} "
+            "answers to one request; send several"
+        )
+
+
 def requests_of(
     state: AppState,
     body: Common,
@@ -36,11 +46,6 @@ def requests_of(
     limit: int,
 ) -> list[request.Request]:
     """Return the engine's requests: each prompt `n` times."""
-    if len(encoded) * body.n > state.config.max_choices:
-        raise InputError(
-            f"{len(encoded)} prompts times n = {body.n}: at most {state.config.max_choices} "
-            "answers to one request; send several"
-        )
     schema = body.response_format.schema_to_follow if body.response_format else None
     has_echo = isinstance(body, CompletionRequest) and body.echo
     try:
@@ -54,16 +59,18 @@ def requests_of(
             settings[place * body.n + copy],
             limit,
             frozenset() if body.ignore_eos else frozenset(stop_ids),
-            state.grammars.constraint(schema) if schema is not None else None,
-            body.num_logprobs if has_echo else None,
-            media,
+            num_prompt_logprobs=body.num_logprobs if has_echo else None,
+            media=media,
         )
         for place, (ids, media) in enumerate(encoded)
         for copy in range(body.n)
     ]
     for one in requests:
         state.worker.engine.check(one)
-    return requests
+    if schema is None:
+        return requests
+    constraint = state.grammars.constraint(schema)
+    return [replace(one, constraint=constraint.copy()) for one in requests]
 
 
 async def reply(
@@ -72,11 +79,16 @@ async def reply(
     served: ServedModel,
     requests: list[request.Request],
     formatter: Formatter,
+    deadline: float,
 ) -> Response:
     """Submit requests to the engine and return their answers, whole or as a stream."""
     state = state_of(http)
     answers = Answers(
-        state.worker, state.backbone.tokenizer, body.stops, state.config.request_seconds
+        state.worker,
+        state.backbone.tokenizer,
+        body.stops,
+        state.config.request_seconds,
+        deadline=deadline,
     )
     started = time.perf_counter()
     answers.submit(requests)
@@ -95,7 +107,10 @@ async def reply(
     finally:
         answers.cancel()
         end()
-    return JSONResponse(formatter.body(answers.answers, pieces, has_logprobs))
+    # Thousands of logprobs take a while to write: others must not wait for them.
+    return await asyncio.to_thread(
+        lambda: JSONResponse(formatter.body(answers.answers, pieces, has_logprobs))
+    )
 
 
 async def _collected(answers: Answers) -> list[Piece]:

@@ -4,6 +4,7 @@ In: answers that fill, and their formatter. Out: events, and the response that s
 request's body.
 """
 
+import asyncio
 import contextlib
 import json
 from collections.abc import AsyncIterator, Callable
@@ -14,7 +15,7 @@ from fastapi.responses import StreamingResponse
 from foreword.errors import ForewordError
 from foreword.server.middleware import error_body
 from foreword.server.responses import ChatFormatter, CompletionFormatter
-from foreword.server.streaming import Answers
+from foreword.server.streaming import Answers, Piece
 
 Formatter = ChatFormatter | CompletionFormatter
 
@@ -29,13 +30,24 @@ async def events(
                 yield _event(opening)
         async with contextlib.aclosing(answers.pieces()) as pieces:  # type: ignore[type-var]
             async for piece in pieces:
-                if chunk := formatter.chunk(piece, has_logprobs):
-                    yield _event(chunk)
+                if event := await _chunk(formatter, piece, has_logprobs):
+                    yield event
         if has_usage:
             yield _event(formatter.usage_chunk(answers.answers))
     except ForewordError as error:
         yield _event(error_body(str(error), error.http_status))
     yield "data: [DONE]\n\n"
+
+
+async def _chunk(formatter: Formatter, piece: Piece, has_logprobs: bool) -> str | None:
+    def write() -> str | None:
+        chunk = formatter.chunk(piece, has_logprobs)
+        return _event(chunk) if chunk is not None else None
+
+    # The first one may hold the logprobs of a whole prompt, which others must not wait for.
+    if has_logprobs and piece.answer.num_tokens <= 1:
+        return await asyncio.to_thread(write)
+    return write()
 
 
 def _event(content: dict[str, Any]) -> str:

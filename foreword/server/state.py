@@ -6,7 +6,6 @@ Knows no route.
 
 import asyncio
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -15,6 +14,7 @@ from fastapi import Request
 from foreword.backbone import Backbone
 from foreword.config import ServeConfig
 from foreword.server.catalog import Catalog
+from foreword.server.encoding_threads import EncodingThread
 from foreword.server.engine_thread import Worker
 from foreword.server.metrics import ServerMetrics
 from foreword.server.structured_output import Grammars
@@ -32,12 +32,24 @@ class AppState:
     config: ServeConfig
     metrics: ServerMetrics
     grammars: Grammars
-    encoder: ThreadPoolExecutor  # one thread: tokenizers are not safe under several
+    encoder: EncodingThread  # of short texts
+    slow_encoder: EncodingThread  # of images, sounds and long texts
+    slow_backbone: Backbone  # the view that belongs to it
     on_death: Callable[[], None]
 
-    async def encode(self, call: Callable[[], T]) -> T:
-        """Run a call that tokenizes or reads files outside the event loop."""
-        return await asyncio.get_running_loop().run_in_executor(self.encoder, call)
+    def deadline(self) -> float:
+        """Return when a request that comes now has to be answered, by the event loop's clock."""
+        return asyncio.get_running_loop().time() + self.config.request_seconds
+
+    async def encode(self, call: Callable[[], T], deadline: float) -> T:
+        """Run a call that reads files or a short text outside the event loop."""
+        return await self.encoder.run(call, deadline)
+
+    async def encode_with(self, call: Callable[[Backbone], T], is_slow: bool, deadline: float) -> T:
+        """Run a call that tokenizes, or decodes images and sounds, outside the event loop."""
+        if is_slow:
+            return await self.slow_encoder.run(lambda: call(self.slow_backbone), deadline)
+        return await self.encoder.run(lambda: call(self.backbone), deadline)
 
 
 def state_of(http: Request) -> AppState:

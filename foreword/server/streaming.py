@@ -8,6 +8,7 @@ event loop and never blocks on the engine. Knows no JSON.
 import asyncio
 import dataclasses
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 from foreword.engine.request import Handle, Request
 from foreword.engine.sampling import Choice
 from foreword.errors import ForewordError, ModelError, TooSlowError
-from foreword.server.detokenizer import TextStream
+from foreword.server.detokenizer import Place, TextStream
 from foreword.server.engine_thread import Worker
 
 
@@ -27,6 +28,7 @@ class StreamedAnswer:
         index: its place among the answers of the call.
         num_tokens: generated so far.
         finish_reason: why it ended; None while it goes on.
+        waiting: tokens whose place in the text is not certain yet.
     """
 
     index: int
@@ -34,15 +36,23 @@ class StreamedAnswer:
     stream: TextStream
     num_tokens: int = 0
     finish_reason: str | None = None
+    waiting: deque[Choice] = field(default_factory=deque)
 
 
 @dataclass(frozen=True)
 class Piece:
-    """What is new in one answer."""
+    """What is new in one answer.
+
+    Attributes:
+        text: what is certain now.
+        choices: the tokens whose place in the whole text is certain now; at the end all others.
+        places: of each of them.
+    """
 
     answer: StreamedAnswer
     text: str = ""
     choices: tuple[Choice, ...] = ()
+    places: tuple[Place, ...] = ()
 
 
 @dataclass
@@ -54,6 +64,7 @@ class Answers:
         tokenizer: turns ids to text.
         stop: strings at which an answer ends.
         seconds: after these the call ends with an error.
+        deadline: when they are over, by the event loop's clock; None counts from `pieces` on.
     """
 
     worker: Worker
@@ -62,6 +73,7 @@ class Answers:
     seconds: float
     answers: list[StreamedAnswer] = field(default_factory=list)
     first_token_at: float | None = None
+    deadline: float | None = None
     _queue: "asyncio.Queue[tuple[int, Choice | None, str | None]]" = field(
         default_factory=asyncio.Queue
     )
@@ -94,7 +106,9 @@ class Answers:
             TooSlowError: the time is up. ForewordError: a request has failed.
         """
         try:
-            async with asyncio.timeout(self.seconds):
+            now = asyncio.get_running_loop().time()
+            end = now + self.seconds if self.deadline is None else self.deadline
+            async with asyncio.timeout_at(end):
                 while any(answer.finish_reason is None for answer in self.answers):
                     index, choice, reason = await self._queue.get()
                     piece = self._piece(self.answers[index], choice, reason)
@@ -112,22 +126,30 @@ class Answers:
             return None  # came after a stop string
         if reason == "error":
             raise _as_foreword(answer.handle.error)
-        if choice is None:
-            answer.finish_reason = reason
-            return Piece(answer, answer.stream.end())
-        if self.first_token_at is None:
-            self.first_token_at = time.perf_counter()
-        answer.num_tokens += 1
-        # The id that ends an answer is counted, but its text is not part of the answer.
-        is_end = reason == "stop" and choice.id in answer.handle.request.stop_ids
-        text = answer.stream.put([] if is_end else [choice.id])
-        if reason is not None:
-            text += answer.stream.end()
+        text = ""
+        if choice is not None:
+            text = self._text(answer, choice, reason)
         if answer.stream.is_stopped:
             answer.handle.cancel()
             reason = "stop"
+        elif reason is not None:
+            text += answer.stream.end()
         answer.finish_reason = reason
-        return Piece(answer, text, (choice,))
+        places = answer.stream.take_places()
+        choices = tuple(answer.waiting.popleft() for _ in places)
+        return Piece(answer, text, choices, tuple(places))
+
+    def _text(self, answer: StreamedAnswer, choice: Choice, reason: str | None) -> str:
+        """Return the text that is certain with one more token."""
+        if self.first_token_at is None:
+            self.first_token_at = time.perf_counter()
+        answer.num_tokens += 1
+        answer.waiting.append(choice)
+        # The id that ends an answer is counted, but its text is not part of the answer.
+        if reason == "stop" and choice.id in answer.handle.request.stop_ids:
+            answer.stream.skip()
+            return ""
+        return answer.stream.put([choice.id])
 
 
 class _Listener:

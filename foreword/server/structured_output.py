@@ -25,6 +25,10 @@ class JsonConstraint:
     def __init__(self, matcher: Any, num_ids: int) -> None:
         self._matcher, self._num_ids = matcher, num_ids
 
+    def copy(self) -> "JsonConstraint":
+        """Return the same state for another answer, without reading the schema again."""
+        return JsonConstraint(self._matcher.deep_copy(), self._num_ids)
+
     def allowed(self) -> Tensor:
         """Return the ids that may come next, bool `[V]`."""
         bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)

@@ -69,6 +69,7 @@ class ForewordConnector(KVConnectorBase_V1):
         self._block_size: int = vllm_config.cache_config.block_size
         self._num_heads: int = vllm_config.model_config.get_total_num_kv_heads()
         self._pending: list[Load] = []
+        self._offered: dict[str, int] = {}  # tokens, by requests that were not admitted yet
         self._shards: OrderedDict[str, PromptShard] = OrderedDict()
         self._num_bytes = 0
         self._failed: set[int] = set()
@@ -87,13 +88,20 @@ class ForewordConnector(KVConnectorBase_V1):
         order = _order_of(request)
         if order is None:
             return 0, False
-        return max(0, _num_virtual(order, request) - num_computed_tokens), False
+        offered = max(0, _num_virtual(order, request) - num_computed_tokens)
+        self._offered[request.request_id] = offered
+        return offered, False
 
     def update_state_after_alloc(self, request: Any, blocks: Any, num_external_tokens: int) -> None:
-        """Remember what has to be loaded into the blocks of an admitted request."""
+        """Remember what has to be loaded into the blocks of an admitted request.
+
+        Where fewer tokens are granted than were offered, placeholders would be computed in their
+        place: such a request fails.
+        """
         order = _order_of(request)
         if order is None:
             return
+        offered = self._offered.pop(request.request_id, num_external_tokens)
         (block_ids,) = blocks.get_block_ids()
         stop = _num_virtual(order, request)
         reason = None
@@ -101,10 +109,17 @@ class ForewordConnector(KVConnectorBase_V1):
             reason = "its order was not sealed by a front end of this server"
         elif request.skip_reading_prefix_cache:
             reason = "it does not read cached keys"
+        elif num_external_tokens != offered:
+            reason = f"vLLM grants {num_external_tokens} of its {offered} missing virtual tokens"
         if reason is not None:
             self._pending.append(Load(order, block_ids, 0, stop, reason))
         elif num_external_tokens > 0:
             self._pending.append(Load(order, block_ids, stop - num_external_tokens, stop))
+
+    def request_finished(self, request: Any, block_ids: list[int]) -> tuple[bool, None]:
+        """Forget a request that ended before it was admitted; its blocks are free at once."""
+        self._offered.pop(request.request_id, None)
+        return False, None
 
     def build_connector_meta(self, scheduler_output: Any) -> Loads:
         """Return what the step's requests need, and forget it."""

@@ -15,7 +15,7 @@ from contextvars import ContextVar
 from typing import Any
 
 from fastapi import Depends, FastAPI, Request
-from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.responses import JSONResponse, Response, StreamingResponse
 from transformers import PreTrainedTokenizerBase
 from vllm.entrypoints.generate.base.protocol import StreamOptions
 from vllm.entrypoints.openai.chat_completion import api_router as chat_router
@@ -40,6 +40,7 @@ from foreword.vllm_plugin.store_watcher import Watch
 log = init_logger("vllm.foreword")
 access = init_logger("vllm.foreword.access")
 
+CLIENT_GONE = 499  # as nginx calls it; nobody is there to read it
 Handler = Callable[[Any, Request], Awaitable[Any]]
 _bound: ContextVar[Bound | None] = ContextVar("foreword_bound", default=None)
 
@@ -145,6 +146,9 @@ class Plugin:
         token = _bound.set(bound)
         try:
             response = await stock(body, http)
+        except asyncio.CancelledError:  # the client has gone
+            self._note(rewriter, bound.served, started, None)
+            raise
         except GenerationError:
             text = f"{rewriter.name} could not be read by the engine; its log says why"
             return JSONResponse(error_body(text, 500), 500)
@@ -154,6 +158,9 @@ class Plugin:
             response.body_iterator = self._streamed(
                 rewriter.stream(response.body_iterator), rewriter, bound.served, started
             )
+        elif response is None or not response.body:  # the client has gone, and vLLM says nothing
+            self._note(rewriter, bound.served, started, None)
+            return Response(status_code=CLIENT_GONE)
         elif response.status_code == 200:
             response.body = json.dumps(
                 rewriter.whole(json.loads(response.body)), ensure_ascii=False

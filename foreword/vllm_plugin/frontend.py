@@ -132,8 +132,9 @@ class Frontend:
         served = self.catalog.find(body.model)
         assert served.source is not None and served.entry is not None
         compatibility.check_request(body, served.name, is_chat=is_chat)
-        rows, stop_ids = self._encoded(body, served.encoding, is_chat)
         num_virtual = served.source.num_virtual_tokens
+        most = self.limits.max_length - num_virtual
+        rows, stop_ids = self._encoded(body, served.encoding, is_chat, most)
         num_new = self._num_new(body, is_chat)
         for ids in rows:
             compatibility.check_ids(ids, self.limits.vocab_size)
@@ -166,12 +167,14 @@ class Frontend:
         return Bound(served, num_virtual, found, stop_ids, signing.sealed(order))
 
     def _encoded(
-        self, body: Any, config: EncodingConfig, is_chat: bool
+        self, body: Any, config: EncodingConfig, is_chat: bool, max_tokens: int
     ) -> tuple[list[list[int]], list[int]]:
         """Return each row's ids, and the ids at which an answer ends."""
         given: list[Any] = [_messages_of(body)] if is_chat else _prompts_of(body.prompt)
         rows = [
-            encoding.encode_prompt(one, self.tokenizer, config) if _is_text(one, is_chat) else one
+            encoding.encode_prompt(one, self.tokenizer, config, max_tokens=max_tokens)
+            if _is_text(one, is_chat)
+            else one
             for one in given
         ]
         own = encoding.end_ids(given[0] if is_chat else "", self.tokenizer, config)[-1:]

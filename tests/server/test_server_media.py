@@ -259,6 +259,13 @@ def huge(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows)
 
 
+def scanned(number: int) -> bytes:
+    """Return a small JPEG whose last scan comes so many times more."""
+    whole = png(picture(16, 8), "JPEG", progressive=True)
+    start, end = whole.rfind(b"\xff\xda"), whole.rfind(b"\xff\xd9")
+    return whole[:end] + whole[start:end] * number + whole[end:]
+
+
 def wav(samples: bytes, width: int = 2, rate: int = 16000, channels: int = 1) -> bytes:
     content = io.BytesIO()
     with wave.open(content, "wb") as file:
@@ -293,6 +300,7 @@ def test_nothing_but_a_data_url_is_taken(seeing: World, url: str) -> None:
         (as_image(huge(2**31 - 1, 2**31 - 1)), "more pixels"),
         (as_image(huge(20, 101)), "more pixels"),
         (as_image(png(Image.new("RGB", (1000, 1)))), "processor cannot"),
+        (as_image(scanned(30_000), "jpeg"), "more than 100 scans"),
         ({"type": "image_url", "image_url": {"url": "data:image/png;base64,?"}}, "base64"),
         ({"type": "image_url", "image_url": {"url": "data:image/png;base64,\u00e9"}}, "base64"),
         ({"type": "image_url", "image_url": {"url": "x", "detail": "high"}}, "detail"),

@@ -1,0 +1,103 @@
+"""Any ids, in any pieces: the text of all of them at once, the same places, the same end."""
+
+from typing import Any
+
+import pytest
+import small_tokenizers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from foreword.data.encoding import decode
+from foreword.server.detokenizer import Place, TextStream
+from foreword.server.stop_strings import StopStrings
+from foreword.server.token_texts import token_texts
+
+TOKENIZERS = {name: build() for name, build in small_tokenizers.BUILDERS.items()}
+NUM_IDS = 300  # a few more than the largest has
+
+
+def streamed(tokenizer: Any, ids: list[int], stop: tuple[str, ...] = ()) -> tuple[str, list[Place]]:
+    """Return what a stream of single ids tells; each place as soon as it is told."""
+    stream, text, places = TextStream(tokenizer, stop), "", []
+    for token_id in ids:
+        if stream.is_stopped:
+            break
+        text += stream.put([token_id])
+        new = stream.take_places()
+        assert all(place.offset <= len(text) for place in new)
+        places += new
+    text += stream.end()
+    return text, places + stream.take_places()
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+@settings(max_examples=150, deadline=None)
+@given(data=st.data())
+def test_a_stream_is_the_text_of_all_ids_at_once(name: str, data: st.DataObject) -> None:
+    tokenizer = TOKENIZERS[name]
+    ids = data.draw(st.lists(st.integers(0, min(NUM_IDS, len(tokenizer) + 2)), max_size=30))
+    text, places = streamed(tokenizer, ids)
+    assert text == decode(ids, tokenizer)
+    assert len(places) == len(ids)
+    offsets = [place.offset for place in places]
+    assert offsets == sorted(offsets) and all(0 <= one <= len(text) for one in offsets)
+    content = b"".join(
+        token_texts(tokenizer).content(token_id, place.is_first)
+        for token_id, place in zip(ids, places, strict=True)
+    )
+    # Where the end of a word is marked, a space belongs to two tokens.
+    if "\ufffd" not in text and name != "word ends":
+        assert content == text.encode()
+
+
+@pytest.mark.parametrize("name", [name for name in TOKENIZERS if name != "word ends"])
+@settings(max_examples=50, deadline=None)
+@given(text=st.text(st.sampled_from("ab é日🙂END ."), max_size=20))
+def test_a_token_stands_where_its_first_character_does(name: str, text: str) -> None:
+    tokenizer = TOKENIZERS[name]
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    found, places = streamed(tokenizer, ids)
+    texts, content = token_texts(tokenizer), b""
+    for token_id, place in zip(ids, places, strict=True):
+        before = len(content.decode(errors="ignore"))
+        content += texts.content(token_id, place.is_first)
+        assert place.offset == before
+    assert content.decode() == found
+
+
+@settings(max_examples=300, deadline=None)
+@given(data=st.data())
+def test_stop_strings_do_not_depend_on_the_pieces(data: st.DataObject) -> None:
+    alphabet = st.sampled_from("ab")
+    text = data.draw(st.text(alphabet, max_size=30))
+    stops = data.draw(st.lists(st.text(alphabet, min_size=1, max_size=5), max_size=4))
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=6)))
+    ends = [
+        (end, end - len(stop))
+        for end in range(len(text) + 1)
+        for stop in stops
+        if text[:end].endswith(stop)
+    ]
+    expected = text[: min(ends)[1]] if ends else text
+    scanner, found = StopStrings(stops), ""
+    for start, end in zip([0, *cuts], [*cuts, len(text)], strict=True):
+        found += scanner.put(text[start:end])
+    assert found + scanner.end() == expected
+    assert scanner.is_found == bool(ends)
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+@settings(max_examples=50, deadline=None)
+@given(data=st.data())
+def test_a_stopped_stream_places_its_tokens_inside_of_its_text(
+    name: str, data: st.DataObject
+) -> None:
+    tokenizer = TOKENIZERS[name]
+    ids = data.draw(st.lists(st.integers(0, len(tokenizer) - 1), max_size=20))
+    stop = tuple(data.draw(st.lists(st.text("abEND ", min_size=1, max_size=3), max_size=3)))
+    text, places = streamed(tokenizer, ids, stop)
+    whole = decode(ids, tokenizer)
+    ends = [(end, end - len(s)) for end in range(len(whole) + 1) for s in stop
+            if whole[:end].endswith(s)]  # fmt: skip
+    assert text == (whole[: min(ends)[1]] if ends else whole)
+    assert all(place.offset <= len(text) for place in places)
