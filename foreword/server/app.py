@@ -21,6 +21,7 @@ from foreword.backbone import Backbone
 from foreword.config import ServeConfig
 from foreword.errors import BusyError, ForewordError
 from foreword.server import routes
+from foreword.server.bodies import BodyRoute
 from foreword.server.catalog import Catalog
 from foreword.server.engine_thread import Worker
 from foreword.server.metrics import ServerMetrics
@@ -72,6 +73,7 @@ def create_app(
         ServerMetrics(catalog.base.name, worker.engine),
         Grammars(backbone.tokenizer, stop_ids),
         ThreadPoolExecutor(1, "encoder"),
+        ThreadPoolExecutor(1, "reader"),
         on_death,
     )
     app = FastAPI(
@@ -80,7 +82,9 @@ def create_app(
         lifespan=_lifespan,
         docs_url=None,
         redoc_url=None,
+        redirect_slashes=False,
     )
+    app.router.route_class = BodyRoute
     app.state.shared = state
     _add_routes(app)
     _add_error_handlers(app, state)
@@ -103,7 +107,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     finally:
         watch.cancel()
         await asyncio.to_thread(state.worker.stop)
-        state.encoder.shutdown(wait=False, cancel_futures=True)
+        for threads in (state.encoder, state.reader):
+            threads.shutdown(wait=False, cancel_futures=True)
 
 
 async def _watch(state: AppState) -> None:
@@ -134,7 +139,9 @@ def _add_routes(app: FastAPI) -> None:
 
 
 def _where_of(location: Sequence[Any]) -> str:
-    return ".".join(str(part) for part in location if part != "body") or "body"
+    """Return a field's place in a body; what stands in brackets is its kind, not its name."""
+    names = (str(part) for part in location if part != "body")
+    return ".".join(name for name in names if not name.startswith("(")) or "body"
 
 
 def _add_error_handlers(app: FastAPI, state: AppState) -> None:

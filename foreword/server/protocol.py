@@ -1,43 +1,88 @@
 """Request schema: the bodies of OpenAI's API, every field bounded and unknown fields refused.
 
-In: JSON bodies. Out: validated requests, and their sampling settings. A field that would change an
+In: JSON values. Out: validated requests, and their sampling settings. A field that would change an
 answer and is not supported is an error, never ignored; fields that cannot change one are accepted.
+A value has its JSON type, none is converted; null is a field that was left out. Each list and map
+is bounded and ends at its first error, so that what is wrong with a body is told in a few lines.
 Knows no model and no tokenizer.
 """
 
-import json
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    StringConstraints,
+    Tag,
+    ValidationError,
+    WrapValidator,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
 
 from foreword.engine.sampling import Sampling
 
 MAX_LOGPROBS = 20
+MAX_CHARACTERS = 10_000_000  # of one text; the size of a body bounds it before that
 ModelName = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 StopString = Annotated[str, StringConstraints(min_length=1, max_length=200)]
+Text = Annotated[str, StringConstraints(max_length=MAX_CHARACTERS)]
 TokenId = Annotated[int, Field(ge=0, le=10_000_000)]
-Ids = Annotated[list[TokenId], Field(min_length=1)]
+Ids = Annotated[list[TokenId], Field(min_length=1, max_length=1_000_000, fail_fast=True)]
+BiasedId = Annotated[str, StringConstraints(pattern=r"^(0|[1-9][0-9]{0,7})$")]
+Bias = Annotated[float, Field(ge=-100, le=100)]
+MetadataKey = Annotated[str, StringConstraints(max_length=64)]
+MetadataValue = Annotated[str, StringConstraints(max_length=512)]
+# What stands between brackets tells the kinds of a field apart, and is no part of its name.
+TEXT, LIST, IDS, LISTS_OF_IDS = "(text)", "(list)", "(ids)", "(lists of ids)"
+
+
+def _text_or_list(value: Any) -> str | None:
+    return {str: TEXT, list: LIST}.get(type(value))
+
+
+def _kind_of_prompt(value: Any) -> str | None:
+    first = value[0] if isinstance(value, list) and value else None
+    return {int: IDS, list: LISTS_OF_IDS}.get(type(first)) or _text_or_list(value)
+
+
+def _small(max_length: int) -> WrapValidator:
+    """Return a validator of maps that reports the first error only, the length before all else."""
+
+    def check(value: Any, check_items: Callable[[Any], Any]) -> Any:
+        if isinstance(value, dict) and len(value) > max_length:
+            raise PydanticCustomError(
+                "too_long", "expected at most {limit} entries", {"limit": max_length}
+            )
+        try:
+            return check_items(value)
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+            where = "".join(f"{str(part)[:80]}: " for part in first["loc"][:1])
+            raise PydanticCustomError("map", "{what}", {"what": where + first["msg"]}) from None
+
+    return WrapValidator(check)
 
 
 class Strict(BaseModel):
-    """A body without unknown fields and without NaN."""
+    """A body, or a part of one: JSON's own types, no unknown field, no NaN, null as left out."""
 
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
-
-
-class Body(Strict):
-    """A whole body, whose strings are all text: JSON can escape half a character."""
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
     @model_validator(mode="before")
     @classmethod
-    def _is_text(cls, data: Any) -> Any:
-        try:
-            json.dumps(data, ensure_ascii=False, default=str).encode()
-        except UnicodeEncodeError:
-            raise ValueError("half a surrogate pair is no text") from None
-        except RecursionError:
-            raise ValueError("nested too deeply") from None
-        return data
+    def _given(cls, data: Any) -> Any:
+        """Leave out nulls, and of the unknown fields all but one, which is refused."""
+        if not isinstance(data, dict):
+            return data
+        known = {field.alias or name for name, field in cls.model_fields.items()}
+        given = {name: value for name, value in data.items() if value is not None}
+        for name in [name for name in given if name not in known][1:]:
+            del given[name]
+        return given
 
 
 class StreamOptions(Strict):
@@ -51,7 +96,7 @@ class JsonSchema(Strict):
     """A named JSON schema."""
 
     name: str = Field(max_length=200)
-    schema_: dict[str, Any] = Field(alias="schema")
+    schema_: Annotated[dict[str, Any], _small(1000)] = Field(alias="schema")
     description: str | None = Field(None, max_length=10_000)
     strict: bool | None = None
 
@@ -76,14 +121,25 @@ class ResponseFormat(Strict):
         return {"type": "object"} if self.type == "json_object" else None
 
 
-class Common(Body):
+class Common(Strict):
     """What chat and plain completions share."""
 
     model: ModelName
     n: int = Field(1, ge=1, le=128)
     stream: bool = False
     stream_options: StreamOptions | None = None
-    stop: StopString | Annotated[list[StopString], Field(max_length=8)] | None = None
+    stop: (
+        Annotated[
+            Annotated[StopString, Tag(TEXT)]
+            | Annotated[list[StopString], Field(max_length=8, fail_fast=True), Tag(LIST)],
+            Discriminator(
+                _text_or_list,
+                custom_error_type="stop",
+                custom_error_message="expected a text or a list of texts",
+            ),
+        ]
+        | None
+    ) = None
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
     temperature: float | None = Field(None, ge=0, le=100)
     top_p: float | None = Field(None, gt=0, le=1)
@@ -92,9 +148,7 @@ class Common(Body):
     repetition_penalty: float | None = Field(None, ge=0.01, le=100)
     presence_penalty: float | None = Field(None, ge=-2, le=2)
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
-    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = Field(
-        None, max_length=1024
-    )
+    logit_bias: Annotated[dict[BiasedId, Bias], _small(1024)] | None = None
     max_tokens: int | None = Field(None, ge=0, le=10_000_000)
     response_format: ResponseFormat | None = None
     ignore_eos: bool = False
@@ -111,11 +165,7 @@ class Common(Body):
         raise NotImplementedError
 
     def sampling(self, index: int) -> Sampling:
-        """Return the settings of the answer at an index; each answer has a seed of its own.
-
-        Raises:
-            ValueError: a key of logit_bias that is no id.
-        """
+        """Return the settings of the answer at an index; each answer has a seed of its own."""
         given: dict[str, Any] = {
             "top_p": self.top_p,
             "top_k": self.top_k if self.top_k != -1 else None,
@@ -136,14 +186,14 @@ class Common(Body):
 class ImageUrl(Strict):
     """An image as a data URL."""
 
-    url: str
+    url: Text
     detail: Literal["auto"] | None = None
 
 
 class InputAudio(Strict):
     """A sound in base64."""
 
-    data: str
+    data: Text
     format: Literal["wav"]
 
 
@@ -151,7 +201,7 @@ class Part(Strict):
     """A part of a message: the field that is called as its type, and no other."""
 
     type: Literal["text", "image_url", "input_audio"]
-    text: str | None = None
+    text: Text | None = None
     image_url: ImageUrl | None = None
     input_audio: InputAudio | None = None
 
@@ -164,24 +214,53 @@ class Part(Strict):
 
 
 class ChatMessage(Strict):
-    """One turn."""
+    """One turn; a refused answer has its `refusal` in place of content."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[Part] | None = None
+    content: (
+        Annotated[
+            Annotated[Text, Tag(TEXT)]
+            | Annotated[
+                list[Part], Field(min_length=1, max_length=4096, fail_fast=True), Tag(LIST)
+            ],
+            Discriminator(
+                _text_or_list,
+                custom_error_type="content",
+                custom_error_message="expected a text or a list of parts",
+            ),
+        ]
+        | None
+    ) = None
     name: str | None = Field(None, max_length=200)
-    refusal: str | None = None
+    refusal: Text | None = None
+
+    @model_validator(mode="after")
+    def _says_something(self) -> "ChatMessage":
+        if self.refusal is not None and (self.role != "assistant" or self.content is not None):
+            raise ValueError("refusal is for a turn of the assistant without content")
+        if self.content is None and self.refusal is None:
+            raise ValueError(f"content is missing: a turn of role {self.role!r} needs it")
+        return self
+
+    def turn(self) -> dict[str, Any]:
+        """Return the turn as plain data; a refusal is its text."""
+        plain = self.model_dump(exclude_none=True, exclude={"refusal"})
+        return plain if self.refusal is None else plain | {"content": self.refusal}
+
+
+Messages = Annotated[list[ChatMessage], Field(min_length=1, max_length=4096, fail_fast=True)]
 
 
 class ChatRequest(Common):
     """`POST /v1/chat/completions`."""
 
-    messages: list[ChatMessage] = Field(min_length=1, max_length=4096)
+    messages: Messages
     max_completion_tokens: int | None = Field(None, ge=0, le=10_000_000)
-    logprobs: bool | None = False
+    logprobs: bool = False
     top_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
     store: bool | None = None
-    metadata: dict[str, str] | None = None
-    service_tier: str | None = None
+    metadata: Annotated[dict[MetadataKey, MetadataValue], _small(16)] | None = None
+    service_tier: str | None = Field(None, max_length=64)
 
     @model_validator(mode="after")
     def _go_together(self) -> "ChatRequest":
@@ -198,15 +277,24 @@ class ChatRequest(Common):
 class CompletionRequest(Common):
     """`POST /v1/completions`."""
 
-    prompt: (
-        str
-        | Annotated[list[str], Field(min_length=1, max_length=256)]
-        | Ids
-        | Annotated[list[Ids], Field(min_length=1, max_length=256)]
-    )
+    prompt: Annotated[
+        Annotated[Text, Tag(TEXT)]
+        | Annotated[
+            list[Text], Field(min_length=1, max_length=256, fail_fast=True), Tag(LIST)
+        ]
+        | Annotated[Ids, Tag(IDS)]
+        | Annotated[
+            list[Ids], Field(min_length=1, max_length=256, fail_fast=True), Tag(LISTS_OF_IDS)
+        ],
+        Discriminator(
+            _kind_of_prompt,
+            custom_error_type="prompt",
+            custom_error_message="expected a text, a list of texts, ids, or a list of lists of ids",
+        ),
+    ]
     logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
     echo: bool = False
-    best_of: Literal[1] | None = None
+    best_of: int | None = Field(None, ge=1, le=1)
 
     @property
     def num_logprobs(self) -> int | None:
@@ -223,12 +311,12 @@ class CompletionRequest(Common):
         return list(self.prompt)  # type: ignore[arg-type]
 
 
-class TokenizeRequest(Body):
+class TokenizeRequest(Strict):
     """`POST /tokenize`: a text or messages, as the model's prompt would encode them."""
 
     model: ModelName
-    prompt: str | None = None
-    messages: list[ChatMessage] | None = Field(None, min_length=1, max_length=4096)
+    prompt: Text | None = None
+    messages: Messages | None = None
 
     @model_validator(mode="after")
     def _one_of_both(self) -> "TokenizeRequest":
@@ -237,7 +325,7 @@ class TokenizeRequest(Body):
         return self
 
 
-class NameRequest(Body):
+class NameRequest(Strict):
     """`POST /v1/load_soft_prompt` and `/v1/unload_soft_prompt`: a name of the store."""
 
     name: ModelName

@@ -176,7 +176,7 @@ def num_virtual(served: ServedModel) -> int:
 
 def _loaded(state: AppState, messages: Sequence[ChatMessage]) -> list[message_media.Message]:
     """Return messages whose images and sounds are in memory."""
-    plain = [message.model_dump(exclude_none=True) for message in messages]
+    plain = [message.turn() for message in messages]
     return message_media.load(plain, state.backbone, state.config)
 
 

@@ -43,10 +43,7 @@ def requests_of(
         )
     schema = body.response_format.schema_to_follow if body.response_format else None
     has_echo = isinstance(body, CompletionRequest) and body.echo
-    try:
-        settings = [body.sampling(index) for index in range(len(encoded) * body.n)]
-    except ValueError:
-        raise InputError("logit_bias: expected token ids as keys") from None
+    settings = [body.sampling(index) for index in range(len(encoded) * body.n)]
     requests = [
         request.Request(
             tuple(ids),

@@ -33,6 +33,7 @@ class AppState:
     metrics: ServerMetrics
     grammars: Grammars
     encoder: ThreadPoolExecutor  # one thread: tokenizers are not safe under several
+    reader: ThreadPoolExecutor  # of large bodies; one thread, as they take memory
     on_death: Callable[[], None]
 
     async def encode(self, call: Callable[[], T]) -> T:
