@@ -10,13 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Self
 
-from jinja2 import TemplateError
-
 from foreword.config import EncodingConfig
 from foreword.data import media_parts
 from foreword.data.examples import Example, message_text, named
 from foreword.data.media_parts import Message
-from foreword.data.processor import Media, read, render
+from foreword.data.processor import Media, read, refusal_of, render
 from foreword.errors import DataError, InputError
 
 if TYPE_CHECKING:
@@ -322,8 +320,8 @@ def _render(
     plain = [{**message, "content": message_text(message)} for message in messages]
     try:
         text = tokenizer.apply_chat_template(plain, tokenize=False, add_generation_prompt=is_open)
-    except TemplateError as error:
-        raise DataError(f"the chat template refuses the messages: {error}") from error
+    except Exception as error:  # a template is a program: messages can make it raise anything
+        raise refusal_of(error) from error
     assert isinstance(text, str)
     return text
 

@@ -56,7 +56,7 @@ def read(messages: Sequence[Message], processor: "ProcessorMixin") -> tuple[list
             turns, tokenize=True, return_dict=True, return_tensors="pt", add_generation_prompt=True
         )
     except TemplateError as error:
-        raise DataError(f"the chat template refuses the messages: {error}") from error
+        raise refusal_of(error) from error
     except Exception as error:  # a processor meets sizes and files here that nobody tried before
         is_said = isinstance(error, ValueError | TypeError | KeyError | IndexError)
         reason = str(error).partition("\n")[0] if is_said else type(error).__name__
@@ -70,6 +70,14 @@ def read(messages: Sequence[Message], processor: "ProcessorMixin") -> tuple[list
     return found["input_ids"][0].tolist(), Media(media)
 
 
+def refusal_of(error: Exception) -> DataError:
+    """Return what a chat template raised as a refusal of the messages, in one line."""
+    reason = str(error).strip().partition("\n")[0]
+    if not isinstance(error, TemplateError):
+        reason = f"{type(error).__name__}: {reason}" if reason else type(error).__name__
+    return DataError(f"the chat template refuses the messages: {reason}")
+
+
 def render(messages: Sequence[Message], processor: "ProcessorMixin | None", is_open: bool) -> str:
     """Return the text of a conversation by the chat template of the processor."""
     assert processor is not None  # `encode_turns` has refused
@@ -81,7 +89,7 @@ def render(messages: Sequence[Message], processor: "ProcessorMixin | None", is_o
     ]
     try:
         text = processor.apply_chat_template(turns, tokenize=False, add_generation_prompt=is_open)
-    except TemplateError as error:
-        raise DataError(f"the chat template refuses the messages: {error}") from error
+    except Exception as error:  # a template is a program: messages can make it raise anything
+        raise refusal_of(error) from error
     assert isinstance(text, str)
     return text

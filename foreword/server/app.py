@@ -18,14 +18,20 @@ from starlette.exceptions import HTTPException
 import foreword
 from foreword import chat
 from foreword.backbone import Backbone
-from foreword.config import ServeConfig
-from foreword.errors import BusyError, ForewordError
+from foreword.config import ServeConfig, checked_origin
+from foreword.errors import ForewordError
 from foreword.server import routes
 from foreword.server.bodies import BodyRoute
 from foreword.server.catalog import Catalog
 from foreword.server.engine_thread import Worker
 from foreword.server.metrics import ServerMetrics
-from foreword.server.middleware import LOOPBACK, AccessMiddleware, error_body
+from foreword.server.middleware import (
+    LOOPBACK,
+    AccessMiddleware,
+    RequestBounds,
+    error_body,
+    failure,
+)
 from foreword.server.state import AppState
 from foreword.server.structured_output import Grammars
 
@@ -36,9 +42,12 @@ ERRORS: dict[int | str, dict[str, Any]] = {
         (401, "a key is needed"),
         (403, "not allowed here"),
         (404, "no such model"),
+        (408, "the request did not come in time"),
         (413, "the body is too large"),
         (415, "the body is not JSON"),
+        (500, "the model failed at this request"),
         (503, "busy, or the engine is dead"),
+        (504, "the answer took too long"),
     )
 }
 
@@ -51,6 +60,7 @@ def create_app(
     *,
     api_key: str | None = None,
     admin_key: str | None = None,
+    origins: Sequence[str] = (),
     on_death: Callable[[], None] = lambda: None,
 ) -> AccessMiddleware:
     """Return the application.
@@ -62,6 +72,7 @@ def create_app(
         config: limits.
         api_key: what clients must send; None lets everybody in.
         admin_key: what loading at run time needs.
+        origins: of web pages that may use the server from a browser.
         on_death: called once the engine has failed as a whole.
     """
     stop_ids = chat.end_tokens(backbone, "", catalog.base.encoding)
@@ -92,9 +103,16 @@ def create_app(
         app,
         api_key=api_key,
         admin_key=admin_key if config.runtime_loading else None,
-        max_body_bytes=config.max_body_bytes,
+        bounds=RequestBounds(config.max_body_bytes, config.client_seconds, max_requests(config)),
         hosts=LOOPBACK if config.host in LOOPBACK else None,
+        origins=tuple(map(checked_origin, origins)),
+        on_busy=lambda: state.metrics.count_rejected("queue_full"),
     )
+
+
+def max_requests(config: ServeConfig) -> int:
+    """Return how many requests may be open: streams that wait keep their connections."""
+    return 4 * (config.max_queue + config.max_batch)
 
 
 @contextlib.asynccontextmanager
@@ -148,7 +166,7 @@ def _add_error_handlers(app: FastAPI, state: AppState) -> None:
     async def on_foreword(_: Request, error: Exception) -> Response:
         assert isinstance(error, ForewordError)
         headers = {"retry-after": "1"} if error.http_status == 503 else {}
-        state.metrics.count_rejected("queue_full" if isinstance(error, BusyError) else "invalid")
+        state.metrics.count_error(error)
         return JSONResponse(error_body(str(error), error.http_status), error.http_status, headers)
 
     async def on_invalid(_: Request, error: Exception) -> Response:
@@ -156,7 +174,7 @@ def _add_error_handlers(app: FastAPI, state: AppState) -> None:
         found = [(_where_of(one["loc"]), one["msg"]) for one in error.errors()]
         text = "; ".join(f"{where}: {reason}" for where, reason in found[:4])
         state.metrics.count_rejected("invalid")
-        return JSONResponse(error_body(text[:1000], 400, found[0][0][:200]), 400)
+        return JSONResponse(error_body(text, 400, found[0][0]), 400)
 
     async def on_http(_: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
@@ -165,6 +183,10 @@ def _add_error_handlers(app: FastAPI, state: AppState) -> None:
             error_body(str(error.detail), error.status_code), error.status_code, headers
         )
 
+    async def on_failure(_: Request, error: Exception) -> Response:
+        return JSONResponse(error_body(failure(error), 500), 500)
+
+    app.exception_handler(Exception)(on_failure)
     app.exception_handler(ForewordError)(on_foreword)
     app.exception_handler(RequestValidationError)(on_invalid)
     app.exception_handler(HTTPException)(on_http)

@@ -86,7 +86,8 @@ async def reply(
 
     if body.stream:
         has_usage = body.stream_options is not None and body.stream_options.include_usage
-        return EventStream(answers, events(answers, formatter, has_logprobs, has_usage), end)
+        told = events(answers, formatter, has_logprobs, has_usage, state.metrics.count_error)
+        return EventStream(answers, told, end)
     try:
         pieces = await _unless_disconnected(http, _collected(answers))
     finally:
