@@ -78,7 +78,7 @@ def _at_least_one(config: Any, *names: str) -> None:
 
 
 def checked_key(name: str, key: str | None) -> str | None:
-    """Return a key without the line break that files and variables end in; None where there is none.
+    """Return a key without the line break that a variable may end in; None where there is none.
 
     Raises:
         InputError: an empty key, which would let everybody in, or one that lets nobody in.

@@ -55,7 +55,7 @@ def command(
     api_key = checked_key("FOREWORD_API_KEY", _given(api_key, "FOREWORD_API_KEY"))
     admin_key = checked_key("FOREWORD_ADMIN_KEY", _given(admin_key, "FOREWORD_ADMIN_KEY"))
     prompts = _given(prompts, "FOREWORD_PROMPTS")
-    if prompts is not None and not (prompts := prompts.strip()):
+    if prompts is not None and not (prompts := prompts.strip("\r\n")).strip():
         raise InputError("FOREWORD_PROMPTS is empty; name the store's directory, or unset it")
     origins = [checked_origin(one) for one in allow_origin or []]
     if engine == "vllm":

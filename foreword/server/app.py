@@ -35,6 +35,12 @@ from foreword.server.middleware import (
 from foreword.server.state import AppState
 from foreword.server.structured_output import Grammars
 
+try:
+    import resource
+except ImportError:  # on Windows
+    resource = None  # type: ignore[assignment]
+
+SPARE_FILES = 128  # for all that is no connection
 ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"description": text, "content": {"application/json": {}}}
     for status, text in (
@@ -111,8 +117,14 @@ def create_app(
 
 
 def max_requests(config: ServeConfig) -> int:
-    """Return how many requests may be open: streams that wait keep their connections."""
-    return 4 * (config.max_queue + config.max_batch)
+    """Return how many requests may be open: streams that wait keep their connections, each of
+    which takes one of the files that the process may open.
+    """
+    wanted = 4 * (config.max_queue + config.max_batch)
+    if resource is None:
+        return wanted
+    num_files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return wanted if num_files < 0 else max(1, min(wanted, num_files - SPARE_FILES))
 
 
 @contextlib.asynccontextmanager

@@ -1,4 +1,4 @@
-"""Body reading: from the bytes of a request to its validated body, large ones outside the event loop.
+"""Body reading: from a request's bytes to its validated body, large ones off the event loop.
 
 In: an HTTP request, and the model of its route's body. Out: the body, or its first few errors. What
 is nested more than 200 deep, holds NaN or half a character is no JSON here. Knows no field by name.
@@ -68,7 +68,7 @@ def validated(kind: type[B], content: bytes) -> B:
     """Return the body that JSON stands for.
 
     Raises:
-        RequestValidationError: no JSON, or not such a body; lists a few errors, however large it is.
+        RequestValidationError: no JSON, or not such a body; holds a few errors, not all.
     """
     try:
         data = from_json(content, allow_inf_nan=False)

@@ -41,12 +41,17 @@ TEXT, LIST, IDS, LISTS_OF_IDS = "(text)", "(list)", "(ids)", "(lists of ids)"
 
 
 def _text_or_list(value: Any) -> str | None:
-    return {str: TEXT, list: LIST}.get(type(value))
+    if isinstance(value, str):
+        return TEXT
+    return LIST if isinstance(value, list) else None
 
 
 def _kind_of_prompt(value: Any) -> str | None:
     first = value[0] if isinstance(value, list) and value else None
-    return {int: IDS, list: LISTS_OF_IDS}.get(type(first)) or _text_or_list(value)
+    if isinstance(first, list):
+        return LISTS_OF_IDS
+    is_id = isinstance(first, int) and not isinstance(first, bool)
+    return IDS if is_id else _text_or_list(value)
 
 
 def _small(max_length: int) -> WrapValidator:
@@ -279,9 +284,7 @@ class CompletionRequest(Common):
 
     prompt: Annotated[
         Annotated[Text, Tag(TEXT)]
-        | Annotated[
-            list[Text], Field(min_length=1, max_length=256, fail_fast=True), Tag(LIST)
-        ]
+        | Annotated[list[Text], Field(min_length=1, max_length=256, fail_fast=True), Tag(LIST)]
         | Annotated[Ids, Tag(IDS)]
         | Annotated[
             list[Ids], Field(min_length=1, max_length=256, fail_fast=True), Tag(LISTS_OF_IDS)
