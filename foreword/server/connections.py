@@ -25,10 +25,12 @@ class ConnectionBounds:
 
     Attributes:
         seconds: to send a request whole, and to take each 64 KiB of an answer.
+        request_bytes: as they come: a body in chunks of one byte each takes six times its size.
         max_connections: at once; past these, the one silent longest is closed.
     """
 
     seconds: float
+    request_bytes: int
     max_connections: int
 
 
@@ -45,6 +47,7 @@ class Connection(H11Protocol):
         self.access_log = False  # uvicorn's own line holds all that a client sent
         self._bounds = bounds
         self._receives_since: float | None = None
+        self._num_received = 0
         self._sends_since: tuple[float, int] | None = None  # when, and how much was left then
 
     def connection_made(self, transport: Any) -> None:
@@ -59,6 +62,10 @@ class Connection(H11Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Take what a client sends."""
+        self._num_received += len(data)
+        if self._num_received > self._bounds.request_bytes:
+            self._refuse(413, "the request is larger than its body may be")
+            return
         super().data_received(data)
         self._note_receiving()
 
@@ -108,7 +115,7 @@ class Connection(H11Protocol):
 
     def _note_receiving(self) -> None:
         if self.conn.their_state not in (h11.IDLE, h11.SEND_BODY):
-            self._receives_since = None
+            self._receives_since, self._num_received = None, 0
         elif self._receives_since is None:
             self._receives_since = self.loop.time()
 

@@ -30,6 +30,7 @@ from foreword.server.engine_thread import Worker
 from foreword.server.middleware import LOOPBACK, AccessMiddleware
 
 log = logging.getLogger("foreword.server")
+HEAD_BYTES = 131_072
 LEAVE_SECONDS = 3  # for answers to end once their time is up
 
 
@@ -203,7 +204,9 @@ def warnings_for(config: ServeConfig, api_key: str | None) -> list[str]:
 
 
 def _uvicorn_config(app: AccessMiddleware, config: ServeConfig, each_second: Any) -> uvicorn.Config:
-    bounds = ConnectionBounds(config.client_seconds, max_requests(config))
+    # Beside a body: its request's head, and how it is cut into chunks.
+    request_bytes = config.max_body_bytes + config.max_body_bytes // 16 + HEAD_BYTES
+    bounds = ConnectionBounds(config.client_seconds, request_bytes, max_requests(config))
     options: dict[str, Any] = {
         "host": config.host,
         "port": config.port,

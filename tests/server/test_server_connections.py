@@ -137,6 +137,22 @@ def test_a_client_that_takes_nothing_is_closed(impatient: tuple[str, Server]) ->
     assert httpx.get(f"{address}/health").status_code == 200
 
 
+def test_a_body_in_tiny_pieces_is_not_taken_apart_to_its_end(
+    backbone: Backbone, caplog: pytest.LogCaptureFixture
+) -> None:
+    server = Server(backbone, None, config(max_body_bytes=100_000))
+    with (
+        caplog.at_level(logging.INFO, logger="foreword.access"),
+        running(server) as address,
+        connected(address) as (connection,),
+    ):
+        connection.sendall(POST + b"transfer-encoding: chunked\r\n\r\n")
+        with contextlib.suppress(ConnectionResetError, BrokenPipeError):
+            connection.sendall(b"1\r\n \r\n" * 60_000 + b"0\r\n\r\n")
+        until(lambda: '"status": 499' in caplog.text)
+        assert httpx.post(f"{address}/v1/completions", json=ASK).status_code == 200
+
+
 # What is refused --------------------------------------------------------------------------------
 
 LINE = b" HTTP/1.1\r\nhost: localhost\r\n"
