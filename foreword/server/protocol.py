@@ -2,92 +2,31 @@
 
 In: JSON values. Out: validated requests, and their sampling settings. A field that would change an
 answer and is not supported is an error, never ignored; fields that cannot change one are accepted.
-A value has its JSON type, none is converted; null is a field that was left out. Each list and map
-is bounded and ends at its first error, so that what is wrong with a body is told in a few lines.
-Knows no model and no tokenizer.
+A value has its JSON type, none is converted; null is a field that was left out. Knows no model and
+no tokenizer.
 """
 
-from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Discriminator,
-    Field,
-    StringConstraints,
-    Tag,
-    ValidationError,
-    WrapValidator,
-    model_validator,
-)
-from pydantic_core import PydanticCustomError
+from pydantic import Field, Tag, model_validator
 
 from foreword.engine.sampling import Sampling
+from foreword.server.fields import (
+    LIST,
+    TEXT,
+    LogitBias,
+    Metadata,
+    ModelName,
+    Prompt,
+    Stops,
+    Strict,
+    Text,
+    one_of,
+    small_map,
+    text_or_list,
+)
 
 MAX_LOGPROBS = 20
-MAX_CHARACTERS = 10_000_000  # of one text; the size of a body bounds it before that
-ModelName = Annotated[str, StringConstraints(min_length=1, max_length=200)]
-StopString = Annotated[str, StringConstraints(min_length=1, max_length=200)]
-Text = Annotated[str, StringConstraints(max_length=MAX_CHARACTERS)]
-TokenId = Annotated[int, Field(ge=0, le=10_000_000)]
-Ids = Annotated[list[TokenId], Field(min_length=1, max_length=1_000_000, fail_fast=True)]
-BiasedId = Annotated[str, StringConstraints(pattern=r"^(0|[1-9][0-9]{0,7})$")]
-Bias = Annotated[float, Field(ge=-100, le=100)]
-MetadataKey = Annotated[str, StringConstraints(max_length=64)]
-MetadataValue = Annotated[str, StringConstraints(max_length=512)]
-# What stands between brackets tells the kinds of a field apart, and is no part of its name.
-TEXT, LIST, IDS, LISTS_OF_IDS = "(text)", "(list)", "(ids)", "(lists of ids)"
-
-
-def _text_or_list(value: Any) -> str | None:
-    if isinstance(value, str):
-        return TEXT
-    return LIST if isinstance(value, list) else None
-
-
-def _kind_of_prompt(value: Any) -> str | None:
-    first = value[0] if isinstance(value, list) and value else None
-    if isinstance(first, list):
-        return LISTS_OF_IDS
-    is_id = isinstance(first, int) and not isinstance(first, bool)
-    return IDS if is_id else _text_or_list(value)
-
-
-def _small(max_length: int) -> WrapValidator:
-    """Return a validator of maps that reports the first error only, the length before all else."""
-
-    def check(value: Any, check_items: Callable[[Any], Any]) -> Any:
-        if isinstance(value, dict) and len(value) > max_length:
-            raise PydanticCustomError(
-                "too_long", "expected at most {limit} entries", {"limit": max_length}
-            )
-        try:
-            return check_items(value)
-        except ValidationError as error:
-            first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-            where = "".join(f"{str(part)[:80]}: " for part in first["loc"][:1])
-            raise PydanticCustomError("map", "{what}", {"what": where + first["msg"]}) from None
-
-    return WrapValidator(check)
-
-
-class Strict(BaseModel):
-    """A body, or a part of one: JSON's own types, no unknown field, no NaN, null as left out."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _given(cls, data: Any) -> Any:
-        """Leave out nulls, and of the unknown fields all but one, which is refused."""
-        if not isinstance(data, dict):
-            return data
-        known = {field.alias or name for name, field in cls.model_fields.items()}
-        given = {name: value for name, value in data.items() if value is not None}
-        for name in [name for name in given if name not in known][1:]:
-            del given[name]
-        return given
 
 
 class StreamOptions(Strict):
@@ -101,7 +40,7 @@ class JsonSchema(Strict):
     """A named JSON schema."""
 
     name: str = Field(max_length=200)
-    schema_: Annotated[dict[str, Any], _small(1000)] = Field(alias="schema")
+    schema_: Annotated[dict[str, Any], small_map(1000)] = Field(alias="schema")
     description: str | None = Field(None, max_length=10_000)
     strict: bool | None = None
 
@@ -133,18 +72,7 @@ class Common(Strict):
     n: int = Field(1, ge=1, le=128)
     stream: bool = False
     stream_options: StreamOptions | None = None
-    stop: (
-        Annotated[
-            Annotated[StopString, Tag(TEXT)]
-            | Annotated[list[StopString], Field(max_length=8, fail_fast=True), Tag(LIST)],
-            Discriminator(
-                _text_or_list,
-                custom_error_type="stop",
-                custom_error_message="expected a text or a list of texts",
-            ),
-        ]
-        | None
-    ) = None
+    stop: Stops | None = None
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
     temperature: float | None = Field(None, ge=0, le=100)
     top_p: float | None = Field(None, gt=0, le=1)
@@ -153,7 +81,7 @@ class Common(Strict):
     repetition_penalty: float | None = Field(None, ge=0.01, le=100)
     presence_penalty: float | None = Field(None, ge=-2, le=2)
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
-    logit_bias: Annotated[dict[BiasedId, Bias], _small(1024)] | None = None
+    logit_bias: LogitBias | None = None
     max_tokens: int | None = Field(None, ge=0, le=10_000_000)
     response_format: ResponseFormat | None = None
     ignore_eos: bool = False
@@ -218,24 +146,18 @@ class Part(Strict):
         return self
 
 
+Parts = Annotated[list[Part], Field(min_length=1, max_length=4096, fail_fast=True)]
+Content = Annotated[
+    Annotated[Text, Tag(TEXT)] | Annotated[Parts, Tag(LIST)],
+    one_of(text_or_list, "a text or a list of parts"),
+]
+
+
 class ChatMessage(Strict):
     """One turn; a refused answer has its `refusal` in place of content."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: (
-        Annotated[
-            Annotated[Text, Tag(TEXT)]
-            | Annotated[
-                list[Part], Field(min_length=1, max_length=4096, fail_fast=True), Tag(LIST)
-            ],
-            Discriminator(
-                _text_or_list,
-                custom_error_type="content",
-                custom_error_message="expected a text or a list of parts",
-            ),
-        ]
-        | None
-    ) = None
+    content: Content | None = None
     name: str | None = Field(None, max_length=200)
     refusal: Text | None = None
 
@@ -264,7 +186,7 @@ class ChatRequest(Common):
     logprobs: bool = False
     top_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
     store: bool | None = None
-    metadata: Annotated[dict[MetadataKey, MetadataValue], _small(16)] | None = None
+    metadata: Metadata | None = None
     service_tier: str | None = Field(None, max_length=64)
 
     @model_validator(mode="after")
@@ -282,19 +204,7 @@ class ChatRequest(Common):
 class CompletionRequest(Common):
     """`POST /v1/completions`."""
 
-    prompt: Annotated[
-        Annotated[Text, Tag(TEXT)]
-        | Annotated[list[Text], Field(min_length=1, max_length=256, fail_fast=True), Tag(LIST)]
-        | Annotated[Ids, Tag(IDS)]
-        | Annotated[
-            list[Ids], Field(min_length=1, max_length=256, fail_fast=True), Tag(LISTS_OF_IDS)
-        ],
-        Discriminator(
-            _kind_of_prompt,
-            custom_error_type="prompt",
-            custom_error_message="expected a text, a list of texts, ids, or a list of lists of ids",
-        ),
-    ]
+    prompt: Prompt
     logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
     echo: bool = False
     best_of: int | None = Field(None, ge=1, le=1)
