@@ -34,6 +34,7 @@ HALF_LINES = {
     "compat": "supported releases of transformers",
     "storage": "files that appear whole, or not at all",
     "config": "every option once, with its default and help",
+    "hub_files": "files of a repository on the Hub, by name",
     "demo": "the home commands of `make demo`",
     "prompt": "soft prompts, prefixes, PEFT's files, the store",
     "data": "a file of rows to token ids with labels, and to batches",

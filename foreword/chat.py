@@ -15,6 +15,7 @@ from transformers import StoppingCriteria, TextIteratorStreamer
 from foreword.backbone import Backbone
 from foreword.config import EncodingConfig
 from foreword.data import batches, encoding
+from foreword.data.chat_template import ChatTemplate
 from foreword.data.media_parts import Message
 from foreword.data.processor import Media
 from foreword.errors import InputError
@@ -22,6 +23,9 @@ from foreword.prompt.prefix import Prefix
 from foreword.prompt.soft_prompt import SoftPrompt
 
 Text = str | Sequence[Message]
+
+UNSAID: dict[str, Any] = {"opening": "generation", "start_token": False}
+"""How rows are encoded where a prompt does not say, as before these options were there."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +49,10 @@ def saved_encoding(prompt: SoftPrompt | Prefix | None) -> dict[str, Any]:
 
 
 def encoding_of(prompt: SoftPrompt | Prefix | None) -> EncodingConfig:
-    """Return how the rows of a prompt's training were encoded, the default if it does not say."""
-    saved = saved_encoding(prompt)
+    """Return how the rows of a prompt's training were encoded; where nothing says, as a model
+    without a prompt is asked: behind the generation prompt of its chat template.
+    """
+    saved = UNSAID | saved_encoding(prompt)
     known = {field.name for field in fields(EncodingConfig)}
     return EncodingConfig(**{name: value for name, value in saved.items() if name in known})
 
@@ -55,15 +61,47 @@ def reads_turns(backbone: Backbone, prompt: SoftPrompt | Prefix | None) -> bool:
     """Return whether a text is one turn of a conversation, as the rows of a prompt's training were:
     no row template, no plain text, and a tokenizer with a chat template.
     """
-    saved = saved_encoding(prompt)
-    if saved.get("row_template") is not None or saved.get("is_text"):
+    if saved_encoding(prompt).get("is_text"):
         return False
-    return bool(getattr(backbone.tokenizer, "chat_template", None))
+    config = encoding_of(prompt)
+    return config.row_template is None and has_template(backbone, config)
+
+
+def has_template(backbone: Backbone, config: EncodingConfig) -> bool:
+    """Return whether there is a chat template for rows that are encoded so."""
+    return ChatTemplate(backbone.tokenizer, given=config.chat_template).is_there
 
 
 def typed(backbone: Backbone, prompt: SoftPrompt | Prefix | None, text: str) -> Text:
     """Return what a person types as a row of a prompt's training: one user turn, or text."""
     return [{"role": "user", "content": text}] if reads_turns(backbone, prompt) else text
+
+
+def instructed(
+    backbone: Backbone, turns: Sequence[Message], instruction: str, config: EncodingConfig
+) -> list[Message]:
+    """Return a conversation with an instruction as its system turn, before what the conversation's
+    own system turn says; before the first question where the chat template has no system turn.
+    """
+    first, *rest = turns
+    has_own = first["role"] in ("system", "developer")
+    if has_own or not shows_system_turn(backbone, config):
+        return [first | {"content": _joined(instruction, first.get("content"))}, *rest]
+    return [{"role": "system", "content": instruction}, *turns]
+
+
+def shows_system_turn(backbone: Backbone, config: EncodingConfig) -> bool:
+    """Return whether an instruction can be a turn of its own: whether there is a chat template, and
+    it has a system turn.
+    """
+    template = ChatTemplate(backbone.tokenizer, given=config.chat_template)
+    return template.is_there and template.shows_system_turn()
+
+
+def _joined(instruction: str, content: Any) -> Any:
+    if isinstance(content, list):
+        return [{"type": "text", "text": instruction}, *content]
+    return f"{instruction}\n\n{content}"
 
 
 def answers(
@@ -84,7 +122,7 @@ def answers(
     for start in range(0, len(texts), batch_size):
         part = texts[start : start + batch_size]
         rows = [encode_row(backbone, text, config) for text in part]
-        stop_ids = end_tokens(backbone, part[0], config)
+        stop_ids = [end_tokens(backbone, text, config) for text in part]
         yield from answer_rows(
             backbone, prefix, rows, stop_ids, max_new_tokens=max_new_tokens, **options
         )
@@ -94,14 +132,39 @@ def answer_rows(
     backbone: Backbone,
     prefix: Prefix | Sequence[Prefix] | None,
     rows: Sequence[encoding.Row],
+    stop_ids: Sequence[list[int]],
+    *,
+    max_new_tokens: int,
+    **options: Any,
+) -> Iterator[Answer]:
+    """Answer rows, whose ids are all prompts, in left-padded batches, behind one prefix or one for
+    each. A row's answer ends before the first of its `stop_ids`; rows that end alike are one batch.
+    """
+    alike: dict[tuple[int, ...], list[int]] = {}
+    for index, own_ends in enumerate(stop_ids):
+        alike.setdefault(tuple(own_ends), []).append(index)
+    found: dict[int, Answer] = {}
+    for ends, indices in alike.items():
+        own = (
+            prefix if prefix is None or isinstance(prefix, Prefix) else [prefix[i] for i in indices]
+        )
+        part = [rows[index] for index in indices]
+        batch = _answer_batch(
+            backbone, own, part, list(ends), max_new_tokens=max_new_tokens, **options
+        )
+        found |= dict(zip(indices, batch, strict=True))
+    yield from (found[index] for index in range(len(rows)))
+
+
+def _answer_batch(
+    backbone: Backbone,
+    prefix: Prefix | Sequence[Prefix] | None,
+    rows: Sequence[encoding.Row],
     stop_ids: list[int],
     *,
     max_new_tokens: int,
     **options: Any,
 ) -> Iterator[Answer]:
-    """Answer rows, whose ids are all prompts, in one left-padded batch, behind one prefix or one
-    for each; an answer ends before the first of `stop_ids`.
-    """
     ids, mask = left_padded([list(row.input_ids) for row in rows], backbone.padding_id)
     output = backbone.generate(
         prefix,

@@ -7,7 +7,7 @@ from. A cross-check that fails names the option. Knows no torch, no files and no
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 from urllib.parse import urlsplit
 
 from foreword.errors import InputError
@@ -23,6 +23,8 @@ MethodName = Literal[
     "context-tuning",
     "multitask",
 ]
+Learn = Literal["all", "last"]
+Opening = Literal["answer", "generation"]
 FORMS: dict[MethodName, Form] = {
     "prompt-tuning": "embeddings",
     "prefix-tuning": "key_values",
@@ -56,6 +58,11 @@ TEMPLATE_FIELD = re.compile(r"\{(\w[\w .-]*)\}")
 def option(default: Any, help: str) -> Any:
     """Declare one option: its default and the sentence that `--help` prints."""
     return field(default=default, metadata={"help": help})
+
+
+def file_option(default: Any, help: str) -> Any:
+    """Declare an option whose value is the text of a file, which the command line names."""
+    return field(default=default, metadata={"help": help, "is_file": True})
 
 
 def rate_option(default: Any, help: str) -> Any:
@@ -130,24 +137,41 @@ def _check(config: Any, names: tuple[str, ...], is_right: Callable[[Any], bool],
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Where the columns of a data file are.
+    """Where the columns of a data file are, and which answers of a conversation are learned.
 
-    With nothing set, the columns decide: `messages`, else `prompt` and `completion`.
+    With nothing set, the columns decide: see docs/data.md. A column that is named here is read.
     """
 
-    messages_column: str = option("messages", "column that holds a conversation")
-    prompt_column: str = option("prompt", "column that holds the text before the answer")
-    completion_column: str = option("completion", "column that holds the answer")
+    messages_column: str | None = option(
+        None, "column that holds a conversation; default: messages, or conversations"
+    )
+    prompt_column: str | None = option(
+        None, "column that holds the text before the answer; default: prompt"
+    )
+    completion_column: str | None = option(
+        None, "column that holds the answer; default: completion"
+    )
     template: str | None = option(
         None, "text before the answer, with {column} fields; needs --label-column"
     )
     label_column: str | None = option(None, "column that holds the answer of a --template")
+    learn: Learn = option(
+        "all", "which answers of a conversation are labels: all of them, or the last"
+    )
 
     def __post_init__(self) -> None:
         if (self.template is None) != (self.label_column is None):
             raise InputError("--template and --label-column go together: give both or neither")
         if self.template is not None and not TEMPLATE_FIELD.search(self.template):
             raise InputError(f"--template must contain a {{column}}, got {self.template!r}")
+        if self.template is not None and (named := self._named()):
+            raise InputError(f"--template already says what is read: leave out {named[0]}")
+        if self.learn not in get_args(Learn):
+            raise InputError(f"--learn must be one of {', '.join(get_args(Learn))}: {self.learn!r}")
+
+    def _named(self) -> list[str]:
+        names = ("messages_column", "prompt_column", "completion_column")
+        return [f"--{name.replace('_', '-')}" for name in names if getattr(self, name) is not None]
 
 
 @dataclass(frozen=True)
@@ -163,14 +187,39 @@ class EncodingConfig:
         None, "longest row in tokens, virtual tokens not counted; default: the model's context"
     )
     truncate: bool = option(
-        False, "cut the start of rows that are too long instead of refusing them"
+        False,
+        "shorten rows that are too long instead of refusing them: drop the oldest turns, then the "
+        "start of the text; start token and system turn stay",
+    )
+    chat_template: str | None = file_option(
+        None,
+        "file with a chat template to use instead of the tokenizer's; it is saved in the prompt",
+    )
+    opening: Opening = option(
+        "answer",
+        "where an answer begins: right where the chat template writes one, past an empty block of "
+        "thinking, or behind the template's generation prompt, for answers that hold reasoning",
+    )
+    start_token: bool = option(
+        True, "begin a --row-template with the tokenizer's start token, unless it spells it out"
+    )
+    special_tokens: bool = option(
+        False,
+        "read special tokens that the text of a row spells out as these tokens; by default they "
+        "are plain text",
     )
 
     def __post_init__(self) -> None:
         if self.row_template is not None and "{prompt}" not in self.row_template:
             raise InputError(f"--row-template must contain {{prompt}}, got {self.row_template!r}")
+        if self.row_template is not None and self.chat_template is not None:
+            raise InputError("--row-template and --chat-template exclude each other: give one")
         if self.max_length is not None and self.max_length < 2:
             raise InputError(f"--max-length must be at least 2 tokens, got {self.max_length}")
+        if self.opening not in get_args(Opening):
+            raise InputError(
+                f"--opening must be one of {', '.join(get_args(Opening))}: {self.opening!r}"
+            )
 
 
 @dataclass(frozen=True)

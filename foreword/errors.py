@@ -9,6 +9,7 @@
     ├── UnsupportedError     a combination that would not be exact: refused by name
     ├── DependencyError      a missing extra or a release outside the tested range
     ├── BusyError            as many requests wait as may: come back later
+    ├── UnavailableError     a served prompt whose files are gone or damaged on the server
     ├── TooSlowError         a request has taken longer than the server allows
     ├── ModelError           the model failed at one request; others go on
     ├── EngineDeadError      the engine has failed as a whole
@@ -71,6 +72,14 @@ class DependencyError(ForewordError):
 
 class BusyError(ForewordError):
     """As many requests wait as may; the same request will be served later."""
+
+    http_status = 503
+
+
+class UnavailableError(ForewordError):
+    """A served prompt cannot be read on the server: no fault of the request's; the cause says why,
+    with paths, and is for the server's log alone.
+    """
 
     http_status = 503
 

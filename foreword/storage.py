@@ -7,6 +7,9 @@ what was kept. Knows nothing of what the files hold; imports no torch.
 import contextlib
 import errno
 import os
+import re
+import secrets
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +18,7 @@ from safetensors import SafetensorError
 
 from foreword.errors import StorageError
 
+SCRATCH = ".scratch-"
 KEPT = "what was there before is kept"
 
 
@@ -34,7 +38,8 @@ def check_writable(directory: str | os.PathLike[str]) -> None:
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary file beside `path` that takes its place, whole and synced, on success."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    mark = f"-{secrets.token_hex(8)}"
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=mark)
     os.close(handle)
     temporary = Path(name)
     try:
@@ -52,10 +57,76 @@ def replace(new: Path, path: Path) -> None:
 
 
 def remove_leftovers(path: Path) -> None:
-    """Remove the temporary files of writes to `path` whose process was killed."""
+    """Remove the temporary files of writes to `path` whose process was killed.
+
+    Those are regular files with the random names that `replacing` gives, and no others.
+    """
+    temporary = re.compile(re.escape(f".{path.name}.") + "[a-z0-9_]{8}-[0-9a-f]{16}")
     with storage_errors(path):
-        for leftover in path.parent.glob(f".{path.name}.*"):
-            leftover.unlink(missing_ok=True)
+        for leftover in path.parent.iterdir() if path.parent.is_dir() else ():
+            if temporary.fullmatch(leftover.name) and leftover.is_file():
+                leftover.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def taking_turns(directory: Path) -> Iterator[None]:
+    """Let the writers of a directory's files take turns, where the system can lock a directory.
+
+    Nothing is left in the directory, and a writer that dies holds up nobody.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def scratch_directory(parent: Path, record: str) -> Iterator[Path]:
+    """Yield a new directory in `parent` that is gone afterwards, or next time after a kill.
+
+    Its name is random and stands in the file `record` of `parent` before it is made: only what that
+    file names is ever removed, never what merely looks alike. The caller holds a lock.
+
+    Args:
+        parent: a directory.
+        record: the name of a file in it.
+
+    Raises:
+        StorageError: another program's file stands at `record`.
+    """
+    note = parent / record
+    _remove_recorded(note)
+    scratch = parent / f"{SCRATCH}{secrets.token_hex(16)}"
+    note.write_text(scratch.name)
+    try:
+        scratch.mkdir()
+        yield scratch
+    finally:
+        _remove_recorded(note)
+
+
+def _remove_recorded(note: Path) -> None:
+    """Remove the scratch directory that a file names, then the file; there may be neither."""
+    if not os.path.lexists(note):
+        return
+    is_file = note.is_file() and not note.is_symlink()
+    name = note.read_bytes()[:100].decode("ascii", "replace") if is_file else "?"
+    number = name.removeprefix(SCRATCH)
+    if name and (name == number or len(number) != 32 or set(number) - set("0123456789abcdef")):
+        raise StorageError(f"{note} is not foreword's own file; move it away; {KEPT}")
+    scratch = note.with_name(name) if name else None
+    if scratch is not None and scratch.is_dir() and not scratch.is_symlink():
+        shutil.rmtree(scratch, ignore_errors=True)
+    if scratch is None or not scratch.is_dir():
+        note.unlink()
 
 
 def sync(path: Path) -> None:

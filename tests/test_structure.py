@@ -10,9 +10,9 @@ import foreword
 PACKAGE = Path(foreword.__file__).parent
 # A room, a folder or a module at the top, imports only itself and rooms before it.
 ROOMS = [
-    "errors", "lazy", "compat", "storage", "config", "demo", "prompt", "data", "loading", "model",
-    "generation", "verification", "backbone", "chat", "training", "engine", "evaluation", "doctor",
-    "server", "vllm_plugin", "cli",
+    "errors", "lazy", "compat", "storage", "config", "hub_files", "demo", "prompt", "data",
+    "loading", "model", "generation", "verification", "backbone", "chat", "training", "engine",
+    "evaluation", "doctor", "server", "vllm_plugin", "cli",
 ]  # fmt: skip
 FILES = sorted(PACKAGE.rglob("*.py"))
 

@@ -7,7 +7,6 @@ import sys
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 import foreword
 from foreword.cli import (
@@ -17,11 +16,13 @@ from foreword.cli import (
     evaluate,
     generate,
     lm_eval,
+    options,
     prompts,
     serve,
     show,
     train,
 )
+from foreword.cli.console import one_line
 from foreword.errors import ForewordError
 
 app = typer.Typer(
@@ -65,7 +66,7 @@ def main() -> None:
     try:
         app()
     except ForewordError as error:
-        Console(stderr=True, soft_wrap=True, markup=False, highlight=False).print(f"error: {error}")
+        options.errors.print(one_line(f"error: {error}"))
         sys.exit(error.exit_code)
     except BrokenPipeError:
         sys.exit(0)

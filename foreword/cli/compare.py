@@ -4,12 +4,12 @@ In: directories of prompts, a data file. Out: tables or JSON, and where asked fo
 file of predictions. Computes no score itself.
 """
 
-import json
 from typing import Annotated, Literal
 
 import typer
 
 from foreword.cli import comparison, options
+from foreword.cli.console import strict_json
 from foreword.config import DataConfig, EvalConfig, ResamplingConfig
 from foreword.errors import InputError
 
@@ -22,7 +22,8 @@ def command(
     config: EvalConfig,
     resampling: ResamplingConfig,
     prompts: Annotated[
-        list[str], typer.Argument(help="directories of soft prompts; the first is compared with")
+        list[str],
+        typer.Argument(help="directories or Hub ids of soft prompts; the first is compared with"),
     ],
     data: options.Data,
     model: options.Model = None,
@@ -43,6 +44,7 @@ def command(
     Example: foreword compare first-prompt second-prompt --data test.jsonl --png scores.png
     """
     from foreword.data.examples import read_examples
+    from foreword.data.readers import check_held_out
     from foreword.evaluation.ensembles import check_alike
     from foreword.evaluation.evaluation import Subject, check_vote, voted
     from foreword.evaluation.metrics import choose
@@ -56,7 +58,8 @@ def command(
         from foreword.evaluation import plots
 
         plots.check(png)
-    examples = read_examples(data, columns)[: config.limit]
+    check_held_out(data)
+    examples = read_examples(data, columns, say=options.note)[: config.limit]
     choice = choose(config.metrics, [example.completion for example in examples])
     if ensemble == "vote":
         check_vote(choice.metrics)
@@ -85,7 +88,7 @@ def command(
         plots.draw_scores(png, results, choice.metrics)
     if as_json:
         found = [comparison.as_dict(result, results[0], resampling) for result in results]
-        options.output.print(json.dumps({"results": found}))
+        options.output.print(strict_json({"results": found}))
         return
     options.output.print(comparison.scores_table(results, choice.metrics, resampling))
     options.output.print(comparison.differences_table(results, choice.metrics, resampling))

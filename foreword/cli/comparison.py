@@ -4,16 +4,16 @@ In: subjects and examples. Out: a progress line, tables, JSON, and a file of pre
 no score itself.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.progress import Progress
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from foreword.cli import options
+from foreword.cli.console import one_line, strict_json
 from foreword.config import EvalConfig, ResamplingConfig
 from foreword.errors import InputError, StorageError
 
@@ -23,6 +23,14 @@ if TYPE_CHECKING:
     from foreword.evaluation.bootstrap import Score
     from foreword.evaluation.evaluation import Evaluation, Subject
     from foreword.evaluation.metrics import Metric, MetricChoice
+
+
+COLUMNS = (
+    TextColumn("{task.description}", markup=False),
+    BarColumn(),
+    TextColumn("{task.percentage:>3.0f}%", markup=False),
+    TimeRemainingColumn(),
+)
 
 
 def ask(
@@ -39,9 +47,9 @@ def ask(
     names = ", ".join(metric.name for metric in choice.metrics)
     options.errors.print(f"metrics: {names} ({choice.reason})")
     results = []
-    with Progress(console=options.errors, transient=True) as progress:
+    with Progress(*COLUMNS, console=options.errors, transient=True) as progress:
         for subject in subjects:
-            task = progress.add_task(subject.name, total=len(examples))
+            task = progress.add_task(one_line(subject.name), total=len(examples))
             advance = partial(progress.advance, task)
             results.append(
                 evaluate(
@@ -88,7 +96,7 @@ def scores_table(
     table = Table("subject", *(metric.name for metric in metrics), "seconds", title=title)
     for result in results:
         scores = [_cell(result.scores, metric) for metric in metrics]
-        table.add_row(result.subject.name, *scores, f"{result.seconds:.1f}")
+        table.add_row(one_line(result.subject.name), *scores, f"{result.seconds:.1f}")
     return table
 
 
@@ -97,12 +105,12 @@ def differences_table(
 ) -> Table:
     """Return how every other subject differs from the first one, paired by examples."""
     first = results[0].subject.name
-    title = f"against {first}, paired (points for shares); * beyond chance"
+    title = f"against {one_line(first)}, paired (points for shares); * beyond chance"
     table = Table("subject", *(metric.name for metric in metrics), title=title)
     for result in results[1:]:
         found = differences(results[0], result, resampling)
         cells = [_cell(found, metric, is_difference=True) for metric in metrics]
-        table.add_row(result.subject.name, *cells)
+        table.add_row(one_line(result.subject.name), *cells)
     return table
 
 
@@ -170,8 +178,9 @@ def write_predictions(
             result.subject.name: _judged(result, index, judges) for result in results
         }
         # Images that the data file itself holds are named, not written.
-        shown = json.dumps(line, ensure_ascii=False, default=lambda part: type(part).__name__)
-        lines.append(shown + "\n")
+        shown = strict_json(line, ensure_ascii=False, default=lambda part: type(part).__name__)
+        # Half a surrogate pair becomes JSON's own escape for it.
+        lines.append(shown.encode("utf-8", "backslashreplace").decode() + "\n")
     try:
         Path(path).write_text("".join(lines), encoding="utf-8")
     except OSError as error:

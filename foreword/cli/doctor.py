@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from foreword.cli import options
+from foreword.cli.console import one_line
 
 
 def command(
@@ -35,8 +36,9 @@ def command(
         options.output.print(doctor.as_json(findings))
     else:
         for finding in findings:
-            options.output.print(f"{finding.status:<8} {finding.name}: {finding.detail}")
+            said = one_line(f"{finding.name}: {finding.detail}")
+            options.output.print(f"{finding.status:<8} {said}")
             if finding.cure:
-                options.output.print(f"{'':<8} → {finding.cure}")
+                options.output.print(f"{'':<8} → {one_line(finding.cure)}")
         options.output.print(f"\n{doctor.SEED_FAILURE}")
     raise typer.Exit(doctor.exit_status(findings))

@@ -4,12 +4,12 @@ In: a prompt, a data file. Out: tables or JSON, and where asked for a file of pr
 no score itself.
 """
 
-import json
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from foreword.cli import comparison, options
+from foreword.cli.console import strict_json
 from foreword.config import DataConfig, EvalConfig, ResamplingConfig
 
 if TYPE_CHECKING:
@@ -39,11 +39,13 @@ def command(
     Example: foreword eval --prompt my-prompt --data test.jsonl --instruction "Answer in JSON."
     """
     from foreword.data.examples import read_examples
+    from foreword.data.readers import check_held_out
     from foreword.evaluation.evaluation import Subject
     from foreword.evaluation.forgetting import forgetting, unrelated_text
     from foreword.evaluation.metrics import choose
 
-    examples = read_examples(data, columns)[: config.limit]
+    check_held_out(data)
+    examples = read_examples(data, columns, say=options.note)[: config.limit]
     choice = choose(config.metrics, [example.completion for example in examples])
     if predictions:
         comparison.check_predictions(predictions, choice.metrics)
@@ -66,7 +68,7 @@ def command(
         comparison.write_predictions(predictions, examples, results, choice.metrics)
     if as_json:
         found = [comparison.as_dict(result, results[0], resampling) for result in results]
-        options.output.print(json.dumps({"results": found, "forgetting": _as_dict(forgot)}))
+        options.output.print(strict_json({"results": found, "forgetting": _as_dict(forgot)}))
         return
     options.output.print(comparison.scores_table(results, choice.metrics, resampling))
     if len(results) > 1:

@@ -4,12 +4,12 @@ In: texts, a prompt or none. Out: answers as lines of text or JSON. Does not kno
 encoded.
 """
 
-import json
 from typing import Annotated, Any
 
 import typer
 
 from foreword.cli import options
+from foreword.cli.console import strict_json
 from foreword.config import SamplingConfig
 
 
@@ -37,6 +37,6 @@ def command(
     found = chat.answers(backbone, soft_prompt, inputs, config, **sampling.options(), **more)
     for text, answer in zip(texts, found, strict=True):
         if as_json:
-            options.output.print(json.dumps({"prompt": text, "answer": answer.text}))
+            options.output.print(strict_json({"prompt": text, "answer": answer.text}))
         else:
             options.output.print(answer.text)

@@ -14,16 +14,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
+from foreword.cli.console import TextConsole
 from foreword.errors import InputError
 
 if TYPE_CHECKING:
     from foreword.backbone import Backbone
     from foreword.prompt.soft_prompt import SoftPrompt
 
-errors = Console(stderr=True, soft_wrap=True, markup=False, highlight=False)
-output = Console(soft_wrap=True, markup=False, highlight=False)
+errors = TextConsole(stderr=True)
+output = TextConsole()
 
 Model = Annotated[
     str | None,
@@ -32,12 +32,12 @@ Model = Annotated[
     ),
 ]
 PromptDirectory = Annotated[
-    str | None, typer.Option(help="directory of a soft prompt, of foreword's or of PEFT's")
+    str | None, typer.Option(help="directory or Hub id of a soft prompt, foreword's or PEFT's")
 ]
 Instruction = Annotated[
     str | None, typer.Option(help="a hand-written instruction to compare with, or @FILE")
 ]
-Data = Annotated[str, typer.Option(help="examples that the prompt was not trained on")]
+Data = Annotated[str, typer.Option(help="rows that the prompt was not trained on, as for train")]
 Predictions = Annotated[
     str | None, typer.Option(help="write every answer, and whether it is right, to this JSONL file")
 ]
@@ -54,6 +54,11 @@ def text_of(value: str, option: str) -> str:
         raise InputError(f"{option}: cannot read {value[1:]} as text ({error})") from error
 
 
+def note(text: str) -> None:
+    """Print what a person should know, beside what a command prints."""
+    errors.print(f"note: {text}")
+
+
 def from_configs(*configs: type) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a command one option for every field of the config classes.
 
@@ -66,6 +71,9 @@ def from_configs(*configs: type) -> Callable[[Callable[..., None]], Callable[...
 
         @functools.wraps(command)
         def wrapper(**values: Any) -> None:
+            for field in (field for config in configs for field in fields(config)):
+                if isinstance(values[field.name], str):
+                    values[field.name] = _text_option(field, values[field.name])
             built = [
                 config(**{name: values.pop(name) for name in names[config]}) for config in configs
             ]
@@ -78,6 +86,18 @@ def from_configs(*configs: type) -> Callable[[Callable[..., None]], Callable[...
         return wrapper
 
     return decorate
+
+
+def _text_option(field: Any, value: str) -> str:
+    """Return an option that is text as the config takes it: the text of a file that it names; and
+    say where a shell has passed a line break on as two characters.
+    """
+    option = f"--{field.name.replace('_', '-')}"
+    if field.metadata.get("is_file"):
+        return text_of(f"@{value.removeprefix('@')}", option)
+    if "\\n" in value and "\n" not in value:
+        note(f"{option} holds \\n as two characters; a shell writes a line break as $'\\n'")
+    return value
 
 
 def _parameter(field: Any) -> inspect.Parameter:

@@ -24,10 +24,10 @@ if TYPE_CHECKING:
     from foreword.training.loop import TrainEvent
 
 COLUMNS = (
-    TextColumn("{task.description}"),
+    TextColumn("{task.description}", markup=False),
     BarColumn(),
-    TextColumn("{task.completed}/{task.total}"),
-    TextColumn("{task.fields[state]}"),
+    TextColumn("{task.completed}/{task.total}", markup=False),
+    TextColumn("{task.fields[state]}", markup=False),
     TimeRemainingColumn(),
 )
 

@@ -4,20 +4,22 @@ In: names, versions, directories. Out: the store changed, or its entries as line
 model.
 """
 
-import json
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from foreword.cli import options
+from foreword.cli import options, push
+from foreword.cli.console import one_line, strict_json
+from foreword.errors import ForewordError
 
 if TYPE_CHECKING:
     from foreword.prompt.store import Entry, Store
 
 app = typer.Typer(
-    help="Keep named, versioned prompts in a directory: list, add, remove, alias, show.",
+    help="Keep named, versioned prompts in a directory: list, add, remove, alias, show; push one.",
     no_args_is_help=True,
 )
+app.command("push")(push.command)
 Directory = Annotated[
     str,
     typer.Option("--prompts", envvar="FOREWORD_PROMPTS", help="directory of the store"),
@@ -34,24 +36,20 @@ def _store(prompts: str) -> "Store":
 
 @app.command("list")
 def list_command(prompts: Directory = "prompts", as_json: AsJson = False) -> None:
-    """List names, current versions and aliases.
+    """List names, current versions and aliases; a damaged prompt with what is wrong with it.
 
     Example: foreword prompts list --prompts prompts
     """
     store = _store(prompts)
-    rows = [describe(store.resolve(name)) for name in store.names()]
+    rows = [listed(store, name) for name in store.names()]
     aliases = store.aliases()
     if as_json:
-        options.output.print(json.dumps({"prompts": rows, "aliases": aliases}))
+        options.output.print(strict_json({"prompts": rows, "aliases": aliases}))
         return
     for row in rows:
-        versions = len(store.versions(row["name"]))
-        more = f"  ({versions} versions)" if versions > 1 else ""
-        options.output.print(
-            f"{row['name']}@{row['version']}  P={row['virtual_tokens']}  base {row['base']}{more}"
-        )
+        options.output.print(_line(store, row))
     for alias, target in aliases.items():
-        options.output.print(f"{alias} -> {target}")
+        options.output.print(f"{alias} -> {one_line(target)}")
     if not rows:
         options.output.print(f"no prompts in {prompts}; add one: foreword prompts add NAME DIR")
 
@@ -59,17 +57,21 @@ def list_command(prompts: Directory = "prompts", as_json: AsJson = False) -> Non
 @app.command("add")
 def add_command(
     name: Annotated[str, typer.Argument(help="the name that clients will ask for")],
-    source: Annotated[str, typer.Argument(help="directory of a trained prompt")],
+    source: Annotated[str, typer.Argument(help="directory or Hub id of a trained prompt")],
     prompts: Directory = "prompts",
 ) -> None:
     """Copy a prompt into the store; it becomes the current version of its name.
 
     Example: foreword prompts add home runs/home-commands/prompt
     """
+    from foreword.prompt import directories
     from foreword.prompt.soft_prompt import SoftPrompt
+    from foreword.prompt.store import check_free
 
-    SoftPrompt.load(source)  # refuses what is not a prompt, with the reason
-    entry = _store(prompts).add(name, source)
+    check_free(name)
+    with directories.plain_files(source) as found:
+        SoftPrompt.load(found)  # refuses what is not a prompt, with the reason
+        entry = _store(prompts).add(name, found)
     options.output.print(f"added {entry}")
 
 
@@ -97,6 +99,9 @@ def alias_command(
 
     Example: foreword prompts alias assistant home
     """
+    from foreword.prompt.store import check_free
+
+    check_free(alias)
     options.output.print(f"{alias} -> {_store(prompts).alias(alias, reference)}")
 
 
@@ -109,40 +114,52 @@ def show_command(
     Example: foreword prompts show home
     """
     from foreword.prompt import history
-    from foreword.prompt.store import facts_of
 
     store = _store(prompts)
     entry = store.resolve(reference)
-    store.verify(entry)
-    facts = describe(entry) | {"versions": [e.version for e in store.versions(entry.name)]}
-    known = facts_of(entry.path).get("history")
-    unfit = history.wrong(known) if known is not None else None
+    facts = describe(store, entry)
+    known = facts.pop("history", None)
+    facts["versions"] = [one.version for one in store.versions(entry.name)]
     if as_json:
-        options.output.print(
-            json.dumps(facts | ({"history": known} if known and not unfit else {}))
-        )
+        options.output.print(strict_json(facts | ({"history": known} if known else {})))
         return
-    facts["history"] = unfit or (history.line(known) if known else "not recorded")
+    facts["history"] = history.line(known) if known else "not recorded"
     width = max(len(name) for name in facts)
     for name, value in facts.items():
         shown = ", ".join(value) if isinstance(value, list) else value
-        options.output.print(f"{name:<{width}}  {shown}")
+        options.output.print(f"{name:<{width}}  {one_line(shown)}")
 
 
-def describe(entry: "Entry") -> dict[str, Any]:
-    """Return what an entry's files say of it; its values are not loaded."""
-    from foreword.prompt.store import facts_of
+def describe(store: "Store", entry: "Entry") -> dict[str, Any]:
+    """Return what the files of an entry say of it, once they are what its version says.
 
-    facts = facts_of(entry.path)
-    base = facts.get("base") or {}
-    known = {
-        "name": entry.name,
-        "version": entry.version,
-        "base": base.get("name") or facts.get("base_model_name_or_path") or "not recorded",
-        "form": facts.get("form") or facts.get("peft_type"),
-        "virtual_tokens": facts.get("num_virtual_tokens"),
-        "num_bytes": facts.get("num_bytes"),
-        "created": facts.get("created"),
-        "metrics": facts.get("metrics"),
-    }
-    return {name: value for name, value in known.items() if value is not None}
+    Raises:
+        InputError: they are not, or hold anything but plain, bounded data.
+    """
+    from foreword.prompt.facts import summary
+
+    found = summary(store.verify(entry))
+    return {"name": entry.name, "version": entry.version} | found
+
+
+def listed(store: "Store", name: str) -> dict[str, Any]:
+    """Return what a list says of a name's current version: facts, or how it is damaged."""
+    row: dict[str, Any] = {"name": name}
+    try:
+        entry = store.resolve(name)
+        row["version"] = entry.version
+        row |= describe(store, entry)
+    except ForewordError as error:
+        return row | {"damaged": str(error)}
+    row.pop("history", None)
+    return row
+
+
+def _line(store: "Store", row: dict[str, Any]) -> str:
+    shown = row["name"] + (f"@{row['version']}" if "version" in row else "")
+    if "damaged" in row:
+        return f"{shown}  damaged: {one_line(row['damaged'])}"
+    versions = len(store.versions(row["name"]))
+    more = f"  ({versions} versions)" if versions > 1 else ""
+    tokens = row.get("virtual_tokens", "not recorded")
+    return f"{shown}  P={tokens}  base {one_line(row['base'])}{more}"

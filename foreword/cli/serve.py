@@ -7,13 +7,17 @@ or vLLM's. Knows no route.
 import contextlib
 import json
 import os
-from typing import Annotated, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
 import typer
 
 from foreword.cli import options
+from foreword.cli.console import one_line
 from foreword.config import ServeConfig, checked_key, checked_origin
 from foreword.errors import InputError, UnsupportedError
+
+if TYPE_CHECKING:
+    from foreword.prompt.store import Store
 
 
 @options.from_configs(ServeConfig)
@@ -58,6 +62,7 @@ def command(
     if prompts is not None and not (prompts := prompts.strip("\r\n")).strip():
         raise InputError("FOREWORD_PROMPTS is empty; name the store's directory, or unset it")
     origins = [checked_origin(one) for one in allow_origin or []]
+    store = _store(prompts, is_followed=engine == "vllm")
     if engine == "vllm":
         if origins:
             raise UnsupportedError(
@@ -75,20 +80,17 @@ def command(
         raise DependencyError(
             f"serving needs {error.name}; install it: pip install 'foreword[serve]'"
         ) from None
-    from foreword.prompt.store import Store
-
     with contextlib.ExitStack() as open_sockets:
         sockets = [open_sockets.enter_context(one) for one in listen(config.host, config.port)]
         log_to_stderr()
         backbone, _ = options.load(model, None)
-        store = Store(prompts) if prompts is not None else None
         server = Server(
             backbone, store, config, api_key=api_key, admin_key=admin_key, origins=origins
         )
         for line in warnings_for(config, api_key):
             options.errors.print(f"warning: {line}")
         for name, reason in server.refused.items():
-            options.errors.print(f"not served: {name}: {reason}")
+            options.errors.print(f"not served: {name}: {one_line(reason)}")
         names = ", ".join(served.name for served in server.catalog.all())
         port = sockets[0].getsockname()[1]
         options.errors.print(f"serving {names} at http://{config.host}:{port}")
@@ -99,6 +101,28 @@ def command(
 def _given(value: str | None, variable: str) -> str | None:
     """Return an option, or its variable, also an empty one, which the parser takes for none."""
     return value if value is not None else os.environ.get(variable)
+
+
+def _store(prompts: str | None, *, is_followed: bool) -> "Store | None":
+    """Return the store to serve, before a model is loaded for it.
+
+    Args:
+        prompts: its directory.
+        is_followed: whether prompts are served as they come: it may be made later.
+
+    Raises:
+        InputError: no such directory, or a file.
+    """
+    from foreword.prompt.store import Store
+
+    if prompts is None:
+        return None
+    found = Store(prompts)
+    if is_followed and not os.path.lexists(prompts):
+        options.errors.print(f"warning: {prompts}: no such directory yet; no prompt is served")
+    else:
+        found.check()
+    return found
 
 
 def _become_vllm(

@@ -4,7 +4,6 @@ In: a prompt, and where asked for its model, another prompt, a text. Out: tables
 picture. Computes nothing itself.
 """
 
-import json
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,6 +11,7 @@ import typer
 from rich.table import Table
 
 from foreword.cli import options
+from foreword.cli.console import one_line, strict_json
 from foreword.errors import InputError
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ SIDES = ("keys", "values", "recurrent")
 
 def command(
     directory: Annotated[
-        str | None, typer.Argument(metavar="PROMPT", help="directory of a soft prompt")
+        str | None, typer.Argument(metavar="PROMPT", help="directory or Hub id of a soft prompt")
     ] = None,
     prompt: Annotated[str | None, typer.Option(help="the same, as other commands take it")] = None,
     model: Annotated[
@@ -37,7 +37,7 @@ def command(
     ] = None,
     nearest: Annotated[int, typer.Option(help="vocabulary tokens for each virtual token")] = 3,
     other: Annotated[
-        str | None, typer.Option("--with", help="directory of a prompt to compare with")
+        str | None, typer.Option("--with", help="another prompt to compare with")
     ] = None,
     text: Annotated[
         str | None,
@@ -72,7 +72,7 @@ def command(
     if png:
         view.draw(png)
     if as_json:
-        options.output.print(json.dumps(view.report))
+        options.output.print(strict_json(view.report))
         return
     view.print()
 
@@ -181,7 +181,7 @@ class View:
         plain = dict(list(self.report.items())[: self.num_plain])
         width = max(len(name) for name in plain)
         for name, value in plain.items():
-            options.output.print(f"{name:<{width}}  {value}")
+            options.output.print(f"{name:<{width}}  {one_line(value)}")
         for table in self.tables:
             options.output.print(table)
 

@@ -25,18 +25,20 @@ def command(
     columns: DataConfig,
     encoding: EncodingConfig,
     config: TrainConfig,
-    data: Annotated[str, typer.Option(help="JSONL, CSV, Parquet or a datasets directory")],
+    data: Annotated[str, typer.Option(help="file of rows, directory of them, or Hub id")],
     output: Annotated[str, typer.Option(help="directory that the prompt is written to")],
     model: Annotated[
         str, typer.Option(help="'smollm2-135m', a Hub id, a directory or a .gguf file")
     ] = "smollm2-135m",
     validation: Annotated[
-        str, typer.Option(help="a file of examples, or the share of --data to hold out")
+        str, typer.Option(help="rows as for --data, or the share of --data to hold out")
     ] = "0.1",
     init_prompt: Annotated[
         str | None,
         typer.Option(
-            "--init-prompt", "--init-from", help="directory of a soft prompt to start from"
+            "--init-prompt",
+            "--init-from",
+            help="directory or Hub id of a soft prompt to start from",
         ),
     ] = None,
     resume: Annotated[
@@ -198,13 +200,17 @@ def read(
     data: str, validation: str, columns: DataConfig, config: TrainConfig
 ) -> "tuple[Sequence[Example], Sequence[Example]]":
     """Read the training examples and the held-out ones, from a file or as a share."""
-    from foreword.data.examples import read_examples, split_examples
+    from foreword.data.examples import read_examples
+    from foreword.data.readers import check_held_out
+    from foreword.data.validation_split import split_examples
     from foreword.errors import InputError
 
-    examples = read_examples(data, columns, config.task_column)
     share = _share(validation)
     if share is None:
-        return examples, read_examples(validation, columns, config.task_column)
+        check_held_out(validation)
+    examples = read_examples(data, columns, config.task_column, options.note)
+    if share is None:
+        return examples, read_examples(validation, columns, config.task_column, options.note)
     if not 0 <= share < 1:
         raise InputError(f"--validation must be a file or a share in [0, 1), got {validation}")
     return split_examples(examples, share, config.seed) if share else (examples, [])
@@ -233,8 +239,8 @@ def encode(
         return []
     rows, report = encode_texts(backbone, examples, config, encoding)
     options.output.print(f"{name}: {report}")
-    if said := truncation(report):
-        options.errors.print(f"note: {name}: {said}")
+    for said in filter(None, [*report.notes, truncation(report)]):
+        options.note(f"{name}: {said}")
     return rows
 
 

@@ -30,6 +30,19 @@ def first_media(messages: Sequence[Message]) -> str | None:
     return next((str(kind) for kind in kinds if kind in MEDIA), None)
 
 
+def texts(messages: Sequence[Message]) -> list[str]:
+    """Return the texts of a conversation."""
+    return [
+        str(text)
+        for message in messages
+        for text in (
+            [message["content"]]
+            if isinstance(message.get("content"), str)
+            else [part.get("text") for part in _parts(message) if part.get("type") == "text"]
+        )
+    ]
+
+
 def beside(part: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Return a part whose path, where it is relative, starts at `folder`."""
     if part.get("type") not in MEDIA:

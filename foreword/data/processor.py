@@ -13,6 +13,7 @@ from jinja2 import TemplateError
 from torch import Tensor
 
 from foreword.data import media_parts
+from foreword.data.chat_template import refusal
 from foreword.data.media_parts import Message
 from foreword.errors import DataError
 
@@ -43,7 +44,9 @@ class Media:
         return hash(tuple((name, value.shape) for name, value in sorted(self.tensors.items())))
 
 
-def read(messages: Sequence[Message], processor: "ProcessorMixin") -> tuple[list[int], Media]:
+def read(
+    messages: Sequence[Message], processor: "ProcessorMixin", chat_template: str | None = None
+) -> tuple[list[int], Media]:
     """Return the ids of everything before the answer, and the images and sounds between them.
 
     Raises:
@@ -53,10 +56,15 @@ def read(messages: Sequence[Message], processor: "ProcessorMixin") -> tuple[list
     turns = media_parts.load(messages, rate)
     try:
         found = processor.apply_chat_template(
-            turns, tokenize=True, return_dict=True, return_tensors="pt", add_generation_prompt=True
+            turns,
+            chat_template=chat_template,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+            add_generation_prompt=True,
         )
     except TemplateError as error:
-        raise refusal_of(error) from error
+        raise refusal(error) from error
     except Exception as error:  # a processor meets sizes and files here that nobody tried before
         is_said = isinstance(error, ValueError | TypeError | KeyError | IndexError)
         reason = str(error).partition("\n")[0] if is_said else type(error).__name__
@@ -70,17 +78,17 @@ def read(messages: Sequence[Message], processor: "ProcessorMixin") -> tuple[list
     return found["input_ids"][0].tolist(), Media(media)
 
 
-def refusal_of(error: Exception) -> DataError:
-    """Return what a chat template raised as a refusal of the messages, in one line."""
-    reason = str(error).strip().partition("\n")[0]
-    if not isinstance(error, TemplateError):
-        reason = f"{type(error).__name__}: {reason}" if reason else type(error).__name__
-    return DataError(f"the chat template refuses the messages: {reason}")
-
-
-def render(messages: Sequence[Message], processor: "ProcessorMixin | None", is_open: bool) -> str:
-    """Return the text of a conversation by the chat template of the processor."""
-    assert processor is not None  # `encode_turns` has refused
+def render(
+    messages: Sequence[Message],
+    processor: "ProcessorMixin | None",
+    chat_template: str | None = None,
+    *,
+    is_open: bool = False,
+) -> str:
+    """Return the text of a conversation by the chat template of the processor, or by the one that
+    is given.
+    """
+    assert processor is not None  # `RowText.check_media` has refused
     turns = [
         {**message, "content": [{"type": "text", "text": message["content"]}]}
         if isinstance(message.get("content"), str)
@@ -88,8 +96,10 @@ def render(messages: Sequence[Message], processor: "ProcessorMixin | None", is_o
         for message in messages
     ]
     try:
-        text = processor.apply_chat_template(turns, tokenize=False, add_generation_prompt=is_open)
-    except Exception as error:  # a template is a program: messages can make it raise anything
-        raise refusal_of(error) from error
+        text = processor.apply_chat_template(
+            turns, chat_template=chat_template, tokenize=False, add_generation_prompt=is_open
+        )
+    except Exception as error:  # a template is a program, and does what it likes
+        raise refusal(error) from error
     assert isinstance(text, str)
     return text

@@ -40,4 +40,4 @@ def as_json(findings: Sequence[Finding]) -> str:
         "exit_status": exit_status(findings),
         "findings": [asdict(finding) for finding in findings],
     }
-    return json.dumps(report, indent=2)
+    return json.dumps(report, indent=2, allow_nan=False)

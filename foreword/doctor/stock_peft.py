@@ -19,6 +19,7 @@ from foreword.compat.transformers_api import GENERATE_CACHE
 from foreword.doctor.finding import Finding
 from foreword.doctor.trial import Trial, left_padded
 from foreword.doctor.trials import make_trial
+from foreword.prompt import directories
 from foreword.prompt.soft_prompt import SoftPrompt
 
 Output = tuple[list[Tensor], Any]  # the rows as they were given, and what was generated from them
@@ -35,6 +36,7 @@ def peft_findings(
         ArtifactError: the directory holds no soft prompt.
         MismatchError: the prompt was made for another base model.
     """
+    directory = directories.find(directory)
     trial = make_trial(backbone, SoftPrompt.load(directory), num_new)
     try:
         from peft import PeftModel

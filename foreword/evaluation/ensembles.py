@@ -116,29 +116,22 @@ def _batches(
     size = max(1, batch_size // len(prompts))
     for start in range(0, len(texts), size):
         part = texts[start : start + size]
-        groups: dict[tuple[int, ...], list[int]] = {}  # by the ids at which answers end
-        for index, prompt in enumerate(prompts):
-            stop_ids = chat.end_tokens(backbone, part[0], chat.encoding_of(prompt))
-            groups.setdefault(tuple(stop_ids), []).append(index)
-        found: dict[int, list[Answer]] = {}
-        for group_stop_ids, indices in groups.items():
-            together = [prompts[index] for index in indices]
-            rows = _answers(backbone, together, part, list(group_stop_ids), max_new_tokens, options)
-            found |= {index: rows[place :: len(indices)] for place, index in enumerate(indices)}
-        yield list(zip(*(found[index] for index in range(len(prompts))), strict=True))
+        rows = _answers(backbone, prompts, part, max_new_tokens, options)
+        ends = range(len(prompts), len(rows) + 1, len(prompts))
+        yield [tuple(rows[end - len(prompts) : end]) for end in ends]
 
 
 def _answers(
     backbone: Backbone,
     prompts: Sequence[SoftPrompt | Prefix],
     texts: Sequence[Text],
-    stop_ids: list[int],
     max_new_tokens: int,
     options: dict[str, Any],
 ) -> list[Answer]:
     """Return the first text's answer of every prompt, then the second's, from one batch."""
     configs = [chat.encoding_of(prompt) for prompt in prompts]
     rows = [chat.encode_row(backbone, text, config) for text in texts for config in configs]
+    stop_ids = [chat.end_tokens(backbone, text, config) for text in texts for config in configs]
     prefixes = [backbone.compile(prompt) for prompt in prompts] * len(texts)
     found = chat.answer_rows(
         backbone, prefixes, rows, stop_ids, max_new_tokens=max_new_tokens, **options

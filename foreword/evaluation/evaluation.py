@@ -4,6 +4,7 @@ In: a backbone, subjects to compare, examples. Out: for each subject its answers
 intervals. Draws no table and writes no file.
 """
 
+import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -26,6 +27,8 @@ from foreword.evaluation.metrics import METRICS, Metric, Outcome
 from foreword.prompt.prefix import Prefix
 from foreword.prompt.soft_prompt import SoftPrompt
 from foreword.training.loss import score_labels
+
+log = logging.getLogger("foreword")
 
 NO_LIMIT = 1 << 30
 _DEFAULTS = EvalConfig()
@@ -124,6 +127,9 @@ def evaluate(
         raise InputError(f"members answer greedily; leave out {', '.join(options)}")
     if not examples:
         raise InputError("no examples to evaluate on; give at least one")
+    _check_answers(examples, metrics)
+    if subject.instruction and not chat.shows_system_turn(backbone, subject.config):
+        log.warning("the base has no system turn: the instruction stands before the first question")
     started = time.perf_counter()
     asked = [replace(e, prompt=read_as(backbone, subject, e.prompt)) for e in examples]
     rows = _rows(backbone, subject, asked)
@@ -142,6 +148,17 @@ def evaluate(
     scores = {metric.name: score(metric, outcomes, resampling) for metric in metrics}
     seconds = time.perf_counter() - started
     return Evaluation(subject, scores, tuple(found), tuple(outcomes), seconds)
+
+
+def _check_answers(examples: Sequence[Example], metrics: Sequence[Metric]) -> None:
+    """Refuse to compare text with a call of tools."""
+    compares = [metric.name for metric in metrics if not metric.needs_loss]
+    calls = [example for example in examples if example.answer is not None]
+    if compares and calls:
+        raise DataError(
+            f"{calls[0].source}: the answer holds more than text, and {compares[0]} compares text: "
+            "score these rows by loss (--metrics loss)"
+        )
 
 
 def _answers(
@@ -208,13 +225,12 @@ def read_as(backbone: Backbone, subject: Subject, prompt: Text) -> Any:
     is_trained = subject.is_trained and subject.instruction is None
     if is_trained or subject.config.row_template:
         return prompt
-    if not getattr(backbone.tokenizer, "chat_template", None):
+    if not chat.has_template(backbone, subject.config):
         return f"{subject.instruction}\n\n{prompt}" if subject.instruction else prompt
     turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
     if subject.instruction is None:
         return turns
-    rest = [turn for turn in turns if turn["role"] != "system"]
-    return [{"role": "system", "content": subject.instruction}, *rest]
+    return chat.instructed(backbone, turns, subject.instruction, subject.config)
 
 
 def _rows(backbone: Backbone, subject: Subject, asked: Sequence[Example]) -> list[Row]:

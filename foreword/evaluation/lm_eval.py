@@ -8,6 +8,7 @@ task.
 
 import logging
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -33,7 +34,8 @@ except ImportError as error:
     raise DependencyError("the harness is an extra: pip install 'foreword[lm-eval]'") from error
 
 log = logging.getLogger("foreword")
-AS_IS = EncodingConfig(row_template="{prompt}")  # no special tokens but those that are spelled out
+# No special tokens but those that are spelled out.
+AS_IS = EncodingConfig(row_template="{prompt}", start_token=False, special_tokens=True)
 CONTEXT = 1 << 30  # of a model whose configuration names none
 SAMPLING = ("temperature", "top_p", "top_k", "min_p", "typical_p")
 
@@ -166,7 +168,10 @@ class ForewordLM(TemplateLM):
             continuation = continuation.removeprefix(" ") or continuation
         example = Example(asked if isinstance(asked, str) else tuple(asked), continuation)
         whole = encoding.encode(
-            example, self.tokenizer, EncodingConfig(self.config.row_template), CONTEXT
+            example,
+            self.tokenizer,
+            replace(self.config, max_length=None, truncate=False),
+            CONTEXT,
         )
         num_closing = len(encoding.end_ids(asked, self.tokenizer, self.config))
         cut = len(whole.input_ids) - whole.num_labels
@@ -236,7 +241,9 @@ class ForewordLM(TemplateLM):
         """Return generations, each cut before the first of its stop strings."""
         groups: dict[str, list[int]] = {}
         for index, request in enumerate(requests):
-            groups.setdefault(repr(request.args[1]), []).append(index)
+            context, asked = request.args
+            ends = self._stop_ids(context, [])  # a text and a conversation may end differently
+            groups.setdefault(f"{asked!r} {ends}", []).append(index)
         found: dict[int, str] = {}
         for group in groups.values():
             for start in range(0, len(group), self.batch_size):
@@ -261,7 +268,12 @@ class ForewordLM(TemplateLM):
         if stops:
             options["stopping_criteria"] = StoppingCriteriaList([_Until(self.tokenizer, stops)])
         answers = chat.answer_rows(
-            self.backbone, self.prefix, rows, stop_ids, max_new_tokens=num_new, **options
+            self.backbone,
+            self.prefix,
+            rows,
+            [stop_ids] * len(rows),
+            max_new_tokens=num_new,
+            **options,
         )
         for answer in answers:
             text = answer.text

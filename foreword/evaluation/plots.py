@@ -88,7 +88,7 @@ def draw_scores(path: str, results: "Sequence[Evaluation]", metrics: "Sequence[M
         panel.set_xlabel(f"{metric.name} ({unit}{better})")
         panel.set_yticks(range(len(names)), [name[-32:] for name in names])
     panels[0].invert_yaxis()
-    _save(figure, path)
+    _save(_verbatim(figure), path)
 
 
 def draw_panels(path: str, panels: Sequence[Panel]) -> None:
@@ -108,7 +108,7 @@ def draw_panels(path: str, panels: Sequence[Panel]) -> None:
                 part.plot(values, label=name, marker="." if len(values) < 100 else None)
             part.set_xlabel(panel.axis)
             part.legend()
-    _save(figure, path)
+    _save(_verbatim(figure), path)
 
 
 def draw_history(history: History, path: Path) -> None:
@@ -140,6 +140,13 @@ def _draw_validations(axes: Any, history: History) -> None:
     axes.plot(validated, losses, color="tab:orange", marker="o", label="validation")
     best = min(range(len(losses)), key=losses.__getitem__)
     axes.plot(validated[best], losses[best], "*", color="tab:red", ms=14, label="best, kept")
+
+
+def _verbatim(figure: Any) -> Any:
+    """Let names be drawn as they are: matplotlib reads what stands between dollars as a formula."""
+    for text in figure.findobj(importlib.import_module("matplotlib.text").Text):
+        text.set_parse_math(False)
+    return figure
 
 
 def _smoothed(values: Sequence[float], share: float = 0.1) -> list[float]:

@@ -3,7 +3,7 @@
 In: a prompt's tensors, PEFT's configuration, our facts. Out: the same, verified. The tensor file is
 safetensors, whose metadata holds the facts as JSON under `foreword`; PEFT ignores them. Writes are
 atomic, and no pickle is ever read. Knows no model, no method and no use of a prompt; PEFT's keys
-are `peft_format`'s.
+are `peft_format`'s, and what facts may be is `facts`'.
 """
 
 import hashlib
@@ -18,37 +18,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from foreword.errors import ArtifactError, InputError
-from foreword.prompt import history
-from foreword.prompt.peft_format import (
-    CONFIG_FILE,
-    TENSOR_FILE,
-    check_config,
-    check_tensors,
-    tensor_names,
-)
-from foreword.storage import replacing, storage_errors
+from foreword.errors import ArtifactError
+from foreword.prompt.facts import FORMAT_VERSION as FORMAT_VERSION
+from foreword.prompt.facts import MAX_CONFIG_BYTES as MAX_CONFIG_BYTES
+from foreword.prompt.facts import METADATA_NAME, as_json, parse, read_config
+from foreword.prompt.facts import wrong_fact as wrong_fact
+from foreword.prompt.peft_format import CONFIG_FILE, TENSOR_FILE, check_tensors, tensor_names
+from foreword.storage import replacing, storage_errors, taking_turns
 
-FORMAT_VERSION = 1
-MAX_CONFIG_BYTES = 1 << 20
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-
-# The facts that code relies on, with their types; each may be missing, and others are free.
-FACT_TYPES: dict[str, Any] = {
-    "base": {"name": str, "revision": str, "fingerprint": dict},
-    "tokenizer": dict,
-    "encoding": {
-        "row_template": str,
-        "max_length": int,
-        "truncate": bool,
-        "is_text": bool,
-        "is_spaced": bool,
-    },
-    "training": dict,
-    "metrics": {"validation": dict},
-    "method": str,
-    "created": str,
-}
 
 
 @dataclass(frozen=True)
@@ -74,27 +52,6 @@ def content_hash(tensors: list[Tensor]) -> str:
     return digest.hexdigest()
 
 
-def wrong_fact(facts: dict[str, Any]) -> str | None:
-    """Say which fact is not of its type, as "base.name is int, expected str"; None if all are."""
-    if wrong := _wrong_type(facts, FACT_TYPES):
-        return wrong
-    return history.wrong(facts["history"]) if facts.get("history") is not None else None
-
-
-def _wrong_type(facts: dict[str, Any], expected: dict[str, Any]) -> str | None:
-    for name, kind in expected.items():
-        value = facts.get(name)
-        group = kind if isinstance(kind, dict) else {}
-        needed = dict if group else kind
-        if value is None:
-            continue
-        if not isinstance(value, needed):
-            return f"{name} is {type(value).__name__}, expected {needed.__name__}"
-        if group and (wrong := _wrong_type(value, group)):
-            return f"{name}.{wrong}"
-    return None
-
-
 def write(directory: str | os.PathLike[str], artifact: Artifact) -> None:
     """Write an artifact; both files are whole on the disk before either takes its place.
 
@@ -105,7 +62,7 @@ def write(directory: str | os.PathLike[str], artifact: Artifact) -> None:
     target = Path(directory)
     metadata = {"format": "pt"}
     if artifact.facts:
-        metadata["foreword"] = _facts_as_json(target, artifact.facts)
+        metadata[METADATA_NAME] = as_json(artifact.facts, target)
     config = json.dumps(artifact.config, indent=2, sort_keys=True) + "\n"
     names = tensor_names(artifact.config, target)
     # Copies: safetensors refuses tensors that share memory.
@@ -116,23 +73,12 @@ def write(directory: str | os.PathLike[str], artifact: Artifact) -> None:
     with storage_errors(target):
         target.mkdir(parents=True, exist_ok=True)
         with (
+            taking_turns(target),  # the two files must be of one writer
             replacing(target / CONFIG_FILE) as config_file,
             replacing(target / TENSOR_FILE) as tensor_file,
         ):
             config_file.write_text(config)
             save_file(tensors, tensor_file, metadata=metadata)
-
-
-def _facts_as_json(target: Path, facts: dict[str, Any]) -> str:
-    if wrong := wrong_fact(facts):
-        raise InputError(f"{target}: not saved; the prompt's fact {wrong}")
-    try:
-        return json.dumps(facts, sort_keys=True)
-    except (TypeError, ValueError) as error:
-        raise InputError(
-            f"{target}: not saved; the prompt's facts are not plain data ({error}); keep strings, "
-            "numbers, lists and dictionaries with string keys"
-        ) from None
 
 
 def read(directory: str | os.PathLike[str]) -> Artifact:
@@ -142,7 +88,7 @@ def read(directory: str | os.PathLike[str]) -> Artifact:
         ArtifactError: missing, truncated or hostile files, or an adapter that is not a soft prompt.
     """
     source = Path(directory)
-    config = _read_config(source)
+    config = read_config(source)
     tensors, facts = _read_tensors(source, tensor_names(config, source))
     for tensor in tensors.values():
         _check_values(source, tensor)
@@ -162,22 +108,6 @@ def _check_values(source: Path, tensor: Tensor) -> None:
         )
 
 
-def _read_config(source: Path) -> dict[str, Any]:
-    path = source / CONFIG_FILE
-    if not os.path.isdir(source):  # False, too, for a path that the system cannot even look up
-        raise ArtifactError(f"{source}: no such directory; expected a soft prompt's directory")
-    if not path.is_file():
-        raise ArtifactError(f"{source}: no {CONFIG_FILE}; this directory holds no soft prompt")
-    try:
-        if path.stat().st_size > MAX_CONFIG_BYTES:
-            raise ArtifactError(f"{path}: larger than {MAX_CONFIG_BYTES} bytes; no configuration")
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ArtifactError(f"{path}: not readable as JSON ({error})") from None
-    check_config(config, path)
-    return config  # type: ignore[no-any-return]
-
-
 def _read_tensors(source: Path, wanted: list[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
     path = source / TENSOR_FILE
     if not path.is_file():
@@ -187,7 +117,7 @@ def _read_tensors(source: Path, wanted: list[str]) -> tuple[dict[str, Tensor], d
     try:
         with safe_open(path, framework="pt") as file:
             names = list(file.keys())
-            others = ", ".join([repr(name) for name in names if name not in wanted][:5])
+            others = ", ".join([f"{name!r:.60}" for name in names if name not in wanted][:5])
             for name in wanted:
                 if name not in names:
                     raise ArtifactError(f"{path}: no tensor {name!r}; found {others or 'none'}")
@@ -196,27 +126,8 @@ def _read_tensors(source: Path, wanted: list[str]) -> tuple[dict[str, Tensor], d
                     f"{path}: holds {others} beside the prompt: modules trained with it, without "
                     "which it would not act the same; only a prompt alone can be read"
                 )
-            facts = _read_facts(path, file.metadata() or {})
+            text = (file.metadata() or {}).get(METADATA_NAME)
+            facts = parse(text, path) if text is not None else {}
             return {name: file.get_tensor(name) for name in wanted}, facts
     except (SafetensorError, OSError, ValueError) as error:
         raise ArtifactError(f"{path}: truncated or not a safetensors file ({error})") from None
-
-
-def _read_facts(path: Path, metadata: dict[str, str]) -> dict[str, Any]:
-    if "foreword" not in metadata:
-        return {}
-    try:
-        facts = json.loads(metadata["foreword"])
-    except (ValueError, RecursionError):
-        facts = None
-    if not isinstance(facts, dict):
-        raise ArtifactError(f"{path}: the metadata under 'foreword' is not a JSON object")
-    version = facts.get("format_version")
-    if version != FORMAT_VERSION:
-        raise ArtifactError(
-            f"{path}: format version {version!r}, expected {FORMAT_VERSION}; "
-            "read it with the release of foreword that wrote it"
-        )
-    if wrong := wrong_fact(facts):
-        raise ArtifactError(f"{path}: in the metadata under 'foreword', {wrong}")
-    return facts

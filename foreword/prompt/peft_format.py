@@ -143,7 +143,7 @@ def check_config(config: Any, path: Path) -> None:
     if kind not in (*EMBEDDING_TYPES, *KEY_VALUE_TYPES, OWN_TYPE):
         supported = ", ".join((*EMBEDDING_TYPES, *KEY_VALUE_TYPES, OWN_TYPE))
         raise ArtifactError(
-            f"{path}: peft_type is {kind!r}, which is not a soft prompt that can be read; "
+            f"{path}: peft_type is {kind!r:.60}, which is not a soft prompt that can be read; "
             f"expected one of {supported}"
         )
     num_parts = config.get("num_transformer_submodules")
@@ -156,12 +156,13 @@ def check_config(config: Any, path: Path) -> None:
         )
     if num_parts not in ((None, 1, 2) if has_encoder else (None, 1)):
         raise ArtifactError(
-            f"{path}: num_transformer_submodules is {num_parts!r} with task_type "
+            f"{path}: num_transformer_submodules is {num_parts!r:.60} with task_type "
             f"{config.get('task_type')!r:.60}; expected 1, or 2 with {ENCODER_TASK}"
         )
     for name in ("base_model_name_or_path", "revision"):
         if not isinstance(config.get(name), str | None):
-            raise ArtifactError(f"{path}: {name} is {config[name]!r}, expected a string or null")
+            shown = f"{config[name]!r:.60}"
+            raise ArtifactError(f"{path}: {name} is {shown}, expected a string or null")
 
 
 def check_tensors(config: Config, tensors: dict[str, "Tensor"], where: Path) -> list["Tensor"]:
@@ -185,7 +186,7 @@ def check_tensors(config: Config, tensors: dict[str, "Tensor"], where: Path) -> 
         if not is_own and expected is not None and tensor.shape[0] != expected:
             raise ArtifactError(
                 f"{where}: {name} has shape {list(tensor.shape)}, but {CONFIG_FILE} says "
-                f"num_virtual_tokens = {expected!r}; the two files are not from one save"
+                f"num_virtual_tokens = {expected!r:.60}; the two files are not from one save"
             )
     return list(tensors.values())
 

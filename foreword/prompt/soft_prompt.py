@@ -16,7 +16,7 @@ from torch import Tensor
 
 from foreword.config import Form
 from foreword.errors import ArtifactError, InputError
-from foreword.prompt import artifact, peft_format
+from foreword.prompt import artifact, directories, peft_format
 from foreword.prompt.artifact import Artifact
 from foreword.prompt.peft_format import Parts
 from foreword.prompt.states import KeyValues, States, regroup
@@ -215,9 +215,15 @@ class SoftPrompt:
     def load(cls, directory: str | os.PathLike[str]) -> "SoftPrompt":
         """Read a prompt written by foreword or by stock PEFT; nothing in it is executed.
 
+        Args:
+            directory: its directory, a folder with the one of a single prompt in it, or a Hub id,
+                as `owner/name` or `owner/name@revision`.
+
         Raises:
-            ArtifactError: missing, truncated or hostile files, NaN, or not a soft prompt (LoRA).
+            ArtifactError: missing, truncated or hostile files, NaN, or not a soft prompt (LoRA);
+                a folder of several prompts; a Hub id that cannot be downloaded.
         """
+        directory = directories.find(directory)
         stored = artifact.read(directory)
         parts = peft_format.from_adapter(stored.config, stored.tensors, Path(directory))
         try:

@@ -2,35 +2,36 @@
 
 In: prompt directories. Out: entries, by `NAME`, `NAME@VERSION` or an alias. A version is the hash
 of its two files and never changes; what appears under a name is whole and on the disk, or absent.
-Writers take turns by a lock and clear what a writer that died has left; readers need no lock. No
-name leads out of the directory, and no symbolic link is followed. Does not know models or what the
-files mean, and imports no torch.
+Writers take turns by a lock and clear what a writer that died has left, and nothing else; readers
+need no lock. No name leads out of the directory, and no symbolic link is followed. Does not know
+models or the values of prompts, and imports no torch.
 """
 
 import contextlib
 import hashlib
-import json
 import os
 import re
 import shutil
-import stat
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock, Timeout
 
 from foreword.errors import InputError, NotFoundError, StorageError
+from foreword.prompt.facts import open_regular, summary
 from foreword.prompt.peft_format import FILES
-from foreword.storage import replace, storage_errors, sync
+from foreword.storage import replace, scratch_directory, storage_errors, sync
 
 NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,62}[A-Za-z0-9_-])?")
-VERSION = re.compile(r"[0-9a-f]{4,16}")
-MAX_BYTES = 1 << 30  # of one prompt
+VERSION = re.compile(r"[0-9a-f]{16}")
+ASKED_VERSION = re.compile(r"[0-9a-f]{4,16}")
 LOCK_SECONDS = 60.0
-SCRATCH = ".scratch-"
+RECORD = ".foreword-scratch"
+BARE = "base"  # how metrics call the bare model
+# What Windows keeps for devices, whatever follows a dot.
+PORTS = {f"{port}{number}" for port in ("com", "lpt") for number in range(10)}
+DEVICES = {"con", "prn", "aux", "nul", *PORTS}
 
 
 @dataclass(frozen=True)
@@ -59,10 +60,30 @@ class Store:
 
     # Reading ------------------------------------------------------------------------------------
 
+    def check(self) -> None:
+        """Refuse what is no directory to read prompts from.
+
+        Raises:
+            InputError: missing, or a file.
+        """
+        if not os.path.isdir(self.directory):
+            what = "a file" if os.path.exists(self.directory) else "no such directory"
+            raise InputError(
+                f"{self.directory}: {what}; expected the directory of a store, as "
+                "`foreword prompts add NAME DIR --prompts DIRECTORY` makes it"
+            )
+
     def names(self) -> list[str]:
-        """Return the names of all prompts, aliases apart."""
-        found = self._listed(self.directory) if self.directory.is_dir() else []
-        return sorted(name for name in found if self._current(name) is not None)
+        """Return the names of all prompts, damaged ones too, aliases apart.
+
+        Raises:
+            InputError: the store is a file.
+        """
+        if not os.path.lexists(self.directory):
+            return []
+        self.check()
+        found = self._listed(self.directory)
+        return sorted(n for n in found if os.path.lexists(self.directory / n / "current"))
 
     def aliases(self) -> dict[str, str]:
         """Return each alias and what it stands for: `NAME` or `NAME@VERSION`."""
@@ -79,7 +100,8 @@ class Store:
         folder = self.directory / check_name(name) / "versions"
         if not folder.is_dir() or folder.is_symlink():
             raise NotFoundError(f"no prompt {name!r} in {self.directory}; it has {self._known()}")
-        paths = [path for path in folder.iterdir() if VERSION.fullmatch(path.name)]
+        found = [path for path in folder.iterdir() if VERSION.fullmatch(path.name)]
+        paths = [path for path in found if path.is_dir() and not path.is_symlink()]
         paths.sort(key=lambda path: (path.stat().st_mtime_ns, path.name))
         return [Entry(name, path.name, path) for path in paths]
 
@@ -90,21 +112,24 @@ class Store:
 
         Raises:
             NotFoundError: no such prompt or version.
-            InputError: not a name.
+            InputError: not a name, or the file that says the current version is damaged.
         """
         name, _, version = reference.partition("@")
-        alias = _read_word(self.directory / ".aliases" / check_name(name))
+        alias = self._alias(check_name(name))
         if alias is not None and not version:
             name, _, version = alias.partition("@")
             check_name(name)
         if not version:
             current = self._current(name)
             if current is None:
+                place = self.directory / name / "current"
+                if os.path.lexists(place):
+                    raise InputError(f"{place} names no version; add the prompt again")
                 raise NotFoundError(
                     f"no prompt {name!r} in {self.directory}; it has {self._known()}"
                 )
             return Entry(name, current, self.directory / name / "versions" / current)
-        if not VERSION.fullmatch(version):
+        if not ASKED_VERSION.fullmatch(version):
             raise InputError(f"{version!r} is not a version; expected 4 to 16 hexadecimal digits")
         found = [entry for entry in self.versions(name) if entry.version.startswith(version)]
         if len(found) != 1:
@@ -117,14 +142,18 @@ class Store:
         """Return the directory of an entry whose files are what their version says.
 
         Raises:
-            InputError: changed, truncated or missing files, or links.
+            InputError: changed, truncated, missing or unreadable files, or links.
         """
         for part in (self.directory / entry.name, entry.path.parent, entry.path):
             if part.is_symlink():
                 raise InputError(
                     f"{part} is a symbolic link; a prompt must lie in the store itself"
                 )
-        if (found := _version_of(entry.path)) != entry.version:
+        try:
+            found = _version_of(entry.path)
+        except OSError as error:
+            raise InputError(f"{entry.path} cannot be read ({error.strerror})") from None
+        if found != entry.version:
             raise InputError(
                 f"{entry.path}: the files do not match their version ({found}): they were changed; "
                 "remove the version and add the prompt again"
@@ -136,27 +165,31 @@ class Store:
     def add(self, name: str, source: str | os.PathLike[str]) -> Entry:
         """Copy a prompt's directory into the store as the current version of a name.
 
-        Adding what is there already makes it current again.
+        Adding what is there already makes it current again, and whole again if it was damaged.
 
         Raises:
-            InputError: not a name, or the directory is not a prompt's.
+            InputError: not a name that a prompt may have, or the directory is not a prompt's.
             StorageError: no space, no permission, or another writer holds the lock.
         """
         check_name(name)
         with self._writing() as scratch:
-            if name in self.aliases():
+            if self._alias(name) is not None:
                 raise InputError(f"{name!r} is an alias; remove it first or choose another name")
+            self._check_new(name)
             new = scratch / "new"
             new.mkdir()
             for file in FILES:
                 _copy(Path(source) / file, new / file)
+            summary(new, Path(source))  # refuses what lists could not show
             version = _version_of(new)
             versions = self.directory / name / "versions"
             versions.mkdir(parents=True, exist_ok=True)
             target = versions / version
-            if target.exists():
+            if target.is_dir() and self._is_whole(Entry(name, version, target)):
                 os.utime(target)
             else:
+                if os.path.lexists(target):
+                    os.rename(target, scratch / "damaged")
                 sync(new)
                 new.chmod(0o755)
                 os.rename(new, target)
@@ -170,18 +203,26 @@ class Store:
         Where the current version goes, the newest that is left becomes current.
 
         Raises:
-            NotFoundError: nothing of that name. InputError: an alias points to it.
+            NotFoundError: nothing of that name. InputError: an alias points to it, or other files
+                than the store's own lie in it.
         """
         name, _, version = reference.partition("@")
         check_name(name)
         with self._writing() as scratch:
-            if not version and name in self.aliases():
+            if not version and self._alias(name) is not None:
                 (self.directory / ".aliases" / name).unlink()
                 return []
             gone = [self.resolve(reference)] if version else self.versions(name)
+            if not gone and not os.path.lexists(self.directory / name / "current"):
+                raise NotFoundError(f"{self.directory / name} is no prompt of the store")
             left = [entry for entry in self.versions(name) if entry not in gone]
             self._refuse_aliased({str(entry) for entry in gone} | (set() if left else {name}))
+            for entry in gone:
+                _refuse_others(entry.path, FILES)
             if not left:
+                _refuse_others(self.directory / name, ("versions", "current"))
+                known = [entry.version for entry in gone]
+                _refuse_others(self.directory / name / "versions", known)
                 os.rename(self.directory / name, scratch / "gone")
                 return gone
             if self._current(name) == gone[0].version:
@@ -197,9 +238,11 @@ class Store:
         """
         check_name(alias)
         with self._writing() as scratch:
-            if self._current(alias) is not None:
+            if os.path.lexists(self.directory / alias / "current"):
                 raise InputError(f"{alias!r} is a prompt's own name; choose another alias")
-            if reference.partition("@")[0] in self.aliases():
+            self._check_new(alias)
+            target = check_name(reference.partition("@")[0])
+            if self._alias(target) is not None:
                 raise InputError(f"{reference!r} is an alias itself; name a prompt")
             entry = self.resolve(reference)
             folder = self.directory / ".aliases"
@@ -213,23 +256,36 @@ class Store:
         with storage_errors(self.directory):
             self.directory.mkdir(parents=True, exist_ok=True)
             try:
-                with FileLock(self.directory / ".lock", timeout=LOCK_SECONDS):
-                    self._clear()
-                    scratch = Path(tempfile.mkdtemp(prefix=SCRATCH, dir=self.directory))
-                    try:
-                        yield scratch
-                    finally:
-                        shutil.rmtree(scratch, ignore_errors=True)
+                with (
+                    FileLock(self.directory / ".lock", timeout=LOCK_SECONDS),
+                    scratch_directory(self.directory, RECORD) as scratch,
+                ):
+                    yield scratch
             except Timeout:
                 raise StorageError(
                     f"{self.directory}: another writer has held the lock for {LOCK_SECONDS:.0f} "
                     "seconds; try again"
                 ) from None
 
-    def _clear(self) -> None:
-        """Remove the scratch directory of a writer that died."""
-        for left in self.directory.glob(f"{SCRATCH}*"):
-            shutil.rmtree(left, ignore_errors=True)
+    def _check_new(self, name: str) -> None:
+        """Refuse a new name that would be confused with another, here or on another system.
+
+        Raises:
+            InputError: it differs from a name or an alias in case alone, or it is reserved.
+        """
+        folders = (self.directory, self.directory / ".aliases")
+        if any(os.path.lexists(folder / name) for folder in folders):
+            known = {one for folder in folders if folder.is_dir() for one in self._listed(folder)}
+            if name in known:
+                return
+        if name.partition(".")[0].lower() in DEVICES:
+            raise InputError(f"{name!r} is a device on Windows; choose another name")
+        for folder in folders:
+            for other in self._listed(folder) if folder.is_dir() else ():
+                if other.lower() == name.lower():
+                    raise InputError(
+                        f"{name!r} differs from {other!r} in case alone; choose another name"
+                    )
 
     def _point(self, scratch: Path, path: Path, word: str) -> None:
         """Replace a file of one word, whole and synced."""
@@ -247,11 +303,31 @@ class Store:
         word = _read_word(self.directory / name / "current")
         return word if word is not None and VERSION.fullmatch(word) else None
 
+    def _alias(self, name: str) -> str | None:
+        return _read_word(self.directory / ".aliases" / name)
+
+    def _is_whole(self, entry: Entry) -> bool:
+        try:
+            self.verify(entry)
+        except InputError:
+            return False
+        return True
+
     def _listed(self, folder: Path) -> list[str]:
         return [path.name for path in folder.iterdir() if NAME.fullmatch(path.name)]
 
     def _known(self) -> str:
         return ", ".join(self.names()) or "none"
+
+
+def check_free(name: str) -> None:
+    """Refuse to give a prompt the name that stands for the bare model.
+
+    Raises:
+        InputError: choose another one.
+    """
+    if name.lower() == BARE:
+        raise InputError(f"{name!r} stands for the bare model; choose another name")
 
 
 def check_name(name: str) -> str:
@@ -268,52 +344,32 @@ def check_name(name: str) -> str:
     return name
 
 
-def facts_of(path: Path) -> dict[str, Any]:
-    """Return what a prompt's files say of it, without its values: PEFT's configuration, then the
-    facts, and the files' size under `num_bytes`. Unreadable files say nothing.
+def _refuse_others(folder: Path, own: Collection[str]) -> None:
+    """Refuse to remove a directory in which anything lies but what the store made.
+
+    Raises:
+        InputError: names the first other file.
     """
-    found: dict[str, Any] = {}
-    with contextlib.suppress(OSError, ValueError, RecursionError):
-        found |= json.loads((path / FILES[0]).read_text(encoding="utf-8"))
-        found["num_bytes"] = (path / FILES[1]).stat().st_size
-        with (path / FILES[1]).open("rb") as file:
-            size = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(min(size, 1 << 20)))
-        found |= json.loads(header["__metadata__"]["foreword"])
-    return found
+    if others := sorted(path.name for path in folder.iterdir() if path.name not in own):
+        raise InputError(
+            f"{folder} holds {ascii(others[0])}, which is not the store's own: move it away first; "
+            "nothing was removed"
+        )
 
 
 def _version_of(directory: Path) -> str:
     """Return the hash of both files of a prompt: their sizes and bytes."""
     digest = hashlib.sha256()
     for name in FILES:
-        with _open(directory / name) as file:
+        with open_regular(directory / name) as file:
             digest.update(f"{name} {os.fstat(file.fileno()).st_size}\n".encode())
             while block := file.read(1 << 20):
                 digest.update(block)
     return digest.hexdigest()[:16]
 
 
-def _open(path: Path) -> Any:
-    """Open a regular file of bounded size, never through a link.
-
-    Raises:
-        InputError: missing, a link, a device, too large.
-    """
-    try:
-        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-    except OSError as error:
-        reason = "is a symbolic link" if path.is_symlink() else f"cannot be read ({error.strerror})"
-        raise InputError(f"{path} {reason}; expected a soft prompt's own file") from None
-    status = os.fstat(handle)
-    if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_BYTES:
-        os.close(handle)
-        raise InputError(f"{path} is not a regular file of at most {MAX_BYTES:,} bytes")
-    return os.fdopen(handle, "rb")
-
-
 def _copy(source: Path, target: Path) -> None:
-    with _open(source) as old, target.open("wb") as new:
+    with open_regular(source) as old, target.open("wb") as new:
         shutil.copyfileobj(old, new, 1 << 20)
     sync(target)
     target.chmod(0o644)
@@ -322,7 +378,7 @@ def _copy(source: Path, target: Path) -> None:
 def _read_word(path: Path) -> str | None:
     """Return the one word of a small file; None where there is none."""
     try:
-        with _open(path) as file:
+        with open_regular(path) as file:
             return str(file.read(200), "ascii").strip()
     except (InputError, UnicodeDecodeError):
         return None

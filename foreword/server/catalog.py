@@ -3,21 +3,23 @@
 In: what a client calls a model: the base's name, `NAME`, `NAME@VERSION`, an alias. Out: the source
 of a prompt for the engine, and how its rows are encoded. A name is bound to a version when it is
 loaded, and a request to that version when it arrives, so that replacing a prompt never mixes old
-and new. A prompt's file is read again only where the engine has evicted its state. Knows no HTTP.
+and new. A prompt's file is read again only where the engine has evicted its state; what is then
+wrong with it is told without paths, and in the log with them. Knows no HTTP.
 """
 
+import contextlib
 import logging
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from foreword import chat
 from foreword.config import EncodingConfig
 from foreword.engine.request import PromptSource
-from foreword.errors import ForewordError, InputError, NotFoundError
+from foreword.errors import ForewordError, InputError, NotFoundError, UnavailableError
 from foreword.prompt.soft_prompt import SoftPrompt
-from foreword.prompt.store import Entry, Store
+from foreword.prompt.store import BARE, Entry, Store, check_name
 
 log = logging.getLogger("foreword.server")
 MAX_VERSIONS = 1024  # old versions of which the facts are remembered
@@ -46,7 +48,7 @@ class ServedModel:
     name: str
     label: str
     source: PromptSource | None = None
-    encoding: EncodingConfig = field(default_factory=EncodingConfig)
+    encoding: EncodingConfig = field(default_factory=lambda: chat.encoding_of(None))
     entry: Entry | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
 
@@ -62,7 +64,7 @@ class Catalog:
 
     def __init__(self, model: CheckedBase, store: Store | None, base: str) -> None:
         self.model, self.store = model, store
-        self.base = ServedModel(base, "base")
+        self.base = ServedModel(base, BARE)
         self._served: dict[str, ServedModel] = {}
         self._versions: dict[str, ServedModel] = {}
         self._lock = threading.Lock()
@@ -74,7 +76,9 @@ class Catalog:
             return refused
         for name in [*self.store.names(), *self.store.aliases()]:
             try:
-                self.load(name)
+                self._serve(name)
+            except UnavailableError as error:
+                refused[name] = str(error.__cause__)
             except ForewordError as error:
                 refused[name] = str(error)
         return refused
@@ -83,15 +87,29 @@ class Catalog:
         """Serve a name of the store at its current version, or again at a newer one.
 
         Raises:
-            NotFoundError: not in the store. InputError: its files are not a prompt for this model.
+            NotFoundError: not in the store. InputError: not a prompt for this model, or a name that
+                cannot be served. UnavailableError: its files are damaged; the log says how.
         """
+        with _logged(name):
+            return self._serve(name)
+
+    def _serve(self, name: str) -> ServedModel:
         if self.store is None:
             raise NotFoundError("this server has no store of prompts; start it with --prompts")
         if name == self.base.name:
             raise InputError(f"{name!r} is the bare model's own name; rename the prompt")
+        if name == BARE:
+            raise InputError(f"{name!r} stands for the bare model in metrics; rename the prompt")
         if "@" in name:
             raise InputError(f"{name!r}: load a name; its versions can be asked for then")
-        served = self._read(name, name, self.store.resolve(name))
+        check_name(name)
+        try:
+            entry = self.store.resolve(name)
+        except NotFoundError:
+            raise NotFoundError(f"the store has no prompt {name!r}") from None
+        except (InputError, OSError) as error:
+            raise _unavailable(name) from error
+        served = self._read(name, name, entry)
         with self._lock:
             self._served[name] = served
         return served
@@ -110,7 +128,8 @@ class Catalog:
         """Return the model of a name.
 
         Raises:
-            NotFoundError: there is none.
+            NotFoundError: there is none. InputError: not a version.
+            UnavailableError: the version's files are damaged; the log says how.
         """
         if name == self.base.name:
             return self.base
@@ -130,12 +149,22 @@ class Catalog:
 
     def _version(self, served: ServedModel, version: str) -> ServedModel:
         assert self.store is not None and served.entry is not None
-        entry = self.store.resolve(f"{served.entry.name}@{version}")
+        if version == served.entry.version:
+            entry = served.entry
+        else:
+            try:
+                entry = self.store.resolve(f"{served.entry.name}@{version}")
+            except (NotFoundError, OSError):
+                raise NotFoundError(
+                    f"the model {served.name!r} has no version {version[:16]!r}, or several that "
+                    "begin like it"
+                ) from None
         name = f"{served.name}@{entry.version}"
         with self._lock:
             known = self._versions.get(name)
         if known is None:
-            known = self._read(name, served.label, entry)
+            with _logged(name):
+                known = self._read(name, served.label, entry)
             with self._lock:
                 if len(self._versions) >= MAX_VERSIONS:
                     self._versions.clear()
@@ -147,7 +176,7 @@ class Catalog:
         prompt = self._load(entry)
         self.model.check(prompt)
         source = PromptSource(
-            prompt.content_hash, prompt.num_virtual_tokens, lambda: self._load(entry)
+            prompt.content_hash, prompt.num_virtual_tokens, lambda: self._load_again(entry)
         )
         facts = {
             "version": entry.version,
@@ -162,4 +191,25 @@ class Catalog:
 
     def _load(self, entry: Entry) -> SoftPrompt:
         assert self.store is not None
-        return SoftPrompt.load(self.store.verify(entry))
+        try:
+            return SoftPrompt.load(self.store.verify(entry))
+        except (InputError, OSError) as error:
+            raise _unavailable(str(entry)) from error
+
+    def _load_again(self, entry: Entry) -> SoftPrompt:
+        with _logged(str(entry)):
+            return self._load(entry)
+
+
+def _unavailable(name: str) -> UnavailableError:
+    return UnavailableError(f"the prompt {name} is damaged or gone on the server; its log says how")
+
+
+@contextlib.contextmanager
+def _logged(name: str) -> Iterator[None]:
+    """Write to the log why a prompt cannot be read, which clients are not told."""
+    try:
+        yield
+    except UnavailableError as error:
+        log.error("%s cannot be read: %s", name, error.__cause__)
+        raise

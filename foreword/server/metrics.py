@@ -16,6 +16,7 @@ from foreword.errors import (
     ForewordError,
     ModelError,
     TooSlowError,
+    UnavailableError,
 )
 from foreword.server.metric_labels import SECONDS, Labels
 
@@ -23,6 +24,7 @@ FAILURES: dict[type[ForewordError], str] = {
     TooSlowError: "timeout",
     ModelError: "model",
     EngineDeadError: "engine_dead",
+    UnavailableError: "unavailable",
 }
 
 

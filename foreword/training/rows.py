@@ -4,14 +4,16 @@ In: a backbone, examples or encoded rows, the options. Out: rows, and what becam
 Draws no batch and holds no prompt.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from foreword.backbone import Backbone
 from foreword.config import EncodingConfig, TrainConfig
 from foreword.data import encoding
+from foreword.data.columns import as_examples
 from foreword.data.encoding import EncodingReport, Row
-from foreword.data.examples import Example, as_example
+from foreword.data.example import Example, counted
 from foreword.errors import InputError
 from foreword.training import guards
 
@@ -54,19 +56,20 @@ def encode_rows(
     """Return examples as rows of ids that fit behind the prompt, and what there is to say of them;
     rows pass as they are.
     """
-    said = []
-    texts = [
-        as_example(example, f"example {number}", task_column=config.task_column)
-        if isinstance(example, Mapping)
-        else example
-        for number, example in enumerate(examples, 1)
-        if not isinstance(example, Row)
-    ]
+    counts: Counter[str] = Counter()
+    texts: list[Example] = []
+    for number, example in enumerate(examples, 1):
+        if isinstance(example, Mapping):
+            source = f"example {number}"
+            texts += as_examples(example, source, task_column=config.task_column, said=counts)
+        elif isinstance(example, Example):
+            texts.append(example)
+    said = [f"{what} ({counted(count)})" for what, count in counts.items()]
     rows = [row for row in examples if isinstance(row, Row)]
     if texts:
         encoded, report = encode_texts(backbone, texts, config, encoding_config)
         rows += encoded
-        said += [sentence] if (sentence := guards.truncation(report)) else []
+        said += [*report.notes, *filter(None, [guards.truncation(report)])]
     context = _context(backbone, config)
     for row in rows:
         if row.num_labels >= len(row.input_ids):

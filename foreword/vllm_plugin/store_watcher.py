@@ -62,8 +62,10 @@ class Watch:
         for name in (*self.store.names(), *self.store.aliases()):
             try:
                 found[name] = str(self.store.resolve(name))
-            except ForewordError:
+            except NotFoundError:
                 continue  # gone while it was read
+            except ForewordError:
+                found[name] = "damaged"  # loading it says how
         for name in [name for name in self._seen if name not in found]:
             self._drop(name)
             log.info("soft prompt %s is no longer served", name)

@@ -17,6 +17,7 @@ from tiny_tokenizer import tiny_tokenizer
 from typer.testing import CliRunner
 
 from foreword import Backbone, Row, SoftPrompt, TrainConfig, train
+from foreword.chat import encode, encoding_of
 from foreword.cli import app, chat, main
 from foreword.cli.progress import run
 from foreword.config import SamplingConfig
@@ -442,3 +443,45 @@ def test_the_command_is_installed() -> None:
         check=True,
     )
     assert shown.stdout.startswith("foreword ")
+
+
+def test_a_chat_template_of_ones_own_is_saved_in_the_prompt(model: str, tmp_path: Path) -> None:
+    template = tmp_path / "own.jinja"
+    template.write_text(
+        "{% for m in messages %}{{ m.role ~ ':' ~ m.content ~ '<|im_end|>' }}{% endfor %}"
+    )
+    turns = [{"role": "user", "content": "Good?"}, {"role": "assistant", "content": "yes"}]
+    rows = tmp_path / "turns.jsonl"
+    rows.write_text("".join(json.dumps({"messages": turns, "id": n}) + "\n" for n in range(3)))
+    output = tmp_path / "own"
+    command = ["train", "--model", model, "--data", str(rows), "--output", str(output)]
+    own = ["--chat-template", str(template), "--init-text", r"a\nb", "--validation", "0"]
+    own += ["--num-virtual-tokens", "4", "--num-steps", "2", "--method", "prefix-tuning"]
+    said = invoke(*command, *own)
+    assert "note: " in said and "column 'id' is not used (3 rows)" in said
+    assert r"--init-text holds \n as two characters" in said
+    prompt = SoftPrompt.load(output)
+    assert prompt.facts["encoding"]["chat_template"] == template.read_text()
+    backbone = Backbone.load(model)
+    ids = encode(backbone, [turns[0]], encoding_of(prompt))[0]
+    assert backbone.tokenizer.decode(ids) == "user:Good?<|im_end|>assistant:"
+
+
+def test_held_out_rows_are_never_the_train_split_by_default(  # type: ignore[no-untyped-def]
+    monkeypatch, capsys, model: str, data: str, trained: str, tmp_path: Path
+) -> None:
+    folder = tmp_path / "rows"
+    folder.mkdir()
+    for split in ("train", "test"):
+        (folder / f"{split}.jsonl").write_text(Path(data).read_text())
+    for arguments in (
+        ["eval", "--prompt", trained, "--data", str(folder)],
+        ["compare", trained, "--data", str(folder)],
+        ["train", "--data", data, "--validation", str(folder), "--output", str(tmp_path / "o")],
+    ):
+        said = fails(monkeypatch, capsys, *arguments)
+        assert f"{folder}: expected one split, found test, train" in said
+    output = str(tmp_path / "new")
+    arguments = ["--data", str(folder), "--validation", str(folder / "test")]
+    said = invoke("train", "--model", model, *arguments, "--output", output, *FAST)
+    assert "training: 10 rows" in said and "validation: 10 rows" in said

@@ -21,8 +21,9 @@ from typer.testing import CliRunner
 from foreword import Backbone, EncodingConfig, SoftPrompt, TrainConfig, chat, read_examples, train
 from foreword.cli import app
 from foreword.data.batches import collate
+from foreword.data.columns import as_examples
 from foreword.data.encoding import Media, Row, encode_examples
-from foreword.data.examples import Example, as_example
+from foreword.data.example import Example
 from foreword.errors import DataError, DependencyError, UnsupportedError
 from foreword.prompt.prefix import Prefix, same_prefix
 from foreword.training.loss import score_labels
@@ -221,7 +222,7 @@ def test_bytes_of_a_table_are_read() -> None:
     found = []
     for value in (buffer.getvalue(), {"bytes": buffer.getvalue(), "path": None}, picture(8, 8)):
         turn = {"role": "user", "content": [{"type": "image", "image": value}]}
-        row = as_example({"messages": [turn, {"role": "assistant", "content": "a"}]})
+        [row] = as_examples({"messages": [turn, {"role": "assistant", "content": "a"}]})
         found.append(rows_of(backbone, [row])[0].media)
     assert found[0] == found[1] == found[2]
 

@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 
 from foreword.config import DataConfig
-from foreword.data.examples import Example, message_text, named, read_examples, split_examples
+from foreword.data.example import Example, message_text, named
+from foreword.data.examples import read_examples
+from foreword.data.validation_split import split_examples
 from foreword.errors import DataError, DependencyError, InputError
 
 USER = {"role": "user", "content": "Good?"}
@@ -95,7 +97,7 @@ def test_an_answer_of_text_parts_is_their_text(tmp_path: Path) -> None:
 def test_an_earlier_turn_may_only_call_tools(tmp_path: Path) -> None:
     call = {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}
     row = json.dumps({"messages": [USER, call, {"role": "tool", "content": "4"}, ANSWER]})
-    [example] = read(tmp_path, "rows.jsonl", row)
+    [example] = read(tmp_path, "rows.jsonl", row, learn="last")
     assert example.prompt[1] == {"role": "assistant", "tool_calls": [{"id": "1"}]}
     assert message_text(example.prompt[1]) == ""
 
@@ -169,7 +171,7 @@ def test_reading_imports_no_torch() -> None:
         ("rows.jsonl", "[" * 100_000, "rows.jsonl:1: expected one object per line"),
         ("rows.jsonl", PAIR + "\n3", "rows.jsonl:2: expected an object of columns, found a number"),
         ("rows.json", PAIR, "rows.json:1: expected a list of objects, found an object"),
-        ("rows.json", f"{PAIR}\n{PAIR}", "rows.json:2: expected one list of objects"),
+        ("rows.json", f"{PAIR}\n3", "rows.json:2: expected an object of columns, found a number"),
         ("rows.json", f"[{PAIR},\n[]]", "rows.json:2: expected an object of columns, found a list"),
         ("rows.csv", "prompt,prompt\na,b", "rows.csv:1: expected different names"),
         ("rows.csv", "prompt,completion\na,b,c", "rows.csv:2: expected 2 cells"),
@@ -187,25 +189,26 @@ def test_a_bad_file_is_one_line_with_its_place(
     ("row", "expected"),
     [
         (
-            {"text": "a", "label": 1},
+            {"text": "a", "id": 1},
             "expected column 'messages', or 'prompt' and 'completion', found",
         ),
+        ({"text": "a", "label": 1.5}, "expected text in the completion, found a number"),
         ({}, "found no columns"),
         ({"prompt": "a", "answer": "b"}, "expected column 'completion', found 'prompt', 'answer'"),
         ({"prompt": 3, "completion": "b"}, "expected text in column 'prompt', found a number"),
-        ({"prompt": "a", "completion": None}, "expected text in the completion, found null"),
+        ({"prompt": "a", "completion": None}, "expected column 'completion', found null"),
         ({"prompt": "a", "completion": " \n"}, "expected a completion, found blank text"),
         ({"prompt": "\ud800", "completion": "b"}, "found half a surrogate pair"),
         ({"prompt": [USER], "completion": [USER]}, "found 2 ending with 'user'"),
-        ({"prompt": [USER], "completion": [ANSWER] * 2}, "expected one assistant message"),
+        ({"prompt": [ANSWER], "completion": [USER]}, "found 2 ending with 'user'"),
         ({"prompt": [], "completion": [ANSWER]}, "found 1 ending with 'assistant'"),
-        ({"messages": []}, "column 'messages' that end with an answer"),
+        ({"messages": []}, "expected messages that end with an answer"),
         ({"messages": "hi"}, "expected a list of messages in column 'messages', found text"),
         ({"messages": [USER]}, "found 1 ending with 'user'"),
         ({"messages": [USER, "hi"]}, "message 2: expected an object with role and content"),
         ({"messages": [{"role": 1}]}, "message 1: expected a role of system, developer, user"),
         ({"messages": [{"from": "x"}]}, "found null in 'from'"),
-        ({"messages": [{"role": "human", "content": "a"}]}, "found 'human'"),
+        ({"messages": [{"role": "critic", "content": "a"}]}, "found 'critic'"),
         ({"messages": [{"role": "user"}]}, "expected text in message 1 content, found null"),
         ({"messages": [{"role": "user", "content": ["a"]}]}, "expected parts that are objects"),
         (
@@ -220,7 +223,7 @@ def test_a_bad_file_is_one_line_with_its_place(
             {"messages": [USER, {"role": "assistant", "content": [{"type": "image"}]}]},
             "found a part of type 'image'",
         ),
-        ({"messages": [USER, {**ANSWER, "tool_calls": [1]}]}, "found 'tool_calls' in it"),
+        ({"messages": [USER, {**ANSWER, "tool_calls": [1]}]}, "message 2: expected calls of"),
     ],
 )
 def test_a_bad_row_is_one_line_with_its_place(tmp_path: Path, row: Any, expected: str) -> None:
@@ -233,7 +236,7 @@ def test_a_bad_row_is_one_line_with_its_place(tmp_path: Path, row: Any, expected
     [
         ("{texts}?", "label", "expected column 'texts', found 'text', 'label', 'flag'"),
         ("{text}?", "labels", "expected column 'labels', found 'text', 'label', 'flag'"),
-        ("{text}?", "label", "expected text in the completion, found a number"),
+        ("{text}?", "flag", "expected text in the completion, found a truth value"),
         ("{flag}?", "label", "expected text in column 'flag', found a truth value"),
     ],
 )

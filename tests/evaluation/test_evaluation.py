@@ -11,9 +11,9 @@ import seq2seq_models
 import seq2seq_oracle
 import tiny_models
 import torch
-from tiny_tokenizer import tiny_tokenizer
+from tiny_tokenizer import CHATML, tiny_tokenizer
 
-from foreword import Backbone, EncodingConfig, Example, SoftPrompt
+from foreword import Backbone, EncodingConfig, Example, SoftPrompt, chat
 from foreword.config import EvalConfig, ResamplingConfig
 from foreword.errors import DataError, InputError, UnsupportedError
 from foreword.evaluation.ensembles import averaged, vote
@@ -109,6 +109,55 @@ def test_an_instruction_is_the_system_turn() -> None:
         {"role": "system", "content": "Be brief."},
         {"role": "user", "content": "hi"},
     ]
+
+
+SYSTEM = {"role": "system", "content": "Own."}
+USER = {"role": "user", "content": "a"}
+
+
+def test_an_instruction_stands_before_a_rows_own_system_turn() -> None:
+    subject = Subject("told", instruction="Be brief.")
+    told = read_as(backbone(), subject, (SYSTEM, USER))
+    assert told == [SYSTEM | {"content": "Be brief.\n\nOwn."}, USER]
+
+
+def test_without_a_system_turn_an_instruction_stands_before_the_question(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    model, subject = backbone(), Subject("told", instruction="Be brief.")
+    model.tokenizer.chat_template = CHATML.replace("['system', ", "[")
+    assert read_as(model, subject, "a") == [USER | {"content": "Be brief.\n\na"}]
+    evaluate(model, subject, EXAMPLES[:1], config=SHORT, resampling=FAST)
+    assert "the base has no system turn" in caplog.text
+
+
+def test_an_answer_that_calls_tools_is_scored_by_its_loss_alone() -> None:
+    template = CHATML.replace(
+        "message['content']", "message['content'] ~ (message.tool_calls or '')"
+    )
+    model = backbone()
+    model.tokenizer.chat_template = template
+    answer = {"role": "assistant", "content": "", "tool_calls": [{"name": "f"}]}
+    examples = [Example((USER,), "", "rows:7", answer=answer)]
+    with pytest.raises(DataError, match="^rows:7: the answer holds more than text, and exact"):
+        evaluate(model, Subject("bare"), examples, config=SHORT)
+    [outcome] = evaluate(model, Subject("bare"), examples, [METRICS["loss"]], SHORT, FAST).outcomes
+    assert outcome.num_labels > 10
+
+
+def test_every_row_of_a_batch_ends_as_it_does_alone() -> None:
+    model = backbone()
+    model.tokenizer.chat_template = CHATML.replace("~ '<|im_end|>", "~ 'b<|bos|>")
+    texts: list[Any] = ["hello", [USER], "a", [USER | {"content": "bit"}]]
+    ends = [chat.end_tokens(model, text, EncodingConfig()) for text in texts]
+    assert ends[0] != ends[1]
+    together = list(chat.answers(model, None, texts, max_new_tokens=20))
+    alone = [next(chat.answers(model, None, [text], max_new_tokens=20)) for text in texts]
+    assert together == alone
+    prompts = [soft_prompt(model), soft_prompt(model, 2)]
+    for answer in (vote, averaged):
+        both = list(answer(model, prompts, texts, max_new_tokens=20))
+        assert both == [next(answer(model, prompts, [text], max_new_tokens=20)) for text in texts]
 
 
 def test_forgetting_is_the_change_of_the_oracles_loss() -> None:

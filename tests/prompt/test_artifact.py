@@ -3,6 +3,7 @@ save that fails leaves what was there before.
 """
 
 import errno
+import fcntl
 import json
 import math
 import os
@@ -412,6 +413,27 @@ def test_files_of_two_saves_never_load_as_a_third_prompt(
         assert torch.equal(mine, theirs)
 
 
+def test_no_other_writer_comes_between_the_two_files_of_a_save(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replace, held = os.replace, []
+
+    def replace_and_look(*paths: Any) -> None:
+        replace(*paths)
+        other = os.open(tmp_path, os.O_RDONLY)
+        try:
+            fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            held.append(False)
+        except BlockingIOError:
+            held.append(True)
+        finally:
+            os.close(other)
+
+    monkeypatch.setattr(os, "replace", replace_and_look)
+    a_prompt().save(tmp_path)
+    assert held == [True, True]
+
+
 def test_two_writers_leave_one_of_their_prompts_or_a_refusal(tmp_path: Path) -> None:
     prompts = [a_prompt(num_virtual=3), a_prompt(num_virtual=4)]
     whole = {prompt.content_hash for prompt in prompts}
@@ -436,4 +458,5 @@ def test_two_writers_leave_one_of_their_prompts_or_a_refusal(tmp_path: Path) -> 
         writer.join()
     load()
     assert len(outcomes) == 41 and all(outcomes)
+    assert SoftPrompt.load(tmp_path).content_hash in whole
     assert {path.name for path in tmp_path.iterdir()} == {CONFIG_FILE, TENSOR_FILE}

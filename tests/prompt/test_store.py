@@ -20,7 +20,7 @@ from foreword import SoftPrompt
 from foreword.cli import app
 from foreword.errors import ArtifactError, ForewordError, InputError, NotFoundError, StorageError
 from foreword.prompt.peft_format import FILES
-from foreword.prompt.store import Store
+from foreword.prompt.store import RECORD, Store
 
 
 def saved(path: Path, seed: int = 0, num_virtual: int = 3) -> Path:
@@ -275,3 +275,166 @@ def test_the_command_shows_how_a_prompt_was_trained(
 def test_the_store_imports_no_torch() -> None:
     code = "import sys, foreword.prompt.store; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# What is not the store's own ---------------------------------------------------------------------
+
+
+def foreign(folder: Path) -> list[Path]:
+    """Put a directory, a file and a link by a scratch directory's name into a folder."""
+    number = "0123456789abcdef" * 2
+    (folder / f".scratch-{number}").mkdir(parents=True)
+    (folder / ".scratch-x" / "deeper").mkdir(parents=True)
+    (folder / ".scratch-x" / "deeper" / "notes").write_text("mine")
+    (folder / ".scratch-file").write_text("mine")
+    (folder / ".scratch-link").symlink_to(folder / ".scratch-x")
+    return sorted(folder.rglob("*"))
+
+
+def test_writers_delete_nothing_that_only_looks_like_a_scratch_directory(
+    store: Store, tmp_path: Path
+) -> None:
+    before = [*foreign(store.directory), *foreign(store.directory / "deeper" / "still")]
+    old = store.add("home", saved(tmp_path / "a", 1))
+    store.add("home", saved(tmp_path / "b", 2))
+    store.alias("follows", "home")
+    store.remove("follows")
+    store.remove(str(old))
+    store.remove("home")
+    assert all(os.path.lexists(path) for path in before)
+    assert (store.directory / ".scratch-x" / "deeper" / "notes").read_text() == "mine"
+
+
+def test_only_the_scratch_directory_of_a_killed_writer_is_cleared(
+    store: Store, tmp_path: Path
+) -> None:
+    saved(tmp_path / "a")
+    arguments = ["rename", str(store.directory), str(tmp_path / "a"), "0"]
+    assert subprocess.run([sys.executable, "-c", KILLED, *arguments]).returncode < 0
+    (left,) = store.directory.glob(".scratch-*")
+    copy = store.directory / ".scratch-copy"
+    left.rename(copy)
+    left.symlink_to(copy)
+    store.add("home", tmp_path / "a")
+    assert copy.is_dir() and left.is_symlink()
+
+
+def test_a_foreign_file_in_the_place_of_the_record_is_kept(store: Store, tmp_path: Path) -> None:
+    for word in ("mine", ".scratch-x", ".scratch-" + "g" * 32, "../" + "a" * 40):
+        store.directory.mkdir(exist_ok=True)
+        (store.directory / RECORD).write_text(word)
+        with pytest.raises(StorageError, match="is not foreword's own file"):
+            store.add("home", saved(tmp_path / "a"))
+        assert (store.directory / RECORD).read_text() == word
+    (store.directory / RECORD).unlink()
+    (store.directory / RECORD).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(StorageError, match="is not foreword's own file"):
+        store.add("home", tmp_path / "a")
+    assert not (tmp_path / "elsewhere").exists()
+
+
+def test_a_record_that_was_cut_short_is_no_hindrance(store: Store, tmp_path: Path) -> None:
+    store.directory.mkdir()
+    (store.directory / RECORD).write_text("")
+    assert store.add("home", saved(tmp_path / "a")) == store.resolve("home")
+
+
+@pytest.mark.parametrize("place", ["", "versions", "versions/{version}"])
+def test_a_name_with_other_files_in_it_is_not_removed(
+    store: Store, tmp_path: Path, place: str
+) -> None:
+    entry = store.add("home", saved(tmp_path / "a"))
+    notes = store.directory / "home" / place.format(version=entry.version) / "notes.txt"
+    notes.write_text("mine")
+    with pytest.raises(InputError, match="'notes.txt', which is not the store's own"):
+        store.remove("home")
+    assert notes.read_text() == "mine" and store.resolve("home") == entry
+    notes.unlink()
+    assert store.remove("home") == [entry] and store.names() == []
+
+
+def test_a_directory_that_is_no_prompt_is_not_removed(store: Store) -> None:
+    release = store.directory / "docs" / "versions" / "2024"
+    release.mkdir(parents=True)
+    for reference in ("docs", "docs@2024"):
+        with pytest.raises(NotFoundError):
+            store.remove(reference)
+    assert release.is_dir() and store.names() == []
+
+
+def test_adding_a_damaged_version_again_makes_it_whole(store: Store, tmp_path: Path) -> None:
+    entry = store.add("home", saved(tmp_path / "a"))
+    (entry.path / FILES[1]).write_bytes(b"")
+    assert store.add("home", tmp_path / "a") == entry
+    assert store.verify(entry) == entry.path
+
+
+def test_an_add_looks_at_no_other_prompt(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def reads(name: str) -> int:
+        opened: list[Path] = []
+        real = os.open
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "open", lambda path, *rest: opened.append(path) or real(path, *rest))
+            store.add(name, tmp_path / "a")
+        return len(opened)
+
+    saved(tmp_path / "a")
+    store.add("zero", tmp_path / "a")
+    first = reads("first")
+    for index in range(30):
+        store.add(f"p{index}", tmp_path / "a")
+        store.alias(f"a{index}", f"p{index}")
+    assert reads("last") == first
+
+
+# Names -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["con", "Nul", "aux.v1", "COM1", "lpt9.x"])
+def test_a_name_of_a_device_on_windows_is_refused(store: Store, tmp_path: Path, name: str) -> None:
+    store.add("home", saved(tmp_path / "a"))
+    for add in (lambda: store.add(name, tmp_path / "a"), lambda: store.alias(name, "home")):
+        with pytest.raises(InputError, match="choose another name"):
+            add()
+    assert store.names() == ["home"] and store.aliases() == {}
+
+
+@pytest.mark.parametrize("name", ["base", "Base"])
+def test_the_command_gives_no_prompt_the_name_of_the_bare_model(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv("FOREWORD_PROMPTS", str(store.directory))
+    store.add("home", saved(tmp_path / "a"))
+    for arguments in (("add", name, str(tmp_path / "a")), ("alias", name, "home")):
+        with pytest.raises(InputError, match="stands for the bare model"):
+            invoke(*arguments)
+    assert store.names() == ["home"] and store.aliases() == {}
+
+
+def test_a_name_that_differs_in_case_alone_is_refused(store: Store, tmp_path: Path) -> None:
+    store.add("home", saved(tmp_path / "a", 1))
+    store.alias("Other", "home")
+    for name in ("Home", "HOME", "other"):
+        for add in (lambda n: store.add(n, tmp_path / "a"), lambda n: store.alias(n, "home")):
+            with pytest.raises(InputError, match="in case alone"):
+                add(name)
+    store.add("home", saved(tmp_path / "b", 2))
+    assert store.names() == ["home"]
+
+
+LOOKALIKES = ["h\u043eme", "home\u200b", "\u212aey", "home@x", "home ", "ho\tme"]
+
+
+@pytest.mark.parametrize("name", LOOKALIKES)
+def test_a_name_that_looks_like_another_is_refused(store: Store, tmp_path: Path, name: str) -> None:
+    with pytest.raises(InputError, match="is not a name"):
+        store.add(name, saved(tmp_path / "a"))
+
+
+def test_a_store_that_is_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="a file; expected the directory of a store"):
+        Store(tmp_path / "file").names()
+    assert Store(tmp_path / "none").names() == []

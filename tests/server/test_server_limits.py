@@ -5,6 +5,7 @@ import contextlib
 import json
 import logging
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -339,8 +340,99 @@ def test_a_prompt_that_goes_while_it_is_served_fails_its_own_requests(
     server = Server(backbone, store, config(cache_bytes=0))
     with running(server) as address, httpx.Client(base_url=address) as client:
         spoil("gone", store.resolve("a").path, backbone)
-        assert client.post("/v1/completions", json=SHORT | {"model": "a"}).status_code == 400
+        assert client.post("/v1/completions", json=SHORT | {"model": "a"}).status_code == 503
         assert client.post("/v1/completions", json=SHORT | {"model": "b"}).status_code == 200
+
+
+@pytest.mark.parametrize("kind", ["truncated", "link", "pickle", "gone", "removed"])
+def test_a_damaged_file_is_told_to_the_log_and_not_to_clients(
+    kind: str, backbone: Backbone, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = Store(tmp_path / "store")
+    fill(store, backbone, tmp_path)
+    entry = store.resolve("a")
+    # With runtime loading, as a name is loaded again at a version that is damaged by then.
+    server = Server(backbone, store, config(cache_bytes=0, runtime_loading=True), admin_key="root")
+    with running(server) as address, httpx.Client(base_url=address) as client:
+        if kind == "removed":
+            store.remove("a")
+        else:
+            spoil(kind, entry.path, backbone)
+        asked = [
+            client.post("/v1/completions", json=SHORT | {"model": "a"}),
+            client.post("/v1/completions", json=SHORT | {"model": str(entry)}),
+            client.get(f"/v1/models/{entry}"),
+        ]
+        loaded = client.post("/v1/load_soft_prompt", headers=ADMIN_KEY, json={"name": "a"})
+        streamed = client.post("/v1/completions", json=SHORT | {"model": "a", "stream": True}).text
+        for version in ("0000", "0" * 16):
+            other = client.post("/v1/completions", json=SHORT | {"model": f"a@{version}"})
+            assert other.status_code == 404 and str(tmp_path) not in other.text
+        names = [card["id"] for card in client.get("/v1/models").json()["data"]]
+    assert [one.status_code for one in asked] == [503] * 3, [one.text for one in asked]
+    assert loaded.status_code == (404 if kind == "removed" else 503), loaded.text
+    for text in (*(one.text for one in (*asked, loaded)), streamed):
+        assert (
+            str(tmp_path) not in text
+            and "damaged or gone on the server" in text
+            or (kind == "removed" and "the store has no prompt 'a'" in text)
+        )
+    assert str(entry.path) in caplog.text and names == ["tiny", "a", "b"]
+
+
+def test_a_prompt_with_the_name_of_the_bare_model_in_metrics_is_not_served(
+    backbone: Backbone, tmp_path: Path
+) -> None:
+    store = Store(tmp_path / "store")
+    fill(store, backbone, tmp_path)
+    store.add("base", tmp_path / "a")
+    server = Server(backbone, store, config())
+    assert "stands for the bare model in metrics" in server.refused["base"]
+    assert [served.name for served in server.catalog.all()] == ["tiny", "a", "b"]
+
+
+@pytest.mark.parametrize("value", ["\ud800", float("nan"), ["x" * 1000] * 2000])
+def test_facts_that_cannot_be_listed_hide_no_other_prompt(
+    backbone: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: Any
+) -> None:
+    store = Store(tmp_path / "store")
+    fill(store, backbone, tmp_path)
+    facts = {"format_version": 1, "metrics": {"free": value}}
+    with monkeypatch.context() as patch:  # as a release did that checked neither
+        patch.setattr("foreword.prompt.store.summary", lambda *_: {})
+        patch.setattr("foreword.prompt.artifact.as_json", lambda *_: json.dumps(facts))
+        SoftPrompt.from_embeddings(torch.zeros(3, 32)).save(tmp_path / "c")
+        store.add("c", tmp_path / "c")
+    server = Server(backbone, store, config())
+    assert "the metadata under" in server.refused["c"] and server.refused["c"].isprintable()
+    with running(server) as address:
+        found = httpx.get(f"{address}/v1/models")
+    assert [card["id"] for card in found.json()["data"]] == ["tiny", "a", "b"]
+    assert len(found.content) < 20_000
+
+
+def test_a_damaged_name_hides_no_other(backbone: Backbone, tmp_path: Path) -> None:
+    store = Store(tmp_path / "store")
+    fill(store, backbone, tmp_path)
+    (store.directory / "a" / "current").write_text("?")
+    server = Server(backbone, store, config())
+    assert "names no version" in server.refused["a"]
+    assert [served.name for served in server.catalog.all()] == ["tiny", "b"]
+
+
+@pytest.mark.parametrize(
+    ("what", "engine"),
+    [("a file", "foreword"), ("a file", "vllm"), ("no such directory", "foreword")],
+)
+def test_a_store_that_is_none_is_refused_before_the_model_is_loaded(
+    tmp_path: Path, what: str, engine: str
+) -> None:
+    place = tmp_path / "store"
+    if what == "a file":
+        place.write_text("")
+    arguments = ["serve", str(tmp_path / "no-model"), "--prompts", str(place), "--engine", engine]
+    error = CliRunner().invoke(app, arguments).exception
+    assert isinstance(error, InputError) and str(error).startswith(f"{place}: {what}; expected")
 
 
 # Overload ---------------------------------------------------------------------------------------
@@ -486,7 +578,8 @@ def test_whatever_a_chat_template_raises_is_one_line_about_the_messages(
         for path in ("/v1/chat/completions", "/tokenize"):
             found = client.post(path, json={"model": "tiny", "messages": turns})
             message = found.json()["error"]["message"]
-            assert found.status_code == 400 and "chat template refuses the messages" in message
+            assert found.status_code == 400
+            assert re.search("the chat template (refuses|fails on) the messages: ", message)
             assert "\n" not in message
 
 

@@ -508,6 +508,17 @@ def test_a_prompt_cannot_take_the_bare_models_name(watched: Any, front: Frontend
     assert names_of(watched.watch) == ["tiny", "a", "b"] and not front.is_prompt("base")
 
 
+def test_a_damaged_prompt_is_refused_without_a_path_and_hides_no_other(
+    watched: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    (watched.store.directory / "a" / "current").write_text("?")
+    watched.now[0] = WHOLE_SECONDS
+    watched.watch.look()
+    assert names_of(watched.watch) == ["tiny", "b"]
+    assert "damaged or gone" in watched.watch.refused["a"]
+    assert str(watched.tmp) not in watched.watch.refused["a"] and str(watched.tmp) in caplog.text
+
+
 def test_a_store_that_is_not_there_yet_is_empty(tmp_path: Path) -> None:
     store = Store(tmp_path / "none")
     watch = Watch(Catalog(serving.tiny_backbone(), store, "tiny"), store)

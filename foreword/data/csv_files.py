@@ -1,0 +1,87 @@
+"""Delimited files: CSV and TSV, with a header, in the delimiter that the header is written in.
+
+In: a path. Out: rows of text, each with the physical line that it starts on.
+"""
+
+import csv
+import io
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from foreword.data.sources import SourcedRow
+from foreword.data.text_files import ending_of, read_text
+from foreword.errors import DataError
+
+DELIMITERS = (",", "\t", ";", "|")
+_EXCELS_FIRST_LINE = re.compile(r'"?sep=(.)"?\r?\n', re.IGNORECASE)
+
+
+def csv_rows(path: Path) -> Iterator[SourcedRow]:
+    """Yield the rows of a file with a header. Spaces around a name of the header do not count."""
+    text = read_text(path)
+    # Each cell may be as long as the file. The setting is the process's: it is only ever raised.
+    csv.field_size_limit(max(csv.field_size_limit(), len(text)))
+    names: list[str] | None = None
+    for source, cells in _records(text, path):
+        _refuse_spaced_quotes(cells, source)
+        if names is None:
+            names = [cell.strip() for cell in cells]
+            if len(set(names)) < len(names):
+                raise DataError(f"{source}: expected different names, found {', '.join(names)!r}")
+        elif len(cells) != len(names):
+            raise DataError(
+                f"{source}: expected {len(names)} cells as in the header, found {len(cells)}: "
+                "put quotes around a cell that holds a separator"
+            )
+        else:
+            yield source, dict(zip(names, cells, strict=True))
+
+
+def _records(text: str, path: Path) -> Iterator[tuple[str, list[str]]]:
+    """The cells of each record, with the physical line that the record starts on."""
+    stream, first = io.StringIO(text, newline=""), 0
+    if named := _EXCELS_FIRST_LINE.match(text):
+        stream.readline()
+        delimiter, first = named[1], 1
+    else:
+        delimiter = _delimiter(text, "\t" if ending_of(path) == ".tsv" else ",")
+    reader = csv.reader(stream, delimiter=delimiter, strict=True)
+    source = f"{path}:{first + 1}"
+    try:
+        for cells in reader:
+            if "".join(cells).strip() or len(cells) > 1:
+                yield source, cells
+            source = f"{path}:{first + reader.line_num + 1}"
+    except csv.Error as error:
+        raise DataError(f"{source}: {error}: check the quotes, or save as .jsonl") from None
+
+
+def _delimiter(text: str, expected: str) -> str:
+    """Return the delimiter of a file's header: the one that its ending says, or where that leaves
+    one column, the only other one that divides it.
+    """
+    if len(_header(text, expected)) > 1:
+        return expected
+    dividing = [one for one in DELIMITERS if len(_header(text, one)) > 1]
+    return dividing[0] if len(dividing) == 1 else expected
+
+
+def _header(text: str, delimiter: str) -> list[str]:
+    """Return the cells of the first record that is not blank, none where it is damaged."""
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    try:
+        return next((cells for cells in reader if "".join(cells).strip()), [])
+    except csv.Error:
+        return []
+
+
+def _refuse_spaced_quotes(cells: list[str], source: str) -> None:
+    """Refuse what a file with a space behind each separator means otherwise than it says."""
+    for cell in cells:
+        bare = cell.strip(" ")
+        if bare != cell and len(bare) > 1 and bare[0] == bare[-1] == '"':
+            raise DataError(
+                f"{source}: expected quotes at both ends of a cell, found spaces around them in "
+                f"{cell[:40]!r}: remove the spaces"
+            )

@@ -1,0 +1,69 @@
+"""Example: what comes before one answer, and the answer, as text or as turns of a conversation.
+
+In: what a row of a data file says. Out: plain data that no tokenizer has seen. Knows no columns and
+no files.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from foreword.data.media_parts import Message
+from foreword.errors import DataError
+
+
+@dataclass(frozen=True)
+class Example:
+    """One answer and what comes before it.
+
+    Attributes:
+        prompt: plain text, or the turns before the answer.
+        completion: the answer's text; blank only where `answer` says more than text.
+        source: where the row stands, as "rows.jsonl:12", with the number of the answer where a
+            conversation has several.
+        task: what it is an example of, where a file holds several tasks.
+        tools: descriptions of tools for the chat template to show, as JSON schemas.
+        answer: the whole turn of an answer that is more than text: a call of tools, or reasoning.
+        conversation: the row that it shares with other answers; "" where it is the only one.
+    """
+
+    prompt: str | tuple[Message, ...]
+    completion: str
+    source: str = "example"
+    task: str = ""
+    tools: tuple[dict[str, Any], ...] = ()
+    answer: Message | None = None
+    conversation: str = ""
+
+
+def message_text(message: Message) -> str:
+    """The text of a message, "" if it only calls tools; text parts are joined by a line break.
+
+    Raises:
+        DataError: a part is an image, a sound or anything else that is not text.
+    """
+    content: str | list[dict[str, Any]] = message.get("content") or ""
+    if isinstance(content, str):
+        return content
+    for part in content:
+        if part["type"] != "text":
+            raise DataError(
+                f"expected text only in a message of role {message['role']!r}, found a part of "
+                f"type {part['type']!r}: leave it out"
+            )
+    return "\n".join(part["text"] for part in content)
+
+
+def counted(count: int) -> str:
+    """Return a number of rows in words."""
+    return f"{count} row{'s' if count > 1 else ''}"
+
+
+@contextmanager
+def named(source: str) -> Iterator[None]:
+    """Put the source of a row before the message of a `DataError` raised inside."""
+    try:
+        yield
+    except DataError as error:
+        raise DataError(f"{source}: {error}") from None

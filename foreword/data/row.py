@@ -1,0 +1,42 @@
+"""Row: the token ids of one example, and which of them are labels.
+
+In: ids. Out: a `Row`. Knows no text and no tokenizer.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
+
+from foreword.data.processor import Media
+from foreword.errors import DataError
+
+
+@dataclass(frozen=True)
+class Row:
+    """The ids of one example; the last `num_labels` of them are its labels, at least one. `media`
+    is what its placeholders stand for; `task` what it is a row of, where there are several;
+    `is_text` whether it was read as plain text, and not as a conversation or by a row template;
+    `is_truncated` whether something was cut.
+    """
+
+    input_ids: tuple[int, ...]
+    num_labels: int
+    source: str
+    media: Media | None = None
+    task: str = ""
+    is_text: bool = False
+    is_truncated: bool = False
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.num_labels <= len(self.input_ids):
+            raise DataError(
+                f"{self.source}: no label left: expected 1 to {len(self.input_ids)} labels in "
+                f"{len(self.input_ids)} tokens, got {self.num_labels}"
+            )
+
+    @classmethod
+    def from_ids(
+        cls, prompt_ids: Sequence[int], completion_ids: Sequence[int], source: str = "ids"
+    ) -> Self:
+        """A row of ids that are used as they are: no end token is added."""
+        return cls((*prompt_ids, *completion_ids), len(completion_ids), source)

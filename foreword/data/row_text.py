@@ -1,0 +1,148 @@
+"""Row text: what stands before an answer, the answer, and what closes it, by a row template, a chat
+template or neither.
+
+In: an example's prompt and answer; a tokenizer, or a processor for images and sounds. Out: text in
+which special tokens that the row spells are marked, see `special_tokens`. Knows no labels and
+tokenizes nothing.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from foreword.config import EncodingConfig
+from foreword.data import media_parts
+from foreword.data.chat_template import PROBE, ChatTemplate, Tools, around
+from foreword.data.example import Example, message_text
+from foreword.data.media_parts import Message
+from foreword.data.processor import render
+from foreword.data.special_tokens import SpecialTokens, special_tokens_of
+from foreword.errors import DataError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase, ProcessorMixin
+
+
+@dataclass(frozen=True)
+class RowText:
+    """How the text of a row is written.
+
+    Attributes:
+        tokenizer: of the base.
+        config: how its rows are encoded.
+        processor: for images and sounds, if the base takes them.
+        tools: for a chat template to show.
+    """
+
+    tokenizer: "PreTrainedTokenizerBase"
+    config: EncodingConfig
+    processor: "ProcessorMixin | None" = None
+    tools: Tools = ()
+
+    def before(self, prompt: str | Sequence[Message]) -> str:
+        """Return the text before the answer to a prompt.
+
+        Raises:
+            InputError: messages, but neither a row template nor a chat template.
+            DataError: messages that the template cannot take, or does not show.
+        """
+        if self.config.row_template is not None:
+            if self.tools:
+                raise DataError("--row-template shows no tools: leave them out")
+            return self.config.row_template.replace("{prompt}", self._hidden(_only_text(prompt)))
+        if not isinstance(prompt, str):
+            return self.template.before_answer(prompt, self.config.opening)
+        return prompt if self.is_filled(prompt) else self._hidden(prompt)
+
+    def answer(self, example: Example, completion: str, before: str) -> str:
+        """Return the text of an answer behind `before`, without what closes it."""
+        prompt = example.prompt
+        if self.config.row_template or isinstance(prompt, str) or media_parts.has_media(prompt):
+            return self._hidden(completion, is_answer=True)
+        turn = (example.answer or {"role": "assistant"}) | {"content": completion}
+        return self.template.answer(prompt, turn, before)
+
+    def after(self, prompt: str | Sequence[Message]) -> str:
+        """Return what a chat template writes behind an answer; "" where none says."""
+        if self.config.row_template is not None:
+            return ""
+        if isinstance(prompt, str):
+            if not self.is_filled(prompt) or not self.template.is_there:
+                return ""
+            prompt = [{"role": "user", "content": "a"}]
+        if media_parts.has_media(prompt):
+            return self._around_media(prompt)[1]
+        return self.template.around_answer(prompt)[1]
+
+    def before_media(self, prompt: Sequence[Message]) -> tuple[str, str]:
+        """Return the text before an answer, for a conversation with images or sounds: up to the end
+        of the generation prompt, and what the template writes behind that where an answer begins.
+        """
+        opened = render(prompt, self.processor, self.config.chat_template, is_open=True)
+        if self.config.opening == "generation":
+            return opened, ""
+        before, _ = self._around_media(prompt)
+        return opened, before.removeprefix(opened) if before.startswith(opened) else ""
+
+    def check_media(self, prompt: Sequence[Message]) -> None:
+        """Refuse a conversation whose images or sounds cannot be read beside its text.
+
+        Raises:
+            DataError: no processor, a row template, tools, or a text that spells a special token.
+        """
+        kind = media_parts.first_media(prompt)
+        if self.config.row_template is not None:
+            raise DataError(
+                f"expected text only for --row-template, found a part of type {kind!r}: leave it "
+                "out"
+            )
+        if self.processor is None:
+            raise DataError(
+                f"expected text only, found a part of type {kind!r}, and there is no processor "
+                "that reads it: load the model with Backbone.load, pass Backbone(..., "
+                "processor=...), or leave the part out"
+            )
+        if self.tools:
+            raise DataError(f"expected no tools beside a part of type {kind!r}: leave them out")
+        for text in media_parts.texts(prompt):
+            if not self.config.special_tokens and self.special.spells(text):
+                raise DataError(
+                    "a text beside images or sounds spells a special token, which could stand for "
+                    "one of them: leave it out"
+                )
+
+    @property
+    def template(self) -> ChatTemplate:
+        """The chat template, filled as the rows say."""
+        is_literal = not self.config.special_tokens
+        return ChatTemplate(self.tokenizer, self.tools, is_literal, self.config.chat_template)
+
+    @property
+    def special(self) -> SpecialTokens:
+        """The special tokens that a row may spell."""
+        return special_tokens_of(self.tokenizer, self.config.chat_template)
+
+    def is_filled(self, text: str) -> bool:
+        """Return whether a plain text is a template that was filled already."""
+        return self.config.special_tokens or self.special.begins(text)
+
+    def _hidden(self, text: str, *, is_answer: bool = False) -> str:
+        if self.config.special_tokens:
+            return text
+        return self.special.hide(text, is_answer=is_answer)
+
+    def _around_media(self, prompt: Sequence[Message]) -> tuple[str, str]:
+        turns = [*prompt, {"role": "assistant", "content": PROBE}]
+        return around(PROBE, render(turns, self.processor, self.config.chat_template))
+
+
+def _only_text(prompt: str | Sequence[Message]) -> str:
+    if isinstance(prompt, str):
+        return prompt
+    roles = [message["role"] for message in prompt]
+    if roles != ["user"]:
+        raise DataError(
+            f"expected one user message for --row-template, found {', '.join(roles) or 'none'}: "
+            "leave out the others, or use the chat template"
+        )
+    return message_text(prompt[0])

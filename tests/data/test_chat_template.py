@@ -1,0 +1,194 @@
+"""Chat templates: a row's ids are the template's own, and what it does not show is refused."""
+
+from typing import Any
+
+import pytest
+from tiny_tokenizer import CHATML, tiny_tokenizer
+
+from foreword.config import EncodingConfig
+from foreword.data.chat_template import ChatTemplate
+from foreword.data.encoding import Row, decode, encode, encode_examples, encode_prompt, end_ids
+from foreword.data.example import Example
+from foreword.errors import DataError
+
+PLAIN = EncodingConfig()
+GENERATION = EncodingConfig(opening="generation")
+USER = {"role": "user", "content": "Good?"}
+SYSTEM = {"role": "system", "content": "Be brief."}
+ANSWER = {"role": "assistant", "content": " yes\n"}
+TOOL = {"type": "function", "function": {"name": "f", "parameters": {}}}
+
+NO_GENERATION_PROMPT = CHATML.partition("{% if add_generation_prompt %}")[0]
+TRIMS = CHATML.replace("message['content']", "message['content'] | trim")
+# An empty block of thinking before the last answer, as in several families.
+THINKS = CHATML.replace(
+    "~ message['content']",
+    "~ ('<t></t>' if loop.last and message['role'] == 'assistant' else '') ~ message['content']",
+)
+NO_SYSTEM = CHATML.replace("['system', 'user', 'assistant']", "['user', 'assistant']")
+DROPS_SYSTEM = "{% set messages = messages | rejectattr('role', 'equalto', 'system') %}" + CHATML
+SHOWS_TOOLS = (
+    "{% if tools %}{{ tools | tojson }}{% endif %}{% for m in messages %}"
+    "{{ '<|im_start|>' ~ m.role ~ '\n' ~ m.content }}"
+    "{% for call in m.tool_calls or [] %}"
+    "{% for name, value in call.function.arguments.items() %}{{ name ~ '=' ~ value }}{% endfor %}"
+    "{% endfor %}{{ '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+def row_of(turns: list[Any], template: str, config: EncodingConfig = PLAIN, **more: Any) -> Row:
+    *before, answer = turns
+    text = answer.get("content") or ""
+    example = Example(tuple(before), text, "rows.jsonl:2", **more)
+    return encode(example, tiny_tokenizer(chat_template=template), config, 999)
+
+
+def ids_of(turns: list[Any], template: str, **options: Any) -> list[int]:
+    tokenizer = tiny_tokenizer(chat_template=template)
+    found = tokenizer.apply_chat_template(turns, return_dict=False, **options)
+    assert isinstance(found, list)
+    return found
+
+
+@pytest.mark.parametrize("config", [PLAIN, GENERATION])
+@pytest.mark.parametrize("template", [CHATML, NO_GENERATION_PROMPT, TRIMS, THINKS])
+def test_a_row_is_the_templates_own_ids_and_begins_as_generation_does(
+    template: str, config: EncodingConfig
+) -> None:
+    turns = [USER, ANSWER]
+    row = row_of(turns, template, config)
+    whole = ids_of(turns, template)
+    assert list(row.input_ids) == whole[: len(row.input_ids)]
+    assert tiny_tokenizer().decode(whole[len(row.input_ids) :]) == "\n"
+    prompt_ids = encode_prompt([USER], tiny_tokenizer(chat_template=template), config)
+    assert prompt_ids == list(row.input_ids[: -row.num_labels])
+
+
+@pytest.mark.parametrize("template", [NO_GENERATION_PROMPT, TRIMS, THINKS])
+def test_an_answer_begins_where_the_template_writes_it(template: str) -> None:
+    row = row_of([USER, ANSWER], template)
+    labels = decode(row.input_ids[-row.num_labels :], tiny_tokenizer())
+    assert labels.strip() == "yes"
+
+
+def test_behind_the_generation_prompt_thinking_is_a_label() -> None:
+    row = row_of([USER, ANSWER], THINKS, GENERATION)
+    assert decode(row.input_ids[-row.num_labels :], tiny_tokenizer()) == "<t></t> yes\n"
+    opened = ids_of([USER], THINKS, add_generation_prompt=True)
+    assert encode_prompt([USER], tiny_tokenizer(chat_template=THINKS), GENERATION) == opened
+
+
+@pytest.mark.parametrize("template", [NO_SYSTEM, DROPS_SYSTEM])
+def test_a_turn_that_the_template_does_not_show_is_refused(template: str) -> None:
+    tokenizer = tiny_tokenizer(chat_template=template)
+    assert not ChatTemplate(tokenizer).shows_system_turn()
+    assert ChatTemplate(tiny_tokenizer()).shows_system_turn()
+    for config in (PLAIN, GENERATION):
+        with pytest.raises(DataError, match="unknown role|does not show this turn of role 'system"):
+            encode_prompt([SYSTEM, USER], tokenizer, config)
+
+
+def test_a_turn_that_the_template_rewrites_is_shown() -> None:
+    shown = "(message.content | upper if message.role == 'user' else message.content)"
+    template = CHATML.replace("message['content']", shown)
+    ids = encode_prompt([USER], tiny_tokenizer(chat_template=template), PLAIN)
+    assert "GOOD?" in tiny_tokenizer().decode(ids)
+
+
+@pytest.mark.parametrize("fault", ["{{ 1 // 0 }}", "{{ messages[9].content.x }}", "{{ none() }}"])
+def test_a_template_that_fails_is_one_line(fault: str) -> None:
+    with pytest.raises(DataError, match="^the chat template (fails on|refuses) the messages: .+$"):
+        encode_prompt([USER], tiny_tokenizer(chat_template=fault), PLAIN)
+
+
+# --- tools --------------------------------------------------------------------------------------
+
+
+def test_the_template_shows_the_tools() -> None:
+    row = row_of([USER, ANSWER], SHOWS_TOOLS, tools=(TOOL,))
+    assert list(row.input_ids) == ids_of([USER, ANSWER], SHOWS_TOOLS, tools=[TOOL])[:-1]
+    with pytest.raises(DataError, match="^rows.jsonl:2: the chat template shows no tools"):
+        row_of([USER, ANSWER], CHATML, tools=(TOOL,))
+    config = EncodingConfig(row_template="{prompt}")
+    with pytest.raises(DataError, match="^rows.jsonl:2: --row-template shows no tools"):
+        row_of([USER, ANSWER], SHOWS_TOOLS, config, tools=(TOOL,))
+
+
+@pytest.mark.parametrize("arguments", ['{"a": "bc"}', {"a": "bc"}])
+def test_arguments_of_a_call_may_be_text(arguments: Any) -> None:
+    call = {"type": "function", "function": {"name": "f", "arguments": arguments}}
+    turn = {"role": "assistant", "content": "", "tool_calls": [call]}
+    row = row_of([USER, turn, USER, ANSWER], SHOWS_TOOLS)
+    assert "a=bc<|im_end|>" in tiny_tokenizer().decode(row.input_ids)
+    called = row_of([USER, turn], SHOWS_TOOLS, answer=turn)
+    assert tiny_tokenizer().decode(called.input_ids[-called.num_labels :]) == "a=bc<|im_end|>"
+
+
+def test_calls_that_cannot_be_shown_are_refused() -> None:
+    def calling(arguments: str) -> dict[str, Any]:
+        calls = [{"function": {"name": "f", "arguments": arguments}}]
+        return {"role": "assistant", "content": "", "tool_calls": calls}
+
+    with pytest.raises(DataError, match="^rows.jsonl:2: message 2: expected the arguments .*JSON"):
+        row_of([USER, calling("{a"), USER, ANSWER], SHOWS_TOOLS)
+    with pytest.raises(DataError, match="message 2: the chat template shows no calls of tools"):
+        row_of([USER, calling("{}"), USER, ANSWER], CHATML)
+
+
+def test_keys_that_no_template_reads_are_said() -> None:
+    template = CHATML.replace("message['content']", "message['content'] ~ message.name | d('')")
+    turns = (USER | {"name": "Ann", "ts": 3, "id": 1}, ANSWER, USER | {"id": 2})
+    examples = [Example(turns, "yes", "1"), Example((USER | {"ts": 4},), "yes", "2")]
+    _, report = encode_examples(examples, tiny_tokenizer(chat_template=template), PLAIN, 999)
+    assert sorted(report.notes) == [
+        "key 'id' of messages is not used (1 row)",
+        "key 'ts' of messages is not used (2 rows)",
+    ]
+
+
+# --- truncation ---------------------------------------------------------------------------------
+
+
+def test_truncation_keeps_the_system_turn_and_drops_the_oldest_turns() -> None:
+    turns = [SYSTEM, USER | {"content": "old " * 9}, ANSWER, USER, ANSWER]
+    short = row_of([SYSTEM, USER, ANSWER], CHATML)
+    limit = len(short.input_ids) + 5
+    cut = row_of(turns, CHATML, EncodingConfig(truncate=True, max_length=limit))
+    assert (cut.input_ids, cut.num_labels) == (short.input_ids, short.num_labels)
+    assert cut.is_truncated and not short.is_truncated
+
+
+def test_truncation_cuts_the_start_of_the_last_question_behind_its_system_turn() -> None:
+    long = USER | {"content": "0123456789" * 5}
+    whole = row_of([SYSTEM, long, ANSWER], CHATML)
+    cut = row_of([SYSTEM, long, ANSWER], CHATML, EncodingConfig(truncate=True, max_length=70))
+    shown = tiny_tokenizer().decode(cut.input_ids)
+    assert len(cut.input_ids) == 70 and cut.num_labels == whole.num_labels
+    assert shown.startswith("<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n")
+    assert shown.endswith(tiny_tokenizer().decode(whole.input_ids[-50:]).split("user\n")[-1][-30:])
+
+
+def test_truncation_keeps_the_start_token() -> None:
+    tokenizer = tiny_tokenizer("<|bos|> $A")
+    config = EncodingConfig(truncate=True, max_length=6)
+    row = encode(Example("abcdef", "xyz", "1"), tokenizer, config, 99)
+    assert tokenizer.decode(row.input_ids) == "<|bos|>fxyz<|im_end|>"
+    templated = EncodingConfig(row_template="Q{prompt}A", truncate=True, max_length=8)
+    row = encode(Example("abcdef", "xyz", "1"), tokenizer, templated, 99)
+    assert tokenizer.decode(row.input_ids) == "<|bos|>QfAxyz<|im_end|>"
+
+
+def test_the_end_of_a_filled_template_is_the_templates() -> None:
+    tokenizer = tiny_tokenizer(eos="<|bos|>")
+    text = "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\n"
+    assert end_ids(text, tokenizer, PLAIN) == [2]
+    assert end_ids("a", tokenizer, PLAIN) == [0]
+
+
+def test_another_template_can_be_given() -> None:
+    tokenizer = tiny_tokenizer(chat_template=None)
+    config = EncodingConfig(chat_template=TRIMS)
+    row = encode(Example((USER,), " yes\n", "1"), tokenizer, config, 999)
+    assert row.input_ids == row_of([USER, ANSWER], TRIMS).input_ids
+    assert end_ids([USER], tokenizer, config) == [2]
