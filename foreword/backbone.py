@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from foreword.data import tokenizer_facts
 from foreword.data.batches import Batch
 from foreword.errors import InputError, MismatchError, UnsupportedError
 from foreword.generation import encoder_decoder, generate, model_view
@@ -89,6 +90,7 @@ class Backbone:
         self.revision: str | None = getattr(hf_model.config, "_commit_hash", None)
         self._compiled = CompiledPrefixes(NUM_COMPILED)
         self._fingerprint: dict[str, Any] | None = None
+        self._tokenizer_facts: tuple[Any, dict[str, Any] | None] = (None, None)
         self._one_token: States | None = None
         self._embedding_scale = self.passes.embedding_scale
         self._is_media_proved = capabilities.is_tested
@@ -184,10 +186,18 @@ class Backbone:
         """Refuse a prompt that was made for another base model, without any arithmetic.
 
         Raises:
-            MismatchError: names both models.
+            MismatchError: names both models, or what differs of the tokenizers.
         """
         _check_kind(prompt)
         self._check_base(prompt)
+        recorded = prompt.facts.get("tokenizer")
+        if recorded and (
+            found := tokenizer_facts.differences(recorded, self.tokenizer_facts(), "vocabulary")
+        ):
+            raise MismatchError(
+                f"the prompt was trained with another tokenizer than that of {self.name}: "
+                f"{found[0]} differs; load the tokenizer of its training"
+            )
 
     def compile(self, prompt: SoftPrompt | Prefix) -> Prefix:
         """Compute a prompt's prefix: what the model's cache holds after its virtual tokens.
@@ -329,6 +339,16 @@ class Backbone:
                 whole, self.embed, self.capabilities, is_quantized
             )
         return self._fingerprint
+
+    def tokenizer_facts(self) -> dict[str, Any] | None:
+        """Return what tells its tokenizer from another, as a prompt records it."""
+        tokenizer, known = self._tokenizer_facts
+        if tokenizer is not self.tokenizer or known is None:
+            known = tokenizer_facts.tokenizer_facts(self.tokenizer)
+            self._tokenizer_facts = (self.tokenizer, known)
+        if known is None:
+            return None
+        return known | {"chat_template": tokenizer_facts.template_hash(self.tokenizer)}
 
     def _prefix(self, prompt: Prompt, needs_grad: bool) -> Prefix | None:
         if prompt is None:

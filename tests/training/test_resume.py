@@ -247,3 +247,15 @@ def test_a_truncated_state_is_refused(backbone: Backbone, tmp_path: Path) -> Non
 def test_resume_needs_a_directory(backbone: Backbone) -> None:
     with pytest.raises(InputError, match="resume needs checkpoint"):
         list(train(backbone, ROWS, CONFIG, resume=True))
+
+
+def test_two_runs_do_not_share_a_folder(backbone: Backbone, tmp_path: Path) -> None:
+    events = train(backbone, ROWS, CONFIG, validation=ROWS[:2], checkpoint=tmp_path)
+    for is_begun in (False, True):
+        if is_begun:
+            next(events)
+        with pytest.raises(StorageError, match=f"{tmp_path}: another run"):
+            train(backbone, ROWS, CONFIG, validation=ROWS[:2], checkpoint=tmp_path, resume=True)
+    events.close()  # type: ignore[attr-defined]
+    assert [event.step for event in trained(backbone, tmp_path)] == [2, 3, 4, 5, 6]
+    assert os.listdir(tmp_path) == [STATE_FILE]
