@@ -160,15 +160,15 @@ def listen(host: str, port: int) -> list[socket.socket]:
                 one.close()
         if not sockets:
             raise OSError(errno.EADDRNOTAVAIL, "no such address on this machine")
-    except OSError as error:
+    except (OSError, ValueError) as error:  # a name that is none at all is a ValueError
         for one in sockets:
             one.close()
         raise _not_free(host, port, error) from error
     return sockets
 
 
-def _not_free(host: str, port: int, error: OSError) -> InputError:
-    reason = error.strerror or str(error)
+def _not_free(host: str, port: int, error: OSError | ValueError) -> InputError:
+    reason = getattr(error, "strerror", None) or str(error)
     return InputError(f"cannot listen at {host}:{port} ({reason}): see --host and --port")
 
 

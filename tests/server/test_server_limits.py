@@ -747,6 +747,10 @@ def test_an_address_that_cannot_be_listened_at_is_told(monkeypatch: pytest.Monke
     result = CliRunner().invoke(app, ["serve", "tiny", "--host", "203.0.113.7"])
     assert isinstance(result.exception, InputError) and "203.0.113.7" in str(result.exception)
 
+    for name in ("x" * 100, "a\0b"):
+        with pytest.raises(InputError, match="cannot listen at"):
+            listen(name, 0)
+
     def unknown(*_: Any, **__: Any) -> Any:
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
