@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, fields, replace
 from datetime import datetime
 from types import NoneType, UnionType
 from typing import Any, Literal, Self, Union, get_args, get_origin
+from urllib.parse import urlsplit
 
 from foreword.errors import InputError
 
@@ -140,6 +141,41 @@ def _named(kind: Any) -> str:
 
 def _at_least_one(config: Any, *names: str) -> None:
     _check(config, names, lambda value: not value < 1, "be at least 1")
+
+
+def checked_key(name: str, key: str | None) -> str | None:
+    """Return a key without the line break that a variable may end in; None where there is none.
+
+    Raises:
+        InputError: an empty key, which would let everybody in, or one that lets nobody in.
+    """
+    if key is None:
+        return None
+    key = key.strip()
+    if not key:
+        raise InputError(f"{name} is empty; give a key, or unset it to do without one")
+    if not (key.isascii() and key.isprintable()):
+        raise InputError(f"{name}: expected printable ASCII, found what no header can carry")
+    return key
+
+
+def checked_origin(origin: str) -> str:
+    """Return the origin of a web page as browsers write it.
+
+    Raises:
+        InputError: not one origin.
+    """
+    try:
+        parts = urlsplit(origin.strip().rstrip("/"))
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        host, port, parts = None, None, urlsplit("")
+    has_more = parts.path or parts.query or parts.fragment or "@" in parts.netloc
+    if not parts.scheme or not host or has_more or "*" in origin or not origin.isascii():
+        raise InputError(f"--allow-origin: expected one like https://app.example, got {origin!r}")
+    host = f"[{host}]" if ":" in host else host
+    is_default = port in (None, {"http": 80, "https": 443}.get(parts.scheme))
+    return f"{parts.scheme}://{host}" + ("" if is_default else f":{port}")
 
 
 def _above_zero(config: Any, *names: str) -> None:
@@ -518,6 +554,9 @@ class ServeConfig:
         1_000_000_000, "memory for images and sounds of requests that wait, in bytes"
     )
     request_seconds: float = option(600.0, "after these a request is ended with an error (504)")
+    client_seconds: float = option(
+        30.0, "time that a client has to send its request whole, and to take what it is sent"
+    )
     drain_seconds: float = option(30.0, "time that running requests get to end at SIGTERM")
     chunk_tokens: int = option(256, "tokens of prompts read between two decoding steps")
     batch_tokens: int = option(65536, "tokens of all running requests that memory is kept for")
@@ -533,11 +572,15 @@ class ServeConfig:
         _at_least_one(
             self, "max_batch", "max_queue", "default_max_tokens", "max_choices", "chunk_tokens"
         )
-        _above_zero(self, "request_seconds", "max_body_bytes", "batch_tokens")
+        _above_zero(self, "request_seconds", "client_seconds", "max_body_bytes", "batch_tokens")
         if self.max_length is not None and self.max_length < 2:
             raise InputError(f"--max-length must be at least 2 tokens, got {self.max_length}")
         _not_negative(
             self, "drain_seconds", "cache_bytes", "max_media", "image_pixels", "media_bytes"
         )
+        for name in ("host", "served_name"):
+            value = getattr(self, name)
+            if value is not None and not value.strip():
+                raise InputError(f"--{name.replace('_', '-')} is empty; give it, or leave it out")
         if not 0 <= self.port < 65536:
             raise InputError(f"--port must be from 0 to 65535, got {self.port}")

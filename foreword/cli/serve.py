@@ -4,6 +4,8 @@ In: a model, a store, options and keys. Out: a server that runs until it is stop
 or vLLM's. Knows no route.
 """
 
+import contextlib
+import json
 import os
 from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
@@ -11,8 +13,8 @@ import typer
 
 from foreword.cli import options
 from foreword.cli.console import one_line
-from foreword.config import ServeConfig
-from foreword.errors import InputError
+from foreword.config import ServeConfig, checked_key, checked_origin
+from foreword.errors import InputError, UnsupportedError
 
 if TYPE_CHECKING:
     from foreword.prompt.store import Store
@@ -35,6 +37,13 @@ def command(
         str | None,
         typer.Option(envvar="FOREWORD_ADMIN_KEY", help="what loading at run time needs"),
     ] = None,
+    allow_origin: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="origin whose web pages may use the server from a browser, like "
+            "https://app.example; may be given several times"
+        ),
+    ] = None,
     engine: Annotated[
         Literal["foreword", "vllm"],
         typer.Option(help="'vllm' for more requests than one process answers; see docs/vllm.md"),
@@ -47,29 +56,51 @@ def command(
 
     Example: foreword serve smollm2-135m --prompts prompts
     """
+    api_key = checked_key("FOREWORD_API_KEY", _given(api_key, "FOREWORD_API_KEY"))
+    admin_key = checked_key("FOREWORD_ADMIN_KEY", _given(admin_key, "FOREWORD_ADMIN_KEY"))
+    prompts = _given(prompts, "FOREWORD_PROMPTS")
+    if prompts is not None and not (prompts := prompts.strip("\r\n")).strip():
+        raise InputError("FOREWORD_PROMPTS is empty; name the store's directory, or unset it")
+    origins = [checked_origin(one) for one in allow_origin or []]
     store = _store(prompts, is_followed=engine == "vllm")
     if engine == "vllm":
+        if origins:
+            raise UnsupportedError(
+                "--allow-origin: vLLM has its own, after --: --allowed-origins "
+                f"'{json.dumps(origins)}'"
+            )
         _become_vllm(config, model, prompts, api_key, engine_options or [])
     if engine_options:
         raise InputError(f"{' '.join(engine_options)}: only --engine vllm takes further options")
     try:
-        from foreword.server.server import Server, log_to_stderr, serve, warnings_for
+        from foreword.server.server import Server, listen, log_to_stderr, serve, warnings_for
     except ImportError as error:
         from foreword.errors import DependencyError
 
         raise DependencyError(
             f"serving needs {error.name}; install it: pip install 'foreword[serve]'"
         ) from None
-    log_to_stderr()
-    backbone, _ = options.load(model, None)
-    server = Server(backbone, store, config, api_key=api_key, admin_key=admin_key)
-    for line in warnings_for(config, api_key):
-        options.errors.print(f"warning: {line}")
-    for name, reason in server.refused.items():
-        options.errors.print(f"not served: {name}: {one_line(reason)}")
-    names = ", ".join(served.name for served in server.catalog.all())
-    options.errors.print(f"serving {names} at http://{config.host}:{config.port}")
-    raise typer.Exit(serve(server))
+    with contextlib.ExitStack() as open_sockets:
+        sockets = [open_sockets.enter_context(one) for one in listen(config.host, config.port)]
+        log_to_stderr()
+        backbone, _ = options.load(model, None)
+        server = Server(
+            backbone, store, config, api_key=api_key, admin_key=admin_key, origins=origins
+        )
+        for line in warnings_for(config, api_key):
+            options.errors.print(f"warning: {line}")
+        for name, reason in server.refused.items():
+            options.errors.print(f"not served: {name}: {one_line(reason)}")
+        names = ", ".join(served.name for served in server.catalog.all())
+        port = sockets[0].getsockname()[1]
+        options.errors.print(f"serving {names} at http://{config.host}:{port}")
+        # Threads that still encode for requests that are gone would hold the process up.
+        options.end_at_once(serve(server, sockets))
+
+
+def _given(value: str | None, variable: str) -> str | None:
+    """Return an option, or its variable, also an empty one, which the parser takes for none."""
+    return value if value is not None else os.environ.get(variable)
 
 
 def _store(prompts: str | None, *, is_followed: bool) -> "Store | None":

@@ -7,6 +7,7 @@ that starts and stops the engine's thread. Does not know what a route does.
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -17,17 +18,30 @@ from starlette.exceptions import HTTPException
 import foreword
 from foreword import chat
 from foreword.backbone import Backbone
-from foreword.config import ServeConfig
-from foreword.errors import BusyError, ForewordError
+from foreword.config import ServeConfig, checked_origin
+from foreword.errors import ForewordError
 from foreword.server import routes
+from foreword.server.bodies import BodyRoute
 from foreword.server.catalog import Catalog
 from foreword.server.encoding_threads import EncodingThread, apart
 from foreword.server.engine_thread import Worker
 from foreword.server.metrics import ServerMetrics
-from foreword.server.middleware import LOOPBACK, AccessMiddleware, error_body
+from foreword.server.middleware import (
+    LOOPBACK,
+    AccessMiddleware,
+    RequestBounds,
+    error_body,
+    failure,
+)
 from foreword.server.state import AppState
 from foreword.server.structured_output import Grammars
 
+try:
+    import resource
+except ImportError:  # on Windows
+    resource = None  # type: ignore[assignment]
+
+SPARE_FILES = 128  # for all that is no connection
 ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"description": text, "content": {"application/json": {}}}
     for status, text in (
@@ -35,9 +49,12 @@ ERRORS: dict[int | str, dict[str, Any]] = {
         (401, "a key is needed"),
         (403, "not allowed here"),
         (404, "no such model"),
+        (408, "the request did not come in time"),
         (413, "the body is too large"),
         (415, "the body is not JSON"),
+        (500, "the model failed at this request"),
         (503, "busy, or the engine is dead"),
+        (504, "the answer took too long"),
     )
 }
 
@@ -50,6 +67,7 @@ def create_app(
     *,
     api_key: str | None = None,
     admin_key: str | None = None,
+    origins: Sequence[str] = (),
     on_death: Callable[[], None] = lambda: None,
 ) -> AccessMiddleware:
     """Return the application.
@@ -61,6 +79,7 @@ def create_app(
         config: limits.
         api_key: what clients must send; None lets everybody in.
         admin_key: what loading at run time needs.
+        origins: of web pages that may use the server from a browser.
         on_death: called once the engine has failed as a whole.
     """
     stop_ids = chat.end_tokens(backbone, "", catalog.base.encoding)
@@ -74,6 +93,7 @@ def create_app(
         EncodingThread("encoder", config.max_queue + config.max_batch),
         EncodingThread("slow-encoder", config.max_queue + config.max_batch),
         apart(backbone),
+        ThreadPoolExecutor(1, "reader"),
         on_death,
     )
     app = FastAPI(
@@ -82,7 +102,9 @@ def create_app(
         lifespan=_lifespan,
         docs_url=None,
         redoc_url=None,
+        redirect_slashes=False,
     )
+    app.router.route_class = BodyRoute
     app.state.shared = state
     _add_routes(app)
     _add_error_handlers(app, state)
@@ -90,9 +112,22 @@ def create_app(
         app,
         api_key=api_key,
         admin_key=admin_key if config.runtime_loading else None,
-        max_body_bytes=config.max_body_bytes,
+        bounds=RequestBounds(config.max_body_bytes, config.client_seconds, max_requests(config)),
         hosts=LOOPBACK if config.host in LOOPBACK else None,
+        origins=tuple(map(checked_origin, origins)),
+        on_busy=lambda: state.metrics.count_rejected("queue_full"),
     )
+
+
+def max_requests(config: ServeConfig) -> int:
+    """Return how many requests may be open: streams that wait keep their connections, each of
+    which takes one of the files that the process may open.
+    """
+    wanted = 4 * (config.max_queue + config.max_batch)
+    if resource is None:
+        return wanted
+    num_files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return wanted if num_files < 0 else max(1, min(wanted, num_files - SPARE_FILES))
 
 
 @contextlib.asynccontextmanager
@@ -105,8 +140,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     finally:
         watch.cancel()
         await asyncio.to_thread(state.worker.stop)
-        for encoder in (state.encoder, state.slow_encoder):
-            encoder.shutdown(wait=False, cancel_futures=True)
+        for threads in (state.encoder, state.slow_encoder, state.reader):
+            threads.shutdown(wait=False, cancel_futures=True)
 
 
 async def _watch(state: AppState) -> None:
@@ -137,14 +172,16 @@ def _add_routes(app: FastAPI) -> None:
 
 
 def _where_of(location: Sequence[Any]) -> str:
-    return ".".join(str(part) for part in location if part != "body") or "body"
+    """Return a field's place in a body; what stands in brackets is its kind, not its name."""
+    names = (str(part) for part in location if part != "body")
+    return ".".join(name for name in names if not name.startswith("(")) or "body"
 
 
 def _add_error_handlers(app: FastAPI, state: AppState) -> None:
     async def on_foreword(_: Request, error: Exception) -> Response:
         assert isinstance(error, ForewordError)
         headers = {"retry-after": "1"} if error.http_status == 503 else {}
-        state.metrics.count_rejected("queue_full" if isinstance(error, BusyError) else "invalid")
+        state.metrics.count_error(error)
         return JSONResponse(error_body(str(error), error.http_status), error.http_status, headers)
 
     async def on_invalid(_: Request, error: Exception) -> Response:
@@ -152,7 +189,7 @@ def _add_error_handlers(app: FastAPI, state: AppState) -> None:
         found = [(_where_of(one["loc"]), one["msg"]) for one in error.errors()]
         text = "; ".join(f"{where}: {reason}" for where, reason in found[:4])
         state.metrics.count_rejected("invalid")
-        return JSONResponse(error_body(text[:1000], 400, found[0][0][:200]), 400)
+        return JSONResponse(error_body(text, 400, found[0][0]), 400)
 
     async def on_http(_: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
@@ -161,6 +198,10 @@ def _add_error_handlers(app: FastAPI, state: AppState) -> None:
             error_body(str(error.detail), error.status_code), error.status_code, headers
         )
 
+    async def on_failure(_: Request, error: Exception) -> Response:
+        return JSONResponse(error_body(failure(error), 500), 500)
+
+    app.exception_handler(Exception)(on_failure)
     app.exception_handler(ForewordError)(on_foreword)
     app.exception_handler(RequestValidationError)(on_invalid)
     app.exception_handler(HTTPException)(on_http)

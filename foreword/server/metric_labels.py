@@ -4,6 +4,7 @@ In: names that are served. Out: their labels. Knows no metrics library, and impo
 """
 
 MAX_LABELS = 256
+OTHER = "(other)"  # no prompt has a name with brackets
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 
 
@@ -14,8 +15,8 @@ class Labels:
         self._known: set[str] = set()
 
     def of(self, soft_prompt: str) -> str:
-        """Return the label of a served name; "other" where there are too many."""
+        """Return the label of a served name; `OTHER` where there are too many."""
         if soft_prompt not in self._known and len(self._known) >= MAX_LABELS:
-            return "other"
+            return OTHER
         self._known.add(soft_prompt)
         return soft_prompt

@@ -1,8 +1,8 @@
 """Prometheus metrics: named as vLLM's, with `foreword:` before the name.
 
-In: the numbers of finished calls, and the engine. Out: the text of `/metrics`. The label
-`soft_prompt` takes the names that are served, and "other" past a bound, never a name that a client
-made up. Knows no text and no HTTP.
+In: the numbers of finished calls, errors, and the engine. Out: the text of `/metrics`. The label
+`soft_prompt` takes the names that are served, and "(other)" past a bound, never a name that a
+client made up. Knows no text and no HTTP.
 """
 
 from typing import Any
@@ -10,7 +10,22 @@ from typing import Any
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from foreword.engine.engine import Engine
+from foreword.errors import (
+    BusyError,
+    EngineDeadError,
+    ForewordError,
+    ModelError,
+    TooSlowError,
+    UnavailableError,
+)
 from foreword.server.metric_labels import SECONDS, Labels
+
+FAILURES: dict[type[ForewordError], str] = {
+    TooSlowError: "timeout",
+    ModelError: "model",
+    EngineDeadError: "engine_dead",
+    UnavailableError: "unavailable",
+}
 
 
 class ServerMetrics:
@@ -33,6 +48,9 @@ class ServerMetrics:
         )
         self._rejected = self._counter(
             "admission_rejections", "requests refused", ("model_name", "reason")
+        )
+        self._failed = self._counter(
+            "request_failures", "requests that ended with an error", ("model_name", "reason")
         )
         self._first_token = self._histogram(
             "time_to_first_token_seconds", "to the first token", own
@@ -66,6 +84,15 @@ class ServerMetrics:
     def count_rejected(self, reason: str) -> None:
         """Count a request that was rejected."""
         self._rejected.labels(self._model, reason).inc()
+
+    def count_error(self, error: ForewordError) -> None:
+        """Count a request that ended with an error: rejected, or failed, and why."""
+        if isinstance(error, BusyError):
+            self.count_rejected("queue_full")
+        elif error.http_status < 500:
+            self.count_rejected("invalid")
+        else:
+            self._failed.labels(self._model, FAILURES.get(type(error), "other")).inc()
 
     def count_finished(self, soft_prompt: str, fields: dict[str, Any]) -> None:
         """Count a finished call; `fields` are those of its log line."""

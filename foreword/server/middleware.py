@@ -4,6 +4,7 @@ In: ASGI messages. Out: the same, or an error in OpenAI's format. Keys are compa
 time, by their hashes. The log holds no text and no name that a client made up. Knows no model.
 """
 
+import asyncio
 import hashlib
 import hmac
 import json
@@ -11,9 +12,14 @@ import logging
 import time
 import uuid
 from collections.abc import Awaitable, Callable, MutableMapping
+from dataclasses import dataclass
 from typing import Any
 
+from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+
+from foreword.config import checked_key
 
 log = logging.getLogger("foreword.access")
 
@@ -23,6 +29,10 @@ Send = Callable[[AsgiMessage], Awaitable[None]]
 
 # The page is static, and probes carry no key.
 OPEN = ("/", "/page.js", "/page.css", "/health", "/ready")
+# Whatever the load, these are answered.
+PROBES = ("/health", "/ready", "/metrics")
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "CONNECT", "TRACE")
+MAX_MESSAGE = 1000  # characters of an error; it may repeat what a client sent
 ADMIN = ("/v1/load_soft_prompt", "/v1/unload_soft_prompt")
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]", "::1")
 
@@ -31,7 +41,23 @@ def error_body(message: str, status: int, param: str | None = None) -> dict[str,
     """Return an error in OpenAI's format."""
     kinds = {401: "AuthenticationError", 403: "PermissionDeniedError", 404: "NotFoundError"}
     kind = kinds.get(status, "BadRequestError" if status < 500 else "InternalServerError")
+    message, param = message[:MAX_MESSAGE], param[:200] if param is not None else None
     return {"error": {"message": message, "type": kind, "param": param, "code": status}}
+
+
+@dataclass(frozen=True)
+class RequestBounds:
+    """What the middleware lets through.
+
+    Attributes:
+        body_bytes: a longer body is not read.
+        body_seconds: a body that takes longer to come is not waited for.
+        num_requests: at once, probes aside.
+    """
+
+    body_bytes: int
+    body_seconds: float
+    num_requests: int
 
 
 class AccessMiddleware:
@@ -41,8 +67,10 @@ class AccessMiddleware:
         app: the application.
         api_key: what every route but the open ones needs; None lets everybody in.
         admin_key: what loading and unloading needs, whatever else is set; None forbids it.
-        max_body_bytes: a longer body is not read.
+        bounds: of requests.
         hosts: names by which the server may be called; None takes any.
+        origins: of web pages that a browser lets use the server; none by default.
+        on_busy: called for each request that was one too many.
     """
 
     def __init__(
@@ -51,11 +79,15 @@ class AccessMiddleware:
         *,
         api_key: str | None,
         admin_key: str | None,
-        max_body_bytes: int,
+        bounds: RequestBounds,
         hosts: tuple[str, ...] | None,
+        origins: tuple[str, ...] = (),
+        on_busy: Callable[[], None] = lambda: None,
     ) -> None:
-        self.app, self.max_body_bytes, self.hosts = app, max_body_bytes, hosts
-        self._keys = _digest(api_key), _digest(admin_key)
+        self.app, self.bounds, self.hosts, self.on_busy = app, bounds, hosts, on_busy
+        self._keys = _digest("the API key", api_key), _digest("the admin key", admin_key)
+        self._num_requests = 0
+        self._handle_any = AllowedOrigins(self._handle, origins) if origins else self._handle
 
     async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
         """Let a request through, or answer it."""
@@ -64,24 +96,38 @@ class AccessMiddleware:
             return
         started, call = time.perf_counter(), _Call(send)
         scope.setdefault("state", {})["call"] = call
-        headers = dict(scope["headers"])
-        refusal = self._refusal(scope["method"], scope["path"], headers)
         try:
-            if refusal is not None:
-                await call.answer(*refusal)
-            else:
-                await self.app(scope, _bounded(receive, self.max_body_bytes), call.send)
+            await self._handle_any(scope, receive, call.send)
+        except asyncio.CancelledError:
+            # The server's time to end is up; raised again, it would be logged as a failure.
+            await call.answer(503, "the server is being stopped")
         except Exception as error:
             log.error("a handler failed: %s at %s", type(error).__name__, _where(error))
-            await call.answer(500, f"the server failed at this request ({type(error).__name__})")
+            await call.answer(500, failure(error))
         finally:
             call.fields |= {
                 "route": getattr(scope.get("route"), "path", "none"),
-                "method": scope["method"] if scope["method"].isalpha() else "other",
+                "method": scope["method"] if scope["method"] in METHODS else "other",
                 "status": call.status,
                 "seconds": round(time.perf_counter() - started, 6),
             }
             log.info("%s", json.dumps({"event": "request", "id": call.id, **call.fields}))
+
+    async def _handle(self, scope: Any, receive: Receive, send: Send) -> None:
+        """Refuse a request, or let it through where it is not one too many."""
+        refusal = self._refusal(scope["method"], scope["path"], dict(scope["headers"]))
+        is_probe = scope["path"] in PROBES
+        if refusal is None and not is_probe and self._num_requests >= self.bounds.num_requests:
+            self.on_busy()
+            refusal = 503, "as many requests are under way as may be; come back later"
+        if refusal is not None:
+            await _answer(send, *refusal)
+            return
+        self._num_requests += not is_probe
+        try:
+            await self.app(scope, _bounded(receive, self.bounds), send)
+        finally:
+            self._num_requests -= not is_probe
 
     def _refusal(
         self, method: str, path: str, headers: dict[bytes, bytes]
@@ -94,8 +140,8 @@ class AccessMiddleware:
             length = int(headers.get(b"content-length", b"0"))
         except ValueError:
             return 400, "Content-Length is not a number"
-        if length > self.max_body_bytes:
-            return 413, f"the body is larger than {self.max_body_bytes} bytes"
+        if length > self.bounds.body_bytes:
+            return 413, f"the body is larger than {self.bounds.body_bytes} bytes"
         # A web page elsewhere can make a browser send any other kind without asking first.
         kind = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
         if method == "POST" and kind != b"application/json":
@@ -137,34 +183,85 @@ class _Call:
 
     async def answer(self, status: int, message: str) -> None:
         """Answer with an error, where nothing has been sent yet."""
-        if self.status:
-            return
-        body = json.dumps(error_body(message, status)).encode()
-        headers = [(b"content-type", b"application/json"), (b"connection", b"close")]
-        if status == 401:
-            headers.append((b"www-authenticate", b"Bearer"))
-        await self.send({"type": "http.response.start", "status": status, "headers": headers})
-        await self.send({"type": "http.response.body", "body": body})
+        if not self.status:
+            await _answer(self.send, status, message)
 
 
-def _bounded(receive: Receive, limit: int) -> Receive:
-    """Limit a body whose length is not declared."""
-    seen = 0
+class AllowedOrigins(CORSMiddleware):
+    """Lets web pages of some origins use the server (CORS), without cookies.
+
+    Args:
+        app: what answers all but the question of a browser, which comes without a key.
+        origins: as browsers write them.
+    """
+
+    def __init__(self, app: Any, origins: tuple[str, ...]) -> None:
+        super().__init__(
+            app,
+            allow_origins=origins,
+            allow_methods=("GET", "POST"),
+            allow_headers=("*",),  # clients send headers of their own
+            expose_headers=("x-request-id", "retry-after"),
+        )
+
+    def preflight_response(self, request_headers: Any) -> Response:
+        """Answer the question of a browser whether a page may send a request."""
+        response = super().preflight_response(request_headers)
+        if response.status_code < 400:
+            return response
+        message = "this server does not take such requests from that origin: see --allow-origin"
+        return JSONResponse(error_body(message, 403), 403, {"vary": response.headers["vary"]})
+
+
+async def _answer(send: Send, status: int, message: str) -> None:
+    body = json.dumps(error_body(message, status)).encode()
+    headers = [
+        (b"content-type", b"application/json"),
+        (b"content-length", str(len(body)).encode()),
+        (b"connection", b"close"),
+    ]
+    if status == 401:
+        headers.append((b"www-authenticate", b"Bearer"))
+    if status == 503:
+        headers.append((b"retry-after", b"1"))
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+def _bounded(receive: Receive, bounds: RequestBounds) -> Receive:
+    """Limit a body whose length is not declared, and the time that it takes to come."""
+    seen, is_whole = 0, False
+    deadline = asyncio.get_running_loop().time() + bounds.body_seconds
 
     async def bounded() -> AsgiMessage:
-        nonlocal seen
-        message = await receive()
+        nonlocal seen, is_whole
+        try:
+            async with asyncio.timeout_at(None if is_whole else deadline):
+                message = await receive()
+        except TimeoutError:
+            raise _closing(408, "the body did not come in time") from None
+        is_whole = is_whole or not message.get("more_body", False)
         seen += len(message.get("body", b""))
-        if seen > limit:
-            # An exception that the framework hands on from where it reads the body.
-            raise HTTPException(413, f"the body is larger than {limit} bytes")
+        if seen > bounds.body_bytes:
+            raise _closing(413, f"the body is larger than {bounds.body_bytes} bytes")
         return message
 
     return bounded
 
 
-def _digest(key: str | None) -> bytes | None:
-    return hashlib.sha256(key.encode()).digest() if key else None
+def _closing(status: int, message: str) -> HTTPException:
+    """Return an exception that the framework hands on from where it reads the body."""
+    return HTTPException(status, message, {"connection": "close"})
+
+
+def failure(error: Exception) -> str:
+    """Return what a client is told of an error that nobody expected."""
+    return f"the server failed at this request ({type(error).__name__})"
+
+
+def _digest(name: str, key: str | None) -> bytes | None:
+    key = checked_key(name, key)
+    return hashlib.sha256(key.encode()).digest() if key is not None else None
 
 
 def _where(error: Exception) -> str:

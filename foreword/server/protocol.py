@@ -1,43 +1,32 @@
 """Request schema: the bodies of OpenAI's API, every field bounded and unknown fields refused.
 
-In: JSON bodies. Out: validated requests, and their sampling settings. A field that would change an
+In: JSON values. Out: validated requests, and their sampling settings. A field that would change an
 answer and is not supported is an error, never ignored; fields that cannot change one are accepted.
-Knows no model and no tokenizer.
+A value has its JSON type, none is converted; null is a field that was left out. Knows no model and
+no tokenizer.
 """
 
-import json
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import Field, Tag, model_validator
 
 from foreword.engine.sampling import Sampling
+from foreword.server.fields import (
+    LIST,
+    TEXT,
+    LogitBias,
+    Metadata,
+    ModelName,
+    Prompt,
+    Stops,
+    Strict,
+    Text,
+    one_of,
+    small_map,
+    text_or_list,
+)
 
 MAX_LOGPROBS = 20
-ModelName = Annotated[str, StringConstraints(min_length=1, max_length=200)]
-StopString = Annotated[str, StringConstraints(min_length=1, max_length=200)]
-TokenId = Annotated[int, Field(ge=0, le=10_000_000)]
-Ids = Annotated[list[TokenId], Field(min_length=1)]
-
-
-class Strict(BaseModel):
-    """A body without unknown fields and without NaN."""
-
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
-
-
-class Body(Strict):
-    """A whole body, whose strings are all text: JSON can escape half a character."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _is_text(cls, data: Any) -> Any:
-        try:
-            json.dumps(data, ensure_ascii=False, default=str).encode()
-        except UnicodeEncodeError:
-            raise ValueError("half a surrogate pair is no text") from None
-        except RecursionError:
-            raise ValueError("nested too deeply") from None
-        return data
 
 
 class StreamOptions(Strict):
@@ -51,7 +40,7 @@ class JsonSchema(Strict):
     """A named JSON schema."""
 
     name: str = Field(max_length=200)
-    schema_: dict[str, Any] = Field(alias="schema")
+    schema_: Annotated[dict[str, Any], small_map(1000)] = Field(alias="schema")
     description: str | None = Field(None, max_length=10_000)
     strict: bool | None = None
 
@@ -76,14 +65,14 @@ class ResponseFormat(Strict):
         return {"type": "object"} if self.type == "json_object" else None
 
 
-class Common(Body):
+class Common(Strict):
     """What chat and plain completions share."""
 
     model: ModelName
     n: int = Field(1, ge=1, le=128)
     stream: bool = False
     stream_options: StreamOptions | None = None
-    stop: StopString | Annotated[list[StopString], Field(max_length=8)] | None = None
+    stop: Stops | None = None
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
     temperature: float | None = Field(None, ge=0, le=100)
     top_p: float | None = Field(None, gt=0, le=1)
@@ -92,9 +81,7 @@ class Common(Body):
     repetition_penalty: float | None = Field(None, ge=0.01, le=100)
     presence_penalty: float | None = Field(None, ge=-2, le=2)
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
-    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = Field(
-        None, max_length=1024
-    )
+    logit_bias: LogitBias | None = None
     max_tokens: int | None = Field(None, ge=0, le=10_000_000)
     response_format: ResponseFormat | None = None
     ignore_eos: bool = False
@@ -111,11 +98,7 @@ class Common(Body):
         raise NotImplementedError
 
     def sampling(self, index: int) -> Sampling:
-        """Return the settings of the answer at an index; each answer has a seed of its own.
-
-        Raises:
-            ValueError: a key of logit_bias that is no id.
-        """
+        """Return the settings of the answer at an index; each answer has a seed of its own."""
         given: dict[str, Any] = {
             "top_p": self.top_p,
             "top_k": self.top_k if self.top_k != -1 else None,
@@ -136,14 +119,14 @@ class Common(Body):
 class ImageUrl(Strict):
     """An image as a data URL."""
 
-    url: str
+    url: Text
     detail: Literal["auto"] | None = None
 
 
 class InputAudio(Strict):
     """A sound in base64."""
 
-    data: str
+    data: Text
     format: Literal["wav"]
 
 
@@ -151,7 +134,7 @@ class Part(Strict):
     """A part of a message: the field that is called as its type, and no other."""
 
     type: Literal["text", "image_url", "input_audio"]
-    text: str | None = None
+    text: Text | None = None
     image_url: ImageUrl | None = None
     input_audio: InputAudio | None = None
 
@@ -163,25 +146,48 @@ class Part(Strict):
         return self
 
 
+Parts = Annotated[list[Part], Field(min_length=1, max_length=4096, fail_fast=True)]
+Content = Annotated[
+    Annotated[Text, Tag(TEXT)] | Annotated[Parts, Tag(LIST)],
+    one_of(text_or_list, "a text or a list of parts"),
+]
+
+
 class ChatMessage(Strict):
-    """One turn."""
+    """One turn; a refused answer has its `refusal` in place of content."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[Part] | None = None
+    content: Content | None = None
     name: str | None = Field(None, max_length=200)
-    refusal: str | None = None
+    refusal: Text | None = None
+
+    @model_validator(mode="after")
+    def _says_something(self) -> "ChatMessage":
+        if self.refusal is not None and (self.role != "assistant" or self.content is not None):
+            raise ValueError("refusal is for a turn of the assistant without content")
+        if self.content is None and self.refusal is None:
+            raise ValueError(f"content is missing: a turn of role {self.role!r} needs it")
+        return self
+
+    def turn(self) -> dict[str, Any]:
+        """Return the turn as plain data; a refusal is its text."""
+        plain = self.model_dump(exclude_none=True, exclude={"refusal"})
+        return plain if self.refusal is None else plain | {"content": self.refusal}
+
+
+Messages = Annotated[list[ChatMessage], Field(min_length=1, max_length=4096, fail_fast=True)]
 
 
 class ChatRequest(Common):
     """`POST /v1/chat/completions`."""
 
-    messages: list[ChatMessage] = Field(min_length=1, max_length=4096)
+    messages: Messages
     max_completion_tokens: int | None = Field(None, ge=0, le=10_000_000)
-    logprobs: bool | None = False
+    logprobs: bool = False
     top_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
     store: bool | None = None
-    metadata: dict[str, str] | None = None
-    service_tier: str | None = None
+    metadata: Metadata | None = None
+    service_tier: str | None = Field(None, max_length=64)
 
     @model_validator(mode="after")
     def _go_together(self) -> "ChatRequest":
@@ -198,15 +204,10 @@ class ChatRequest(Common):
 class CompletionRequest(Common):
     """`POST /v1/completions`."""
 
-    prompt: (
-        str
-        | Annotated[list[str], Field(min_length=1, max_length=256)]
-        | Ids
-        | Annotated[list[Ids], Field(min_length=1, max_length=256)]
-    )
+    prompt: Prompt
     logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
     echo: bool = False
-    best_of: Literal[1] | None = None
+    best_of: int | None = Field(None, ge=1, le=1)
 
     @property
     def num_logprobs(self) -> int | None:
@@ -223,12 +224,12 @@ class CompletionRequest(Common):
         return list(self.prompt)  # type: ignore[arg-type]
 
 
-class TokenizeRequest(Body):
+class TokenizeRequest(Strict):
     """`POST /tokenize`: a text or messages, as the model's prompt would encode them."""
 
     model: ModelName
-    prompt: str | None = None
-    messages: list[ChatMessage] | None = Field(None, min_length=1, max_length=4096)
+    prompt: Text | None = None
+    messages: Messages | None = None
 
     @model_validator(mode="after")
     def _one_of_both(self) -> "TokenizeRequest":
@@ -237,7 +238,7 @@ class TokenizeRequest(Body):
         return self
 
 
-class NameRequest(Body):
+class NameRequest(Strict):
     """`POST /v1/load_soft_prompt` and `/v1/unload_soft_prompt`: a name of the store."""
 
     name: ModelName

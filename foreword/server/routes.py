@@ -212,7 +212,7 @@ def _loaded(
     backbone: Backbone, config: ServeConfig, messages: Sequence[ChatMessage]
 ) -> list[message_media.Message]:
     """Return messages whose images and sounds are in memory."""
-    plain = [message.model_dump(exclude_none=True) for message in messages]
+    plain = [message.turn() for message in messages]
     return message_media.load(plain, backbone, config)
 
 

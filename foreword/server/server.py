@@ -1,13 +1,18 @@
 """Server process: from options to a running uvicorn server, and to its exit code.
 
 In: the model, the store, options and keys. Out: 0 after a drain, 1 after the engine has failed.
-SIGTERM and SIGINT stop new connections, let running requests finish for a while, then cancel them.
-Does not know what a request asks for.
+SIGTERM and SIGINT stop new connections, let running requests finish for a while, then end them with
+an error. Does not know what a request asks for.
 """
 
+import asyncio
+import errno
+import functools
 import logging
 import signal
+import socket
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import uvicorn
@@ -18,12 +23,15 @@ from foreword.engine.engine import Engine
 from foreword.engine.limits import EngineLimits
 from foreword.errors import InputError
 from foreword.prompt.store import Store
-from foreword.server.app import create_app
+from foreword.server.app import create_app, max_requests
 from foreword.server.catalog import Catalog
+from foreword.server.connections import Connection, ConnectionBounds, check_all
 from foreword.server.engine_thread import Worker
 from foreword.server.middleware import LOOPBACK, AccessMiddleware
 
 log = logging.getLogger("foreword.server")
+HEAD_BYTES = 131_072
+LEAVE_SECONDS = 3  # for answers to end once their time is up
 
 
 def limits_of(config: ServeConfig) -> EngineLimits:
@@ -48,6 +56,7 @@ class Server(uvicorn.Server):
         config: the options.
         api_key: what clients must send.
         admin_key: what loading at run time needs.
+        origins: of web pages that may use the server from a browser.
 
     Raises:
         InputError: options that do not go together.
@@ -61,10 +70,11 @@ class Server(uvicorn.Server):
         *,
         api_key: str | None = None,
         admin_key: str | None = None,
+        origins: Sequence[str] = (),
     ) -> None:
         if backbone.tokenizer is None:
             raise InputError("serving text needs a tokenizer; load a model that has one")
-        if config.runtime_loading and not admin_key:
+        if config.runtime_loading and admin_key is None:
             raise InputError("--runtime-loading needs an admin key: set FOREWORD_ADMIN_KEY")
         self.worker = Worker(Engine(backbone, limits_of(config)))
         self.catalog = Catalog(backbone, store, config.served_name or backbone.name)
@@ -76,9 +86,42 @@ class Server(uvicorn.Server):
             config,
             api_key=api_key,
             admin_key=admin_key,
+            origins=origins,
             on_death=self.end,
         )
-        super().__init__(_uvicorn_config(app, config))
+        self.options = config
+        super().__init__(_uvicorn_config(app, config, self._look_at_connections))
+
+    def run(self, sockets: list[socket.socket] | None = None) -> None:
+        """Serve at sockets, by default those that `listen` makes, until the end.
+
+        Raises:
+            InputError: the address cannot be listened at.
+        """
+        sockets = sockets or listen(self.options.host, self.options.port)
+        try:
+            super().run(sockets)
+        except OSError as error:
+            if self.started:
+                raise
+            raise _not_free(self.options.host, self.options.port, error) from error
+        finally:
+            for one in sockets:
+                one.close()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Let running requests end; those that have not once the time is up end with an error."""
+        loop = asyncio.get_running_loop()
+        end = loop.call_later(
+            self.options.drain_seconds, lambda: loop.run_in_executor(None, self.worker.stop)
+        )
+        try:
+            await super().shutdown(sockets)
+        finally:
+            end.cancel()
+
+    async def _look_at_connections(self) -> None:
+        check_all(self.server_state.connections, asyncio.get_running_loop().time())
 
     def end(self) -> None:
         """Stop as after SIGTERM."""
@@ -91,12 +134,54 @@ class Server(uvicorn.Server):
         return f"http://{host}:{port}"
 
 
-def serve(server: Server) -> int:
-    """Serve until a signal or the engine's death; return the exit code."""
+def listen(host: str, port: int) -> list[socket.socket]:
+    """Return sockets that are bound to a host's addresses, one for each; port 0 takes a free one.
+
+    Raises:
+        InputError: the port is taken or not allowed, or there is no such host.
+    """
+    sockets: list[socket.socket] = []
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        for family, kind, protocol, _, address in dict.fromkeys(found):
+            one = socket.socket(family, kind, protocol)
+            sockets.append(one)
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            taken = port or (sockets[0].getsockname()[1] if len(sockets) > 1 else 0)
+            try:
+                one.bind((address[0], taken, *address[2:]))
+            except OSError as error:
+                # A host's name may stand for an address that this machine does not have now.
+                if error.errno != errno.EADDRNOTAVAIL or len(found) == 1:
+                    raise
+                sockets.remove(one)
+                one.close()
+        if not sockets:
+            raise OSError(errno.EADDRNOTAVAIL, "no such address on this machine")
+    except (OSError, ValueError) as error:  # a name that is none at all is a ValueError
+        for one in sockets:
+            one.close()
+        raise _not_free(host, port, error) from error
+    return sockets
+
+
+def _not_free(host: str, port: int, error: OSError | ValueError) -> InputError:
+    reason = getattr(error, "strerror", None) or str(error)
+    return InputError(f"cannot listen at {host}:{port} ({reason}): see --host and --port")
+
+
+def serve(server: Server, sockets: list[socket.socket] | None = None) -> int:
+    """Serve until a signal or the engine's death; return the exit code.
+
+    Raises:
+        InputError: the address cannot be listened at.
+    """
     # uvicorn raises the signal again once it has stopped; ignored, a drained server exits with 0.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)
-    server.run()
+    server.run(sockets)
     return 1 if server.worker.error is not None or not server.started else 0
 
 
@@ -118,7 +203,10 @@ def warnings_for(config: ServeConfig, api_key: str | None) -> list[str]:
     return []
 
 
-def _uvicorn_config(app: AccessMiddleware, config: ServeConfig) -> uvicorn.Config:
+def _uvicorn_config(app: AccessMiddleware, config: ServeConfig, each_second: Any) -> uvicorn.Config:
+    # Beside a body: its request's head, and how it is cut into chunks.
+    request_bytes = config.max_body_bytes + config.max_body_bytes // 16 + HEAD_BYTES
+    bounds = ConnectionBounds(config.client_seconds, request_bytes, max_requests(config))
     options: dict[str, Any] = {
         "host": config.host,
         "port": config.port,
@@ -126,11 +214,12 @@ def _uvicorn_config(app: AccessMiddleware, config: ServeConfig) -> uvicorn.Confi
         "access_log": False,
         "server_header": False,
         "lifespan": "on",
-        "http": "h11",
+        "http": functools.partial(Connection, bounds),
         "ws": "none",
-        "timeout_graceful_shutdown": max(1, round(config.drain_seconds)),
-        # Streams wait in the queue with their connections open; past these, 503 at once.
-        "limit_concurrency": 4 * (config.max_queue + config.max_batch),
+        # The requests that are left end by themselves once the time is up; this is for the rest.
+        "timeout_graceful_shutdown": round(config.drain_seconds) + LEAVE_SECONDS,
+        "callback_notify": each_second,
+        "timeout_notify": 1,
         "backlog": 512,
     }
     return uvicorn.Config(app, **options)

@@ -48,10 +48,7 @@ def requests_of(
     """Return the engine's requests: each prompt `n` times."""
     schema = body.response_format.schema_to_follow if body.response_format else None
     has_echo = isinstance(body, CompletionRequest) and body.echo
-    try:
-        settings = [body.sampling(index) for index in range(len(encoded) * body.n)]
-    except ValueError:
-        raise InputError("logit_bias: expected token ids as keys") from None
+    settings = [body.sampling(index) for index in range(len(encoded) * body.n)]
     requests = [
         request.Request(
             tuple(ids),
@@ -101,7 +98,8 @@ async def reply(
 
     if body.stream:
         has_usage = body.stream_options is not None and body.stream_options.include_usage
-        return EventStream(answers, events(answers, formatter, has_logprobs, has_usage), end)
+        told = events(answers, formatter, has_logprobs, has_usage, state.metrics.count_error)
+        return EventStream(answers, told, end)
     try:
         pieces = await _unless_disconnected(http, _collected(answers))
     finally:

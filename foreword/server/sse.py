@@ -21,9 +21,13 @@ Formatter = ChatFormatter | CompletionFormatter
 
 
 async def events(
-    answers: Answers, formatter: Formatter, has_logprobs: bool, has_usage: bool
+    answers: Answers,
+    formatter: Formatter,
+    has_logprobs: bool,
+    has_usage: bool,
+    on_error: Callable[[ForewordError], None],
 ) -> AsyncIterator[str]:
-    """Yield server-sent events; an error after the first of them is an event too."""
+    """Yield server-sent events; an error after the first of them is an event too, and told."""
     try:
         for answer in answers.answers:
             if opening := formatter.opening(answer.index):
@@ -35,6 +39,7 @@ async def events(
         if has_usage:
             yield _event(formatter.usage_chunk(answers.answers))
     except ForewordError as error:
+        on_error(error)
         yield _event(error_body(str(error), error.http_status))
     yield "data: [DONE]\n\n"
 

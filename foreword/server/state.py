@@ -6,6 +6,7 @@ Knows no route.
 
 import asyncio
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -35,6 +36,7 @@ class AppState:
     encoder: EncodingThread  # of short texts
     slow_encoder: EncodingThread  # of images, sounds and long texts
     slow_backbone: Backbone  # the view that belongs to it
+    reader: ThreadPoolExecutor  # of large bodies; one thread, as they take memory
     on_death: Callable[[], None]
 
     def deadline(self) -> float:

@@ -2,7 +2,7 @@
 
 In: the usage of answers. Out: counters in the process's own registry, which vLLM's `/metrics`
 shows, of several frontends too. They are named as those of `foreword serve`; the label takes the
-names that are served, and "other" past a bound. Knows no text.
+names that are served, and "(other)" past a bound. Knows no text.
 """
 
 from collections.abc import Sequence

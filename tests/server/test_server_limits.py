@@ -1,9 +1,11 @@
 """What a server withstands: strangers, overload, clients that go, changing prompts, its death."""
 
 import concurrent.futures
+import contextlib
 import json
 import logging
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -23,11 +25,13 @@ from typer.testing import CliRunner
 
 from foreword import Backbone, SoftPrompt
 from foreword.cli import app
-from foreword.errors import DependencyError, InputError
+from foreword.errors import DependencyError, InputError, UnsupportedError
 from foreword.prompt.peft_format import FILES
 from foreword.prompt.store import Store
+from foreword.server.app import max_requests
+from foreword.server.metric_labels import MAX_LABELS, Labels
 from foreword.server.middleware import ADMIN, OPEN
-from foreword.server.server import Server, warnings_for
+from foreword.server.server import Server, listen, warnings_for
 
 LONG: dict[str, Any] = {"model": "tiny", "prompt": "hi", "max_tokens": 250, "ignore_eos": True}
 SHORT: dict[str, Any] = {"model": "tiny", "prompt": "hi", "max_tokens": 4, "temperature": 0}
@@ -41,7 +45,7 @@ def backbone() -> Backbone:
 
 def until(condition: Callable[[], bool]) -> None:
     """Wait for another thread."""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < deadline, "it did not happen"
         time.sleep(0.002)
@@ -119,6 +123,111 @@ def test_an_open_address_without_a_key_is_warned_of() -> None:
     assert "set a key" in warnings_for(config(host="0.0.0.0"), None)[0]
     assert not warnings_for(config(host="0.0.0.0"), "key")
     assert not warnings_for(config(), None)
+
+
+@pytest.mark.parametrize("key", ["", " ", "\n", "a\nb", "schlüssel", "a\x00b"])
+def test_a_key_that_lets_everybody_or_nobody_in_is_refused(backbone: Backbone, key: str) -> None:
+    with pytest.raises(InputError, match="the API key"):
+        Server(backbone, None, config(), api_key=key)
+    with pytest.raises(InputError, match="the admin key"):
+        Server(backbone, None, config(runtime_loading=True), admin_key=key)
+
+
+def test_a_keys_line_break_is_no_part_of_it(backbone: Backbone) -> None:
+    server = Server(backbone, None, config(), api_key="secret\n")
+    with running(server) as address, httpx.Client(base_url=address) as client:
+        assert client.get("/v1/models").status_code == 401
+        headers = {"authorization": "Bearer secret"}
+        assert client.get("/v1/models", headers=headers).status_code == 200
+
+
+@pytest.mark.parametrize("value", ["", " \n"])
+@pytest.mark.parametrize("name", ["FOREWORD_API_KEY", "FOREWORD_ADMIN_KEY", "FOREWORD_PROMPTS"])
+@pytest.mark.parametrize("engine", ["foreword", "vllm"])
+def test_an_empty_variable_is_not_read_as_none(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, engine: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    result = CliRunner().invoke(app, ["serve", "tiny", "--engine", engine])
+    assert isinstance(result.exception, InputError) and name in str(result.exception)
+
+
+@pytest.mark.parametrize("option", ["--api-key", "--admin-key", "--prompts", "--host"])
+def test_an_empty_option_is_refused(option: str) -> None:
+    result = CliRunner().invoke(app, ["serve", "tiny", option, ""])
+    assert isinstance(result.exception, InputError) and "empty" in str(result.exception)
+
+
+# Web pages elsewhere ----------------------------------------------------------------------------
+
+PAGE_ORIGIN = {"origin": "https://app.example"}
+PREFLIGHT = {
+    "access-control-request-method": "POST",
+    "access-control-request-headers": "authorization,content-type,x-stainless-lang",
+}
+
+
+@pytest.fixture(scope="module")
+def shared(backbone: Backbone) -> Iterator[httpx.Client]:
+    origins = ["https://app.example:443/", "http://localhost:3000"]
+    server = Server(backbone, None, config(), api_key="secret", origins=origins)
+    with running(server) as address, httpx.Client(base_url=address) as client:
+        yield client
+
+
+@pytest.mark.parametrize("origin", ["https://app.example", "http://localhost:3000"])
+def test_a_page_of_an_allowed_origin_may_use_the_server(shared: httpx.Client, origin: str) -> None:
+    asked = shared.options("/v1/completions", headers=PREFLIGHT | {"origin": origin})
+    assert (
+        asked.status_code in (200, 204) and asked.headers["access-control-allow-origin"] == origin
+    )
+    assert "x-stainless-lang" in asked.headers["access-control-allow-headers"]
+    headers = {"origin": origin, "authorization": "Bearer secret"}
+    for found, status in (
+        (shared.post("/v1/completions", headers=headers, json=SHORT), 200),
+        (shared.post("/v1/completions", headers={"origin": origin}, json=SHORT), 401),
+        (shared.post("/v1/completions", headers=headers, json={}), 400),
+        (shared.get("/nothing", headers=headers), 404),
+    ):
+        assert found.status_code == status
+        assert found.headers["access-control-allow-origin"] == origin
+        assert "access-control-allow-credentials" not in found.headers
+        assert "origin" in found.headers["vary"].lower()
+
+
+@pytest.mark.parametrize(
+    "origin", ["https://evil.example", "https://app.example.evil", "http://app.example", "null"]
+)
+def test_a_page_of_another_origin_may_not(shared: httpx.Client, origin: str) -> None:
+    asked = shared.options("/v1/completions", headers=PREFLIGHT | {"origin": origin})
+    assert asked.status_code == asked.json()["error"]["code"] == 403
+    found = shared.get("/health", headers={"origin": origin})
+    for one in (asked, found):
+        assert "access-control-allow-origin" not in one.headers
+
+
+def test_no_origin_is_allowed_by_default(guarded: httpx.Client) -> None:
+    asked = guarded.options("/v1/completions", headers=PREFLIGHT | PAGE_ORIGIN)
+    assert asked.status_code == 401 and "access-control-allow-origin" not in asked.headers
+    found = guarded.get("/health", headers=PAGE_ORIGIN)
+    assert "access-control-allow-origin" not in found.headers
+
+
+@pytest.mark.parametrize(
+    "origin",
+    ["*", "null", "", "app.example", "https://", "https://*.example", "https://a.example/path",
+     "https://a.example?x", "https://me@a.example", "https://a.example:port"],
+)  # fmt: skip
+def test_what_is_no_origin_is_refused(origin: str) -> None:
+    result = CliRunner().invoke(app, ["serve", "tiny", "--allow-origin", origin])
+    assert isinstance(result.exception, InputError) and "--allow-origin" in str(result.exception)
+
+
+def test_origins_for_vllm_are_given_as_its_own_option() -> None:
+    options = ["--engine", "vllm", "--prompts", "p", "--allow-origin", "https://app.example"]
+    result = CliRunner().invoke(app, ["serve", "tiny", *options])
+    assert isinstance(result.exception, UnsupportedError)
+    assert "--allowed-origins" in str(result.exception)
 
 
 def test_a_missing_extra_names_its_installation(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -349,6 +458,15 @@ def test_a_full_queue_is_told_with_retry_after(backbone: Backbone) -> None:
         assert client.post("/v1/completions", json=SHORT).status_code == 200
 
 
+def test_connections_leave_files_to_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    import resource
+
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (256, 4096))
+    assert max_requests(config()) == 128 and max_requests(config(max_batch=1, max_queue=1)) == 8
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (-1, -1))
+    assert max_requests(config()) == 640
+
+
 def test_a_long_body_is_not_read(guarded: httpx.Client, backbone: Backbone) -> None:
     server = Server(backbone, None, config(max_body_bytes=1000))
     with running(server) as address, httpx.Client(base_url=address) as client:
@@ -394,6 +512,75 @@ def test_a_client_that_goes_frees_its_row(backbone: Backbone, streams: bool) -> 
 
 
 # Failures ---------------------------------------------------------------------------------------
+
+
+def counted(client: httpx.Client, counter: str) -> dict[str, float]:
+    """Return a counter of /metrics by its reason."""
+    found = {}
+    for line in client.get("/metrics").text.splitlines():
+        if line.startswith(f"foreword:{counter}_total{{"):
+            labels, _, value = line.rpartition(" ")
+            found[labels.partition('reason="')[2].partition('"')[0]] = float(value)
+    return found
+
+
+def test_errors_are_counted_by_kind(backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = Server(backbone, None, config(request_seconds=0.1))
+    slowed(server)
+    with running(server) as address, httpx.Client(base_url=address, timeout=60) as client:
+
+        def ask(**changes: Any) -> int:
+            return client.post("/v1/completions", json=LONG | changes).status_code
+
+        assert ask() == 504 and ask(stream=True) == 200
+        assert ask(model="nobody") == 404 and ask(n="2") == 400 and ask(prompt="") == 400
+        assert counted(client, "admission_rejections") == {"invalid": 3}
+        assert counted(client, "request_failures") == {"timeout": 2}
+
+        def fail(*_: Any) -> None:
+            raise RuntimeError("lost")
+
+        with monkeypatch.context() as broken:
+            broken.setattr(server.worker.engine.runner, "hidden", fail)
+            assert ask() == 500
+        assert counted(client, "request_failures") == {"timeout": 2, "model": 1}
+        monkeypatch.setattr(server.worker.engine, "step", fail)
+        assert ask() == 503
+        assert counted(client, "request_failures") == {"timeout": 2, "model": 1, "engine_dead": 1}
+        assert counted(client, "admission_rejections") == {"invalid": 3}
+
+
+def test_past_their_bound_metrics_share_a_label_that_no_prompt_has() -> None:
+    labels = Labels()
+    given = [labels.of(name) for name in ["other", *map(str, range(MAX_LABELS))]]
+    assert given[0] == "other" and given[-1] == labels.of("one more") == "(other)"
+
+
+TEMPLATES = {
+    "TypeError": "{{ messages[0]['content'] + 1 }}",
+    "UndefinedError": "{{ messages[0]['no such thing'].more }}",
+    "ZeroDivisionError": "{{ 1 // 0 }}",
+    "RecursionError": "{% macro f(x) %}{{ f(x) }}{% endmacro %}{{ f(1) }}",
+    "IndexError": "{{ messages[0]['content'].format(1) }}",
+    "two lines": "{{ raise_exception('no such role\nTraceback') }}",
+}
+
+
+@pytest.mark.parametrize("kind", TEMPLATES)
+def test_whatever_a_chat_template_raises_is_one_line_about_the_messages(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backbone = tiny_backbone()
+    monkeypatch.setattr(backbone.tokenizer, "chat_template", TEMPLATES[kind])
+    turns = [{"role": "user", "content": "{}{}"}]
+    server = Server(backbone, None, config())
+    with running(server) as address, httpx.Client(base_url=address, timeout=60) as client:
+        for path in ("/v1/chat/completions", "/tokenize"):
+            found = client.post(path, json={"model": "tiny", "messages": turns})
+            message = found.json()["error"]["message"]
+            assert found.status_code == 400
+            assert re.search("the chat template (refuses|fails on) the messages: ", message)
+            assert "\n" not in message
 
 
 def test_a_request_that_breaks_the_model_fails_alone(
@@ -474,7 +661,9 @@ sys.path.insert(0, sys.argv[1])
 import time
 from serving import config, tiny_backbone
 from foreword.server.server import Server, log_to_stderr, serve
-server = Server(tiny_backbone(), None, config(drain_seconds=20.0))
+log_to_stderr()
+drain = 0.2 if sys.argv[2] == "is stopped" else 20.0
+server = Server(tiny_backbone(), None, config(drain_seconds=drain))
 step = server.worker.engine.step
 def slow():
     time.sleep(0.01)
@@ -496,6 +685,7 @@ def started(how: str) -> tuple["subprocess.Popen[str]", str]:
     process = subprocess.Popen(
         [sys.executable, "-c", SERVE, str(Path(__file__).parents[1] / "support"), how],
         stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE if how == "is stopped" else None,
         text=True,
     )
     assert process.stdout is not None
@@ -513,6 +703,75 @@ def test_sigterm_lets_running_requests_end() -> None:
             rest = [line for line in lines if line]
     assert json.loads(rest[-2].removeprefix("data: "))["choices"][0]["finish_reason"] == "length"
     assert process.wait(30) == 0 and process.stdout and not process.stdout.close()
+
+
+def test_requests_that_outlast_the_drain_end_by_name_and_without_a_trace() -> None:
+    process, address = started("is stopped")
+    streams = [True, True, False, False]
+    ask = LONG | {"max_tokens": 250}
+    with (
+        httpx.Client(base_url=address, timeout=60) as client,
+        concurrent.futures.ThreadPoolExecutor(len(streams)) as pool,
+    ):
+
+        def answer(stream: bool) -> httpx.Response:
+            return client.post("/v1/completions", json=ask | {"stream": stream})
+
+        waiting = [pool.submit(answer, stream) for stream in streams]
+        running_now = 'num_requests_running{model_name="tiny"} 4.0'
+        until(lambda: running_now in client.get("/metrics").text)
+        process.send_signal(signal.SIGTERM)
+        found = [one.result() for one in waiting]
+    assert [one.status_code for one in found] == [200, 200, 503, 503]
+    for one in found[:2]:
+        lines = [line for line in one.text.splitlines() if line]
+        assert json.loads(lines[-2].removeprefix("data: "))["error"]["code"] == 503
+        assert lines[-1] == "data: [DONE]"
+    _, told = process.communicate(timeout=30)
+    assert process.returncode == 0 and told.count('"event": "request"') >= 4
+    assert "Traceback" not in told and "ERROR" not in told
+
+
+def test_a_taken_port_is_told_before_a_model_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("foreword.cli.options.load", lambda *_: pytest.fail("loaded"))
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        result = CliRunner().invoke(app, ["serve", "tiny", "--port", str(port)])
+    assert isinstance(result.exception, InputError) and result.exception.exit_code == 2
+    assert f"cannot listen at 127.0.0.1:{port}" in str(result.exception)
+
+
+def test_an_address_that_cannot_be_listened_at_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    result = CliRunner().invoke(app, ["serve", "tiny", "--host", "203.0.113.7"])
+    assert isinstance(result.exception, InputError) and "203.0.113.7" in str(result.exception)
+
+    for name in ("x" * 100, "a\0b"):
+        with pytest.raises(InputError, match="cannot listen at"):
+            listen(name, 0)
+
+    def unknown(*_: Any, **__: Any) -> Any:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    with pytest.raises(InputError, match="nowhere:1 .Name or service not known"):
+        listen("nowhere", 1)
+
+
+def test_a_name_of_several_addresses_is_listened_at_on_one_port() -> None:
+    with contextlib.ExitStack() as stack:
+        found = [stack.enter_context(one) for one in listen("localhost", 0)]
+        assert found and len({one.getsockname()[1] for one in found}) == 1
+
+
+def test_a_port_that_is_taken_meanwhile_is_told(backbone: Backbone) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(InputError, match="cannot listen at"):
+            Server(backbone, None, config(port=port)).run()
 
 
 def test_a_dead_engine_ends_the_process_with_an_error() -> None:
