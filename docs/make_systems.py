@@ -48,7 +48,7 @@ SYSTEMS: list[tuple[str, Any, str]] = [
 def num_parameters(config: Any) -> int:
     """Count a model's parameters without allocating any."""
     with torch.device("meta"):
-        model = model_class(config).from_config(config)
+        model = model_class(config).from_config(config, trust_remote_code=False)
     return sum(parameter.numel() for parameter in model.parameters())
 
 

@@ -7,14 +7,16 @@ is behind this class, in the rooms `model` and `generation`. It knows ids, not t
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from foreword.data import tokenizer_facts
 from foreword.data.batches import Batch
 from foreword.errors import InputError, MismatchError, UnsupportedError
-from foreword.generation import encoder_decoder, generate, model_view
+from foreword.generation import encoder_decoder, generate, habits, model_view
 from foreword.loading import checkpoint, hub, quantized
 from foreword.model import checks
 from foreword.model.capabilities import Capabilities, inspect_model
@@ -25,6 +27,7 @@ from foreword.model.fingerprint import (
     check_shapes,
     check_width,
     compute_fingerprint,
+    samples_of,
     shapes_of,
 )
 from foreword.model.head import logits
@@ -89,7 +92,9 @@ class Backbone:
         self.revision: str | None = getattr(hf_model.config, "_commit_hash", None)
         self._compiled = CompiledPrefixes(NUM_COMPILED)
         self._fingerprint: dict[str, Any] | None = None
+        self._tokenizer_facts: tuple[Any, dict[str, Any] | None] = (None, None)
         self._one_token: States | None = None
+        self._plain: Backbone | None = None  # the view without habits
         self._embedding_scale = self.passes.embedding_scale
         self._is_media_proved = capabilities.is_tested
 
@@ -111,11 +116,13 @@ class Backbone:
             dtype: "auto" is float32 on a CPU and the checkpoint's own on an accelerator.
             device: "auto" is the accelerator where there is one.
             revision: of a Hub id.
-            tokenizer: where the checkpoint's own needs code of its own, which is never run.
-            **kwargs: more arguments of transformers' `from_pretrained`.
+            tokenizer: where the checkpoint's own needs code of its own, which is not run.
+            **kwargs: more arguments of transformers' `from_pretrained`. Code out of a checkpoint
+                runs only with `trust_remote_code=True` among them; nobody is asked.
 
         Raises:
-            InputError: no such model. UnsupportedError: a model that cannot be made exact.
+            InputError: no such model. UnsupportedError: a model that cannot be made exact, or that
+                needs code of its own.
         """
         source = hub.resolve(model)
         place = _device(device)
@@ -131,8 +138,18 @@ class Backbone:
     def with_passes(self, passes: ForwardPasses) -> "Backbone":
         """Return a view of this backbone whose passes are others, over the same weights."""
         view = copy.copy(self)
-        view.passes = passes
+        view.passes, view._plain = passes, None
         return view
+
+    def without_habits(self) -> "Backbone":
+        """Return a view of this backbone that generates the likeliest ids unless a call says
+        otherwise, whatever the model's own generation configuration says.
+        """
+        if self._plain is None:
+            self._plain = self.with_passes(self.passes.over(habits.without_habits(self.model)))
+        # Anew each time: the user may have set another start.
+        self._plain.model.generation_config = habits.neutral(self.model.generation_config)
+        return self._plain
 
     @property
     def model(self) -> Any:
@@ -184,10 +201,18 @@ class Backbone:
         """Refuse a prompt that was made for another base model, without any arithmetic.
 
         Raises:
-            MismatchError: names both models.
+            MismatchError: names both models, or what differs of the tokenizers.
         """
         _check_kind(prompt)
         self._check_base(prompt)
+        recorded = prompt.facts.get("tokenizer")
+        if recorded and (
+            found := tokenizer_facts.differences(recorded, self.tokenizer_facts(), "vocabulary")
+        ):
+            raise MismatchError(
+                f"the prompt was trained with another tokenizer than that of {self.name}: "
+                f"{found[0]} differs; load the tokenizer of its training"
+            )
 
     def compile(self, prompt: SoftPrompt | Prefix) -> Prefix:
         """Compute a prompt's prefix: what the model's cache holds after its virtual tokens.
@@ -203,15 +228,17 @@ class Backbone:
             return prompt
         self.check(prompt)
         key = prompt.content_hash
+        # A prefix is a state of this very model, whatever its prompt's file says.
+        base = {"name": self.name, "revision": self.revision, "fingerprint": self.fingerprint()}
+        facts = dict(prompt.facts) | {"base": base}
 
         def compute() -> Prefix:
             with torch.no_grad():
-                states = self.prefill(prompt).map(Tensor.clone)
-            # A prefix is a state of this very model, whatever its prompt's file says.
-            base = {"name": self.name, "revision": self.revision, "fingerprint": self.fingerprint()}
-            return Prefix(states, key, dict(prompt.facts) | {"base": base})
+                return Prefix(self.prefill(prompt).map(Tensor.clone), key, facts)
 
-        return self._compiled.get(key, compute)
+        found = self._compiled.get(key, compute)
+        # Prompts of the same values may say different things of themselves.
+        return found if found.facts == facts else replace(found, facts=facts)
 
     def prefill(self, prompt: SoftPrompt) -> PrefixStates:
         """Return what rows start from behind a prompt, with gradient to it."""
@@ -239,6 +266,8 @@ class Backbone:
             input_ids: `[B, T]`, padded on either side; the encoder's where one reads text.
             attention_mask: `[B, T]`; with `past_key_values`, one column for every token so far.
             **kwargs: what `generate` takes; the features of an encoder that hears.
+
+        The model's own generation configuration counts as in transformers, beneath the call's.
 
         Returns:
             What `generate` returns: sequences begin with `input_ids`, or as a decoder with an
@@ -325,10 +354,19 @@ class Backbone:
         if self._fingerprint is None:
             is_quantized = bool(getattr(self.model, "is_quantized", False))
             whole = self.model if self.capabilities.encoder else self.decoder
-            self._fingerprint = compute_fingerprint(
-                whole, self.embed, self.capabilities, is_quantized
-            )
+            samples = None if is_quantized else samples_of(self.model)
+            self._fingerprint = compute_fingerprint(whole, self.embed, self.capabilities, samples)
         return self._fingerprint
+
+    def tokenizer_facts(self) -> dict[str, Any] | None:
+        """Return what tells its tokenizer from another, as a prompt records it."""
+        tokenizer, known = self._tokenizer_facts
+        if tokenizer is not self.tokenizer or known is None:
+            known = tokenizer_facts.tokenizer_facts(self.tokenizer)
+            self._tokenizer_facts = (self.tokenizer, known)
+        if known is None:
+            return None
+        return known | {"chat_template": tokenizer_facts.template_hash(self.tokenizer)}
 
     def _prefix(self, prompt: Prompt, needs_grad: bool) -> Prefix | None:
         if prompt is None:

@@ -5,8 +5,8 @@ as the prompt's training encoded them. Knows no files and prints nothing.
 """
 
 import threading
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,14 +18,12 @@ from foreword.data import batches, encoding
 from foreword.data.chat_template import ChatTemplate
 from foreword.data.media_parts import Message
 from foreword.data.processor import Media
-from foreword.errors import InputError
+from foreword.data.tokenizer_facts import differences
+from foreword.errors import InputError, MismatchError
 from foreword.prompt.prefix import Prefix
 from foreword.prompt.soft_prompt import SoftPrompt
 
 Text = str | Sequence[Message]
-
-UNSAID: dict[str, Any] = {"opening": "generation", "start_token": False}
-"""How rows are encoded where a prompt does not say, as before these options were there."""
 
 
 @dataclass(frozen=True)
@@ -52,9 +50,26 @@ def encoding_of(prompt: SoftPrompt | Prefix | None) -> EncodingConfig:
     """Return how the rows of a prompt's training were encoded; where nothing says, as a model
     without a prompt is asked: behind the generation prompt of its chat template.
     """
-    saved = UNSAID | saved_encoding(prompt)
-    known = {field.name for field in fields(EncodingConfig)}
-    return EncodingConfig(**{name: value for name, value in saved.items() if name in known})
+    return EncodingConfig.saved(saved_encoding(prompt))
+
+
+def check_template(backbone: Backbone, prompt: SoftPrompt | Prefix | None) -> None:
+    """Refuse a chat template that is not the one by which the rows of a prompt's training were
+    written; rows of plain text and of a row template need none.
+
+    Raises:
+        MismatchError: names both.
+    """
+    saved = saved_encoding(prompt)
+    own = saved.get("row_template") is not None or saved.get("chat_template") is not None
+    if prompt is None or own or saved.get("is_text", True):
+        return
+    recorded = prompt.facts.get("tokenizer")
+    if found := differences(recorded, backbone.tokenizer_facts(), "chat_template"):
+        raise MismatchError(
+            f"{found[0]} is not that of the prompt's training, so that texts would be encoded "
+            "otherwise; load the tokenizer of its training, or give it that template"
+        )
 
 
 def reads_turns(backbone: Backbone, prompt: SoftPrompt | Prefix | None) -> bool:
@@ -114,9 +129,10 @@ def answers(
     max_new_tokens: int = 128,
     **options: Any,
 ) -> Iterator[Answer]:
-    """Answer texts in left-padded batches, in order; greedy unless `options` of `generate` say
-    otherwise.
+    """Answer texts in left-padded batches, in order, with the likeliest ids unless `options` of
+    `generate` say otherwise.
     """
+    check_template(backbone, prompt)
     config = config or encoding_of(prompt)
     prefix = backbone.compile(prompt) if isinstance(prompt, SoftPrompt) else prompt
     for start in range(0, len(texts), batch_size):
@@ -166,7 +182,7 @@ def _answer_batch(
     **options: Any,
 ) -> Iterator[Answer]:
     ids, mask = left_padded([list(row.input_ids) for row in rows], backbone.padding_id)
-    output = backbone.generate(
+    output = backbone.without_habits().generate(
         prefix,
         ids.to(backbone.device),
         mask.to(backbone.device),
@@ -174,7 +190,7 @@ def _answer_batch(
         eos_token_id=stop_ids,
         pad_token_id=backbone.padding_id,
         **batches.collate_media(rows),
-        **({"do_sample": False} | options),
+        **chosen(options),
     )
     # With an encoder, a sequence begins with the decoder's own start.
     num_given = 1 if backbone.capabilities.encoder else ids.shape[1]
@@ -192,6 +208,7 @@ def stream(
     **options: Any,
 ) -> Iterator[str]:
     """Answer one text piece by piece; closing the iterator stops at the next token."""
+    check_template(backbone, prompt)
     config = config or encoding_of(prompt)
     row = encode_row(backbone, text, config)
     ids = torch.tensor([row.input_ids], device=backbone.device)
@@ -201,7 +218,7 @@ def stream(
 
     def run() -> None:
         try:
-            backbone.generate(
+            backbone.without_habits().generate(
                 prompt,
                 ids,
                 torch.ones_like(ids),
@@ -211,7 +228,7 @@ def stream(
                 streamer=streamer,
                 stopping_criteria=[stop],
                 **batches.collate_media([row]),
-                **({"do_sample": False} | options),
+                **chosen(options),
             )
         except BaseException as error:
             failures.append(error)
@@ -226,6 +243,14 @@ def stream(
         worker.join()
     if failures:
         raise failures[0]
+
+
+def chosen(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return how ids are chosen: greedily unless `options` of `generate` say otherwise, and drawn
+    from all ids where they name no `top_k`: transformers would take 50.
+    """
+    drawn = {"top_k": 0} if options.get("do_sample") else {}
+    return {"do_sample": False, **drawn, **options}
 
 
 def encode(

@@ -4,10 +4,13 @@ In: nothing. Out: frozen dataclasses that the library takes and that the command
 from. A cross-check that fails names the option. Knows no torch, no files and no terminal.
 """
 
+import math
 import re
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal, get_args
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from datetime import datetime
+from types import NoneType, UnionType
+from typing import Any, Literal, Self, Union, get_args, get_origin
 
 from foreword.errors import InputError
 
@@ -50,8 +53,25 @@ RELATIVE: tuple[MethodName, ...] = ("prompt-tuning",)
 AUTO: Literal["auto"] = "auto"
 Rate = float | Literal["auto"]
 
+LARGEST = {
+    "": 2**31 - 1,  # of what has no entry of its own
+    "bytes": 2**53,
+    "image_pixels": 2**53,
+    "seed": 2**62,
+    "encoder_size": 2**20,
+    "num_resamples": 10**6,
+    "repetition_penalty": 10**6,
+}
+"""The largest number that an option takes; more of it can only be a slip."""
+COLDEST = 1e-6
+"""The lowest temperature above 0: logits divided by less are no numbers any more."""
+
 TEMPLATE_FIELD = re.compile(r"\{(\w[\w .-]*)\}")
 """A {column} of --template: one name in braces. Any other brace, as in JSON, is plain text."""
+
+
+BEFORE: dict[str, Any] = {"opening": "generation", "start_token": False}
+"""How rows were encoded before there were options for it, where that is not their default."""
 
 
 def option(default: Any, help: str) -> Any:
@@ -77,6 +97,45 @@ def rate(text: str) -> Rate:
         ValueError: neither.
     """
     return AUTO if text == AUTO else float(text)
+
+
+def check_types(config: Any) -> None:
+    """Refuse the first option of a config class whose value is not of its type, or is no number
+    that anything can be done with: not finite, or larger than its `LARGEST`.
+
+    Raises:
+        InputError: names the option, what it takes, and what it got.
+    """
+    for one in fields(config):
+        value, kinds = getattr(config, one.name), _kinds(one.type)
+        name = f"--{one.name.replace('_', '-')}"
+        if not any(_is_of(value, kind) for kind in kinds):
+            taken = " or ".join(_named(kind) for kind in kinds if kind is not NoneType)
+            raise InputError(f"{name} must be {taken}, got {value!r:.80}")
+        largest = LARGEST.get(one.name, LARGEST["bytes" if "bytes" in one.name else ""])
+        if isinstance(value, int | float) and abs(value) > largest:
+            raise InputError(f"{name} must be at most {largest:,}, got {value!r:.80}")
+
+
+def _kinds(annotation: Any) -> tuple[Any, ...]:
+    is_union = get_origin(annotation) in (Union, UnionType)
+    return get_args(annotation) if is_union else (annotation,)
+
+
+def _is_of(value: Any, kind: Any) -> bool:
+    if get_origin(kind) is Literal:
+        return value in get_args(kind)
+    if kind in (int, float):
+        is_number = isinstance(value, int | kind) and not isinstance(value, bool)
+        return is_number and (isinstance(value, int) or math.isfinite(value))
+    return isinstance(value, kind)
+
+
+def _named(kind: Any) -> str:
+    if get_origin(kind) is Literal:
+        return "one of " + ", ".join(map(str, get_args(kind)))
+    names = {int: "an integer", float: "a finite number", str: "text", bool: "true or false"}
+    return names[kind]
 
 
 def _at_least_one(config: Any, *names: str) -> None:
@@ -124,14 +183,13 @@ class DataConfig:
     )
 
     def __post_init__(self) -> None:
+        check_types(self)
         if (self.template is None) != (self.label_column is None):
             raise InputError("--template and --label-column go together: give both or neither")
         if self.template is not None and not TEMPLATE_FIELD.search(self.template):
             raise InputError(f"--template must contain a {{column}}, got {self.template!r}")
         if self.template is not None and (named := self._named()):
             raise InputError(f"--template already says what is read: leave out {named[0]}")
-        if self.learn not in get_args(Learn):
-            raise InputError(f"--learn must be one of {', '.join(get_args(Learn))}: {self.learn!r}")
 
     def _named(self) -> list[str]:
         names = ("messages_column", "prompt_column", "completion_column")
@@ -172,18 +230,38 @@ class EncodingConfig:
         "read special tokens that the text of a row spells out as these tokens; by default they "
         "are plain text",
     )
+    date: str | None = option(
+        None,
+        "day that a chat template prints as today's, as 2026-01-31; default: the day on which the "
+        "run begins; generation prints it, too",
+    )
+
+    @classmethod
+    def saved(cls, facts: Mapping[str, Any]) -> Self:
+        """Return how rows are encoded that a prompt's facts describe; what they do not say is as it
+        was before there were options for it, and as a model without a prompt is asked.
+
+        Raises:
+            InputError: what they say is no such option.
+        """
+        said = BEFORE | dict(facts)
+        return cls(**{one.name: said[one.name] for one in fields(cls) if one.name in said})
 
     def __post_init__(self) -> None:
+        check_types(self)
         if self.row_template is not None and "{prompt}" not in self.row_template:
             raise InputError(f"--row-template must contain {{prompt}}, got {self.row_template!r}")
         if self.row_template is not None and self.chat_template is not None:
             raise InputError("--row-template and --chat-template exclude each other: give one")
         if self.max_length is not None and self.max_length < 2:
             raise InputError(f"--max-length must be at least 2 tokens, got {self.max_length}")
-        if self.opening not in get_args(Opening):
-            raise InputError(
-                f"--opening must be one of {', '.join(get_args(Opening))}: {self.opening!r}"
-            )
+        if self.date is not None:
+            try:
+                datetime.fromisoformat(self.date)
+            except (TypeError, ValueError):
+                raise InputError(
+                    f"--date must be a day, as 2026-01-31, got {self.date!r}"
+                ) from None
 
 
 @dataclass(frozen=True)
@@ -262,13 +340,28 @@ class TrainConfig:
     seed: int = option(0, "seed of the order of rows and of the initialization")
 
     def __post_init__(self) -> None:
+        check_types(self)
         _at_least_one(self, "num_virtual_tokens", "batch_size")
         self._check_method()
         _at_least_one(self, "micro_batch_size", "num_steps", "save_every", "encoder_size")
         _above_zero(self, "learning_rate", "num_epochs")
         if not 0 <= self.warmup_share < 1:
             raise InputError(f"--warmup-share must be in [0, 1), got {self.warmup_share}")
-        _not_negative(self, "weight_decay", "max_grad_norm", "eval_every", "patience")
+        if self.patience and not self.eval_every:
+            raise InputError(
+                f"--patience {self.patience} counts validations, and --eval-every 0 has one at the "
+                "end only: leave one of them out"
+            )
+        if self.num_steps is not None and self.num_epochs != TrainConfig.num_epochs:
+            raise InputError(
+                "--num-steps and --num-epochs both say how long: leave one of them out"
+            )
+        if (self.micro_batch_size or 1) > self.batch_size:
+            raise InputError(
+                f"--micro-batch-size {self.micro_batch_size} is more than the rows of a step, "
+                f"--batch-size {self.batch_size}"
+            )
+        _not_negative(self, "weight_decay", "max_grad_norm", "eval_every", "patience", "seed")
 
     def _check_method(self) -> None:
         if self.init != "text" and self.init_text:
@@ -335,14 +428,25 @@ class SamplingConfig:
     repetition_penalty: float = option(1.0, "above 1: repeat less; virtual tokens never count")
 
     def __post_init__(self) -> None:
+        check_types(self)
         if self.max_new_tokens < 1:
             raise InputError(f"--max-new-tokens must be at least 1, got {self.max_new_tokens}")
-        if self.temperature < 0:
-            raise InputError(f"--temperature must not be negative, got {self.temperature}")
+        if self.temperature != 0 and self.temperature < COLDEST:
+            raise InputError(
+                f"--temperature must be 0 or at least {COLDEST}, got {self.temperature}"
+            )
         if not 0 < self.top_p <= 1:
             raise InputError(f"--top-p must be in (0, 1], got {self.top_p}")
-        if self.repetition_penalty <= 0:
-            raise InputError(f"--repetition-penalty must be above 0, got {self.repetition_penalty}")
+        if self.repetition_penalty < COLDEST:
+            raise InputError(
+                f"--repetition-penalty must be at least {COLDEST}, got {self.repetition_penalty}"
+            )
+
+        if self.top_p != 1 and not self.temperature:
+            raise InputError(
+                f"--top-p {self.top_p} is for sampling, and --temperature 0 is greedy: give a "
+                "--temperature above 0, or leave --top-p out"
+            )
 
     def options(self) -> dict[str, Any]:
         """Return the arguments of `generate`."""
@@ -369,6 +473,7 @@ class EvalConfig:
     max_new_tokens: int = option(128, "longest answer in tokens")
 
     def __post_init__(self) -> None:
+        check_types(self)
         _at_least_one(self, "limit", "batch_size", "max_new_tokens")
 
 
@@ -381,6 +486,7 @@ class ResamplingConfig:
     seed: int = option(0, "seed of the resamples")
 
     def __post_init__(self) -> None:
+        check_types(self)
         if self.num_resamples < 1:
             raise InputError(f"--num-resamples must be at least 1, got {self.num_resamples}")
         if not 0 < self.confidence < 1:
@@ -423,6 +529,7 @@ class ServeConfig:
     )
 
     def __post_init__(self) -> None:
+        check_types(self)
         _at_least_one(
             self, "max_batch", "max_queue", "default_max_tokens", "max_choices", "chunk_tokens"
         )

@@ -11,28 +11,117 @@ import re
 import secrets
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
-from foreword.errors import StorageError
+from foreword.errors import ForewordError, InputError, StorageError
 
 SCRATCH = ".scratch-"
 KEPT = "what was there before is kept"
+NUM_HEAD = 512  # bytes of a file that tell whether it may be replaced
 
 
 def check_writable(directory: str | os.PathLike[str]) -> None:
     """Make a directory and write to it once, before hours of work depend on it.
 
     Raises:
-        StorageError: the directory cannot be made or written.
+        InputError: the directory cannot be made or written. StorageError: no space is left.
     """
     target = Path(directory)
-    with storage_errors(target):
+    with storage_errors(target, kind=InputError):
         target.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=target) as file:
             file.write(b"\0")
+
+
+def check_file(
+    path: str,
+    option: str,
+    is_own: Callable[[bytes], bool],
+    inputs: Iterable[str | None] = (),
+) -> None:
+    """Refuse a file that could not be written at the end, or that holds something else by now.
+
+    Args:
+        path: of the file; a device or a pipe is written to as it is.
+        option: how the user names it.
+        is_own: whether a file that begins with these bytes was written by the same option before.
+        inputs: files that are read, and must not be written.
+
+    Raises:
+        InputError: says what is in the way.
+    """
+    try:
+        target = Path(os.path.realpath(path))
+        if target.is_dir():
+            raise InputError(f"{option}: expected a file, and {path} is a directory")
+        if not target.parent.is_dir():
+            raise InputError(f"{option}: {path}: there is no such folder; make it first")
+        known = [os.path.realpath(one) for one in inputs if one]
+        if str(target) in known:
+            raise InputError(f"{option}: {path} is read, too; choose another file")
+        if _is_special(target):
+            return
+        if target.exists():
+            with target.open("rb") as file:
+                head = file.read(NUM_HEAD)
+            if head and not is_own(head):
+                raise InputError(
+                    f"{option}: {path} is there, and foreword did not write it; choose another "
+                    "name, or remove it"
+                )
+        with tempfile.NamedTemporaryFile(dir=target.parent, prefix=f".{target.name}.") as file:
+            file.write(b"\0")
+    except (OSError, ValueError) as error:  # ValueError: a null byte
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{option}: {path!r} cannot be written ({reason})") from None
+
+
+def _is_special(path: Path) -> bool:
+    return path.exists() and not path.is_file()
+
+
+def write_file(path: str | os.PathLike[str], write: Callable[[Path], object]) -> None:
+    """Let `write` fill a file that takes the place of `path` once it is whole.
+
+    Raises:
+        StorageError: it cannot be written; what was there is kept.
+    """
+    target = Path(os.path.realpath(path))  # through a link: it stays one
+    with storage_errors(target):
+        if _is_special(target):
+            write(target)
+            return
+        with replacing(target) as file:
+            write(file)
+
+
+@contextlib.contextmanager
+def locked(path: Path, taken: str) -> Iterator[None]:
+    """Hold the lock that a file stands for; the file is there only while somebody holds it.
+
+    The system releases it with the process, however that ends.
+
+    Raises:
+        StorageError: `taken`: somebody else holds it.
+    """
+    lock = FileLock(path, timeout=0, thread_local=False)
+    with storage_errors(path):
+        try:
+            lock.acquire()
+            while not path.exists():  # its last holder removed it just before we had it
+                lock.release()
+                lock.acquire()
+        except Timeout:
+            raise StorageError(taken) from None
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        lock.release()
 
 
 @contextlib.contextmanager
@@ -139,15 +228,18 @@ def sync(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def storage_errors(target: Path, kept: str = KEPT) -> Iterator[None]:
+def storage_errors(
+    target: Path, kept: str = KEPT, kind: type[ForewordError] = StorageError
+) -> Iterator[None]:
     """Turn what the operating system says about a full or closed disk into one line.
 
     Args:
         target: what is written.
         kept: what became of what was there, and what else to do.
+        kind: of an error that another directory mends.
 
     Raises:
-        StorageError: in the place of every error of the system or of safetensors.
+        StorageError, or `kind`: in the place of every error of the system or of safetensors.
     """
     try:
         yield
@@ -155,10 +247,13 @@ def storage_errors(target: Path, kept: str = KEPT) -> Iterator[None]:
         number = getattr(error, "errno", None)
         if number == errno.ENOSPC or "No space left" in str(error):
             reason = "no space left on the device; free some or choose another directory"
+            kind = StorageError
         elif number in (errno.EACCES, errno.EPERM, errno.EROFS):
             reason = "not writable; choose another directory or change its permissions"
         elif number in (errno.ENOTDIR, errno.EEXIST):
             reason = "a file stands where a directory is needed; choose another directory"
+        elif number in (errno.ENAMETOOLONG, errno.ELOOP):
+            reason, kind = os.strerror(number), InputError
         else:
-            reason = str(error).strip().partition("\n")[0]
-        raise StorageError(f"{target}: {reason}; {kept}") from None
+            reason = getattr(error, "strerror", None) or str(error).strip().partition("\n")[0]
+        raise kind(f"{target!s:.200}: {reason}; {kept}") from None

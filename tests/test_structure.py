@@ -146,3 +146,26 @@ def test_help_imports_no_torch() -> None:
         "assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+
+
+def loads(path: Path) -> list[ast.Call]:
+    """Return the calls of a file that may load a checkpoint by transformers."""
+    names = ("from_pretrained", "from_config")
+    calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+    return [
+        call
+        for call in calls
+        if getattr(call.func, "attr", "") in names
+        and not getattr(call.func.value, "id", "").startswith("Peft")  # on a model in memory
+    ]
+
+
+def test_every_load_says_whether_code_may_run() -> None:
+    """Without `trust_remote_code`, transformers asks on the terminal."""
+    root = PACKAGE.parent
+    others = [path for folder in ("benchmarks", "docs", "examples") for path in
+              (root / folder).rglob("*.py")]  # fmt: skip
+    for path in [*FILES, *others]:
+        for call in loads(path):
+            named = {word.arg for word in call.keywords}
+            assert "trust_remote_code" in named, f"{path}: line {call.lineno}"

@@ -123,7 +123,7 @@ def checkpoint(kind: str) -> str:
         if getattr(config, "vision_config", None) or getattr(config, "audio_config", None)
         else transformers.AutoModelForCausalLM
     )
-    auto.from_config(config).save_pretrained(directory)
+    auto.from_config(config, trust_remote_code=False).save_pretrained(directory)
     for part in _parts(kind):
         part.save_pretrained(directory)
     return str(directory)

@@ -4,7 +4,7 @@ In: arguments. Out: an exit code. Does not know what a command does.
 """
 
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -25,6 +25,11 @@ from foreword.cli import (
 from foreword.cli.console import one_line
 from foreword.errors import ForewordError
 
+# typer brings click, or a copy of it, and this class of it under no name of its own.
+CLICK_ERROR: Any = next(
+    one for one in typer.BadParameter.__mro__ if one.__name__ == "ClickException"
+)
+
 app = typer.Typer(
     name="foreword",
     help="Train soft prompts on a frozen language model and generate with them, exactly.",
@@ -33,15 +38,15 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-app.command("train")(train.command)
-app.command("generate")(generate.command)
-app.command("chat")(chat.command)
-app.command("eval")(evaluate.command)
-app.command("compare")(compare.command)
+app.command("train")(options.checked(train.command))
+app.command("generate")(options.checked(generate.command))
+app.command("chat")(options.checked(chat.command))
+app.command("eval")(options.checked(evaluate.command))
+app.command("compare")(options.checked(compare.command))
 app.command("lm-eval", context_settings=lm_eval.PASS_ON)(lm_eval.command)
-app.command("show")(show.command)
-app.command("doctor")(doctor.command)
-app.command("serve")(serve.command)
+app.command("show")(options.checked(show.command))
+app.command("doctor")(options.checked(doctor.command))
+app.command("serve")(options.checked(serve.command))
 app.add_typer(prompts.app, name="prompts")
 
 
@@ -64,9 +69,24 @@ def _options(
 def main() -> None:
     """Run the command line; the exit code is the error's own."""
     try:
-        app()
+        sys.exit(app(standalone_mode=False) or 0)
     except ForewordError as error:
-        options.errors.print(one_line(f"error: {error}"))
+        _say(str(error))
         sys.exit(error.exit_code)
+    except CLICK_ERROR as error:
+        if type(error).__name__ == "NoArgsIsHelpError":
+            error.show()
+        else:
+            context = getattr(error, "ctx", None)
+            more = f"; see {context.command_path} --help" if context else ""
+            _say(" ".join(error.format_message().split()).rstrip(".") + more)
+        sys.exit(error.exit_code)
+    except typer.Abort:
+        _say("aborted")
+        sys.exit(1)
     except BrokenPipeError:
         sys.exit(0)
+
+
+def _say(message: str) -> None:
+    options.errors.print(one_line(f"error: {message}"))

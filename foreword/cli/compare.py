@@ -4,7 +4,8 @@ In: directories of prompts, a data file. Out: tables or JSON, and where asked fo
 file of predictions. Computes no score itself.
 """
 
-from typing import Annotated, Literal
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -12,6 +13,10 @@ from foreword.cli import comparison, options
 from foreword.cli.console import strict_json
 from foreword.config import DataConfig, EvalConfig, ResamplingConfig
 from foreword.errors import InputError
+
+if TYPE_CHECKING:
+    from foreword.evaluation.evaluation import Evaluation
+    from foreword.evaluation.metrics import MetricChoice
 
 Ensemble = Literal["vote", "average"]
 
@@ -64,7 +69,8 @@ def command(
     if ensemble == "vote":
         check_vote(choice.metrics)
     if predictions:
-        comparison.check_predictions(predictions, choice.metrics)
+        read = (data, options.file_of(instruction))
+        comparison.check_predictions(predictions, choice.metrics, *read)
     written = options.text_of(instruction, "--instruction") if instruction else None
     loaded = {name: SoftPrompt.load(name) for name in prompts}
     backbone, _ = options.load(model, prompts[0])
@@ -82,10 +88,17 @@ def command(
     if ensemble == "vote":
         members = results[: len(prompts)]
         results.insert(len(prompts), voted(together, members, choice.metrics, resampling))
-    if predictions:
-        comparison.write_predictions(predictions, examples, results, choice.metrics)
-    if png:
-        plots.draw_scores(png, results, choice.metrics)
+    with ExitStack() as outputs:  # last first, and all of them, whatever becomes of the others
+        outputs.callback(_show, results, choice, resampling, as_json)
+        if png:
+            outputs.callback(plots.draw_scores, png, results, choice.metrics)
+        if predictions:
+            comparison.write_predictions(predictions, examples, results, choice.metrics)
+
+
+def _show(
+    results: "list[Evaluation]", choice: "MetricChoice", resampling: ResamplingConfig, as_json: bool
+) -> None:
     if as_json:
         found = [comparison.as_dict(result, results[0], resampling) for result in results]
         options.output.print(strict_json({"results": found}))

@@ -6,7 +6,6 @@ no score itself.
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -15,7 +14,8 @@ from rich.table import Table
 from foreword.cli import options
 from foreword.cli.console import one_line, strict_json
 from foreword.config import EvalConfig, ResamplingConfig
-from foreword.errors import InputError, StorageError
+from foreword.errors import InputError
+from foreword.storage import check_file, write_file
 
 if TYPE_CHECKING:
     from foreword.backbone import Backbone
@@ -142,20 +142,19 @@ def as_dict(
     return found
 
 
-def check_predictions(path: str, metrics: "Sequence[Metric]") -> None:
-    """Refuse early what could not be written at the end.
+def check_predictions(path: str, metrics: "Sequence[Metric]", *inputs: str | None) -> None:
+    """Refuse early what could not be written at the end; `inputs` are files that are read.
 
     Raises:
-        InputError: no metric needs answers. StorageError: no such directory.
+        InputError: no metric needs answers, a place that cannot be written, or a file of somebody
+            else's.
     """
     if all(metric.needs_loss for metric in metrics):
         raise InputError(
             "--predictions writes answers, and --metrics loss asks for none: add a metric of "
             "answers, such as exact"
         )
-    folder = Path(path).absolute().parent
-    if not folder.is_dir() or Path(path).is_dir():
-        raise StorageError(f"--predictions: expected a file in a directory that exists, got {path}")
+    check_file(path, "--predictions", lambda head: head.startswith(b'{"source": '), inputs)
 
 
 def write_predictions(
@@ -167,7 +166,7 @@ def write_predictions(
     """Write one line for each example: prompt, expected, and every subject's answer as judged.
 
     Raises:
-        StorageError: the file cannot be written.
+        StorageError: the file cannot be written; what was there is kept.
     """
     judges = [metric for metric in metrics if metric.of_row]
     lines = []
@@ -181,10 +180,7 @@ def write_predictions(
         shown = strict_json(line, ensure_ascii=False, default=lambda part: type(part).__name__)
         # Half a surrogate pair becomes JSON's own escape for it.
         lines.append(shown.encode("utf-8", "backslashreplace").decode() + "\n")
-    try:
-        Path(path).write_text("".join(lines), encoding="utf-8")
-    except OSError as error:
-        raise StorageError(f"{path}: cannot write the predictions ({error})") from error
+    write_file(path, lambda file: file.write_text("".join(lines), encoding="utf-8"))
 
 
 def _judged(result: "Evaluation", index: int, judges: "Sequence[Metric]") -> dict[str, Any]:

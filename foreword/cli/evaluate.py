@@ -11,9 +11,12 @@ import typer
 from foreword.cli import comparison, options
 from foreword.cli.console import strict_json
 from foreword.config import DataConfig, EvalConfig, ResamplingConfig
+from foreword.errors import InputError
 
 if TYPE_CHECKING:
+    from foreword.evaluation.evaluation import Evaluation
     from foreword.evaluation.forgetting import Forgetting
+    from foreword.evaluation.metrics import MetricChoice
 
 
 @options.from_configs(DataConfig, EvalConfig, ResamplingConfig)
@@ -44,11 +47,14 @@ def command(
     from foreword.evaluation.forgetting import forgetting, unrelated_text
     from foreword.evaluation.metrics import choose
 
+    if unrelated not in (None, "none") and prompt is None:
+        raise InputError("--unrelated says what a prompt forgets: give --prompt, or leave it out")
     check_held_out(data)
     examples = read_examples(data, columns, say=options.note)[: config.limit]
     choice = choose(config.metrics, [example.completion for example in examples])
     if predictions:
-        comparison.check_predictions(predictions, choice.metrics)
+        read = (data, options.file_of(instruction), unrelated)
+        comparison.check_predictions(predictions, choice.metrics, *read)
     written = options.text_of(instruction, "--instruction") if instruction else None
     text = None if unrelated == "none" else unrelated_text()
     if unrelated not in (None, "none"):
@@ -64,8 +70,20 @@ def command(
     if soft_prompt is not None and text is not None and is_wished:
         forgot = forgetting(backbone, soft_prompt, text, config, resampling)
     results = comparison.ask(backbone, asked, examples, choice, config, resampling)
-    if predictions:
-        comparison.write_predictions(predictions, examples, results, choice.metrics)
+    try:
+        if predictions:
+            comparison.write_predictions(predictions, examples, results, choice.metrics)
+    finally:  # the scores are shown, whatever becomes of the file
+        _show(results, choice, resampling, forgot, as_json)
+
+
+def _show(
+    results: "list[Evaluation]",
+    choice: "MetricChoice",
+    resampling: ResamplingConfig,
+    forgot: "Forgetting | None",
+    as_json: bool,
+) -> None:
     if as_json:
         found = [comparison.as_dict(result, results[0], resampling) for result in results]
         options.output.print(strict_json({"results": found, "forgetting": _as_dict(forgot)}))

@@ -4,9 +4,11 @@ In: dataclasses of `foreword.config`. Out: typer options with the same names, de
 loaded model and prompt. Knows no option of a config class by name.
 """
 
+import errno
 import functools
 import inspect
 import os
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import MISSING, fields
@@ -24,6 +26,13 @@ if TYPE_CHECKING:
 
 errors = TextConsole(stderr=True)
 output = TextConsole()
+
+OF_A_PATH = (
+    errno.EACCES, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOENT, errno.ENOTDIR,
+    errno.EPERM, errno.EROFS,
+)  # fmt: skip
+HALF_SURROGATE = re.compile("[\ud800-\udfff]")  # bytes of the command line that are not UTF-8
+MAY_BE_EMPTY = ("texts",)
 
 Model = Annotated[
     str | None,
@@ -57,6 +66,55 @@ def text_of(value: str, option: str) -> str:
 def note(text: str) -> None:
     """Print what a person should know, beside what a command prints."""
     errors.print(f"note: {text}")
+
+
+def checked(command: Callable[..., None]) -> Callable[..., None]:
+    """Let a command refuse text that no option can mean, and say in one line what the system says
+    of a path.
+    """
+
+    @functools.wraps(command)
+    def wrapper(**values: Any) -> None:
+        for parameter in inspect.signature(command).parameters.values():
+            given = values.get(parameter.name)
+            for one in given if isinstance(given, list) else [given]:
+                if isinstance(one, str):
+                    _check_text(one, parameter)
+        try:
+            command(**values)
+        except OSError as error:
+            if error.errno not in OF_A_PATH:
+                raise
+            raise InputError(f"{error.filename or 'a path'!s:.200}: {error.strerror}") from error
+
+    return wrapper
+
+
+def _check_text(value: str, parameter: inspect.Parameter) -> None:
+    """Refuse text that is empty, or that the system could not have meant.
+
+    Raises:
+        InputError: names the option.
+    """
+    declared = next(
+        (one for one in getattr(parameter.annotation, "__metadata__", ())), typer.Option()
+    )
+    is_option = isinstance(declared, type(typer.Option()))
+    plain = parameter.name.replace("_", "-")
+    decls = (declared.default, *(declared.param_decls or ()))  # typer keeps the first one there
+    names = [one for one in decls if isinstance(one, str) and one.startswith("--")]
+    name = names[0] if names else f"--{plain}" if is_option else plain.upper()
+    if not value and parameter.name not in MAY_BE_EMPTY:
+        raise InputError(f"{name} is empty: give it a value, or leave it out")
+    if "\0" in value:
+        raise InputError(f"{name} holds a null byte: {value!r:.80}")
+    if HALF_SURROGATE.search(value):
+        raise InputError(f"{name} is not Unicode text: {value!r:.80}")
+
+
+def file_of(value: str | None) -> str | None:
+    """Return the file that is named after an @, if one is."""
+    return value[1:] if value and value.startswith("@") else None
 
 
 def from_configs(*configs: type) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -132,6 +190,7 @@ def load(
     """Load the prompt, if any, and its base model, and show what takes long."""
     from transformers.utils import logging
 
+    from foreword import chat
     from foreword.backbone import Backbone
     from foreword.loading import hub
     from foreword.prompt.soft_prompt import SoftPrompt
@@ -152,4 +211,6 @@ def load(
         errors.print(
             "note: the prompt does not record its base; that it is this model is unchecked"
         )
+    if prompt:
+        chat.check_template(backbone, prompt)
     return backbone, prompt

@@ -16,13 +16,14 @@ from urllib.parse import quote
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from foreword.cli import options
-from foreword.errors import DependencyError
+from foreword.errors import DependencyError, InputError
 
 if TYPE_CHECKING:
     from foreword.prompt.soft_prompt import SoftPrompt
     from foreword.training.distributed import Ranks
     from foreword.training.loop import TrainEvent
 
+MAX_NAME = 255  # bytes of a file's name
 COLUMNS = (
     TextColumn("{task.description}", markup=False),
     BarColumn(),
@@ -63,8 +64,23 @@ class Stop:
 def save(prompt: "SoftPrompt", tasks: "Mapping[str, SoftPrompt]", output: str) -> None:
     """Write a prompt, and the prompts of single tasks into folders of their names below it."""
     for name, one in tasks.items():
-        one.save(Path(output) / "tasks" / quote(name, safe="").replace(".", "%2E"))
+        one.save(Path(output) / "tasks" / folder_name(name))
     prompt.save(output)
+
+
+def folder_name(task: str) -> str:
+    """Return a task's name as the name of a folder.
+
+    Raises:
+        InputError: no file system takes one as long.
+    """
+    name = quote(task, safe="").replace(".", "%2E")
+    if len(name) > MAX_NAME:
+        raise InputError(
+            f"--task-column: a task's name must make a folder's name of at most {MAX_NAME} "
+            f"letters, got {len(name)} for {task[:40]!r}...: shorten it"
+        )
+    return name
 
 
 def run(
@@ -122,27 +138,42 @@ def _validated(event: "TrainEvent") -> str:
     return f" · validation {event.validation.loss:.3f}, {event.validation.exact:.0%} exact"
 
 
-class Trackers:
-    """Experiment trackers that Accelerate knows, by name.
+def check_trackers(names: str) -> list[str]:
+    """Return the names of trackers, a comma between.
 
     Raises:
         DependencyError: a tracker is not installed, or has no such name.
     """
+    from accelerate.tracking import get_available_trackers
+
+    wanted = [name.strip() for name in names.split(",")]
+    known = [str(name) for name in get_available_trackers()]
+    if missing := [name for name in wanted if name not in known]:
+        raise DependencyError(
+            f"--track {', '.join(missing)}: not installed, or not a tracker of Accelerate's; "
+            f"here there are: {', '.join(known) or 'none'}; pip install {missing[0]}"
+        )
+    return wanted
+
+
+class Trackers:
+    """Experiment trackers that Accelerate knows, by name; one that fails ends no run.
+
+    Raises:
+        DependencyError: a tracker is not installed, has no such name, or cannot begin.
+    """
 
     def __init__(self, names: str, output: str, config: dict[str, Any]) -> None:
         from accelerate import Accelerator
-        from accelerate.tracking import get_available_trackers
 
-        wanted = [name.strip() for name in names.split(",")]
-        known = [str(name) for name in get_available_trackers()]
-        if missing := [name for name in wanted if name not in known]:
-            raise DependencyError(
-                f"--track {', '.join(missing)}: not installed, or not a tracker of Accelerate's; "
-                f"here there are: {', '.join(known) or 'none'}; pip install {missing[0]}"
-            )
-        self._accelerator = Accelerator(log_with=wanted, project_dir=output)
+        wanted = check_trackers(names)
         plain = {k: v if isinstance(v, str | int | float) else str(v) for k, v in config.items()}
-        self._accelerator.init_trackers("foreword", config=plain)
+        self.names, self._has_failed = names, False
+        try:
+            self._accelerator = Accelerator(log_with=wanted, project_dir=output)
+            self._accelerator.init_trackers("foreword", config=plain)
+        except Exception as error:  # a tracker's own, of any kind: a file, the network, a login
+            raise DependencyError(f"--track {names}: {_line(error)}") from error
 
     def log(self, event: "TrainEvent") -> None:
         """Send the numbers of one step."""
@@ -155,8 +186,28 @@ class Trackers:
         if event.validation is not None:
             values["validation/loss"] = event.validation.loss
             values["validation/exact"] = event.validation.exact
-        self._accelerator.log(values, step=event.step)
+        with self._going_on():
+            self._accelerator.log(values, step=event.step)
 
     def close(self) -> None:
         """Write what is left."""
-        self._accelerator.end_training()
+        with self._going_on():
+            self._accelerator.end_training()
+
+    @contextlib.contextmanager
+    def _going_on(self) -> Iterator[None]:
+        """Let a run go on without its trackers where they fail, and say so once."""
+        try:
+            yield
+        except Exception as error:
+            if not self._has_failed:
+                options.errors.print(
+                    f"warning: --track {self.names} failed ({_line(error)}); the run goes on, and "
+                    "what it tracks may have gaps"
+                )
+            self._has_failed = True
+
+
+def _line(error: Exception) -> str:
+    """Return what an error says in one line."""
+    return str(error).strip().partition("\n")[0] or type(error).__name__

@@ -19,7 +19,7 @@ app = typer.Typer(
     help="Keep named, versioned prompts in a directory: list, add, remove, alias, show; push one.",
     no_args_is_help=True,
 )
-app.command("push")(push.command)
+app.command("push")(options.checked(push.command))
 Directory = Annotated[
     str,
     typer.Option("--prompts", envvar="FOREWORD_PROMPTS", help="directory of the store"),
@@ -35,6 +35,7 @@ def _store(prompts: str) -> "Store":
 
 
 @app.command("list")
+@options.checked
 def list_command(prompts: Directory = "prompts", as_json: AsJson = False) -> None:
     """List names, current versions and aliases; a damaged prompt with what is wrong with it.
 
@@ -55,6 +56,7 @@ def list_command(prompts: Directory = "prompts", as_json: AsJson = False) -> Non
 
 
 @app.command("add")
+@options.checked
 def add_command(
     name: Annotated[str, typer.Argument(help="the name that clients will ask for")],
     source: Annotated[str, typer.Argument(help="directory or Hub id of a trained prompt")],
@@ -76,6 +78,7 @@ def add_command(
 
 
 @app.command("remove")
+@options.checked
 def remove_command(reference: Reference, prompts: Directory = "prompts") -> None:
     """Remove a name with all its versions, one version, or an alias.
 
@@ -90,6 +93,7 @@ def remove_command(reference: Reference, prompts: Directory = "prompts") -> None
 
 
 @app.command("alias")
+@options.checked
 def alias_command(
     alias: Annotated[str, typer.Argument(help="the other name")],
     reference: Annotated[str, typer.Argument(help="NAME, or NAME@VERSION to stay at one version")],
@@ -106,6 +110,7 @@ def alias_command(
 
 
 @app.command("show")
+@options.checked
 def show_command(
     reference: Reference, prompts: Directory = "prompts", as_json: AsJson = False
 ) -> None:

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from foreword.prompt.prefix import Prefix
     from foreword.prompt.soft_prompt import SoftPrompt
 
+NEAREST = 3
+MOST_NEAREST = 100  # a table of more is not read
 SIDES = ("keys", "values", "recurrent")
 
 
@@ -35,7 +37,9 @@ def command(
         str | None,
         typer.Option(help="load this base model, to lay the prompt beside its vocabulary"),
     ] = None,
-    nearest: Annotated[int, typer.Option(help="vocabulary tokens for each virtual token")] = 3,
+    nearest: Annotated[
+        int, typer.Option(help="vocabulary tokens for each virtual token")
+    ] = NEAREST,
     other: Annotated[
         str | None, typer.Option("--with", help="another prompt to compare with")
     ] = None,
@@ -54,8 +58,10 @@ def command(
     """
     if (directory is None) == (prompt is None):
         raise InputError("which prompt? give one directory, as PROMPT or in --prompt")
-    if nearest < 1:
-        raise InputError(f"--nearest must be at least 1, got {nearest}")
+    if not 1 <= nearest <= MOST_NEAREST:
+        raise InputError(f"--nearest must be from 1 to {MOST_NEAREST}, got {nearest}")
+    if nearest != NEAREST and model is None and text is None:
+        raise InputError("--nearest looks into the vocabulary of a model: give --model, too")
     if png:
         from foreword.evaluation import plots
 
@@ -69,12 +75,14 @@ def command(
         view.show_likeness(other)
     if text is not None:
         view.show_attention(options.text_of(text, "--input"))
-    if png:
-        view.draw(png)
-    if as_json:
-        options.output.print(strict_json(view.report))
-        return
-    view.print()
+    try:
+        if png:
+            view.draw(png)
+    finally:  # what was found is shown, whatever becomes of the picture
+        if as_json:
+            options.output.print(strict_json(view.report))
+        else:
+            view.print()
 
 
 class View:

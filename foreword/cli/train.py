@@ -1,14 +1,17 @@
 """`foreword train`: from a data file to a soft prompt."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from foreword.cli import options
-from foreword.cli.progress import Stop, Trackers, run, save
+from foreword.cli.conclusion import conclude, kept, where_it_goes_on
+from foreword.cli.progress import Stop, Trackers, check_trackers, folder_name, run, save
+from foreword.cli.run_output import claimed
 from foreword.config import DataConfig, EncodingConfig, TrainConfig
+from foreword.errors import InputError
 
 if TYPE_CHECKING:
     from foreword.backbone import Backbone
@@ -44,6 +47,12 @@ def command(
     resume: Annotated[
         bool, typer.Option("--resume", help="go on where a run into --output stopped, bit for bit")
     ] = False,
+    overwrite: Annotated[
+        bool,
+        typer.Option(
+            "--overwrite", help="begin anew in an --output that holds a run or an adapter"
+        ),
+    ] = False,
     seeds: Annotated[
         int, typer.Option(help="runs, each from the next seed; the best by validation is kept")
     ] = 1,
@@ -62,63 +71,119 @@ def command(
     Example: foreword train --data rows.jsonl --output my-prompt
     Many devices: accelerate launch -m foreword train ... (the same options)
     """
-    from dataclasses import asdict
-
     from foreword.evaluation import plots
-    from foreword.storage import check_writable
-    from foreword.training import distributed, fsdp
-    from foreword.training.seeds import folder_of, seeds_of, train_seeds
+    from foreword.training import distributed
+    from foreword.training.seeds import folder_of, seeds_of
 
     ranks = distributed.join()
     options.speak(ranks.is_main)
-    check_writable(output)
-    if curves:
-        plots.check_matplotlib()
-    folders = [folder_of(output, one.seed, seeds) for one in seeds_of(config, seeds)]
+    stop = Stop()
+    one_each = seeds_of(config, seeds)
     if seeds > 1:
         check_for_seeds(validation, curves)
-    for folder in () if resume else folders:
-        refuse_to_overwrite(str(folder))
-    train_examples, held_out = read(data, validation, columns, config)
-    # What is spread over the processes is loaded beside them first, and moved layer by layer.
-    backbone, _ = options.load(model, None, device="cpu" if fsdp.is_asked_for() else "auto")
-    rows, held_out_rows = (
-        encode(backbone, part, config, encoding, name)
-        for part, name in ((train_examples, "training"), (held_out, "validation"))
-    )
-    stop = Stop()
-    results: dict[int, TrainEvent] = {}
-    for one in train_seeds(
-        backbone,
-        rows,
-        config,
-        seeds,
-        validation=held_out_rows,
-        encoding_config=encoding,
-        initial=_initial(init_prompt),
-        folder=output,
+    if config.patience and _share(validation) == 0:
+        raise InputError("--patience counts validations: give --validation rows, or leave it out")
+    with claimed(
+        output,
+        [folder for one in one_each if (folder := folder_of(output, one.seed, seeds))],
         resume=resume,
+        overwrite=overwrite,
+        is_main=ranks.is_main,
     ):
-        place = str(one.folder)
-        if seeds > 1:
-            options.output.print(f"seed {one.seed}:")
-        if resume:
-            options.errors.print(where_it_goes_on(place, one.resumed_after))
-        trackers = Trackers(track, place, asdict(one.config)) if track else None
-        last = attend(one.events, place, stop, ranks, trackers)
-        if ranks.is_main:
-            conclude(last, place, stop, curves)
-        if last is None or stop.signal:
-            break
-        results[one.seed] = last
-    if seeds > 1 and len(results) == seeds and ranks.is_main:
-        keep_best(results, output)
+        if curves:
+            plots.check(curves, "--curves")
+        if track:
+            check_trackers(track)
+        examples = read(data, validation, columns, config)
+        for task in {example.task for part in examples for example in part}:
+            folder_name(task)  # before hours of training, not at the first save
+        given = Given(model, config, encoding, init_prompt, output, resume, seeds, curves, track)
+        run_all(given, examples, stop, ranks)
     code = 128 + stop.signal if stop.signal else 0
     if ranks.size > 1:
         distributed.leave(ranks)
         options.end_at_once(code)
     if code:
         raise typer.Exit(code)
+
+
+@dataclass(frozen=True)
+class Given:
+    """What the command line asks of the runs of `foreword train`, its rows apart."""
+
+    model: str
+    config: TrainConfig
+    encoding: EncodingConfig
+    init_prompt: str | None
+    output: str
+    resume: bool
+    seeds: int
+    curves: str | None
+    track: str | None
+
+
+def run_all(
+    given: Given,
+    examples: "tuple[Sequence[Example], Sequence[Example]]",
+    stop: Stop,
+    ranks: "Ranks",
+) -> None:
+    """Run every seed in turn, and keep the best of several; examples are to train on, held out."""
+    from foreword.data.template_dates import dated
+    from foreword.training import fsdp
+    from foreword.training.seeds import train_seeds
+
+    # What is spread over the processes is loaded beside them first, and moved layer by layer.
+    backbone, _ = options.load(given.model, None, device="cpu" if fsdp.is_asked_for() else "auto")
+    stored = _stored(given) if given.resume else None
+    encoding = dated(
+        stored.going_on(given.encoding) if stored else given.encoding,
+        backbone.tokenizer,
+        backbone.processor,
+        recorded=stored.encoding() if stored else None,
+    )
+    rows, held_out = (
+        encode(backbone, part, given.config, encoding, name)
+        for part, name in zip(examples, ("training", "validation"), strict=True)
+    )
+    results: dict[int, TrainEvent] = {}
+    for one in train_seeds(
+        backbone,
+        rows,
+        given.config,
+        given.seeds,
+        validation=held_out,
+        encoding_config=encoding,
+        initial=_initial(given.init_prompt),
+        folder=given.output,
+        resume=given.resume,
+    ):
+        place = str(one.folder)
+        if given.seeds > 1:
+            options.output.print(f"seed {one.seed}:")
+        if given.resume:
+            options.errors.print(where_it_goes_on(place, one.resumed_after))
+        trackers = Trackers(given.track, place, asdict(one.config)) if given.track else None
+        last = attend(one.events, place, stop, ranks, trackers)
+        if ranks.is_main:
+            conclude(last, place, stop, given.curves)
+        if last is None or stop.signal:
+            return
+        results[one.seed] = last
+    if given.seeds > 1 and ranks.is_main:
+        keep_best(results, given.output)
+
+
+def _stored(given: Given) -> "StoredState | None":
+    """Return the state of the first of the runs that go on; None where none has begun."""
+    from foreword.training.checkpoint import STATE_FILE, read_state
+    from foreword.training.seeds import folder_of, seeds_of
+
+    for one in seeds_of(given.config, given.seeds):
+        folder = folder_of(given.output, one.seed, given.seeds)
+        if folder is not None and (folder / STATE_FILE).exists():
+            return read_state(folder / STATE_FILE)
+    return None
 
 
 def attend(
@@ -138,7 +203,7 @@ def attend(
     try:
         last = run(events, output, stop, ranks, trackers)
     except (TrainingError, StorageError) as error:
-        raise type(error)(f"{error}{_kept(output)}") from error
+        raise type(error)(f"{error}{kept(output)}") from error
     if trackers is not None:
         trackers.close()
     return last
@@ -150,8 +215,6 @@ def check_for_seeds(validation: str, curves: str | None) -> None:
     Raises:
         InputError: no validation rows, or one picture for several runs.
     """
-    from foreword.errors import InputError
-
     if _share(validation) == 0:
         raise InputError("--seeds keeps the best by validation: give --validation rows")
     if curves is not None:
@@ -170,32 +233,6 @@ def keep_best(results: "Mapping[int, TrainEvent]", output: str) -> None:
     options.output.print(f"{found}\nits prompt is saved to {quote(output)}")
 
 
-def where_it_goes_on(output: str, step: int | None) -> str:
-    """Say after which step a run goes on."""
-    from foreword.training.checkpoint import STATE_FILE
-
-    if step is not None:
-        return f"goes on after step {step}, from {Path(output) / STATE_FILE}"
-    return f"nothing was saved in {output} yet: begins at step 1"
-
-
-def refuse_to_overwrite(output: str) -> None:
-    """Refuse to begin where an unfinished run would be lost.
-
-    Raises:
-        InputError: says how to go on, and how to begin anew.
-    """
-    from foreword.errors import InputError
-    from foreword.training.checkpoint import STATE_FILE, read_state
-
-    path = Path(output) / STATE_FILE
-    if path.exists() and not (progress := read_state(path).progress()).is_finished:
-        raise InputError(
-            f"{output} holds a run that stopped at step {progress.step}; go on with it with "
-            f"--resume, choose another --output, or remove {path}"
-        )
-
-
 def read(
     data: str, validation: str, columns: DataConfig, config: TrainConfig
 ) -> "tuple[Sequence[Example], Sequence[Example]]":
@@ -203,7 +240,6 @@ def read(
     from foreword.data.examples import read_examples
     from foreword.data.readers import check_held_out
     from foreword.data.validation_split import split_examples
-    from foreword.errors import InputError
 
     share = _share(validation)
     if share is None:
@@ -248,70 +284,3 @@ def _initial(directory: str | None) -> "SoftPrompt | None":
     from foreword.prompt.soft_prompt import SoftPrompt
 
     return SoftPrompt.load(directory) if directory else None
-
-
-def _kept(output: str) -> str:
-    """Say what a run that cannot go on leaves behind."""
-    from foreword.errors import ForewordError
-    from foreword.training.checkpoint import STATE_FILE, read_state
-
-    try:
-        stored = read_state(Path(output) / STATE_FILE)
-    except ForewordError:
-        return ""
-    best = stored.best()
-    prompt = f"the best prompt, of step {best.facts['metrics']['step']}, and " if best else ""
-    return f"; {output} holds {prompt}the training state of step {stored.progress().step}"
-
-
-def conclude(last: "TrainEvent | None", output: str, stop: Stop, curves: str | None = None) -> None:
-    """Write the prompt of a run that was stopped, draw the curves, and say what came of it."""
-    from foreword.evaluation import plots
-    from foreword.training.checkpoint import STATE_FILE, read_state
-
-    path = Path(output) / STATE_FILE
-    if not path.exists():
-        options.errors.print("stopped before the first step was saved")
-        return
-    stored = read_state(path)
-    if curves:
-        plots.draw_history(stored.history(), Path(curves))
-        options.output.print(f"curves: {curves}")
-    if stop.signal:
-        prompt = stored.result()
-        save(prompt, stored.task_results(), output)
-        kind = "best so far" if stored.best() else "newest"
-        options.errors.print(
-            f"stopped after step {stored.progress().step}; the {kind} prompt, of step "
-            f"{prompt.facts['metrics']['step']}, is in {output}; the same command with --resume "
-            "goes on"
-        )
-    elif last is not None:
-        summarize(last, output, stored)
-
-
-def summarize(last: "TrainEvent", output: str, stored: "StoredState") -> None:
-    """Say from what to what, how long, how large, and what to type next."""
-    from shlex import quote
-
-    prompt, history = last.prompt, stored.history()
-    assert prompt is not None
-    metrics = prompt.facts["metrics"]
-    shown = ""
-    if held_out := metrics.get("validation"):
-        first = history.validations[0]
-        shown = (
-            f", validation {first[1]:.3f} at step {first[0]}, {held_out['loss']:.3f} at its best "
-            f"({held_out['exact']:.0%} exact)"
-        )
-    tasks = f", each task's own to {output}/tasks" if last.task_prompts else ""
-    options.output.print(
-        f"{prompt.num_virtual_tokens} virtual tokens ({prompt.form}), "
-        f"{prompt.num_bytes / 1e6:.2f} MB, the prompt of step {metrics['step']} of "
-        f"{last.num_steps} in {stored.progress().seconds:.0f} s\n"
-        f"loss {history.losses[0]:.3f} at first, {metrics['training_loss']:.3f} there{shown}\n"
-        f"saved to {output}{tasks}\n\n"
-        f"try it:   foreword chat --prompt {quote(output)}\n"
-        f"look:     foreword show --prompt {quote(output)}\n"
-        f"measure:  foreword eval --prompt {quote(output)} --data FILE"
-    )

@@ -3,13 +3,14 @@
 In: the installed release. Out: the names of a cache, the cache's classes and layers, attention's
 and outputs' classes. How a release differs is read off its signatures and attributes, not its
 number: releases up to 5.23 call a cache `past_key_values` or `cache_params`, later ones `cache`.
-The two hooks of `generate` that are overridden are in `generation.model_view`. Knows no prompt.
+The three hooks of `generate` that are overridden are in `generation.model_view`. Knows no prompt.
 """
 
 import contextlib
 import dataclasses
 import inspect
 import os
+import threading
 from collections.abc import Callable, Iterator
 from importlib import metadata
 from typing import Any
@@ -24,6 +25,7 @@ try:
         GenerationMixin,
         PreTrainedModel,
         cache_utils,
+        dynamic_module_utils,
     )
     from transformers.cache_utils import (
         Cache,
@@ -70,6 +72,7 @@ __all__ = [
 KEYLESS_LAYER: Any = getattr(cache_utils, "DummyLayer", ())
 CACHE_NAMES = ("cache", "past_key_values", "cache_params")  # the newest first
 GROUPED_HEADS = "TRANSFORMERS_SDPA_FORCE_GQA"
+_loading = threading.RLock()
 
 
 def _named(function: Callable[..., Any], default: str) -> str:
@@ -148,3 +151,17 @@ def grouped_heads(is_wanted: bool) -> Iterator[None]:
 def are_heads_grouped() -> bool:
     """Return whether `grouped_heads`, or the user, asks for grouped attention now."""
     return GROUPED_HEADS in os.environ
+
+
+@contextlib.contextmanager
+def code_refused() -> Iterator[None]:
+    """Let transformers refuse a checkpoint's code where it would ask on the terminal whether to run
+    it: some of its classes load parts by others, to which they pass no `trust_remote_code` on.
+    """
+    with _loading:
+        seconds = getattr(dynamic_module_utils, "TIME_OUT_REMOTE_CODE", 15)
+        dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0  # seconds to an answer; 0: there is none
+        try:
+            yield
+        finally:
+            dynamic_module_utils.TIME_OUT_REMOTE_CODE = seconds

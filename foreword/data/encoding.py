@@ -26,6 +26,8 @@ from foreword.errors import DataError, InputError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
+NO_LIMIT = truncation.NO_LIMIT
+
 
 @dataclass(frozen=True)
 class EncodingReport:
@@ -103,7 +105,7 @@ def encode_turns(
     opened, behind = text.before_media(prompt)
     if max_tokens is not None:
         token_bounds.check_length(opened, tokenizer, max_tokens)
-    ids, media = read(prompt, processor, config.chat_template)
+    ids, media = read(prompt, processor, text.media_template)
     return [*ids, *text.special.read(behind)], media
 
 
@@ -160,6 +162,7 @@ def encode_examples(
     processor: "ProcessorMixin | None" = None,
     *,
     are_pairs: bool = False,
+    pair_rooms: tuple[int, int] = (NO_LIMIT, NO_LIMIT),
 ) -> tuple[list[Row], EncodingReport]:
     """Every example as a row, in the order given, and what became of them; see `encode`.
 
@@ -167,7 +170,10 @@ def encode_examples(
     a text of its own, with the special tokens that the tokenizer adds.
     """
     if are_pairs:
-        rows = [_encode_pair(example, tokenizer, config) for example in examples]
+        rows = [
+            truncation.fit_pair(_encode_pair(example, tokenizer, config), config, *pair_rooms)
+            for example in examples
+        ]
     else:
         rows = [
             encode(example, tokenizer, config, context_length, processor) for example in examples

@@ -17,6 +17,7 @@ from foreword.data.example import Example, message_text
 from foreword.data.media_parts import Message
 from foreword.data.processor import render
 from foreword.data.special_tokens import SpecialTokens, special_tokens_of
+from foreword.data.template_dates import template_in_use
 from foreword.errors import DataError
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ class RowText:
         """Return the text before an answer, for a conversation with images or sounds: up to the end
         of the generation prompt, and what the template writes behind that where an answer begins.
         """
-        opened = render(prompt, self.processor, self.config.chat_template, is_open=True)
+        opened = render(prompt, self.processor, self.media_template, is_open=True)
         if self.config.opening == "generation":
             return opened, ""
         before, _ = self._around_media(prompt)
@@ -114,8 +115,13 @@ class RowText:
     @property
     def template(self) -> ChatTemplate:
         """The chat template, filled as the rows say."""
-        is_literal = not self.config.special_tokens
-        return ChatTemplate(self.tokenizer, self.tools, is_literal, self.config.chat_template)
+        given = template_in_use(self.config, self.tokenizer)
+        return ChatTemplate(self.tokenizer, self.tools, not self.config.special_tokens, given)
+
+    @property
+    def media_template(self) -> str | None:
+        """The text of the chat template for images and sounds; None: the processor's own."""
+        return template_in_use(self.config, self.processor)
 
     @property
     def special(self) -> SpecialTokens:
@@ -133,7 +139,7 @@ class RowText:
 
     def _around_media(self, prompt: Sequence[Message]) -> tuple[str, str]:
         turns = [*prompt, {"role": "assistant", "content": PROBE}]
-        return around(PROBE, render(turns, self.processor, self.config.chat_template))
+        return around(PROBE, render(turns, self.processor, self.media_template))
 
 
 def _only_text(prompt: str | Sequence[Message]) -> str:

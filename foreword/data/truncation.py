@@ -13,6 +13,9 @@ from foreword.data.example import Example
 from foreword.data.row import Row
 from foreword.errors import DataError
 
+NO_LIMIT = 1 << 30
+"""Tokens, where nothing bounds a row."""
+
 
 def fit(
     example: Example,
@@ -45,6 +48,40 @@ def fit(
         if len(row.input_ids) <= limit:
             return row
     return _cut(row, fixed_ids(part), limit)
+
+
+def fit_pair(row: Row, config: EncodingConfig, text_room: int, labels_room: int) -> Row:
+    """Cut the start of the text that an encoder reads, where it is too long and may be cut; labels
+    are never cut.
+
+    Args:
+        row: text, then labels.
+        config: says how long a row may be, and whether it may be cut.
+        text_room: what the encoder reads at most, in tokens.
+        labels_room: what the decoder writes at most, in tokens.
+
+    Raises:
+        DataError: text or labels are too long.
+    """
+    labels, length = row.num_labels, len(row.input_ids) - row.num_labels
+    if labels > labels_room:
+        raise DataError(
+            f"{row.source}: labels of {labels} tokens, at most {labels_room} fit: shorten "
+            "the answer"
+        )
+    longest = (config.max_length or NO_LIMIT) - labels
+    room = min(text_room, longest)
+    if length <= room:
+        return row
+    longer = ", raise --max-length" if longest < text_room else ""
+    if room < 1:
+        raise DataError(f"{row.source}: labels of {labels} tokens leave no room for text{longer}")
+    if not config.truncate:
+        raise DataError(
+            f"{row.source}: text of {length} tokens, at most {room} fit: shorten the row{longer} "
+            "or cut the start of long rows with --truncate"
+        )
+    return replace(row, input_ids=row.input_ids[length - room :], is_truncated=True)
 
 
 def _check(row: Row, config: EncodingConfig, limit: int, context_length: int) -> None:

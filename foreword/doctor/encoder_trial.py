@@ -45,7 +45,7 @@ class EncoderTrial(Trial):
         """Generate with foreword behind the encoder's rows."""
         if self.encoder.reads_text:
             return super().fast(rows, **options)
-        return self.backbone.generate(
+        return self.backbone.without_habits().generate(
             self.prompt,
             encoder_outputs=BaseModelOutput(torch.stack(rows)),
             decoder_input_ids=self._start.expand(len(rows), 1),

@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 
 from foreword.backbone import Backbone
-from foreword.compat.transformers_api import GENERATE_CACHE
+from foreword.compat.transformers_api import GENERATE_CACHE, code_refused
 from foreword.doctor.finding import Finding
 from foreword.doctor.trial import Trial, left_padded
 from foreword.doctor.trials import make_trial
+from foreword.generation.habits import without_habits
 from foreword.prompt import directories
 from foreword.prompt.soft_prompt import SoftPrompt
 
@@ -46,7 +47,9 @@ def peft_findings(
         # PEFT warns on right and on wrong results alike; the findings say which is which.
         warnings.simplefilter("ignore")
         try:
-            model = PeftModel.from_pretrained(weights_shared(backbone.model), directory).eval()
+            shared = weights_shared(without_habits(backbone.model))
+            with code_refused():  # an adapter may name a tokenizer
+                model = PeftModel.from_pretrained(shared, directory).eval()
         except Exception as error:
             return [_raised("stock PEFT loading", error)]
         return [_finding(f"stock PEFT, {name}", case, trial, model) for name, case in CASES.items()]

@@ -86,7 +86,8 @@ class Trial:
     def fast(self, rows: list[Tensor], **options: Any) -> Any:
         """Generate with foreword from rows `[T]`, left-padded where they differ in length."""
         ids, mask = left_padded(rows)
-        return self.backbone.generate(self.prompt, ids, mask, **self.options, **options)
+        plain = self.backbone.without_habits()
+        return plain.generate(self.prompt, ids, mask, **self.options, **options)
 
     def slow(self) -> Tensor:
         """Generate `[num_new]` ids by full recomputation."""

@@ -18,12 +18,12 @@ from foreword.backbone import Backbone
 from foreword.engine import sampling
 from foreword.engine.kv_cache import KVCache
 from foreword.engine.limits import EngineLimits
-from foreword.engine.model_runner import ModelRunner, Ready, joined
+from foreword.engine.model_runner import MAX_FAILURES, ModelRunner, Ready, joined
 from foreword.engine.prefix_cache import CacheEntry, PrefixCache
 from foreword.engine.request import Handle, PromptSource, Request
 from foreword.engine.request_state import RequestState
 from foreword.engine.sampling import Choice
-from foreword.engine.scheduler import Scheduler
+from foreword.engine.scheduler import Scheduler, capacity_of
 from foreword.engine.unbatched import UnbatchedRequest
 from foreword.errors import InputError, UnsupportedError
 
@@ -45,7 +45,7 @@ class Engine:
                 "Backbone.generate"
             )
         self.backbone, self.limits = backbone, limits or EngineLimits()
-        self.kv_cache = KVCache(backbone.capabilities.num_layers)
+        self.kv_cache = KVCache(backbone.capabilities.num_layers, self.limits)
         self.prefix_cache = PrefixCache(self.limits.max_state_bytes)
         self.scheduler = Scheduler(backbone.capabilities, self.limits)
         self.runner = ModelRunner(backbone, self.kv_cache)
@@ -53,7 +53,7 @@ class Engine:
         self.running: list[RequestState] = []
         self.num_prompt_tokens = self.num_reused_tokens = self.num_new_tokens = 0
         self._alone: UnbatchedRequest | None = None  # under way
-        self._num_compiled = 0
+        self._num_compiled = self._num_unfreed = 0
         self._has_said_alone = False
 
     @property
@@ -107,7 +107,7 @@ class Engine:
             self._admit()
             decoded = self._decode()
             prefilled = self._prefill()
-            self._sample(decoded, prefilled)
+            self._sample([*decoded, *prefilled])
             self._advance_alone()
             self._retire()
         return self.has_work
@@ -143,9 +143,7 @@ class Engine:
     def _start(self, handle: Handle) -> None:
         """Give a request a new row, which prefills, or waits for one that prefills the same."""
         state = RequestState(handle, len(self.running))
-        # Twice the rows, so that many that come together are not copied for each.
-        num_rows = min(self.limits.max_rows, 1 << state.index.bit_length())
-        self.kv_cache.reserve(num_rows, handle.num_tokens)
+        self.kv_cache.reserve(len(self.running) + 1, capacity_of(handle, self.running))
         if (other := self.scheduler.duplicate_of(state, self.running)) is not None:
             other.duplicates.append(state)
         else:
@@ -161,11 +159,13 @@ class Engine:
         entry = start.entry
         if start.other is None and entry is None:
             entry = self._compiled(state.handle.request.prompt)
-        state.begin_at(start.num_shared)
+        num_computed = state.num_usable(start.num_shared)
+        length = state.num_virtual + num_computed
         if start.other is not None:
-            self.kv_cache.move(start.other.index, state.index, state.num_cached)
+            self.kv_cache.move(start.other.index, state.index, length)
         elif entry is not None:
-            self.kv_cache.put(state.index, entry.state, state.num_cached)
+            self.kv_cache.put(state.index, entry.state, length)
+        state.begin_at(num_computed)
         self.num_reused_tokens += state.num_computed
         self.scheduler.prefilling.append(state)
 
@@ -187,37 +187,66 @@ class Engine:
 
     # Decode and prefill --------------------------------------------------------------------------
 
-    def _decode(self) -> Ready | None:
+    def _decode(self) -> list[Ready]:
         """Run the last id of every request that decodes."""
         return self.runner.run(self.running[: self.num_decoding], 1)
 
-    def _prefill(self) -> Ready | None:
+    def _prefill(self) -> list[Ready]:
         """Run a chunk of the prompts whose turn it is; those that end decode from now on."""
         states, limit = self.scheduler.next_prefill()
         ready = self.runner.run(states, limit)
         self.scheduler.took_turn(states)
-        for state in ready[0] if ready else []:
+        for state in [state for done, _ in ready for state in done]:
             self._let_decode(state)
-        return self._with_duplicates(*ready) if ready else None
+        return [self._with_duplicates(*part) for part in ready]
 
     def _with_duplicates(self, states: list[RequestState], logits: Tensor) -> Ready:
         """Let the duplicates of prefilled requests go on from the same state and logits."""
-        places = list(range(len(states)))
-        for place, state in enumerate(list(states)):
-            for other in [one for one in state.duplicates if not one.is_over]:
-                other.follow(state)
-                self.kv_cache.move(state.index, other.index, state.num_cached)
-                self._let_decode(other)
-                self.num_reused_tokens += other.num_computed
-                places.append(place)
-                states.append(other)
+        firsts, pairs = list(states), []
+        for place, state in enumerate(firsts):
+            if state.handle.finish_reason == "error":  # its row may be half written
+                continue
+            pairs += [(place, other) for other in state.duplicates if not other.is_over]
             state.duplicates = []
-        return states, logits[places] if len(places) > len(logits) else logits
+        if not pairs:
+            return states, logits
+        try:
+            logits = logits[[*range(len(firsts)), *(place for place, _ in pairs)]]
+        except Exception as error:
+            for _, other in pairs:
+                other.handle.fail(error)
+            return firsts, logits
+        for place, other in pairs:
+            self._follow(other, firsts[place])
+        return [*firsts, *(other for _, other in pairs)], logits
+
+    def _follow(self, other: RequestState, state: RequestState) -> None:
+        """Let a duplicate decode from what another request has computed."""
+        try:
+            self.kv_cache.move(state.index, other.index, state.num_cached)
+        except Exception as error:
+            other.handle.fail(error)
+            return
+        other.follow(state)
+        self._let_decode(other)
+        self.num_reused_tokens += other.num_computed
 
     def _let_decode(self, state: RequestState) -> None:
-        """Move a request that has prefilled behind the ones that decode."""
+        """Move a request that has prefilled behind the ones that decode; one that cannot fails."""
         other = self.running[self.num_decoding]
-        self.kv_cache.swap(state.index, other.index, max(state.num_cached, other.num_cached))
+        try:
+            held = self.kv_cache.get(other.index, other.num_cached) if other is not state else ()
+        except Exception as error:
+            state.handle.fail(error)
+            return
+        try:
+            if other is not state:
+                self.kv_cache.move(state.index, other.index, state.num_cached)
+                self.kv_cache.put(state.index, held, other.num_cached)
+        except Exception as error:  # rows that are half exchanged are of no use
+            state.handle.fail(error)
+            other.handle.fail(error)
+            return
         state.index, other.index = other.index, state.index
         self.running[state.index], self.running[other.index] = state, other
         state.status = "decoding"
@@ -244,29 +273,42 @@ class Engine:
 
     # Sample and retire --------------------------------------------------------------------------
 
-    def _sample(self, *ready: Ready | None) -> None:
+    def _sample(self, ready: list[Ready]) -> None:
         """Choose the next id of every request of which nothing is pending."""
-        if (found := joined(ready)) is None:
-            return
-        states, logits = found
-        for state in states:
-            _ask_constraint(state)
-        for state, choice in zip(states, _choose(states, logits), strict=True):
-            if state.is_over:
-                continue
-            state.handle.take(choice)
-            if choice is not None:
-                state.num_finite = state.num_computed
-                state.ids.append(choice.id)
-                state.sampler.record(choice.id)
-                self.num_new_tokens += bool(state.handle.choices)
+        for states, logits in joined(ready):
+            for state in states:
+                _ask_constraint(state)
+            for state, choice in zip(states, _choose(states, logits), strict=True):
+                if not state.is_over:
+                    self._take(state, choice)
+
+    def _take(self, state: RequestState, choice: Choice | None) -> None:
+        state.handle.take(choice)
+        if choice is not None:
+            state.num_finite = state.num_computed
+            state.ids.append(choice.id)
+            state.sampler.record(choice.id)
+            self.num_new_tokens += bool(state.handle.choices)
 
     def _retire(self) -> None:
-        """Free the rows of requests that are over, and all memory when none is left."""
+        """Free the rows of requests that are over, and all memory when none is left. A row that
+        cannot be freed now is freed at a later step.
+
+        Raises:
+            Exception: rows cannot be freed step after step.
+        """
         for state in [state for state in self.running if state.is_over]:
             state.handle.end("cancelled")
-            self._remember(state)
-            self._free(state)
+            try:
+                self._remember(state)
+                self._free(state)
+            except Exception as error:
+                log.warning("a row was not freed: %s", type(error).__name__)
+                self._num_unfreed += 1
+                if self._num_unfreed > MAX_FAILURES:
+                    raise
+                continue
+            self._num_unfreed = 0
             self._pass_on(state.duplicates)
         if not self.running and not self.scheduler.is_batch_awaited:
             self.kv_cache.release()
@@ -279,12 +321,15 @@ class Engine:
             self.kv_cache.clear(state.index)
             return
         ids = np.asarray(state.ids[: state.num_computed], dtype=np.int64)
-        if self.prefix_cache.wants(
-            state.content_hash, ids, self.kv_cache.token_bytes * state.num_cached
-        ):
+        size = self.kv_cache.token_bytes * state.num_cached
+        if not self.prefix_cache.wants(state.content_hash, ids, size):
+            return
+        try:
             held = self.kv_cache.get(state.index, state.num_cached)
-            entry = CacheEntry(state.content_hash, state.num_virtual, ids, held)
-            self.prefix_cache.add(entry)
+        except Exception as error:
+            log.warning("a conversation's state was not kept: %s", type(error).__name__)
+            return
+        self.prefix_cache.add(CacheEntry(state.content_hash, state.num_virtual, ids, held))
 
     def _pass_on(self, duplicates: list[RequestState]) -> None:
         """Let the first of a request's duplicates prefill in its place: it ended before it had."""
@@ -299,25 +344,24 @@ class Engine:
     def _free(self, state: RequestState) -> None:
         """Close the gap: the last decoding row moves into it, then the last of all behind that."""
         self.scheduler.leave(state)
-        hole, num_decoding = state.index, self.num_decoding
         if state.status == "decoding":
-            hole = self._move_into(hole, num_decoding - 1)
-        self._move_into(hole, len(self.running) - 1)
-        self.running.pop()
+            self._change_places(state, self.running[self.num_decoding - 1])
         state.status = "finished"
+        self._change_places(state, self.running[-1])
+        self.running.pop()
 
-    def _move_into(self, hole: int, source: int) -> int:
-        """Move the row at `source` into a hole; return the new hole."""
-        if source != hole:
-            moved = self.running[source]
-            self.kv_cache.move(source, hole, moved.num_cached)
-            self.running[hole], moved.index = moved, hole
-        return source
+    def _change_places(self, state: RequestState, other: RequestState) -> None:
+        """Let another request have the row of one that is over, and its place."""
+        if other is state:
+            return
+        self.kv_cache.move(other.index, state.index, other.num_cached)
+        state.index, other.index = other.index, state.index
+        self.running[state.index], self.running[other.index] = state, other
 
 
 def _ask_constraint(state: RequestState) -> None:
     constraint = state.handle.request.constraint
-    if constraint is not None:
+    if constraint is not None and not state.is_over:
         try:
             state.sampler.allowed = constraint.allowed()
         except Exception as error:

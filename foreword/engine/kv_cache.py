@@ -4,7 +4,8 @@ In: passes of the model over some requests. Out: a cache that transformers' deco
 layer there is one tensor `[rows, N, capacity, D]` for keys and one for values, and a token lies in
 the slot of its position, virtual tokens first: so a pass writes in place, attention reads views,
 and masks compare positions. Rows in use are kept together, so that a decoding pass is a view of the
-first rows and copies nothing. Knows nothing of requests, ids or prompts.
+first rows and copies nothing. What fails for want of memory leaves what was there as it was. Knows
+nothing of requests, ids or prompts.
 """
 
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from foreword.compat.transformers_api import Cache, CacheLayerMixin
+from foreword.engine.limits import EngineLimits
 
 BLOCK = 64  # slots by which the capacity grows
 
@@ -76,24 +78,21 @@ class KVCacheLayer(CacheLayerMixin):
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Make the slots, once the first token says what a layer caches."""
-        self.keys, self.values = (self._empty(one) for one in (key_states, value_states))
+        size = self.kv_cache.target
+        self.keys, self.values = (_empty(one, *size) for one in (key_states, value_states))
         self.is_initialized = True
 
-    def _empty(self, like: Tensor) -> Tensor:
-        # Zeros: what a masked slot holds is multiplied by zero, which NaN would survive.
-        shape = (self.kv_cache.num_rows, like.shape[1], self.kv_cache.capacity, like.shape[3])
-        return like.new_zeros(shape)
-
-    def resize(self) -> None:
-        """Take the slots' new numbers of rows and of slots, and keep what is in use."""
+    def resize(self, num_rows: int, capacity: int) -> None:
+        """Take other numbers of rows and of slots, and keep what lies in both."""
         if not self.is_initialized:
             return
-        grown = []
+        made = []
         for old in _pair(self):
-            new = self._empty(old)
-            new[: old.shape[0], :, : old.shape[2]] = old
-            grown.append(new)
-        self.keys, self.values = grown
+            new = _empty(old, num_rows, capacity)
+            kept = old[:num_rows, :, :capacity]
+            new[: kept.shape[0], :, : kept.shape[2]] = kept
+            made.append(new)
+        self.keys, self.values = made
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
@@ -122,8 +121,9 @@ class KVCacheLayer(CacheLayerMixin):
 class KVCache:
     """All layers' slots, and the pass that is under way."""
 
-    def __init__(self, num_layers: int) -> None:
-        self.num_rows = self.capacity = 0
+    def __init__(self, num_layers: int, limits: EngineLimits | None = None) -> None:
+        self.limits = limits or EngineLimits()
+        self.target = (0, 0)  # rows and slots of the layers that are made from now on
         self._make(num_layers)
         self.width = self.num_before = 0
         self._source: tuple[Any, ...] = ()
@@ -132,28 +132,52 @@ class KVCache:
         self._gathered: Tensor | None = None
 
     @property
+    def num_rows(self) -> int:
+        """Rows that every layer has."""
+        return min(self.target[0], *(tensor.shape[0] for tensor in self._tensors()), 1 << 62)
+
+    @property
+    def capacity(self) -> int:
+        """Slots of a row that every layer has."""
+        return min(self.target[1], *(tensor.shape[2] for tensor in self._tensors()), 1 << 62)
+
+    @property
     def num_bytes(self) -> int:
         """Size in bytes of all slots, used or not."""
-        made = (t for layer in self.layers if layer.is_initialized for t in _pair(layer))
-        return sum(tensor.nbytes for tensor in made)
+        return sum(tensor.nbytes for tensor in self._tensors())
 
     @property
     def token_bytes(self) -> int:
         """Size in bytes of one token's slots in all layers."""
-        return self.num_bytes // max(1, self.num_rows * self.capacity)
+        return sum(t.shape[1] * t.shape[3] * t.element_size() for t in self._tensors())
 
     def reserve(self, num_rows: int, capacity: int) -> None:
-        """Grow to at least so many rows and slots; never shrink."""
-        blocks = -(-capacity // BLOCK) * BLOCK
-        if num_rows > self.num_rows or blocks > self.capacity:
-            self.num_rows = max(num_rows, self.num_rows)
-            self.capacity = max(blocks, self.capacity)
-            for layer in self.layers:
-                layer.resize()
+        """Make room for rows of up to `capacity` tokens, those in use included: nothing is kept of
+        further rows and slots where both do not fit the limit of slots together.
+
+        Layers that are already made anew when memory runs out keep their new size, which no number
+        promises yet; the next call goes on with them.
+        """
+        if num_rows <= self.num_rows and capacity <= self.capacity:
+            return
+        size = self._size(num_rows, capacity)
+        for layer in self.layers:
+            layer.resize(*size)
+        self.target = size
+
+    def _size(self, num_rows: int, capacity: int) -> tuple[int, int]:
+        """Return rows and slots for so many, in steps, so that not every request copies them all;
+        what there is stays where the limit of slots allows it.
+        """
+        limit = max(self.limits.max_slots, num_rows * capacity)
+        slots = min(-(-capacity // BLOCK) * BLOCK, limit // num_rows)
+        rows = max(1 << (num_rows - 1).bit_length(), self.num_rows)
+        rows = max(num_rows, min(rows, self.limits.max_rows, limit // slots))
+        return rows, max(slots, min(self.capacity, limit // rows))
 
     def release(self) -> None:
         """Give all memory back; no row may be in use."""
-        self.num_rows = self.capacity = 0
+        self.target = (0, 0)
         self._make(len(self.layers))
 
     def _make(self, num_layers: int) -> None:
@@ -180,13 +204,6 @@ class KVCache:
         if source != target:
             for tensor in self._tensors():
                 tensor[target, :, :length] = tensor[source, :, :length]
-
-    def swap(self, one: int, other: int, length: int) -> None:
-        """Exchange the first `length` tokens of two rows."""
-        if one != other:
-            pair = torch.tensor([one, other])
-            for tensor in self._tensors():
-                tensor[pair, :, :length] = tensor[pair.flip(0), :, :length]
 
     def clear(self, row: int) -> None:
         """Fill a row with zeros: values that are not finite would reach the next request."""
@@ -220,6 +237,11 @@ class KVCache:
 
     def _tensors(self) -> list[Tensor]:
         return [t for layer in self.layers if layer.is_initialized for t in _pair(layer)]
+
+
+def _empty(like: Tensor, num_rows: int, capacity: int) -> Tensor:
+    # Zeros: what a masked slot holds is multiplied by zero, which NaN would survive.
+    return like.new_zeros(num_rows, like.shape[1], capacity, like.shape[3])
 
 
 def _pair(layer: KVCacheLayer) -> tuple[Tensor, Tensor]:

@@ -16,6 +16,7 @@ from foreword.compat import transformers_api
 from foreword.engine import sampling
 from foreword.engine.kv_cache import ForwardBatch, KVCache
 from foreword.engine.request_state import RequestState
+from foreword.engine.sampling import Choice
 from foreword.model.masks import place_in_slots
 
 log = logging.getLogger("foreword.engine")
@@ -32,14 +33,15 @@ class ModelRunner:
         self.backbone, self.kv_cache = backbone, kv_cache
         self._num_failures = 0
 
-    def run(self, states: list[RequestState], limit: int) -> Ready | None:
-        """Run up to `limit` pending tokens of each request; return those of which none is left.
+    def run(self, states: list[RequestState], limit: int) -> list[Ready]:
+        """Run up to `limit` pending tokens of each request; return those of which none is left, of
+        one pass or of several.
 
         Raises:
             Exception: the model fails whatever it is given.
         """
         if not states:
-            return None
+            return []
         try:
             ready = self._forward(states, limit)
         except Exception as error:
@@ -49,10 +51,10 @@ class ModelRunner:
             if len(states) == 1:
                 log.warning("a request failed in the model: %s", type(error).__name__)
                 states[0].handle.fail(error)
-                return None
-            return joined([self.run([state], limit) for state in states])
+                return []
+            return [ready for state in states for ready in self.run([state], limit)]
         self._num_failures = 0
-        return ready
+        return [ready] if ready is not None else []
 
     def _forward(self, states: list[RequestState], limit: int) -> Ready | None:
         """Run the model once."""
@@ -67,15 +69,18 @@ class ModelRunner:
                 for state, n in _zip(states, counts)
             ],
         )
-        for index, state in enumerate(states):
-            if state.handle.request.num_prompt_logprobs is not None:
-                self._report(state, hidden[index, : counts[index]])
+        reports = [
+            self._report(state, hidden[index, :count])
+            for index, (state, count) in enumerate(_zip(states, counts))
+        ]
         done = [index for index, state in enumerate(states) if state.num_pending == counts[index]]
         if current.num_new == 1 and len(done) == len(states):
             logits = self.backbone.head(hidden[:, 0])
         elif done:
             logits = self.backbone.head(torch.stack([hidden[i, counts[i] - 1] for i in done]))
-        for state, count in _zip(states, counts):
+        # Nothing has been noted so far: a pass that fails can run again.
+        for (state, count), report in zip(_zip(states, counts), reports, strict=True):
+            state.handle.prompt_logprobs += report
             state.num_computed += count
         return ([states[index] for index in done], logits) if done else None
 
@@ -99,26 +104,28 @@ class ModelRunner:
         hidden: Tensor = output.last_hidden_state
         return hidden
 
-    def _report(self, state: RequestState, hidden: Tensor) -> None:
-        """Note the log-probability of each id that followed those of this pass."""
+    def _report(self, state: RequestState, hidden: Tensor) -> list[Choice]:
+        """Return the log-probability of each id that followed those of this pass, if asked for."""
+        num_top = state.handle.request.num_prompt_logprobs
         following = state.handle.request.ids[
             state.num_computed + 1 : state.num_computed + 1 + len(hidden)
         ]
-        if following:
-            logits = self.backbone.head(hidden[: len(following)])
-            chosen = torch.tensor(following, device=logits.device)
-            num_top = state.handle.request.num_prompt_logprobs or 0
-            state.handle.prompt_logprobs += sampling.report(logits, chosen, num_top)
+        if num_top is None or not following:
+            return []
+        logits = self.backbone.head(hidden[: len(following)])
+        chosen = torch.tensor(following, device=logits.device)
+        return sampling.report(logits, chosen, num_top)
 
 
-def joined(parts: Sequence[Ready | None]) -> Ready | None:
-    """Return what several passes made ready, as one; None where that is nothing."""
-    found = [part for part in parts if part is not None]
-    if len(found) < 2:
-        return found[0] if found else None
-    return [state for states, _ in found for state in states], torch.cat(
-        [logits for _, logits in found]
-    )
+def joined(parts: Sequence[Ready]) -> list[Ready]:
+    """Return what several passes made ready, as one where there is memory for that."""
+    if len(parts) < 2:
+        return list(parts)
+    try:
+        logits = torch.cat([logits for _, logits in parts])
+    except Exception:
+        return list(parts)
+    return [([state for states, _ in parts for state in states], logits)]
 
 
 def _zip(states: Sequence[RequestState], counts: Sequence[int]) -> list[tuple[RequestState, int]]:

@@ -52,12 +52,16 @@ class RequestState:
         """Whether its request has ended, or should."""
         return self.handle.is_cancelled or self.handle.finish_reason is not None
 
-    def begin_at(self, num_known: int) -> None:
-        """Take so many leading ids as computed, but for the last, whose logits choose the first new
-        one, and for those whose log-probabilities are asked for.
+    def num_usable(self, num_known: int) -> int:
+        """Return how many of so many known leading ids need not run: all but the last, whose logits
+        choose the first new one, and none where their log-probabilities are asked for.
         """
         asks = self.handle.request.num_prompt_logprobs is not None
-        self._take_as_computed(0 if asks else min(num_known, len(self.ids) - 1))
+        return 0 if asks else min(num_known, len(self.ids) - 1)
+
+    def begin_at(self, num_computed: int) -> None:
+        """Take so many leading ids as computed: their row holds them."""
+        self._take_as_computed(num_computed)
 
     def follow(self, other: "RequestState") -> None:
         """Take everything as computed by a duplicate."""

@@ -99,6 +99,20 @@ class Sampler:
         self.seen = dict.fromkeys(prompt_ids) if settings.repetition_penalty != 1 else {}
         self.answered: Counter[int] = Counter()
         self.allowed: Tensor | None = None  # bool [V or fewer]: what a grammar allows next
+        self._uniform: float | None = None
+
+    @property
+    def uniform(self) -> float:
+        """The number between 0 and 1 that draws the next id: the same until an id is drawn, so that
+        a choice that failed is made again with it.
+        """
+        if self._uniform is None:
+            self._uniform = self.rng.random()
+        return self._uniform
+
+    def take_drawn(self) -> None:
+        """Let the next id be drawn with another number."""
+        self._uniform = None
 
     def record(self, chosen_id: int) -> None:
         """Remember an id of the answer."""
@@ -124,6 +138,8 @@ def choose(logits: Tensor, samplers: Sequence[Sampler]) -> list[Choice | None]:
             for row, drawn_id in zip(part, _draw(edited, samplers, part), strict=True):
                 ids[row] = drawn_id
     reported = _logprobs(raw, samplers, ids)
+    for row in drawn:
+        samplers[row].take_drawn()
     return [
         reported.get(row, Choice(ids[row])) if is_finite[row] else None for row in range(len(ids))
     ]
@@ -206,7 +222,7 @@ def _draw(logits: Tensor, samplers: Sequence[Sampler], rows: list[int]) -> list[
     ids, probabilities = candidates(part, [samplers[row].settings for row in rows])
     cumulative = probabilities.double().cumsum(-1)
     uniform = torch.tensor(
-        [[samplers[row].rng.random()] for row in rows], device=logits.device, dtype=torch.double
+        [[samplers[row].uniform] for row in rows], device=logits.device, dtype=torch.double
     )
     # To the right of equal sums: an id of probability 0 is never drawn.
     found = torch.searchsorted(cumulative, uniform * cumulative[:, -1:], right=True)

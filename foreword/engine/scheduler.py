@@ -83,8 +83,8 @@ class Scheduler:
                 )
             if self._media_bytes(requests) > self.limits.max_media_bytes:
                 raise BusyError("requests with images or sounds wait already; try again later")
-            for handle in handles:
-                is_alone = unbatched.is_needed(self.capabilities, handle)
+            alone = [unbatched.is_needed(self.capabilities, handle) for handle in handles]
+            for handle, is_alone in zip(handles, alone, strict=True):
                 (self._alone if is_alone else self._waiting).append(handle)
         return handles
 
@@ -162,8 +162,7 @@ class Scheduler:
     def _has_room_for(self, handle: Handle, running: Sequence[RequestState]) -> bool:
         if not running:
             return True
-        capacity = max(handle.num_tokens, *(state.handle.num_tokens for state in running))
-        num_rows = len(running) + 1
+        num_rows, capacity = len(running) + 1, capacity_of(handle, running)
         return num_rows <= self.limits.max_rows and num_rows * capacity <= self.limits.max_slots
 
     def duplicate_of(
@@ -192,9 +191,10 @@ class Scheduler:
         where nothing is to be kept, since others could tell by the time to a first token what was
         asked.
         """
+        live = [one for one in running if not one.is_over]  # what failed may be half written
         if self.limits.max_state_bytes:
-            return running
-        return [one for one in running if one.handle.call is state.handle.call]
+            return live
+        return [one for one in live if one.handle.call is state.handle.call]
 
     # Prefill -------------------------------------------------------------------------------------
 
@@ -234,3 +234,8 @@ class Scheduler:
         """Forget a request that has ended."""
         if state in self.prefilling:
             self.prefilling.remove(state)
+
+
+def capacity_of(handle: Handle, running: Sequence[RequestState]) -> int:
+    """Return the slots of a row that hold the longest of a request and those that run."""
+    return max(handle.num_tokens, *(state.handle.num_tokens for state in running), 0)

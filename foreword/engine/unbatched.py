@@ -4,7 +4,6 @@ In: a backbone and a request. Out: the same choices as the batch would make, one
 Slower, and exact wherever `generate` is; the sampling is the engine's own.
 """
 
-import copy
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -103,7 +102,7 @@ def serve(backbone: Backbone, handle: Handle, pause: Callable[[], None]) -> None
         handle.end("length")
         return
     choose = _Choose(handle)
-    _without_habits(backbone).generate(
+    backbone.without_habits().generate(
         prefix,
         ids,
         generation_config=GenerationConfig(
@@ -114,15 +113,6 @@ def serve(backbone: Backbone, handle: Handle, pause: Callable[[], None]) -> None
         **media,
     )
     handle.end("cancelled")
-
-
-def _without_habits(backbone: Backbone) -> Backbone:
-    """Return a backbone whose model has no penalties, ends and limits of its own, which
-    transformers would fill in: a request brings all of its own, as in a batch.
-    """
-    model = copy.copy(backbone.model)
-    model.generation_config = GenerationConfig()
-    return backbone.with_passes(backbone.passes.over(model))
 
 
 class _Choose(LogitsProcessor):

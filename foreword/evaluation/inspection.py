@@ -177,7 +177,7 @@ def attention_received(
             f"{capabilities.attention} attention gives no weights; load the model with "
             "attn_implementation='eager'"
         )
-    output = backbone.generate(
+    output = backbone.without_habits().generate(
         prompt,
         torch.tensor([list(input_ids)], device=backbone.device),
         max_new_tokens=1,

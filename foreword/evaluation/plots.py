@@ -12,14 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from foreword.errors import DependencyError, InputError, StorageError
+from foreword.errors import DependencyError, InputError
 from foreword.prompt.history import History
-from foreword.storage import replacing, storage_errors
+from foreword.storage import check_file, write_file
 
 if TYPE_CHECKING:
     from foreword.evaluation.evaluation import Evaluation
     from foreword.evaluation.metrics import Metric
 
+SIGNATURE = b"Software\0foreword"  # in the head of every picture
 COLORS = ("#3b6ea5", "#8a8a8a")  # of prompts, and of what they are compared with
 
 
@@ -54,22 +55,21 @@ def check_matplotlib() -> None:
         raise DependencyError("pictures need an extra: pip install 'foreword[plots]'")
 
 
-def check(path: str) -> None:
+def check(path: str, option: str = "--png") -> None:
     """Refuse a picture that could not be drawn, before the work that it shows.
 
     Raises:
-        DependencyError: the extra `plots` is not installed. InputError: no PNG file's name.
+        DependencyError: the extra `plots` is not installed. InputError: no PNG file's name, a place
+            that cannot be written, or a file of somebody else's.
     """
     check_matplotlib()
     if Path(path).suffix.lower() != ".png":
-        raise InputError(f"expected the name of a .png file, got {path!r}")
-    if not Path(path).absolute().parent.is_dir():
-        raise InputError(f"{path}: there is no such folder; make it first")
+        raise InputError(f"{option}: expected the name of a .png file, got {path!r}")
+    check_file(path, option, lambda head: SIGNATURE in head)
 
 
 def draw_scores(path: str, results: "Sequence[Evaluation]", metrics: "Sequence[Metric]") -> None:
     """Draw a panel for each metric: a bar for each subject with its interval."""
-    check(path)
     figure = _figure((1.5 + 3.2 * len(metrics), 1.2 + 0.45 * len(results)))
     names = [result.subject.name for result in results]
     colors = [COLORS[not result.subject.is_trained] for result in results]
@@ -93,7 +93,6 @@ def draw_scores(path: str, results: "Sequence[Evaluation]", metrics: "Sequence[M
 
 def draw_panels(path: str, panels: Sequence[Panel]) -> None:
     """Draw panels one under another."""
-    check(path)
     figure = _figure((8, 3.2 * len(panels)))
     parts = figure.subplots(len(panels), 1, squeeze=False)[:, 0]
     for part, panel in zip(parts, panels, strict=True):
@@ -129,10 +128,7 @@ def draw_history(history: History, path: Path) -> None:
     rates.plot(steps, history.rates, color="tab:gray")
     rates.set_ylabel("learning rate")
     rates.set_xlabel("optimizer step")
-    with storage_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as file:
-            figure.savefig(file, format="png", dpi=120)
+    _save(figure, path, dpi=120)
 
 
 def _draw_validations(axes: Any, history: History) -> None:
@@ -165,8 +161,6 @@ def _figure(size: tuple[float, float]) -> Any:
     return importlib.import_module("matplotlib.figure").Figure(figsize=size, layout="constrained")
 
 
-def _save(figure: Any, path: str) -> None:
-    try:
-        figure.savefig(path, dpi=150)
-    except OSError as error:
-        raise StorageError(f"{path}: cannot write the picture ({error})") from error
+def _save(figure: Any, path: str | Path, dpi: int = 150) -> None:
+    signed = {"Software": "foreword"}
+    write_file(path, lambda file: figure.savefig(file, format="png", dpi=dpi, metadata=signed))

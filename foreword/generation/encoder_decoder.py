@@ -92,15 +92,15 @@ def _refuse_padding(
     """Refuse padding that is not named, and what would read it."""
     if attention_mask is not None:
         checks.check_mask(attention_mask, *input_ids.shape)
-    config = kwargs.get("generation_config") or passes.model.generation_config
-    pad = kwargs.get("pad_token_id", config.pad_token_id)
+    config = passes.model.generation_config
+    pad = checks.setting("pad_token_id", kwargs, config)
     if attention_mask is None and pad is not None and bool((input_ids == pad).any()):
         raise InputError(
             f"input_ids hold the padding id {pad} and there is no attention_mask; give it"
         )
     for name, neutral in ENCODER_PROCESSORS.items():
         is_padded = attention_mask is not None and not bool(attention_mask.all())
-        if is_padded and kwargs.get(name, getattr(config, name, None)) not in neutral:
+        if is_padded and checks.setting(name, kwargs, config) not in neutral:
             raise UnsupportedError(
                 f"generate({name}=...): it would read the padding of the encoder's rows; give rows "
                 "of one length"
@@ -111,11 +111,11 @@ def _refuse_loops(passes: EncoderDecoder, batch: PrefixBatch, kwargs: dict[str, 
     """Refuse what decodes rows in other batches than the one given, where their prompts differ."""
     if is_single(batch):
         return
-    config = kwargs.get("generation_config") or passes.model.generation_config
+    config = passes.model.generation_config
     found = [
         name
         for name, neutral in LOOPS.items()
-        if kwargs.get(name, getattr(config, name, None)) not in neutral
+        if checks.setting(name, kwargs, config) not in neutral
     ]
     if isinstance(kwargs.get("temperature"), list | tuple):
         found.append("temperature")

@@ -12,11 +12,12 @@ import logging
 import weakref
 from collections import OrderedDict
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import LogitsProcessorList
+from transformers import LogitsProcessorList, MinLengthLogitsProcessor, StoppingCriteriaList
 
 from foreword.compat import transformers_api
 from foreword.compat.transformers_api import (
@@ -48,13 +49,34 @@ HOOKS = (
 )
 
 
+@dataclass(frozen=True)
+class GivenTokens:
+    """How the tokens of a call lie behind one another, and behind those that are cached.
+
+    Attributes:
+        kept: what of the call's ids is no padding, bool `[B, T]`; None where nothing is known of.
+        columns: the caller's column of each slot after the first pass, `[B, cached + new]`; None
+            where none has moved.
+        num_unseen: cached tokens that are not among the call's ids.
+    """
+
+    kept: Tensor | None = None
+    columns: Tensor | None = None
+    num_unseen: int = 0
+
+    @property
+    def is_padded(self) -> bool:
+        """Whether any of the call's ids is padding."""
+        return self.kept is not None and not bool(self.kept.all())
+
+
 class DecoderView(GenerationMixin):
     """What a view overrides of a decoder alone; see `decoder_view`."""
 
     _model: Any
     _capabilities: Capabilities
     _batch: PrefixBatch
-    _kept: Tensor | None
+    _given: GivenTokens
     _reading: Reading | None
 
     def forward(self, **inputs: Any) -> Any:
@@ -65,8 +87,6 @@ class DecoderView(GenerationMixin):
         tokens = inputs.get("input_ids")
         if tokens is None:
             tokens = inputs["inputs_embeds"]
-        if cache is not None and mask is not None and not cache.is_padded:
-            cache.is_padded = not bool(mask.all())
         batch = self._batch.expanded(tokens.shape[0])
         num_cached = cache.get_seq_length() if cache is not None else 0
         model_cache = (
@@ -79,12 +99,14 @@ class DecoderView(GenerationMixin):
         else:
             is_padded = recurrent.has_padding(mask, tokens.shape[1])
             is_grouped = self._capabilities.is_recurrent and is_padded
+        if cache is not None:
+            cache.is_whole = False
         if is_grouped:
             output = self._read_groups(inputs, mask, batch, model_cache, num_cached)
         else:
             output = self._read(inputs, mask, batch, model_cache, num_cached)
         if cache is not None:
-            cache.num_computed += tokens.shape[1]
+            cache.read(tokens, mask)
         if cache is not None and self._reading is not None:
             cache.memory = self._reading.memory.expanded(tokens.shape[0])
         return transformers_api.set_cache(output, cache if keep else None)
@@ -187,13 +209,9 @@ class DecoderView(GenerationMixin):
         max_cache_length: int,
     ) -> None:
         """Make the cache asked for, or take the caller's, and start it with the prefixes."""
+        max_cache_length += self._given.num_unseen
         checks.check_length(self._capabilities, max_cache_length + 1, self._batch.num_slots)
         self._refuse_cache(generation_config.cache_implementation)
-        if getattr(generation_config, "use_mtp", None):
-            raise UnsupportedError(
-                "generate(use_mtp=...): drafts of multi-token prediction modules do not see the "
-                "prompt; use assistant_model or prompt_lookup_num_tokens"
-            )
         super()._prepare_cache_for_generation(
             generation_config, model_kwargs, generation_mode, batch_size, max_cache_length
         )
@@ -203,9 +221,10 @@ class DecoderView(GenerationMixin):
         checks.refuse_static(cache, self._capabilities)
         copies = max(generation_config.num_beams or 1, generation_config.num_return_sequences or 1)
         batch = self._batch.expanded(len(self._batch.prefixes) * copies)
-        model_kwargs[GENERATE_CACHE] = prefixed_cache.start(
-            cache, batch, self._capabilities, max_cache_length
-        )
+        started = prefixed_cache.start(cache, batch, self._capabilities, max_cache_length)
+        if self._given.columns is not None:
+            started.tokens.columns = self._given.columns.repeat_interleave(copies, 0)
+        model_kwargs[GENERATE_CACHE] = started
 
     def _refuse_cache(self, kind: str | None) -> None:
         if kind == "offloaded_static":
@@ -225,14 +244,32 @@ class DecoderView(GenerationMixin):
                 f"{self._capabilities.model_type} has sliding or chunked layers; use another cache"
             )
 
-    def _get_logits_processor(self, *args: Any, **kwargs: Any) -> LogitsProcessorList:
-        """Return transformers' processors; those that read history read each row without its
-        padding.
+    def _get_logits_processor(
+        self, generation_config: Any, *args: Any, **kwargs: Any
+    ) -> LogitsProcessorList:
+        """Return transformers' processors; those that read or count history read each row without
+        its padding.
         """
-        processors = super()._get_logits_processor(*args, **kwargs)
-        if self._kept is None or bool(self._kept.all()):
+        processors = super()._get_logits_processor(generation_config, *args, **kwargs)
+        given, kept = kwargs.get("encoder_input_ids"), self._given.kept
+        if given is None or kept is None or not self._given.is_padded:
             return processors
-        return LogitsProcessorList(padding.on_own_tokens(p, self._kept) for p in processors)
+        is_forced = generation_config.forced_bos_token_id is not None
+        return LogitsProcessorList(
+            # The padded length is part of a least number of new tokens.
+            one
+            if isinstance(one, MinLengthLogitsProcessor) and generation_config.min_new_tokens
+            else padding.on_own_tokens(one, given, kept, is_start_forced=is_forced)
+            for one in processors
+        )
+
+    def _get_stopping_criteria(self, *args: Any, **kwargs: Any) -> StoppingCriteriaList:
+        """Return transformers' criteria; stop strings read each row without its padding."""
+        criteria = super()._get_stopping_criteria(*args, **kwargs)
+        kept = self._given.kept
+        if kept is None or not self._given.is_padded:
+            return criteria
+        return StoppingCriteriaList(padding.criterion_on_own_tokens(c, kept) for c in criteria)
 
 
 _told: weakref.WeakSet[Any] = weakref.WeakSet()
@@ -376,7 +413,7 @@ def decoder_view(
     model: Any,
     capabilities: Capabilities,
     batch: PrefixBatch,
-    kept: Tensor | None = None,
+    given: GivenTokens = GivenTokens(),
     reading: Reading | None = None,
 ) -> Any:
     """Return an object that generates like a decoder alone, each row behind its prefix; it shares
@@ -388,7 +425,7 @@ def decoder_view(
         _model=model,
         _capabilities=capabilities,
         _batch=batch,
-        _kept=kept,
+        _given=given,
         _reading=reading,
     )
 

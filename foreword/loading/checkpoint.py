@@ -1,13 +1,19 @@
-"""Checkpoint loading: model, tokenizer and processor, without running the checkpoint's code.
+"""Checkpoint loading: model, tokenizer and processor, by transformers' own classes.
 
-In: a directory or a Hub id. Out: what transformers' own classes load of it. Some checkpoints name a
-type of their own for a class that transformers has (Kimi-K2 is DeepseekV3ForCausalLM); these are
-loaded as that class. Anything else is refused with what is missing. Knows no prompt.
+In: a directory or a Hub id. Out: what transformers' own classes load of it. The checkpoint's own
+code runs only where the caller gives `trust_remote_code=True`; nobody is asked. Some checkpoints
+name a type of their own for a class that transformers has (Kimi-K2 is DeepseekV3ForCausalLM); these
+are loaded as that class. Anything else is refused with what is missing. Knows no prompt.
 """
 
+import contextlib
+import pickle
+from collections.abc import Iterator
 from typing import Any
 
+import torch
 import transformers
+from safetensors import SafetensorError
 from transformers import (
     CONFIG_MAPPING,
     AutoConfig,
@@ -19,9 +25,16 @@ from transformers import (
     PretrainedConfig,
 )
 
+from foreword.compat.transformers_api import code_refused
 from foreword.errors import InputError, UnsupportedError
 from foreword.loading import processor
 from foreword.loading.gguf import first_line
+
+OWN_CODE = (
+    "code out of the model's directory, which is never run unless you say so; if you trust that "
+    "code, give trust_remote_code=True to Backbone.load, or load model and tokenizer yourself and "
+    "give them to Backbone(model, tokenizer)"
+)
 
 
 def load(
@@ -34,32 +47,57 @@ def load(
         name: how the user calls it.
         revision: of a Hub id.
         tokenizer: one that is loaded already, or None.
-        options: more arguments of `from_pretrained`. A user who trusts a checkpoint's code says so
-            here, with `trust_remote_code`.
+        options: more arguments of `from_pretrained`. Who trusts a checkpoint's code says so here,
+            with `trust_remote_code=True`; without it none of that code runs.
 
     Returns:
         (model, tokenizer, processor or None).
 
     Raises:
-        InputError: it cannot be loaded. UnsupportedError: no class for it in transformers.
+        InputError: it cannot be loaded. UnsupportedError: no class for it in transformers, or a
+            part of it is code of its own.
     """
-    is_trusted = {key: options[key] for key in ("trust_remote_code",) if options.get(key)}
-    config = options.get("config")
-    if config is None and not is_trusted:
-        config = load_config(source, name, revision)
-    try:
+    own = dict(options)
+    is_trusted, config = bool(own.pop("trust_remote_code", None)), own.pop("config", None)
+    with contextlib.nullcontext() if is_trusted else code_refused():
         if config is None:
-            config = AutoConfig.from_pretrained(source, revision=revision, **is_trusted)
+            config = load_config(source, name, revision, is_trusted=is_trusted)
         if tokenizer is None:
-            tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, **is_trusted)
+            with load_errors(name, "tokenizer"):
+                tokenizer = AutoTokenizer.from_pretrained(
+                    source, revision=revision, trust_remote_code=is_trusted
+                )
         kind = model_class(config)
-        options = options | {"config": config}
-        model = kind.from_pretrained(source, revision=revision, **options)
-    except (OSError, ValueError) as error:
+        with load_errors(name, "model"):
+            model = kind.from_pretrained(
+                source, revision=revision, config=config, trust_remote_code=is_trusted, **own
+            )
+        if kind not in (AutoModelForMultimodalLM, AutoModelForSpeechSeq2Seq):
+            return model, tokenizer, None
+        return model, tokenizer, processor.load(source, config, revision, is_trusted=is_trusted)
+
+
+@contextlib.contextmanager
+def load_errors(name: str, part: str) -> Iterator[None]:
+    """Raise what goes wrong while a part of a checkpoint is loaded, in one line.
+
+    Raises:
+        InputError: it cannot be loaded. UnsupportedError: it is code of the checkpoint's own.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except pickle.UnpicklingError as error:
+        raise InputError(
+            f"{name}: its weights are a pickle that is damaged or holds more than tensors, and no "
+            "code out of a pickle is run; save the model again as safetensors"
+        ) from error
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError,
+            SafetensorError) as error:  # fmt: skip
+        if "trust_remote_code" in str(error):
+            raise UnsupportedError(f"{name}: its {part} is {OWN_CODE}") from error
         raise InputError(f"{name}: transformers cannot load it ({first_line(error)})") from error
-    if kind not in (AutoModelForMultimodalLM, AutoModelForSpeechSeq2Seq):
-        return model, tokenizer, None
-    return model, tokenizer, processor.load(source, config, revision)
 
 
 def model_class(config: Any) -> Any:
@@ -74,25 +112,27 @@ def model_class(config: Any) -> Any:
     return AutoModelForCausalLM if is_text else AutoModelForMultimodalLM
 
 
-def load_config(source: str, name: str, revision: str | None = None) -> Any:
-    """Return a model's configuration, of transformers' own classes.
+def load_config(
+    source: str, name: str, revision: str | None = None, *, is_trusted: bool = False
+) -> Any:
+    """Return a model's configuration, of transformers' own classes unless its code is trusted.
 
     Raises:
         InputError: there is none, or it cannot be read.
         UnsupportedError: a class that transformers does not have; says what to do.
     """
-    try:
+    with load_errors(name, "configuration"):
         described, _ = PretrainedConfig.get_config_dict(source, revision=revision)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{name}: transformers cannot load it ({first_line(error)})") from error
-    if described.get("model_type") in CONFIG_MAPPING:
-        # Code of its own, if it has any, is not needed: transformers knows the type.
-        return AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
-    kind = _known_class(described)
-    if kind is None:
-        raise UnsupportedError(_missing(described, name))
-    own = {key: value for key, value in described.items() if key not in ("auto_map", "model_type")}
-    return kind.config_class.from_dict(own)
+        if is_trusted or described.get("model_type") in CONFIG_MAPPING:
+            # Code of its own, if it has any, is not needed where transformers knows the type.
+            return AutoConfig.from_pretrained(
+                source, revision=revision, trust_remote_code=is_trusted
+            )
+        kind = _known_class(described)
+        if kind is None:
+            raise UnsupportedError(_missing(described, name))
+        own = {k: v for k, v in described.items() if k not in ("auto_map", "model_type")}
+        return kind.config_class.from_dict(own)
 
 
 def _known_class(described: dict[str, Any]) -> Any:
@@ -109,7 +149,7 @@ def _missing(described: dict[str, Any], name: str) -> str:
     return (
         f"{name}: transformers {transformers.__version__} has no model of type "
         f"{described.get('model_type')!r} ({classes}), and code out of a model's directory "
-        "is never run; use a release that has it, or, if you trust that code, load model and "
-        "tokenizer yourself and give them to Backbone(model, tokenizer), where the model has to "
-        "prove itself"
+        "is never run unless you say so; use a release that has it, or, if you trust that code, "
+        "load model and tokenizer yourself and give them to Backbone(model, tokenizer), where the "
+        "model has to prove itself"
     )

@@ -42,14 +42,14 @@ class _Header:
 def convert(gguf_path: Path, scratch: Path, progress: ProgressCallback | None) -> Path:
     """Convert a GGUF file into a new directory under `scratch`, and return it."""
     tell(progress, f"converting {gguf_path.name} to a float32 checkpoint")
-    header = _read_header(gguf_path)
+    # transformers also reads what lies beside a GGUF file, so it gets a folder of its own
+    alone = scratch / "alone" / gguf_path.name
+    alone.parent.mkdir()
+    _copy(gguf_path, alone)
+    header = _read_header(alone, gguf_path)
     _refuse_inexact(header)
     import transformers  # noqa: F401  # here, as its log handler keeps the stderr that it finds
 
-    # transformers also reads what lies beside a GGUF file, so the file gets a folder of its own
-    alone = scratch / "alone" / gguf_path.name
-    alone.parent.mkdir()
-    alone.symlink_to(gguf_path.resolve())
     made = scratch / "model"
     with redirect_stderr(io.StringIO()):  # transformers' progress bars cannot be switched off
         model = _load_model(alone, header)
@@ -71,14 +71,32 @@ def reader_class() -> Any:
     return GGUFReader
 
 
-def _read_header(path: Path) -> _Header:
-    """Read a GGUF file's header, and check that the file is as long as the header says."""
-    reader_type = reader_class()
+def stamp_of(path: Path) -> list[int]:
+    """Return numbers that change with every write to a file; the change time cannot be set back."""
+    status = path.stat()
+    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
+
+
+def _copy(path: Path, target: Path) -> None:
+    """Copy a GGUF file, which is read by mapping it: one that shrinks then ends the process."""
     try:
-        reader = reader_type(path)
-        fields = {name: field.contents() for name, field in reader.fields.items()}
+        stamp = stamp_of(path)
+        shutil.copyfile(path, target)
+        is_same = stamp_of(path) == stamp
     except FileNotFoundError:
         raise InputError(f"model file {path} does not exist") from None
+    except (IsADirectoryError, PermissionError, shutil.SpecialFileError) as error:
+        raise InputError(f"{path} is not a GGUF file that can be read ({error})") from error
+    if not is_same:
+        raise InputError(f"model file {path} changed while it was converted; try again")
+
+
+def _read_header(alone: Path, path: Path) -> _Header:
+    """Read the header of a file's copy, and check that it is as long as the header says."""
+    reader_type = reader_class()
+    try:
+        reader = reader_type(alone)
+        fields = {name: field.contents() for name, field in reader.fields.items()}
     except (OSError, ValueError, IndexError, KeyError, OverflowError) as error:
         raise InputError(
             f"{path} is not a whole GGUF file ({first_line(error)}); download it again"
@@ -115,7 +133,11 @@ def _load_model(gguf: Path, header: _Header) -> Any:
 
     with _unsupported_family(header):
         model, loading = AutoModelForCausalLM.from_pretrained(
-            gguf.parent, gguf_file=gguf.name, dtype=torch.float32, output_loading_info=True
+            gguf.parent,
+            gguf_file=gguf.name,
+            dtype=torch.float32,
+            output_loading_info=True,
+            trust_remote_code=False,
         )
     if missing := sorted(loading["missing_keys"]):
         raise UnsupportedError(
@@ -155,7 +177,9 @@ def _load_tokenizer(gguf: Path, header: _Header) -> Any:
         adds_bos = split.adds_bos if adds_bos is None else adds_bos
     else:
         with _unsupported_family(header):
-            built = PreTrainedTokenizerFast.from_pretrained(gguf.parent, gguf_file=gguf.name)
+            built = PreTrainedTokenizerFast.from_pretrained(
+                gguf.parent, gguf_file=gguf.name, trust_remote_code=False
+            )
         backend = _without_invented_tokens(built.backend_tokenizer, header)
         adds_bos = built.add_bos_token
     ids = {name: header.of_tokenizer(f"{key}_token_id") for name, key in _SPECIAL_TOKENS.items()}
@@ -186,7 +210,7 @@ def _refuse_inexact_reload(tokenizer: Any, directory: Path, header: _Header) -> 
     from transformers import AutoTokenizer
 
     probe = "Steps:\n\n1. a  12, it's 3.14\n\t\u00e9 e\u0301 \u65e5\u672c \U0001f642  end "
-    again = AutoTokenizer.from_pretrained(directory)
+    again = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
     if again(probe)["input_ids"] != tokenizer(probe)["input_ids"]:
         raise UnsupportedError(
             f"{header.path}: transformers loads the tokenizer of this {header.family!r} model "

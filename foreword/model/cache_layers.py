@@ -60,6 +60,13 @@ class GrowingLayer(DynamicLayer):
         self.keys, self.values = self._views
         return self._views
 
+    def reset(self) -> None:
+        """Forget all tokens; never write into them, which may be a prefix's own."""
+        self._room = self._views = None
+        self.is_initialized = False  # so that a release that fills tensors with zeros does not
+        super().reset()
+        self.keys = self.values = None  # type: ignore[assignment]
+
     def _has_room(self, length: int) -> bool:
         # Cropping and reordering replace the views; the room behind them is stale then.
         is_current = self._views is not None and self.keys is self._views[0]

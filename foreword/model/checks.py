@@ -4,10 +4,12 @@ In: the arguments of `generate` and `logits`. Out: nothing, or an error whose on
 wrong and what to use instead. Knows no prompt.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from numbers import Integral
 from typing import Any
 
 from torch import Tensor
+from transformers import GenerationConfig
 
 from foreword.compat.transformers_api import Cache, EncoderDecoderCache, StaticLayer
 from foreword.errors import InputError, UnsupportedError
@@ -15,6 +17,8 @@ from foreword.model.capabilities import Capabilities
 
 GUIDANCE = "the second pass of classifier-free guidance would run without the prompt; leave it out"
 OUTSIDE = "this strategy lives outside transformers and is not tested; use a built-in one"
+
+DEFAULT_NEW_TOKENS = 20  # of transformers, where a call names no limit
 
 # Arguments of `generate` that cannot be translated, each with what to use instead.
 REFUSED = {
@@ -32,7 +36,52 @@ REFUSED_SETTINGS: dict[str, tuple[tuple[Any, ...], str]] = {
     "dola_layers": ((None,), OUTSIDE),
     "force_words_ids": ((None,), OUTSIDE),
     "constraints": ((None,), OUTSIDE),
+    "token_healing": ((None, False), "it writes the given ids anew; give healed ids"),
+    "assistant_early_exit": ((None,), "it changes the model while it drafts; use assistant_model"),
+    "speculation_type": ((None,), "this kind of draft is not tested; use assistant_model"),
+    "assistant_ensemble_weight": (
+        (None,),
+        "answers would depend on a draft that does not see the prompt; leave it out",
+    ),
+    "is_assistant": ((None, False), "the model answers here, and drafts nothing; leave it out"),
+    "use_mtp": (
+        (None, False),
+        "drafts of multi-token prediction modules do not see the prompt; use assistant_model or "
+        "prompt_lookup_num_tokens",
+    ),
 }
+# Settings that read or count the tokens before, the cached ones included: neutral values.
+HISTORY_SETTINGS: dict[str, tuple[Any, ...]] = {
+    "repetition_penalty": (None, 1),
+    "no_repeat_ngram_size": (None, 0),
+    "encoder_repetition_penalty": (None, 1),
+    "encoder_no_repeat_ngram_size": (None, 0),
+    "bad_words_ids": (None,),
+    "sequence_bias": (None,),
+    "forced_bos_token_id": (None,),
+    "watermarking_config": (None,),
+    "stop_strings": (None,),
+}
+TYPES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "generation_config": (lambda one: isinstance(one, GenerationConfig), "a GenerationConfig"),
+    "logits_processor": (
+        lambda one: isinstance(one, list) and all(map(callable, one)),
+        "a list of logits processors",
+    ),
+    "stopping_criteria": (
+        lambda one: isinstance(one, list) and all(map(callable, one)),
+        "a list of stopping criteria",
+    ),
+    "prefix_allowed_tokens_fn": (callable, "a function of a row and its ids"),
+    "streamer": (lambda one: hasattr(one, "put") and hasattr(one, "end"), "a streamer"),
+    "assistant_model": (lambda one: hasattr(one, "generate"), "a model"),
+} | dict.fromkeys(
+    (
+        *("max_new_tokens", "min_new_tokens", "max_length", "min_length"),
+        *("num_beams", "num_return_sequences", "prefill_chunk_size"),
+    ),
+    (lambda one: isinstance(one, Integral) and int(one) >= 0, "a number"),
+)
 
 
 def check_inputs(input_ids: Any, vocab_size: int, name: str = "input_ids") -> None:
@@ -117,11 +166,20 @@ def check_length(
         )
 
 
+def setting(name: str, kwargs: Mapping[str, Any], default_config: Any) -> Any:
+    """Return what `generate` takes a setting for: as the call names it, else of the configuration
+    that it brings, else of the model's own.
+    """
+    if name in kwargs:
+        return kwargs[name]
+    own = getattr(kwargs.get("generation_config"), name, None)
+    return own if own is not None else getattr(default_config, name, None)
+
+
 def refuse_candidates(kwargs: dict[str, Any], default_config: Any, model_type: str) -> None:
     """Refuse strategies that propose candidates, where a layer cannot forget the rejected ones."""
-    config = kwargs.get("generation_config") or default_config
-    for name in ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit"):
-        if kwargs.get(name, getattr(config, name, None)) is not None:
+    for name in ("assistant_model", "prompt_lookup_num_tokens"):
+        if setting(name, kwargs, default_config) is not None:
             raise UnsupportedError(
                 f"generate({name}=...): the recurrent layers of {model_type} cannot forget "
                 "rejected candidates; leave it out"
@@ -129,14 +187,80 @@ def refuse_candidates(kwargs: dict[str, Any], default_config: Any, model_type: s
 
 
 def refuse_options(kwargs: dict[str, Any], default_config: Any) -> None:
-    """Refuse options of `generate`, given by name or in a configuration, that cannot be exact."""
+    """Refuse options of `generate`, given by name or in a configuration, that cannot be exact, or
+    that are no options.
+
+    Raises:
+        InputError: an argument of another type.
+        UnsupportedError: an option that cannot be exact.
+    """
+    for name, (fits, expected) in TYPES.items():
+        if kwargs.get(name) is not None and not fits(kwargs[name]):
+            found = type(kwargs[name]).__name__
+            raise InputError(f"generate({name}=...): expected {expected}, got {found}")
     for name, reason in REFUSED.items():
         if kwargs.get(name) is not None:
             raise UnsupportedError(f"generate({name}=...): {reason}")
-    config = kwargs.get("generation_config") or default_config
     for name, (neutral, reason) in REFUSED_SETTINGS.items():
-        if kwargs.get(name, getattr(config, name, None)) not in neutral:
+        if setting(name, kwargs, default_config) not in neutral:
             raise UnsupportedError(f"generate({name}=...): {reason}")
+    if setting("cache_implementation", kwargs, default_config) == "paged":
+        raise UnsupportedError(
+            "generate(cache_implementation='paged'): the continuous batching of transformers knows "
+            "no prompt; use another cache, or foreword's own engine"
+        )
+    chunk = setting("prefill_chunk_size", kwargs, default_config)
+    if chunk == 0:
+        raise InputError("generate(prefill_chunk_size=0): expected at least 1")
+
+
+def refuse_padded_length(
+    kwargs: dict[str, Any], config: Any, num_given: int, context: int | None, *, has_ids: bool
+) -> None:
+    """Refuse a limit that counts the padding of rows of `num_given` columns, for a shorter row.
+
+    Args:
+        context: `max_position_embeddings` of the model, to which transformers cuts its default.
+        has_ids: False where embeddings alone are given, whose padding is counted for `min_length`.
+    """
+    wrong = []
+    if setting("max_new_tokens", kwargs, config) is None:
+        if setting("max_length", kwargs, config) is not None:
+            wrong.append("max_length")
+        elif context is not None and num_given + DEFAULT_NEW_TOKENS > context:
+            wrong.append(f"max_new_tokens=None, of which {context} positions leave fewer than 20")
+    is_least = setting("min_new_tokens", kwargs, config) is None
+    if not has_ids and is_least and setting("min_length", kwargs, config) not in (None, 0):
+        wrong.append("min_length")
+    if wrong:
+        raise UnsupportedError(
+            f"generate({', '.join(wrong)}): it would count the padding of shorter rows; give "
+            "max_new_tokens and min_new_tokens"
+        )
+
+
+def refuse_unseen_history(kwargs: dict[str, Any], config: Any, num_unseen: int) -> None:
+    """Refuse what would count or read cached tokens that are not among the ids of the call."""
+    names = [name for name in HISTORY_SETTINGS if _reads_history(name, kwargs, config)]
+    for total, new in (("max_length", "max_new_tokens"), ("min_length", "min_new_tokens")):
+        is_used = setting(new, kwargs, config) is None
+        if is_used and setting(total, kwargs, config) not in (None, 0):
+            names.append(total)
+    if names:
+        raise UnsupportedError(
+            f"generate({', '.join(names)}): it reads all tokens so far, and {num_unseen} of them "
+            "are cached and not given; give the conversation so far and the next turn"
+        )
+
+
+def _reads_history(name: str, kwargs: dict[str, Any], config: Any) -> bool:
+    value = setting(name, kwargs, config)
+    if name in ("bad_words_ids", "sequence_bias") and value is not None:
+        # Pairs are another form of the same; words of one id need no history.
+        is_paired = name == "sequence_bias" and isinstance(value, list)
+        words = [one[0] for one in value] if is_paired else value
+        return any(len(word) > 1 for word in words)
+    return value not in HISTORY_SETTINGS[name]
 
 
 def num_rows(given: Mapping[str, Any]) -> int:

@@ -8,6 +8,7 @@ hold the virtual ones. Knows no positions and no masks.
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from foreword.compat.transformers_api import (
     KEYLESS_LAYER,
@@ -17,7 +18,14 @@ from foreword.compat.transformers_api import (
     StaticLayer,
 )
 from foreword.errors import InputError, MismatchError, UnsupportedError
-from foreword.model.cache_layers import GrowingLayer, attention_layer, one_pass_layer, state_layer
+from foreword.model.cache_layers import (
+    ExactPrefixLayer,
+    GrowingLayer,
+    attention_layer,
+    one_pass_layer,
+    state_layer,
+)
+from foreword.model.cached_tokens import CachedTokens
 from foreword.model.capabilities import Capabilities, LayerKind
 from foreword.model.placeholders import Memory
 from foreword.prompt.prefix import PrefixBatch
@@ -35,12 +43,16 @@ class PrefixedCache(Cache):
     def __init__(self, model_cache: Cache, batch: PrefixBatch) -> None:
         super().__init__(layers=model_cache.layers)
         self.model_cache = model_cache
-        self.identity = batch.identity
-        self.num_slots = batch.num_slots
+        self.begin(batch)
         self.num_computed = 0  # real tokens of the passes so far
-        # Set by a pass with padding: the next turn must bring the mask again.
-        self.is_padded = False
+        self.tokens = CachedTokens()
+        self.is_whole = True  # False from the start of a pass to its end
         self.memory: Memory | None = None  # of the media that it holds
+
+    def begin(self, batch: PrefixBatch) -> None:
+        """Start, without any real token, from the prefixes that were laid into `model_cache`."""
+        self.layers = self.model_cache.layers
+        self.identity, self.num_slots = batch.identity, batch.num_slots
 
     @property
     def is_compileable(self) -> bool:
@@ -55,6 +67,11 @@ class PrefixedCache(Cache):
         layers hold, so that `generate` leaves them out of the next turn.
         """
         return [False] * len(self.layers)
+
+    @property
+    def is_padded(self) -> bool:
+        """Whether it holds padding, so that the next turn must bring the mask again."""
+        return self.tokens.mask is not None and not bool(self.tokens.mask.all())
 
     def update(self, *args: Any, **kwargs: Any) -> Any:
         """Refuse to be used by a model directly: it would not see the virtual tokens.
@@ -77,6 +94,44 @@ class PrefixedCache(Cache):
     def is_filled(self) -> bool:
         """Whether it holds any token, virtual or real."""
         return self.num_computed > 0 or num_held(self.model_cache) > 0
+
+    def read(self, tokens: Tensor, mask: Tensor | None) -> None:
+        """Take note of a pass that has ended, over ids `[B, T]` or embeddings `[B, T, H]`."""
+        self.num_computed += tokens.shape[1]
+        self.tokens.read(tokens, mask)
+        self.is_whole = True
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Forget the last `-tokens_to_remove` tokens."""
+        super().crop(tokens_to_remove)
+        self.num_computed -= abs(tokens_to_remove)
+        self.tokens.drop_last(abs(tokens_to_remove))
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Take over other beams of the same rows."""
+        super().reorder_cache(beam_idx)
+        self.tokens.select(beam_idx)
+
+    def reset(self) -> None:
+        """Forget all tokens, virtual ones included: the next turn begins as in a new cache."""
+        cache = self.model_cache
+        for index, layer in enumerate(cache.layers):
+            if isinstance(layer, ExactPrefixLayer):
+                cache.layers[index] = layer.inner
+            cache.layers[index].reset()
+        self.num_computed, self.tokens, self.memory = 0, CachedTokens(), None
+        self.is_whole = True
+
+    def check_whole(self) -> None:
+        """Refuse to go on where a pass has ended in an error.
+
+        Raises:
+            InputError: it has.
+        """
+        if not self.is_whole:
+            raise InputError(
+                "past_key_values was left half filled by a call that failed; start a new cache"
+            )
 
     def check(self, batch: PrefixBatch, num_real: int) -> None:
         """Refuse to go on with other prompts than the cache was started from, or past a static
@@ -103,6 +158,17 @@ class PrefixedCache(Cache):
                     f"row {row}: past_key_values was started from another prompt "
                     f"({_short(old)}) than the call names ({_short(new)}); start a new cache"
                 )
+
+
+def known(cache: Any) -> Any:
+    """Return the prefixed cache behind a cache that the caller holds, or the cache itself.
+
+    One whose layers the caller has emptied starts anew.
+    """
+    found = getattr(cache, MARK, cache)
+    if isinstance(found, PrefixedCache) and found.num_computed and not num_held(found.model_cache):
+        found.reset()
+    return found
 
 
 def uncached(batch: PrefixBatch, capabilities: Capabilities) -> Cache:
@@ -137,22 +203,25 @@ def start(
         MismatchError: the cache holds tokens that follow other prompts.
         UnsupportedError: a kind of cache that cannot hold a prefix exactly.
     """
-    known = cache if isinstance(cache, PrefixedCache) else getattr(cache, MARK, None)
-    if known is not None and known.is_filled:
-        known.check(batch, num_real)
-        return known
+    found = known(cache)
+    if isinstance(found, PrefixedCache) and found.is_filled:
+        found.check(batch, num_real)
+        return found
     held = num_held(cache)
     if held and batch.num_slots:
         raise MismatchError(
             f"past_key_values already holds {held} tokens read without this prompt; start with an "
             "empty cache, or give back the one that generate returned"
         )
-    if known is not None:
-        cache = known.model_cache
+    if isinstance(found, PrefixedCache):
+        cache = found.model_cache
     if held:
         _check_foreign(cache)
     else:
         fill(cache, batch, capabilities, num_real)
+    if isinstance(found, PrefixedCache):
+        found.begin(batch)
+        return found
     prefixed = PrefixedCache(cache, batch)
     setattr(cache, MARK, prefixed)
     return prefixed

@@ -1,9 +1,9 @@
 """Prompt files: one directory is one soft prompt, in PEFT's format plus our facts.
 
-In: a prompt's tensors, PEFT's configuration, our facts. Out: the same, verified. The tensor file is
-safetensors, whose metadata holds the facts as JSON under `foreword`; PEFT ignores them. Writes are
-atomic, and no pickle is ever read. Knows no model, no method and no use of a prompt; PEFT's keys
-are `peft_format`'s, and what facts may be is `facts`'.
+In: a prompt's tensors, PEFT's configuration, our facts. Out: the same, verified, in memory that no
+file changes any more. The tensor file is safetensors, whose metadata holds the facts as JSON under
+`foreword`; PEFT ignores them. Writes are atomic, and no pickle is ever read. Knows no model, no
+method and no use of a prompt; PEFT's keys are `peft_format`'s, and what facts may be is `facts`'.
 """
 
 import hashlib
@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -24,6 +23,7 @@ from foreword.prompt.facts import MAX_CONFIG_BYTES as MAX_CONFIG_BYTES
 from foreword.prompt.facts import METADATA_NAME, as_json, parse, read_config
 from foreword.prompt.facts import wrong_fact as wrong_fact
 from foreword.prompt.peft_format import CONFIG_FILE, TENSOR_FILE, check_tensors, tensor_names
+from foreword.prompt.tensor_file import read_tensors
 from foreword.storage import replacing, storage_errors, taking_turns
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -114,20 +114,22 @@ def _read_tensors(source: Path, wanted: list[str]) -> tuple[dict[str, Tensor], d
         pickled = (source / "adapter_model.bin").exists()
         hint = "adapter_model.bin is a pickle and is never read; save it again as safetensors"
         raise ArtifactError(f"{source}: no {TENSOR_FILE}" + (f"; {hint}" if pickled else ""))
+
+    def check(names: list[str]) -> None:
+        others = ", ".join([f"{name!r:.60}" for name in names if name not in wanted][:5])
+        for name in wanted:
+            if name not in names:
+                raise ArtifactError(f"{path}: no tensor {name!r}; found {others or 'none'}")
+        if others:
+            raise ArtifactError(
+                f"{path}: holds {others} beside the prompt: modules trained with it, without "
+                "which it would not act the same; only a prompt alone can be read"
+            )
+
     try:
-        with safe_open(path, framework="pt") as file:
-            names = list(file.keys())
-            others = ", ".join([f"{name!r:.60}" for name in names if name not in wanted][:5])
-            for name in wanted:
-                if name not in names:
-                    raise ArtifactError(f"{path}: no tensor {name!r}; found {others or 'none'}")
-            if others:
-                raise ArtifactError(
-                    f"{path}: holds {others} beside the prompt: modules trained with it, without "
-                    "which it would not act the same; only a prompt alone can be read"
-                )
-            text = (file.metadata() or {}).get(METADATA_NAME)
-            facts = parse(text, path) if text is not None else {}
-            return {name: file.get_tensor(name) for name in wanted}, facts
-    except (SafetensorError, OSError, ValueError) as error:
+        found = read_tensors(path, check)
+    except (OSError, ValueError) as error:
         raise ArtifactError(f"{path}: truncated or not a safetensors file ({error})") from None
+    text = found.metadata.get(METADATA_NAME)
+    facts = parse(text, path) if text is not None else {}
+    return {name: found.tensors[name] for name in wanted}, facts

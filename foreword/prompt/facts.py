@@ -9,7 +9,6 @@ import json
 import math
 import os
 import stat
-from dataclasses import fields
 from pathlib import Path
 from typing import IO, Any
 
@@ -35,6 +34,10 @@ FACT_TYPES: dict[str, Any] = {
         "row_template": str,
         "max_length": int,
         "truncate": bool,
+        "chat_template": str,
+        "opening": str,
+        "start_token": bool,
+        "special_tokens": bool,
         "is_text": bool,
         "is_spaced": bool,
         "date": str,
@@ -74,9 +77,8 @@ def wrong_fact(facts: dict[str, Any]) -> str | None:
 
 
 def _wrong_encoding(saved: dict[str, Any]) -> str | None:
-    names = {field.name for field in fields(EncodingConfig)}
     try:
-        EncodingConfig(**{name: value for name, value in saved.items() if name in names})
+        EncodingConfig.saved(saved)
     except InputError as error:
         return f"encoding: {error!s:.200}"
     return None
@@ -248,6 +250,15 @@ def summary(directory: Path, where: Path | None = None) -> dict[str, Any]:
         "history": facts.get("history"),
     }
     return {name: value for name, value in known.items() if value is not None}
+
+
+def is_own(directory: Path) -> bool:
+    """Return whether foreword wrote a prompt's files; files that cannot be read are not its own."""
+    try:
+        header, _ = _header(directory / TENSOR_FILE)
+    except ArtifactError:
+        return False
+    return METADATA_NAME in header.get("__metadata__", {})
 
 
 def _num_virtual_tokens(config: dict[str, Any], tensor: dict[str, Any]) -> int | None:

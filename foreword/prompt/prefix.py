@@ -129,7 +129,7 @@ class PrefixBatch:
         """
         found = [p for p in self.prefixes if p is not None]
         state = found[0].cached.layers[index]
-        if all(p is found[0] for p in self.prefixes):
+        if all(p is not None and p.states is found[0].states for p in self.prefixes):
             return tuple(t.expand(len(self.prefixes), *t.shape) for t in state)
         num_sided = len(attention_part(state))
         return tuple(

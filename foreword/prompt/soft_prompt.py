@@ -6,6 +6,7 @@ saved and loaded, in PEFT's format where it has one. Knows no model: a backbone 
 `SoftPrompt` to a prefix.
 """
 
+import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -162,8 +163,14 @@ class SoftPrompt:
 
     @property
     def content_hash(self) -> str:
-        """SHA-256 of the values: equal prompts have equal hashes, and a trained one has another."""
-        return artifact.content_hash(self.tensors)
+        """SHA-256 of the values, and of their layout where they do not tell it, as P of recurrent
+        states: equal prompts have equal hashes, and a trained one has another.
+        """
+        values = artifact.content_hash(self.tensors)
+        are_pairs = set(self.counts) == {2} and all(tensor.ndim == 3 for tensor in self.tensors)
+        if self.form == "embeddings" or are_pairs:
+            return values
+        return hashlib.sha256(f"{values} {self.layout}".encode()).hexdigest()
 
     def trainable(self, dtype: torch.dtype = torch.float32) -> "SoftPrompt":
         """Return a copy whose tensors are leaves that take a gradient, in `dtype`."""
@@ -202,7 +209,7 @@ class SoftPrompt:
         """Write the prompt as `save` does; `is_cartridge`: its keys and values as a CARTRIDGE."""
         facts = self.facts | {
             "format_version": artifact.FORMAT_VERSION,
-            "content_hash": self.content_hash,
+            "content_hash": artifact.content_hash(self.tensors),
             "form": self.form,
         }
         parts = Parts(self.form, self.tensors, self.counts, self.num_virtual_tokens)
@@ -236,7 +243,7 @@ class SoftPrompt:
         except InputError as error:
             raise ArtifactError(f"{directory}: {error}") from None
         expected = stored.facts.get("content_hash")
-        if expected is not None and expected != prompt.content_hash:
+        if expected is not None and expected != artifact.content_hash(prompt.tensors):
             raise ArtifactError(
                 f"{directory}: the values do not match their recorded hash; the file was changed"
             )

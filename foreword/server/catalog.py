@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from foreword import chat
+from foreword.backbone import Backbone
 from foreword.config import EncodingConfig
 from foreword.engine.request import PromptSource
 from foreword.errors import ForewordError, InputError, NotFoundError, UnavailableError
@@ -175,6 +176,8 @@ class Catalog:
         """Read and check a prompt's files; its values are not kept."""
         prompt = self._load(entry)
         self.model.check(prompt)
+        if isinstance(self.model, Backbone):
+            chat.check_template(self.model, prompt)
         source = PromptSource(
             prompt.content_hash, prompt.num_virtual_tokens, lambda: self._load_again(entry)
         )

@@ -6,24 +6,31 @@ pickle, and nothing in it is executed.
 """
 
 import contextlib
+import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from foreword.config import BEFORE, EncodingConfig
+from foreword.data.tokenizer_facts import NAMES, NUM_DIGITS
 from foreword.errors import ArtifactError, InputError
+from foreword.model.fingerprint import as_known_to
 from foreword.prompt.history import History
 from foreword.prompt.soft_prompt import SoftPrompt
+from foreword.prompt.tensor_file import read_tensors
 from foreword.training.methods.method import Method, restored, task_prompts
 
 STATE_FILE = "training_state.safetensors"
 STATE_VERSION = 2
 ENVIRONMENT = "environment"  # of a run's identity: what may change between its processes
+LATER = ("the base's dtype", *NAMES.values())  # unknown to states of release 0.1
+NEWER = ("opening", "start_token", "special_tokens")  # options that such runs began without
+BASE = "the base model"  # of a run's identity: its fingerprint
 METADATA_NAME = "foreword_training_state"
 
 CPU = torch.device("cpu")
@@ -139,25 +146,49 @@ class StoredState:
             self.history(),
         )
 
+    def encoding(self) -> EncodingConfig:
+        """Return how the rows of the run are encoded."""
+        with damage_named(self.path):
+            return EncodingConfig.saved(self.facts["facts"].get("encoding") or {})
+
+    def going_on(self, config: EncodingConfig) -> EncodingConfig:
+        """Return how rows are encoded where the run goes on: what there was no option for when it
+        began is as it was.
+        """
+        with damage_named(self.path):
+            said = self.facts["facts"].get("encoding") or {}
+        return replace(config, **{key: old for key, old in BEFORE.items() if key not in said})
+
+    def _recorded(self) -> dict[str, Any]:
+        """Return the recorded identity; the tokenizer, where an earlier release kept it among the
+        facts of the prompt.
+        """
+        with damage_named(self.path):
+            tokenizer = self.facts["facts"].get("tokenizer") or {}
+            kept = {name: tokenizer[key] for key, name in NAMES.items() if key in tokenizer}
+            return kept | dict(self.facts["identity"])
+
     def check(self, identity: dict[str, Any]) -> None:
-        """Refuse to go on with another base, other rows or other options.
+        """Refuse to go on with another base, tokenizer, rows or options.
 
         Raises:
             InputError: names all that differs, in one line.
         """
-        differing = []
+        differing, recorded = [], self._recorded()
         for name, ours in identity.items():
-            if name == ENVIRONMENT:
+            if name == ENVIRONMENT or (name in LATER and name not in recorded):
                 continue
-            theirs = self.facts["identity"].get(name)
+            theirs = recorded.get(name)
+            if name == BASE and isinstance(theirs, str):
+                ours = _as_known_to(theirs, ours)
             if isinstance(ours, dict) and isinstance(theirs, dict):
                 differing += [
                     f"--{option.replace('_', '-')} was {theirs.get(option)!r}, is {value!r}"
                     for option, value in ours.items()
-                    if theirs.get(option) != value
+                    if theirs.get(option) != value and (option in theirs or option not in NEWER)
                 ]
             elif ours != theirs:
-                differing.append(f"{name} differ")
+                differing.append(f"{name} differ (expected {_short(theirs)}, got {_short(ours)})")
         if differing:
             raise InputError(
                 f"{self.path}: cannot go on with this run: {'; '.join(differing)}; give what it "
@@ -181,22 +212,28 @@ def read_state(path: Path) -> StoredState:
         ArtifactError: damaged, or another kind of file.
     """
     with damage_named(path):
-        with safe_open(path, framework="pt") as file:
-            facts = json.loads((file.metadata() or {})[METADATA_NAME])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        found = read_tensors(path)
+        facts = json.loads(found.metadata[METADATA_NAME])
         if facts["version"] == STATE_VERSION:
-            return StoredState(path, facts, tensors)
+            return StoredState(path, facts, found.tensors)
     raise ArtifactError(
         f"{path}: state version {facts['version']!r}, expected {STATE_VERSION}; go on with the "
         "release of foreword that wrote it"
     )
 
 
+def _as_known_to(theirs: str, ours: str) -> str:
+    """Return the base's fingerprint as the version of a state's would have it."""
+    with contextlib.suppress(ValueError, TypeError):
+        return json.dumps(as_known_to(json.loads(theirs), json.loads(ours)), sort_keys=True)
+    return ours
+
+
 @contextlib.contextmanager
 def damage_named(path: Path) -> Iterator[None]:
     try:
         yield
-    except (SafetensorError, OSError, ValueError, LookupError, TypeError, AttributeError,
+    except (OSError, ValueError, LookupError, TypeError, AttributeError,
             RecursionError, RuntimeError) as error:  # fmt: skip
         raise ArtifactError(
             f"{path}: not a training state of foreword, or a damaged one ({error!r}); remove it "
@@ -226,6 +263,14 @@ def with_metrics(prompt: SoftPrompt, metrics: dict[str, Any]) -> SoftPrompt:
 def with_history(prompt: SoftPrompt, history: History) -> SoftPrompt:
     known = {"history": facts} if (facts := history.facts()) else {}
     return prompt.replaced(prompt.tensors, prompt.facts | known)
+
+
+def _short(value: Any) -> str:
+    """Return a recorded value, a hash by its first digits, a fingerprint by a hash of its own."""
+    text = str(value)
+    if text.startswith("{"):
+        text = hashlib.sha256(text.encode()).hexdigest()
+    return text[:NUM_DIGITS]
 
 
 def _in_order(tensors: dict[str, Tensor]) -> list[tuple[str, Tensor]]:

@@ -11,14 +11,16 @@ from datetime import UTC, datetime
 from typing import Any
 
 import torch
+import transformers
 
 from foreword.backbone import Backbone
 from foreword.config import EncodingConfig, TrainConfig
 from foreword.data import encoding
 from foreword.data.encoding import Row
+from foreword.data.tokenizer_facts import NAMES
 from foreword.prompt import artifact
 from foreword.prompt.soft_prompt import SoftPrompt
-from foreword.training.checkpoint import ENVIRONMENT
+from foreword.training.checkpoint import BASE, ENVIRONMENT
 
 
 def describe(
@@ -33,7 +35,7 @@ def describe(
             "revision": backbone.revision,
             "fingerprint": backbone.fingerprint(),
         },
-        "tokenizer": _tokenizer_facts(backbone.tokenizer),
+        "tokenizer": backbone.tokenizer_facts(),
         "method": config.resolved().method,
         "embedding_scale": "as the model's embedding module returns them",
         "encoding": asdict(encoding_config)
@@ -53,18 +55,6 @@ def _are_spaced(tokenizer: Any, rows: Sequence[Row]) -> bool | None:
     borders = {row.input_ids[-row.num_labels - 1 :][:2] for row in rows}  # few differ
     texts = ([encoding.decode(ids, tokenizer) for ids in (ids[:1], ids)] for ids in borders)
     return all(both[len(before) :].startswith(" ") for before, both in texts)
-
-
-def _tokenizer_facts(tokenizer: Any) -> dict[str, Any] | None:
-    """Return hashes of the vocabulary and of the chat template: a prompt is trained on both."""
-    if tokenizer is None:
-        return None
-    vocabulary = json.dumps(sorted(tokenizer.get_vocab().items()))
-    template = json.dumps(getattr(tokenizer, "chat_template", None))
-    return {
-        "vocabulary": hashlib.sha256(vocabulary.encode()).hexdigest(),
-        "chat_template": hashlib.sha256(template.encode()).hexdigest(),
-    }
 
 
 def run_identity(
@@ -87,10 +77,16 @@ def run_identity(
         "the number of processes": num_processes,
         "the number of threads": torch.get_num_threads(),
         "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "the device": backbone.device.type,
+        "the attention": getattr(backbone.model.config, "_attn_implementation", None),
     }
+    known = backbone.tokenizer_facts() or {}
     return {
         ENVIRONMENT: environment,
-        "the base model": json.dumps(backbone.fingerprint(), sort_keys=True),
+        BASE: json.dumps(backbone.fingerprint(), sort_keys=True),
+        "the base's dtype": str(backbone.dtype).removeprefix("torch."),
+        **{name: known.get(key) for key, name in NAMES.items()},
         "the training rows": _hash_rows(rows),
         "the validation rows": _hash_rows(held_out),
         "the prompt to start from": initial.content_hash if initial else None,

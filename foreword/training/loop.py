@@ -9,6 +9,7 @@ import math
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -16,13 +17,13 @@ from foreword.backbone import Backbone
 from foreword.config import EncodingConfig, TrainConfig
 from foreword.errors import DivergedError
 from foreword.prompt.soft_prompt import SoftPrompt
-from foreword.training import early_stopping, guards
+from foreword.training import distributed, early_stopping, guards
 from foreword.training.checkpoint import STATE_FILE
 from foreword.training.methods.method import task_prompts
 from foreword.training.out_of_memory import step_that_fits
 from foreword.training.rows import AnyExample
 from foreword.training.run import Run
-from foreword.training.setup import prepare
+from foreword.training.setup import one_run_in, prepare
 from foreword.training.state import TrainState
 from foreword.training.validation import Validation, validate
 
@@ -90,19 +91,30 @@ def train(
         InputError: nothing to train on, or a state of another run. ArtifactError: a damaged state.
         MismatchError: `initial` is a prompt of another base.
         TrainingError: a gradient that is zero or, going back notwithstanding, not finite.
-        StorageError: the state cannot be written; the earlier one is kept.
+        StorageError: the state cannot be written, and the earlier one is kept; or another run has
+            the same `checkpoint`.
     """
-    run, state, notices = prepare(
-        backbone,
-        examples,
-        config or TrainConfig(),
-        validation,
-        encoding_config or EncodingConfig(),
-        initial,
-        Path(checkpoint) / STATE_FILE if checkpoint is not None else None,
-        resume,
-    )
-    return _steps(run, state, notices)
+    with ExitStack() as lock:
+        folder = Path(checkpoint) if checkpoint is not None else None
+        if folder is not None and distributed.join().is_main:
+            lock.enter_context(one_run_in(folder))
+        run, state, notices = prepare(
+            backbone,
+            examples,
+            config or TrainConfig(),
+            validation,
+            encoding_config or EncodingConfig(),
+            initial,
+            folder / STATE_FILE if folder is not None else None,
+            resume,
+        )
+        return _held(lock.pop_all(), _steps(run, state, notices))
+
+
+def _held(lock: ExitStack, events: Iterator[TrainEvent]) -> Iterator[TrainEvent]:
+    """Hold the folder of a run until its events end or are closed."""
+    with lock:
+        yield from events
 
 
 def _steps(run: Run, state: TrainState, notices: list[str]) -> Iterator[TrainEvent]:

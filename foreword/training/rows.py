@@ -12,7 +12,7 @@ from foreword.backbone import Backbone
 from foreword.config import EncodingConfig, TrainConfig
 from foreword.data import encoding
 from foreword.data.columns import as_examples
-from foreword.data.encoding import EncodingReport, Row
+from foreword.data.encoding import NO_LIMIT, EncodingReport, Row
 from foreword.data.example import Example, counted
 from foreword.errors import InputError
 from foreword.training import guards
@@ -105,6 +105,7 @@ def encode_texts(
         _context(backbone, config),
         backbone.processor,
         are_pairs=backbone.reads_apart,
+        pair_rooms=_pair_rooms(backbone, config) if backbone.reads_apart else (NO_LIMIT, NO_LIMIT),
     )
 
 
@@ -113,7 +114,7 @@ def _context(backbone: Backbone, config: TrainConfig) -> int:
     a room of its own.
     """
     if backbone.reads_apart or backbone.capabilities.context_length is None:
-        return 1 << 30
+        return NO_LIMIT
     left = backbone.capabilities.context_length - config.num_virtual
     if left < 2:
         raise InputError(
@@ -125,13 +126,36 @@ def _context(backbone: Backbone, config: TrainConfig) -> int:
 
 def _check_pair(backbone: Backbone, row: Row, config: TrainConfig) -> None:
     """Refuse a row whose text does not fit into the encoder, or its labels into the decoder."""
+    counts = (len(row.input_ids) - row.num_labels, row.num_labels)
+    rooms = _pair_rooms(backbone, config)
+    for what, count, room in zip(("text", "labels"), counts, rooms, strict=True):
+        if count > room:
+            raise InputError(f"{row.source}: {what} of {count} tokens, at most {room} fit")
+
+
+def _pair_rooms(backbone: Backbone, config: TrainConfig) -> tuple[int, int]:
+    """Return how many tokens of text fit into the encoder and of labels into the decoder, beside
+    the virtual tokens that one of the two reads.
+    """
     is_read = config.resolved().form == "embeddings"
     encoder, num_virtual = backbone.capabilities.encoder, config.num_virtual
     assert encoder is not None
-    for what, count, limit, before in (
-        ("text", len(row.input_ids) - row.num_labels, encoder.context_length, is_read),
-        ("labels", row.num_labels, encoder.decoder_length, not is_read),
-    ):
-        room = (limit or 1 << 30) - before * num_virtual
-        if count > room:
-            raise InputError(f"{row.source}: {what} of {count} tokens, at most {room} fit")
+    return (
+        (encoder.context_length or NO_LIMIT) - is_read * num_virtual,
+        (encoder.decoder_length or NO_LIMIT) - (not is_read) * num_virtual,
+    )
+
+
+def overlap(rows: Sequence[Row], held_out: Sequence[Row]) -> str | None:
+    """Say how many validation rows, or what comes before their answers, are training rows' too."""
+    whole = {row.input_ids for row in rows if row.media is None}
+    before = {row.input_ids[: -row.num_labels] for row in rows if row.media is None}
+    texts = [row for row in held_out if row.media is None]
+    same = sum(row.input_ids in whole for row in texts)
+    asked = sum(row.input_ids[: -row.num_labels] in before for row in texts)
+    if not asked:
+        return None
+    return (
+        f"{asked} of {len(held_out)} validation rows have the prompt of a training row, {same} of "
+        "them with the same answer: what they measure was trained on"
+    )

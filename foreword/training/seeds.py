@@ -19,15 +19,19 @@ from foreword.training.checkpoint import STATE_FILE, read_state
 from foreword.training.loop import TrainEvent, train
 from foreword.training.rows import AnyExample
 
+MOST_SEEDS = 1000
+
 
 def seeds_of(config: TrainConfig, count: int) -> list[TrainConfig]:
     """Return the configuration of each run: seeds from the given one on.
 
     Raises:
-        InputError: fewer than one.
+        InputError: fewer than one, or more than anybody waits for.
     """
     if count < 1:
         raise InputError(f"--seeds must be at least 1, got {count}")
+    if count > MOST_SEEDS:
+        raise InputError(f"--seeds must be at most {MOST_SEEDS}, got {count}")
     return [replace(config, seed=config.seed + index) for index in range(count)]
 
 

@@ -4,17 +4,19 @@ In: what `train` was given. Out: the run, its state, and what there is to say. R
 state of a run that resumes, and writes that of one that begins.
 """
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from foreword.backbone import Backbone
 from foreword.config import AUTO, EncodingConfig, TrainConfig
+from foreword.data.template_dates import dated
 from foreword.errors import InputError
 from foreword.prompt.peft_format import FILES
 from foreword.prompt.soft_prompt import SoftPrompt
-from foreword.storage import remove_leftovers
+from foreword.storage import locked, remove_leftovers, storage_errors
 from foreword.training import distributed, fsdp, lr_search, start
 from foreword.training.checkpoint import STATE_FILE, StoredState, read_state
 from foreword.training.compile_layers import with_compiled_layers
@@ -22,9 +24,25 @@ from foreword.training.distributed import Ranks
 from foreword.training.facts import describe, run_identity
 from foreword.training.gradient_checkpointing import with_gradient_checkpointing
 from foreword.training.packing import packed_decoder
-from foreword.training.rows import AnyExample, check_tasks, encode_rows
+from foreword.training.rows import AnyExample, check_tasks, encode_rows, overlap
 from foreword.training.run import Run
 from foreword.training.state import TrainState
+
+LOCK_FILE = ".training_state.lock"
+
+
+@contextlib.contextmanager
+def one_run_in(folder: Path) -> Iterator[None]:
+    """Hold a folder of a training state, which is made, for one run.
+
+    Raises:
+        StorageError: another run holds it, or it cannot be made.
+    """
+    with storage_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    taken = f"{folder}: another run writes its training state here; wait for its end"
+    with locked(folder / LOCK_FILE, taken):
+        yield
 
 
 def prepare(
@@ -47,11 +65,22 @@ def prepare(
     if initial is not None:
         backbone.check(initial)
     config, said = start.settled(config, initial)
+    stored = read_state(file) if resume and file is not None and file.exists() else None
+    recorded = stored.encoding() if stored is not None else None
+    readers = (backbone.tokenizer, backbone.processor)
+    if stored is not None:
+        encoding_config = stored.going_on(encoding_config)
+    encoding_config = dated(encoding_config, *readers, recorded=recorded)
     ranks = distributed.join()
     rows, notices = encode_rows(backbone, examples, config, encoding_config)
     held_out, _ = encode_rows(backbone, validation, config, encoding_config)
     if not rows:
         raise InputError("no examples to train on; give at least one")
+    if config.patience and not held_out:
+        raise InputError(
+            "--patience counts validations without a better one, and there are no validation rows: "
+            "give some, or leave it out"
+        )
     if config.method == "multitask":
         check_tasks(rows, held_out)
     if is_open:
@@ -60,7 +89,6 @@ def prepare(
     identity = run_identity(backbone, rows, held_out, config, encoding_config, initial, ranks.size)
     backbone = for_training(backbone, config, ranks)
     run = Run(backbone, rows, held_out, config, ranks, identity, file)
-    stored = read_state(file) if resume and file is not None and file.exists() else None
     if stored is not None:
         stored.check(identity)
     run, chosen = _with_rate(run, stored, initial, said)
@@ -68,7 +96,7 @@ def prepare(
         method = start.bound(stored.method(backbone.device), initial, rows, run.config)
         notices = [notice] if (notice := stored.changed_environment(identity)) else []
     else:
-        notices += said
+        notices += [*said, *([found] if (found := overlap(rows, held_out)) else [])]
         method = start.begin(backbone, initial, rows, run.config)
         method.facts = describe(backbone, run.config, encoding_config, rows)
         method.facts["training"] |= chosen

@@ -96,6 +96,11 @@ def settled(config: TrainConfig, initial: SoftPrompt | None) -> tuple[TrainConfi
     if config.method is None and config.form is None:
         config = replace(config, form=initial.form)
     num_virtual, said = initial.num_virtual_tokens, []
+    if config.init != "text" or config.init_text:
+        raise InputError(
+            "--init and --init-text say where a prompt starts, and so does the prompt to start "
+            "from: leave one of them out"
+        )
     if config.num_virtual_tokens not in (None, num_virtual):
         said = [
             f"the prompt to start from has {num_virtual} virtual tokens: so has this one, not "

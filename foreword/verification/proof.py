@@ -211,6 +211,7 @@ def _key(model: Any, capabilities: Capabilities) -> str:
         f"{kind.__module__}.{kind.__qualname__}",
         capabilities.attention,
         str(model.dtype) if str(model.dtype) not in ("torch.float32", "torch.float64") else "",
+        str(model.device.type),
         json.dumps(_options(model.config), sort_keys=True, default=str),
     ]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
@@ -225,11 +226,19 @@ def _options(config: Any) -> dict[str, Any]:
 def _own_code() -> str:
     """Return a hash of the code that a proof is of."""
     digest = hashlib.sha256()
-    package = Path(__file__).parent.parent
-    for room in ("compat", "prompt", "model", "generation", "verification"):
-        for path in sorted((package / room).glob("*.py")):
-            digest.update(path.read_bytes())
+    for path in code_files():
+        digest.update(path.read_bytes())
     return digest.hexdigest()
+
+
+def code_files() -> list[Path]:
+    """Return the modules that a proof runs: the backbone, and all that it is made of."""
+    package = Path(__file__).parent.parent
+    rooms = ("compat", "prompt", "data", "loading", "model", "generation", "verification")
+    return [
+        package / "backbone.py",
+        *(path for room in rooms for path in sorted((package / room).glob("*.py"))),
+    ]
 
 
 def _recall(key: str) -> Verdict | None:

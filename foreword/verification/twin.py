@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from transformers import PretrainedConfig
 
+from foreword.compat.transformers_api import code_refused
+
 WINDOW = 8  # tokens of a sliding window, of a chunk, or that an indexer chooses
 VOCABULARY = 96
 POSITIONS = 160
@@ -74,6 +76,7 @@ TOKENS = re.compile(r"_token_(id|index)$|_(token|start|end)_ids?$|_index$")
 WIDTHS = re.compile(r"dims?$|(hidden|intermediate)_sizes?$|num_(heads|groups)$|^depths$|channels$")
 
 
+@code_refused()
 def make_twin(kind: Any, config: Any, seed: int = 0) -> Any:
     """Return a tiny model of class `kind` with the options of a configuration.
 

@@ -25,7 +25,9 @@ from foreword.model.fingerprint import (
     check_fingerprint,
     check_shapes,
     compute_fingerprint,
+    kept_tensors,
     shapes_of,
+    spread,
 )
 from foreword.prompt.soft_prompt import SoftPrompt
 
@@ -83,35 +85,42 @@ def fingerprint_of(model: str, revision: str | None = None) -> dict[str, Any]:
 
     Empty where the checkpoint's tensors are not laid out as the model's own.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
+    from foreword.compat.transformers_api import code_refused
+    from foreword.loading.checkpoint import load_config
     from foreword.model.capabilities import inspect_model
 
-    config = AutoConfig.from_pretrained(model, revision=revision)
-    with torch.device("meta"):
-        skeleton = AutoModelForCausalLM.from_config(config)
+    with code_refused(), torch.device("meta"):
+        config = load_config(model, model, revision)
+        skeleton = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     capabilities = inspect_model(skeleton)
-    decoder = getattr(skeleton, capabilities.decoder)
     files = _files_of(model, revision)
     table = f"{capabilities.decoder}.embed_tokens.weight"
-    names = [f"{capabilities.decoder}.{name}" for name, _ in decoder.named_parameters()]
-    # The tensors that `compute_fingerprint` takes; nothing of the others is read.
-    chosen = names[:: max(1, len(names) // NUM_WEIGHTS)]
     if table not in files or type(skeleton.get_input_embeddings()) is not torch.nn.Embedding:
         return {}
+    tensors = [name for name, _ in kept_tensors(skeleton)]
     is_quantized = getattr(config, "quantization_config", None) is not None
-    is_whole = not is_quantized and all(name in files for name in chosen)
-    weights = _Weights([_beginning(files[name], name) for name in chosen] if is_whole else [])
-    return compute_fingerprint(
-        weights,  # type: ignore[arg-type]  # all that is asked of a decoder is its parameters
+    is_whole = not is_quantized and all(name in files for name in tensors)
+    samples = [_numbers(files[name], name) for name in tensors] if is_whole else None
+    prefix = f"{capabilities.decoder}."
+    names = [name for name, _ in skeleton.named_parameters() if name.startswith(prefix)]
+    # The tensors whose beginnings the first version of a fingerprint knows.
+    chosen = names[:: max(1, len(names) // NUM_WEIGHTS)] if is_whole else []
+    found = compute_fingerprint(
+        # All that is asked of a decoder is its parameters.
+        _Weights([_beginning(files[name], name) for name in chosen]),  # type: ignore[arg-type]
         lambda ids: _rows(files[table], table, ids),
         capabilities,
-        not is_whole,
+        samples,
     )
+    if not is_whole and not is_quantized:
+        del found["is_quantized"]  # its tensors are laid out otherwise: they cannot be compared
+    return found
 
 
 class _Weights:
-    """The parameters that a fingerprint is computed from."""
+    """The parameters that a fingerprint of the first version is computed from."""
 
     def __init__(self, weights: list[Tensor]) -> None:
         self._weights = weights
@@ -145,6 +154,18 @@ def _rows(path: Path, name: str, ids: Tensor) -> Tensor:
     with safe_open(path, framework="pt") as file:
         part = file.get_slice(name)
         return torch.stack([part[i : i + 1][0] for i in ids.tolist()])
+
+
+def _numbers(path: Path, name: str) -> Tensor:
+    """Return numbers of a tensor, at the places that `spread` chooses."""
+    with safe_open(path, framework="pt") as file:
+        part = file.get_slice(name)
+        if not part.get_shape():
+            scalar: Tensor = file.get_tensor(name)
+            return scalar.flatten()
+        places = spread(part.get_shape()).T.tolist()
+        found = [part[tuple(slice(i, i + 1) for i in place)].flatten() for place in places]
+        return torch.cat(found)
 
 
 def _beginning(path: Path, name: str) -> Tensor:

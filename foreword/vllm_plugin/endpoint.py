@@ -272,4 +272,8 @@ def _fingerprint(model: Any) -> dict[str, Any]:
         log.warning("the checkpoint cannot be read here: %s: %s", type(error).__name__, error)
     if not found:
         log.warning("prompts of another base with the same sizes cannot be told from this one's")
+    elif "tensors" not in found:
+        log.warning(
+            "prompts of another base with the same embeddings cannot be told from this one's"
+        )
     return found

@@ -1,6 +1,7 @@
 """Model names: what resolves to what, what a conversion keeps, and what is refused."""
 
 import hashlib
+import os
 import subprocess
 import sys
 import unicodedata
@@ -20,6 +21,7 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 from transformers.trainer_utils import validate_quantization_for_training
 
 from foreword.errors import DependencyError, InputError, StorageError, UnsupportedError
+from foreword.loading import gguf as gguf_loading
 from foreword.loading import hub
 
 SPECIAL = ["<|unknown|>", "<|im_start|>", "<|im_end|>", "<|tool|>"]
@@ -298,7 +300,7 @@ def test_tokenizer_that_reloads_as_another_is_refused(
     tmp_path: Path, converted: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = AutoTokenizer.from_pretrained(converted)
-    monkeypatch.setattr(AutoTokenizer, "from_pretrained", lambda directory: other)
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", lambda directory, **_: other)
     refused(UnsupportedError, write_gguf(tmp_path / "m.gguf", pre="gpt-2"), "tokenizer", "'llama'")
 
 
@@ -417,6 +419,23 @@ def test_gguf_file_that_changes_meanwhile_is_refused(
         return digest
 
     monkeypatch.setattr(hub, "_sha256", slow_sha256)
+    with pytest.raises(InputError, match="changed while it was converted"):
+        hub.resolve(str(path))
+    assert not list(cache.glob("m-*"))
+
+
+def test_gguf_file_cut_while_it_is_converted_is_refused(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is read by mapping it: where the mapping is of the user's own file, the process dies."""
+    path = write_gguf(tmp_path / "m.gguf")
+    refuse_inexact = gguf_loading._refuse_inexact
+
+    def cut(header: Any) -> None:
+        os.truncate(path, 100)
+        refuse_inexact(header)
+
+    monkeypatch.setattr(gguf_loading, "_refuse_inexact", cut)
     with pytest.raises(InputError, match="changed while it was converted"):
         hub.resolve(str(path))
     assert not list(cache.glob("m-*"))

@@ -266,6 +266,27 @@ def test_wrong_metadata_is_refused(tmp_path: Path, metadata: dict[str, str], par
     assert part in refusal(foreign(tmp_path, metadata=metadata))
 
 
+@pytest.mark.parametrize("kind", ["own", "key_values", "foreign", "uneven"])
+def test_a_loaded_prompt_is_not_its_file(tmp_path: Path, kind: str) -> None:
+    layers = [[torch.randn(2, 3, 4)] * 2, [torch.randn(2, 3, 4 if kind == "key_values" else 5)] * 2]
+    if kind == "own":
+        a_prompt().save(tmp_path)
+    elif kind == "foreign":
+        foreign(tmp_path)
+    else:
+        SoftPrompt.from_key_values(layers).save(tmp_path)
+    prompt = SoftPrompt.load(tmp_path)
+    before = [tensor.clone() for tensor in prompt.tensors]
+    with (tmp_path / TENSOR_FILE).open("r+b") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(0)
+        file.write(b"\x11" * size)
+        file.flush()
+        assert all(map(torch.equal, prompt.tensors, before))
+        file.truncate(0)  # under tensors that are mapped, this ends the process
+    assert all(map(torch.equal, prompt.tensors, before))
+
+
 def test_unknown_and_empty_facts_are_kept(tmp_path: Path) -> None:
     foreign(tmp_path, metadata=_facts(base=None, encoding={}, later=[1]))
     facts = SoftPrompt.load(tmp_path).facts

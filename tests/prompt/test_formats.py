@@ -217,3 +217,15 @@ def test_a_prompt_of_a_text_equals_the_text(family: str, make: Callable[[Any], S
         logits = Backbone(model).logits(make(model), IDS[None])[0]
         expected = model(input_ids=torch.cat([TEXT, IDS])[None], use_cache=False).logits[0]
     torch.testing.assert_close(logits, expected[len(TEXT) :], rtol=0, atol=1e-9)
+
+
+def test_a_prefix_says_what_its_own_prompt_says() -> None:
+    """Also where a prompt of the same values was compiled before; they share the states."""
+    backbone = Backbone(tiny_models.shared("llama"))
+    values = tiny_models.embeddings(backbone.model, NUM_VIRTUAL)
+    prompts = [SoftPrompt.from_embeddings(values, facts={"note": note}) for note in "ab"]
+    first, second = map(backbone.compile, prompts)
+    assert [first.facts["note"], second.facts["note"]] == ["a", "b"]
+    assert first.states is second.states and backbone.compile(prompts[0]) is first
+    layer = backbone.batch_of(prompts, 2).layer(0)
+    assert layer[0].stride(0) == 0, "one state for both rows"

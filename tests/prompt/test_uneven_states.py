@@ -17,6 +17,7 @@ from torch import Tensor
 
 from foreword import Backbone, SoftPrompt
 from foreword.errors import ArtifactError
+from foreword.prompt import artifact
 
 # Head sizes differ by layer; latents differ from rotated keys; recurrent states beside keys and
 # values, in one layer or apart, and alone.
@@ -91,3 +92,36 @@ def test_a_damaged_file_is_refused(
     change(tmp_path, edit)
     with pytest.raises(ArtifactError, match=message):
         SoftPrompt.load(tmp_path)
+
+
+def test_states_that_differ_in_p_or_in_layout_alone_are_other_prompts(tmp_path: Path) -> None:
+    """Recurrent states do not tell P, and the same tensors may be of other layers."""
+    tensors = [torch.ones(4, 3), torch.ones(2, 3, 3), torch.ones(4, 3), torch.ones(4, 3)]
+
+    def prompt(num_virtual: int, counts: tuple[int, ...]) -> SoftPrompt:
+        return SoftPrompt("key_values", tensors, counts=counts, num_virtual_tokens=num_virtual)
+
+    prompts = [prompt(2, (2, 2)), prompt(3, (2, 2)), prompt(2, (2, 1, 1))]
+    assert len({one.content_hash for one in prompts}) == 3
+    window = torch.ones(4, 3)
+    state = SoftPrompt("key_values", [window], counts=(1,), num_virtual_tokens=4)
+    assert state.content_hash != SoftPrompt.from_embeddings(window).content_hash
+    for number, one in enumerate(prompts):
+        one.save(tmp_path / str(number))
+        loaded = SoftPrompt.load(tmp_path / str(number))
+        assert loaded.content_hash == one.content_hash
+        # What a file records is of the values alone, as in files that were written before.
+        assert loaded.facts["content_hash"] == artifact.content_hash(tensors)
+
+
+def test_prompts_of_the_same_states_and_another_p_compile_apart() -> None:
+    backbone = Backbone(tiny_models.shared("mamba2"))
+    embeddings = SoftPrompt.from_embeddings(tiny_models.embeddings(backbone.model, 5))
+    first = SoftPrompt.from_states(backbone.compile(embeddings).cached)
+    second = SoftPrompt(
+        "key_values",
+        first.tensors,
+        counts=first.counts,
+        num_virtual_tokens=first.num_virtual_tokens + 1,
+    )
+    assert [backbone.compile(one).num_virtual_tokens for one in (first, second)] == [5, 6]

@@ -244,6 +244,31 @@ def test_a_truncated_state_is_refused(backbone: Backbone, tmp_path: Path) -> Non
         trained(backbone, tmp_path)
 
 
+def test_a_state_that_was_read_is_not_its_file(backbone: Backbone, tmp_path: Path) -> None:
+    stored = stopped(backbone, tmp_path, 2)
+    before = {name: tensor.clone() for name, tensor in stored.tensors.items()}
+    with (tmp_path / STATE_FILE).open("r+b") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(0)
+        file.write(b"\x11" * size)
+        file.flush()
+        assert all(torch.equal(stored.tensors[name], before[name]) for name in before)
+        file.truncate(0)  # under tensors that are mapped, this ends the process
+    assert all(torch.equal(stored.tensors[name], before[name]) for name in before)
+
+
 def test_resume_needs_a_directory(backbone: Backbone) -> None:
     with pytest.raises(InputError, match="resume needs checkpoint"):
         list(train(backbone, ROWS, CONFIG, resume=True))
+
+
+def test_two_runs_do_not_share_a_folder(backbone: Backbone, tmp_path: Path) -> None:
+    events = train(backbone, ROWS, CONFIG, validation=ROWS[:2], checkpoint=tmp_path)
+    for is_begun in (False, True):
+        if is_begun:
+            next(events)
+        with pytest.raises(StorageError, match=f"{tmp_path}: another run"):
+            train(backbone, ROWS, CONFIG, validation=ROWS[:2], checkpoint=tmp_path, resume=True)
+    events.close()  # type: ignore[attr-defined]
+    assert [event.step for event in trained(backbone, tmp_path)] == [2, 3, 4, 5, 6]
+    assert os.listdir(tmp_path) == [STATE_FILE]

@@ -1,5 +1,6 @@
 """Classes that no test covers prove themselves: kinds that once were wrong, and the proof."""
 
+import ast
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -270,3 +271,20 @@ def test_where_no_twin_can_be_built_the_model_itself_is_asked(
     half = build("mpt").to(torch.bfloat16)
     verdict = proof.examine(half, inspect_model(half), Backbone.unproved)
     assert verdict.variant == "by slot", "rounding is told from a moved position"
+
+
+def test_a_proof_is_of_all_code_that_it_runs() -> None:
+    """Every module that a backbone imports is a part of what a remembered proof is of."""
+    package = Path(proof.__file__).parents[1]
+    seen = {path.relative_to(package).as_posix() for path in proof.code_files()}
+    for path in seen:
+        tree = ast.parse((package / path).read_text())
+        modules = {
+            node.module
+            for node in ast.walk(tree)
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("foreword.")
+        }
+        rooms = {name.split(".")[1] for name in modules}
+        assert rooms - {"errors", "config", "storage", "lazy"} <= {
+            one.removesuffix(".py").split("/")[0] for one in seen
+        }

@@ -1,0 +1,97 @@
+"""Conclusion of a run: its prompt written where it was stopped, its curves, and what came of it.
+
+In: the last event of a run, and its training state. Out: files, and lines on the terminal. Takes no
+step.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from foreword.cli import options
+from foreword.cli.progress import Stop, save
+
+if TYPE_CHECKING:
+    from foreword.training.checkpoint import StoredState
+    from foreword.training.loop import TrainEvent
+
+
+def where_it_goes_on(output: str, step: int | None) -> str:
+    """Say after which step a run goes on."""
+    from foreword.training.checkpoint import STATE_FILE
+
+    if step is not None:
+        return f"goes on after step {step}, from {Path(output) / STATE_FILE}"
+    return f"nothing was saved in {output} yet: begins at step 1"
+
+
+def kept(output: str) -> str:
+    """Say what a run that cannot go on leaves behind."""
+    from foreword.errors import ForewordError
+    from foreword.training.checkpoint import STATE_FILE, read_state
+
+    try:
+        stored = read_state(Path(output) / STATE_FILE)
+    except ForewordError:
+        return ""
+    best = stored.best()
+    prompt = f"the best prompt, of step {best.facts['metrics']['step']}, and " if best else ""
+    return f"; {output} holds {prompt}the training state of step {stored.progress().step}"
+
+
+def conclude(last: "TrainEvent | None", output: str, stop: Stop, curves: str | None = None) -> None:
+    """Write the prompt of a run that was stopped, draw the curves, and say what came of it."""
+    from foreword.evaluation import plots
+    from foreword.training.checkpoint import STATE_FILE, read_state
+
+    path = Path(output) / STATE_FILE
+    if not path.exists():
+        options.errors.print("stopped before the first step was saved")
+        return
+    stored = read_state(path)
+    try:
+        _keep(last, output, stop, stored)
+    finally:  # after the prompt, which a picture must not cost
+        if curves:
+            plots.draw_history(stored.history(), Path(curves))
+            options.output.print(f"curves: {curves}")
+
+
+def _keep(last: "TrainEvent | None", output: str, stop: Stop, stored: "StoredState") -> None:
+    if stop.signal:
+        prompt = stored.result()
+        save(prompt, stored.task_results(), output)
+        kind = "best so far" if stored.best() else "newest"
+        options.errors.print(
+            f"stopped after step {stored.progress().step}; the {kind} prompt, of step "
+            f"{prompt.facts['metrics']['step']}, is in {output}; the same command with --resume "
+            "goes on"
+        )
+    elif last is not None:
+        summarize(last, output, stored)
+
+
+def summarize(last: "TrainEvent", output: str, stored: "StoredState") -> None:
+    """Say from what to what, how long, how large, and what to type next."""
+    from shlex import quote
+
+    prompt, history = last.prompt, stored.history()
+    assert prompt is not None
+    metrics = prompt.facts["metrics"]
+    shown = ""
+    if held_out := metrics.get("validation"):
+        first = history.validations[0]
+        shown = (
+            f", validation {first[1]:.3f} at step {first[0]}, {held_out['loss']:.3f} at its best "
+            f"({held_out['exact']:.0%} exact)"
+        )
+    tasks = f", each task's own to {output}/tasks" if last.task_prompts else ""
+    options.output.print(
+        f"{prompt.num_virtual_tokens} virtual tokens ({prompt.form}), "
+        f"{prompt.num_bytes / 1e6:.2f} MB, the prompt of step {metrics['step']} of "
+        f"{last.num_steps} in {stored.progress().seconds:.0f} s\n"
+        f"loss {history.losses[0]:.3f} at first, {metrics['training_loss']:.3f} there{shown}\n"
+        f"saved to {output}{tasks}\n\n"
+        f"try it:   foreword chat --prompt {quote(output)}\n"
+        f"look:     foreword show --prompt {quote(output)}\n"
+        f"measure:  foreword eval --prompt {quote(output)} --data FILE"
+    )

@@ -1,0 +1,95 @@
+"""Output of a run: the directory that training writes to, claimed before anything is loaded.
+
+In: the directory, and whether a run goes on in it or begins anew. Out: a lock that is held until
+the command ends, or a refusal that says what is there. Knows no model and takes no step.
+"""
+
+import contextlib
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from foreword.errors import InputError
+from foreword.prompt.peft_format import FILES
+from foreword.storage import check_writable, locked
+
+LOCK_FILE = ".output.lock"
+PICKLE = "adapter_model.bin"  # of an adapter that PEFT wrote without safetensors
+ANEW = "choose another --output, or begin anew with --overwrite"
+
+
+@contextlib.contextmanager
+def claimed(
+    output: str, folders: Sequence[Path], *, resume: bool, overwrite: bool, is_main: bool
+) -> Iterator[None]:
+    """Hold a directory for one command, and refuse one whose files would be lost.
+
+    Args:
+        output: what the user named.
+        folders: of its runs, one for each seed; `output` itself where there is one.
+        resume: the runs go on, where they have begun.
+        overwrite: what is there may be lost.
+        is_main: of several processes, the one that writes.
+
+    Raises:
+        InputError: says what is there, and how to go on or to begin anew.
+        StorageError: it cannot be written, or another run writes to it.
+    """
+    if resume and overwrite:
+        raise InputError("--resume goes on and --overwrite begins anew: leave one of them out")
+    check_writable(output)
+    taken = f"{output}: another run writes to it; wait for its end, or choose another --output"
+    lock = locked(Path(output) / LOCK_FILE, taken) if is_main else contextlib.nullcontext()
+    with lock:
+        if not overwrite:
+            has_begun = resume and any(map(_has_state, folders))
+            for folder in dict.fromkeys([*folders, Path(output)]):
+                goes_on = resume and (_has_state(folder) or (folder not in folders and has_begun))
+                if in_the_way := _found(folder, goes_on=goes_on):
+                    raise InputError(in_the_way)
+        yield
+
+
+def _has_state(folder: Path) -> bool:
+    from foreword.training.checkpoint import STATE_FILE
+
+    return (folder / STATE_FILE).exists()
+
+
+def _found(folder: Path, *, goes_on: bool) -> str | None:
+    """Say which files of a directory a run would replace, and what to do; None where there are
+    none. A run that goes on replaces foreword's own.
+    """
+    from foreword.training.checkpoint import STATE_FILE, read_state
+
+    if _has_state(folder) and not goes_on:
+        progress = read_state(folder / STATE_FILE).progress()
+        if progress.is_finished:
+            return f"{folder} holds a finished run of {progress.step} steps; {ANEW}"
+        return (
+            f"{folder} holds a run that stopped at step {progress.step}; go on with it with "
+            f"--resume, {ANEW}"
+        )
+    for place in (folder, *sorted(folder.glob("tasks/*"))):
+        if (kind := _adapter(place)) and not (goes_on and kind == "a soft prompt of foreword's"):
+            return f"{place} holds {kind}, and this run would replace it; {ANEW}"
+    if (folder / "config.json").exists():
+        return (
+            f"{folder} holds a model (config.json), which transformers would load together with a "
+            f"prompt beside it; {ANEW}"
+        )
+    return None
+
+
+def _adapter(folder: Path) -> str | None:
+    """Say what kind of adapter a directory holds; None where it holds none."""
+    from foreword.prompt.facts import is_own
+
+    if not any((folder / name).exists() for name in (*FILES, PICKLE)):
+        return None
+    if is_own(folder):
+        return "a soft prompt of foreword's"
+    with contextlib.suppress(OSError, ValueError, LookupError, TypeError, RecursionError):
+        kind = json.loads((folder / FILES[0]).read_text(encoding="utf-8"))["peft_type"]
+        return f"an adapter that PEFT wrote ({str(kind)[:40]})"
+    return "files of an adapter"

@@ -1,0 +1,65 @@
+"""What the tests of the command line share: a tiny model on disk, rows, and one-line errors."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import tiny_models
+import torch
+from tiny_tokenizer import tiny_tokenizer
+
+from foreword.cli import main
+
+FAST = (
+    "--num-virtual-tokens",
+    "4",
+    "--init",
+    "vocabulary",
+    "--num-steps",
+    "4",
+    "--eval-every",
+    "2",
+)
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    directory = tmp_path_factory.mktemp("model")
+    tokenizer = tiny_tokenizer()
+    tiny_models.build(
+        "llama", dtype=torch.float32, vocab_size=len(tokenizer), eos_token_id=2
+    ).save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    return str(directory)
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> str:
+    path = tmp_path / "rows.jsonl"
+    rows = [{"prompt": f"say {word}", "completion": word} for word in "abcdefghij"]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+Refused = Callable[..., str]
+
+
+@pytest.fixture
+def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Refused:
+    """Run a command that must end in one line; return the line."""
+
+    def run(*arguments: str, code: int | None = 2) -> str:
+        capsys.readouterr()
+        monkeypatch.setattr(sys, "argv", ["foreword", *arguments])
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        lines = capsys.readouterr().err.strip().splitlines()
+        assert lines and lines[-1].startswith("error: "), lines
+        errors = [line for line in lines if not line.startswith("metrics: ")]
+        assert len(errors) == 1, lines
+        assert code is None or stopped.value.code == code, (stopped.value.code, lines)
+        return lines[-1]
+
+    return run
