@@ -274,6 +274,20 @@ def encode(
     )
 
 
+def encode_begun(
+    backbone: Backbone,
+    turns: Sequence[Message],
+    config: EncodingConfig,
+    max_tokens: int | None = None,
+) -> list[int]:
+    """Return the ids of a conversation whose last turn is an answer that has begun.
+
+    Raises:
+        InputError: a text that has certainly more than `max_tokens`. DataError: no such turn.
+    """
+    return encoding.encode_begun(turns, backbone.tokenizer, config, max_tokens=max_tokens)
+
+
 def encode_row(backbone: Backbone, text: Text, config: EncodingConfig) -> encoding.Row:
     """Return a text before its answer as a row."""
     ids, media = encode(backbone, text, config)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from foreword.config import EncodingConfig
 from foreword.data import media_parts, token_bounds, truncation
 from foreword.data.chat_template import PROBE, ChatTemplate, Tools, around
-from foreword.data.example import Example, counted, named
+from foreword.data.example import Example, counted, message_text, named
 from foreword.data.media_parts import Message
 from foreword.data.processor import Media, read
 from foreword.data.row import Row as Row
@@ -107,6 +107,35 @@ def encode_turns(
         token_bounds.check_length(opened, tokenizer, max_tokens)
     ids, media = read(prompt, processor, text.media_template)
     return [*ids, *text.special.read(behind)], media
+
+
+def encode_begun(
+    turns: Sequence[Message],
+    tokenizer: "PreTrainedTokenizerBase",
+    config: EncodingConfig,
+    *,
+    max_tokens: int | None = None,
+) -> list[int]:
+    """The ids of a conversation that ends with the beginning of an answer, which is to go on: those
+    that a row of training with such an answer begins with.
+
+    Raises:
+        InputError: certainly more than `max_tokens`.
+        DataError: the last turn is no answer, or there are images or sounds.
+    """
+    if not turns or turns[-1]["role"] != "assistant":
+        raise DataError("expected a last message of the assistant, which the answer goes on from")
+    if media_parts.has_media(turns):
+        raise DataError("an answer that has begun cannot go on beside images or sounds")
+    *asked, last = turns
+    text, said = RowText(tokenizer, config), message_text(last)
+    before = text.before(asked)
+    begun = text.answer(Example(tuple(asked), said), said, before)
+    if max_tokens is not None:
+        token_bounds.check_length(shown(before + begun), tokenizer, max_tokens)
+    prompt_ids, ids = _ids(before, False, text), _ids(before + begun, False, text)
+    is_cut = ids[: len(prompt_ids)] != prompt_ids  # by a token across the border
+    return [*prompt_ids, *text.special.read(begun)] if is_cut else ids
 
 
 def end_ids(

@@ -92,6 +92,7 @@ Stops = Annotated[
     one_of(text_or_list, "a text or a list of texts"),
 ]
 TokenId = Annotated[int, Field(ge=0, le=10_000_000)]
+StopIds = Annotated[list[TokenId], Field(max_length=128, fail_fast=True)]
 Ids = Annotated[list[TokenId], Field(min_length=1, max_length=1_000_000, fail_fast=True)]
 Prompts = Field(min_length=1, max_length=256, fail_fast=True)
 Prompt = Annotated[

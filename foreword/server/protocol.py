@@ -14,10 +14,12 @@ from foreword.engine.sampling import Sampling
 from foreword.server.fields import (
     LIST,
     TEXT,
+    Ids,
     LogitBias,
     Metadata,
     ModelName,
     Prompt,
+    StopIds,
     Stops,
     Strict,
     Text,
@@ -85,6 +87,7 @@ class Common(Strict):
     max_tokens: int | None = Field(None, ge=0, le=10_000_000)
     response_format: ResponseFormat | None = None
     ignore_eos: bool = False
+    stop_token_ids: StopIds | None = None
     user: str | None = Field(None, max_length=1000)
 
     @property
@@ -188,9 +191,18 @@ class ChatRequest(Common):
     store: bool | None = None
     metadata: Metadata | None = None
     service_tier: str | None = Field(None, max_length=64)
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool = False
 
     @model_validator(mode="after")
     def _go_together(self) -> "ChatRequest":
+        if self.add_generation_prompt is not None and (
+            self.add_generation_prompt == self.continue_final_message
+        ):
+            raise ValueError(
+                "add_generation_prompt is true for a new answer, and false with "
+                "continue_final_message: true"
+            )
         if self.top_logprobs is not None and not self.logprobs:
             raise ValueError("top_logprobs needs logprobs: true")
         return self
@@ -236,6 +248,13 @@ class TokenizeRequest(Strict):
         if (self.prompt is None) == (self.messages is None):
             raise ValueError("give either prompt or messages")
         return self
+
+
+class DetokenizeRequest(Strict):
+    """`POST /detokenize`: ids of which the text is asked for."""
+
+    model: ModelName
+    tokens: Ids
 
 
 class NameRequest(Strict):

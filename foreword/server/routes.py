@@ -17,7 +17,9 @@ import foreword
 from foreword import chat
 from foreword.backbone import Backbone
 from foreword.config import ServeConfig
+from foreword.data.processor import Media
 from foreword.engine import request
+from foreword.errors import InputError
 from foreword.prompt import history
 from foreword.server import message_media
 from foreword.server.catalog import ServedModel
@@ -25,6 +27,7 @@ from foreword.server.protocol import (
     ChatMessage,
     ChatRequest,
     CompletionRequest,
+    DetokenizeRequest,
     NameRequest,
     TokenizeRequest,
 )
@@ -46,15 +49,13 @@ async def chat_completions(body: ChatRequest, http: Request) -> Response:
     check_choices(state, body, 1)
 
     def encode(backbone: Backbone) -> list[request.Request]:
-        messages = _loaded(backbone, state.config, body.messages)
-        ids, media = chat.encode(backbone, messages, served.encoding, room(state, served))
-        stop_ids = chat.end_tokens(backbone, messages, served.encoding)
+        ids, media, stop_ids = _encoded(backbone, state, served, body)
         limit = body.max_completion_tokens
         limit = limit if limit is not None else body.max_tokens
         if limit is None:
             left = room(state, served) - len(ids)
             limit = max(1, min(left, state.config.default_max_tokens))
-        return requests_of(state, body, served, [(ids, media)], stop_ids, limit)
+        return requests_of(state, body, served, [(ids, media)], [stop_ids], limit)
 
     requests = await state.encode_with(encode, _is_slow(body.messages), deadline)
     formatter = ChatFormatter(served.name, state.backbone.tokenizer, body.n)
@@ -76,7 +77,10 @@ async def completions(body: CompletionRequest, http: Request) -> Response:
             else (one, None)
             for one in prompts
         ]
-        stop_ids = chat.end_tokens(backbone, "", served.encoding)
+        stop_ids = [
+            chat.end_tokens(backbone, one if isinstance(one, str) else "", served.encoding)
+            for one in prompts
+        ]
         limit = body.max_tokens if body.max_tokens is not None else 16
         requests = requests_of(state, body, served, encoded, stop_ids, limit)
         texts = [_text_of(backbone, one) for one in prompts] if body.echo else []
@@ -109,6 +113,21 @@ async def tokenize(body: TokenizeRequest, http: Request) -> dict[str, Any]:
         "virtual_tokens": num_virtual(served),
         "max_model_len": state.worker.engine.max_length,
     }
+
+
+async def detokenize(body: DetokenizeRequest, http: Request) -> dict[str, Any]:
+    """Return the text of ids, special tokens included."""
+    state = state_of(http)
+    deadline = state.deadline()
+    await state.encode(lambda: state.catalog.find(body.model), deadline)
+    size = len(state.backbone.tokenizer)
+    if unknown := next((one for one in body.tokens if one >= size), None):
+        raise InputError(f"tokens: {unknown} is no id of the tokenizer; it has {size}")
+    is_slow = len(body.tokens) > LONG_TEXT
+    text = await state.encode_with(
+        lambda backbone: _text_of(backbone, body.tokens), is_slow, deadline
+    )
+    return {"prompt": text}
 
 
 async def list_models(http: Request) -> dict[str, Any]:
@@ -187,6 +206,19 @@ def num_virtual(served: ServedModel) -> int:
 def room(state: AppState, served: ServedModel) -> int:
     """Return the real tokens that one request can have."""
     return state.worker.engine.max_length - num_virtual(served)
+
+
+def _encoded(
+    backbone: Backbone, state: AppState, served: ServedModel, body: ChatRequest
+) -> tuple[list[int], Media | None, list[int]]:
+    """Return a conversation's ids, its media, and the ids that end its answer."""
+    messages = _loaded(backbone, state.config, body.messages)
+    longest = room(state, served)
+    if body.continue_final_message:
+        ids = chat.encode_begun(backbone, messages, served.encoding, longest)
+        return ids, None, chat.end_tokens(backbone, messages[:-1], served.encoding)
+    ids, media = chat.encode(backbone, messages, served.encoding, longest)
+    return ids, media, chat.end_tokens(backbone, messages, served.encoding)
 
 
 def _is_slow(messages: Sequence[ChatMessage]) -> bool:

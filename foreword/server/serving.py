@@ -42,10 +42,10 @@ def requests_of(
     body: Common,
     served: ServedModel,
     encoded: Sequence[Encoded],
-    stop_ids: Sequence[int],
+    stop_ids: Sequence[Sequence[int]],
     limit: int,
 ) -> list[request.Request]:
-    """Return the engine's requests: each prompt `n` times."""
+    """Return the engine's requests: each prompt `n` times, each with the ids that end it."""
     schema = body.response_format.schema_to_follow if body.response_format else None
     has_echo = isinstance(body, CompletionRequest) and body.echo
     settings = [body.sampling(index) for index in range(len(encoded) * body.n)]
@@ -55,7 +55,8 @@ def requests_of(
             served.source,
             settings[place * body.n + copy],
             limit,
-            frozenset() if body.ignore_eos else frozenset(stop_ids),
+            frozenset(body.stop_token_ids or ())
+            | frozenset(() if body.ignore_eos else stop_ids[place]),
             num_prompt_logprobs=body.num_logprobs if has_echo else None,
             media=media,
         )

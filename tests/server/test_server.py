@@ -13,8 +13,8 @@ import serving
 import torch
 from serving import CURVE, config, expected, fill, running, tiny_backbone
 
-from foreword import Backbone
-from foreword.data.encoding import decode
+from foreword import Backbone, EncodingConfig, Example
+from foreword.data.encoding import decode, encode
 from foreword.prompt.history import thinned
 from foreword.prompt.store import Store
 from foreword.server.server import Server
@@ -355,3 +355,72 @@ def test_unknown_routes_and_methods(world: World) -> None:
     assert world.http.get("/v1/nothing").status_code == 404
     assert world.http.delete("/v1/models").status_code == 405
     assert world.http.get("/v1/models/nobody").json()["error"]["code"] == 404
+
+
+def test_ids_and_text_go_both_ways(world: World) -> None:
+    ids = world.http.post("/tokenize", json={"model": "a", "messages": TURNS}).json()["tokens"]
+    found = world.http.post("/detokenize", json={"model": "a", "tokens": ids})
+    assert found.json() == {"prompt": serving.TOKENIZER.decode(ids)}
+    beyond = world.http.post("/detokenize", json={"model": "a", "tokens": [10_000]})
+    assert beyond.status_code == 400 and "10000 is no id" in beyond.json()["error"]["message"]
+
+
+def test_a_stop_id_ends_the_answer_even_where_the_end_is_ignored(world: World) -> None:
+    given = torch.tensor(serving.TOKENIZER("say yes")["input_ids"])
+    row = oracle.greedy(world.backbone.model, world.prompts["a"], given, 6)
+    found = world.client.completions.create(
+        model="a",
+        prompt="say yes",
+        extra_body={"stop_token_ids": [row[4]], "ignore_eos": True},
+        **GREEDY,
+    )
+    assert found.choices[0].text == decode(row[: row.index(row[4])], serving.TOKENIZER)
+    assert found.choices[0].finish_reason == "stop"
+
+
+def test_a_begun_answer_goes_on_as_it_was_trained_to(world: World) -> None:
+    begun = [*TURNS, {"role": "assistant", "content": "Well"}]
+    row = encode(Example(tuple(TURNS), "Well"), serving.TOKENIZER, EncodingConfig(), 999)
+    ids = torch.tensor(row.input_ids[:-1])  # all but what closes the answer
+    expected = oracle.greedy(world.backbone.model, world.prompts["a"], ids, 8)
+    for more in ({}, {"add_generation_prompt": False}):
+        found = world.client.chat.completions.create(
+            model="a",
+            messages=begun,  # type: ignore[arg-type]
+            extra_body={"continue_final_message": True, "ignore_eos": True, **more},
+            temperature=0,
+            max_tokens=8,
+        )
+        assert found.choices[0].message.content == decode(expected, serving.TOKENIZER)
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"messages": TURNS, "continue_final_message": True}, "a last message of the assistant"),
+        ({"messages": TURNS, "add_generation_prompt": False}, "add_generation_prompt is true"),
+    ],
+)
+def test_an_answer_that_has_not_begun_cannot_go_on(
+    world: World, fields: dict[str, Any], reason: str
+) -> None:
+    found = world.http.post("/v1/chat/completions", json={"model": "a", **fields})
+    assert found.status_code == 400 and reason in found.json()["error"]["message"]
+
+
+def test_each_text_of_a_list_ends_as_it_does_alone(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ends = {"hi": [], "say yes": oracle_ids(world, "say yes")[2:3]}
+    monkeypatch.setattr("foreword.chat.end_tokens", lambda _, text, __: ends[text])
+    both = world.client.completions.create(model="b", prompt=["hi", "say yes"], **GREEDY)
+    alone = [
+        world.client.completions.create(model="b", prompt=text, **GREEDY).choices[0].text
+        for text in ends
+    ]
+    assert [choice.text for choice in both.choices] == alone
+
+
+def oracle_ids(world: World, text: str) -> list[int]:
+    given = torch.tensor(serving.TOKENIZER(text)["input_ids"])
+    return oracle.greedy(world.backbone.model, world.prompts["b"], given, 12)

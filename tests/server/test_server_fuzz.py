@@ -15,6 +15,7 @@ from foreword.server.server import Server
 
 ROUTES = [
     ("/v1/chat/completions", "POST"), ("/v1/completions", "POST"), ("/tokenize", "POST"),
+    ("/detokenize", "POST"),
     ("/v1/models", "GET"), ("/v1/models/{model}", "GET"), ("/v1/load_soft_prompt", "POST"),
     ("/v1/unload_soft_prompt", "POST"), ("/health", "GET"), ("/ready", "GET"), ("/version", "GET"),
     ("/metrics", "GET"),
@@ -23,7 +24,7 @@ ROUTES = [
 
 REACHES: dict[str, Any] = {
     "prompt": "hi", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 3, "n": 1,
-    "max_completion_tokens": 3, "logit_bias": {"5": 1.0}, "response_format": None,
+    "tokens": [5], "max_completion_tokens": 3, "logit_bias": {"5": 1.0}, "response_format": None,
 }  # fmt: skip
 
 KEY = {"authorization": "Bearer root"}
@@ -33,6 +34,7 @@ PLAIN = {
     "/v1/chat/completions": ("messages", "max_tokens"),
     "/v1/completions": ("prompt", "max_tokens"),
     "/tokenize": ("prompt",),
+    "/detokenize": ("tokens",),
 }
 
 

@@ -349,8 +349,10 @@ def test_too_many_and_too_large_together_are_refused(seeing: World) -> None:
 def test_placeholders_that_a_client_writes_are_refused(world: World, tmp_path: Path) -> None:
     token_id = world.backbone.capabilities.modalities[0].token_id
     written = {"type": "text", "text": world.backbone.tokenizer.convert_ids_to_tokens(token_id)}
-    refused(world, [written], "leave it out of the text")
-    refused(world, written["text"], "leave it out of the text")
+    for content in ([written], written["text"]):  # beside no image it is the text that it is
+        turns = {"model": "a", "messages": [{"role": "user", "content": content}]}
+        found = world.http.post("/tokenize", json=turns)
+        assert found.status_code == 200 and token_id not in found.json()["tokens"]
     found = world.http.post("/v1/completions", json={"model": "a", "prompt": [token_id]})
     assert found.status_code == 400
     assert world.ask([written, pairs(world, tmp_path, 0)[0]]).status_code == 400

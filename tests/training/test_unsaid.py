@@ -12,7 +12,7 @@ from tiny_tokenizer import tiny_tokenizer
 
 from foreword import Backbone, Row, SoftPrompt, TrainConfig, train
 from foreword.config import DataConfig, EncodingConfig, SamplingConfig
-from foreword.data.examples import as_example
+from foreword.data.columns import as_examples
 from foreword.errors import DataError, InputError
 from foreword.training.rows import encode_rows, overlap
 
@@ -27,7 +27,6 @@ CONFIG = TrainConfig(num_virtual_tokens=2, init="vocabulary", num_steps=1, learn
         (TrainConfig, {"num_steps": 2, "num_epochs": 1.0}, "--num-steps and --num-epochs"),
         (TrainConfig, {"batch_size": 2, "micro_batch_size": 4}, "--micro-batch-size 4"),
         (SamplingConfig, {"top_p": 0.9}, "--top-p 0.9"),
-        (DataConfig, {"messages_column": "a", "prompt_column": "b"}, "--messages-column"),
         (DataConfig, {"template": "{a}", "label_column": "b", "prompt_column": "c"}, "--template"),
     ],
 )
@@ -63,11 +62,11 @@ def test_named_columns_are_the_ones_that_are_read() -> None:
     turns = [{"role": "user", "content": "u"}, {"role": "assistant", "content": "v"}]
     row = {"messages": turns, "q": "a", "a": "b"}
     named = DataConfig(prompt_column="q", completion_column="a")
-    assert as_example(row, config=named).prompt == "a"
-    assert as_example(row).completion == "v"
+    assert as_examples(row, config=named)[0].prompt == "a"
+    assert as_examples(row)[0].completion == "v"
     with pytest.raises(DataError, match="'turns'.*--messages-column"):
         plain = {"prompt": "a", "completion": "b"}
-        as_example(plain, config=DataConfig(messages_column="turns"))
+        as_examples(plain, config=DataConfig(messages_column="turns"))
 
 
 @pytest.fixture(scope="module")
