@@ -7,7 +7,9 @@ reads each mark as plain text. A text that spells none, which is nearly every on
 """
 
 import re
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -84,15 +86,16 @@ class SpecialTokens:
     def _plain(self, text: str) -> list[int]:
         """Return the ids of a text that has no special token, whatever it spells."""
         ids = self._ids(text, split_special_tokens=True)
-        if not (spelled := self._every.search(text)) or not self._is_read(text, ids):
+        if not self._is_read(text, ids):
             return ids
         # A turn mark that is not special is never split by the tokenizer: it is cut here.
-        cut = spelled.start() + 1
-        ids = [*self._ids(text[:cut]), *self._plain(text[cut:])]
+        cuts = [found.start() + 1 for found in self._every.finditer(text)]
+        parts = [text[start:stop] for start, stop in pairwise([0, *cuts, len(text)])]
+        ids = [one for part in parts for one in self._ids(part, split_special_tokens=True)]
         if self._is_read(text, ids):
             raise DataError(
-                f"the text spells the special token {spelled[0]!r}, which the tokenizer cannot "
-                "read as plain text: leave it out, or give --special-tokens"
+                "the text spells a special token that the tokenizer cannot read as plain text: "
+                "leave it out, or give --special-tokens"
             )
         return ids
 
@@ -111,13 +114,14 @@ class SpecialTokens:
         whether the template's own tokens are in it.
         """
         own = [found.span() for found in self._every.finditer(text)]
+        starts, ends = [0, *(end for _, end in own)], [*(begin for begin, _ in own), len(text)]
         pieces: list[tuple[str, bool]] = []
         done = 0
         for mark in _MARK.finditer(text):
             if mark.start() < done:
                 continue
-            start = max((end for _, end in own if end <= mark.start()), default=0)
-            stop = min((begin for begin, _ in own if begin >= mark.end()), default=len(text))
+            start = starts[bisect_right(starts, mark.start()) - 1]
+            stop = ends[bisect_left(ends, mark.end())]
             pieces += [(text[done:start], True), (text[start:stop], False)]
             done = stop
         pieces.append((text[done:], True))
