@@ -7,13 +7,14 @@ are loaded as that class. Anything else is refused with what is missing. Knows n
 """
 
 import contextlib
+import json
 import pickle
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from safetensors import SafetensorError
 from transformers import (
     CONFIG_MAPPING,
     AutoConfig,
@@ -26,7 +27,7 @@ from transformers import (
 )
 
 from foreword.compat.transformers_api import code_refused
-from foreword.errors import InputError, UnsupportedError
+from foreword.errors import ForewordError, InputError, UnsupportedError
 from foreword.loading import processor
 from foreword.loading.gguf import first_line
 
@@ -69,9 +70,15 @@ def load(
                 )
         kind = model_class(config)
         with load_errors(name, "model"):
-            model = kind.from_pretrained(
-                source, revision=revision, config=config, trust_remote_code=is_trusted, **own
+            _check_indexes(Path(source), name)
+            model, found = kind.from_pretrained(
+                source,
+                revision=revision,
+                config=config,
+                trust_remote_code=is_trusted,
+                **own | {"output_loading_info": True, "ignore_mismatched_sizes": True},
             )
+        _refuse_made_up(found, name)
         if kind not in (AutoModelForMultimodalLM, AutoModelForSpeechSeq2Seq):
             return model, tokenizer, None
         return model, tokenizer, processor.load(source, config, revision, is_trusted=is_trusted)
@@ -93,11 +100,53 @@ def load_errors(name: str, part: str) -> Iterator[None]:
             f"{name}: its weights are a pickle that is damaged or holds more than tensors, and no "
             "code out of a pickle is run; save the model again as safetensors"
         ) from error
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError,
-            SafetensorError) as error:  # fmt: skip
+    except ForewordError:
+        raise
+    except Exception as error:  # whatever transformers, or a class of its, raises at odd files
         if "trust_remote_code" in str(error):
             raise UnsupportedError(f"{name}: its {part} is {OWN_CODE}") from error
         raise InputError(f"{name}: transformers cannot load it ({first_line(error)})") from error
+
+
+def _check_indexes(directory: Path, name: str) -> None:
+    """Refuse an index of weights that leads out of its directory, or to what is no file of weights,
+    as a device without an end.
+
+    Raises:
+        InputError: names the index and where it leads.
+    """
+    for index in (*directory.glob("*.index.json"), *directory.glob("*.index.*.json")):
+        if not index.is_file():
+            continue
+        described = json.loads(index.read_text(encoding="utf-8"))
+        files = described.get("weight_map") if isinstance(described, dict) else None
+        for file in sorted(set(map(str, files.values()))) if isinstance(files, dict) else ():
+            path = Path(file)
+            is_special = (directory / path).exists() and not (directory / path).is_file()
+            if path.is_absolute() or ".." in path.parts or is_special:
+                raise InputError(
+                    f"{name}: {index.name} names {file!r:.80}, which is no file of weights in the "
+                    "model's own directory"
+                )
+
+
+def _refuse_made_up(found: dict[str, Any], name: str) -> None:
+    """Refuse a model with numbers that transformers drew at random, as the files lack them.
+
+    Raises:
+        InputError: names the first of them, and how many there are.
+    """
+    wrong = [f"has no {key}" for key in sorted(found["missing_keys"])]
+    wrong += [
+        f"has {key} of shape {list(theirs)}, and the configuration says {list(ours)}"
+        for key, theirs, ours in sorted(found["mismatched_keys"])
+    ]
+    if wrong:
+        others = f" ({len(wrong)} such weights)" if len(wrong) > 1 else ""
+        raise InputError(
+            f"{name}: its file of weights {wrong[0]}{others}; transformers would draw such weights "
+            "at random: take the model's whole, unchanged checkpoint"
+        )
 
 
 def model_class(config: Any) -> Any:
@@ -123,6 +172,8 @@ def load_config(
     """
     with load_errors(name, "configuration"):
         described, _ = PretrainedConfig.get_config_dict(source, revision=revision)
+        if not described:
+            raise InputError(f"{name}: it has no config.json that can be read, so it is no model")
         if is_trusted or described.get("model_type") in CONFIG_MAPPING:
             # Code of its own, if it has any, is not needed where transformers knows the type.
             return AutoConfig.from_pretrained(

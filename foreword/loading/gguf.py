@@ -223,7 +223,7 @@ def _unsupported_family(header: _Header) -> Iterator[None]:
     """Raise what transformers says about a family that it cannot load, in one line."""
     try:
         yield
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
+    except Exception as error:  # whatever transformers, or a class of its, raises at odd files
         raise UnsupportedError(
             f"transformers cannot load {header.path}, a GGUF file of the {header.family!r} family "
             f"({first_line(error)}); {ORIGINAL}"
@@ -295,7 +295,9 @@ _SPLITS = {
 
 
 def first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    """Return what an error says in one line; of a heading, the line below it, too."""
+    lines = (str(error).strip() or type(error).__name__).splitlines()
+    return " ".join(line.strip() for line in lines[: 2 if lines[0].endswith(":") else 1])
 
 
 def tell(progress: ProgressCallback | None, line: str) -> None:

@@ -16,6 +16,7 @@ import tiny_models
 import tiny_processors
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from tiny_tokenizer import tiny_tokenizer
 from transformers import dynamic_module_utils
 
@@ -297,3 +298,63 @@ def test_asking_is_as_before_after_a_load(llama: Path) -> None:
     with pytest.raises(ValueError), code_refused():
         raise ValueError
     assert dynamic_module_utils.TIME_OUT_REMOTE_CODE == before > 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "part"),
+    [
+        ({"num_attention_heads": 0}, "transformers cannot load it"),
+        ({"vocab_size": "x"}, "Validation error for field 'vocab_size': TypeError: Field"),
+        ({"quantization_config": {"quant_method": "awq"}}, "transformers cannot load it"),
+        ({"pad_token_id": 999_999}, "transformers cannot load it"),
+        ({"_attn_implementation": "flash_attention_2"}, "transformers cannot load it"),
+    ],
+)
+def test_whatever_transformers_raises_is_one_line(
+    changes: dict[str, Any], part: str, llama: Path
+) -> None:
+    edit(llama / "config.json", **changes)
+    with pytest.raises(InputError, match=part) as error:
+        Backbone.load(str(llama), device="cpu")
+    assert "\n" not in str(error.value)
+
+
+def test_a_directory_without_a_configuration_is_named(llama: Path) -> None:
+    (llama / "config.json").unlink()
+    with pytest.raises(InputError, match=r"no config\.json"):
+        Backbone.load(str(llama), device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("changes", "part"),
+    [
+        ({"num_hidden_layers": 4}, r"has no model\.layers\.3\..* \(9 such weights\)"),
+        ({"attention_bias": True}, r"has no model\.layers\.0\.self_attn\.k_proj\.bias"),
+        ({"vocab_size": 300}, r"has lm_head\.weight of shape \[263, 32\], and .* says \[300, 32\]"),
+    ],
+)
+def test_weights_that_a_checkpoint_lacks_are_not_made_up(
+    changes: dict[str, Any], part: str, llama: Path
+) -> None:
+    edit(llama / "config.json", **changes)
+    with pytest.raises(InputError, match=part):
+        Backbone.load(str(llama), device="cpu")
+
+
+def test_a_head_that_a_checkpoint_lacks_is_not_made_up(llama: Path) -> None:
+    tensors = load_file(llama / "model.safetensors")
+    del tensors["lm_head.weight"]
+    save_file(tensors, llama / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(InputError, match=r"has no lm_head\.weight; transformers would draw"):
+        Backbone.load(str(llama), device="cpu")
+
+
+@pytest.mark.parametrize("file", ["/dev/zero", "../other/model.safetensors", "zero"])
+def test_an_index_of_weights_leads_to_files_of_its_own_directory(file: str, llama: Path) -> None:
+    names = load_file(llama / "model.safetensors")
+    (llama / "model.safetensors").unlink()
+    (llama / "zero").symlink_to("/dev/zero")
+    index = {"metadata": {}, "weight_map": dict.fromkeys(names, file)}
+    (llama / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(InputError, match="no file of weights in the model's own directory"):
+        Backbone.load(str(llama), device="cpu")
