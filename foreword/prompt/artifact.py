@@ -20,7 +20,7 @@ from torch import Tensor
 from foreword.errors import ArtifactError
 from foreword.prompt.facts import FORMAT_VERSION as FORMAT_VERSION
 from foreword.prompt.facts import MAX_CONFIG_BYTES as MAX_CONFIG_BYTES
-from foreword.prompt.facts import METADATA_NAME, as_json, parse, read_config
+from foreword.prompt.facts import MAX_HEADER_BYTES, METADATA_NAME, as_json, parse, read_config
 from foreword.prompt.facts import wrong_fact as wrong_fact
 from foreword.prompt.peft_format import CONFIG_FILE, TENSOR_FILE, check_tensors, tensor_names
 from foreword.prompt.tensor_file import read_tensors
@@ -116,9 +116,10 @@ def _read_tensors(source: Path, wanted: list[str]) -> tuple[dict[str, Tensor], d
         raise ArtifactError(f"{source}: no {TENSOR_FILE}" + (f"; {hint}" if pickled else ""))
 
     def check(names: list[str]) -> None:
-        others = ", ".join([f"{name!r:.60}" for name in names if name not in wanted][:5])
+        known, found = set(wanted), set(names)
+        others = ", ".join([f"{name!r:.60}" for name in names if name not in known][:5])
         for name in wanted:
-            if name not in names:
+            if name not in found:
                 raise ArtifactError(f"{path}: no tensor {name!r}; found {others or 'none'}")
         if others:
             raise ArtifactError(
@@ -127,9 +128,9 @@ def _read_tensors(source: Path, wanted: list[str]) -> tuple[dict[str, Tensor], d
             )
 
     try:
-        found = read_tensors(path, check)
+        stored = read_tensors(path, check, MAX_HEADER_BYTES)
     except (OSError, ValueError) as error:
         raise ArtifactError(f"{path}: truncated or not a safetensors file ({error})") from None
-    text = found.metadata.get(METADATA_NAME)
+    text = stored.metadata.get(METADATA_NAME)
     facts = parse(text, path) if text is not None else {}
-    return {name: found.tensors[name] for name in wanted}, facts
+    return {name: stored.tensors[name] for name in wanted}, facts

@@ -235,7 +235,7 @@ def summary(directory: Path, where: Path | None = None) -> dict[str, Any]:
         names = tensor_names(config, directory)
         if missing := [name for name in names if name not in header]:
             raise ArtifactError(f"{directory / TENSOR_FILE}: no tensor {missing[0]!r}")
-        text = header.get("__metadata__", {}).get(METADATA_NAME)
+        text = (header.get("__metadata__") or {}).get(METADATA_NAME)
         facts = parse(text, directory / TENSOR_FILE) if text is not None else {}
     except ArtifactError as error:
         raise ArtifactError(str(error).replace(str(directory), str(shown))) from None
@@ -258,7 +258,7 @@ def is_own(directory: Path) -> bool:
         header, _ = _header(directory / TENSOR_FILE)
     except ArtifactError:
         return False
-    return METADATA_NAME in header.get("__metadata__", {})
+    return METADATA_NAME in (header.get("__metadata__") or {})
 
 
 def _num_virtual_tokens(config: dict[str, Any], tensor: dict[str, Any]) -> int | None:
@@ -282,7 +282,7 @@ def _header(path: Path) -> tuple[dict[str, Any], int]:
             if size > MAX_HEADER_BYTES:
                 raise ValueError(f"a header of {size:,} bytes")
             header = json.loads(file.read(size))
-        if not all(isinstance(text, str) for text in header.get("__metadata__", {}).values()):
+        if not all(isinstance(text, str) for text in (header.get("__metadata__") or {}).values()):
             raise ValueError("metadata that is not text")
         parts = [part for name, part in header.items() if name != "__metadata__"]
         if not all(isinstance(part["shape"], list) for part in parts):

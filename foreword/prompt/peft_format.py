@@ -175,7 +175,7 @@ def check_tensors(config: Config, tensors: dict[str, "Tensor"], where: Path) -> 
     if config["peft_type"] in EMBEDDING_TYPES and config.get("num_transformer_submodules") == 2:
         # PEFT keeps a second half for the decoder, which it never uses.
         (tensor,) = tensors.values()
-        if expected is not None and tensor.ndim and tensor.shape[0] == 2 * expected:
+        if type(expected) is int and tensor.ndim and tensor.shape[0] == 2 * expected:
             tensors = {TENSOR_NAME: tensor[:expected].clone()}
     for name, tensor in tensors.items():
         if tensor.ndim not in ((2, 3) if is_own else (2,)) or not tensor.numel():

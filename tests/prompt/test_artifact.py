@@ -188,6 +188,50 @@ def test_a_hostile_header_is_refused(tmp_path: Path, content: bytes) -> None:
     assert "truncated or not a safetensors file" in refusal(tmp_path)
 
 
+def test_a_file_far_larger_than_its_header_says_is_not_read(tmp_path: Path) -> None:
+    a_prompt().save(tmp_path)
+    os.truncate(tmp_path / TENSOR_FILE, 1 << 42)  # with a hole: it takes no space
+    assert "truncated or not a safetensors file" in refusal(tmp_path)
+
+
+def test_a_file_larger_than_the_memory_is_refused(tmp_path: Path) -> None:
+    size = 1 << 42
+    part = {"dtype": "F32", "shape": [1 << 20, 1 << 20], "data_offsets": [0, size]}
+    header = json.dumps({TENSOR_NAME: part}).encode()
+    path = foreign(tmp_path) / TENSOR_FILE
+    path.write_bytes(struct.pack("<Q", len(header)) + header)
+    os.truncate(path, 8 + len(header) + size)
+    assert "it is larger than the memory" in refusal(tmp_path)
+
+
+def test_what_a_header_names_is_looked_up_once(tmp_path: Path) -> None:
+    """Many names against many wanted ones: their product is not gone through."""
+
+    class Counted(str):
+        num_compared = 0
+
+        def __eq__(self, other: object) -> bool:
+            Counted.num_compared += 1
+            return str.__eq__(self, other)
+
+        __hash__ = str.__hash__
+
+    own = [Counted(f"foreword.{index}") for index in range(300)]
+    foreign(tmp_path, tensors={f"t{index}": torch.ones(1) for index in range(300)})
+    with pytest.raises(ArtifactError, match=r"no tensor 'foreword\.0'; found 't0', 't1'"):
+        artifact._read_tensors(tmp_path, list(own))
+    assert Counted.num_compared < 3_000
+
+
+@pytest.mark.parametrize("number", [{}, {"a": 1}, [4], "4", 4.5])
+def test_a_number_of_virtual_tokens_that_is_none_is_refused(tmp_path: Path, number: Any) -> None:
+    """Also where PEFT keeps a second half for a decoder."""
+    encoder = {"task_type": "SEQ_2_SEQ_LM", "num_transformer_submodules": 2}
+    for more in ({}, encoder):
+        config = {"peft_type": "PROMPT_TUNING", "num_virtual_tokens": number, **more}
+        assert "num_virtual_tokens" in refusal(foreign(tmp_path, config=config))
+
+
 class _Hostile:
     """A pickle that acts on whoever opens it: it creates a directory."""
 
