@@ -4,13 +4,14 @@ In: names, versions, directories. Out: the store changed, or its entries as line
 model.
 """
 
+import contextlib
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from foreword.cli import options, push
 from foreword.cli.console import one_line, strict_json
-from foreword.errors import ForewordError
+from foreword.errors import ForewordError, NotFoundError
 
 if TYPE_CHECKING:
     from foreword.prompt.store import Entry, Store
@@ -42,7 +43,7 @@ def list_command(prompts: Directory = "prompts", as_json: AsJson = False) -> Non
     Example: foreword prompts list --prompts prompts
     """
     store = _store(prompts)
-    rows = [listed(store, name) for name in store.names()]
+    rows = [row for name in store.names() if (row := listed(store, name)) is not None]
     aliases = store.aliases()
     if as_json:
         options.output.print(strict_json({"prompts": rows, "aliases": aliases}))
@@ -147,14 +148,20 @@ def describe(store: "Store", entry: "Entry") -> dict[str, Any]:
     return {"name": entry.name, "version": entry.version} | found
 
 
-def listed(store: "Store", name: str) -> dict[str, Any]:
-    """Return what a list says of a name's current version: facts, or how it is damaged."""
+def listed(store: "Store", name: str) -> dict[str, Any] | None:
+    """Return what a list says of a name's current version: facts, or how it is damaged; None where
+    a writer has removed the name meanwhile.
+    """
     row: dict[str, Any] = {"name": name}
     try:
         entry = store.resolve(name)
         row["version"] = entry.version
         row |= describe(store, entry)
     except ForewordError as error:
+        if not store.has(name):
+            return None
+        if "version" in row and store.resolve(name) != entry:  # another one is current by now
+            return listed(store, name)
         return row | {"damaged": str(error)}
     row.pop("history", None)
     return row
@@ -164,7 +171,9 @@ def _line(store: "Store", row: dict[str, Any]) -> str:
     shown = row["name"] + (f"@{row['version']}" if "version" in row else "")
     if "damaged" in row:
         return f"{shown}  damaged: {one_line(row['damaged'])}"
-    versions = len(store.versions(row["name"]))
+    versions = 0
+    with contextlib.suppress(NotFoundError):  # removed meanwhile
+        versions = len(store.versions(row["name"]))
     more = f"  ({versions} versions)" if versions > 1 else ""
     tokens = row.get("virtual_tokens", "not recorded")
     return f"{shown}  P={tokens}  base {one_line(row['base'])}{more}"

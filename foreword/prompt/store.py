@@ -82,14 +82,16 @@ class Store:
         if not os.path.lexists(self.directory):
             return []
         self.check()
-        found = self._listed(self.directory)
-        return sorted(n for n in found if os.path.lexists(self.directory / n / "current"))
+        return sorted(name for name in self._listed(self.directory) if self.has(name))
+
+    def has(self, name: str) -> bool:
+        """Return whether there is a prompt of a name, damaged or not."""
+        return os.path.lexists(self.directory / name / "current")
 
     def aliases(self) -> dict[str, str]:
         """Return each alias and what it stands for: `NAME` or `NAME@VERSION`."""
-        folder = self.directory / ".aliases"
-        found = sorted(self._listed(folder)) if folder.is_dir() else []
-        return {name: text for name in found if (text := _read_word(folder / name)) is not None}
+        found = sorted(self._listed(self.directory / ".aliases"))
+        return {name: text for name in found if (text := self._alias(name)) is not None}
 
     def versions(self, name: str) -> list[Entry]:
         """Return all versions of a prompt, oldest first.
@@ -100,9 +102,12 @@ class Store:
         folder = self.directory / check_name(name) / "versions"
         if not folder.is_dir() or folder.is_symlink():
             raise NotFoundError(f"no prompt {name!r} in {self.directory}; it has {self._known()}")
-        found = [path for path in folder.iterdir() if VERSION.fullmatch(path.name)]
-        paths = [path for path in found if path.is_dir() and not path.is_symlink()]
-        paths.sort(key=lambda path: (path.stat().st_mtime_ns, path.name))
+        try:
+            found = [path for path in folder.iterdir() if VERSION.fullmatch(path.name)]
+            paths = [path for path in found if path.is_dir() and not path.is_symlink()]
+            paths.sort(key=lambda path: (path.stat().st_mtime_ns, path.name))
+        except FileNotFoundError:  # a writer removed one meanwhile
+            return self.versions(name)
         return [Entry(name, path.name, path) for path in paths]
 
     def resolve(self, reference: str) -> Entry:
@@ -144,11 +149,7 @@ class Store:
         Raises:
             InputError: changed, truncated, missing or unreadable files, or links.
         """
-        for part in (self.directory / entry.name, entry.path.parent, entry.path):
-            if part.is_symlink():
-                raise InputError(
-                    f"{part} is a symbolic link; a prompt must lie in the store itself"
-                )
+        _refuse_links(self.directory / entry.name, entry.path.parent, entry.path)
         try:
             found = _version_of(entry.path)
         except OSError as error:
@@ -176,13 +177,14 @@ class Store:
             if self._alias(name) is not None:
                 raise InputError(f"{name!r} is an alias; remove it first or choose another name")
             self._check_new(name)
+            versions = self.directory / name / "versions"
+            _refuse_links(self.directory / name, versions)
             new = scratch / "new"
             new.mkdir()
             for file in FILES:
                 _copy(Path(source) / file, new / file)
             summary(new, Path(source))  # refuses what lists could not show
             version = _version_of(new)
-            versions = self.directory / name / "versions"
             versions.mkdir(parents=True, exist_ok=True)
             target = versions / version
             if target.is_dir() and self._is_whole(Entry(name, version, target)):
@@ -212,8 +214,9 @@ class Store:
             if not version and self._alias(name) is not None:
                 (self.directory / ".aliases" / name).unlink()
                 return []
+            _refuse_links(self.directory / name)
             gone = [self.resolve(reference)] if version else self.versions(name)
-            if not gone and not os.path.lexists(self.directory / name / "current"):
+            if not gone and not self.has(name):
                 raise NotFoundError(f"{self.directory / name} is no prompt of the store")
             left = [entry for entry in self.versions(name) if entry not in gone]
             self._refuse_aliased({str(entry) for entry in gone} | (set() if left else {name}))
@@ -238,7 +241,7 @@ class Store:
         """
         check_name(alias)
         with self._writing() as scratch:
-            if os.path.lexists(self.directory / alias / "current"):
+            if self.has(alias):
                 raise InputError(f"{alias!r} is a prompt's own name; choose another alias")
             self._check_new(alias)
             target = check_name(reference.partition("@")[0])
@@ -246,6 +249,7 @@ class Store:
                 raise InputError(f"{reference!r} is an alias itself; name a prompt")
             entry = self.resolve(reference)
             folder = self.directory / ".aliases"
+            _refuse_links(folder)
             folder.mkdir(exist_ok=True)
             self._point(scratch, folder / alias, str(entry) if "@" in reference else entry.name)
         return entry
@@ -275,13 +279,13 @@ class Store:
         """
         folders = (self.directory, self.directory / ".aliases")
         if any(os.path.lexists(folder / name) for folder in folders):
-            known = {one for folder in folders if folder.is_dir() for one in self._listed(folder)}
+            known = {one for folder in folders for one in self._listed(folder)}
             if name in known:
                 return
         if name.partition(".")[0].lower() in DEVICES:
             raise InputError(f"{name!r} is a device on Windows; choose another name")
         for folder in folders:
-            for other in self._listed(folder) if folder.is_dir() else ():
+            for other in self._listed(folder):
                 if other.lower() == name.lower():
                     raise InputError(
                         f"{name!r} differs from {other!r} in case alone; choose another name"
@@ -304,7 +308,8 @@ class Store:
         return word if word is not None and VERSION.fullmatch(word) else None
 
     def _alias(self, name: str) -> str | None:
-        return _read_word(self.directory / ".aliases" / name)
+        folder = self.directory / ".aliases"
+        return None if folder.is_symlink() else _read_word(folder / name)
 
     def _is_whole(self, entry: Entry) -> bool:
         try:
@@ -314,7 +319,8 @@ class Store:
         return True
 
     def _listed(self, folder: Path) -> list[str]:
-        return [path.name for path in folder.iterdir() if NAME.fullmatch(path.name)]
+        paths = folder.iterdir() if folder.is_dir() else ()
+        return [path.name for path in paths if NAME.fullmatch(path.name)]
 
     def _known(self) -> str:
         return ", ".join(self.names()) or "none"
@@ -342,6 +348,17 @@ def check_name(name: str) -> str:
             "beginning with a letter or a digit"
         )
     return name
+
+
+def _refuse_links(*parts: Path) -> None:
+    """Refuse to read or write through a symbolic link, which may lead out of the store.
+
+    Raises:
+        InputError: names the first one.
+    """
+    for part in parts:
+        if part.is_symlink():
+            raise InputError(f"{part} is a symbolic link; a prompt must lie in the store itself")
 
 
 def _refuse_others(folder: Path, own: Collection[str]) -> None:

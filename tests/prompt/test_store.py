@@ -9,6 +9,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,10 +18,10 @@ from safetensors.numpy import save_file
 from typer.testing import CliRunner
 
 from foreword import SoftPrompt
-from foreword.cli import app
+from foreword.cli import app, prompts
 from foreword.errors import ArtifactError, ForewordError, InputError, NotFoundError, StorageError
 from foreword.prompt.peft_format import FILES
-from foreword.prompt.store import RECORD, Store
+from foreword.prompt.store import RECORD, Entry, Store
 
 
 def saved(path: Path, seed: int = 0, num_virtual: int = 3) -> Path:
@@ -438,3 +439,66 @@ def test_a_store_that_is_a_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="a file; expected the directory of a store"):
         Store(tmp_path / "file").names()
     assert Store(tmp_path / "none").names() == []
+
+
+@pytest.mark.parametrize("place", ["home", "home/versions", ".aliases"])
+def test_nothing_is_written_or_removed_through_a_link(
+    store: Store, tmp_path: Path, place: str
+) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    path = store.directory / place
+    if place == ".aliases":
+        store.add("home", saved(tmp_path / "first"))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.symlink_to(outside)
+    with pytest.raises(InputError, match="is a symbolic link"):
+        if place == ".aliases":
+            store.alias("assistant", "home")
+        else:
+            store.add("home", saved(tmp_path / "first"))
+    assert list(outside.iterdir()) == []
+
+
+def test_a_version_is_not_removed_through_a_link(store: Store, tmp_path: Path) -> None:
+    entry = store.add("home", saved(tmp_path / "first"))
+    store.add("home", saved(tmp_path / "second", seed=1))
+    (store.directory / "home").rename(tmp_path / "elsewhere")
+    (store.directory / "home").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(InputError, match="is a symbolic link"):
+        store.remove(f"home@{entry.version}")
+    assert (tmp_path / "elsewhere" / "versions" / entry.version).is_dir()
+
+
+def test_a_directory_in_the_place_of_a_file_is_named(store: Store, tmp_path: Path) -> None:
+    (store.directory / "home" / "current").mkdir(parents=True)
+    with pytest.raises(StorageError, match="home/current is a directory where a file is needed"):
+        store.add("home", saved(tmp_path / "first"))
+
+
+@pytest.mark.parametrize("as_json", [True, False])
+def test_a_list_goes_on_where_a_prompt_is_removed_meanwhile(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, as_json: bool
+) -> None:
+    """Of three prompts one goes before it is looked at, one after, and one gets a new version."""
+    for name in ("gone", "going", "renewed"):
+        first = store.add(name, saved(tmp_path / "first"))
+    second, describe = saved(tmp_path / "second", seed=1), prompts.describe
+
+    def later(found: Store, entry: Entry) -> dict[str, Any]:
+        if entry.name == "gone":
+            found.remove("gone")
+        if entry == first:
+            found.add("renewed", second)
+            found.remove(str(entry))
+        known = describe(found, entry)
+        if entry.name == "going":
+            found.remove("going")
+        return known
+
+    monkeypatch.setattr(prompts, "describe", later)
+    arguments = ["prompts", "list", "--prompts", str(store.directory)]
+    ended = CliRunner().invoke(app, [*arguments, "--json"] if as_json else arguments)
+    assert ended.exit_code == 0 and "damaged" not in ended.output
+    assert "going" in ended.output and "gone" not in ended.output
+    assert store.resolve("renewed").version in ended.output
