@@ -10,6 +10,7 @@ import os
 import re
 import secrets
 import shutil
+import stat
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -80,6 +81,15 @@ def check_file(
         raise InputError(f"{option}: {path!r} cannot be written ({reason})") from None
 
 
+def _is_others(lock: Path) -> bool:
+    """Return whether something is there in the place of a lock's empty file."""
+    try:
+        status = os.lstat(lock)
+    except FileNotFoundError:
+        return False
+    return not stat.S_ISREG(status.st_mode) or status.st_size > 0
+
+
 def _is_special(path: Path) -> bool:
     return path.exists() and not path.is_file()
 
@@ -106,10 +116,12 @@ def locked(path: Path, taken: str) -> Iterator[None]:
     The system releases it with the process, however that ends.
 
     Raises:
-        StorageError: `taken`: somebody else holds it.
+        StorageError: `taken`: somebody else holds it; or another program's file stands there.
     """
     lock = FileLock(path, timeout=0, thread_local=False)
     with storage_errors(path):
+        if _is_others(path):
+            raise StorageError(f"{path} is not foreword's own file; move it away")
         try:
             lock.acquire()
             while not path.exists():  # its last holder removed it just before we had it
@@ -252,6 +264,9 @@ def storage_errors(
             reason = "not writable; choose another directory or change its permissions"
         elif number in (errno.ENOTDIR, errno.EEXIST):
             reason = "a file stands where a directory is needed; choose another directory"
+        elif number == errno.EISDIR:
+            place = getattr(error, "filename2", None) or getattr(error, "filename", target)
+            reason = f"{place!s:.200} is a directory where a file is needed; move it away"
         elif number in (errno.ENAMETOOLONG, errno.ELOOP):
             reason, kind = os.strerror(number or 0), InputError
         else:

@@ -6,6 +6,7 @@ the command ends, or a refusal that says what is there. Knows no model and takes
 
 import contextlib
 import json
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from foreword.storage import check_writable, locked
 
 LOCK_FILE = ".output.lock"
 PICKLE = "adapter_model.bin"  # of an adapter that PEFT wrote without safetensors
+INNER = ("seeds", "tasks")  # folders of an output, with one for each seed or task
+TAKEN = "{}: another run writes to it; wait for its end, or choose another --output"
 ANEW = "choose another --output, or begin anew with --overwrite"
 
 
@@ -38,9 +41,12 @@ def claimed(
     if resume and overwrite:
         raise InputError("--resume goes on and --overwrite begins anew: leave one of them out")
     check_writable(output)
-    taken = f"{output}: another run writes to it; wait for its end, or choose another --output"
-    lock = locked(Path(output) / LOCK_FILE, taken) if is_main else contextlib.nullcontext()
-    with lock:
+    with contextlib.ExitStack() as locks:
+        if is_main:
+            _refuse_inner(output)
+            for folder in dict.fromkeys([Path(output), *folders]):
+                if folder == Path(output) or folder.is_dir():
+                    locks.enter_context(locked(folder / LOCK_FILE, TAKEN.format(folder)))
         if not overwrite:
             has_begun = resume and any(map(_has_state, folders))
             for folder in dict.fromkeys([*folders, Path(output)]):
@@ -48,6 +54,20 @@ def claimed(
                 if in_the_way := _found(folder, goes_on=goes_on):
                     raise InputError(in_the_way)
         yield
+
+
+def _refuse_inner(output: str) -> None:
+    """Refuse the folder of a seed or a task of another run that is still going on.
+
+    Raises:
+        StorageError: names the output of that run.
+    """
+    place = Path(os.path.realpath(output))
+    while place.parent.name in INNER:
+        place = place.parent.parent
+        if (place / LOCK_FILE).exists():
+            with locked(place / LOCK_FILE, TAKEN.format(place)):
+                pass
 
 
 def _has_state(folder: Path) -> bool:

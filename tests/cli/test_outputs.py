@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 from foreword import SoftPrompt
 from foreword.cli import app
 from foreword.cli.run_output import LOCK_FILE
+from foreword.errors import StorageError
 from foreword.evaluation import plots
 from foreword.storage import locked
 from foreword.training import out_of_memory
@@ -300,3 +301,43 @@ def test_a_picture_is_whole_or_absent(tmp_path: Path, monkeypatch: Any) -> None:
     with pytest.raises(Exception, match="the disk is gone"):
         plots._save(figure, path)
     assert path.read_bytes() == b"earlier" and os.listdir(tmp_path) == ["x.png"]
+
+
+@pytest.mark.parametrize("inner", ["seeds/1", "tasks/a", "seeds/0/tasks/a"])
+def test_a_folder_within_a_running_runs_output_is_refused(
+    refused: Refused, data: str, tmp_path: Path, inner: str
+) -> None:
+    (tmp_path / "out").mkdir()
+    arguments = ["train", "--data", data, "--output", str(tmp_path / "out" / inner)]
+    with locked(tmp_path / "out" / LOCK_FILE, "taken"):
+        assert f"{tmp_path / 'out'}: another run" in refused(*arguments, code=5)
+
+
+def test_an_output_is_refused_while_a_run_writes_to_a_seeds_folder(
+    refused: Refused, data: str, tmp_path: Path
+) -> None:
+    seed = tmp_path / "out" / "seeds" / "1"
+    seed.mkdir(parents=True)
+    arguments = ["train", "--data", data, "--output", str(tmp_path / "out"), "--seeds", "2"]
+    with locked(seed / LOCK_FILE, "taken"):
+        assert f"{seed}: another run" in refused(*arguments, code=5)
+    assert not (tmp_path / "out" / LOCK_FILE).exists()
+
+
+@pytest.mark.parametrize("kind", ["file", "link", "directory"])
+def test_a_foreign_file_in_the_place_of_a_lock_is_kept(tmp_path: Path, kind: str) -> None:
+    lock, other = tmp_path / LOCK_FILE, tmp_path / "other"
+    other.write_text("theirs")
+    if kind == "directory":
+        lock.mkdir()
+    elif kind == "link":
+        lock.symlink_to(other)
+    else:
+        lock.write_text("theirs")
+    with (
+        pytest.raises(StorageError, match="not foreword's own file"),
+        locked(lock, "taken"),
+    ):
+        raise AssertionError
+    assert os.path.lexists(lock) and other.read_text() == "theirs"
+    assert kind != "file" or lock.read_text() == "theirs"
