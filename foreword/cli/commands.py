@@ -22,7 +22,7 @@ from foreword.cli import (
     show,
     train,
 )
-from foreword.cli.console import one_line
+from foreword.cli.console import one_line, warnings_on
 from foreword.errors import ForewordError
 
 # typer brings click, or a copy of it, and this class of it under no name of its own.
@@ -69,7 +69,8 @@ def _options(
 def main() -> None:
     """Run the command line; the exit code is the error's own."""
     try:
-        sys.exit(app(standalone_mode=False) or 0)
+        with warnings_on(options.errors):
+            sys.exit(app(standalone_mode=False) or 0)
     except ForewordError as error:
         _say(str(error))
         sys.exit(error.exit_code)

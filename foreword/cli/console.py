@@ -5,15 +5,23 @@ reaches a file or a pipe unchanged; on a terminal, what would steer it is shown 
 tables are laid out by rich. Knows no command.
 """
 
+import contextlib
+import errno
 import json
+import logging
 import math
+import os
 import sys
 import unicodedata
+import warnings
+from collections.abc import Iterator
 from typing import Any, TextIO
 
 from rich.console import Console
 from rich.status import Status
 from rich.text import Text
+
+from foreword.errors import StorageError
 
 # Marks that turn the direction of the text after them, by which one text can look like another.
 TURNS = {*range(0x202A, 0x202F), *range(0x2066, 0x206A)}
@@ -59,14 +67,16 @@ class TextConsole(Console):
         super().__init__(stderr=stderr, **PLAIN)
 
     @property
-    def stream(self) -> TextIO:
-        """Where texts go: the process's own stream, or rich's stand-in beside a progress bar."""
+    def stream(self) -> TextIO | None:
+        """Where texts go: the process's own stream, or rich's stand-in beside a progress bar; None
+        where the process was started with that stream closed.
+        """
         return sys.stderr if self.stderr else sys.stdout
 
     @property
     def is_watched(self) -> bool:
         """Whether the stream is a terminal, whatever the environment says of colours."""
-        return self.stream.isatty()
+        return self.stream is not None and self.stream.isatty()
 
     def print(self, *objects: Any, end: str = "\n", style: Any = None, **options: Any) -> None:
         """Print texts as they are, or visible on a terminal; everything else as rich does."""
@@ -91,9 +101,50 @@ class TextConsole(Console):
         return TextStatus(status, console=self, **options)
 
     def _write(self, text: str) -> None:
+        if self.stream is None:
+            return
         encoding = self.stream.encoding or "utf-8"
-        self.stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
-        self.stream.flush()
+        try:
+            self.stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
+            self.stream.flush()
+        except OSError as error:
+            if error.errno == errno.EPIPE:
+                raise
+            _let_go(self.stream)
+            raise StorageError(f"the output cannot be written ({error.strerror})") from None
+
+
+def _let_go(stream: TextIO) -> None:
+    """Lead a stream that takes nothing to nowhere: the interpreter flushes it in the end."""
+    with contextlib.suppress(OSError, ValueError):  # of no file
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+class VisibleLog(logging.Handler):
+    """Print what is logged as visible lines on a console, where nobody else takes it."""
+
+    def __init__(self, console: TextConsole) -> None:
+        super().__init__(logging.WARNING)
+        self.console = console
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print one record."""
+        self.console.print(f"note: {one_line(record.getMessage())}")
+
+
+@contextlib.contextmanager
+def warnings_on(console: TextConsole) -> Iterator[None]:
+    """Print what modules log or warn of as visible lines, as it may name files of any name."""
+
+    def show(message: Warning | str, *of_its_source: Any) -> None:
+        console.print(f"note: {one_line(message)}")
+
+    before, shown = logging.lastResort, warnings.showwarning
+    logging.lastResort, warnings.showwarning = VisibleLog(console), show  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        logging.lastResort, warnings.showwarning = before, shown
 
 
 class TextStatus(Status):

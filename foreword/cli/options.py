@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from foreword.cli.console import TextConsole
+from foreword.cli.console import TextConsole, one_line
 from foreword.errors import InputError
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def text_of(value: str, option: str) -> str:
 
 def note(text: str) -> None:
     """Print what a person should know, beside what a command prints."""
-    errors.print(f"note: {text}")
+    errors.print(f"note: {one_line(text)}")
 
 
 def checked(command: Callable[..., None]) -> Callable[..., None]:

@@ -16,6 +16,7 @@ from urllib.parse import quote
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from foreword.cli import options
+from foreword.cli.console import one_line
 from foreword.errors import DependencyError, InputError
 
 if TYPE_CHECKING:
@@ -100,7 +101,7 @@ def run(
         with stop.listening(), contextlib.suppress(KeyboardInterrupt), _closing(events):
             for event in events:
                 for notice in event.notices:
-                    progress.console.print(f"note: {notice}")
+                    progress.console.print(f"note: {one_line(notice)}")
                 validated = _validated(event) or validated
                 speed = event.num_tokens / event.seconds
                 state = f"loss {event.loss:.3f}{validated} · {speed:.0f} tokens/s"

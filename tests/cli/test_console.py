@@ -2,8 +2,12 @@
 
 import io
 import json
+import logging
 import math
+import os
+import subprocess
 import sys
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,9 +19,9 @@ from rich.table import Table
 from typer.testing import CliRunner
 
 from foreword import SoftPrompt
-from foreword.cli import app, comparison, main, options, progress
+from foreword.cli import app, commands, comparison, main, options, progress
 from foreword.cli.chat import Session
-from foreword.cli.console import strict_json, visible
+from foreword.cli.console import VisibleLog, strict_json, visible
 from foreword.config import ResamplingConfig, SamplingConfig
 from foreword.evaluation.metrics import METRICS
 
@@ -215,3 +219,34 @@ def test_show_writes_strict_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         parse_constant=pytest.fail,
     )
     assert said["layer norms"] == [{"keys": None, "values": None, "recurrent": None}]
+
+
+@pytest.mark.parametrize(("where", "code"), [("> /dev/full", 5), (">&-", 0), ("2>&-", 0)])
+def test_a_stream_that_takes_nothing_is_no_traceback(where: str, code: int, tmp_path: Path) -> None:
+    command = f"{sys.executable} -m foreword prompts list --prompts {tmp_path} {where}"
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    ended = subprocess.run(["sh", "-c", command], env=env, capture_output=True, text=True)
+    assert ended.returncode == code
+    expected = "error: the output cannot be written (No space left on device)\n" if code else ""
+    assert ended.stderr == expected
+
+
+def test_what_modules_log_or_warn_of_is_harmless(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A folder's name with a prompt in it, a model's directory whose processor cannot be loaded."""
+
+    def command(*_: Any, **__: Any) -> int:
+        logging.getLogger("a module").warning("%s: reads the prompt in it", NASTY)
+        warnings.warn(NASTY, stacklevel=2)
+        return 0
+
+    monkeypatch.setattr(commands, "app", command)
+    monkeypatch.setattr(logging.getLogger("a module"), "propagate", False)
+    with warnings.catch_warnings(), pytest.raises(SystemExit):
+        warnings.simplefilter("always")
+        main()
+    said = capsys.readouterr().err
+    assert said.count("\n") == 2 and said.count("note: ") == 2
+    assert not [character for character in STEERING if character in said]
+    assert logging.lastResort is not None and not isinstance(logging.lastResort, VisibleLog)
