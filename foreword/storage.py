@@ -50,7 +50,7 @@ def check_file(
         path: of the file; a device or a pipe is written to as it is.
         option: how the user names it.
         is_own: whether a file that begins with these bytes was written by the same option before.
-        inputs: files that are read, and must not be written.
+        inputs: files that are read, and must not be written, and folders of such files.
 
     Raises:
         InputError: says what is in the way.
@@ -61,9 +61,9 @@ def check_file(
             raise InputError(f"{option}: expected a file, and {path} is a directory")
         if not target.parent.is_dir():
             raise InputError(f"{option}: {path}: there is no such folder; make it first")
-        known = [os.path.realpath(one) for one in inputs if one]
-        if str(target) in known:
-            raise InputError(f"{option}: {path} is read, too; choose another file")
+        for one in inputs:
+            if one and Path(os.path.realpath(one)) in (target, target.parent):
+                raise InputError(f"{option}: {path} is read, too; choose another file")
         if _is_special(target):
             return
         if target.exists():

@@ -55,6 +55,7 @@ def generate(
     if (decoded := kwargs.get("decoder_input_ids")) is not None:
         checks.check_inputs(decoded, passes.capabilities.vocab_size)
     checks.refuse_options(kwargs, passes.model.generation_config)
+    checks.check_forced_ids(kwargs, passes.model.generation_config, passes.capabilities.vocab_size)
     if transformers_api.pop_cache(kwargs) is not None:
         raise UnsupportedError(f"generate(past_key_values=...): {CACHE}")
     for name, reason in REFUSED.items():

@@ -36,6 +36,7 @@ def generate(
     """
     model, capabilities, config = passes.model, passes.capabilities, passes.model.generation_config
     checks.refuse_options(kwargs, config)
+    checks.check_forced_ids(kwargs, config, capabilities.vocab_size)
     if capabilities.is_recurrent:
         checks.refuse_candidates(kwargs, config, capabilities.model_type)
     cache = transformers_api.pop_cache(kwargs)

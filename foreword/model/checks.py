@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from numbers import Integral
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import GenerationConfig
 
@@ -22,6 +23,7 @@ RESIZE = (
 )
 OUTSIDE = "this strategy lives outside transformers and is not tested; use a built-in one"
 
+ID_DTYPES = (torch.int64, torch.int32)  # those that an embedding table takes
 DEFAULT_NEW_TOKENS = 20  # of transformers, where a call names no limit
 
 # Arguments of `generate` that cannot be translated, each with what to use instead.
@@ -102,8 +104,11 @@ def check_ids(input_ids: Tensor, vocab_size: int) -> None:
     """Refuse ids `[..., T]` for which the model has no embedding; name the first of them.
 
     Raises:
-        InputError: there are some; where ids lie on an accelerator, it would fail as a whole.
+        InputError: there are some; where ids lie on an accelerator, it would fail as a whole. Or
+            they are no whole numbers.
     """
+    if input_ids.dtype not in ID_DTYPES:
+        raise InputError(f"expected input_ids of torch.int64, got {input_ids.dtype}")
     if not input_ids.numel():
         return
     lowest, highest = int(input_ids.min()), int(input_ids.max())
@@ -116,6 +121,19 @@ def check_ids(input_ids: Tensor, vocab_size: int) -> None:
         f"input_ids range from {lowest} to {highest}, expected 0 to {vocab_size - 1}; they are of "
         f"another tokenizer: {place} is {int(input_ids[is_unknown][0])}; {RESIZE}"
     )
+
+
+def check_forced_ids(kwargs: Mapping[str, Any], config: Any, vocab_size: int) -> None:
+    """Refuse to force an id that the model does not have.
+
+    Raises:
+        InputError: names the setting.
+    """
+    for name in ("forced_bos_token_id", "forced_eos_token_id"):
+        forced = setting(name, kwargs, config)
+        for one in forced if isinstance(forced, list) else [forced]:
+            if isinstance(one, int) and not 0 <= one < vocab_size:
+                raise InputError(f"generate({name}={one}): expected 0 to {vocab_size - 1}")
 
 
 def check_row(row_ids: Sequence[int], source: str, vocab_size: int, tokenizer: Any = None) -> None:

@@ -130,6 +130,22 @@ def prompt(model: str, data: str, tmp_path: Path) -> str:
     return str(tmp_path / "prompt")
 
 
+def test_predictions_stay_out_of_the_folder_that_is_read(
+    refused: Refused, model: str, data: str, tmp_path: Path
+) -> None:
+    """A later run would read them as rows, and earlier predictions may be the rows."""
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    row = {"prompt": "say a", "expected": "a"}
+    (folder / "rows.jsonl").write_text(json.dumps(row) + "\n")
+    columns = ("--completion-column", "expected", *QUICK)
+    for name in ("rows.jsonl", "new.jsonl"):
+        arguments = ["eval", "--model", model, "--data", str(folder), *columns]
+        said = refused(*arguments, "--predictions", str(folder / name))
+        assert "is read, too" in said
+    assert os.listdir(folder) == ["rows.jsonl"]
+
+
 @pytest.mark.parametrize("command", ["eval", "compare"])
 def test_predictions_replace_nothing_but_predictions(
     refused: Refused, model: str, prompt: str, data: str, tmp_path: Path, command: str

@@ -197,6 +197,12 @@ ARGUMENTS: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "images": ({"pixel_values": torch.ones(1, 3, 8, 8)}, "pixel_values"),
     "a misspelt name": ({"temprature": 0.5}, "temprature"),
+    "an unknown start": ({"forced_bos_token_id": 10**6}, "generate(forced_bos_token_id=1000000)"),
+    "an unknown end": ({"forced_eos_token_id": [5, -1]}, "generate(forced_eos_token_id=-1)"),
+    "an unknown end, configured": (
+        {"generation_config": transformers.GenerationConfig(forced_eos_token_id=10**6)},
+        "generate(forced_eos_token_id=1000000)",
+    ),
 }
 
 
@@ -225,6 +231,14 @@ def test_ids_of_another_shape(backbone: Backbone, ids: Any) -> None:
     part = "expected input_ids [B, T] with at least one token"
     refuses(InputError, part, lambda: backbone.generate(None, ids, **GREEDY))
     refuses(InputError, part, lambda: backbone.logits(None, ids))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bool, torch.uint8, torch.complex64])
+def test_ids_that_are_no_whole_numbers(backbone: Backbone, dtype: torch.dtype) -> None:
+    ids, part = IDS.to(dtype), f"expected input_ids of torch.int64, got {dtype}"
+    refuses(InputError, part, lambda: backbone.generate(None, ids, **GREEDY))
+    refuses(InputError, part, lambda: backbone.logits(None, ids))
+    refuses(InputError, part, lambda: backbone.embed(ids))
 
 
 def test_nothing_to_read(backbone: Backbone) -> None:
