@@ -22,6 +22,8 @@ from foreword.errors import DataError
 
 log = logging.getLogger("foreword")
 
+MOST_SAID = 20  # notes on the rows of one file
+
 _DEFAULT_COLUMNS = DataConfig()
 
 
@@ -54,8 +56,10 @@ def read_examples(
     ]
     if not examples:
         raise DataError(f"{path}: expected rows, found none: add at least one")
-    for what, count in said.items():
+    for what, count in list(said.items())[:MOST_SAID]:
         say(f"{path}: {what} ({counted(count)})")
+    if len(said) > MOST_SAID:
+        say(f"{path}: {len(said) - MOST_SAID} more such notes, as of other unused columns")
     return examples
 
 

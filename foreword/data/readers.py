@@ -68,6 +68,8 @@ def _file_rows(path: Path) -> Iterator[SourcedRow]:
             f"{path}: expected a file name that ends in {', '.join(_READERS)}, found "
             f"{ending_of(path) or 'no ending'!r}: convert or rename the file"
         )
+    if not path.is_file():
+        raise DataError(f"{path}: expected a file, found a device or a pipe: write it to a file")
     return reader(path)
 
 

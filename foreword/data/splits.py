@@ -123,14 +123,25 @@ def _saved_splits(directory: Path) -> _Splits:
 
 
 def _data_files(directory: Path) -> list[Path]:
-    return sorted(
+    """Return the files of rows in a directory, in the order of their names.
+
+    Raises:
+        DataError: one of their names is a link to nothing, a pipe or a device.
+    """
+    found = sorted(
         path
         for path in directory.iterdir()
         if ending_of(path) in DATA_ENDINGS
         and path.name not in _NO_ROWS
         and not path.name.startswith((".", "_"))
-        and path.is_file()
+        and not path.is_dir()
     )
+    if odd := [path for path in found if not path.is_file()]:
+        raise DataError(
+            f"{odd[0]}: expected a file of rows, found a link to nothing, a pipe or a device: "
+            "bring it here, or move it away"
+        )
+    return found
 
 
 def _by_names(directory: Path, files: list[Path]) -> _Splits:

@@ -6,12 +6,14 @@ import gzip
 import json
 import logging
 import lzma
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from foreword.data import text_files
+from foreword.data.examples import read_examples
 from foreword.data.readers import read_rows
 from foreword.errors import DataError
 
@@ -278,3 +280,24 @@ def test_what_json_leaves_open_is_refused_by_line(tmp_path: Path, row: str, expe
 def test_a_key_twice_around_the_rows_is_refused_by_line(tmp_path: Path) -> None:
     path = write(tmp_path, "rows.json", '{"data": [{"a": 1}],\n"data": [{"a": 2}]}')
     assert "rows.json:2: expected each key once, found 'data' twice" in problem(path)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "nothing"])
+def test_what_is_no_file_is_refused_and_not_left_out(tmp_path: Path, kind: str) -> None:
+    write(tmp_path, "a.jsonl", LINES)
+    odd = tmp_path / "b.jsonl"
+    if kind == "pipe":
+        os.mkfifo(odd)
+    else:
+        odd.symlink_to("/dev/zero" if kind == "device" else tmp_path / "gone")
+    with pytest.raises(DataError, match=r"b\.jsonl: expected a file of rows"):
+        columns(tmp_path)
+    with pytest.raises(DataError, match=r"b\.jsonl: (expected a file|no such file)"):
+        columns(odd)
+
+
+def test_many_unused_columns_are_counted(tmp_path: Path) -> None:
+    row = ROWS[0] | {f"c{number}": 1 for number in range(1000)}
+    said: list[str] = []
+    read_examples(write(tmp_path, "a.jsonl", json.dumps(row)), say=said.append)
+    assert len(said) == 21 and "980 more such notes" in said[-1]
