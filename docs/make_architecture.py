@@ -44,6 +44,7 @@ HALF_LINES = {
     "verification": "the self-test of a family that no test covers",
     "backbone": "one frozen model: embeds, compiles, generates, scores",
     "chat": "the same for text: encode, answer, stream",
+    "named_text": "a long instruction as a prompt, exactly",
     "training": "the optimizer step, the loop, methods, packing, resume",
     "engine": "continuous batching: scheduler, KV cache, prefix cache",
     "evaluation": "scores with intervals, ensembles, plots, lm-eval",

@@ -80,6 +80,11 @@ def option(default: Any, help: str) -> Any:
     return field(default=default, metadata={"help": help})
 
 
+def fact(default: Any, meaning: str) -> Any:
+    """Declare a field that no command line sets: a prompt records it."""
+    return field(default=default, metadata={"help": meaning, "is_fact": True})
+
+
 def file_option(default: Any, help: str) -> Any:
     """Declare an option whose value is the text of a file, which the command line names."""
     return field(default=default, metadata={"help": help, "is_file": True})
@@ -272,6 +277,12 @@ class EncodingConfig:
         "run begins; generation prints it, too",
     )
 
+    held_text: str | None = fact(
+        None, "what the virtual tokens hold in place of every row's beginning, as JSON"
+    )
+    held_tokens: int = fact(0, "how many tokens that is")
+    held_hash: str | None = fact(None, "the hash of their ids")
+
     @classmethod
     def saved(cls, facts: Mapping[str, Any]) -> Self:
         """Return how rows are encoded that a prompt's facts describe; what they do not say is as it
@@ -287,6 +298,11 @@ class EncodingConfig:
         check_types(self)
         if self.row_template is not None and "{prompt}" not in self.row_template:
             raise InputError(f"--row-template must contain {{prompt}}, got {self.row_template!r}")
+        _not_negative(self, "held_tokens")
+        if self.held_text is not None and not (self.held_tokens > 0 and self.held_hash):
+            raise InputError("a held text needs the number of its tokens and their hash")
+        if self.row_template is not None and self.held_text is not None:
+            raise InputError("a prompt that holds a text takes no --row-template")
         if self.row_template is not None and self.chat_template is not None:
             raise InputError("--row-template and --chat-template exclude each other: give one")
         if self.max_length is not None and self.max_length < 2:

@@ -16,6 +16,7 @@ from foreword.config import EncodingConfig
 from foreword.data import media_parts, token_bounds, truncation
 from foreword.data.chat_template import PROBE, ChatTemplate, Tools, around
 from foreword.data.example import Example, counted, message_text, named
+from foreword.data.held_text import behind
 from foreword.data.media_parts import Message
 from foreword.data.processor import Media, read
 from foreword.data.row import Row as Row
@@ -71,10 +72,11 @@ def encode_prompt(
         DataError: messages that the template cannot take, or does not show.
     """
     text = RowText(tokenizer, config, tools=tools)
-    before = text.before(prompt)
+    before = text.before(text.whole(prompt))
     if max_tokens is not None:
-        token_bounds.check_length(shown(before), tokenizer, max_tokens)
-    return _ids(before, _begins_plain(prompt, config), text, is_closed=is_closed)
+        token_bounds.check_length(shown(before), tokenizer, max_tokens + config.held_tokens)
+    ids = _ids(before, _begins_plain(prompt, config), text, is_closed=is_closed)
+    return behind(ids, config)
 
 
 def encode_turns(
@@ -129,13 +131,15 @@ def encode_begun(
         raise DataError("an answer that has begun cannot go on beside images or sounds")
     *asked, last = turns
     text, said = RowText(tokenizer, config), message_text(last)
-    before = text.before(asked)
-    begun = text.answer(Example(tuple(asked), said), said, before)
+    whole = text.whole(asked)
+    before = text.before(whole)
+    begun = text.answer(whole, last, said, before)
     if max_tokens is not None:
-        token_bounds.check_length(shown(before + begun), tokenizer, max_tokens)
+        most = max_tokens + config.held_tokens
+        token_bounds.check_length(shown(before + begun), tokenizer, most)
     prompt_ids, ids = _ids(before, False, text), _ids(before + begun, False, text)
     is_cut = ids[: len(prompt_ids)] != prompt_ids  # by a token across the border
-    return [*prompt_ids, *text.special.read(begun)] if is_cut else ids
+    return behind([*prompt_ids, *text.special.read(begun)] if is_cut else ids, config)
 
 
 def end_ids(
@@ -245,15 +249,17 @@ def _encode_whole(
     text = RowText(tokenizer, config, processor, example.tools)
     with named(example.source):
         expanded_ids: list[int] | None = None
+        whole = text.whole(prompt)
         if isinstance(prompt, str) or not media_parts.has_media(prompt):
-            before = text.before(prompt)
+            before = text.before(whole)
         else:
             expanded_ids, media = encode_turns(
                 prompt, tokenizer, config, processor, tools=example.tools
             )
             before = "".join(text.before_media(prompt))
         closing_ids = end_ids(prompt, tokenizer, config, processor)
-        answer = text.answer(example, _without_end(example.completion, closing_ids, text), before)
+        completion = _without_end(example.completion, closing_ids, text)
+        answer = text.answer(whole, example.answer, completion, before)
         prompt_ids = _ids(before, is_plain, text)
         whole_ids = _ids(before + answer, is_plain, text)
         # A token across the border cannot be generated: there the answer is tokenized alone.
@@ -262,8 +268,8 @@ def _encode_whole(
             completion_ids = text.special.read(answer)
         if not completion_ids:
             raise DataError("no label left: the tokenizer knows nothing in the completion")
-    # In the text, one placeholder stands for an image's many.
-    ids = prompt_ids if expanded_ids is None else expanded_ids
+        # In the text, one placeholder stands for an image's many.
+        ids = behind(prompt_ids, config) if expanded_ids is None else expanded_ids
     row = Row.from_ids(ids, [*completion_ids, *closing_ids], example.source)
     return replace(row, media=media, task=example.task, is_text=is_plain)
 
@@ -332,8 +338,11 @@ def _fixed_ids(
     if isinstance(example.prompt, str):
         return start_ids(tokenizer)
     *first, last = example.prompt
-    before, _ = around(PROBE, text.template.render([*first, {**last, "content": PROBE}]))
-    return text.special.read(before)
+    asked = text.whole([*first, {**last, "content": PROBE}])
+    assert not isinstance(asked, str)
+    before, _ = around(PROBE, text.template.render(asked))
+    fixed = text.special.read(before)
+    return fixed[config.held_tokens :]
 
 
 def _unused(

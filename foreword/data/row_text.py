@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 from foreword.config import EncodingConfig
 from foreword.data import media_parts
 from foreword.data.chat_template import PROBE, ChatTemplate, Tools, around
-from foreword.data.example import Example, message_text
+from foreword.data.example import message_text
+from foreword.data.held_text import held_text_of
 from foreword.data.media_parts import Message
 from foreword.data.processor import render
 from foreword.data.special_tokens import SpecialTokens, special_tokens_of
@@ -55,13 +56,29 @@ class RowText:
             return self.template.before_answer(prompt, self.config.opening)
         return prompt if self.is_filled(prompt) else self._hidden(prompt)
 
-    def answer(self, example: Example, completion: str, before: str) -> str:
-        """Return the text of an answer behind `before`, without what closes it."""
-        prompt = example.prompt
+    def whole(self, prompt: str | Sequence[Message]) -> str | Sequence[Message]:
+        """Return a prompt with the text that the virtual tokens hold, if they hold one.
+
+        Raises:
+            DataError: a prompt of another kind than the text.
+        """
+        held = held_text_of(self.config, self.template)
+        return prompt if held is None else held.before(prompt)
+
+    def answer(
+        self,
+        prompt: str | Sequence[Message],
+        turn: Message | None,
+        completion: str,
+        before: str,
+    ) -> str:
+        """Return the text of an answer behind `before`, without what closes it; `turn` is the whole
+        answer where it is more than text.
+        """
         if self.config.row_template or isinstance(prompt, str) or media_parts.has_media(prompt):
             return self._hidden(completion, is_answer=True)
-        turn = (example.answer or {"role": "assistant"}) | {"content": completion}
-        return self.template.answer(prompt, turn, before)
+        said = (turn or {"role": "assistant"}) | {"content": completion}
+        return self.template.answer(prompt, said, before)
 
     def after(self, prompt: str | Sequence[Message]) -> str:
         """Return what a chat template writes behind an answer; "" where none says."""
@@ -103,6 +120,8 @@ class RowText:
                 "that reads it: load the model with Backbone.load, pass Backbone(..., "
                 "processor=...), or leave the part out"
             )
+        if self.config.held_text is not None:
+            raise DataError(f"expected text only behind this prompt, found a part of type {kind!r}")
         if self.tools:
             raise DataError(f"expected no tools beside a part of type {kind!r}: leave them out")
         for text in media_parts.texts(prompt):
