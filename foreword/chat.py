@@ -98,11 +98,13 @@ def instructed(
     """Return a conversation with an instruction as its system turn, before what the conversation's
     own system turn says; before the first question where the chat template has no system turn.
     """
-    first, *rest = turns
-    has_own = first["role"] in ("system", "developer")
-    if has_own or not shows_system_turn(backbone, config):
-        return [first | {"content": _joined(instruction, first.get("content"))}, *rest]
-    return [{"role": "system", "content": instruction}, *turns]
+    has_own = turns[0]["role"] in ("system", "developer")
+    if not has_own and shows_system_turn(backbone, config):
+        return [{"role": "system", "content": instruction}, *turns]
+    questions = [index for index, turn in enumerate(turns) if turn["role"] == "user"]
+    place = 0 if has_own or not questions else questions[0]
+    told = turns[place] | {"content": _joined(instruction, turns[place].get("content") or "")}
+    return [*turns[:place], told, *turns[place + 1 :]]
 
 
 def shows_system_turn(backbone: Backbone, config: EncodingConfig) -> bool:
