@@ -65,10 +65,13 @@ def instructed(turns: Sequence[Message], instruction: str, template: ChatTemplat
     """Return a conversation with an instruction as its system turn, before what the conversation's
     own system turn says; before the first question where the chat template has no system turn.
     """
-    first, *rest = turns
-    if first["role"] in SYSTEM or not template.shows_system_turn():
-        return [first | {"content": _joined(instruction, first.get("content"))}, *rest]
-    return [{"role": "system", "content": instruction}, *turns]
+    has_own = turns[0]["role"] in SYSTEM
+    if not has_own and template.is_there and template.shows_system_turn():
+        return [{"role": "system", "content": instruction}, *turns]
+    questions = [index for index, turn in enumerate(turns) if turn["role"] == "user"]
+    place = 0 if has_own or not questions else questions[0]
+    told = turns[place] | {"content": _joined(instruction, turns[place].get("content") or "")}
+    return [*turns[:place], told, *turns[place + 1 :]]
 
 
 def _joined(instruction: str, content: Any) -> Any:
