@@ -48,6 +48,7 @@ HALF_LINES = {
     "training": "the optimizer step, the loop, methods, packing, resume",
     "engine": "continuous batching: scheduler, KV cache, prefix cache",
     "evaluation": "scores with intervals, ensembles, plots, lm-eval",
+    "distillation": "a long text taught to a small prompt",
     "doctor": "an installation, a model, a prompt to findings",
     "server": "OpenAI-compatible HTTP over the engine, and its page",
     "vllm_plugin": "the same prompts on an unmodified vLLM",

@@ -34,11 +34,13 @@ class Answer:
         text: without special tokens.
         num_tokens: generated, the end token included.
         is_finished: whether the model ended it; False where the token limit did.
+        ids: generated, the end token included.
     """
 
     text: str
     num_tokens: int
     is_finished: bool
+    ids: tuple[int, ...] = ()
 
 
 def saved_encoding(prompt: SoftPrompt | Prefix | None) -> dict[str, Any]:
@@ -314,4 +316,5 @@ def read_answer(backbone: Backbone, row: list[int], stop_ids: list[int]) -> Answ
     stops = [index for index, token in enumerate(row) if token in stop_ids]
     length = stops[0] if stops else len(row)
     text = encoding.decode(row[:length], backbone.tokenizer)
-    return Answer(text, length + bool(stops), bool(stops))
+    ids = tuple(row[: length + bool(stops)])
+    return Answer(text, len(ids), bool(stops), ids)

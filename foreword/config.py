@@ -471,6 +471,32 @@ def _num_virtual(method: MethodName | None) -> int:
 
 
 @dataclass(frozen=True)
+class DistillConfig:
+    """How a text is distilled into fewer virtual tokens."""
+
+    top_k: int = option(20, "likeliest ids of the teacher that are kept at each token of an answer")
+    answer_tokens: int = option(128, "longest answer of the teacher in tokens")
+    answer_batch: int = option(16, "answers of the teacher that are generated at once")
+    held_out: float = option(
+        0.1, "share of the queries that is not trained on, to tell how it goes"
+    )
+    unrelated_share: float = option(
+        0.05,
+        "rows of unrelated text beside the queries, as a share of them, at which the prompt learns "
+        "to change nothing",
+    )
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        _at_least_one(self, "top_k", "answer_tokens", "answer_batch")
+        for name in ("held_out", "unrelated_share"):
+            if not 0 <= getattr(self, name) < 1:
+                raise InputError(
+                    f"--{name.replace('_', '-')} must be in [0, 1), got {getattr(self, name)}"
+                )
+
+
+@dataclass(frozen=True)
 class SamplingConfig:
     """How an answer is drawn; greedy unless a temperature is given."""
 

@@ -12,7 +12,7 @@ PACKAGE = Path(foreword.__file__).parent
 ROOMS = [
     "errors", "lazy", "compat", "storage", "config", "hub_files", "demo", "prompt", "data",
     "loading", "model", "generation", "verification", "backbone", "chat", "named_text", "training",
-    "engine", "evaluation", "doctor", "server", "vllm_plugin", "cli",
+    "engine", "evaluation", "distillation", "doctor", "server", "vllm_plugin", "cli",
 ]  # fmt: skip
 FILES = sorted(PACKAGE.rglob("*.py"))
 

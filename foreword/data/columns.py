@@ -33,6 +33,8 @@ PAIRS = (
     ("text", "label"),
 )
 """Columns that are read as a prompt and its completion where none is named, the first that fit."""
+QUERIES = ("prompt", "query", "question", "instruction", "text")
+"""Columns that are read as a question where none is named, the first that is there."""
 SYSTEM = ("system", "system_prompt")
 TOOLS = ("tools", "functions")
 
@@ -72,6 +74,38 @@ def as_examples(
         replace(example, source=f"{source} answer {number}", conversation=source)
         for number, example in enumerate(examples, 1)
     ]
+
+
+def as_query(
+    row: Mapping[str, Any], source: str = "row", config: DataConfig = _DEFAULT_COLUMNS
+) -> str | tuple[Message, ...]:
+    """Return what a row asks, whatever it answers: a text, or the turns up to the last question.
+
+    Raises:
+        DataError: the row asks nothing; names `source`.
+    """
+    with named(source):
+        columns = _Columns({str(name): value for name, value in row.items()})
+        name = _conversation_column(columns, config)
+        if name is None:
+            names = (config.prompt_column,) if config.prompt_column else QUERIES
+            name = next((one for one in names if columns.has(one)), None)
+        if config.template is not None:
+            return _fill(config.template, columns)
+        if name is None:
+            raise DataError(
+                f"expected a column of {', '.join(map(repr, (*CONVERSATIONS, *QUERIES)))}, found "
+                f"{columns.names()}: name it with --prompt-column"
+            )
+        value = _parsed(columns.take(name, "--prompt-column"), name)
+        if isinstance(value, str):
+            return text_in(value, f"column {name!r}")
+        turns, _ = read_turns(value, f"column {name!r}")
+        while turns and turns[-1]["role"] == "assistant":
+            turns.pop()
+        if not turns:
+            raise DataError(f"expected a question in column {name!r}, found none")
+        return tuple(turns)
 
 
 @dataclass

@@ -223,6 +223,8 @@ def read_as(backbone: Backbone, subject: Subject, prompt: Text) -> Any:
     it.
     """
     is_trained = subject.is_trained and subject.instruction is None
+    if subject.config.held_text is not None and isinstance(prompt, str):
+        return chat.typed(backbone, subject.prompts[0], prompt)
     if is_trained or subject.config.row_template:
         return prompt
     if not chat.has_template(backbone, subject.config):

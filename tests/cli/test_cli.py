@@ -515,3 +515,44 @@ def test_a_text_gets_a_name_and_answers_as_the_text_before_the_question(
         (["support", "--messages", str(text), "--model", model], "is no JSON"),
     ):
         assert reason in fails(monkeypatch, capsys, "prompts", "add", *arguments)
+
+
+def test_a_text_is_distilled_and_measured_beside_itself(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text, queries = tmp_path / "handbook.md", tmp_path / "queries.jsonl"
+    text.write_text("The lamp is red. The door is blue. The cat is called Ann.")
+    rows = [
+        {"messages": [{"role": "user", "content": f"{word}?"}]}
+        for word in ["lamp", "door", "cat", "a", "b"]
+    ]
+    queries.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    output = str(tmp_path / "handbook")
+    given = ["--context", str(text), "--data", str(queries), "--model", model, "--output", output]
+    short = [
+        "--num-virtual-tokens",
+        "4",
+        "--num-steps",
+        "3",
+        "--answer-tokens",
+        "4",
+        "--top-k",
+        "9",
+    ]
+    said = invoke("distill", *given, *short)
+    assert "5 queries, answered behind it; the 9 likeliest ids hold" in said
+    assert "held-out queries" in said and "unrelated text: divergence" in said
+    assert "4 virtual tokens for" in said
+    assert SoftPrompt.load(output).num_virtual_tokens == 4
+    assert "goes on after step 3" in invoke("distill", *given, *short, "--resume")
+    test = tmp_path / "test.jsonl"
+    test.write_text(json.dumps({"prompt": "cat?", "completion": "Ann"}) + "\n")
+    scores = evaluated("eval", "--prompt", output, "--context", str(text), "--data", str(test))
+    assert "whole text" in json.dumps(scores["results"]) and len(scores["results"]) == 3
+    for more, reason in (
+        ([], "give the text by --context FILE or by --instruction"),
+        (["--context", str(tmp_path / "none")], "--context: cannot read"),
+        (["--instruction", "Hi."], "no more than --num-virtual-tokens 64"),
+    ):
+        plain = ["--data", str(queries), "--model", model, "--output", str(tmp_path / "other")]
+        assert reason in fails(monkeypatch, capsys, "distill", *plain, *more)
