@@ -230,7 +230,7 @@ def _is_slow(messages: Sequence[ChatMessage]) -> bool:
                 return True
             size += sum(len(part.text or "") for part in message.content)
         else:
-            size += len(message.content or "")
+            size += len(message.content or message.refusal or "")
     return size > LONG_TEXT
 
 

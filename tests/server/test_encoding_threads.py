@@ -128,6 +128,7 @@ def test_media_and_long_texts_are_what_takes_a_while() -> None:
         ([{"type": "text", "text": "a" * 20_000}] * 2, True),
     ):
         assert routes._is_slow([ChatMessage(role="user", content=content)]) == is_slow  # type: ignore[arg-type]
+    assert routes._is_slow([ChatMessage(role="assistant", refusal="a" * 50_000)])
 
 
 @pytest.mark.parametrize(
