@@ -179,3 +179,29 @@ def test_a_long_run_of_tokens_is_not_written_on_the_event_loop(
     written = [asyncio.run(sse._chunk(formatter, piece, True)) for piece in pieces[1:]]
     assert json.loads(str(written[-1])[6:])["choices"][0]["logprobs"]["content"][199]
     assert in_threads == [1]
+
+
+def test_tokens_that_have_piled_up_leave_other_requests_their_turn() -> None:
+    """As when a client that has not read for a while reads again."""
+
+    async def turns_of_others() -> int:
+        answers, _ = answered(BYTES, plain([5]))
+        waiting = Answers(worker=None, tokenizer=BYTES, stop=(), seconds=9, answers=answers)  # type: ignore[arg-type]
+        answers[0].finish_reason = None
+        for choice in plain([5] * 100):
+            waiting._queue.put_nowait((0, choice, None))
+        waiting._queue.put_nowait((0, None, "length"))
+        turns = 0
+
+        async def others() -> None:
+            nonlocal turns
+            while True:
+                await asyncio.sleep(0)
+                turns += 1
+
+        task = asyncio.create_task(others())
+        assert len([piece async for piece in waiting.pieces()]) == 101
+        task.cancel()
+        return turns
+
+    assert asyncio.run(turns_of_others()) >= 99
