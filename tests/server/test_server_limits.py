@@ -561,7 +561,7 @@ def counted(client: httpx.Client, counter: str) -> dict[str, float]:
 
 
 def test_errors_are_counted_by_kind(backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
-    server = Server(backbone, None, config(request_seconds=0.1))
+    server = Server(backbone, None, config(request_seconds=0.5))
     slowed(server)
     with running(server) as address, httpx.Client(base_url=address, timeout=60) as client:
 
