@@ -54,6 +54,9 @@ RELATIVE: tuple[MethodName, ...] = ("prompt-tuning",)
 AUTO: Literal["auto"] = "auto"
 Rate = float | Literal["auto"]
 
+HOST = re.compile(r"[a-z0-9._-]+")  # of an origin, as browsers write it
+MAX_SERVED_NAME = 200  # characters of a model's name in a request
+
 LARGEST = {
     "": 2**31 - 1,  # of what has no entry of its own
     "bytes": 2**53,
@@ -164,6 +167,23 @@ def checked_key(name: str, key: str | None) -> str | None:
     return key
 
 
+def check_keys(config: "ServeConfig", api_key: str | None, admin_key: str | None) -> None:
+    """Refuse keys that do not go with a server's options, or with each other.
+
+    Raises:
+        InputError: no key for loading at run time, or one that every client has.
+    """
+    if not config.runtime_loading:
+        return
+    if admin_key is None:
+        raise InputError("--runtime-loading needs an admin key: set FOREWORD_ADMIN_KEY")
+    if checked_key("the admin key", admin_key) == checked_key("the API key", api_key):
+        raise InputError(
+            "FOREWORD_ADMIN_KEY is FOREWORD_API_KEY, so that every client could load prompts: "
+            "give another one"
+        )
+
+
 def checked_origin(origin: str) -> str:
     """Return the origin of a web page as browsers write it.
 
@@ -176,7 +196,8 @@ def checked_origin(origin: str) -> str:
     except ValueError:
         host, port, parts = None, None, urlsplit("")
     has_more = parts.path or parts.query or parts.fragment or "@" in parts.netloc
-    if not parts.scheme or not host or has_more or "*" in origin or not origin.isascii():
+    is_one = host is not None and (":" in host or HOST.fullmatch(host)) and port != 0
+    if not parts.scheme or not host or not is_one or has_more or not origin.isascii():
         raise InputError(f"--allow-origin: expected one like https://app.example, got {origin!r}")
     host = f"[{host}]" if ":" in host else host
     is_default = port in (None, {"http": 80, "https": 443}.get(parts.scheme))
@@ -614,9 +635,11 @@ class ServeConfig:
         _at_least_one(
             self, "max_batch", "max_queue", "default_max_tokens", "max_choices", "chunk_tokens"
         )
-        _above_zero(self, "request_seconds", "client_seconds", "max_body_bytes", "batch_tokens")
-        if self.max_length is not None and self.max_length < 2:
-            raise InputError(f"--max-length must be at least 2 tokens, got {self.max_length}")
+        _above_zero(self, "request_seconds", "client_seconds", "max_body_bytes")
+        for name in ("max_length", "batch_tokens"):  # one given and one new
+            if (tokens := getattr(self, name)) is not None and tokens < 2:
+                option_ = f"--{name.replace('_', '-')}"
+                raise InputError(f"{option_} must be at least 2 tokens, got {tokens}")
         _not_negative(
             self, "drain_seconds", "cache_bytes", "max_media", "image_pixels", "media_bytes"
         )
@@ -624,5 +647,11 @@ class ServeConfig:
             value = getattr(self, name)
             if value is not None and not value.strip():
                 raise InputError(f"--{name.replace('_', '-')} is empty; give it, or leave it out")
+        name = self.served_name or ""
+        if len(name) > MAX_SERVED_NAME or not name.isprintable():
+            raise InputError(
+                f"--served-name must be at most {MAX_SERVED_NAME} printable characters, which "
+                f"clients can send, got {name!r:.80}"
+            )
         if not 0 <= self.port < 65536:
             raise InputError(f"--port must be from 0 to 65535, got {self.port}")
