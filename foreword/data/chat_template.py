@@ -17,7 +17,7 @@ from foreword.config import Opening
 from foreword.data.example import message_text
 from foreword.data.json_files import STRICT
 from foreword.data.media_parts import Message
-from foreword.data.probes import PROBE, Lost, probed_tools, probed_turns
+from foreword.data.probes import PROBE, PROBES, Lost, probed_tools, probed_turns
 from foreword.data.special_tokens import ESCAPED, SpecialTokens, special_tokens_of
 from foreword.errors import DataError, InputError
 
@@ -259,11 +259,11 @@ def _without(messages: Sequence[Message], key: str, role: str) -> list[Message]:
 
 
 def _first_lost(lost: Lost, text: str) -> str | None:
-    """Return the first of what a filled template lacks, whatever the case of its letters."""
-    text = text.casefold()
-    return next(
-        (what for probes, what in lost.items() if not any(probe in text for probe in probes)), None
-    )
+    """Return the first of what a filled template lacks, whatever the case of its letters; the text
+    is read once, however many turns there are.
+    """
+    found = frozenset(PROBES.findall(text.casefold()))
+    return next((what for probes, what in lost.items() if found.isdisjoint(probes)), None)
 
 
 def _squeezed(text: str) -> str:

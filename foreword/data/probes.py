@@ -4,6 +4,7 @@ In: messages and tools. Out: the same with probes, and for each what is lost whe
 lacks it. Knows no template.
 """
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +13,11 @@ from foreword.data.media_parts import Message
 
 PROBE = "foreword-probe"
 """Stands for an answer, to see where a template writes it."""
+
+PROBES = re.compile(
+    r"foreword-(?:turn-\d+-(?:start|end)|call-\d+-\d+-(?:name|argument)|tool-\d+-name)"
+)
+"""Each of those that stand in turns, calls and tools."""
 
 Lost = dict[tuple[str, ...], str]
 """What is not shown where a text lacks all of these probes."""

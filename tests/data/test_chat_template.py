@@ -6,9 +6,11 @@ import pytest
 from tiny_tokenizer import CHATML, tiny_tokenizer
 
 from foreword.config import EncodingConfig
+from foreword.data import chat_template
 from foreword.data.chat_template import ChatTemplate
 from foreword.data.encoding import Row, decode, encode, encode_examples, encode_prompt, end_ids
 from foreword.data.example import Example
+from foreword.data.probes import probed_tools, probed_turns
 from foreword.errors import DataError
 
 PLAIN = EncodingConfig()
@@ -325,3 +327,21 @@ def test_a_row_that_is_cut_keeps_its_ends_or_is_refused(limit: int) -> None:
     assert len(row.input_ids) <= max(limit, 2)
     assert text.startswith("<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>developer\nNow.")
     assert text.endswith("<|im_start|>assistant\n yes\n<|im_end|>")
+
+
+def test_many_turns_are_looked_for_in_one_reading_of_the_text() -> None:
+    class Text(str):
+        def casefold(self) -> str:
+            return self
+
+        def __contains__(self, _: object) -> bool:
+            raise AssertionError("the text is searched for a single probe")
+
+    calls = [{"type": "function", "function": {"name": "f", "arguments": {"a": 1}}}]
+    turns, lost = probed_turns([USER] * 20 + [{**ANSWER, "tool_calls": calls}])
+    lost |= probed_tools([TOOL])[1]
+    whole = " ".join(probe for probes in lost for probe in probes)
+    assert len(turns) == 21 and chat_template._first_lost(lost, Text(whole)) is None
+    for probes, what in lost.items():
+        rest = Text(" ".join(one for key in lost if key != probes for one in key))
+        assert chat_template._first_lost(lost, rest) == what
