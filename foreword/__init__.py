@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from foreword.data.encoding import Row
     from foreword.data.examples import Example, read_examples
     from foreword.errors import ForewordError
+    from foreword.named_text import text_prompt
     from foreword.prompt.prefix import Prefix
     from foreword.prompt.soft_prompt import SoftPrompt
     from foreword.training.loop import TrainEvent, train
@@ -31,6 +32,7 @@ __all__ = [
     "TrainConfig",
     "TrainEvent",
     "read_examples",
+    "text_prompt",
     "train",
 ]
 
@@ -42,6 +44,7 @@ _load, __dir__ = lazy_names(
     **{
         "data.encoding": "Row",
         "data.examples": "Example read_examples",
+        "named_text": "text_prompt",
         "prompt.prefix": "Prefix",
         "prompt.soft_prompt": "SoftPrompt",
         "training.loop": "TrainEvent train",
@@ -50,7 +53,7 @@ _load, __dir__ = lazy_names(
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("Backbone", "TrainEvent", "train"):
+    if name in ("Backbone", "TrainEvent", "text_prompt", "train"):
         from foreword.compat.releases import check_transformers
 
         check_transformers()

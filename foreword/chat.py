@@ -14,7 +14,7 @@ from transformers import StoppingCriteria, TextIteratorStreamer
 
 from foreword.backbone import Backbone
 from foreword.config import EncodingConfig
-from foreword.data import batches, encoding
+from foreword.data import batches, encoding, held_text
 from foreword.data.chat_template import ChatTemplate
 from foreword.data.media_parts import Message
 from foreword.data.processor import Media
@@ -34,11 +34,13 @@ class Answer:
         text: without special tokens.
         num_tokens: generated, the end token included.
         is_finished: whether the model ended it; False where the token limit did.
+        ids: generated, the end token included.
     """
 
     text: str
     num_tokens: int
     is_finished: bool
+    ids: tuple[int, ...] = ()
 
 
 def saved_encoding(prompt: SoftPrompt | Prefix | None) -> dict[str, Any]:
@@ -95,14 +97,9 @@ def typed(backbone: Backbone, prompt: SoftPrompt | Prefix | None, text: str) -> 
 def instructed(
     backbone: Backbone, turns: Sequence[Message], instruction: str, config: EncodingConfig
 ) -> list[Message]:
-    """Return a conversation with an instruction as its system turn, before what the conversation's
-    own system turn says; before the first question where the chat template has no system turn.
-    """
-    first, *rest = turns
-    has_own = first["role"] in ("system", "developer")
-    if has_own or not shows_system_turn(backbone, config):
-        return [first | {"content": _joined(instruction, first.get("content"))}, *rest]
-    return [{"role": "system", "content": instruction}, *turns]
+    """Return a conversation with an instruction before it, see `data.held_text.instructed`."""
+    template = ChatTemplate(backbone.tokenizer, given=config.chat_template)
+    return held_text.instructed(turns, instruction, template)
 
 
 def shows_system_turn(backbone: Backbone, config: EncodingConfig) -> bool:
@@ -111,12 +108,6 @@ def shows_system_turn(backbone: Backbone, config: EncodingConfig) -> bool:
     """
     template = ChatTemplate(backbone.tokenizer, given=config.chat_template)
     return template.is_there and template.shows_system_turn()
-
-
-def _joined(instruction: str, content: Any) -> Any:
-    if isinstance(content, list):
-        return [{"type": "text", "text": instruction}, *content]
-    return f"{instruction}\n\n{content}"
 
 
 def answers(
@@ -325,4 +316,5 @@ def read_answer(backbone: Backbone, row: list[int], stop_ids: list[int]) -> Answ
     stops = [index for index, token in enumerate(row) if token in stop_ids]
     length = stops[0] if stops else len(row)
     text = encoding.decode(row[:length], backbone.tokenizer)
-    return Answer(text, length + bool(stops), bool(stops))
+    ids = tuple(row[: length + bool(stops)])
+    return Answer(text, len(ids), bool(stops), ids)

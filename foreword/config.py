@@ -54,6 +54,9 @@ RELATIVE: tuple[MethodName, ...] = ("prompt-tuning",)
 AUTO: Literal["auto"] = "auto"
 Rate = float | Literal["auto"]
 
+HOST = re.compile(r"[a-z0-9._-]+")  # of an origin, as browsers write it
+MAX_SERVED_NAME = 200  # characters of a model's name in a request
+
 LARGEST = {
     "": 2**31 - 1,  # of what has no entry of its own
     "bytes": 2**53,
@@ -78,6 +81,11 @@ BEFORE: dict[str, Any] = {"opening": "generation", "start_token": False}
 def option(default: Any, help: str) -> Any:
     """Declare one option: its default and the sentence that `--help` prints."""
     return field(default=default, metadata={"help": help})
+
+
+def fact(default: Any, meaning: str) -> Any:
+    """Declare a field that no command line sets: a prompt records it."""
+    return field(default=default, metadata={"help": meaning, "is_fact": True})
 
 
 def file_option(default: Any, help: str) -> Any:
@@ -159,6 +167,23 @@ def checked_key(name: str, key: str | None) -> str | None:
     return key
 
 
+def check_keys(config: "ServeConfig", api_key: str | None, admin_key: str | None) -> None:
+    """Refuse keys that do not go with a server's options, or with each other.
+
+    Raises:
+        InputError: no key for loading at run time, or one that every client has.
+    """
+    if not config.runtime_loading:
+        return
+    if admin_key is None:
+        raise InputError("--runtime-loading needs an admin key: set FOREWORD_ADMIN_KEY")
+    if checked_key("the admin key", admin_key) == checked_key("the API key", api_key):
+        raise InputError(
+            "FOREWORD_ADMIN_KEY is FOREWORD_API_KEY, so that every client could load prompts: "
+            "give another one"
+        )
+
+
 def checked_origin(origin: str) -> str:
     """Return the origin of a web page as browsers write it.
 
@@ -171,7 +196,8 @@ def checked_origin(origin: str) -> str:
     except ValueError:
         host, port, parts = None, None, urlsplit("")
     has_more = parts.path or parts.query or parts.fragment or "@" in parts.netloc
-    if not parts.scheme or not host or has_more or "*" in origin or not origin.isascii():
+    is_one = host is not None and (":" in host or HOST.fullmatch(host)) and port != 0
+    if not parts.scheme or not host or not is_one or has_more or not origin.isascii():
         raise InputError(f"--allow-origin: expected one like https://app.example, got {origin!r}")
     host = f"[{host}]" if ":" in host else host
     is_default = port in (None, {"http": 80, "https": 443}.get(parts.scheme))
@@ -272,6 +298,12 @@ class EncodingConfig:
         "run begins; generation prints it, too",
     )
 
+    held_text: str | None = fact(
+        None, "what the virtual tokens hold in place of every row's beginning, as JSON"
+    )
+    held_tokens: int = fact(0, "how many tokens that is")
+    held_hash: str | None = fact(None, "the hash of their ids")
+
     @classmethod
     def saved(cls, facts: Mapping[str, Any]) -> Self:
         """Return how rows are encoded that a prompt's facts describe; what they do not say is as it
@@ -287,6 +319,11 @@ class EncodingConfig:
         check_types(self)
         if self.row_template is not None and "{prompt}" not in self.row_template:
             raise InputError(f"--row-template must contain {{prompt}}, got {self.row_template!r}")
+        _not_negative(self, "held_tokens")
+        if self.held_text is not None and not (self.held_tokens > 0 and self.held_hash):
+            raise InputError("a held text needs the number of its tokens and their hash")
+        if self.row_template is not None and self.held_text is not None:
+            raise InputError("a prompt that holds a text takes no --row-template")
         if self.row_template is not None and self.chat_template is not None:
             raise InputError("--row-template and --chat-template exclude each other: give one")
         if self.max_length is not None and self.max_length < 2:
@@ -455,6 +492,32 @@ def _num_virtual(method: MethodName | None) -> int:
 
 
 @dataclass(frozen=True)
+class DistillConfig:
+    """How a text is distilled into fewer virtual tokens."""
+
+    top_k: int = option(20, "likeliest ids of the teacher that are kept at each token of an answer")
+    answer_tokens: int = option(128, "longest answer of the teacher in tokens")
+    answer_batch: int = option(16, "answers of the teacher that are generated at once")
+    held_out: float = option(
+        0.1, "share of the queries that is not trained on, to tell how it goes"
+    )
+    unrelated_share: float = option(
+        0.05,
+        "rows of unrelated text beside the queries, as a share of them, at which the prompt learns "
+        "to change nothing",
+    )
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        _at_least_one(self, "top_k", "answer_tokens", "answer_batch")
+        for name in ("held_out", "unrelated_share"):
+            if not 0 <= getattr(self, name) < 1:
+                raise InputError(
+                    f"--{name.replace('_', '-')} must be in [0, 1), got {getattr(self, name)}"
+                )
+
+
+@dataclass(frozen=True)
 class SamplingConfig:
     """How an answer is drawn; greedy unless a temperature is given."""
 
@@ -572,9 +635,11 @@ class ServeConfig:
         _at_least_one(
             self, "max_batch", "max_queue", "default_max_tokens", "max_choices", "chunk_tokens"
         )
-        _above_zero(self, "request_seconds", "client_seconds", "max_body_bytes", "batch_tokens")
-        if self.max_length is not None and self.max_length < 2:
-            raise InputError(f"--max-length must be at least 2 tokens, got {self.max_length}")
+        _above_zero(self, "request_seconds", "client_seconds", "max_body_bytes")
+        for name in ("max_length", "batch_tokens"):  # one given and one new
+            if (tokens := getattr(self, name)) is not None and tokens < 2:
+                option_ = f"--{name.replace('_', '-')}"
+                raise InputError(f"{option_} must be at least 2 tokens, got {tokens}")
         _not_negative(
             self, "drain_seconds", "cache_bytes", "max_media", "image_pixels", "media_bytes"
         )
@@ -582,5 +647,11 @@ class ServeConfig:
             value = getattr(self, name)
             if value is not None and not value.strip():
                 raise InputError(f"--{name.replace('_', '-')} is empty; give it, or leave it out")
+        name = self.served_name or ""
+        if len(name) > MAX_SERVED_NAME or not name.isprintable():
+            raise InputError(
+                f"--served-name must be at most {MAX_SERVED_NAME} printable characters, which "
+                f"clients can send, got {name!r:.80}"
+            )
         if not 0 <= self.port < 65536:
             raise InputError(f"--port must be from 0 to 65535, got {self.port}")

@@ -11,8 +11,8 @@ PACKAGE = Path(foreword.__file__).parent
 # A room, a folder or a module at the top, imports only itself and rooms before it.
 ROOMS = [
     "errors", "lazy", "compat", "storage", "config", "hub_files", "demo", "prompt", "data",
-    "loading", "model", "generation", "verification", "backbone", "chat", "training", "engine",
-    "evaluation", "doctor", "server", "vllm_plugin", "cli",
+    "loading", "model", "generation", "verification", "backbone", "chat", "named_text", "training",
+    "engine", "evaluation", "distillation", "doctor", "server", "vllm_plugin", "cli",
 ]  # fmt: skip
 FILES = sorted(PACKAGE.rglob("*.py"))
 
@@ -127,7 +127,7 @@ def test_transformers_own_names_are_in_the_adapter_alone() -> None:
 def test_the_public_names_are_these() -> None:
     assert foreword.__all__ == [
         "Backbone", "EncodingConfig", "Example", "ForewordError", "Prefix", "Row", "SoftPrompt",
-        "TrainConfig", "TrainEvent", "read_examples", "train",
+        "TrainConfig", "TrainEvent", "read_examples", "text_prompt", "train",
     ]  # fmt: skip
     for name in foreword.__all__:
         assert getattr(foreword, name).__module__.startswith("foreword.")

@@ -12,6 +12,7 @@ import foreword
 from foreword.cli import (
     chat,
     compare,
+    distill,
     doctor,
     evaluate,
     generate,
@@ -39,6 +40,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.command("train")(options.checked(train.command))
+app.command("distill")(options.checked(distill.command))
 app.command("generate")(options.checked(generate.command))
 app.command("chat")(options.checked(chat.command))
 app.command("eval")(options.checked(evaluate.command))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from foreword.cli import comparison, options
+from foreword.cli import comparison, distill, options
 from foreword.cli.console import strict_json
 from foreword.config import DataConfig, EvalConfig, ResamplingConfig
 from foreword.errors import InputError
@@ -28,6 +28,7 @@ def command(
     prompt: options.PromptDirectory = None,
     model: options.Model = None,
     instruction: options.Instruction = None,
+    context: distill.Context = None,
     unrelated: Annotated[
         str | None,
         typer.Option(
@@ -46,6 +47,7 @@ def command(
     from foreword.evaluation.evaluation import Subject
     from foreword.evaluation.forgetting import forgetting, unrelated_text
     from foreword.evaluation.metrics import choose
+    from foreword.named_text import text_prompt
 
     if unrelated not in (None, "none") and prompt is None:
         raise InputError("--unrelated says what a prompt forgets: give --prompt, or leave it out")
@@ -63,6 +65,9 @@ def command(
     asked = [Subject("bare model")]
     if written is not None:
         asked.append(Subject("instruction", instruction=written))
+    if context is not None:
+        whole = distill.text_given(context, None)
+        asked.append(Subject("whole text", prompt=text_prompt(backbone, whole)))
     if soft_prompt is not None:
         asked.append(Subject("soft prompt", prompt=soft_prompt))
     forgot = None  # first, since it is short: a text that cannot be read costs nothing then

@@ -7,6 +7,7 @@ loaded model and prompt. Knows no option of a config class by name.
 import errno
 import functools
 import inspect
+import json
 import os
 import re
 import sys
@@ -61,6 +62,15 @@ def text_of(value: str, option: str) -> str:
         return Path(value[1:]).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{option}: cannot read {value[1:]} as text ({error})") from error
+
+
+def json_of(path: str, option: str) -> Any:
+    """Return what a JSON file holds."""
+    text = text_of(f"@{path.removeprefix('@')}", option)
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{option}: {path} is no JSON ({error})") from None
 
 
 def note(text: str) -> None:
@@ -124,12 +134,12 @@ def from_configs(*configs: type) -> Callable[[Callable[..., None]], Callable[...
     """
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
-        names = {config: [f.name for f in fields(config)] for config in configs}
+        names = {config: [field.name for field in options_of(config)] for config in configs}
         own = list(inspect.signature(command).parameters.values())[len(configs) :]
 
         @functools.wraps(command)
         def wrapper(**values: Any) -> None:
-            for field in (field for config in configs for field in fields(config)):
+            for field in (field for config in configs for field in options_of(config)):
                 if isinstance(values[field.name], str):
                     values[field.name] = _text_option(field, values[field.name])
             built = [
@@ -137,13 +147,18 @@ def from_configs(*configs: type) -> Callable[[Callable[..., None]], Callable[...
             ]
             command(*built, **values)
 
-        derived = [_parameter(field) for config in configs for field in fields(config)]
+        derived = [_parameter(field) for config in configs for field in options_of(config)]
         parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own] + derived
         wrapper.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         wrapper.__annotations__ = {p.name: p.annotation for p in parameters}
         return wrapper
 
     return decorate
+
+
+def options_of(config: type) -> list[Any]:
+    """Return the fields of a config class that are options."""
+    return [field for field in fields(config) if not field.metadata.get("is_fact")]
 
 
 def _text_option(field: Any, value: str) -> str:

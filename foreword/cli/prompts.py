@@ -1,7 +1,7 @@
 """Prompts command: `foreword prompts`, the store that `foreword serve` serves from.
 
-In: names, versions, directories. Out: the store changed, or its entries as lines or JSON. Loads no
-model.
+In: names, versions, directories, texts. Out: the store changed, or its entries as lines or JSON.
+Loads a model only to read a text.
 """
 
 import contextlib
@@ -11,7 +11,7 @@ import typer
 
 from foreword.cli import options, push
 from foreword.cli.console import one_line, strict_json
-from foreword.errors import ForewordError, NotFoundError
+from foreword.errors import ForewordError, InputError, NotFoundError
 
 if TYPE_CHECKING:
     from foreword.prompt.store import Entry, Store
@@ -60,22 +60,69 @@ def list_command(prompts: Directory = "prompts", as_json: AsJson = False) -> Non
 @options.checked
 def add_command(
     name: Annotated[str, typer.Argument(help="the name that clients will ask for")],
-    source: Annotated[str, typer.Argument(help="directory or Hub id of a trained prompt")],
+    source: Annotated[
+        str | None, typer.Argument(help="directory or Hub id of a trained prompt")
+    ] = None,
+    text: Annotated[
+        str | None,
+        typer.Option(help="instead of a prompt: a long instruction, or @FILE, exact and read once"),
+    ] = None,
+    messages: Annotated[
+        str | None,
+        typer.Option(help="instead of a prompt: JSON file of the turns that come first"),
+    ] = None,
+    model: options.Model = None,
     prompts: Directory = "prompts",
 ) -> None:
-    """Copy a prompt into the store; it becomes the current version of its name.
+    """Copy a prompt into the store, or put a text under a name; it becomes the current version.
 
     Example: foreword prompts add home runs/home-commands/prompt
+
+    Example: foreword prompts add support --text @system.txt --model smollm2-135m
     """
     from foreword.prompt import directories
     from foreword.prompt.soft_prompt import SoftPrompt
     from foreword.prompt.store import check_free
 
     check_free(name)
+    if [source, text, messages].count(None) != 2:
+        raise InputError("give one of a directory, --text and --messages")
+    if source is None:
+        entry, said = _add_text(name, text, messages, model, prompts)
+        options.output.print(f"added {entry}\n{said}")
+        return
+    if model is not None:
+        raise InputError("--model reads a --text or --messages; a prompt names its own base")
     with directories.plain_files(source) as found:
         SoftPrompt.load(found)  # refuses what is not a prompt, with the reason
         entry = _store(prompts).add(name, found)
     options.output.print(f"added {entry}")
+
+
+def _add_text(
+    name: str, text: str | None, messages: str | None, model: str | None, prompts: str
+) -> "tuple[Entry, str]":
+    """Put a text under a name; return the entry and what to know of it."""
+    from tempfile import TemporaryDirectory
+
+    from foreword.named_text import text_prompt
+
+    if model is None:
+        raise InputError("a text is read by a model: give --model, the base that will serve it")
+    if text is not None:
+        value: Any = options.text_of(text, "--text")
+    else:
+        value = options.json_of(str(messages), "--messages")
+    backbone, _ = options.load(model, None)
+    prompt = text_prompt(backbone, value)
+    with TemporaryDirectory() as folder:
+        prompt.save(folder)
+        entry = _store(prompts).add(name, folder)
+    said = (
+        f"{prompt.num_virtual_tokens} tokens, exact, read once; serve it: "
+        f"foreword serve {model} --prompts {prompts}"
+    )
+    return entry, said
 
 
 @app.command("remove")

@@ -13,7 +13,7 @@ import typer
 
 from foreword.cli import options
 from foreword.cli.console import one_line
-from foreword.config import ServeConfig, checked_key, checked_origin
+from foreword.config import ServeConfig, check_keys, checked_key, checked_origin
 from foreword.errors import InputError, UnsupportedError
 
 if TYPE_CHECKING:
@@ -70,6 +70,7 @@ def command(
                 f"'{json.dumps(origins)}'"
             )
         _become_vllm(config, model, prompts, api_key, engine_options or [])
+    check_keys(config, api_key, admin_key)
     if engine_options:
         raise InputError(f"{' '.join(engine_options)}: only --engine vllm takes further options")
     try:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from foreword.data.encoding import Row
+from foreword.data.target import Target
 from foreword.errors import DataError
 
 
@@ -24,6 +25,7 @@ class Batch:
         label_mask: bool `[B, T]`, True where `input_ids` holds a token to be predicted.
         media: the rows' images and sounds, one after another, by the model's argument names.
         tasks: what each row is a row of.
+        targets: what a teacher says at each row's labels; none where labels are learned.
     """
 
     input_ids: Tensor
@@ -31,6 +33,7 @@ class Batch:
     label_mask: Tensor
     media: Mapping[str, Tensor] = field(default_factory=dict)
     tasks: tuple[str, ...] = ()
+    targets: tuple[Target, ...] = ()
 
 
 def collate(rows: Sequence[Row], pad_id: int) -> Batch:
@@ -45,7 +48,20 @@ def collate(rows: Sequence[Row], pad_id: int) -> Batch:
         attention_mask[index, :length] = 1
         label_mask[index, length - row.num_labels : length] = True
     tasks = tuple(row.task for row in rows)
-    return Batch(input_ids, attention_mask, label_mask, collate_media(rows), tasks)
+    return Batch(input_ids, attention_mask, label_mask, collate_media(rows), tasks, _targets(rows))
+
+
+def _targets(rows: Sequence[Row]) -> tuple[Target, ...]:
+    """Return the targets of rows.
+
+    Raises:
+        DataError: some have none.
+    """
+    found = tuple(row.target for row in rows if row.target is not None)
+    if found and len(found) < len(rows):
+        bare = next(row for row in rows if row.target is None)
+        raise DataError(f"{bare.source}: has no teacher's target, and other rows have one")
+    return found
 
 
 def collate_media(rows: Sequence[Row]) -> dict[str, Tensor]:

@@ -2,11 +2,10 @@
 
 In: messages, tools, and a tokenizer with a chat template. Out: the text before an answer, the
 answer as the template writes it, and what closes it; special tokens that the messages spell are
-marked, see `special_tokens`. What a template does to a conversation is seen by filling it with a
-probe, not believed. Knows no token ids and no labels.
+marked, see `special_tokens`. What a template does to a conversation is seen by filling it with
+probes, not believed. Knows no token ids and no labels.
 """
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -16,18 +15,17 @@ from jinja2 import TemplateError
 
 from foreword.config import Opening
 from foreword.data.example import message_text
+from foreword.data.json_files import STRICT
 from foreword.data.media_parts import Message
-from foreword.data.special_tokens import SpecialTokens, shown, special_tokens_of
+from foreword.data.probes import PROBE, PROBES, Lost, probed_tools, probed_turns
+from foreword.data.special_tokens import ESCAPED, SpecialTokens, special_tokens_of
 from foreword.errors import DataError, InputError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Tools = Sequence[dict[str, Any]]
-
-PROBE = "foreword-probe"
-"""Stands for a text, to see what a template does with one."""
-_ASKING = ("system", "developer", "user")
+_HALF_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -75,19 +73,26 @@ class ChatTemplate:
         """
         if not messages:
             raise DataError("expected at least one message, found none")
-        if opening == "answer":
-            text, _ = self.around_answer(messages)
-        else:
-            text = self.render(messages, is_open=True)
-        if self.tools and self.render(messages) == replace(self, tools=()).render(messages):
+        text = self.opened(messages, opening)
+        bare = replace(self, tools=())
+        if self.tools and text == bare.opened(messages, opening):
             raise DataError("the chat template shows no tools: leave them out, or use another base")
-        for number, message in enumerate(messages):
-            if not _shows(message, text) and not self._shows_probe(messages, number):
-                raise DataError(
-                    f"message {number + 1}: the chat template does not show this turn of role "
-                    f"{message['role']!r}: leave it out, or use --row-template"
-                )
+        tools, lost_tools = probed_tools(self.tools)
+        turns, lost = probed_turns(messages)
+        probing = replace(self, tools=tools)
+        if what := _first_lost(lost | lost_tools, probing.opened(turns, opening)):
+            is_open = opening == "answer" and not _first_lost(
+                lost | lost_tools, probing.render(turns, is_open=True)
+            )
+            other = "train all rows with --opening generation" if is_open else "leave it out"
+            raise DataError(f"{what}: {other}, or use --row-template")
         return text
+
+    def opened(self, messages: Sequence[Message], opening: Opening) -> str:
+        """Return the text before the answer to a conversation, whatever it shows of it."""
+        if opening == "answer":
+            return self.around_answer(messages)[0]
+        return self.render(messages, is_open=True)
 
     def around_answer(self, messages: Sequence[Message]) -> tuple[str, str]:
         """Return what the template writes before an answer to a conversation, and after it.
@@ -105,14 +110,25 @@ class ChatTemplate:
         """
         whole = self.render([*messages, answer])
         _, after = self.around_answer(messages)
-        if whole.startswith(before) and whole.endswith(after):
-            return whole[len(before) : len(whole) - len(after)]
         text = self._text(answer)
+        turns, lost = probed_turns([*messages, answer])
+        calls = {probes: what for probes, what in lost.items() if len(probes) > 1}
+        if what := _first_lost(calls, self.render(turns)):
+            raise DataError(f"{what}: leave them out")
+        if whole.startswith(before) and whole.endswith(after):
+            written = whole[len(before) : len(whole) - len(after)]
+            if _squeezed(text) in _squeezed(written):
+                return written
+            raise DataError(
+                "the chat template leaves out a part of this answer: shorten it to what is shown, "
+                "or give a --chat-template that shows it"
+            )
         if set(answer) <= {"role", "content"} and text in whole:
             return text  # the generation prompt is no part of this template's conversations
         raise DataError(
             "the chat template does not write this answer where it writes others, since it holds "
-            "reasoning or a call of tools: train all rows with --opening generation"
+            "reasoning, a call of tools or another key: train all rows with --opening generation, "
+            "or give a --chat-template that shows it there"
         )
 
     def shows_system_turn(self) -> bool:
@@ -134,60 +150,92 @@ class ChatTemplate:
         if not messages:
             raise DataError("expected at least one message, found none")
         plain = [self._plain(message, number) for number, message in enumerate(messages, 1)]
+        tools = [self._hidden(tool) for tool in self.tools]
         try:
             text = self.tokenizer.apply_chat_template(
                 plain,
                 chat_template=self.given,
-                tools=list(self.tools) or None,
+                tools=tools or None,
                 tokenize=False,
                 add_generation_prompt=is_open,
             )
         except Exception as error:  # a template is a program, and does what it likes
             raise refusal(error) from error
         assert isinstance(text, str)
+        if ESCAPED in text.casefold():
+            raise DataError(
+                "a text spells a special token, and the chat template escapes it: leave it out, or "
+                "give --special-tokens"
+            )
+        if _HALF_SURROGATE.search(text):
+            raise DataError("expected Unicode text, found half a surrogate pair: mend it")
         return text
 
-    def unused_keys(self, messages: Sequence[Message]) -> set[str]:
-        """Return the keys of messages that the template does not speak of."""
-        keys = {key for message in messages for key in message} - {"role", "content"}
-        return {key for key in keys if not re.search(rf"\b{re.escape(key)}\b", self.text)}
+    def unused_keys(self, messages: Sequence[Message]) -> list[str]:
+        """Return, in words, the keys of messages without which the template writes the same."""
+        roles: dict[str, set[str]] = {}
+        for message in messages:
+            for key in {*message} - {"role", "content", "tool_calls"}:
+                roles.setdefault(key, set()).add(message["role"])
+        whole = self.render(messages) if roles else ""
+        unused = []
+        for key, those in roles.items():
+            without = {
+                role for role in those if self.render(_without(messages, key, role)) == whole
+            }
+            of = [""] if without == those else [f"{role} " for role in sorted(without)]
+            unused += [f"key {key!r} of {role}messages" for role in of]
+        calling = [bool(m.get("tool_calls") and message_text(m)) for m in messages]
+        if any(calling):
+            silent = [
+                {**message, "content": ""} if is_calling else message
+                for message, is_calling in zip(messages, calling, strict=True)
+            ]
+            if self.render(silent) == (whole or self.render(messages)):
+                unused.append("the text beside calls of tools")
+        return unused
 
     def _plain(self, message: Message, number: int) -> Message:
         """Return a message as templates of text models take it: its content text, its special
         tokens marked, and the arguments of its calls objects.
         """
-        found = {**message, "content": self._text(message)}
+        found = {**message, "content": message_text(message)}
         if message.get("tool_calls"):
-            if "tool_calls" not in self.text:
-                raise DataError(
-                    f"message {number}: the chat template shows no calls of tools: leave them out"
-                )
             found["tool_calls"] = [_call(call, number) for call in message["tool_calls"]]
-        return found
+        is_answer = message["role"] == "assistant"
+        return {key: self._hidden(value, is_answer=is_answer) for key, value in found.items()}
 
     def _text(self, message: Message) -> str:
-        text = message_text(message)
-        if not self.is_literal:
-            return text
-        return self.special.hide(text, is_answer=message["role"] == "assistant")
+        text: str = self._hidden(message_text(message), is_answer=message["role"] == "assistant")
+        return text
 
-    def _shows_probe(self, messages: Sequence[Message], place: int) -> bool:
-        """Return whether the template shows what stands at a place, if not as it is written."""
-        probe = _turn(messages[place]["role"], PROBE)
-        turns = [*messages[:place], probe, *messages[place + 1 :]]
-        return PROBE in self.render(turns).casefold()
+    def _hidden(self, value: Any, *, is_answer: bool = False) -> Any:
+        """Return a value in whose texts, at any depth, the special tokens are marked."""
+        if not self.is_literal:
+            return value
+        if isinstance(value, str):
+            return self.special.hide(value, is_answer=is_answer)
+        if isinstance(value, list):
+            return [self._hidden(one, is_answer=is_answer) for one in value]
+        if isinstance(value, dict):
+            return {
+                self._hidden(key, is_answer=is_answer): self._hidden(one, is_answer=is_answer)
+                for key, one in value.items()
+            }
+        return value
 
 
 def around(probe: str, text: str) -> tuple[str, str]:
-    """Return what stands before the last probe in a text, and after it.
+    """Return what stands before the last probe in a text, and after it. Spaces right before it
+    are left out: they belong to the token that a text in its place begins with.
 
     Raises:
         InputError: there is none.
     """
-    before, found, after = text.rpartition(probe)
+    found = [*re.finditer(re.escape(probe), text, re.IGNORECASE)]
     if not found:
         raise InputError("the chat template does not show an answer: use --row-template")
-    return before, after
+    return text[: found[-1].start()].rstrip(" "), text[found[-1].end() :]
 
 
 def refusal(error: Exception) -> DataError:
@@ -203,6 +251,26 @@ def _turn(role: str, text: str) -> Message:
     return {"role": role, "content": text}
 
 
+def _without(messages: Sequence[Message], key: str, role: str) -> list[Message]:
+    return [
+        {name: value for name, value in message.items() if name != key or message["role"] != role}
+        for message in messages
+    ]
+
+
+def _first_lost(lost: Lost, text: str) -> str | None:
+    """Return the first of what a filled template lacks, whatever the case of its letters; the text
+    is read once, however many turns there are.
+    """
+    found = frozenset(PROBES.findall(text.casefold()))
+    return next((what for probes, what in lost.items() if found.isdisjoint(probes)), None)
+
+
+def _squeezed(text: str) -> str:
+    """Return a text without its white space, and without the case of its letters."""
+    return "".join(text.split()).casefold()
+
+
 def _call(call: dict[str, Any], number: int) -> dict[str, Any]:
     """Return a call of a tool whose arguments are an object, as templates take them."""
     function = call.get("function", call)
@@ -210,19 +278,17 @@ def _call(call: dict[str, Any], number: int) -> dict[str, Any]:
     if not isinstance(arguments, str):
         return call
     try:
-        parsed = json.loads(arguments or "{}")
+        parsed = STRICT.decode(arguments or "{}")
     except (ValueError, RecursionError) as error:
         raise DataError(
             f"message {number}: expected the arguments of a call as JSON, found "
             f"{arguments!r:.60}: {error}"
         ) from None
+    if not isinstance(parsed, dict):
+        raise DataError(
+            f"message {number}: expected the arguments of a call as an object, found "
+            f"{arguments!r:.60}"
+        )
     if "function" in call:
         return {**call, "function": {**function, "arguments": parsed}}
     return {**call, "arguments": parsed}
-
-
-def _shows(message: Message, text: str) -> bool:
-    """Return whether a filled template shows what a turn of the user's or the system's says."""
-    if message["role"] not in _ASKING:
-        return True
-    return " ".join(message_text(message).split()) in " ".join(shown(text).split())

@@ -4,8 +4,6 @@ In: a row's columns and the options that name them. Out: `Example`s, and a count
 used. A null counts as not given. Problems are `DataError`s that name the row. Knows no tokenizer.
 """
 
-import json
-import math
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -14,11 +12,12 @@ from typing import Any
 
 from foreword.config import TEMPLATE_FIELD, DataConfig
 from foreword.data.example import Example, message_text, named
+from foreword.data.json_files import STRICT
 from foreword.data.media_parts import Message
 from foreword.data.readers import kind_of
 from foreword.data.turns import (
-    BEYOND_TEXT,
     answers_to_learn,
+    native,
     read_turns,
     text_in,
     without_nulls,
@@ -34,6 +33,8 @@ PAIRS = (
     ("text", "label"),
 )
 """Columns that are read as a prompt and its completion where none is named, the first that fit."""
+QUERIES = ("prompt", "query", "question", "instruction", "text")
+"""Columns that are read as a question where none is named, the first that is there."""
 SYSTEM = ("system", "system_prompt")
 TOOLS = ("tools", "functions")
 
@@ -60,7 +61,7 @@ def as_examples(
         DataError: the row cannot be used; names `source`.
     """
     with named(source):
-        columns = _Columns({str(name): value for name, value in row.items()})
+        columns = _Columns({str(name): native(value) for name, value in row.items()})
         examples = [replace(found, source=source) for found in _examples(columns, config)]
         if task_column is not None:
             task = text_in(columns.take(task_column, "--task-column"), f"column {task_column!r}")
@@ -75,6 +76,38 @@ def as_examples(
     ]
 
 
+def as_query(
+    row: Mapping[str, Any], source: str = "row", config: DataConfig = _DEFAULT_COLUMNS
+) -> str | tuple[Message, ...]:
+    """Return what a row asks, whatever it answers: a text, or the turns up to the last question.
+
+    Raises:
+        DataError: the row asks nothing; names `source`.
+    """
+    with named(source):
+        columns = _Columns({str(name): value for name, value in row.items()})
+        name = _conversation_column(columns, config)
+        if name is None:
+            names = (config.prompt_column,) if config.prompt_column else QUERIES
+            name = next((one for one in names if columns.has(one)), None)
+        if config.template is not None:
+            return _fill(config.template, columns)
+        if name is None:
+            raise DataError(
+                f"expected a column of {', '.join(map(repr, (*CONVERSATIONS, *QUERIES)))}, found "
+                f"{columns.names()}: name it with --prompt-column"
+            )
+        value = _parsed(columns.take(name, "--prompt-column"), name)
+        if isinstance(value, str):
+            return text_in(value, f"column {name!r}")
+        turns, _ = read_turns(value, f"column {name!r}")
+        while turns and turns[-1]["role"] == "assistant":
+            turns.pop()
+        if not turns:
+            raise DataError(f"expected a question in column {name!r}, found none")
+        return tuple(turns)
+
+
 @dataclass
 class _Columns:
     """A row's columns, and which of them were used."""
@@ -85,8 +118,7 @@ class _Columns:
 
     def has(self, name: str) -> bool:
         """Whether a column is there and not null."""
-        value = self.row.get(name)
-        return value is not None and not (isinstance(value, float) and math.isnan(value))
+        return self.row.get(name) is not None
 
     def take(self, name: str, option: str) -> Any:
         """Return what a column holds, and count it as used."""
@@ -122,13 +154,19 @@ def _examples(columns: _Columns, config: DataConfig) -> list[Example]:
         value = _parsed(columns.take(name, "--messages-column"), name)
         return _conversation(columns, value, [], name, config)
     prompt, completion, name = _pair(columns, config)
+    prompt = _turns_in(prompt)
     if isinstance(prompt, list):
+        completion = _turns_in(completion)
+        if completion == []:
+            raise DataError(
+                "expected a completion, found an empty list: fill it in or drop the row"
+            )
         return _conversation(columns, prompt, _answer_turns(completion), name, config)
     prompt = text_in(prompt, f"column {name!r}")
     system, tools = _system(columns), _tools(columns)
     completion = _completion(completion)
     if system is None and not tools:
-        return [Example(prompt, completion)]
+        return [Example(prompt, completion, fields=_fields(columns, config))]
     turns = ([_system_turn(system)] if system else []) + [{"role": "user", "content": prompt}]
     return [Example(tuple(turns), completion, tools=tools)]
 
@@ -194,6 +232,29 @@ def _known_pair(columns: _Columns) -> tuple[str, str]:
     )
 
 
+def _fields(columns: _Columns, config: DataConfig) -> tuple[str, ...]:
+    """Return the texts of the columns that --template was filled with."""
+    names = TEMPLATE_FIELD.findall(config.template or "")
+    return tuple(columns.row[name] for name in names if isinstance(columns.row[name], str))
+
+
+def _turns_in(value: Any) -> Any:
+    """Return the turns that a cell of text holds as JSON, as tables without lists write them; any
+    other value as it is.
+    """
+    if not isinstance(value, str) or not value.lstrip().startswith("["):
+        return value
+    try:
+        found = STRICT.decode(value)
+    except (ValueError, RecursionError):
+        return value
+    is_turns = isinstance(found, list) and all(
+        isinstance(turn, dict) and ({"role", "content"} <= {*turn} or {"from", "value"} <= {*turn})
+        for turn in found
+    )
+    return found if is_turns and found else value
+
+
 def _fill(template: str, columns: _Columns) -> str:
     def value(found: re.Match[str]) -> str:
         cell = columns.take(found[1], "--template")
@@ -236,14 +297,14 @@ def _conversation(
 
 def _answer(turns: list[Message], index: int, tools: tuple[dict[str, Any], ...]) -> Example:
     answer = turns[index]
-    is_more = any(answer.get(key) for key in BEYOND_TEXT)
     text = message_text(answer)
-    return Example(
+    example = Example(
         tuple(turns[:index]),
-        text if is_more else _completion(text),
+        text,
         tools=tools,
-        answer=answer if is_more else None,
+        answer=answer if set(answer) - {"role", "content"} else None,
     )
+    return example if example.is_beyond_text else replace(example, completion=_completion(text))
 
 
 def _completion(value: Any) -> str:
@@ -290,7 +351,7 @@ def _parsed(value: Any, name: str) -> Any:
     if not isinstance(value, str) or not value.lstrip().startswith("["):
         return value
     try:
-        return json.loads(value)
+        return STRICT.decode(value)
     except (ValueError, RecursionError) as error:
         raise DataError(
             f"expected a list in column {name!r}, found invalid JSON: {error}"

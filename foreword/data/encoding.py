@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING
 
 from foreword.config import EncodingConfig
 from foreword.data import media_parts, token_bounds, truncation
-from foreword.data.chat_template import PROBE, ChatTemplate, Tools, around
+from foreword.data.chat_template import Tools, around
 from foreword.data.example import Example, counted, message_text, named
+from foreword.data.held_text import behind
 from foreword.data.media_parts import Message
+from foreword.data.probes import PROBE
 from foreword.data.processor import Media, read
 from foreword.data.row import Row as Row
 from foreword.data.row_text import RowText
@@ -71,10 +73,11 @@ def encode_prompt(
         DataError: messages that the template cannot take, or does not show.
     """
     text = RowText(tokenizer, config, tools=tools)
-    before = text.before(prompt)
+    before = text.before(text.whole(prompt))
     if max_tokens is not None:
-        token_bounds.check_length(shown(before), tokenizer, max_tokens)
-    return _ids(before, _begins_plain(prompt, config), text, is_closed=is_closed)
+        token_bounds.check_length(shown(before), tokenizer, max_tokens + config.held_tokens)
+    ids = _ids(before, _begins_plain(prompt, config), text, is_closed=is_closed)
+    return behind(ids, config)
 
 
 def encode_turns(
@@ -106,7 +109,7 @@ def encode_turns(
     if max_tokens is not None:
         token_bounds.check_length(opened, tokenizer, max_tokens)
     ids, media = read(prompt, processor, text.media_template)
-    return [*ids, *text.special.read(behind)], media
+    return [*ids, *text.special.read_behind(behind)], media
 
 
 def encode_begun(
@@ -129,13 +132,15 @@ def encode_begun(
         raise DataError("an answer that has begun cannot go on beside images or sounds")
     *asked, last = turns
     text, said = RowText(tokenizer, config), message_text(last)
-    before = text.before(asked)
-    begun = text.answer(Example(tuple(asked), said), said, before)
+    whole = text.whole(asked)
+    before = text.before(whole)
+    begun = text.answer(Example(whole, said), said, before)
     if max_tokens is not None:
-        token_bounds.check_length(shown(before + begun), tokenizer, max_tokens)
+        most = max_tokens + config.held_tokens
+        token_bounds.check_length(shown(before + begun), tokenizer, most)
     prompt_ids, ids = _ids(before, False, text), _ids(before + begun, False, text)
     is_cut = ids[: len(prompt_ids)] != prompt_ids  # by a token across the border
-    return [*prompt_ids, *text.special.read(begun)] if is_cut else ids
+    return behind([*prompt_ids, *text.special.read_behind(begun)] if is_cut else ids, config)
 
 
 def end_ids(
@@ -143,6 +148,7 @@ def end_ids(
     tokenizer: "PreTrainedTokenizerBase",
     config: EncodingConfig,
     processor: "ProcessorMixin | None" = None,
+    tools: Tools = (),
 ) -> list[int]:
     """The ids that close the answer to a prompt; generation stops at the last of them.
 
@@ -150,8 +156,8 @@ def end_ids(
     puts none, and for text, the tokenizer's end token. A text that is a filled template is closed
     as the chat template closes an answer.
     """
-    text = RowText(tokenizer, config, processor)
-    ids = text.special.read(text.after(prompt))
+    text = RowText(tokenizer, config, processor, tools)
+    ids = text.special.read_behind(text.after(prompt))
     added = tokenizer.added_tokens_decoder
     for count, token_id in enumerate(ids, 1):
         if token_id == tokenizer.eos_token_id or (token_id in added and added[token_id].special):
@@ -177,7 +183,7 @@ def encode(
     def whole(part: Example) -> Row:
         return _encode_whole(part, tokenizer, config, processor)
 
-    def fixed(part: Example) -> list[int]:
+    def fixed(part: Example) -> tuple[list[int], list[int]]:
         return _fixed_ids(part, tokenizer, config)
 
     return truncation.fit(example, whole(example), config, context_length, whole, fixed)
@@ -218,10 +224,16 @@ def encode_examples(
 
 def start_ids(tokenizer: "PreTrainedTokenizerBase") -> list[int]:
     """The ids that the tokenizer puts before a text by itself."""
+    return _added_ids(tokenizer)[0]
+
+
+def _added_ids(tokenizer: "PreTrainedTokenizerBase") -> tuple[list[int], list[int]]:
+    """The ids that the tokenizer puts before a text by itself, and those that it puts behind it."""
     whole: list[int] = tokenizer("a", add_special_tokens=True)["input_ids"]
     plain: list[int] = tokenizer("a", add_special_tokens=False)["input_ids"]
     starts = (cut for cut in range(len(whole)) if whole[cut : cut + len(plain)] == plain)
-    return whole[: next(starts, 0)]
+    start = next(starts, 0)
+    return whole[:start], whole[start + len(plain) :]
 
 
 def decode(ids: Sequence[int], tokenizer: "PreTrainedTokenizerBase") -> str:
@@ -244,26 +256,29 @@ def _encode_whole(
     is_plain = _begins_plain(prompt, config)
     text = RowText(tokenizer, config, processor, example.tools)
     with named(example.source):
+        _check(example, text)
         expanded_ids: list[int] | None = None
+        whole = text.whole(prompt)
         if isinstance(prompt, str) or not media_parts.has_media(prompt):
-            before = text.before(prompt)
+            before = text.before(whole)
         else:
             expanded_ids, media = encode_turns(
                 prompt, tokenizer, config, processor, tools=example.tools
             )
             before = "".join(text.before_media(prompt))
-        closing_ids = end_ids(prompt, tokenizer, config, processor)
-        answer = text.answer(example, _without_end(example.completion, closing_ids, text), before)
+        closing_ids = end_ids(prompt, tokenizer, config, processor, example.tools)
+        completion = _without_end(example.completion, closing_ids, text)
+        answer = text.answer(replace(example, prompt=whole), completion, before)
         prompt_ids = _ids(before, is_plain, text)
         whole_ids = _ids(before + answer, is_plain, text)
         # A token across the border cannot be generated: there the answer is tokenized alone.
         completion_ids = whole_ids[len(prompt_ids) :]
         if whole_ids[: len(prompt_ids)] != prompt_ids:
-            completion_ids = text.special.read(answer)
+            completion_ids = text.special.read_behind(answer)
         if not completion_ids:
             raise DataError("no label left: the tokenizer knows nothing in the completion")
-    # In the text, one placeholder stands for an image's many.
-    ids = prompt_ids if expanded_ids is None else expanded_ids
+        # In the text, one placeholder stands for an image's many.
+        ids = behind(prompt_ids, config) if expanded_ids is None else expanded_ids
     row = Row.from_ids(ids, [*completion_ids, *closing_ids], example.source)
     return replace(row, media=media, task=example.task, is_text=is_plain)
 
@@ -273,10 +288,16 @@ def _encode_pair(
 ) -> Row:
     text = RowText(tokenizer, config)
     with named(example.source):
+        _check(example, text)
+        if example.is_beyond_text:
+            raise DataError(
+                "the answer holds a call of tools or reasoning, which a decoder behind an encoder "
+                "is not taught: leave it out"
+            )
         prompt_ids = encode_prompt(
             example.prompt, tokenizer, config, tools=example.tools, is_closed=True
         )
-        closing_ids = end_ids(example.prompt, tokenizer, config)
+        closing_ids = end_ids(example.prompt, tokenizer, config, tools=example.tools)
         completion = _without_end(example.completion, closing_ids, text)
         is_literal = not config.special_tokens and text.special.spells(completion)
         options = {"split_special_tokens": True} if is_literal else {}
@@ -286,6 +307,20 @@ def _encode_pair(
         completion_ids += closing_ids
     row = Row.from_ids(prompt_ids, completion_ids, example.source)
     return replace(row, task=example.task, is_text=_begins_plain(example.prompt, config))
+
+
+def _check(example: Example, text: RowText) -> None:
+    """Refuse a template with special tokens whose columns spell some, too: nothing tells the two
+    apart once it is filled.
+    """
+    prompt, config = example.prompt, text.config
+    if not isinstance(prompt, str) or config.special_tokens or config.row_template is not None:
+        return
+    if text.is_filled(prompt) and any(map(text.special.spells, example.fields)):
+        raise DataError(
+            "a column spells a special token inside a --template that begins with one: leave it "
+            "out, or give --special-tokens"
+        )
 
 
 def _begins_plain(prompt: str | Sequence[Message], config: EncodingConfig) -> bool:
@@ -298,17 +333,16 @@ def _ids(written: str, is_plain: bool, text: RowText, *, is_closed: bool = False
     have.
     """
     tokenizer, config = text.tokenizer, text.config
-    closes = is_plain and tokenizer.eos_token_id in tokenizer("a")["input_ids"][-1:]
+    start, end = _added_ids(tokenizer)
     if is_plain and not text.special.spells(shown(written)):
         ids: list[int] = tokenizer(written, add_special_tokens=True, verbose=False)["input_ids"]
         # A tokenizer that closes every text by itself would close it before the answer.
-        return ids[:-1] if closes and not is_closed else ids
+        return ids if is_closed else ids[: len(ids) - len(end)]
     ids = text.special.read(written)
     if is_plain or (config.row_template is not None and config.start_token):
-        start = start_ids(tokenizer)
         ids = ids if ids[: len(start)] == start else [*start, *ids]
-    is_ended = ids[-1:] == [tokenizer.eos_token_id]
-    return [*ids, tokenizer.eos_token_id] if closes and is_closed and not is_ended else ids
+    is_ended = ids[len(ids) - len(end) :] == end
+    return [*ids, *end] if is_plain and is_closed and not is_ended else ids
 
 
 def _without_end(completion: str, closing_ids: list[int], text: RowText) -> str:
@@ -322,31 +356,37 @@ def _without_end(completion: str, closing_ids: list[int], text: RowText) -> str:
 
 def _fixed_ids(
     example: Example, tokenizer: "PreTrainedTokenizerBase", config: EncodingConfig
-) -> list[int]:
-    """The ids that stay where the start of a text is cut: the start token, and what a template
-    writes before the text.
+) -> tuple[list[int], list[int]]:
+    """The ids that stay where the start of a text is cut: the start token and what a template
+    writes before the text, and what it writes between the text and the answer.
     """
     text = RowText(tokenizer, config, tools=example.tools)
     if config.row_template is not None:
-        return _ids(config.row_template.partition("{prompt}")[0], False, text)
+        start, _, rest = config.row_template.partition("{prompt}")
+        end = "" if "{prompt}" in rest else rest
+        return _ids(start, False, text), text.special.read_behind(end)
     if isinstance(example.prompt, str):
-        return start_ids(tokenizer)
+        return start_ids(tokenizer), []
     *first, last = example.prompt
-    before, _ = around(PROBE, text.template.render([*first, {**last, "content": PROBE}]))
-    return text.special.read(before)
+    turns = text.whole([*first, {**last, "content": PROBE}])
+    assert not isinstance(turns, str)
+    with named(example.source):
+        try:
+            start, end = around(PROBE, text.template.opened(turns, config.opening))
+        except InputError:
+            raise DataError(
+                "too long, and the chat template does not show where the last turn begins: shorten "
+                "the row"
+            ) from None
+    return text.special.read(start)[config.held_tokens :], text.special.read_behind(end)
 
 
 def _unused(
     examples: Sequence[Example], tokenizer: "PreTrainedTokenizerBase", config: EncodingConfig
 ) -> tuple[str, ...]:
-    """Say which keys of messages the chat template does not read, each with a number of rows."""
-    template = ChatTemplate(tokenizer, given=config.chat_template)
-    counts = Counter(
-        key
-        for example in examples
-        if not isinstance(example.prompt, str)
-        for key in template.unused_keys(example.prompt)
-    )
-    return tuple(
-        f"key {key!r} of messages is not used ({counted(count)})" for key, count in counts.items()
-    )
+    """Say what of messages the chat template does not show, each with a number of rows."""
+    counts: Counter[str] = Counter()
+    for example in examples:
+        if not isinstance(example.prompt, str):
+            counts.update(RowText(tokenizer, config, tools=example.tools).unused(example))
+    return tuple(f"{what} is not used ({counted(count)})" for what, count in counts.items())

@@ -12,6 +12,9 @@ from typing import Any
 from foreword.data.media_parts import Message
 from foreword.errors import DataError
 
+BEYOND_TEXT = ("tool_calls", "function_call", "reasoning_content", "reasoning", "thinking")
+"""What makes an answer more than its text."""
+
 
 @dataclass(frozen=True)
 class Example:
@@ -24,8 +27,9 @@ class Example:
             conversation has several.
         task: what it is an example of, where a file holds several tasks.
         tools: descriptions of tools for the chat template to show, as JSON schemas.
-        answer: the whole turn of an answer that is more than text: a call of tools, or reasoning.
+        answer: the whole turn of an answer that has other keys than role and content.
         conversation: the row that it shares with other answers; "" where it is the only one.
+        fields: texts of columns that a template was filled with, to make the prompt.
     """
 
     prompt: str | tuple[Message, ...]
@@ -35,6 +39,12 @@ class Example:
     tools: tuple[dict[str, Any], ...] = ()
     answer: Message | None = None
     conversation: str = ""
+    fields: tuple[str, ...] = ()
+
+    @property
+    def is_beyond_text(self) -> bool:
+        """Whether the answer is more than text: a call of tools, or reasoning."""
+        return any((self.answer or {}).get(key) for key in BEYOND_TEXT)
 
 
 def message_text(message: Message) -> str:

@@ -51,7 +51,7 @@ def _line_rows(text: str, path: Path) -> Iterator[SourcedRow]:
     for number, line in enumerate(lines, 1):
         if line.strip():
             try:
-                row = _STRICT.decode(line)
+                row = STRICT.decode(line)
             except (ValueError, RecursionError) as error:
                 raise _invalid(error, path, number, ONE_PER_LINE) from None
             yield f"{path}:{number}", _columns(row, f"{path}:{number}")
@@ -94,9 +94,8 @@ def _finite(digits: str) -> float:
     return value
 
 
-_STRICT = json.JSONDecoder(
-    object_pairs_hook=_unique, parse_constant=_no_number, parse_float=_finite
-)
+STRICT = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_no_number, parse_float=_finite)
+"""Refuses NaN, numbers past the range, and a key that stands twice in an object."""
 
 
 class _Walk:
@@ -119,7 +118,7 @@ class _Walk:
     def value(self) -> Any:
         """Return the value that starts here, and move past it."""
         try:
-            value, end = _STRICT.raw_decode(self.text, self.position)
+            value, end = STRICT.raw_decode(self.text, self.position)
         except (ValueError, RecursionError) as error:
             raise _invalid(ValueError(str(error)), self.path, self.line, ONE_LIST) from None
         self.line += self.text.count("\n", self.position, end)

@@ -81,7 +81,13 @@ def read_image(
         notes = image.info.get("exif") or image.info.get("Raw profile type exif") or b""
         if len(notes) > (2 * MAX_EXIF if isinstance(notes, str) else MAX_EXIF):  # or as hex digits
             raise _long_notes()
-        return ImageOps.exif_transpose(image).convert("RGB")
+        return _rgb(ImageOps.exif_transpose(image))
+
+
+def _rgb(image: Any) -> Any:
+    """Return a picture as RGB; Pillow itself cuts grey values of 16 bits off at 255."""
+    is_deep = image.mode == "I" or image.mode.startswith("I;16")
+    return (image.point(lambda value: value * (1 / 256)) if is_deep else image).convert("RGB")
 
 
 def _several() -> DataError:
@@ -158,7 +164,8 @@ def read_wave(file: Any) -> tuple[Any, int] | None:
     in Hz; None of another width.
 
     Raises:
-        DataError: too many samples or pieces. wave.Error, EOFError: no plain .wav.
+        DataError: too many samples or pieces, or fewer than the file says. wave.Error, EOFError,
+            RuntimeError: no plain .wav.
     """
     import numpy
 
@@ -169,8 +176,10 @@ def read_wave(file: Any) -> tuple[Any, int] | None:
             return None
         _check_samples(num_frames, num_channels)
         content = reader.readframes(num_frames)
-    whole = len(content) - len(content) % (2 * num_channels)
-    samples = numpy.frombuffer(content[:whole], dtype="<i2")
+    num_found = len(content) // (2 * num_channels)
+    if num_found < num_frames:
+        raise DataError(f"a .wav that ends after {num_found} of its {num_frames} samples")
+    samples = numpy.frombuffer(content, dtype="<i2")
     return samples.reshape(-1, num_channels) / 32768.0, rate
 
 
@@ -183,7 +192,7 @@ def read_sound(file: Any, sampling_rate: int) -> Any:
     """
     try:
         found = read_wave(file)
-    except (wave.Error, EOFError):
+    except (wave.Error, EOFError, RuntimeError):  # the last for pieces longer than the file
         found = None
     if found is not None:
         check_rate(found[1], sampling_rate)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Self
 
 from foreword.data.processor import Media
+from foreword.data.target import Target
 from foreword.errors import DataError
 
 
@@ -16,7 +17,7 @@ class Row:
     """The ids of one example; the last `num_labels` of them are its labels, at least one. `media`
     is what its placeholders stand for; `task` what it is a row of, where there are several;
     `is_text` whether it was read as plain text, and not as a conversation or by a row template;
-    `is_truncated` whether something was cut.
+    `is_truncated` whether something was cut; `target` what a teacher says at each label.
     """
 
     input_ids: tuple[int, ...]
@@ -26,12 +27,19 @@ class Row:
     task: str = ""
     is_text: bool = False
     is_truncated: bool = False
+    target: Target | None = None
 
     def __post_init__(self) -> None:
         if not 1 <= self.num_labels <= len(self.input_ids):
             raise DataError(
                 f"{self.source}: no label left: expected 1 to {len(self.input_ids)} labels in "
                 f"{len(self.input_ids)} tokens, got {self.num_labels}"
+            )
+
+        if self.target is not None and len(self.target) != self.num_labels:
+            raise DataError(
+                f"{self.source}: expected a target at each of {self.num_labels} labels, got "
+                f"{len(self.target)}"
             )
 
     @classmethod

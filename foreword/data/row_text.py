@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING
 
 from foreword.config import EncodingConfig
 from foreword.data import media_parts
-from foreword.data.chat_template import PROBE, ChatTemplate, Tools, around
+from foreword.data.chat_template import ChatTemplate, Tools, around
 from foreword.data.example import Example, message_text
+from foreword.data.held_text import held_text_of
 from foreword.data.media_parts import Message
+from foreword.data.probes import PROBE
 from foreword.data.processor import render
 from foreword.data.special_tokens import SpecialTokens, special_tokens_of
 from foreword.data.template_dates import template_in_use
@@ -55,13 +57,32 @@ class RowText:
             return self.template.before_answer(prompt, self.config.opening)
         return prompt if self.is_filled(prompt) else self._hidden(prompt)
 
+    def whole(self, prompt: str | Sequence[Message]) -> str | tuple[Message, ...]:
+        """Return a prompt with the text that the virtual tokens hold, if they hold one.
+
+        Raises:
+            DataError: a prompt of another kind than the text.
+        """
+        held = held_text_of(self.config, self.template)
+        found = prompt if held is None else held.before(prompt)
+        return found if isinstance(found, str) else tuple(found)
+
     def answer(self, example: Example, completion: str, before: str) -> str:
-        """Return the text of an answer behind `before`, without what closes it."""
+        """Return the text of an answer behind `before`, without what closes it.
+
+        Raises:
+            DataError: it holds more than text, and no chat template for text writes it.
+        """
         prompt = example.prompt
         if self.config.row_template or isinstance(prompt, str) or media_parts.has_media(prompt):
+            if example.is_beyond_text:
+                raise DataError(
+                    "the answer holds a call of tools or reasoning, which neither --row-template "
+                    "nor a row with images or sounds shows: leave it out"
+                )
             return self._hidden(completion, is_answer=True)
-        turn = (example.answer or {"role": "assistant"}) | {"content": completion}
-        return self.template.answer(prompt, turn, before)
+        said = (example.answer or {"role": "assistant"}) | {"content": completion}
+        return self.template.answer(prompt, said, before)
 
     def after(self, prompt: str | Sequence[Message]) -> str:
         """Return what a chat template writes behind an answer; "" where none says."""
@@ -85,6 +106,17 @@ class RowText:
         before, _ = self._around_media(prompt)
         return opened, before.removeprefix(opened) if before.startswith(opened) else ""
 
+    def unused(self, example: Example) -> list[str]:
+        """Return, in words, what of an example's messages is not shown."""
+        turns: list[Message] = [*example.prompt]
+        if example.answer is not None:
+            turns.append(example.answer)
+        if self.config.row_template is None and not media_parts.has_media(turns):
+            return self.template.unused_keys(turns)
+        keys = {key for turn in turns for key in turn} - {"role", "content"}
+        template = "" if self.config.row_template else str(self.template.text)
+        return [f"key {key!r} of messages" for key in sorted(keys) if key not in template]
+
     def check_media(self, prompt: Sequence[Message]) -> None:
         """Refuse a conversation whose images or sounds cannot be read beside its text.
 
@@ -103,6 +135,8 @@ class RowText:
                 "that reads it: load the model with Backbone.load, pass Backbone(..., "
                 "processor=...), or leave the part out"
             )
+        if self.config.held_text is not None:
+            raise DataError(f"expected text only behind this prompt, found a part of type {kind!r}")
         if self.tools:
             raise DataError(f"expected no tools beside a part of type {kind!r}: leave them out")
         for text in media_parts.texts(prompt):

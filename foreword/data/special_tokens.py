@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 # A mark is these two around the number of a token; Unicode has no characters there.
 _OPEN, _CLOSE = "\ufdd0", "\ufdd1"
 _MARK = re.compile(f"{_OPEN}([0-9]+){_CLOSE}")
+ESCAPED = "\\ufdd0"
+"""How a template that escapes text, as in JSON of ASCII, writes the beginning of a mark."""
+_ANCHOR = "\n"
 _TURN_MARK = re.compile(r"[<\[{|].*[>\]}|]", re.DOTALL)
 
 
@@ -37,6 +40,12 @@ class SpecialTokens:
             for token, is_special in added.items()
             if not is_special and _TURN_MARK.fullmatch(token) and token in template
         ]
+        # A token of this kind is also found in a text that only becomes it: "<|IM_END|>".
+        is_loose = any(token.normalized for token in tokenizer.added_tokens_decoder.values())
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        self._normalizer = backend.normalizer if backend is not None and is_loose else None
+        become = [self._normalizer.normalize_str(token) for token in special if self._normalizer]
+        self._normalized = _any_of([*special, *become])
         self._special = _any_of(special)
         self._every = _any_of([*special, *marks])
 
@@ -63,14 +72,22 @@ class SpecialTokens:
                 thinking.
 
         Raises:
-            DataError: the text holds U+FDD0 or U+FDD1, which are no characters.
+            DataError: the text holds U+FDD0 or U+FDD1, which are no characters, or spells a special
+                token once the tokenizer has normalized it.
         """
         if _OPEN in text or _CLOSE in text:
             raise DataError(
                 "the text holds U+FDD0 or U+FDD1, which are no characters: leave them out"
             )
         pattern = self._special if is_answer else self._every
-        return pattern.sub(lambda found: _mark(found[0]), text)
+        hidden = pattern.sub(lambda found: _mark(found[0]), text)
+        become = self._normalizer.normalize_str(hidden) if self._normalizer else ""
+        if self._normalized.search(become):
+            raise DataError(
+                "the text spells a special token once the tokenizer has normalized it: leave it "
+                "out, or give --special-tokens"
+            )
+        return hidden
 
     def read(self, text: str) -> list[int]:
         """Return the ids of a filled template; marks are read as plain text.
@@ -82,6 +99,18 @@ class SpecialTokens:
         for piece, is_own in self._pieces(text) if _OPEN in text else [(text, True)]:
             ids += self._ids(piece) if is_own else self._plain(shown(piece))
         return ids
+
+    def read_behind(self, text: str) -> list[int]:
+        """Return the ids of a text that follows another: without the space that some tokenizers put
+        before the beginning of a text.
+        """
+        alone, start, whole = self.read(text), self._ids(_ANCHOR), self.read(_ANCHOR + text)
+        behind = whole[len(start) :]
+        is_apart = whole[: len(start)] == start and self._said(behind) == self._said(alone)
+        return behind if is_apart else alone
+
+    def _said(self, ids: list[int]) -> str:
+        return str(self.tokenizer.decode(ids)).strip()
 
     def _plain(self, text: str) -> list[int]:
         """Return the ids of a text that has no special token, whatever it spells."""

@@ -7,6 +7,7 @@ tokenizer: how a part of an example is encoded is given.
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import takewhile
 
 from foreword.config import EncodingConfig
 from foreword.data.example import Example
@@ -23,7 +24,7 @@ def fit(
     config: EncodingConfig,
     context_length: int,
     encode: Callable[[Example], Row],
-    fixed_ids: Callable[[Example], list[int]],
+    fixed_ids: Callable[[Example], tuple[list[int], list[int]]],
 ) -> Row:
     """Return a row of at most `context_length` tokens, or of `config.max_length`.
 
@@ -33,10 +34,11 @@ def fit(
         config: says whether it may be cut.
         context_length: in tokens.
         encode: an example as a whole row.
-        fixed_ids: of an example, the ids that stay where the start of its text is cut.
+        fixed_ids: of an example, the ids that stay where the start of its text is cut: those
+            before it, and those between it and the labels.
 
     Raises:
-        DataError: the row is too long and may not be cut, or its labels alone are too long.
+        DataError: the row is too long and may not be cut, or what stays alone is too long.
     """
     limit = min(config.max_length or context_length, context_length)
     if len(row.input_ids) <= limit:
@@ -47,7 +49,7 @@ def fit(
         row = replace(encode(part), is_truncated=True)
         if len(row.input_ids) <= limit:
             return row
-    return _cut(row, fixed_ids(part), limit)
+    return _cut(row, *fixed_ids(part), limit)
 
 
 def fit_pair(row: Row, config: EncodingConfig, text_room: int, labels_room: int) -> Row:
@@ -111,17 +113,23 @@ def _shorter(example: Example) -> Iterator[Example]:
     if isinstance(example.prompt, str):
         return
     turns = list(example.prompt)
-    system = [turn for turn in turns[:1] if turn["role"] in ("system", "developer")]
+    system = [*takewhile(lambda turn: turn["role"] in ("system", "developer"), turns)]
     starts = [index for index, turn in enumerate(turns) if turn["role"] == "user"]
     for start in starts[1:]:
         yield replace(example, prompt=(*system, *turns[start:]))
 
 
-def _cut(row: Row, fixed: list[int], limit: int) -> Row:
-    """Cut the start of a row's text behind what stays of it, as far as that leaves the labels."""
+def _cut(row: Row, start: list[int], end: list[int], limit: int) -> Row:
+    """Cut the start of a row's text behind what stays before it, as far as that leaves what stays
+    behind it, and the labels.
+    """
     ids = row.input_ids
-    kept = 0
-    while kept < min(len(fixed), limit - row.num_labels) and ids[kept] == fixed[kept]:
-        kept += 1
+    kept = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(ids, start, strict=False)))
+    least = kept + len(end) + row.num_labels
+    if least > limit:
+        raise DataError(
+            f"{row.source}: expected at most {limit} tokens, and without its text the row has "
+            f"{least}: its start token, its system turn and its answer: shorten these"
+        )
     rest = ids[len(ids) - (limit - kept) :]
     return replace(row, input_ids=(*ids[:kept], *rest), is_truncated=True)

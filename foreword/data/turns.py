@@ -5,6 +5,7 @@ chat templates take them, and the places of the answers that are to be learned. 
 `DataError`s that do not name the row: the caller does. Knows no tokenizer.
 """
 
+import math
 import re
 from typing import Any
 
@@ -19,8 +20,6 @@ _SPEAKERS = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bot":
 _SPEAKERS |= {"observation": "tool", "function_response": "tool", "ipython": "tool"}
 # What files write beside a turn to say whether it is learned.
 _IS_LEARNED = ("weight", "train", "training", "trainable", "loss", "loss_mask", "loss_weight")
-BEYOND_TEXT = ("tool_calls", "function_call", "reasoning_content", "reasoning", "thinking")
-"""What makes an answer more than its text."""
 
 _HALF_SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -36,6 +35,8 @@ def read_turns(value: Any, place: str) -> tuple[list[Message], list[bool | None]
         raise DataError(f"expected a list of messages in {place}, found {kind_of(value)}")
     messages, learned = [], []
     for number, turn in enumerate(value, 1):
+        if turn is None:
+            continue
         message, is_learned = _turn(turn, f"message {number}")
         messages.append(message)
         learned.append(is_learned)
@@ -92,13 +93,32 @@ def text_in(value: Any, place: str) -> str:
 
 
 def without_nulls(value: Any) -> Any:
-    """Return a value without the entries of objects that are null: a column of a table holds one
-    for each key that is not there.
+    """Return a value without the entries of objects that are null, and the nulls among objects: a
+    column of a table holds one for each key that is not there.
     """
     if isinstance(value, dict):
         return {key: without_nulls(item) for key, item in value.items() if item is not None}
-    if isinstance(value, list) and value and isinstance(value[0], dict | list):
-        return [without_nulls(item) for item in value]
+    if isinstance(value, list) and any(isinstance(item, dict | list) for item in value):
+        return [without_nulls(item) for item in value if item is not None]
+    return value
+
+
+def native(value: Any) -> Any:
+    """Return a value as JSON has it, at every depth, where numpy, pandas or a tuple holds it; the
+    numbers of an image or a sound stay in their array.
+    """
+    package = type(value).__module__.partition(".")[0]
+    if package == "numpy" and (not value.shape or value.dtype == object):
+        # As it is written: 1.1 of 32 bits is not 1.1 of 64.
+        value = float(str(value)) if value.dtype.kind == "f" else value.tolist()
+    if package == "pandas" and type(value).__name__ in ("NAType", "NaTType"):
+        return None
+    if isinstance(value, float) and math.isnan(value):
+        return None
+    if isinstance(value, dict):
+        return {name: native(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [native(one) for one in value]
     return value
 
 

@@ -371,9 +371,15 @@ def _ask_constraint(state: RequestState) -> None:
 def _choose(states: list[RequestState], logits: Tensor) -> list[Choice | None]:
     """Choose for all at once; where that fails, for each alone, so that the culprit fails."""
     try:
-        return sampling.choose(logits, [state.sampler for state in states])
+        return [*sampling.choose(logits, [state.sampler for state in states])]
+    except Exception:
+        return [_choose_alone(state, logits, index) for index, state in enumerate(states)]
+
+
+def _choose_alone(state: RequestState, logits: Tensor, index: int) -> Choice | None:
+    try:
+        (choice,) = sampling.choose(logits[index : index + 1], [state.sampler])
     except Exception as error:
-        if len(states) == 1:
-            states[0].handle.fail(error)
-            return [None]
-        return [_choose([state], logits[i : i + 1])[0] for i, state in enumerate(states)]
+        state.handle.fail(error)
+        return None
+    return choice

@@ -95,7 +95,8 @@ class Sampler:
 
     def __init__(self, settings: Sampling, prompt_ids: Sequence[int] = ()) -> None:
         self.settings = settings
-        self.rng = random.Random(settings.seed)
+        # Python's generator takes a seed without its sign: -1 would draw what 1 draws.
+        self.rng = random.Random(None if settings.seed is None else settings.seed % 2**64)
         self.seen = dict.fromkeys(prompt_ids) if settings.repetition_penalty != 1 else {}
         self.answered: Counter[int] = Counter()
         self.allowed: Tensor | None = None  # bool [V or fewer]: what a grammar allows next

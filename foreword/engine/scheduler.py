@@ -95,8 +95,10 @@ class Scheduler:
             InputError: names what is wrong.
         """
         size = self.capabilities.vocab_size
-        if not request.ids or not 0 <= min(request.ids) <= max(request.ids) < size:
-            raise InputError(f"expected at least one id, each from 0 to {size - 1}")
+        if not request.ids:
+            raise InputError("the prompt is empty: expected at least one id")
+        if not 0 <= min(request.ids) <= max(request.ids) < size:
+            raise InputError(f"expected ids from 0 to {size - 1}")
         self._check_media(request)
         if request.sampling.logit_bias and not (
             0 <= min(request.sampling.logit_bias) <= max(request.sampling.logit_bias) < size

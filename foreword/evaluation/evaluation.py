@@ -153,7 +153,7 @@ def evaluate(
 def _check_answers(examples: Sequence[Example], metrics: Sequence[Metric]) -> None:
     """Refuse to compare text with a call of tools."""
     compares = [metric.name for metric in metrics if not metric.needs_loss]
-    calls = [example for example in examples if example.answer is not None]
+    calls = [example for example in examples if example.is_beyond_text]
     if compares and calls:
         raise DataError(
             f"{calls[0].source}: the answer holds more than text, and {compares[0]} compares text: "
@@ -223,10 +223,13 @@ def read_as(backbone: Backbone, subject: Subject, prompt: Text) -> Any:
     it.
     """
     is_trained = subject.is_trained and subject.instruction is None
+    if subject.config.held_text is not None and isinstance(prompt, str):
+        return chat.typed(backbone, subject.prompts[0], prompt)
     if is_trained or subject.config.row_template:
         return prompt
     if not chat.has_template(backbone, subject.config):
-        return f"{subject.instruction}\n\n{prompt}" if subject.instruction else prompt
+        is_asked = subject.instruction is not None and isinstance(prompt, str)
+        return f"{subject.instruction}\n\n{prompt}" if is_asked else prompt
     turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
     if subject.instruction is None:
         return turns

@@ -155,11 +155,14 @@ class Catalog:
         else:
             try:
                 entry = self.store.resolve(f"{served.entry.name}@{version}")
-            except (NotFoundError, OSError):
+            except NotFoundError:
                 raise NotFoundError(
                     f"the model {served.name!r} has no version {version[:16]!r}, or several that "
                     "begin like it"
                 ) from None
+            except OSError as error:
+                with _logged(served.name):
+                    raise _unavailable(served.name) from error
         name = f"{served.name}@{entry.version}"
         with self._lock:
             known = self._versions.get(name)

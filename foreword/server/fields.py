@@ -20,6 +20,8 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from foreword.config import MAX_SERVED_NAME
+
 MAX_CHARACTERS = 10_000_000  # of one text; the size of a body bounds it before that
 # What stands between brackets tells the kinds of a field apart, and is no part of its name.
 TEXT, LIST, IDS, LISTS_OF_IDS = "(text)", "(list)", "(ids)", "(lists of ids)"
@@ -84,7 +86,7 @@ def one_of(kind_of: Callable[[Any], str | None], expected: str) -> Discriminator
 
 
 Text = Annotated[str, StringConstraints(max_length=MAX_CHARACTERS)]
-ModelName = Annotated[str, StringConstraints(min_length=1, max_length=200)]
+ModelName = Annotated[str, StringConstraints(min_length=1, max_length=MAX_SERVED_NAME)]
 StopString = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 Stops = Annotated[
     Annotated[StopString, Tag(TEXT)]

@@ -183,7 +183,7 @@ async def version() -> dict[str, str]:
 
 async def metrics(http: Request) -> Response:
     """Return metrics in Prometheus' text format."""
-    text = state_of(http).metrics.text()
+    text = await asyncio.to_thread(state_of(http).metrics.text)  # 0.1 s for 256 prompts
     return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
@@ -230,7 +230,7 @@ def _is_slow(messages: Sequence[ChatMessage]) -> bool:
                 return True
             size += sum(len(part.text or "") for part in message.content)
         else:
-            size += len(message.content or "")
+            size += len(message.content or message.refusal or "")
     return size > LONG_TEXT
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import uvicorn
 
 from foreword.backbone import Backbone
-from foreword.config import ServeConfig
+from foreword.config import ServeConfig, check_keys
 from foreword.engine.engine import Engine
 from foreword.engine.limits import EngineLimits
 from foreword.errors import InputError
@@ -74,8 +74,7 @@ class Server(uvicorn.Server):
     ) -> None:
         if backbone.tokenizer is None:
             raise InputError("serving text needs a tokenizer; load a model that has one")
-        if config.runtime_loading and admin_key is None:
-            raise InputError("--runtime-loading needs an admin key: set FOREWORD_ADMIN_KEY")
+        check_keys(config, api_key, admin_key)
         self.worker = Worker(Engine(backbone, limits_of(config)))
         self.catalog = Catalog(backbone, store, config.served_name or backbone.name)
         self.refused = self.catalog.load_all()
@@ -119,6 +118,8 @@ class Server(uvicorn.Server):
             await super().shutdown(sockets)
         finally:
             end.cancel()
+        if self.force_exit:  # a second Ctrl-C, after which uvicorn leaves the application running
+            await self.lifespan.shutdown()
 
     async def _look_at_connections(self) -> None:
         check_all(self.server_state.connections, asyncio.get_running_loop().time())

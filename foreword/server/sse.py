@@ -18,6 +18,7 @@ from foreword.server.responses import ChatFormatter, CompletionFormatter
 from foreword.server.streaming import Answers, Piece
 
 Formatter = ChatFormatter | CompletionFormatter
+MANY_TOKENS = 32  # of one chunk: with their likeliest ids, more take milliseconds to write
 
 
 async def events(
@@ -49,8 +50,9 @@ async def _chunk(formatter: Formatter, piece: Piece, has_logprobs: bool) -> str 
         chunk = formatter.chunk(piece, has_logprobs)
         return _event(chunk) if chunk is not None else None
 
-    # The first one may hold the logprobs of a whole prompt, which others must not wait for.
-    if has_logprobs and piece.answer.num_tokens <= 1:
+    # The first one may hold the logprobs of a whole prompt, and one that ends a run of tokens whose
+    # text was not certain holds theirs: others must not wait for them.
+    if has_logprobs and (piece.answer.num_tokens <= 1 or len(piece.choices) > MANY_TOKENS):
         return await asyncio.to_thread(write)
     return write()
 

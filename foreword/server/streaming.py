@@ -111,6 +111,8 @@ class Answers:
             async with asyncio.timeout_at(end):
                 while any(answer.finish_reason is None for answer in self.answers):
                     index, choice, reason = await self._queue.get()
+                    if not self._queue.empty():
+                        await asyncio.sleep(0)  # what waits in a queue is taken without a pause
                     piece = self._piece(self.answers[index], choice, reason)
                     if piece is not None:
                         yield piece

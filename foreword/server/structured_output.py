@@ -45,7 +45,10 @@ class JsonConstraint:
 
     def _check(self) -> None:
         if self._matcher.is_error():
-            raise InputError("the answer has left the grammar of response_format")
+            reason = str(self._matcher.get_error()).partition("<state>")[0]
+            raise InputError(
+                f"response_format: the schema cannot be followed ({_line(reason)}): make it simpler"
+            )
 
 
 class Grammars:
@@ -92,4 +95,4 @@ class Grammars:
 
 
 def _line(reason: object) -> str:
-    return (str(reason).strip() or type(reason).__name__).splitlines()[0][:300]
+    return (" ".join(str(reason).split()) or type(reason).__name__)[:300]

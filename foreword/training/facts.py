@@ -98,6 +98,9 @@ def _hash_rows(rows: Sequence[Row]) -> str:
     digest = hashlib.sha256()
     for row in rows:
         digest.update(f"{row.num_labels} {row.input_ids}{row.task}\n".encode())
+        if row.target is not None:
+            both = [row.target.ids, row.target.log_probabilities]
+            digest.update(artifact.content_hash(both).encode())
         if row.media is not None:
             digest.update(artifact.content_hash(list(row.media.tensors.values())).encode())
     return digest.hexdigest()

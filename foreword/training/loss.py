@@ -1,7 +1,8 @@
-"""The loss: cross entropy of label tokens, and nothing else is computed.
+"""The loss: cross entropy of label tokens, or divergence from what a teacher says there.
 
-In: a batch's ids and label mask `[B, T]`. Out: for each label its loss, and whether it is what
-greedy decoding would say. The head is applied to the positions before labels only, in chunks.
+In: a batch's ids and label mask `[B, T]`, and targets if its rows have some. Out: for each label
+its loss, and whether it is what greedy decoding would say. The head is applied to the positions
+before labels only, in chunks.
 """
 
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from foreword.backbone import Backbone
 from foreword.data.batches import Batch
+from foreword.data.target import Target, joined
 from foreword.prompt.prefix import PrefixBatch
 
 MAX_LOGITS = 1 << 26  # numbers in one chunk of logits: 256 MB in float32
@@ -22,7 +24,7 @@ class LabelScores:
     """What the model says of a batch's labels.
 
     Attributes:
-        losses: cross entropy of each label `[N]`, in nats, row after row.
+        losses: cross entropy of each label `[N]`, or divergence from its target, in nats.
         is_best: whether each label is the model's first choice, `[N]`; not looked for in a pass
             with gradient.
         rows: the row of each label, `[N]`.
@@ -41,7 +43,9 @@ def score_labels(backbone: Backbone, prefixes: PrefixBatch, batch: Batch) -> Lab
     """
     states, labels, rows = backbone.label_states(prefixes, batch)
     size = max(1, MAX_LOGITS // backbone.capabilities.vocab_size)
-    chunks = list(zip(states.split(size), labels.split(size), strict=True))
+    target = joined(batch.targets, rows)
+    targets = [None] * -(-len(labels) // size) if target is None else _split(target, size)
+    chunks = list(zip(states.split(size), labels.split(size), targets, strict=True))
     is_kept = len(chunks) == 1 or not torch.is_grad_enabled()
     scores = [
         # The logits of several chunks are not kept for the way back: that is what they are cut for.
@@ -55,11 +59,42 @@ def score_labels(backbone: Backbone, prefixes: PrefixBatch, batch: Batch) -> Lab
     return LabelScores(losses, torch.cat(found) if found else None, rows)
 
 
-def _score(backbone: Backbone, states: Tensor, labels: Tensor) -> tuple[Tensor, Tensor | None]:
+def _split(target: Target, size: int) -> list[Target]:
+    return [target.part(slice(start, start + size)) for start in range(0, len(target), size)]
+
+
+def _score(
+    backbone: Backbone, states: Tensor, labels: Tensor, target: Target | None
+) -> tuple[Tensor, Tensor | None]:
     """Return each label's loss and, without gradient, whether it is the first choice, from states
     `[N, H]`.
     """
     logits = backbone.head(states)
     logits = logits if logits.dtype == torch.float64 else logits.float()
-    losses = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
+    if target is None:
+        losses = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
+    else:
+        losses = divergence(logits, target)
     return losses, None if torch.is_grad_enabled() else logits.argmax(-1) == labels
+
+
+def divergence(logits: Tensor, target: Target) -> Tensor:
+    """Return the Kullback-Leibler divergence of a model from its teacher at each label, in nats.
+
+    The teacher's kept ids count one by one, and all other ids as one: a lower bound of the whole
+    divergence, and 0 only where both agree on the kept ids.
+
+    Args:
+        logits: of the model, `[N, V]`.
+        target: of the same labels, K ids each.
+    """
+    log_whole = logits.logsumexp(-1)
+    kept = logits.gather(-1, target.ids) - log_whole[:, None]
+    log_taught = target.log_probabilities.to(logits.dtype)
+    taught = log_taught.exp()
+    found = (taught * (log_taught - kept)).sum(-1)
+    if target.ids.shape[-1] >= logits.shape[-1]:
+        return found
+    rest = (1 - taught.sum(-1)).clamp_min(0)
+    log_rest = logits.scatter(-1, target.ids, -torch.inf).logsumexp(-1) - log_whole
+    return found + torch.xlogy(rest, rest) - rest * log_rest

@@ -99,15 +99,12 @@ def settled(config: TrainConfig, initial: SoftPrompt | None) -> tuple[TrainConfi
         config = replace(config, form=initial.form)
     num_virtual, said = initial.num_virtual_tokens, []
     if config.init != "text" or config.init_text:
-        raise InputError(
-            "--init and --init-text say where a prompt starts, and so does the prompt to start "
-            "from: leave one of them out"
-        )
+        said.append("--init and --init-text are not used: the run starts from the prompt given")
     if config.num_virtual_tokens not in (None, num_virtual):
-        said = [
+        said.append(
             f"the prompt to start from has {num_virtual} virtual tokens: so has this one, not "
             f"{config.num_virtual}"
-        ]
+        )
     return replace(config, num_virtual_tokens=num_virtual).resolved(), said
 
 

@@ -12,17 +12,6 @@ from tiny_tokenizer import tiny_tokenizer
 
 from foreword.cli import main
 
-FAST = (
-    "--num-virtual-tokens",
-    "4",
-    "--init",
-    "vocabulary",
-    "--num-steps",
-    "4",
-    "--eval-every",
-    "2",
-)
-
 
 @pytest.fixture(scope="session")
 def model(tmp_path_factory: pytest.TempPathFactory) -> str:

@@ -17,12 +17,13 @@ from tiny_tokenizer import tiny_tokenizer
 from typer.testing import CliRunner
 
 from foreword import Backbone, Row, SoftPrompt, TrainConfig, train
-from foreword.chat import encode, encoding_of
+from foreword.chat import answers, encode, encoding_of
 from foreword.cli import app, chat, main
 from foreword.cli.progress import run
 from foreword.config import SamplingConfig
 from foreword.errors import TrainingError
 from foreword.evaluation import forgetting
+from foreword.prompt.store import Store
 from foreword.training import out_of_memory
 from foreword.training.loop import TrainEvent
 
@@ -485,3 +486,73 @@ def test_held_out_rows_are_never_the_train_split_by_default(  # type: ignore[no-
     arguments = ["--data", str(folder), "--validation", str(folder / "test")]
     said = invoke("train", "--model", model, *arguments, "--output", output, *FAST)
     assert "training: 10 rows" in said and "validation: 10 rows" in said
+
+
+def test_a_text_gets_a_name_and_answers_as_the_text_before_the_question(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = tmp_path / "system.txt"
+    text.write_text("Answer in one word.")
+    store = str(tmp_path / "store")
+    said = invoke(
+        "prompts", "add", "support", "--text", f"@{text}", "--model", model, "--prompts", store
+    )
+    assert "added support@" in said and "tokens, exact, read once; serve it: foreword serve" in said
+    first = tmp_path / "turns.json"
+    first.write_text(json.dumps([{"role": "user", "content": "a"}]))
+    more = ["--messages", str(first), "--model", model, "--prompts", store]
+    assert "added shots@" in invoke("prompts", "add", "shots", *more)
+    folder = str(Store(store).resolve("support").path)
+    answered = invoke("generate", "--prompt", folder, "Good?", "--max-new-tokens", "5", "--json")
+    backbone = Backbone.load(model)
+    turns = [{"role": "system", "content": text.read_text()}, {"role": "user", "content": "Good?"}]
+    [expected] = answers(backbone, None, [turns], max_new_tokens=5)
+    assert expected.text in json.loads(answered).values()
+    for arguments, reason in (
+        (["support"], "give one of a directory, --text and --messages"),
+        (["support", "--text", "a"], "give --model"),
+        (["support", folder, "--model", model], "a prompt names its own base"),
+        (["support", "--messages", str(text), "--model", model], "is no JSON"),
+    ):
+        assert reason in fails(monkeypatch, capsys, "prompts", "add", *arguments)
+
+
+def test_a_text_is_distilled_and_measured_beside_itself(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text, queries = tmp_path / "handbook.md", tmp_path / "queries.jsonl"
+    text.write_text("The lamp is red. The door is blue. The cat is called Ann.")
+    rows = [
+        {"messages": [{"role": "user", "content": f"{word}?"}]}
+        for word in ["lamp", "door", "cat", "a", "b"]
+    ]
+    queries.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    output = str(tmp_path / "handbook")
+    given = ["--context", str(text), "--data", str(queries), "--model", model, "--output", output]
+    short = [
+        "--num-virtual-tokens",
+        "4",
+        "--num-steps",
+        "3",
+        "--answer-tokens",
+        "4",
+        "--top-k",
+        "9",
+    ]
+    said = invoke("distill", *given, *short)
+    assert "5 queries, answered behind it; the 9 likeliest ids hold" in said
+    assert "held-out queries" in said and "unrelated text: divergence" in said
+    assert "4 virtual tokens for" in said
+    assert SoftPrompt.load(output).num_virtual_tokens == 4
+    assert "goes on after step 3" in invoke("distill", *given, *short, "--resume")
+    test = tmp_path / "test.jsonl"
+    test.write_text(json.dumps({"prompt": "cat?", "completion": "Ann"}) + "\n")
+    scores = evaluated("eval", "--prompt", output, "--context", str(text), "--data", str(test))
+    assert "whole text" in json.dumps(scores["results"]) and len(scores["results"]) == 3
+    for more, reason in (
+        ([], "give the text by --context FILE or by --instruction"),
+        (["--context", str(tmp_path / "none")], "--context: cannot read"),
+        (["--instruction", "Hi."], "no more than --num-virtual-tokens 64"),
+    ):
+        plain = ["--data", str(queries), "--model", model, "--output", str(tmp_path / "other")]
+        assert reason in fails(monkeypatch, capsys, "distill", *plain, *more)

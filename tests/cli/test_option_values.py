@@ -23,6 +23,7 @@ ODD_TEXT = ("n" * 5000, "{folder}", "{file}", "{link}", "{file}/x", "-", "nan", 
 # Arguments with which a command gets no further than to its files: none of them is there.
 WITHOUT_FILES = {
     "train": ["--data", "none.jsonl", "--output", "{new}"],
+    "distill": ["--data", "none.jsonl", "--output", "{new}", "--instruction", "a"],
     "generate": ["--prompt", "none", "text"],
     "chat": ["--prompt", "none"],
     "eval": ["--data", "none.jsonl"],

@@ -6,9 +6,11 @@ import pytest
 from tiny_tokenizer import CHATML, tiny_tokenizer
 
 from foreword.config import EncodingConfig
+from foreword.data import chat_template
 from foreword.data.chat_template import ChatTemplate
 from foreword.data.encoding import Row, decode, encode, encode_examples, encode_prompt, end_ids
 from foreword.data.example import Example
+from foreword.data.probes import probed_tools, probed_turns
 from foreword.errors import DataError
 
 PLAIN = EncodingConfig()
@@ -192,3 +194,154 @@ def test_another_template_can_be_given() -> None:
     row = encode(Example((USER,), " yes\n", "1"), tokenizer, config, 999)
     assert row.input_ids == row_of([USER, ANSWER], TRIMS).input_ids
     assert end_ids([USER], tokenizer, config) == [2]
+
+
+# --- what a template leaves out -----------------------------------------------------------------
+
+SHORT_MEMORY = CHATML.replace("in messages %}", "in messages[-3:] %}", 1)
+NO_RESULTS = "{% set messages = messages | rejectattr('role', 'equalto', 'tool') %}" + CHATML
+SYSTEM_WHEN_ASKED = (  # as Mistral's: the system turn stands in the last turn, if that asks
+    "{% for m in messages %}{% if m.role != 'system' %}{{ '[' ~ m.role ~ '] ' }}"
+    "{% if loop.last and m.role == 'user' %}{{ messages[0].content ~ ' ' }}{% endif %}"
+    "{{ m.content ~ '<|im_end|>' }}{% endif %}{% endfor %}"
+)
+FIRST_CALL = (
+    "{% for m in messages %}{{ '<|im_start|>' ~ m.role ~ '\n' }}"
+    "{{ m.tool_calls[0].function | tojson if m.tool_calls else m.content }}"
+    "{{ '<|im_end|>\n' }}{% endfor %}"
+)
+CUTS = CHATML.replace("message['content']", "message['content'][:40]")
+NO_THOUGHTS = CHATML.replace("message['content']", "message['content'].split('</t>')[-1]")
+CALL = {"function": {"name": "f", "arguments": {}}}
+
+
+@pytest.mark.parametrize(
+    ("template", "turns", "expected"),
+    [
+        (SHORT_MEMORY, [USER, ANSWER, USER, ANSWER], "message 1: .* this turn of role 'user'"),
+        (NO_RESULTS, [USER, ANSWER, {"role": "tool", "content": "3"}, ANSWER], "message 3: .*tool"),
+        (SYSTEM_WHEN_ASKED, [SYSTEM, USER, ANSWER], "'system': train .* --opening generation"),
+        (CUTS, [USER | {"content": "a" * 41}, ANSWER], "message 1: .* this turn of role 'user'"),
+        (NO_THOUGHTS, [USER, ANSWER | {"content": "<t>so</t>yes"}], "leaves out a part of this"),
+    ],
+)
+def test_what_a_template_leaves_out_is_refused(template: str, turns: Any, expected: str) -> None:
+    with pytest.raises(DataError, match=f"^rows.jsonl:2: .*{expected}"):
+        row_of(turns, template)
+
+
+def test_a_second_call_that_is_not_shown_is_refused() -> None:
+    for count, expected in ((1, None), (2, "message 2: .* shows no call of tools behind 1")):
+        turn = {"role": "assistant", "content": "", "tool_calls": [CALL] * count}
+        for turns in ([USER, turn, ANSWER], [USER, turn]):
+            more = {"answer": turn} if turns[-1] is turn else {}
+            if expected is None:
+                row_of(turns, FIRST_CALL, **more)
+            else:
+                with pytest.raises(DataError, match=expected):
+                    row_of(turns, FIRST_CALL, **more)
+
+
+def test_a_system_turn_that_is_shown_when_asked_is_shown_behind_the_generation_prompt() -> None:
+    row = row_of([SYSTEM, USER, ANSWER], SYSTEM_WHEN_ASKED, GENERATION)
+    shown = tiny_tokenizer().decode(row.input_ids)
+    assert shown == "[user] Be brief. Good?<|im_end|> yes\n<|im_end|>"
+
+
+def test_every_key_of_an_answer_is_shown_or_said() -> None:
+    named = {"role": "assistant", "content": "yes", "name": "Ann"}
+    example = Example((USER,), "yes", "1", answer=named)
+    _, report = encode_examples([example], tiny_tokenizer(), PLAIN, 999)
+    assert report.notes == ("key 'name' of messages is not used (1 row)",)
+
+
+def test_a_key_that_is_shown_of_some_roles_is_said_of_the_others() -> None:
+    template = "{% for m in messages %}{{ m.name if m.role == 'tool' }}" + CHATML.partition(
+        "{% for message in messages %}"
+    )[2].replace("message[", "m[").replace("'system', ", "'tool', ")
+    turns = (USER | {"name": "Ann"}, {"role": "tool", "content": "3", "name": "f"})
+    examples = [Example(turns, "yes", "1")]
+    _, report = encode_examples(examples, tiny_tokenizer(chat_template=template), PLAIN, 999)
+    assert report.notes == ("key 'name' of user messages is not used (1 row)",)
+
+
+def test_a_template_that_prints_all_keys_uses_them() -> None:
+    template = CHATML.replace("message['content']", "(message | tojson)")
+    example = Example((USER | {"id": 7},), "yes", "1")
+    [row], report = encode_examples([example], tiny_tokenizer(chat_template=template), PLAIN, 999)
+    assert report.notes == ()
+    assert '"id": 7' in tiny_tokenizer().decode(row.input_ids)
+
+
+def test_text_beside_calls_that_is_not_shown_is_said() -> None:
+    turn = {"role": "assistant", "content": "Wait.", "tool_calls": [CALL]}
+    example = Example((USER, turn), "yes", "1")
+    _, report = encode_examples([example], tiny_tokenizer(chat_template=FIRST_CALL), PLAIN, 999)
+    assert report.notes == ("the text beside calls of tools is not used (1 row)",)
+
+
+def test_an_answer_that_is_more_than_text_needs_a_chat_template() -> None:
+    turn = {"role": "assistant", "content": "Wait.", "tool_calls": [CALL]}
+    config = EncodingConfig(row_template="{prompt}")
+    with pytest.raises(DataError, match="^rows.jsonl:2: the answer holds a call of tools"):
+        row_of([USER, turn], FIRST_CALL, config, answer=turn)
+
+
+# --- borders ------------------------------------------------------------------------------------
+
+
+def test_a_space_that_a_template_writes_before_an_answer_begins_it() -> None:
+    template = (
+        "{% for m in messages %}{{ '[' ~ m.role ~ '] ' ~ m.content ~ eos_token }}{% endfor %}"
+    )
+    answer = ANSWER | {"content": "yes"}
+    row = row_of([USER, answer], template)
+    assert list(row.input_ids) == ids_of([USER, answer], template)
+    assert decode(row.input_ids[-row.num_labels :], tiny_tokenizer()) == " yes"
+
+
+def test_an_answer_with_tools_ends_as_the_template_for_tools_ends_it() -> None:
+    tokenizer = tiny_tokenizer(eos="<|im_start|>")
+    with_tools = "{{ tools | tojson }}" + CHATML.replace("<|im_end|>", "<|bos|>")
+    tokenizer.chat_template = {"default": CHATML, "tool_use": with_tools}
+    row = encode(Example((USER,), "yes", "1", tools=(TOOL,)), tokenizer, PLAIN, 999)
+    assert row.input_ids[-1] == tokenizer.bos_token_id
+
+
+@pytest.mark.parametrize("limit", range(1, 80))
+def test_a_row_that_is_cut_keeps_its_ends_or_is_refused(limit: int) -> None:
+    config = EncodingConfig(truncate=True, max_length=max(limit, 2))
+    shout = CHATML.replace(
+        "~ message['content'] ~",
+        "~ (message.content | upper if loop.index > 1 else message.content) ~",
+    ).replace("upper if", "upper if message.role == 'user' and")
+    developer = {"role": "developer", "content": "Now."}
+    template = shout.replace("['system'", "['system', 'developer'")
+    turns = [SYSTEM, developer, USER, ANSWER, USER | {"content": "b" * 20}, ANSWER]
+    try:
+        row = row_of(turns, template, config)
+    except DataError as error:
+        assert "expected at most" in str(error) or "no label left" in str(error)
+        return
+    text = tiny_tokenizer().decode(row.input_ids)
+    assert len(row.input_ids) <= max(limit, 2)
+    assert text.startswith("<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>developer\nNow.")
+    assert text.endswith("<|im_start|>assistant\n yes\n<|im_end|>")
+
+
+def test_many_turns_are_looked_for_in_one_reading_of_the_text() -> None:
+    class Text(str):
+        def casefold(self) -> str:
+            return self
+
+        def __contains__(self, _: object) -> bool:
+            raise AssertionError("the text is searched for a single probe")
+
+    calls = [{"type": "function", "function": {"name": "f", "arguments": {"a": 1}}}]
+    turns, lost = probed_turns([USER] * 20 + [{**ANSWER, "tool_calls": calls}])
+    lost |= probed_tools([TOOL])[1]
+    whole = " ".join(probe for probes in lost for probe in probes)
+    assert len(turns) == 21 and chat_template._first_lost(lost, Text(whole)) is None
+    for probes, what in lost.items():
+        rest = Text(" ".join(one for key in lost if key != probes for one in key))
+        assert chat_template._first_lost(lost, rest) == what

@@ -4,14 +4,16 @@ import json
 from collections import Counter
 from typing import Any
 
+import numpy
 import pytest
 
 from foreword.config import DataConfig
 from foreword.data.columns import as_examples
-from foreword.data.example import Example
+from foreword.data.example import Example, message_text
 from foreword.data.validation_split import split_examples
 from foreword.errors import DataError, InputError
 
+pandas = pytest.importorskip("pandas")
 USER = {"role": "user", "content": "Good?"}
 ANSWER = {"role": "assistant", "content": "yes"}
 TOOL = {"type": "function", "function": {"name": "f", "parameters": {}}}
@@ -218,3 +220,73 @@ def test_well_known_pairs_are_read_and_said(
     assert (example.prompt, example.completion) == (prompt, completion)
     [sentence] = said(row)
     assert sentence.endswith("are read as a pair")
+
+
+# --- values as numpy and pandas hold them, and cells of text ------------------------------------
+
+
+def _array(*values: Any) -> Any:
+    array = numpy.empty(len(values), dtype=object)
+    array[:] = values
+    return array
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        _array(USER, ANSWER),
+        (USER, ANSWER),
+        _array({"role": "user", "content": _array({"type": "text", "text": "Good?"})}, ANSWER),
+        [USER | {"name": float("nan")}, ANSWER | {"weight": numpy.int64(1), "id": pandas.NA}],
+        [None, USER, ANSWER],
+        [{"role": "user", "content": [None, {"type": "text", "text": "Good?"}]}, ANSWER],
+    ],
+)
+def test_a_conversation_may_be_as_numpy_and_pandas_hold_it(messages: Any) -> None:
+    [example] = read({"messages": messages, "tools": _array(TOOL), "when": pandas.NaT})
+    assert message_text(example.prompt[0]) == "Good?"  # type: ignore[arg-type]
+    assert set(example.prompt[0]) == {"role", "content"}  # type: ignore[arg-type]
+    assert (example.completion, example.answer, example.tools) == ("yes", None, (TOOL,))
+
+
+@pytest.mark.parametrize("null", [pandas.NA, pandas.NaT, numpy.float32("nan")])
+def test_a_null_of_pandas_is_not_given(null: Any) -> None:
+    [example] = read({"messages": null, "prompt": "a", "completion": numpy.int64(3)})
+    assert (example.prompt, example.completion) == ("a", "3")
+
+
+def test_a_number_of_numpy_fills_a_template_as_it_is_written() -> None:
+    row = {"x": numpy.float32(1.1), "y": "b"}
+    [example] = read(row, template="{x}", label_column="y")
+    assert example.prompt == "1.1"
+
+
+def test_numbers_of_media_stay_in_their_array() -> None:
+    wave = numpy.zeros(3)
+    part = {"type": "audio", "audio": {"array": wave, "sampling_rate": 8}}
+    [example] = read({"messages": [{"role": "user", "content": [part]}, ANSWER]})
+    assert example.prompt[0]["content"][0]["audio"]["array"] is wave  # type: ignore[index]
+
+
+def test_turns_may_be_json_in_the_cells_of_a_pair() -> None:
+    [example] = read({"prompt": json.dumps([USER]), "completion": json.dumps([ANSWER])})
+    assert (example.prompt, example.completion) == ((USER,), "yes")
+    for text in ("[1, 2]", "[INST] a", "[]"):
+        assert read({"prompt": text, "completion": "[1]"}) == [Example(text, "[1]", "rows.jsonl:1")]
+
+
+@pytest.mark.parametrize("cell", ['[{"role": "user", "role": "user"}]', '[{"role": NaN}]'])
+def test_json_in_a_cell_is_read_as_strictly_as_a_file(cell: str) -> None:
+    with pytest.raises(DataError, match="invalid JSON: .*(twice|NaN)"):
+        read({"messages": cell})
+
+
+def test_a_completion_without_turns_is_refused() -> None:
+    with pytest.raises(DataError, match="expected a completion, found an empty list"):
+        read({"prompt": [USER, ANSWER], "completion": []})
+
+
+def test_other_keys_of_an_answer_are_kept_and_make_it_no_more_than_text() -> None:
+    [example] = read({"messages": [USER, ANSWER | {"name": "Ann"}]})
+    assert example.answer == ANSWER | {"name": "Ann"}
+    assert not example.is_beyond_text

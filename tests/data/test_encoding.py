@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 import torch
 from tiny_tokenizer import CHATML, tiny_tokenizer
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from tokenizers.normalizers import Prepend, Strip
+from transformers import PreTrainedTokenizerFast
 
 from foreword.config import EncodingConfig
 from foreword.data.batches import collate, epoch_order
@@ -255,3 +257,22 @@ def test_the_order_follows_seed_and_epoch_only() -> None:
     assert epoch_order(rows, 4, seed=1, epoch=0) == first
     assert torch.equal(state, torch.get_rng_state())
     assert epoch_order(rows, 4, seed=1, epoch=1) != first != epoch_order(rows, 4, seed=2, epoch=0)
+
+
+def test_an_answer_tokenized_alone_gets_no_space_of_its_own() -> None:
+    vocab = {token: i for i, token in enumerate(["</s>", "▁", "▁yes", "yes", "A:"])}
+    backend = Tokenizer(models.Unigram([(token, -1.0 - i) for i, token in enumerate(vocab)], 0))
+    backend.pre_tokenizer = pre_tokenizers.Metaspace()
+    backend.decoder = decoders.Metaspace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>")
+    row = encode(Example("A: ", "yes", "1"), tokenizer, PLAIN, 99)
+    assert tokenizer.decode(row.input_ids[:-1]) == "A: yes"
+
+
+@pytest.mark.parametrize("adds", ["<|bos|> $A <|im_start|>", "<|bos|> $A <|im_start|> <|im_end|>"])
+def test_whatever_a_tokenizer_puts_behind_a_text_is_not_before_the_answer(adds: str) -> None:
+    tokenizer = tiny_tokenizer(adds)
+    row = encode(Example("a", "b", "1"), tokenizer, PLAIN, 99)
+    assert tokenizer.decode(row.input_ids) == "<|bos|>ab<|im_end|>"
+    closed = encode_prompt("a", tokenizer, PLAIN, is_closed=True)
+    assert tokenizer.decode(closed) == adds.replace("$A", "a").replace(" ", "")

@@ -162,6 +162,16 @@ def test_a_row_names_its_file(tmp_path: Path) -> None:
         media_parts._source({"type": "image", "base64": "?"})
 
 
+@pytest.mark.parametrize(
+    ("grey", "expected"), [(0, 0), (255, 0), (256, 1), (0x8000, 128), (65535, 255)]
+)
+def test_grey_values_of_16_bits_become_those_of_8(grey: int, expected: int) -> None:
+    content = io.BytesIO()
+    Image.fromarray(numpy.full((4, 4), grey, "uint16")).save(content, "PNG")
+    picture = read_image(content.getvalue(), ALL)
+    assert picture.mode == "RGB" and picture.getpixel((1, 1)) == (expected,) * 3
+
+
 # Sounds -------------------------------------------------------------------------------------------
 
 
@@ -205,6 +215,18 @@ def test_a_sound_of_very_many_samples_is_refused_undecoded(monkeypatch: pytest.M
         read_sound(flac(100, 8000), 16000)
     with pytest.raises(DataError, match="at most 9999"):
         read_sound(wav(bytes(20_000)), 16000)
+
+
+@pytest.mark.parametrize("num_bytes", [1, 2, 79])
+def test_a_wave_that_ends_before_its_samples_do_is_refused(num_bytes: int) -> None:
+    with pytest.raises(DataError, match="ends after .* of its 40 samples"):
+        read_wave(io.BytesIO(wav(bytes(80)).getvalue()[:-num_bytes]))
+
+
+def test_a_piece_that_is_longer_than_its_file_makes_no_sound() -> None:
+    whole = wav(bytes(80)).getvalue()
+    with pytest.raises(DataError, match="not a readable sound"):
+        read_sound(io.BytesIO(whole[:12] + b"JUNK\xff\xff\xff\xff" + whole[12:]), 16000)
 
 
 def test_sounds_are_read_as_they_are() -> None:

@@ -180,3 +180,8 @@ def test_ids_without_logprobs_carry_none() -> None:
 def test_settings_without_meaning_are_refused_by_name(settings: dict[str, Any]) -> None:
     with pytest.raises(InputError, match=next(iter(settings))):
         Sampling(**settings)
+
+
+def test_seeds_of_either_sign_draw_apart() -> None:
+    draws = {Sampler(Sampling(temperature=1, seed=seed)).uniform for seed in range(-3, 4)}
+    assert len(draws) == 7

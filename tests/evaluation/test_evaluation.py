@@ -131,6 +131,21 @@ def test_without_a_system_turn_an_instruction_stands_before_the_question(
     assert "the base has no system turn" in caplog.text
 
 
+def test_without_a_system_turn_an_instruction_stands_before_no_greeting() -> None:
+    model, subject = backbone(), Subject("told", instruction="Be brief.")
+    model.tokenizer.chat_template = CHATML.replace("['system', ", "[")
+    greeting = {"role": "assistant", "content": "Hello."}
+    told = [greeting, USER | {"content": "Be brief.\n\na"}]
+    assert read_as(model, subject, (greeting, USER)) == told
+
+
+def test_an_instruction_before_turns_needs_a_chat_template() -> None:
+    model, subject = backbone(), Subject("told", instruction="Be brief.")
+    model.tokenizer.chat_template = None
+    with pytest.raises(InputError, match="no chat template"):
+        evaluate(model, subject, [Example((USER,), "b", "rows:1")], config=SHORT)
+
+
 def test_an_answer_that_calls_tools_is_scored_by_its_loss_alone() -> None:
     template = CHATML.replace(
         "message['content']", "message['content'] ~ (message.tool_calls or '')"

@@ -85,13 +85,13 @@ def test_a_prompt_of_a_base_with_other_weights(
         prompt = SoftPrompt.from_key_values(states_of(other_base))
     prompt.facts = describe(other_base, TrainConfig(), EncodingConfig(), rows=[])
     assert other_base.generate(prompt, IDS, **GREEDY).shape == (1, 10)
-    part = "made for the other base, not for llama (they differ in embeddings, weights)"
+    part = "made for the other base, not for llama (they differ in embeddings, weights, tensors)"
     refuses_prompt(backbone, prompt, MismatchError, part)
 
 
 def test_a_prefix_of_a_base_with_other_weights(backbone: Backbone, other_base: Backbone) -> None:
     prefix = other_base.compile(prompt_of(other_base))
-    part = "not for llama (they differ in embeddings, weights)"
+    part = "not for llama (they differ in embeddings, weights, tensors)"
     refuses_prompt(backbone, prefix, MismatchError, part)
 
 

@@ -128,6 +128,7 @@ def test_media_and_long_texts_are_what_takes_a_while() -> None:
         ([{"type": "text", "text": "a" * 20_000}] * 2, True),
     ):
         assert routes._is_slow([ChatMessage(role="user", content=content)]) == is_slow  # type: ignore[arg-type]
+    assert routes._is_slow([ChatMessage(role="assistant", refusal="a" * 50_000)])
 
 
 @pytest.mark.parametrize(
@@ -161,3 +162,18 @@ def test_one_schema_is_read_once_for_all_answers(monkeypatch: pytest.MonkeyPatch
     with running(server) as address:
         found = httpx.post(f"{address}/v1/completions", json=BODY | body, timeout=60)
     assert found.status_code == 200 and len(found.json()["choices"]) == 4 and len(calls) == 1
+
+
+def test_metrics_of_many_prompts_are_not_written_on_the_event_loop(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    server = Server(tiny_backbone(), None, config())
+
+    def text() -> bytes:
+        with pytest.raises(RuntimeError, match="no running event loop"):
+            asyncio.get_running_loop()
+        return b"all"
+
+    monkeypatch.setattr(state_of(server).metrics, "text", text)
+    with running(server) as address:
+        assert httpx.get(f"{address}/metrics").text == "all"

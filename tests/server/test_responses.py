@@ -1,6 +1,8 @@
 """Answers in OpenAI's format: streamed as whole, each token with its place, name and bytes."""
 
+import asyncio
 import itertools
+import json
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from foreword.engine.sampling import Choice
+from foreword.server import sse
 from foreword.server.detokenizer import TextStream
 from foreword.server.responses import ChatFormatter, CompletionFormatter, prompt_places
 from foreword.server.streaming import Answers, Piece, StreamedAnswer
@@ -157,3 +160,48 @@ def test_many_logprobs_decode_each_token_once(monkeypatch: pytest.MonkeyPatch) -
     ):  # fmt: skip
         formatter.body(answers, pieces, True)
     assert len(calls) <= 4 * 20
+
+
+def test_a_long_run_of_tokens_is_not_written_on_the_event_loop(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Single bytes give no text until they end; each may have twenty likeliest tokens."""
+    byte = FALLBACK.convert_tokens_to_ids("<0xE2>")
+    _, pieces = answered(FALLBACK, plain([byte] * 200))
+    in_threads = []
+
+    async def apart(write: Any) -> Any:
+        in_threads.append(1)
+        return write()
+
+    monkeypatch.setattr(asyncio, "to_thread", apart)
+    formatter = ChatFormatter("m", FALLBACK, 1)
+    written = [asyncio.run(sse._chunk(formatter, piece, True)) for piece in pieces[1:]]
+    assert json.loads(str(written[-1])[6:])["choices"][0]["logprobs"]["content"][199]
+    assert in_threads == [1]
+
+
+def test_tokens_that_have_piled_up_leave_other_requests_their_turn() -> None:
+    """As when a client that has not read for a while reads again."""
+
+    async def turns_of_others() -> int:
+        answers, _ = answered(BYTES, plain([5]))
+        waiting = Answers(worker=None, tokenizer=BYTES, stop=(), seconds=9, answers=answers)  # type: ignore[arg-type]
+        answers[0].finish_reason = None
+        for choice in plain([5] * 100):
+            waiting._queue.put_nowait((0, choice, None))
+        waiting._queue.put_nowait((0, None, "length"))
+        turns = 0
+
+        async def others() -> None:
+            nonlocal turns
+            while True:
+                await asyncio.sleep(0)
+                turns += 1
+
+        task = asyncio.create_task(others())
+        assert len([piece async for piece in waiting.pieces()]) == 101
+        task.cancel()
+        return turns
+
+    assert asyncio.run(turns_of_others()) >= 99

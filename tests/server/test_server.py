@@ -211,6 +211,26 @@ def test_an_answer_follows_a_json_schema(world: World) -> None:
         assert isinstance(call["on"], bool) and call["room"] in ("hall", "bath")
 
 
+MANY = {f"k{number}": {"type": "string"} for number in range(900)}
+
+
+@pytest.mark.parametrize(
+    ("schema", "expected"),
+    [
+        ({"type": "string", "pattern": "^(?=a)"}, "look-around"),
+        ({"type": "object", "properties": MANY}, "cannot be followed .*max is 2000"),
+        ({"$ref": "#"}, r"cannot be followed \(NoExtensionBias\)"),
+    ],
+)
+def test_a_schema_that_cannot_be_followed_says_why(
+    world: World, schema: dict[str, Any], expected: str
+) -> None:
+    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+    with pytest.raises(openai.BadRequestError, match=expected) as raised:
+        world.client.chat.completions.create(model="a", messages=TURNS, response_format=form)  # type: ignore[call-overload]
+    assert "\n" not in raised.value.body["message"]  # type: ignore[index]
+
+
 def test_models_are_listed_with_their_base(world: World) -> None:
     cards = {card.id: card for card in world.client.models.list()}
     assert {"tiny", "a", "b", "other"} <= set(cards)

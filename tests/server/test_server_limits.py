@@ -25,10 +25,11 @@ from typer.testing import CliRunner
 
 from foreword import Backbone, SoftPrompt
 from foreword.cli import app
-from foreword.errors import DependencyError, InputError, UnsupportedError
+from foreword.errors import DependencyError, InputError, UnavailableError, UnsupportedError
 from foreword.prompt.peft_format import FILES
 from foreword.prompt.store import Store
 from foreword.server.app import max_requests
+from foreword.server.catalog import Catalog
 from foreword.server.metric_labels import MAX_LABELS, Labels
 from foreword.server.middleware import ADMIN, OPEN
 from foreword.server.server import Server, listen, warnings_for
@@ -152,6 +153,24 @@ def test_an_empty_variable_is_not_read_as_none(
     assert isinstance(result.exception, InputError) and name in str(result.exception)
 
 
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["--runtime-loading"], "needs an admin key"),
+        (["--runtime-loading", "--api-key", "x", "--admin-key", "x"], "every client could load"),
+        (["--served-name", "x" * 201], "--served-name must be at most 200"),
+        (["--served-name", "a\nb"], "--served-name must be at most 200 printable"),
+        (["--batch-tokens", "1"], "--batch-tokens must be at least 2"),
+    ],
+)
+def test_options_that_do_not_go_together_are_told_before_a_model_is_loaded(
+    monkeypatch: pytest.MonkeyPatch, options: list[str], expected: str
+) -> None:
+    monkeypatch.setattr("foreword.cli.options.load", lambda *_: pytest.fail("loaded"))
+    result = CliRunner().invoke(app, ["serve", "tiny", "--port", "0", *options])
+    assert isinstance(result.exception, InputError) and expected in str(result.exception)
+
+
 @pytest.mark.parametrize("option", ["--api-key", "--admin-key", "--prompts", "--host"])
 def test_an_empty_option_is_refused(option: str) -> None:
     result = CliRunner().invoke(app, ["serve", "tiny", option, ""])
@@ -216,7 +235,8 @@ def test_no_origin_is_allowed_by_default(guarded: httpx.Client) -> None:
 @pytest.mark.parametrize(
     "origin",
     ["*", "null", "", "app.example", "https://", "https://*.example", "https://a.example/path",
-     "https://a.example?x", "https://me@a.example", "https://a.example:port"],
+     "https://a.example?x", "https://me@a.example", "https://a.example:port",
+     "https://a.example,b.example", "https://a b", "https://a.example:0"],
 )  # fmt: skip
 def test_what_is_no_origin_is_refused(origin: str) -> None:
     result = CliRunner().invoke(app, ["serve", "tiny", "--allow-origin", origin])
@@ -342,6 +362,22 @@ def test_a_prompt_that_goes_while_it_is_served_fails_its_own_requests(
         spoil("gone", store.resolve("a").path, backbone)
         assert client.post("/v1/completions", json=SHORT | {"model": "a"}).status_code == 503
         assert client.post("/v1/completions", json=SHORT | {"model": "b"}).status_code == 200
+
+
+def test_a_version_that_cannot_be_looked_up_is_the_servers_fault(
+    backbone: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(tmp_path / "store")
+    fill(store, backbone, tmp_path)
+    catalog = Catalog(backbone, store, "tiny")
+    catalog.load_all()
+
+    def refuse(name: str) -> Any:
+        raise PermissionError(13, "Permission denied", str(tmp_path))
+
+    monkeypatch.setattr(store, "resolve", refuse)
+    with pytest.raises(UnavailableError, match="^the prompt a is damaged or gone on the server"):
+        catalog.find("a@0123")
 
 
 @pytest.mark.parametrize("kind", ["truncated", "link", "pickle", "gone", "removed"])
@@ -525,7 +561,7 @@ def counted(client: httpx.Client, counter: str) -> dict[str, float]:
 
 
 def test_errors_are_counted_by_kind(backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
-    server = Server(backbone, None, config(request_seconds=0.1))
+    server = Server(backbone, None, config(request_seconds=0.5))
     slowed(server)
     with running(server) as address, httpx.Client(base_url=address, timeout=60) as client:
 
@@ -685,7 +721,7 @@ def started(how: str) -> tuple["subprocess.Popen[str]", str]:
     process = subprocess.Popen(
         [sys.executable, "-c", SERVE, str(Path(__file__).parents[1] / "support"), how],
         stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE if how == "is stopped" else None,
+        stderr=subprocess.PIPE if how in ("is stopped", "is interrupted") else None,
         text=True,
     )
     assert process.stdout is not None
@@ -730,6 +766,29 @@ def test_requests_that_outlast_the_drain_end_by_name_and_without_a_trace() -> No
     _, told = process.communicate(timeout=30)
     assert process.returncode == 0 and told.count('"event": "request"') >= 4
     assert "Traceback" not in told and "ERROR" not in told
+
+
+def test_a_second_interrupt_ends_requests_at_once_and_without_a_trace() -> None:
+    process, address = started("is interrupted")
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        ask = LONG | {"max_tokens": 250}
+        waiting = pool.submit(httpx.post, f"{address}/v1/completions", json=ask, timeout=60)
+        running_now = 'num_requests_running{model_name="tiny"} 1.0'
+        until(lambda: running_now in httpx.get(f"{address}/metrics").text)
+        process.send_signal(signal.SIGINT)
+        until(lambda: not _listens(address))
+        process.send_signal(signal.SIGINT)
+        assert waiting.result().status_code == 503
+    _, told = process.communicate(timeout=30)
+    assert process.returncode == 0 and "Traceback" not in told and "ERROR" not in told
+
+
+def _listens(address: str) -> bool:
+    try:
+        httpx.get(f"{address}/health")
+    except httpx.TransportError:
+        return False
+    return True
 
 
 def test_a_taken_port_is_told_before_a_model_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -41,11 +41,11 @@ def test_patience_needs_validation_rows() -> None:
         train(backbone, ROWS, TrainConfig(patience=2, num_virtual_tokens=2))
 
 
-def test_a_prompt_to_start_from_and_an_init_are_two_starts() -> None:
+def test_an_init_beside_a_prompt_to_start_from_is_said_to_be_unused() -> None:
     backbone = Backbone(tiny_models.build("llama", dtype=torch.float32))
     initial = SoftPrompt.from_embeddings(torch.ones(2, 32))
-    with pytest.raises(InputError, match="--init and --init-text"):
-        train(backbone, ROWS, CONFIG, initial=initial)
+    (event,) = train(backbone, ROWS, CONFIG, initial=initial)
+    assert any("--init and --init-text are not used" in notice for notice in event.notices)
 
 
 def test_validation_rows_that_are_trained_on_are_counted() -> None:

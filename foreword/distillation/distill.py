@@ -1,0 +1,237 @@
+"""Distillation: train a small prompt to say what the model says behind a whole text.
+
+In: a backbone, a text, queries without answers, the options. Out: an iterator of training events;
+what the teacher said and how close the prompt comes, in numbers. The training loop is that of
+labels (resume, guards, seeds); only the loss is another: the divergence from the teacher at each
+token of its own answer. Snell et al. 2022 (arXiv:2209.15189); Eyuboglu et al. 2025
+(arXiv:2506.06266). Prints nothing.
+"""
+
+import os
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from foreword import chat
+from foreword.backbone import Backbone
+from foreword.config import DistillConfig, EncodingConfig, TrainConfig
+from foreword.data import batches, encoding
+from foreword.data.encoding import Row
+from foreword.data.media_parts import Message
+from foreword.distillation.teacher import Taught, targets_of, teach
+from foreword.errors import InputError, UnsupportedError
+from foreword.evaluation.forgetting import unrelated_text
+from foreword.named_text import text_prompt
+from foreword.prompt.prefix import Prefix, same_prefix
+from foreword.prompt.soft_prompt import SoftPrompt
+from foreword.training.loop import TrainEvent, train
+from foreword.training.loss import score_labels
+
+NUM_VIRTUAL = 64
+FOLDER = "teacher"
+WINDOW = 64  # tokens of a row of unrelated text
+NUM_UNRELATED = 8  # rows of it that are not trained on, to tell what the prompt changes there
+
+
+@dataclass(frozen=True)
+class Fidelity:
+    """How close a prompt comes to its teacher on rows.
+
+    Attributes:
+        divergence: mean of a token, in nats, over the teacher's kept ids.
+        agreement: share of tokens that greedy decoding would say as the teacher does.
+        exact: share of rows whose whole greedy answer is the teacher's.
+    """
+
+    divergence: float
+    agreement: float
+    exact: float
+
+
+@dataclass(frozen=True, eq=False)
+class Lesson:
+    """What is taught, ready to train on.
+
+    Attributes:
+        text: the whole text as a prompt.
+        start: the prompt that training starts from.
+        rows: the queries to train on, then the unrelated text.
+        held_out: queries that are not trained on.
+        unrelated: rows of unrelated text that are not trained on.
+        encoding: how rows are encoded behind the prompt.
+        mass: the mean share of the teacher's probability that the kept ids hold.
+    """
+
+    text: SoftPrompt
+    start: SoftPrompt
+    rows: list[Row]
+    held_out: list[Row]
+    unrelated: list[Row]
+    encoding: EncodingConfig
+    mass: float
+
+
+def prepare(
+    backbone: Backbone,
+    text: str | Sequence[Message],
+    queries: Sequence[chat.Text],
+    num_virtual: int = NUM_VIRTUAL,
+    config: DistillConfig | None = None,
+    *,
+    seed: int = 0,
+    folder: str | os.PathLike[str] | None = None,
+    on_answer: Callable[[], object] = lambda: None,
+) -> Lesson:
+    """Read a text once, let the model behind it answer the queries, and lay out what is taught.
+
+    Args:
+        backbone: with a tokenizer.
+        text: an instruction, a document, or turns of a conversation.
+        queries: texts or conversations, without answers.
+        num_virtual: P of the prompt that is trained.
+        config: how much is kept of the answers, and what is set aside.
+        seed: of what is set aside.
+        folder: keeps the teacher's answers, so that none is computed twice.
+        on_answer: is called after each answer.
+
+    Raises:
+        InputError: no queries, a text that is not longer than P, answers that teach nothing.
+        DataError: a query that the text cannot stand before, or that holds the text itself.
+    """
+    config = config or DistillConfig()
+    if backbone.capabilities.is_recurrent:
+        raise UnsupportedError(
+            f"{backbone.capabilities.model_type}: the state of a recurrent model cannot start from "
+            "the first tokens of a text; put the text under a name (prompts add --text)"
+        )
+    if len(queries) < 2:
+        raise InputError(f"expected at least 2 queries to learn from, got {len(queries)}: add some")
+    whole = text_prompt(backbone, text)
+    if whole.num_virtual_tokens <= num_virtual:
+        raise InputError(
+            f"the text has {whole.num_virtual_tokens} tokens, no more than --num-virtual-tokens "
+            f"{num_virtual}: as it is, it is smaller and exact (foreword prompts add NAME --text)"
+        )
+    taught = []
+    place = None if folder is None else Path(folder) / FOLDER
+    for one in teach(backbone, whole, queries, config, place):
+        taught.append(one)
+        on_answer()
+    _check_taught(taught)
+    student = replace(chat.encoding_of(whole), held_text=None, held_tokens=0, held_hash=None)
+    rows = [
+        _row(backbone, query, one, student, f"query {number}")
+        for number, (query, one) in enumerate(zip(queries, taught, strict=True), 1)
+    ]
+    rows, held_out = _set_aside(rows, config.held_out, seed)
+    count = round(config.unrelated_share * len(rows))
+    unrelated = _unrelated(backbone, count + NUM_UNRELATED, config.top_k)
+    trained, kept = unrelated[:count], unrelated[count:]
+    mass = sum(one.target.mass for one in taught) / len(taught)
+    start = _first(backbone, whole, num_virtual)
+    return Lesson(whole, start, [*rows, *trained], held_out, kept, student, mass)
+
+
+def distill(
+    backbone: Backbone,
+    lesson: Lesson,
+    config: TrainConfig | None = None,
+    *,
+    checkpoint: str | os.PathLike[str] | None = None,
+    resume: bool = False,
+) -> Iterator[TrainEvent]:
+    """Train a prompt to say what the model says behind the whole text, one event per step.
+
+    An event's loss is the divergence from the teacher, and its validation's `exact` the share of
+    held-out queries that are answered as the teacher does. Takes and raises what `train` does.
+    """
+    config = config or TrainConfig()
+    config = replace(config, num_virtual_tokens=lesson.start.num_virtual_tokens)
+    return train(
+        backbone,
+        lesson.rows,
+        config,
+        validation=lesson.held_out,
+        encoding_config=lesson.encoding,
+        initial=lesson.start,
+        checkpoint=checkpoint,
+        resume=resume,
+    )
+
+
+def fidelity(
+    backbone: Backbone, prompt: SoftPrompt | Prefix, rows: Sequence[Row], batch_size: int = 16
+) -> Fidelity:
+    """Return how close a prompt comes to the teacher on rows that have targets."""
+    prefix = backbone.compile(prompt)
+    divergence = agreed = labels = exact = 0.0
+    with torch.no_grad():
+        for start in range(0, len(rows), batch_size):
+            part = rows[start : start + batch_size]
+            batch = batches.collate(part, backbone.padding_id)
+            scores = score_labels(backbone, same_prefix(prefix, len(part)), batch)
+            assert scores.is_best is not None
+            divergence += scores.losses.double().sum().item()
+            agreed += scores.is_best.sum().item()
+            labels += len(scores.is_best)
+            exact += len(part) - len(scores.rows[~scores.is_best].unique())
+    return Fidelity(divergence / labels, agreed / labels, exact / len(rows))
+
+
+def _row(
+    backbone: Backbone, query: chat.Text, taught: Taught, config: EncodingConfig, source: str
+) -> Row:
+    """Return a query as the prompt is asked it, with the teacher's answer and targets."""
+    ids, _ = chat.encode(backbone, query, config)
+    row = Row.from_ids(ids, taught.ids, source)
+    return replace(row, target=taught.target, is_text=isinstance(query, str))
+
+
+def _check_taught(taught: Sequence[Taught]) -> None:
+    """Refuse answers from which nothing can be learned."""
+    if all(len(one.ids) <= 1 for one in taught):
+        raise InputError(
+            "the model behind the text answers nothing to any query: ask what the text is about"
+        )
+    if len(taught) > 3 and len({one.ids for one in taught}) == 1:
+        raise InputError(
+            "the model behind the text gives every query the same answer: ask different things"
+        )
+
+
+def _set_aside(rows: list[Row], share: float, seed: int) -> tuple[list[Row], list[Row]]:
+    """Return the rows to train on and those set aside, equal queries on one side."""
+    groups: dict[tuple[int, ...], list[Row]] = {}
+    for row in rows:
+        groups.setdefault(row.input_ids, []).append(row)
+    keys = list(groups)
+    random.Random(seed).shuffle(keys)
+    count = min(max(1, round(share * len(keys))), len(keys) - 1) if share else 0
+    aside = {key for key in keys[:count]}
+    return (
+        [row for row in rows if row.input_ids not in aside],
+        [row for row in rows if row.input_ids in aside],
+    )
+
+
+def _unrelated(backbone: Backbone, count: int, top_k: int) -> list[Row]:
+    """Return rows of unrelated text, whose teacher is the model without any prompt."""
+    opening = encoding.start_ids(backbone.tokenizer)
+    ids = backbone.tokenizer(unrelated_text(), add_special_tokens=False, verbose=False)["input_ids"]
+    parts = [ids[start : start + WINDOW] for start in range(0, len(ids) - WINDOW, WINDOW)]
+    rows = [
+        Row((*opening, *part), len(part) - 1, "unrelated text") for part in parts[: max(count, 1)]
+    ]
+    targets = [target for row in rows for target in targets_of(backbone, None, [row], top_k)]
+    return [replace(row, target=target) for row, target in zip(rows, targets, strict=True)]
+
+
+def _first(backbone: Backbone, text: SoftPrompt, num_virtual: int) -> SoftPrompt:
+    """Return the keys and values of the first P tokens of a text."""
+    with torch.no_grad():
+        first = SoftPrompt.from_embeddings(text.tensors[0][:num_virtual], facts=text.facts)
+        states = backbone.compile(first).cached.map(torch.Tensor.float)
+    return SoftPrompt.from_states(states, facts={"base": text.facts["base"]})

@@ -1,0 +1,165 @@
+"""Teacher: the frozen model behind a whole text, and what it answers.
+
+In: a backbone, the text as a prompt, queries. Out: for each query the ids of the teacher's greedy
+answer, and its likeliest ids at each of them. The text is read once; answers are computed in
+batches and kept in a folder, so that a run that was stopped goes on with those that it has, bit for
+bit. Trains nothing.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from foreword import chat
+from foreword.backbone import Backbone
+from foreword.config import DistillConfig, EncodingConfig
+from foreword.data import batches
+from foreword.data.encoding import Row
+from foreword.data.target import Target
+from foreword.errors import ArtifactError, InputError
+from foreword.prompt.prefix import Prefix, no_prefixes, same_prefix
+from foreword.prompt.soft_prompt import SoftPrompt
+from foreword.prompt.tensor_file import read_tensors
+from foreword.storage import replacing, storage_errors
+
+KEY = "foreword_teacher"
+MAX_LOGITS = 1 << 26  # numbers in one chunk of logits
+
+
+@dataclass(frozen=True, eq=False)
+class Taught:
+    """What the teacher says to one query: the ids of its answer, and its target at each."""
+
+    ids: tuple[int, ...]
+    target: Target
+
+
+def teach(
+    backbone: Backbone,
+    text: SoftPrompt,
+    queries: Sequence[chat.Text],
+    config: DistillConfig,
+    folder: Path | None = None,
+) -> Iterator[Taught]:
+    """Yield what the model behind the whole text says to each query, in order.
+
+    Args:
+        backbone: the frozen model.
+        text: the text as a prompt, see `named_text.text_prompt`.
+        queries: texts or conversations.
+        config: how much is kept of an answer.
+        folder: keeps the answers; those that it holds are not computed again.
+
+    Raises:
+        InputError: the folder holds answers of another teacher or to other queries.
+        DataError: a query that the text cannot stand before. StorageError: nowhere to write.
+    """
+    key = _key(backbone, text, queries, config)
+    prefix = backbone.compile(text)
+    for start in range(0, len(queries), config.answer_batch):
+        part = queries[start : start + config.answer_batch]
+        file = None if folder is None else folder / f"{start // config.answer_batch:05}.safetensors"
+        if file is not None and file.exists():
+            yield from _read(file, key)
+            continue
+        found = _answered(backbone, prefix, chat.encoding_of(text), part, config)
+        if file is not None:
+            _write(file, key, found)
+        yield from found
+
+
+def targets_of(
+    backbone: Backbone, prefix: Prefix | None, rows: Sequence[Row], top_k: int
+) -> list[Target]:
+    """Return what the model says behind a prefix at each label of each row."""
+    batch = batches.collate(rows, backbone.padding_id)
+    start = no_prefixes(len(rows)) if prefix is None else same_prefix(prefix, len(rows))
+    size = max(1, MAX_LOGITS // backbone.capabilities.vocab_size)
+    with torch.no_grad():
+        states, _, where = backbone.label_states(start, batch)
+        parts = [_likeliest(backbone, part, top_k) for part in states.split(size)]
+    ids, log_probabilities = (torch.cat(side).cpu() for side in zip(*parts, strict=True))
+    whole, where = Target(ids, log_probabilities), where.cpu()
+    return [whole.part((where == index).nonzero()[:, 0]) for index in range(len(rows))]
+
+
+def _likeliest(backbone: Backbone, states: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
+    log_probabilities = backbone.head(states).float().log_softmax(-1)
+    best = log_probabilities.topk(min(top_k, log_probabilities.shape[-1]), dim=-1)
+    return best.indices, best.values
+
+
+def _answered(
+    backbone: Backbone,
+    prefix: Prefix,
+    encoding: EncodingConfig,
+    queries: Sequence[chat.Text],
+    config: DistillConfig,
+) -> list[Taught]:
+    rows = [chat.encode_row(backbone, query, encoding) for query in queries]
+    ends = [chat.end_tokens(backbone, query, encoding) for query in queries]
+    answers = chat.answer_rows(backbone, prefix, rows, ends, max_new_tokens=config.answer_tokens)
+    whole = [
+        replace(row, input_ids=(*row.input_ids, *answer.ids), num_labels=len(answer.ids))
+        for row, answer in zip(rows, answers, strict=True)
+    ]
+    targets = targets_of(backbone, prefix, whole, config.top_k)
+    return [
+        Taught(row.input_ids[-row.num_labels :], target)
+        for row, target in zip(whole, targets, strict=True)
+    ]
+
+
+def _key(
+    backbone: Backbone, text: SoftPrompt, queries: Sequence[chat.Text], config: DistillConfig
+) -> str:
+    """Return what answers have in common: their teacher, the queries, and how they are kept."""
+    encoding = chat.encoding_of(text)
+    parts = [
+        json.dumps(backbone.fingerprint(), sort_keys=True),
+        str(backbone.dtype),
+        str(encoding),
+        json.dumps([query if isinstance(query, str) else list(query) for query in queries]),
+        f"{config.top_k} {config.answer_tokens} {config.answer_batch}",
+    ]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def _write(file: Path, key: str, found: Sequence[Taught]) -> None:
+    tensors = {
+        "lengths": torch.tensor([len(one.ids) for one in found]),
+        "answers": torch.tensor([token for one in found for token in one.ids]),
+        "ids": torch.cat([one.target.ids for one in found]),
+        "log_probabilities": torch.cat([one.target.log_probabilities for one in found]),
+    }
+    with storage_errors(file):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(file) as temporary:
+            save_file(tensors, temporary, {KEY: key})
+
+
+def _read(file: Path, key: str) -> list[Taught]:
+    try:
+        found = read_tensors(file)
+        tensors, known = found.tensors, found.metadata[KEY]
+    except (OSError, ValueError, LookupError) as error:
+        raise ArtifactError(f"{file}: damaged ({error}); remove it, and it is made again") from None
+    if known != key:
+        raise InputError(
+            f"{file.parent} holds answers of another text, base, options or queries: choose "
+            "another --output, or remove it"
+        )
+    lengths = tensors["lengths"].tolist()
+    answers = tensors["answers"].split(lengths)
+    target = Target(tensors["ids"], tensors["log_probabilities"])
+    starts = [sum(lengths[:index]) for index in range(len(lengths))]
+    return [
+        Taught(tuple(ids.tolist()), target.part(slice(start, start + length)))
+        for ids, start, length in zip(answers, starts, lengths, strict=True)
+    ]
