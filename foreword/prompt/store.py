@@ -119,10 +119,10 @@ class Store:
             NotFoundError: no such prompt or version.
             InputError: not a name, or the file that says the current version is damaged.
         """
-        name, _, version = reference.partition("@")
+        name, version = split_reference(reference)
         alias = self._alias(check_name(name))
         if alias is not None and not version:
-            name, _, version = alias.partition("@")
+            name, version = split_reference(alias)
             check_name(name)
         if not version:
             current = self._current(name)
@@ -208,7 +208,7 @@ class Store:
             NotFoundError: nothing of that name. InputError: an alias points to it, or other files
                 than the store's own lie in it.
         """
-        name, _, version = reference.partition("@")
+        name, version = split_reference(reference)
         check_name(name)
         with self._writing() as scratch:
             if not version and self._alias(name) is not None:
@@ -244,7 +244,7 @@ class Store:
             if self.has(alias):
                 raise InputError(f"{alias!r} is a prompt's own name; choose another alias")
             self._check_new(alias)
-            target = check_name(reference.partition("@")[0])
+            target = check_name(split_reference(reference)[0])
             if self._alias(target) is not None:
                 raise InputError(f"{reference!r} is an alias itself; name a prompt")
             entry = self.resolve(reference)
@@ -359,6 +359,18 @@ def _refuse_links(*parts: Path) -> None:
     for part in parts:
         if part.is_symlink():
             raise InputError(f"{part} is a symbolic link; a prompt must lie in the store itself")
+
+
+def split_reference(reference: str) -> tuple[str, str]:
+    """Return the name and the version of a reference; "" where it names no version.
+
+    Raises:
+        InputError: an "@" with nothing behind it, which could mean any version.
+    """
+    name, at, version = reference.partition("@")
+    if at and not version:
+        raise InputError(f"{reference!r:.80} names no version: expected NAME or NAME@VERSION")
+    return name, version
 
 
 def _refuse_others(folder: Path, own: Collection[str]) -> None:

@@ -20,7 +20,7 @@ from foreword.config import EncodingConfig
 from foreword.engine.request import PromptSource
 from foreword.errors import ForewordError, InputError, NotFoundError, UnavailableError
 from foreword.prompt.soft_prompt import SoftPrompt
-from foreword.prompt.store import BARE, Entry, Store, check_name
+from foreword.prompt.store import BARE, Entry, Store, check_name, split_reference
 
 log = logging.getLogger("foreword.server")
 MAX_VERSIONS = 1024  # old versions of which the facts are remembered
@@ -134,7 +134,7 @@ class Catalog:
         """
         if name == self.base.name:
             return self.base
-        plain, _, version = name.partition("@")
+        plain, version = split_reference(name)
         with self._lock:
             served = self._served.get(plain)
         if served is None or served.entry is None:

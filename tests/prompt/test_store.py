@@ -502,3 +502,11 @@ def test_a_list_goes_on_where_a_prompt_is_removed_meanwhile(
     assert ended.exit_code == 0 and "damaged" not in ended.output
     assert "going" in ended.output and "gone" not in ended.output
     assert store.resolve("renewed").version in ended.output
+
+
+def test_an_at_sign_with_nothing_behind_it_names_no_version(store: Store, tmp_path: Path) -> None:
+    store.add("a", saved(tmp_path / "a"))
+    for call in (store.resolve, store.remove, lambda name: store.alias("b", name)):
+        with pytest.raises(InputError, match="'a@' names no version: expected NAME or NAME@VER"):
+            call("a@")
+    assert store.names() == ["a"]
