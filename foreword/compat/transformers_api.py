@@ -138,19 +138,19 @@ def grouped_heads(is_wanted: bool) -> Iterator[None]:
     a mask only, unless this variable says so; older releases do not know it. It is the process's: a
     forward pass of another thread meanwhile gets the same bits too. A user's own setting stays.
     """
-    if not is_wanted or GROUPED_HEADS in os.environ:
+    if not is_wanted or os.environ.get(GROUPED_HEADS):
         yield
         return
     os.environ[GROUPED_HEADS] = "1"
     try:
         yield
-    finally:
-        os.environ.pop(GROUPED_HEADS, None)
+    finally:  # emptied, not removed: another thread may be going through the variables
+        os.environ[GROUPED_HEADS] = ""
 
 
 def are_heads_grouped() -> bool:
     """Return whether `grouped_heads`, or the user, asks for grouped attention now."""
-    return GROUPED_HEADS in os.environ
+    return bool(os.environ.get(GROUPED_HEADS))
 
 
 @contextlib.contextmanager

@@ -186,9 +186,20 @@ def serve(server: Server, sockets: list[socket.socket] | None = None) -> int:
     return 1 if server.worker.error is not None or not server.started else 0
 
 
+class StderrLog(logging.Handler):
+    """Writes lines to what standard error is when they come."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one line."""
+        try:
+            print(self.format(record), file=sys.stderr, flush=True)
+        except Exception:
+            self.handleError(record)
+
+
 def log_to_stderr() -> None:
     """Write foreword's log lines, which are JSON or sentences without users' text."""
-    handler = logging.StreamHandler(sys.stderr)
+    handler = StderrLog()
     handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s %(message)s"))
     for name in ("foreword", "uvicorn.error"):
         logger = logging.getLogger(name)

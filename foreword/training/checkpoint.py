@@ -30,7 +30,10 @@ STATE_FILE = "training_state.safetensors"
 STATE_VERSION = 2
 ENVIRONMENT = "environment"  # of a run's identity: what may change between its processes
 LATER = ("the base's dtype", *NAMES.values())  # unknown to states of release 0.1
-NEWER = ("opening", "start_token", "special_tokens")  # options that such runs began without
+# What such runs began without.
+NEWER = (
+    "opening", "start_token", "special_tokens", "held_text", "held_tokens", "held_hash",
+)  # fmt: skip
 BASE = "the base model"  # of a run's identity: its fingerprint
 METADATA_NAME = "foreword_training_state"
 

@@ -44,8 +44,9 @@ def score_labels(backbone: Backbone, prefixes: PrefixBatch, batch: Batch) -> Lab
     states, labels, rows = backbone.label_states(prefixes, batch)
     size = max(1, MAX_LOGITS // backbone.capabilities.vocab_size)
     target = joined(batch.targets, rows)
-    targets = [None] * -(-len(labels) // size) if target is None else _split(target, size)
-    chunks = list(zip(states.split(size), labels.split(size), targets, strict=True))
+    parts, own = states.split(size), labels.split(size)  # one, if an empty one, without labels
+    targets = [None] * len(parts) if target is None else _split(target, size, len(parts))
+    chunks = list(zip(parts, own, targets, strict=True))
     is_kept = len(chunks) == 1 or not torch.is_grad_enabled()
     scores = [
         # The logits of several chunks are not kept for the way back: that is what they are cut for.
@@ -59,8 +60,8 @@ def score_labels(backbone: Backbone, prefixes: PrefixBatch, batch: Batch) -> Lab
     return LabelScores(losses, torch.cat(found) if found else None, rows)
 
 
-def _split(target: Target, size: int) -> list[Target]:
-    return [target.part(slice(start, start + size)) for start in range(0, len(target), size)]
+def _split(target: Target, size: int, count: int) -> list[Target]:
+    return [target.part(slice(part * size, (part + 1) * size)) for part in range(count)]
 
 
 def _score(
