@@ -246,8 +246,7 @@ class Backbone:
         self.check(prompt)
         key = prompt.content_hash
         # A prefix is a state of this very model, whatever its prompt's file says.
-        base = {"name": self.name, "revision": self.revision, "fingerprint": self.fingerprint()}
-        facts = dict(prompt.facts) | {"base": base}
+        facts = dict(prompt.facts) | {"base": self.identity()}
 
         def compute() -> Prefix:
             with torch.no_grad():
@@ -382,6 +381,10 @@ class Backbone:
             samples = None if is_quantized else samples_of(self.model)
             self._fingerprint = compute_fingerprint(whole, self.embed, self.capabilities, samples)
         return self._fingerprint
+
+    def identity(self) -> dict[str, Any]:
+        """Return what tells it from another base, as a prompt records it."""
+        return {"name": self.name, "revision": self.revision, "fingerprint": self.fingerprint()}
 
     def tokenizer_facts(self) -> dict[str, Any] | None:
         """Return what tells its tokenizer from another, as a prompt records it."""

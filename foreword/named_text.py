@@ -112,11 +112,7 @@ def _probes(value: str | list[Message], backbone: Backbone, config: EncodingConf
 
 def _facts(backbone: Backbone, config: EncodingConfig, is_text: bool) -> dict[str, Any]:
     return {
-        "base": {
-            "name": backbone.name,
-            "revision": backbone.revision,
-            "fingerprint": backbone.fingerprint(),
-        },
+        "base": backbone.identity(),
         "tokenizer": backbone.tokenizer_facts(),
         "method": METHOD,
         "embedding_scale": "as the model's embedding module returns them",

@@ -19,13 +19,13 @@ from foreword.data.json_files import STRICT
 from foreword.data.media_parts import Message
 from foreword.data.probes import PROBE, PROBES, Lost, probed_tools, probed_turns
 from foreword.data.special_tokens import ESCAPED, SpecialTokens, special_tokens_of
+from foreword.data.turns import HALF_SURROGATE
 from foreword.errors import DataError, InputError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Tools = Sequence[dict[str, Any]]
-_HALF_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -167,7 +167,7 @@ class ChatTemplate:
                 "a text spells a special token, and the chat template escapes it: leave it out, or "
                 "give --special-tokens"
             )
-        if _HALF_SURROGATE.search(text):
+        if HALF_SURROGATE.search(text):
             raise DataError("expected Unicode text, found half a surrogate pair: mend it")
         return text
 

@@ -21,7 +21,7 @@ _SPEAKERS |= {"observation": "tool", "function_response": "tool", "ipython": "to
 # What files write beside a turn to say whether it is learned.
 _IS_LEARNED = ("weight", "train", "training", "trainable", "loss", "loss_mask", "loss_weight")
 
-_HALF_SURROGATE = re.compile("[\ud800-\udfff]")
+HALF_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def read_turns(value: Any, place: str) -> tuple[list[Message], list[bool | None]]:
@@ -87,7 +87,7 @@ def text_in(value: Any, place: str) -> str:
     """
     if not isinstance(value, str):
         raise DataError(f"expected text in {place}, found {kind_of(value)}: write it as text")
-    if _HALF_SURROGATE.search(value):
+    if HALF_SURROGATE.search(value):
         raise DataError(f"expected Unicode text in {place}, found half a surrogate pair: mend it")
     return value
 

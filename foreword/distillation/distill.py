@@ -23,7 +23,7 @@ from foreword.data.encoding import Row
 from foreword.data.media_parts import Message
 from foreword.distillation.teacher import Taught, targets_of, teach
 from foreword.errors import InputError, UnsupportedError
-from foreword.evaluation.forgetting import unrelated_text
+from foreword.evaluation.forgetting import unrelated_text, windows
 from foreword.named_text import text_prompt
 from foreword.prompt.prefix import Prefix, same_prefix
 from foreword.prompt.soft_prompt import SoftPrompt
@@ -219,12 +219,9 @@ def _set_aside(rows: list[Row], share: float, seed: int) -> tuple[list[Row], lis
 
 def _unrelated(backbone: Backbone, count: int, top_k: int) -> list[Row]:
     """Return rows of unrelated text, whose teacher is the model without any prompt."""
-    opening = encoding.start_ids(backbone.tokenizer)
-    ids = backbone.tokenizer(unrelated_text(), add_special_tokens=False, verbose=False)["input_ids"]
-    parts = [ids[start : start + WINDOW] for start in range(0, len(ids) - WINDOW, WINDOW)]
-    rows = [
-        Row((*opening, *part), len(part) - 1, "unrelated text") for part in parts[: max(count, 1)]
-    ]
+    size = WINDOW + len(encoding.start_ids(backbone.tokenizer))
+    whole = [row for row in windows(backbone, unrelated_text(), size) if len(row.input_ids) == size]
+    rows = whole[: max(count, 1)]
     targets = [target for row in rows for target in targets_of(backbone, None, [row], top_k)]
     return [replace(row, target=target) for row, target in zip(rows, targets, strict=True)]
 

@@ -27,9 +27,9 @@ from foreword.prompt.prefix import Prefix, no_prefixes, same_prefix
 from foreword.prompt.soft_prompt import SoftPrompt
 from foreword.prompt.tensor_file import read_tensors
 from foreword.storage import replacing, storage_errors
+from foreword.training.loss import MAX_LOGITS
 
 KEY = "foreword_teacher"
-MAX_LOGITS = 1 << 26  # numbers in one chunk of logits
 
 
 @dataclass(frozen=True, eq=False)

@@ -18,7 +18,7 @@ from foreword.backbone import Backbone
 from foreword.chat import Answer, Text
 from foreword.config import EncodingConfig, EvalConfig, ResamplingConfig
 from foreword.data import batches, encoding
-from foreword.data.encoding import Row
+from foreword.data.encoding import NO_LIMIT, Row
 from foreword.data.examples import Example
 from foreword.errors import DataError, InputError
 from foreword.evaluation import ensembles
@@ -30,7 +30,6 @@ from foreword.training.loss import score_labels
 
 log = logging.getLogger("foreword")
 
-NO_LIMIT = 1 << 30
 _DEFAULTS = EvalConfig()
 _RESAMPLING = ResamplingConfig()
 

@@ -65,7 +65,7 @@ def forgetting(
             f"{backbone.capabilities.model_type} answers texts and continues none; leave the "
             "forgetting check out (--unrelated none)"
         )
-    rows = _windows(backbone, text, min(WINDOW, room(backbone, prompt)))
+    rows = windows(backbone, text, min(WINDOW, room(backbone, prompt)))
     without, behind = (
         _score_rows(backbone, one, rows, config, resampling) for one in (None, prompt)
     )
@@ -84,7 +84,13 @@ def _score_rows(
     return score(METRICS["loss"], outcomes, resampling)
 
 
-def _windows(backbone: Backbone, text: str, size: int) -> list[Row]:
+def windows(backbone: Backbone, text: str, size: int) -> list[Row]:
+    """Return a text as rows of at most `size` tokens, each behind the start ids of the tokenizer;
+    all tokens of a row's text but the first are labels.
+
+    Raises:
+        InputError: no tokenizer, no room, or less than two tokens of text.
+    """
     if backbone.tokenizer is None:
         raise InputError("text needs a tokenizer; give the backbone one")
     opening = encoding.start_ids(backbone.tokenizer)

@@ -30,11 +30,7 @@ def describe(
     was trained.
     """
     return {
-        "base": {
-            "name": backbone.name,
-            "revision": backbone.revision,
-            "fingerprint": backbone.fingerprint(),
-        },
+        "base": backbone.identity(),
         "tokenizer": backbone.tokenizer_facts(),
         "method": config.resolved().method,
         "embedding_scale": "as the model's embedding module returns them",

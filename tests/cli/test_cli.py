@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import tiny_models
 import torch
+from command_line import FAST, QUICK
 from tiny_tokenizer import tiny_tokenizer
 from typer.testing import CliRunner
 
@@ -26,38 +27,6 @@ from foreword.evaluation import forgetting
 from foreword.prompt.store import Store
 from foreword.training import out_of_memory
 from foreword.training.loop import TrainEvent
-
-FAST = [
-    "--num-virtual-tokens",
-    "4",
-    "--init",
-    "vocabulary",
-    "--num-steps",
-    "4",
-    "--eval-every",
-    "2",
-]
-
-QUICK = ["--limit", "3", "--max-new-tokens", "2", "--num-resamples", "20"]
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    directory = tmp_path_factory.mktemp("model")
-    tokenizer = tiny_tokenizer()
-    tiny_models.build(
-        "llama", dtype=torch.float32, vocab_size=len(tokenizer), eos_token_id=2
-    ).save_pretrained(directory)
-    tokenizer.save_pretrained(directory)
-    return str(directory)
-
-
-@pytest.fixture
-def data(tmp_path: Path) -> str:
-    path = tmp_path / "rows.jsonl"
-    rows = [{"prompt": f"say {word}", "completion": word} for word in "abcdefghij"]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return str(path)
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from command_line import FAST, QUICK
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
@@ -23,17 +24,6 @@ from foreword.storage import locked
 from foreword.training import out_of_memory
 from foreword.training.checkpoint import STATE_FILE
 
-FAST = (
-    "--num-virtual-tokens",
-    "4",
-    "--init",
-    "vocabulary",
-    "--num-steps",
-    "4",
-    "--eval-every",
-    "2",
-)
-QUICK = ("--limit", "3", "--max-new-tokens", "2", "--num-resamples", "20")
 Refused = Callable[..., str]
 
 

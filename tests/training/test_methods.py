@@ -14,6 +14,7 @@ import torch
 from oracle import given_cache
 from peft import PeftModel
 from safetensors.torch import save_file
+from stopped_runs import events_until
 from tiny_tokenizer import tiny_tokenizer
 from torch import Tensor
 from torch.nn.functional import cross_entropy, layer_norm, linear, relu
@@ -237,12 +238,7 @@ def run(
         backbone, ROWS, config(variant, **changes), validation=ROWS[:2], checkpoint=folder,
         resume=folder is not None,
     )  # fmt: skip
-    found = []
-    for event in events:
-        found.append(event)
-        if event.step == stop:
-            events.close()  # type: ignore[attr-defined]
-    return found
+    return events_until(events, stop)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -9,6 +9,7 @@ import pytest
 import seq2seq_models
 import tiny_models
 import torch
+from stopped_runs import events_until
 from test_methods import ROWS, VARIANTS, config
 from torch import Tensor
 
@@ -68,12 +69,7 @@ def run(
         backbone, ROWS, options, validation=ROWS[:2], checkpoint=folder, resume=True,
         initial=initial(backbone, variant, start),
     )  # fmt: skip
-    found = []
-    for event in events:
-        found.append(event)
-        if event.step == stop:
-            events.close()  # type: ignore[attr-defined]
-    return found
+    return events_until(events, stop)
 
 
 def curves(events: list[TrainEvent]) -> list[tuple[Any, ...]]:

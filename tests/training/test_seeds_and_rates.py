@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import tiny_models
 import torch
+from stopped_runs import events_until
 from tiny_tokenizer import tiny_tokenizer
 from typer.main import get_command
 from typer.testing import CliRunner
@@ -43,12 +44,7 @@ def run(
         backbone, ROWS, dataclasses.replace(CONFIG, **changes), validation=ROWS[:2],
         checkpoint=folder, resume=folder is not None,
     )  # fmt: skip
-    found = []
-    for event in events:
-        found.append(event)
-        if event.step == stop:
-            events.close()  # type: ignore[attr-defined]
-    return found
+    return events_until(events, stop)
 
 
 def trial(backbone: Backbone, rate: float) -> float:
