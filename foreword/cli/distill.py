@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from foreword.cli import options
+from foreword.cli import options, run_file
 from foreword.cli.conclusion import where_it_goes_on
 from foreword.cli.progress import Stop
 from foreword.cli.run_output import claimed
@@ -62,6 +62,8 @@ def command(
         lesson = _prepared(backbone, text, queries, training, config, output)
         if resume:
             options.errors.print(where_it_goes_on(output, _saved_step(output)))
+        if ranks.is_main:
+            run_file.write(Path(output))
         prompt = _run(backbone, lesson, training, output, resume, stop, ranks)
         if prompt is not None:
             _conclude(backbone, lesson, prompt, output)
