@@ -629,6 +629,9 @@ class ServeConfig:
     runtime_loading: bool = option(
         False, "let the admin key load and unload prompts of the store while serving"
     )
+    log_format: Literal["text", "json"] = option(
+        "text", "how log lines are written: for people, or each one a JSON object"
+    )
 
     def __post_init__(self) -> None:
         check_types(self)

@@ -19,6 +19,7 @@ from foreword.cli import (
     lm_eval,
     options,
     prompts,
+    run_file,
     serve,
     show,
     train,
@@ -39,16 +40,16 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-app.command("train")(options.checked(train.command))
-app.command("distill")(options.checked(distill.command))
-app.command("generate")(options.checked(generate.command))
+app.command("train")(run_file.with_run_file("train", options.checked(train.command)))
+app.command("distill")(run_file.with_run_file("distill", options.checked(distill.command)))
+app.command("generate")(run_file.with_run_file("generate", options.checked(generate.command)))
 app.command("chat")(options.checked(chat.command))
-app.command("eval")(options.checked(evaluate.command))
-app.command("compare")(options.checked(compare.command))
+app.command("eval")(run_file.with_run_file("eval", options.checked(evaluate.command)))
+app.command("compare")(run_file.with_run_file("compare", options.checked(compare.command)))
 app.command("lm-eval", context_settings=lm_eval.PASS_ON)(lm_eval.command)
 app.command("show")(options.checked(show.command))
 app.command("doctor")(options.checked(doctor.command))
-app.command("serve")(options.checked(serve.command))
+app.command("serve")(run_file.with_run_file("serve", options.checked(serve.command)))
 app.add_typer(prompts.app, name="prompts")
 
 

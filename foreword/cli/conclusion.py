@@ -81,8 +81,8 @@ def summarize(last: "TrainEvent", output: str, stored: "StoredState") -> None:
     if held_out := metrics.get("validation"):
         first = history.validations[0]
         shown = (
-            f", validation {first[1]:.3f} at step {first[0]}, {held_out['loss']:.3f} at its best "
-            f"({held_out['exact']:.0%} exact)"
+            f", validation {first.loss:.3f} at step {first.step}, {held_out['loss']:.3f} at its "
+            f"best ({held_out['exact']:.0%} exact)"
         )
     tasks = f", each task's own to {output}/tasks" if last.task_prompts else ""
     options.output.print(

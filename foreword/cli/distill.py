@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from foreword.cli import options
+from foreword.cli import options, run_file
 from foreword.cli.conclusion import where_it_goes_on
 from foreword.cli.progress import Stop
 from foreword.cli.run_output import claimed
@@ -62,6 +62,8 @@ def command(
         lesson = _prepared(backbone, text, queries, training, config, output)
         if resume:
             options.errors.print(where_it_goes_on(output, _saved_step(output)))
+        if ranks.is_main:
+            run_file.write(Path(output))
         prompt = _run(backbone, lesson, training, output, resume, stop, ranks)
         if prompt is not None:
             _conclude(backbone, lesson, prompt, output)
@@ -99,7 +101,8 @@ def _prepared(
     output: str,
 ) -> "Lesson":
     """Let the teacher answer, and say what that came to."""
-    from foreword.distillation.distill import NUM_VIRTUAL, fidelity, prepare
+    from foreword.distillation.distill import NUM_VIRTUAL, prepare
+    from foreword.training.validation import validate
 
     with options.errors.status("reading the text") as status:
         count = 0
@@ -125,7 +128,7 @@ def _prepared(
         "probability"
     )
     if lesson.held_out:
-        found = fidelity(backbone, lesson.start, lesson.held_out)
+        found = validate(backbone, lesson.start, lesson.held_out)
         options.output.print(
             f"start: the first {lesson.start.num_virtual_tokens} tokens; on {len(lesson.held_out)} "
             f"held-out queries {_shown(found)}"
@@ -156,14 +159,12 @@ def _conclude(backbone: "Backbone", lesson: "Lesson", prompt: "SoftPrompt", outp
     """Say how close the prompt comes to the text, what it changes elsewhere, and what to type."""
     from shlex import quote
 
-    from foreword.distillation.distill import fidelity
+    from foreword.training.validation import validate
 
     for name, rows in (("held-out queries", lesson.held_out), ("unrelated text", lesson.unrelated)):
         if rows:
-            found = fidelity(backbone, prompt, rows)
-            said = (
-                _shown(found) if rows is lesson.held_out else f"divergence {found.divergence:.3f}"
-            )
+            found = validate(backbone, prompt, rows)
+            said = _shown(found) if rows is lesson.held_out else f"divergence {found.loss:.3f}"
             options.output.print(f"{name}: {said}")
     long, short = lesson.text.num_virtual_tokens, prompt.num_virtual_tokens
     options.output.print(
@@ -177,7 +178,7 @@ def _conclude(backbone: "Backbone", lesson: "Lesson", prompt: "SoftPrompt", outp
 def _shown(found: Any) -> str:
     return (
         f"{found.agreement:.1%} of the teacher's tokens, {found.exact:.1%} of whole answers, "
-        f"divergence {found.divergence:.3f}"
+        f"divergence {found.loss:.3f}"
     )
 
 

@@ -114,7 +114,17 @@ def _check_text(value: str, parameter: inspect.Parameter) -> None:
     decls = (declared.default, *(declared.param_decls or ()))  # typer keeps the first one there
     names = [one for one in decls if isinstance(one, str) and one.startswith("--")]
     name = names[0] if names else f"--{plain}" if is_option else plain.upper()
-    if not value and parameter.name not in MAY_BE_EMPTY:
+    if value or parameter.name not in MAY_BE_EMPTY:
+        check_text(value, name)
+
+
+def check_text(value: str, name: str) -> None:
+    """Refuse the text of an option that is empty, or that the system could not have meant.
+
+    Raises:
+        InputError: names the option.
+    """
+    if not value:
         raise InputError(f"{name} is empty: give it a value, or leave it out")
     if "\0" in value:
         raise InputError(f"{name} holds a null byte: {value!r:.80}")

@@ -136,7 +136,10 @@ def _closing(events: "Iterator[TrainEvent]") -> Iterator[None]:
 def _validated(event: "TrainEvent") -> str:
     if event.validation is None:
         return ""
-    return f" · validation {event.validation.loss:.3f}, {event.validation.exact:.0%} exact"
+    found = event.validation
+    return (
+        f" · validation {found.loss:.3f}, {found.agreement:.0%} of tokens, {found.exact:.0%} exact"
+    )
 
 
 def check_trackers(names: str) -> list[str]:
@@ -187,6 +190,7 @@ class Trackers:
         if event.validation is not None:
             values["validation/loss"] = event.validation.loss
             values["validation/exact"] = event.validation.exact
+            values["validation/agreement"] = event.validation.agreement
         with self._going_on():
             self._accelerator.log(values, step=event.step)
 

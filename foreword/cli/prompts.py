@@ -5,6 +5,7 @@ Loads a model only to read a text.
 """
 
 import contextlib
+import os
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from foreword.prompt.store import Entry, Store
 
 app = typer.Typer(
-    help="Keep named, versioned prompts in a directory: list, add, remove, alias, show; push one.",
+    help="Keep named, versioned prompts in a directory: add, list, alias, roll back; push one.",
     no_args_is_help=True,
 )
 app.command("push")(options.checked(push.command))
@@ -51,7 +52,7 @@ def list_command(prompts: Directory = "prompts", as_json: AsJson = False) -> Non
     for row in rows:
         options.output.print(_line(store, row))
     for alias, target in aliases.items():
-        options.output.print(f"{alias} -> {one_line(target)}")
+        options.output.print(_alias_line(store, alias, target))
     if not rows:
         options.output.print(f"no prompts in {prompts}; add one: foreword prompts add NAME DIR")
 
@@ -125,6 +126,32 @@ def _add_text(
     return entry, said
 
 
+@app.command("add-all")
+@options.checked
+def add_all_command(
+    sources: Annotated[list[str], typer.Argument(help="directories of trained prompts")],
+    prompts: Directory = "prompts",
+) -> None:
+    """Add many prompts, each under the name of its directory; all are checked before the first.
+
+    Example: foreword prompts add-all runs/*
+    """
+    from foreword.prompt.soft_prompt import SoftPrompt
+    from foreword.prompt.store import check_free, check_name
+
+    names: dict[str, str] = {}
+    for source in sources:
+        name = os.path.basename(os.path.abspath(source))
+        check_free(check_name(name))
+        if name in names:
+            raise InputError(f"{source} and {names[name]} are both called {name}: add one by name")
+        SoftPrompt.load(source)
+        names[name] = source
+    store = _store(prompts)
+    for name, source in names.items():
+        options.output.print(f"added {store.add(name, source)}")
+
+
 @app.command("remove")
 @options.checked
 def remove_command(reference: Reference, prompts: Directory = "prompts") -> None:
@@ -154,7 +181,26 @@ def alias_command(
     from foreword.prompt.store import check_free
 
     check_free(alias)
-    options.output.print(f"{alias} -> {_store(prompts).alias(alias, reference)}")
+    store = _store(prompts)
+    entry = store.alias(alias, reference)
+    options.output.print(_alias_line(store, alias, str(entry) if "@" in reference else entry.name))
+
+
+@app.command("use")
+@options.checked
+def use_command(
+    reference: Annotated[str, typer.Argument(help="NAME@VERSION, one that the store holds")],
+    prompts: Directory = "prompts",
+) -> None:
+    """Make an older version current again, or a newer one; a server takes it at its next reload.
+
+    Example: foreword prompts use home@3fa9c2d1
+    """
+    store = _store(prompts)
+    before = store.resolve(reference.partition("@")[0])
+    entry = store.use(reference)
+    was = "it was already" if entry == before else f"instead of {before.version}"
+    options.output.print(f"current: {entry}, {was}")
 
 
 @app.command("show")
@@ -212,6 +258,16 @@ def listed(store: "Store", name: str) -> dict[str, Any] | None:
         return row | {"damaged": str(error)}
     row.pop("history", None)
     return row
+
+
+def _alias_line(store: "Store", alias: str, target: str) -> str:
+    """Say what an alias stands for: one version, or whichever is current."""
+    if "@" in target:
+        return f"{alias} -> {one_line(target)}  (stays at this version)"
+    version = "none"
+    with contextlib.suppress(ForewordError):
+        version = store.resolve(target).version
+    return f"{alias} -> {one_line(target)}  (whichever version is current: now {version})"
 
 
 def _line(store: "Store", row: dict[str, Any]) -> str:

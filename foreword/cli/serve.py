@@ -74,7 +74,9 @@ def command(
     if engine_options:
         raise InputError(f"{' '.join(engine_options)}: only --engine vllm takes further options")
     try:
-        from foreword.server.server import Server, listen, log_to_stderr, serve, warnings_for
+        from foreword.server import tracing
+        from foreword.server.logs import log_to_stderr
+        from foreword.server.server import Server, listen, serve, warnings_for
     except ImportError as error:
         from foreword.errors import DependencyError
 
@@ -83,11 +85,13 @@ def command(
         ) from None
     with contextlib.ExitStack() as open_sockets:
         sockets = [open_sockets.enter_context(one) for one in listen(config.host, config.port)]
-        log_to_stderr()
+        log_to_stderr(config.log_format)
+        traces = tracing.from_environment()
         backbone, _ = options.load(model, None)
         server = Server(
-            backbone, store, config, api_key=api_key, admin_key=admin_key, origins=origins
-        )
+            backbone, store, config, api_key=api_key, admin_key=admin_key, origins=origins,
+            tracing=traces,
+        )  # fmt: skip
         for line in warnings_for(config, api_key):
             options.errors.print(f"warning: {line}")
         for name, reason in server.refused.items():

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from foreword.cli import options
+from foreword.cli import options, run_file
 from foreword.cli.conclusion import conclude, kept, where_it_goes_on
 from foreword.cli.progress import Stop, Trackers, check_trackers, folder_name, run, save
 from foreword.cli.run_output import claimed
@@ -145,6 +145,8 @@ def run_all(
         encode(backbone, part, given.config, encoding, name)
         for part, name in zip(examples, ("training", "validation"), strict=True)
     )
+    if ranks.is_main:
+        run_file.write(Path(given.output))
     results: dict[int, TrainEvent] = {}
     for one in train_seeds(
         backbone,

@@ -18,37 +18,20 @@ import torch
 from foreword import chat
 from foreword.backbone import Backbone
 from foreword.config import DistillConfig, EncodingConfig, TrainConfig
-from foreword.data import batches, encoding
+from foreword.data import encoding
 from foreword.data.encoding import Row
 from foreword.data.media_parts import Message
 from foreword.distillation.teacher import Taught, targets_of, teach
 from foreword.errors import InputError, UnsupportedError
 from foreword.evaluation.forgetting import unrelated_text, windows
 from foreword.named_text import text_prompt
-from foreword.prompt.prefix import Prefix, same_prefix
 from foreword.prompt.soft_prompt import SoftPrompt
 from foreword.training.loop import TrainEvent, train
-from foreword.training.loss import score_labels
 
 NUM_VIRTUAL = 64
 FOLDER = "teacher"
 WINDOW = 64  # tokens of a row of unrelated text
 NUM_UNRELATED = 8  # rows of it that are not trained on, to tell what the prompt changes there
-
-
-@dataclass(frozen=True)
-class Fidelity:
-    """How close a prompt comes to its teacher on rows.
-
-    Attributes:
-        divergence: mean of a token, in nats, over the teacher's kept ids.
-        agreement: share of tokens that greedy decoding would say as the teacher does.
-        exact: share of rows whose whole greedy answer is the teacher's.
-    """
-
-    divergence: float
-    agreement: float
-    exact: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,8 +128,9 @@ def distill(
 ) -> Iterator[TrainEvent]:
     """Train a prompt to say what the model says behind the whole text, one event per step.
 
-    An event's loss is the divergence from the teacher, and its validation's `exact` the share of
-    held-out queries that are answered as the teacher does. Takes and raises what `train` does.
+    An event's loss is the divergence from the teacher; so is that of its validation, whose
+    `agreement` is the share of the teacher's tokens on held-out queries that greedy decoding would
+    say, and `exact` that of whole answers. Takes and raises what `train` does.
     """
     config = config or TrainConfig()
     config = replace(config, num_virtual_tokens=lesson.start.num_virtual_tokens)
@@ -160,25 +144,6 @@ def distill(
         checkpoint=checkpoint,
         resume=resume,
     )
-
-
-def fidelity(
-    backbone: Backbone, prompt: SoftPrompt | Prefix, rows: Sequence[Row], batch_size: int = 16
-) -> Fidelity:
-    """Return how close a prompt comes to the teacher on rows that have targets."""
-    prefix = backbone.compile(prompt)
-    divergence = agreed = labels = exact = 0.0
-    with torch.no_grad():
-        for start in range(0, len(rows), batch_size):
-            part = rows[start : start + batch_size]
-            batch = batches.collate(part, backbone.padding_id)
-            scores = score_labels(backbone, same_prefix(prefix, len(part)), batch)
-            assert scores.is_best is not None
-            divergence += scores.losses.double().sum().item()
-            agreed += scores.is_best.sum().item()
-            labels += len(scores.is_best)
-            exact += len(part) - len(scores.rows[~scores.is_best].unique())
-    return Fidelity(divergence / labels, agreed / labels, exact / len(rows))
 
 
 def _row(

@@ -132,7 +132,7 @@ def draw_history(history: History, path: Path) -> None:
 
 
 def _draw_validations(axes: Any, history: History) -> None:
-    validated, losses, _ = zip(*history.validations, strict=True)
+    validated, losses = zip(*((one.step, one.loss) for one in history.validations), strict=True)
     axes.plot(validated, losses, color="tab:orange", marker="o", label="validation")
     best = min(range(len(losses)), key=losses.__getitem__)
     axes.plot(validated[best], losses[best], "*", color="tab:red", ms=14, label="best, kept")

@@ -49,7 +49,7 @@ FACT_TYPES: dict[str, Any] = {
     "metrics": {
         "step": int,
         "training_loss": float,
-        "validation": {"loss": float, "exact": float},
+        "validation": {"loss": float, "exact": float, "agreement": float},
     },
     "form": str,
     "method": str,

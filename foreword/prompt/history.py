@@ -8,13 +8,23 @@ no prompt and no file; imports no torch.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 MAX_POINTS = 200  # of a curve that a prompt keeps
 LARGEST = 1e30
 COLUMNS = ("step", "loss", "learning_rate")
 VALIDATION_COLUMNS = ("step", "loss", "exact")
+OPTIONAL_COLUMNS = ("agreement",)  # of a validation; runs of earlier releases lack it
 BARS = "▁▂▃▄▅▆▇█"
+
+
+class ValidationPoint(NamedTuple):
+    """One validation: its step, loss and exact share, and the share of labels that are said."""
+
+    step: int
+    loss: float
+    exact: float
+    agreement: float | None = None
 
 
 @dataclass
@@ -24,17 +34,17 @@ class History:
     Attributes:
         losses: of each step, in nats.
         rates: the learning rate of each step.
-        validations: step, loss and exact share of each validation.
+        validations: one point each.
     """
 
     losses: list[float] = field(default_factory=list)
     rates: list[float] = field(default_factory=list)
-    validations: list[tuple[int, float, float]] = field(default_factory=list)
+    validations: list[ValidationPoint] = field(default_factory=list)
 
     def forget_after(self, step: int) -> None:
         """Drop what came after a step that the run goes back to."""
         del self.losses[step:], self.rates[step:]
-        self.validations = [one for one in self.validations if one[0] <= step]
+        self.validations = [one for one in self.validations if one.step <= step]
 
     def facts(self, num_points: int = MAX_POINTS) -> dict[str, Any]:
         """Return at most `num_points` of each curve, as a prompt keeps them; {} before any step.
@@ -52,11 +62,11 @@ class History:
         }
         if self.validations:
             kept = [self.validations[end - 1] for end in _ends(len(self.validations), num_points)]
-            step, loss, exact = zip(*kept, strict=True)
-            shares = [_short(one) for one in exact]
-            found["validation"] = {
-                "step": list(step), "loss": [_short(one) for one in loss], "exact": shares,
-            }  # fmt: skip
+            found["validation"] = {"step": [one.step for one in kept]}
+            for name in (*VALIDATION_COLUMNS[1:], *OPTIONAL_COLUMNS):
+                values = [getattr(one, name) for one in kept]
+                if None not in values:
+                    found["validation"][name] = [_short(value) for value in values]
         return found
 
 
@@ -64,8 +74,13 @@ def thinned(facts: Mapping[str, Any], num_points: int) -> dict[str, Any]:
     """Return at most `num_points` of each curve of facts that are not `wrong`."""
     found = _thinned(facts, COLUMNS, num_points)
     if facts.get("validation"):
-        found["validation"] = _thinned(facts["validation"], VALIDATION_COLUMNS, num_points)
+        part = facts["validation"]
+        found["validation"] = _thinned(part, _validation_columns(part), num_points)
     return found
+
+
+def _validation_columns(part: Mapping[str, Any]) -> list[str]:
+    return [*VALIDATION_COLUMNS, *(name for name in OPTIONAL_COLUMNS if name in part)]
 
 
 def _thinned(facts: Mapping[str, Any], columns: Sequence[str], num_points: int) -> dict[str, Any]:
@@ -85,7 +100,7 @@ def wrong(facts: Any) -> str | None:
         part = facts["validation"]
         if not isinstance(part, dict):
             return f"history.validation is {type(part).__name__}, expected dict"
-        found = _wrong_columns(part, VALIDATION_COLUMNS, "history.validation")
+        found = _wrong_columns(part, _validation_columns(part), "history.validation")
     return found
 
 

@@ -254,6 +254,24 @@ class Store:
             self._point(scratch, folder / alias, str(entry) if "@" in reference else entry.name)
         return entry
 
+    def use(self, reference: str) -> Entry:
+        """Make a version that the store holds the current one of its name, as after `add`.
+
+        Raises:
+            NotFoundError: no such prompt or version.
+            InputError: no version is named, or its files are not what it says.
+        """
+        name, version = split_reference(reference)
+        if not version:
+            raise InputError(f"{name!r} names no version: expected NAME@VERSION")
+        with self._writing() as scratch:
+            if self._alias(check_name(name)) is not None:
+                raise InputError(f"{name!r} is an alias; name the prompt itself")
+            entry = self.resolve(reference)
+            self.verify(entry)
+            self._point(scratch, self.directory / name / "current", entry.version)
+        return entry
+
     @contextlib.contextmanager
     def _writing(self) -> Iterator[Path]:
         """Hold the lock; yield a scratch directory that is gone afterwards, whatever happens."""

@@ -35,6 +35,7 @@ from foreword.server.middleware import (
 )
 from foreword.server.state import AppState
 from foreword.server.structured_output import Grammars
+from foreword.server.tracing import Tracing
 
 try:
     import resource
@@ -69,6 +70,7 @@ def create_app(
     admin_key: str | None = None,
     origins: Sequence[str] = (),
     on_death: Callable[[], None] = lambda: None,
+    tracing: Tracing | None = None,
 ) -> AccessMiddleware:
     """Return the application.
 
@@ -81,6 +83,7 @@ def create_app(
         admin_key: what loading at run time needs.
         origins: of web pages that may use the server from a browser.
         on_death: called once the engine has failed as a whole.
+        tracing: exports a span for each call; closed with the application.
     """
     stop_ids = chat.end_tokens(backbone, "", catalog.base.encoding)
     state = AppState(
@@ -95,6 +98,7 @@ def create_app(
         apart(backbone),
         ThreadPoolExecutor(1, "reader"),
         on_death,
+        tracing,
     )
     app = FastAPI(
         title="foreword",
@@ -116,6 +120,7 @@ def create_app(
         hosts=LOOPBACK if config.host in LOOPBACK else None,
         origins=tuple(map(checked_origin, origins)),
         on_busy=lambda: state.metrics.count_rejected("queue_full"),
+        tracing=tracing,
     )
 
 
@@ -142,6 +147,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         await asyncio.to_thread(state.worker.stop)
         for threads in (state.encoder, state.slow_encoder, state.reader):
             threads.shutdown(wait=False, cancel_futures=True)
+        if state.tracing is not None:
+            await asyncio.to_thread(state.tracing.close)
 
 
 async def _watch(state: AppState) -> None:

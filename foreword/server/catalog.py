@@ -115,6 +115,29 @@ class Catalog:
             self._served[name] = served
         return served
 
+    def reload(self) -> dict[str, str]:
+        """Serve what the store holds now: new names, current versions, and no longer what is gone.
+
+        A name that cannot be read stays served as it was. Returns each name that changed, and how.
+        """
+        before = {served.name: served.entry for served in self.all()}
+        refused = self.load_all()
+        after = {served.name: served.entry for served in self.all()}
+        said = {
+            name: f"served, {entry}"
+            for name, entry in after.items()
+            if name not in before or before[name] != entry
+        }
+        said |= {name: f"refused: {reason}" for name, reason in refused.items()}
+        if self.store is None:
+            return said
+        known = {*self.store.names(), *self.store.aliases(), self.base.name}
+        for name in set(after) - known:
+            with contextlib.suppress(NotFoundError):  # unloaded meanwhile
+                self.unload(name)
+                said[name] = "no longer served"
+        return said
+
     def unload(self, name: str) -> None:
         """Stop serving a name; running requests are not disturbed.
 

@@ -1,7 +1,8 @@
 """ASGI middleware: checks host, key and body size before a handler runs, and logs every request.
 
 In: ASGI messages. Out: the same, or an error in OpenAI's format. Keys are compared in constant
-time, by their hashes. The log holds no text and no name that a client made up. Knows no model.
+time, by their hashes. Of what a client made up the log holds its own id of a request, of plain
+letters, and no text. Knows no model.
 """
 
 import asyncio
@@ -9,6 +10,7 @@ import hashlib
 import hmac
 import json
 import logging
+import re
 import time
 import uuid
 from collections.abc import Awaitable, Callable, MutableMapping
@@ -20,6 +22,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
 from foreword.config import checked_key
+from foreword.server.tracing import Tracing
 
 log = logging.getLogger("foreword.access")
 
@@ -32,6 +35,7 @@ OPEN = ("/", "/page.js", "/page.css", "/health", "/ready")
 # Whatever the load, these are answered.
 PROBES = ("/health", "/ready", "/metrics")
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "CONNECT", "TRACE")
+CLIENT_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 MAX_MESSAGE = 1000  # characters of an error; it may repeat what a client sent
 ADMIN = ("/v1/load_soft_prompt", "/v1/unload_soft_prompt")
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]", "::1")
@@ -71,6 +75,7 @@ class AccessMiddleware:
         hosts: names by which the server may be called; None takes any.
         origins: of web pages that a browser lets use the server; none by default.
         on_busy: called for each request that was one too many.
+        tracing: exports a span for each call.
     """
 
     def __init__(
@@ -83,8 +88,10 @@ class AccessMiddleware:
         hosts: tuple[str, ...] | None,
         origins: tuple[str, ...] = (),
         on_busy: Callable[[], None] = lambda: None,
+        tracing: Tracing | None = None,
     ) -> None:
         self.app, self.bounds, self.hosts, self.on_busy = app, bounds, hosts, on_busy
+        self.tracing = tracing
         self._keys = _digest("the API key", api_key), _digest("the admin key", admin_key)
         self._num_requests = 0
         self._handle_any = AllowedOrigins(self._handle, origins) if origins else self._handle
@@ -105,13 +112,21 @@ class AccessMiddleware:
             log.error("a handler failed: %s at %s", type(error).__name__, _where(error))
             await call.answer(500, failure(error))
         finally:
+            headers = dict(scope["headers"])
             call.fields |= {
                 "route": getattr(scope.get("route"), "path", "none"),
                 "method": scope["method"] if scope["method"] in METHODS else "other",
                 "status": call.status,
                 "seconds": round(time.perf_counter() - started, 6),
             }
-            log.info("%s", json.dumps({"event": "request", "id": call.id, **call.fields}))
+            if client_id := _client_id(headers):
+                call.fields["client_request_id"] = client_id
+            fields = {"event": "request", "id": call.id, **call.fields}
+            # Probes ask every few seconds; what they are told matters when it is no.
+            level = logging.DEBUG if scope["path"] in PROBES and call.status < 400 else logging.INFO
+            log.log(level, "%s", _Lazy(fields), extra={"fields": fields})
+            if self.tracing is not None and scope["path"] not in PROBES:
+                self.tracing.record(headers, fields)
 
     async def _handle(self, scope: Any, receive: Receive, send: Send) -> None:
         """Refuse a request, or let it through where it is not one too many."""
@@ -160,6 +175,24 @@ class AccessMiddleware:
             is_right = api is None or hmac.compare_digest(given, api) or path in OPEN
             is_right = is_right or (admin is not None and hmac.compare_digest(given, admin))
         return None if is_right else (401, "a valid key is needed: Authorization: Bearer KEY")
+
+
+class _Lazy:
+    """Fields as JSON, written where a line is."""
+
+    def __init__(self, fields: dict[str, Any]) -> None:
+        self.fields = fields
+
+    def __str__(self) -> str:
+        return json.dumps(self.fields)
+
+
+def _client_id(headers: dict[bytes, bytes]) -> str | None:
+    """Return how the client, or a proxy before it, calls a request: in short, plain letters."""
+    for name in (b"x-client-request-id", b"x-request-id"):
+        if found := CLIENT_ID.fullmatch(headers.get(name, b"")):
+            return found[0].decode()
+    return None
 
 
 class _Call:

@@ -11,8 +11,9 @@ import functools
 import logging
 import signal
 import socket
-import sys
+import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import uvicorn
@@ -21,13 +22,14 @@ from foreword.backbone import Backbone
 from foreword.config import ServeConfig, check_keys
 from foreword.engine.engine import Engine
 from foreword.engine.limits import EngineLimits
-from foreword.errors import InputError
+from foreword.errors import ForewordError, InputError
 from foreword.prompt.store import Store
 from foreword.server.app import create_app, max_requests
 from foreword.server.catalog import Catalog
 from foreword.server.connections import Connection, ConnectionBounds, check_all
 from foreword.server.engine_thread import Worker
 from foreword.server.middleware import LOOPBACK, AccessMiddleware
+from foreword.server.tracing import Tracing
 
 log = logging.getLogger("foreword.server")
 HEAD_BYTES = 131_072
@@ -57,6 +59,7 @@ class Server(uvicorn.Server):
         api_key: what clients must send.
         admin_key: what loading at run time needs.
         origins: of web pages that may use the server from a browser.
+        tracing: exports a span for each call.
 
     Raises:
         InputError: options that do not go together.
@@ -71,6 +74,7 @@ class Server(uvicorn.Server):
         api_key: str | None = None,
         admin_key: str | None = None,
         origins: Sequence[str] = (),
+        tracing: Tracing | None = None,
     ) -> None:
         if backbone.tokenizer is None:
             raise InputError("serving text needs a tokenizer; load a model that has one")
@@ -87,8 +91,10 @@ class Server(uvicorn.Server):
             admin_key=admin_key,
             origins=origins,
             on_death=self.end,
+            tracing=tracing,
         )
         self.options = config
+        self._reloading = ThreadPoolExecutor(1, "reload")  # one at a time
         super().__init__(_uvicorn_config(app, config, self._look_at_connections))
 
     def run(self, sockets: list[socket.socket] | None = None) -> None:
@@ -107,6 +113,28 @@ class Server(uvicorn.Server):
         finally:
             for one in sockets:
                 one.close()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen, and read the store again at each SIGHUP, where the system has that signal."""
+        await super().startup(sockets)
+        if hasattr(signal, "SIGHUP") and threading.current_thread() is threading.main_thread():
+            loop = asyncio.get_running_loop()
+            loop.add_signal_handler(
+                signal.SIGHUP, lambda: loop.run_in_executor(self._reloading, self.reload)
+            )
+
+    def reload(self) -> None:
+        """Read the store again, and log what changed; requests under way keep their versions."""
+        try:
+            if self.catalog.store is not None:
+                self.catalog.store.check()  # a directory that is away is no empty store
+            said = self.catalog.reload()
+        except (ForewordError, OSError) as error:
+            log.error("the store was not read again: %s", error)
+            return
+        for name, what in said.items():
+            log.info("%s: %s", name, what)
+        log.info("the store was read again; %d names changed", len(said))
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Let running requests end; those that have not once the time is up end with an error."""
@@ -184,28 +212,6 @@ def serve(server: Server, sockets: list[socket.socket] | None = None) -> int:
         signal.signal(number, lambda *_: None)
     server.run(sockets)
     return 1 if server.worker.error is not None or not server.started else 0
-
-
-class StderrLog(logging.Handler):
-    """Writes lines to what standard error is when they come."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Write one line."""
-        try:
-            print(self.format(record), file=sys.stderr, flush=True)
-        except Exception:
-            self.handleError(record)
-
-
-def log_to_stderr() -> None:
-    """Write foreword's log lines, which are JSON or sentences without users' text."""
-    handler = StderrLog()
-    handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s %(message)s"))
-    for name in ("foreword", "uvicorn.error"):
-        logger = logging.getLogger(name)
-        logger.setLevel(logging.INFO)
-        logger.addHandler(handler)
-        logger.propagate = False
 
 
 def warnings_for(config: ServeConfig, api_key: str | None) -> list[str]:

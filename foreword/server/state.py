@@ -19,6 +19,7 @@ from foreword.server.encoding_threads import EncodingThread
 from foreword.server.engine_thread import Worker
 from foreword.server.metrics import ServerMetrics
 from foreword.server.structured_output import Grammars
+from foreword.server.tracing import Tracing
 
 T = TypeVar("T")
 
@@ -38,6 +39,7 @@ class AppState:
     slow_backbone: Backbone  # the view that belongs to it
     reader: ThreadPoolExecutor  # of large bodies; one thread, as they take memory
     on_death: Callable[[], None]
+    tracing: Tracing | None
 
     def deadline(self) -> float:
         """Return when a request that comes now has to be answered, by the event loop's clock."""

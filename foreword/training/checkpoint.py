@@ -20,7 +20,7 @@ from foreword.config import BEFORE, EncodingConfig
 from foreword.data.tokenizer_facts import NAMES, NUM_DIGITS
 from foreword.errors import ArtifactError, InputError
 from foreword.model.fingerprint import as_known_to
-from foreword.prompt.history import History
+from foreword.prompt.history import History, ValidationPoint
 from foreword.prompt.soft_prompt import SoftPrompt
 from foreword.prompt.states import row_major
 from foreword.prompt.tensor_file import read_tensors
@@ -129,7 +129,7 @@ class StoredState:
         """Return what the curves are drawn from."""
         with damage_named(self.path):
             losses, rates = (self.tensors[f"history.{name}"] for name in ("losses", "rates"))
-            validations = [(step, loss, exact) for step, loss, exact in self.facts["validations"]]
+            validations = [ValidationPoint(*one) for one in self.facts["validations"]]
             return History(losses.tolist(), rates.tolist(), validations)
 
     def rate_facts(self) -> dict[str, Any]:

@@ -34,7 +34,8 @@ class TrainEvent:
 
     Attributes:
         step: from 1 to `num_steps`; it falls where a run that diverged goes back.
-        loss: mean cross entropy of a label over the step's rows, in nats.
+        loss: mean of a label over the step's rows, in nats: cross entropy, or the divergence from a
+            teacher.
         learning_rate: of this step.
         gradient_norm: before clipping.
         num_tokens: real tokens of the step's rows.
@@ -192,7 +193,7 @@ def _validate_if_due(run: Run, state: TrainState) -> Validation | None:
 def _remarks(run: Run, state: TrainState, result: Validation | None) -> list[str]:
     """Say what the guards see, and end the run where its patience is over."""
     found = [guards.standstill(state.history.losses, run.num_warmup)]
-    validations = [(step, loss) for step, loss, _ in state.history.validations]
+    validations = [(one.step, one.loss) for one in state.history.validations]
     is_over = False
     if result is not None:
         said, is_over = early_stopping.worsening(validations, state.best_step, run.config.patience)

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from foreword.prompt.history import History
+from foreword.prompt.history import History, ValidationPoint
 from foreword.prompt.soft_prompt import SoftPrompt
 from foreword.storage import replacing, storage_errors
 from foreword.training import checkpoint, guards
@@ -76,9 +76,9 @@ class TrainState:
         self.history.rates.append(rate)
 
     def validated(self, result: dict[str, float]) -> None:
-        """Count a validation's `loss` and `exact`, and keep the prompt if it is the best."""
+        """Count a validation, as plain data, and keep the prompt if it is the best."""
         step, loss = self.progress.step, self.history.losses[-1]
-        self.history.validations.append((step, result["loss"], result["exact"]))
+        self.history.validations.append(ValidationPoint(step, **result))
         if self.best is None or result["loss"] < self.best.facts["metrics"]["validation"]["loss"]:
             metrics = {"step": step, "validation": result, "training_loss": loss}
             self.best, self.best_tasks = self.snapshot(metrics), self.task_snapshots(metrics)

@@ -1,21 +1,25 @@
-"""Validation: a prompt's loss and exact answers on rows that it was not trained on.
+"""Validation: a prompt's loss and greedy answers on rows that it was not trained on.
 
-In: a backbone, a prompt, held-out rows. Out: their loss and the share that greedy decoding would
-answer right, in one teacher-forced pass. Knows nothing of training.
+In: a backbone, a prompt, held-out rows. Out: for each row or for all their loss (cross entropy, or
+the divergence from a teacher where rows have its targets) and what greedy decoding would say, in
+one teacher-forced pass. Knows nothing of training.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from foreword.backbone import Backbone
 from foreword.data.encoding import Row
-from foreword.prompt.prefix import PrefixBatch
+from foreword.prompt.prefix import Prefix, PrefixBatch
 from foreword.prompt.soft_prompt import SoftPrompt
 from foreword.training.distributed import ALONE, Ranks
 from foreword.training.loss import score_labels
 from foreword.training.micro_batches import micro_batches
+
+AnyPrompt = SoftPrompt | Prefix | None
 
 
 @dataclass(frozen=True)
@@ -23,37 +27,84 @@ class Validation:
     """What the prompt does on rows that it was not trained on.
 
     Attributes:
-        loss: mean cross entropy of a label, in nats.
+        loss: mean of a label, in nats: cross entropy, or the divergence from a teacher.
         exact: share of rows whose greedy answer is the label, token for token.
+        agreement: share of labels that greedy decoding would say, given the labels before.
     """
 
     loss: float
     exact: float
+    agreement: float
+
+
+@dataclass(frozen=True, eq=False)
+class RowScores:
+    """What a prompt does on each of `R` rows, in their order.
+
+    Attributes:
+        losses: summed over the row's labels, in nats, float64 `[R]`.
+        num_labels: of the row, float64 `[R]`.
+        num_best: of these, that greedy decoding would say, float64 `[R]`.
+    """
+
+    losses: Tensor
+    num_labels: Tensor
+    num_best: Tensor
+
+    def whole(self) -> Validation:
+        """Return what the rows come to together, every label counting alike."""
+        labels = self.num_labels.sum().item()
+        return Validation(
+            loss=self.losses.sum().item() / labels,
+            exact=(self.num_best == self.num_labels).double().mean().item(),
+            agreement=self.num_best.sum().item() / labels,
+        )
 
 
 def validate(
     backbone: Backbone,
-    prompt: SoftPrompt | Mapping[str, SoftPrompt],
+    prompt: AnyPrompt | Mapping[str, SoftPrompt],
     rows: Sequence[Row],
-    batch_size: int,
+    batch_size: int = 16,
     ranks: Ranks = ALONE,
 ) -> Validation:
-    """Score held-out rows: teacher-forced, so one pass tells the loss and what greedy decoding
-    answers. Of several tasks' prompts, each row gets its own task's.
+    """Score held-out rows together; see `score_rows`."""
+    return score_rows(backbone, prompt, rows, batch_size, ranks).whole()
+
+
+def score_rows(
+    backbone: Backbone,
+    prompt: AnyPrompt | Mapping[str, SoftPrompt],
+    rows: Sequence[Row],
+    batch_size: int = 16,
+    ranks: Ranks = ALONE,
+) -> RowScores:
+    """Score each held-out row: teacher-forced, so one pass tells the loss and what greedy decoding
+    answers.
+
+    Args:
+        prompt: behind which the rows stand; None: the bare model. Of several tasks' prompts, each
+            row gets its own task's.
+        rows: all with targets, or all without.
+        ranks: the processes that share the rows; every one gets all scores.
     """
-    prompts = {"": prompt} if isinstance(prompt, SoftPrompt) else prompt
-    known = {name: backbone.compile(one.detached()) for name, one in prompts.items()}
-    ordered = sorted(rows, key=lambda row: len(row.input_ids))
-    totals = torch.zeros(3, dtype=torch.float64)  # loss, labels, rows that are exact
+    prompts = prompt if isinstance(prompt, Mapping) else {"": prompt}
+    known = {name: _compiled(backbone, one) for name, one in prompts.items()}
+    order = sorted(range(len(rows)), key=lambda index: len(rows[index].input_ids))
+    batches = micro_batches(backbone, ranks, [rows[index] for index in order], batch_size)
+    found = torch.zeros(3, len(rows), dtype=torch.float64)  # losses, labels, labels that are best
     with torch.no_grad():
-        for batch in micro_batches(backbone, ranks, ordered, batch_size):
+        for places, batch in zip(ranks.micro_batches(order, batch_size), batches, strict=True):
             names = ("",) * len(batch.tasks) if "" in known else batch.tasks
             scores = score_labels(backbone, PrefixBatch(tuple(known[n] for n in names)), batch)
             assert scores.is_best is not None
-            num_wrong = len(scores.rows[~scores.is_best].unique())
-            num_exact = len(scores.rows.unique()) - num_wrong
-            found = float(scores.losses.double().sum()), len(scores.losses), num_exact
-            totals += torch.tensor(found, dtype=torch.float64)
-    ranks.add_up([totals])
-    loss, num_labels, exact = totals.tolist()
-    return Validation(loss=loss / num_labels, exact=exact / len(ordered))
+            each = (scores.losses, torch.ones_like(scores.losses), scores.is_best)
+            if places:
+                where = torch.tensor(places)[scores.rows.cpu()]
+                found.index_add_(1, where, torch.stack([one.double().cpu() for one in each]))
+    ranks.add_up([found])
+    return RowScores(*found)
+
+
+def _compiled(backbone: Backbone, prompt: AnyPrompt) -> Prefix | None:
+    return backbone.compile(prompt.detached()) if isinstance(prompt, SoftPrompt) else prompt

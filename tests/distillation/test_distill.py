@@ -16,12 +16,13 @@ from foreword.data.batches import collate
 from foreword.data.encoding import Row
 from foreword.data.target import Target
 from foreword.distillation import teacher
-from foreword.distillation.distill import Lesson, distill, fidelity, prepare
+from foreword.distillation.distill import Lesson, distill, prepare
 from foreword.distillation.teacher import targets_of, teach
 from foreword.errors import ArtifactError, DataError, InputError
 from foreword.named_text import text_prompt
 from foreword.prompt.prefix import same_prefix
 from foreword.training.loss import divergence, score_labels
+from foreword.training.validation import validate
 
 TEXT = "The lamp is red. The door is blue. The cat is called Ann, and it sleeps on the sofa."
 QUERIES: list[Any] = [
@@ -111,20 +112,20 @@ def test_the_whole_text_diverges_from_itself_by_nothing() -> None:
     for query, taught in zip(QUERIES, teach(model, lesson.text, QUERIES, CONFIG), strict=True):
         ids = chat.encode(model, query, config)[0]
         rows.append(replace(Row.from_ids(ids, taught.ids), target=taught.target))
-    same = fidelity(model, lesson.text, rows)
-    assert same.divergence < 1e-6 and same.agreement == same.exact == 1
-    start = fidelity(model, lesson.start, lesson.rows[:6])
-    assert start.divergence > 1e-3
+    same = validate(model, lesson.text, rows)
+    assert same.loss < 1e-6 and same.agreement == same.exact == 1
+    start = validate(model, lesson.start, lesson.rows[:6])
+    assert start.loss > 1e-3
 
 
 def test_training_brings_the_prompt_closer_to_its_teacher() -> None:
     model = backbone()
     lesson = lesson_of(model)
-    before = fidelity(model, lesson.start, lesson.rows)
+    before = validate(model, lesson.start, lesson.rows)
     *_, last = distill(model, lesson, replace(TRAIN, num_steps=60, learning_rate=0.1))
     assert last.prompt is not None and last.prompt.num_virtual_tokens == 8
-    after = fidelity(model, last.prompt, lesson.rows)
-    assert after.divergence < before.divergence / 2
+    after = validate(model, last.prompt, lesson.rows)
+    assert after.loss < before.loss / 2
     assert last.prompt.facts["encoding"].get("held_text") is None
     asked = chat.encode(model, QUERIES[0], chat.encoding_of(last.prompt))[0]
     assert any(list(row.input_ids[: -row.num_labels]) == asked for row in lesson.rows)

@@ -8,20 +8,31 @@ import sys
 import pytest
 
 from foreword.prompt import history
-from foreword.prompt.history import History
+from foreword.prompt.history import History, ValidationPoint
 
 
 def of(num_steps: int, every: int = 0) -> History:
     steps = range(1, num_steps + 1)
-    validations = [(step, 1 / step, 0.5) for step in steps if every and step % every == 0]
+    due = [step for step in steps if every and step % every == 0]
+    validations = [ValidationPoint(step, 1 / step, 0.5, 0.75) for step in due]
     return History([1 / step for step in steps], [step / 8 for step in steps], validations)
 
 
 def test_a_short_run_is_kept_step_by_step() -> None:
     assert of(2, 2).facts() == {
         "step": [1, 2], "loss": [1.0, 0.5], "learning_rate": [0.125, 0.25],
-        "validation": {"step": [2], "loss": [0.5], "exact": [0.5]},
+        "validation": {"step": [2], "loss": [0.5], "exact": [0.5], "agreement": [0.75]},
     }  # fmt: skip
+
+
+def test_a_run_that_an_earlier_release_began_has_no_curve_of_agreement() -> None:
+    run = of(4, 2)
+    run.validations[0] = ValidationPoint(2, 0.5, 0.5)
+    facts = run.facts()
+    assert facts["validation"] == {"step": [2, 4], "loss": [0.5, 0.25], "exact": [0.5, 0.5]}
+    assert history.wrong(facts) is None
+    facts["validation"]["agreement"] = [0.5]
+    assert "not equally long" in str(history.wrong(facts))
 
 
 @pytest.mark.parametrize("num_steps", [200, 201, 5003])
@@ -48,6 +59,7 @@ def test_an_outline_has_fewer_points_of_the_same_curve() -> None:
     thin = history.thinned(of(100, 10).facts(), 5)
     assert thin["step"] == [20, 40, 60, 80, 100] == thin["validation"]["step"]
     assert thin["validation"]["loss"][0] == 0.05
+    assert thin["validation"]["agreement"] == [0.75] * 5
     assert math.isclose(thin["loss"][0], sum(1 / step for step in range(1, 21)) / 20, rel_tol=1e-5)
 
 

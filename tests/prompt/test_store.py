@@ -510,3 +510,64 @@ def test_an_at_sign_with_nothing_behind_it_names_no_version(store: Store, tmp_pa
         with pytest.raises(InputError, match="'a@' names no version: expected NAME or NAME@VER"):
             call("a@")
     assert store.names() == ["a"]
+
+
+# Rolling back -----------------------------------------------------------------------------------
+
+
+def test_an_older_version_is_made_current_again(store: Store, tmp_path: Path) -> None:
+    old = store.add("a", saved(tmp_path / "1", 1))
+    new = store.add("a", saved(tmp_path / "2", 2))
+    store.alias("follows", "a")
+    store.alias("stays", str(new))
+    assert (
+        store.use(f"a@{old.version[:6]}") == old == store.resolve("a") == store.resolve("follows")
+    )
+    assert store.resolve("stays") == new
+    assert store.use(str(new)) == new == store.resolve("a")
+
+
+def test_only_a_whole_version_that_is_named_is_made_current(store: Store, tmp_path: Path) -> None:
+    old = store.add("a", saved(tmp_path / "1", 1))
+    new = store.add("a", saved(tmp_path / "2", 2))
+    store.alias("other", "a")
+    (old.path / "adapter_model.safetensors").write_bytes(b"cut")
+    for reference, said in (
+        ("a", "names no version"),
+        (f"other@{old.version}", "is an alias"),
+        ("a@0000", "has no version"),
+        (str(old), "were changed"),
+        ("../a@0000", "is not a name"),
+    ):
+        with pytest.raises(InputError, match=said):
+            store.use(reference)
+    assert store.resolve("a") == new
+
+
+def test_the_commands_roll_back_and_add_many_at_once(tmp_path: Path) -> None:
+    directory = str(tmp_path / "store")
+
+    def invoke(*arguments: str, fails: bool = False) -> str:
+        result = CliRunner().invoke(app, ["prompts", *arguments, "--prompts", directory])
+        assert bool(result.exit_code) == fails, result.output
+        return str(result.exception) if fails else result.output
+
+    for number, name in enumerate(("home", "garden"), 1):
+        saved(tmp_path / "runs" / name, number)
+    said = invoke("add-all", str(tmp_path / "runs" / "home"), f"{tmp_path}/runs/garden/")
+    assert said.count("added") == 2 and "garden@" in said
+    old = Store(directory).resolve("home")
+    new = Store(directory).add("home", saved(tmp_path / "3", 3))
+    assert f"current: {old}, instead of {new.version}" in invoke("use", str(old))
+    assert "it was already" in invoke("use", str(old))
+    assert f"whichever version is current: now {old.version}" in invoke("alias", "a", "home")
+    assert "stays at this version" in invoke("alias", "b", str(new))
+    assert "stays at this version" in invoke("list")
+    # All are checked before the first is added.
+    (tmp_path / "no prompt").mkdir()
+    saved(tmp_path / "runs" / "third", 4)
+    invoke("add-all", str(tmp_path / "runs" / "third"), str(tmp_path / "no prompt"), fails=True)
+    saved(tmp_path / "more" / "home", 5)
+    both = (str(tmp_path / "runs" / "home"), str(tmp_path / "more" / "home"))
+    assert "both called home" in invoke("add-all", *both, fails=True)
+    assert Store(directory).names() == ["garden", "home"]

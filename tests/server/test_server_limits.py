@@ -696,7 +696,8 @@ import sys
 sys.path.insert(0, sys.argv[1])
 import time
 from serving import config, tiny_backbone
-from foreword.server.server import Server, log_to_stderr, serve
+from foreword.server.logs import log_to_stderr
+from foreword.server.server import Server, serve
 log_to_stderr()
 drain = 0.2 if sys.argv[2] == "is stopped" else 20.0
 server = Server(tiny_backbone(), None, config(drain_seconds=drain))

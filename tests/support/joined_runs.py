@@ -100,6 +100,7 @@ def trained(dtype: torch.dtype, checkpoint: Path | None = None, **options: Any) 
         "losses": [event.loss for event in events],
         "validation": [e.validation.loss for e in events if e.validation],
         "exact": [e.validation.exact for e in events if e.validation],
+        "agreement": [e.validation.agreement for e in events if e.validation],
         "steps": [event.step for event in events],
         "notices": [notice for event in events for notice in event.notices],
     }

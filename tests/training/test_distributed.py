@@ -43,6 +43,7 @@ def check_equal(
     assert [one["num_processes"] for one in together] == [2, 2]
     assert together[0]["hash"] == together[1]["hash"], "every process ends with the same prompt"
     assert together[0]["exact"] == alone["exact"]
+    assert together[0]["agreement"] == alone["agreement"]
     for name in ("values", "losses", "validation"):
         assert together[0][name] == pytest.approx(alone[name], rel=tolerance, abs=tolerance)
 

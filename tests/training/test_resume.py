@@ -114,7 +114,7 @@ def test_a_finished_run_yields_its_end_again(backbone: Backbone, tmp_path: Path)
 def test_best_and_last_are_both_kept(backbone: Backbone, tmp_path: Path) -> None:
     trained(backbone, tmp_path, learning_rate=0.5)
     stored = read_state(tmp_path / STATE_FILE)
-    validations = {step: loss for step, loss, _ in stored.history().validations}
+    validations = {one.step: one.loss for one in stored.history().validations}
     assert stored.best().facts["metrics"]["step"] == min(validations, key=validations.get)
     assert stored.progress().step == 6
 

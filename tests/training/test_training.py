@@ -185,12 +185,15 @@ def test_exact_match_is_what_greedy_decoding_answers() -> None:
     backbone = Backbone(tiny_models.build("llama", dtype=torch.float32))
     config = dataclasses.replace(FAST, num_steps=80, learning_rate=0.2, eval_every=0)
     *_, last = train(backbone, ROWS, config, validation=ROWS)
-    answers = []
+    answers, agreed = [], []
     for row in ROWS:
         ids = torch.tensor(row.input_ids)
+        best = oracle.row_logits(backbone.model, last.prompt, ids).argmax(-1)
+        agreed += (best[-row.num_labels - 1 : -1] == ids[-row.num_labels :]).tolist()
         new = oracle.greedy(backbone.model, last.prompt, ids[: -row.num_labels], row.num_labels)
         answers.append(new == list(row.input_ids[-row.num_labels :]))
     assert 0 < last.validation.exact == sum(answers) / len(ROWS)
+    assert last.validation.agreement == sum(agreed) / len(agreed)
 
 
 def test_a_dead_gradient_is_refused() -> None:

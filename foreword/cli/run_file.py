@@ -1,0 +1,166 @@
+"""Run file: a command's options in a YAML file, read by `--config` and written beside a run.
+
+In: a file with one line for each option, under its own name. Out: the values that the command line
+leaves open, as if they had been typed; and such a file of what a run was given. Options that are
+typed, and variables of the environment, come before the file's. Knows no option by name.
+"""
+
+import difflib
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from foreword.cli import options
+from foreword.errors import InputError
+from foreword.storage import replacing, storage_errors
+
+NAME = "run.yaml"
+PARAMETER = "run_file"
+SECRET = ("api_key", "admin_key")
+OF_ONE_CALL = ("resume", "overwrite", "plot", PARAMETER)
+OF_NO_FILE = (PARAMETER, "help", None)
+MAX_BYTES = 1_000_000
+OPTION = typer.Option(
+    "--config",
+    is_eager=True,  # before the options that it answers for
+    help="YAML file of this command's options, each by its name; what is typed comes first",
+    callback=lambda context, value: _take(context, value),
+)
+
+_used: ContextVar[tuple[str, Mapping[str, Any]] | None] = ContextVar("used", default=None)
+
+
+def with_run_file(name: str, command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the option `--config`, and remember what it is called with."""
+    own = list(inspect.signature(command).parameters.values())
+    kind: Any = Annotated[str | None, OPTION]
+    extra = inspect.Parameter(
+        PARAMETER, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind
+    )
+
+    @functools.wraps(command)
+    def wrapper(**values: Any) -> None:
+        given = {key: value for key, value in values.items() if key != PARAMETER}
+        token = _used.set((name, given))
+        try:
+            command(**given)
+        finally:
+            _used.reset(token)
+
+    wrapper.__signature__ = inspect.Signature([*own, extra])  # type: ignore[attr-defined]
+    wrapper.__annotations__ = {one.name: one.annotation for one in (*own, extra)}
+    return wrapper
+
+
+def write(folder: Path) -> None:
+    """Write the options of the command that runs into a folder, as a file that `--config` reads.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    import yaml
+
+    if (used := _used.get()) is None:  # called from Python
+        return
+    command, values = used
+    left_out = (*SECRET, *OF_ONE_CALL)
+    kept = {
+        key.replace("_", "-"): value
+        for key, value in values.items()
+        if value is not None and value != [] and key not in left_out
+    }
+    text = f"# foreword {command} --config {NAME}\n" + yaml.safe_dump(
+        kept, sort_keys=False, allow_unicode=True
+    )
+    with storage_errors(folder / NAME):
+        folder.mkdir(parents=True, exist_ok=True)
+        with replacing(folder / NAME) as temporary:
+            Path(temporary).write_text(text, encoding="utf-8")
+
+
+def _take(context: typer.Context, value: str | None) -> str | None:
+    """Let the file's values stand for options that nobody typed."""
+    if value is not None:
+        known = {one.name: one for one in context.command.params if one.name not in OF_NO_FILE}
+        context.default_map = {**(context.default_map or {}), **_read(value, known)}
+    return value
+
+
+def _read(path: str, known: Mapping[Any, Any]) -> dict[str, Any]:
+    """Return the values of a file by the names of parameters.
+
+    Raises:
+        InputError: no such file, no YAML, or a name or value that is none of an option.
+    """
+    import yaml
+
+    options.check_text(path, "--config")
+    text = options.text_of(f"@{path.removeprefix('@')}", "--config")
+    if len(text) > MAX_BYTES:
+        raise InputError(f"--config: {path} has {len(text)} characters, at most {MAX_BYTES}")
+    try:
+        found = yaml.load(text, Loader=_loader())
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        said = " ".join(str(error).split())
+        raise InputError(f"--config: {path} is no YAML ({said:.200})") from None
+    if found is None:
+        return {}
+    if not isinstance(found, dict):
+        raise InputError(f"--config: {path} must hold lines of the form NAME: VALUE")
+    values = {}
+    for key, value in found.items():
+        name = str(key).replace("-", "_")
+        if name not in known:
+            near = difflib.get_close_matches(name, [str(one) for one in known], n=1)
+            also = f"; did you mean {near[0].replace('_', '-')}?" if near else ""
+            raise InputError(f"--config: {path}: this command has no option {key!r:.80}{also}")
+        if name in values:
+            raise InputError(f"--config: {path}: {key} stands there twice")
+        values[name] = _value(path, str(key), value, known[name])
+    return values
+
+
+def _value(path: str, key: str, value: Any, parameter: Any) -> Any:
+    """Return a value as it would be typed, so that it is checked as such."""
+    where = f"--config: {path}: {key}"
+    if getattr(parameter, "is_flag", False):
+        if not isinstance(value, bool):
+            raise InputError(f"{where}: expected true or false, got {value!r:.80}")
+        return value
+    takes_many = parameter.multiple or parameter.nargs != 1
+    many = value if isinstance(value, list) else [value]
+    if isinstance(value, list) and not takes_many:
+        raise InputError(f"{where}: expected one value, got a list of {len(value)}")
+    for one in many:
+        if isinstance(one, bool) or not isinstance(one, str | int | float):
+            raise InputError(
+                f"{where}: expected a text or a number, got {one!r:.80}; put a text that YAML "
+                "reads otherwise into quotes, and leave out what keeps its default"
+            )
+    return [str(one) for one in many] if takes_many else str(value)
+
+
+def _loader() -> Any:
+    """Return YAML's safe loader, which takes no name twice and dates as the texts that they are."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        """YAML without surprises."""
+
+        def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+            names = [self.construct_object(key, deep=True) for key, _ in node.value]
+            twice = next((name for name in names if names.count(name) > 1), None)
+            if twice is not None:
+                raise ValueError(f"{twice!r:.80} stands there twice")
+            found: dict[Any, Any] = super().construct_mapping(node, deep)
+            return found
+
+    Loader.add_constructor(
+        "tag:yaml.org,2002:timestamp", lambda loader, node: loader.construct_scalar(node)
+    )
+    return Loader
