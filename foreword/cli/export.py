@@ -47,7 +47,7 @@ def command(
 ) -> None:
     """Write a prompt for another engine, which then answers behind it without foreword.
 
-    Example: foreword export --prompt home --to llama-state --model base.gguf --output slots/home.bin
+    Example: foreword export --prompt home --to llama-state --model base.gguf --output home.bin
     """
     from foreword.export import llama_server, llama_state
     from foreword.prompt.soft_prompt import SoftPrompt
@@ -94,7 +94,8 @@ def _how_to_use(
     if written.template is not None:
         lines.append(
             f"curl localhost:8080/v1/chat/completions {kind}"
-            f' -d \'{{"id_slot": {slot}, "messages": [{{"role": "user", "content": "YOUR TEXT"}}]}}\''
+            f' -d \'{{"id_slot": {slot}, "messages": [{{"role": "user",'
+            f' "content": "YOUR TEXT"}}]}}\''
         )
     number = written.facts["virtual_tokens"]
     lines.append(
