@@ -5,10 +5,12 @@ a checkpoint: vLLM, SGLang, TGI, TensorRT-LLM, transformers. The weights are wri
 itself, in the base's own precision. Appears whole, or not at all.
 """
 
+import contextlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +58,7 @@ def export(
     plan = vocabulary_rows.plan(names, backbone.capabilities.vocab_size, prompts)
     template = chat_templates.combined(backbone, plan.prompts)
     rows = [vocabulary_rows.table_rows(backbone, one.prompt) for one in plan.prompts]
-    facts = _facts(backbone, plan)
+    facts = facts_of(backbone, plan)
     parent = target.parent
     scratch = parent / f".{target.name}.{os.getpid()}.foreword"
     with storage_errors(target, "nothing was kept"):
@@ -77,7 +79,8 @@ def export(
     return facts
 
 
-def _facts(backbone: Backbone, plan: Plan) -> dict[str, Any]:
+def facts_of(backbone: Backbone, plan: Plan) -> dict[str, Any]:
+    """Return what an export says of its base and its prompts."""
     return {
         "format": "vocabulary rows",
         "base": {"name": backbone.name, "fingerprint": backbone.fingerprint()},
@@ -110,6 +113,14 @@ def _write_tokenizer(tokenizer: Any, plan: Plan, template: str, directory: Path)
             raise UnsupportedError("the base's tokenizer numbers new tokens in another way")
     changed.chat_template = template
     changed.save_pretrained(directory)
+
+
+@contextlib.contextmanager
+def tokenizer_with(tokenizer: Any, plan: Plan, template: str) -> Iterator[Path]:
+    """Write a tokenizer that knows the tokens into a directory that is gone afterwards."""
+    with tempfile.TemporaryDirectory() as scratch:
+        _write_tokenizer(tokenizer, plan, template, Path(scratch))
+        yield Path(scratch)
 
 
 def _change(model: Any, plan: Plan, rows: Tensor) -> str:

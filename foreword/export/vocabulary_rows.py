@@ -147,7 +147,8 @@ def table_rows(backbone: Backbone, prompt: SoftPrompt) -> Tensor:
     limit = max(TOLERANCE, 4 * torch.finfo(backbone.dtype).eps)
     if not error <= limit:
         raise UnsupportedError(
-            f"{backbone.name}: its embeddings of tokens are more than rows of a table, to {error:.1g}"
+            f"{backbone.name}: its embeddings of tokens are more than rows of a table "
+            f"(by {error:.1g})"
         )
     return prompt.embeddings.double().to(plain.device) / factor
 
