@@ -32,10 +32,11 @@ def command(
     columns: DataConfig,
     config: DistillConfig,
     training: TrainConfig,
-    data: Annotated[
-        str, typer.Option(help="queries: rows as of training, whose answers are not used")
-    ],
     output: Annotated[str, typer.Option(help="directory for the prompt")],
+    data: Annotated[
+        str | None,
+        typer.Option(help="queries: rows as of training; without, the model asks itself"),
+    ] = None,
     context: Context = None,
     instruction: Annotated[
         str | None, typer.Option(help="the same for an instruction: a text, or @FILE")
@@ -50,16 +51,24 @@ def command(
 ) -> None:
     """Train a small prompt to say what the model says with a whole text before the query.
 
-    Example: foreword distill --context handbook.md --data queries.jsonl --output handbook
+    Without --data the model, or --questions-from, asks questions about the text.
+
+    Example: foreword distill --context handbook.md --output handbook
     """
     from foreword.training import distributed
 
     text = text_given(context, instruction)
+    if data is not None and config.questions_from is not None:
+        raise InputError("--data has the queries, and --questions-from asks them: give one")
+    if data is None and config.labels:
+        raise InputError(f"--labels {config.labels:g} is for rows with answers: give --data")
     ranks, stop = distributed.join(), Stop()
     with claimed(output, [Path(output)], resume=resume, overwrite=overwrite, is_main=ranks.is_main):
-        queries = read_queries(data, columns)
+        queries = None if data is None else read_queries(data, columns)
         backbone, _ = options.load(model, None)
-        lesson = _prepared(backbone, text, queries, training, config, output)
+        lesson = _prepared(
+            backbone, text, queries, training, config, output, instruction is not None
+        )
         if resume:
             options.errors.print(where_it_goes_on(output, _saved_step(output)))
         if ranks.is_main:
@@ -85,32 +94,39 @@ def text_given(context: str | None, instruction: str | None) -> str:
 
 
 def read_queries(data: str, columns: DataConfig) -> list[Any]:
-    """Return what each row of a data file asks."""
-    from foreword.data.columns import as_query
+    """Return what each row of a data file asks, with its answer if it has one."""
     from foreword.data.readers import read_rows
+    from foreword.distillation.queries import from_row
 
-    return [as_query(row, source, columns) for source, row in read_rows(Path(data))]
+    return [from_row(row, source, columns) for source, row in read_rows(Path(data))]
 
 
 def _prepared(
     backbone: "Backbone",
     text: str,
-    queries: list[Any],
+    queries: list[Any] | None,
     training: TrainConfig,
     config: DistillConfig,
     output: str,
+    is_instruction: bool,
 ) -> "Lesson":
     """Let the teacher answer, and say what that came to."""
     from foreword.distillation.distill import NUM_VIRTUAL, prepare
     from foreword.training.validation import validate
 
     with options.errors.status("reading the text") as status:
-        count = 0
+        count, num_asked = 0, 0
+
+        def on_question() -> None:
+            nonlocal num_asked
+            num_asked += 1
+            status.update(f"questions: {num_asked} of {config.questions}")
 
         def on_answer() -> None:
             nonlocal count
             count += 1
-            status.update(f"the teacher answers: {count} of {len(queries)}")
+            of = f" of {len(queries)}" if queries is not None else ""
+            status.update(f"the teacher answers: {count}{of}")
 
         lesson = prepare(
             backbone,
@@ -120,10 +136,14 @@ def _prepared(
             config,
             seed=training.seed,
             folder=output,
+            is_instruction=is_instruction,
             on_answer=on_answer,
+            on_question=on_question,
         )
+    for said in lesson.said:
+        options.output.print(said)
     options.output.print(
-        f"{lesson.text.num_virtual_tokens} tokens of text, read once; {len(queries)} queries, "
+        f"{lesson.num_tokens} tokens of text, read once; {lesson.num_queries} queries, "
         f"answered behind it; the {config.top_k} likeliest ids hold {lesson.mass:.1%} of the "
         "probability"
     )
@@ -166,7 +186,7 @@ def _conclude(backbone: "Backbone", lesson: "Lesson", prompt: "SoftPrompt", outp
             found = validate(backbone, prompt, rows)
             said = _shown(found) if rows is lesson.held_out else f"divergence {found.loss:.3f}"
             options.output.print(f"{name}: {said}")
-    long, short = lesson.text.num_virtual_tokens, prompt.num_virtual_tokens
+    long, short = lesson.num_tokens, prompt.num_virtual_tokens
     options.output.print(
         f"{short} virtual tokens for {long}, {long / short:.1f} times fewer; saved to {output}\n\n"
         f"try it:   foreword chat --prompt {quote(output)}\n"

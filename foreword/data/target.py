@@ -4,10 +4,13 @@ In: ids and log probabilities. Out: a `Target`, for one row or for the labels of
 model.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+NOTHING = -1e4  # nats: the exponential is 0 in every dtype, and 0 times it is 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +52,21 @@ class Target:
     def to(self, device: torch.device) -> "Target":
         """Return the same on a device."""
         return Target(self.ids.to(device), self.log_probabilities.to(device))
+
+
+def certain(labels: Sequence[int], num_kept: int) -> Target:
+    """Return the target that is certain of each label: the divergence from it is the label's cross
+    entropy.
+
+    Args:
+        labels: N ids.
+        num_kept: K of the targets that it stands beside; ids beyond the first are the label again,
+            at a probability that is 0.
+    """
+    ids = torch.tensor(labels)[:, None].expand(-1, num_kept).contiguous()
+    log_probabilities = torch.full(ids.shape, NOTHING)
+    log_probabilities[:, 0] = 0
+    return Target(ids, log_probabilities)
 
 
 def joined(targets: "tuple[Target, ...]", rows: Tensor) -> Target | None:

@@ -9,27 +9,31 @@ token of its own answer. Snell et al. 2022 (arXiv:2209.15189); Eyuboglu et al. 2
 
 import os
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from typing import Any
 
 import torch
 
 from foreword import chat
 from foreword.backbone import Backbone
 from foreword.config import DistillConfig, EncodingConfig, TrainConfig
-from foreword.data import encoding
+from foreword.data import encoding, held_text
 from foreword.data.encoding import Row
 from foreword.data.media_parts import Message
-from foreword.distillation.teacher import Taught, targets_of, teach
+from foreword.distillation.labels import label_rows, mixed
+from foreword.distillation.parts import about_parts, counting, parts_of, prompts_of, teach_parts
+from foreword.distillation.passages import Passage, passages_of
+from foreword.distillation.queries import Query, as_queries, check_holds_no_text, text_of
+from foreword.distillation.self_study import described, room_for, study
+from foreword.distillation.teacher import Taught, targets_of
 from foreword.errors import InputError, UnsupportedError
 from foreword.evaluation.forgetting import unrelated_text, windows
-from foreword.named_text import text_prompt
 from foreword.prompt.soft_prompt import SoftPrompt
 from foreword.training.loop import TrainEvent, train
 
+AnyQuery = Query | Mapping[str, Any] | chat.Text
 NUM_VIRTUAL = 64
-FOLDER = "teacher"
 WINDOW = 64  # tokens of a row of unrelated text
 NUM_UNRELATED = 8  # rows of it that are not trained on, to tell what the prompt changes there
 
@@ -39,13 +43,16 @@ class Lesson:
     """What is taught, ready to train on.
 
     Attributes:
-        text: the whole text as a prompt.
+        text: the whole text as a prompt; the first part of a text that has several.
         start: the prompt that training starts from.
         rows: the queries to train on, then the unrelated text.
         held_out: queries that are not trained on.
         unrelated: rows of unrelated text that are not trained on.
         encoding: how rows are encoded behind the prompt.
         mass: the mean share of the teacher's probability that the kept ids hold.
+        teachers: the text as a prompt, or each of its parts.
+        num_queries: that the teacher answered.
+        said: where the queries came from, and what is to be known of them, a sentence each.
     """
 
     text: SoftPrompt
@@ -55,67 +62,130 @@ class Lesson:
     unrelated: list[Row]
     encoding: EncodingConfig
     mass: float
+    teachers: Sequence[SoftPrompt] = ()
+    num_queries: int = 0
+    said: Sequence[str] = ()
+
+    @property
+    def num_tokens(self) -> int:
+        """The tokens of the whole text."""
+        return sum(one.num_virtual_tokens for one in self.teachers or [self.text])
 
 
 def prepare(
     backbone: Backbone,
     text: str | Sequence[Message],
-    queries: Sequence[chat.Text],
+    queries: Sequence[AnyQuery] | None,
     num_virtual: int = NUM_VIRTUAL,
     config: DistillConfig | None = None,
     *,
     seed: int = 0,
     folder: str | os.PathLike[str] | None = None,
+    is_instruction: bool = False,
     on_answer: Callable[[], object] = lambda: None,
+    on_question: Callable[[], object] = lambda: None,
 ) -> Lesson:
     """Read a text once, let the model behind it answer the queries, and lay out what is taught.
+
+    A text that is longer than the model's context is taught in parts, each its own teacher.
 
     Args:
         backbone: with a tokenizer.
         text: an instruction, a document, or turns of a conversation.
-        queries: texts or conversations, without answers.
+        queries: texts, conversations or rows of data; None: the model asks them, see `self_study`.
         num_virtual: P of the prompt that is trained.
-        config: how much is kept of the answers, and what is set aside.
-        seed: of what is set aside.
-        folder: keeps the teacher's answers, so that none is computed twice.
+        config: how much is kept of the answers, what is set aside, and who asks.
+        seed: of what is set aside, and of asking.
+        folder: keeps the questions and the teacher's answers, so that none is computed twice.
+        is_instruction: whether a text is an instruction, and not a document to ask about.
         on_answer: is called after each answer.
+        on_question: is called after each question.
 
     Raises:
-        InputError: no queries, a text that is not longer than P, answers that teach nothing.
+        InputError: too few queries, a text that is not longer than P, answers that teach nothing.
         DataError: a query that the text cannot stand before, or that holds the text itself.
+        UnavailableError: the endpoint that is to ask does not answer.
     """
     config = config or DistillConfig()
+    is_instruction = is_instruction or not isinstance(text, str)
     if backbone.capabilities.is_recurrent:
         raise UnsupportedError(
             f"{backbone.capabilities.model_type}: the state of a recurrent model cannot start from "
             "the first tokens of a text; put the text under a name (prompts add --text)"
         )
-    if len(queries) < 2:
-        raise InputError(f"expected at least 2 queries to learn from, got {len(queries)}: add some")
-    whole = text_prompt(backbone, text)
-    if whole.num_virtual_tokens <= num_virtual:
+    held_text.checked(list(text) if isinstance(text, tuple) else text)
+    if "\0" in text_of(text):
+        raise InputError("the text holds a zero byte: give the text of the file, not the file")
+    asked = None if queries is None else _typed(backbone, as_queries(queries))
+    if asked is not None and len(asked) < 2:
+        raise InputError(f"expected at least 2 queries to learn from, got {len(asked)}: add some")
+    room = room_for(backbone, config, asked, is_instruction=is_instruction)
+    parts = parts_of(backbone, text, room)
+    if parts is not None and is_instruction:
         raise InputError(
-            f"the text has {whole.num_virtual_tokens} tokens, no more than --num-virtual-tokens "
+            f"the instruction and {room} tokens of queries and answers do not fit in the model's "
+            f"context of {backbone.capabilities.context_length}, and no part of an instruction is "
+            "one: shorten it, or give a document as --context"
+        )
+    teachers = prompts_of(backbone, text, parts)
+    length = sum(one.num_virtual_tokens for one in teachers)
+    if length <= num_virtual:
+        raise InputError(
+            f"the text has {length} tokens, no more than --num-virtual-tokens "
             f"{num_virtual}: as it is, it is smaller and exact (foreword prompts add NAME --text)"
         )
-    taught = []
-    place = None if folder is None else Path(folder) / FOLDER
-    for one in teach(backbone, whole, queries, config, place):
-        taught.append(one)
-        on_answer()
+    said = [] if parts is None else [about_parts(teachers)]
+    if asked is None:
+        found = study(
+            backbone,
+            teachers,
+            _passages(backbone, text, parts, is_instruction),
+            config,
+            is_instruction=is_instruction,
+            seed=seed,
+            folder=folder,
+            on_question=on_question,
+        )
+        asked = found.queries
+        said.append(described(found, config))
+    check_holds_no_text(asked, parts or [text_of(text)])
+    taught = teach_parts(backbone, teachers, asked, config, folder, on_answer)
     _check_taught(taught)
+    whole = teachers[0]
     student = replace(chat.encoding_of(whole), held_text=None, held_tokens=0, held_hash=None)
     rows = [
-        _row(backbone, query, one, student, f"query {number}")
-        for number, (query, one) in enumerate(zip(queries, taught, strict=True), 1)
+        _row(backbone, query.asked, one, student, query.source)
+        for query, one in zip(asked, taught, strict=True)
     ]
-    rows, held_out = _set_aside(rows, config.held_out, seed)
-    count = round(config.unrelated_share * len(rows))
+    num_kept = taught[0].target.ids.shape[-1]
+    own = label_rows(backbone, asked, student, num_virtual, config.labels, num_kept)
+    if own:
+        said.append(
+            f"{len(own)} of {len(asked)} rows have an answer, which weighs {config.labels:g}"
+        )
+    aside = _set_aside(rows, [query.group for query in asked], config.held_out, seed)
+    held_out = [rows[index] for index in sorted(aside)]
+    learned: list[Row] = []
+    for index, row in enumerate(rows):
+        if index not in aside:
+            learned += mixed(row, own.get(index))
+    count = round(config.unrelated_share * (len(rows) - len(aside)))
     unrelated = _unrelated(backbone, count + NUM_UNRELATED, config.top_k)
     trained, kept = unrelated[:count], unrelated[count:]
     mass = sum(one.target.mass for one in taught) / len(taught)
     start = _first(backbone, whole, num_virtual)
-    return Lesson(whole, start, [*rows, *trained], held_out, kept, student, mass)
+    return Lesson(
+        whole,
+        start,
+        [*learned, *trained],
+        held_out,
+        kept,
+        student,
+        mass,
+        teachers,
+        len(asked),
+        said,
+    )
 
 
 def distill(
@@ -146,6 +216,28 @@ def distill(
     )
 
 
+def _typed(backbone: Backbone, queries: Sequence[Query]) -> list[Query]:
+    """Return queries as the model is asked them: a text is one turn, where it reads turns."""
+    return [
+        replace(one, asked=({"role": "user", "content": one.asked},))
+        if isinstance(one.asked, str) and chat.reads_turns(backbone, None)
+        else one
+        for one in queries
+    ]
+
+
+def _passages(
+    backbone: Backbone,
+    text: str | Sequence[Message],
+    parts: Sequence[str] | None,
+    is_instruction: bool,
+) -> list[Passage]:
+    if is_instruction:
+        return [Passage(text_of(text), 0, "the instruction")]
+    context = backbone.capabilities.context_length
+    return passages_of(parts or [text_of(text)], context, counting(backbone))
+
+
 def _row(
     backbone: Backbone, query: chat.Text, taught: Taught, config: EncodingConfig, source: str
 ) -> Row:
@@ -167,19 +259,21 @@ def _check_taught(taught: Sequence[Taught]) -> None:
         )
 
 
-def _set_aside(rows: list[Row], share: float, seed: int) -> tuple[list[Row], list[Row]]:
-    """Return the rows to train on and those set aside, equal queries on one side."""
-    groups: dict[tuple[int, ...], list[Row]] = {}
-    for row in rows:
-        groups.setdefault(row.input_ids, []).append(row)
-    keys = list(groups)
+def _set_aside(
+    rows: Sequence[Row], groups: Sequence[str | None], share: float, seed: int
+) -> set[int]:
+    """Return the numbers of the rows that are set aside: whole groups, where rows have them, and
+    equal queries on one side.
+    """
+    members: dict[object, list[int]] = {}
+    for index, (row, group) in enumerate(zip(rows, groups, strict=True)):
+        members.setdefault(row.input_ids[: -row.num_labels] if group is None else group, []).append(
+            index
+        )
+    keys = list(members)
     random.Random(seed).shuffle(keys)
     count = min(max(1, round(share * len(keys))), len(keys) - 1) if share else 0
-    aside = {key for key in keys[:count]}
-    return (
-        [row for row in rows if row.input_ids not in aside],
-        [row for row in rows if row.input_ids in aside],
-    )
+    return {index for key in keys[:count] for index in members[key]}
 
 
 def _unrelated(backbone: Backbone, count: int, top_k: int) -> list[Row]:
