@@ -143,7 +143,7 @@ def _prepared(
     for said in lesson.said:
         options.output.print(said)
     options.output.print(
-        f"{lesson.num_tokens} tokens of text, read once; {lesson.num_queries} queries, "
+        f"{lesson.num_tokens} tokens of text, read once; {len(lesson.queries)} queries, "
         f"answered behind it; the {config.top_k} likeliest ids hold {lesson.mass:.1%} of the "
         "probability"
     )

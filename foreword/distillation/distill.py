@@ -8,7 +8,7 @@ token of its own answer. Snell et al. 2022 (arXiv:2209.15189); Eyuboglu et al. 2
 """
 
 import os
-import random
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,24 +18,31 @@ import torch
 from foreword import chat
 from foreword.backbone import Backbone
 from foreword.config import DistillConfig, EncodingConfig, TrainConfig
-from foreword.data import encoding, held_text
+from foreword.data import held_text
 from foreword.data.encoding import Row
 from foreword.data.media_parts import Message
 from foreword.distillation.labels import label_rows, mixed
-from foreword.distillation.parts import about_parts, counting, parts_of, prompts_of, teach_parts
+from foreword.distillation.on_policy import OnPolicy, questions_of
+from foreword.distillation.parts import (
+    about_parts,
+    counting,
+    nearest,
+    parts_of,
+    prompts_of,
+    teach_parts,
+    typed,
+)
 from foreword.distillation.passages import Passage, passages_of
 from foreword.distillation.queries import Query, as_queries, check_holds_no_text, text_of
+from foreword.distillation.rows import check_taught, set_aside, taught_row, unrelated_rows
 from foreword.distillation.self_study import described, room_for, study
-from foreword.distillation.teacher import Taught, targets_of
 from foreword.errors import InputError, UnsupportedError
-from foreword.evaluation.forgetting import unrelated_text, windows
 from foreword.prompt.soft_prompt import SoftPrompt
-from foreword.training.loop import TrainEvent, train
+from foreword.training.loop import TrainEvent
+from foreword.training.seeds import SeedRun, train_seeds
 
 AnyQuery = Query | Mapping[str, Any] | chat.Text
 NUM_VIRTUAL = 64
-WINDOW = 64  # tokens of a row of unrelated text
-NUM_UNRELATED = 8  # rows of it that are not trained on, to tell what the prompt changes there
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,8 +57,12 @@ class Lesson:
         unrelated: rows of unrelated text that are not trained on.
         encoding: how rows are encoded behind the prompt.
         mass: the mean share of the teacher's probability that the kept ids hold.
+        num_kept: the mean number of ids that are kept at a token.
+        seconds: that it took to read the text once.
+        queries: those of `rows` and `held_out`.
+        config: how much is kept of the answers, and what is set aside.
         teachers: the text as a prompt, or each of its parts.
-        num_queries: that the teacher answered.
+        places: the part behind which each of the queries was answered.
         said: where the queries came from, and what is to be known of them, a sentence each.
     """
 
@@ -62,8 +73,12 @@ class Lesson:
     unrelated: list[Row]
     encoding: EncodingConfig
     mass: float
+    num_kept: float = 0.0
+    seconds: float = 0.0
+    queries: tuple[chat.Text, ...] = ()
+    config: DistillConfig = DistillConfig()
     teachers: Sequence[SoftPrompt] = ()
-    num_queries: int = 0
+    places: Sequence[int] = ()
     said: Sequence[str] = ()
 
     @property
@@ -116,7 +131,7 @@ def prepare(
     held_text.checked(list(text) if isinstance(text, tuple) else text)
     if "\0" in text_of(text):
         raise InputError("the text holds a zero byte: give the text of the file, not the file")
-    asked = None if queries is None else _typed(backbone, as_queries(queries))
+    asked = None if queries is None else typed(backbone, as_queries(queries))
     if asked is not None and len(asked) < 2:
         raise InputError(f"expected at least 2 queries to learn from, got {len(asked)}: add some")
     room = room_for(backbone, config, asked, is_instruction=is_instruction)
@@ -134,6 +149,16 @@ def prepare(
             f"the text has {length} tokens, no more than --num-virtual-tokens "
             f"{num_virtual}: as it is, it is smaller and exact (foreword prompts add NAME --text)"
         )
+    if teachers[0].num_virtual_tokens < num_virtual:
+        raise InputError(
+            f"a part of the text has {teachers[0].num_virtual_tokens} tokens beside {room} of "
+            f"queries and answers, fewer than --num-virtual-tokens {num_virtual}: lower it, or "
+            "give shorter queries"
+        )
+    started = time.perf_counter()
+    for teacher in teachers:
+        backbone.compile(teacher)
+    seconds = time.perf_counter() - started
     said = [] if parts is None else [about_parts(teachers)]
     if asked is None:
         found = study(
@@ -149,43 +174,35 @@ def prepare(
         asked = found.queries
         said.append(described(found, config))
     check_holds_no_text(asked, parts or [text_of(text)])
-    taught = teach_parts(backbone, teachers, asked, config, folder, on_answer)
-    _check_taught(taught)
+    places = nearest(backbone, teachers, asked)
+    taught = teach_parts(backbone, teachers, asked, places, config, folder, on_answer)
+    check_taught(taught)
     whole = teachers[0]
     student = replace(chat.encoding_of(whole), held_text=None, held_tokens=0, held_hash=None)
     rows = [
-        _row(backbone, query.asked, one, student, query.source)
+        taught_row(backbone, query.asked, one, student, query.source)
         for query, one in zip(asked, taught, strict=True)
     ]
-    num_kept = taught[0].target.ids.shape[-1]
-    own = label_rows(backbone, asked, student, num_virtual, config.labels, num_kept)
+    own = label_rows(backbone, asked, student, num_virtual, config.labels)
     if own:
         said.append(
             f"{len(own)} of {len(asked)} rows have an answer, which weighs {config.labels:g}"
         )
-    aside = _set_aside(rows, [query.group for query in asked], config.held_out, seed)
+    aside = set_aside(rows, [query.group for query in asked], config.held_out, seed)
     held_out = [rows[index] for index in sorted(aside)]
     learned: list[Row] = []
     for index, row in enumerate(rows):
         if index not in aside:
             learned += mixed(row, own.get(index))
     count = round(config.unrelated_share * (len(rows) - len(aside)))
-    unrelated = _unrelated(backbone, count + NUM_UNRELATED, config.top_k)
-    trained, kept = unrelated[:count], unrelated[count:]
+    trained, kept = unrelated_rows(backbone, count, config.top_k, config.keep_mass)
     mass = sum(one.target.mass for one in taught) / len(taught)
+    num_kept = sum(one.target.num_kept for one in taught) / len(taught)
     start = _first(backbone, whole, num_virtual)
     return Lesson(
-        whole,
-        start,
-        [*learned, *trained],
-        held_out,
-        kept,
-        student,
-        mass,
-        teachers,
-        len(asked),
-        said,
-    )
+        whole, start, [*learned, *trained], held_out, kept, student, mass, num_kept, seconds,
+        tuple(one.asked for one in asked), config, teachers, places, said,
+    )  # fmt: skip
 
 
 def distill(
@@ -202,28 +219,47 @@ def distill(
     `agreement` is the share of the teacher's tokens on held-out queries that greedy decoding would
     say, and `exact` that of whole answers. Takes and raises what `train` does.
     """
-    config = config or TrainConfig()
+    [run] = distill_seeds(
+        backbone, lesson, config or TrainConfig(), 1, folder=checkpoint, resume=resume
+    )
+    return run.events
+
+
+def distill_seeds(
+    backbone: Backbone,
+    lesson: Lesson,
+    config: TrainConfig,
+    count: int,
+    *,
+    folder: str | os.PathLike[str] | None = None,
+    resume: bool = False,
+) -> Iterator[SeedRun]:
+    """Yield the run of each of `count` seeds in turn, all from the same start and rows; see
+    `training.seeds.train_seeds`.
+    """
     config = replace(config, num_virtual_tokens=lesson.start.num_virtual_tokens)
-    return train(
+    return train_seeds(
         backbone,
         lesson.rows,
         config,
+        count,
         validation=lesson.held_out,
         encoding_config=lesson.encoding,
         initial=lesson.start,
-        checkpoint=checkpoint,
+        folder=folder,
         resume=resume,
+        source=lambda seed: _on_policy(backbone, lesson, seed),
     )
 
 
-def _typed(backbone: Backbone, queries: Sequence[Query]) -> list[Query]:
-    """Return queries as the model is asked them: a text is one turn, where it reads turns."""
-    return [
-        replace(one, asked=({"role": "user", "content": one.asked},))
-        if isinstance(one.asked, str) and chat.reads_turns(backbone, None)
-        else one
-        for one in queries
-    ]
+def _on_policy(backbone: Backbone, lesson: Lesson, seed: int) -> OnPolicy | None:
+    """Return what makes the rows of the last steps, where some are the student's own."""
+    if not lesson.config.on_policy:
+        return None
+    questions = questions_of(
+        backbone, lesson.queries, lesson.encoding, lesson.teachers, lesson.places
+    )
+    return OnPolicy(backbone, lesson.teachers, questions, lesson.config, seed)
 
 
 def _passages(
@@ -236,53 +272,6 @@ def _passages(
         return [Passage(text_of(text), 0, "the instruction")]
     context = backbone.capabilities.context_length
     return passages_of(parts or [text_of(text)], context, counting(backbone))
-
-
-def _row(
-    backbone: Backbone, query: chat.Text, taught: Taught, config: EncodingConfig, source: str
-) -> Row:
-    """Return a query as the prompt is asked it, with the teacher's answer and targets."""
-    ids, _ = chat.encode(backbone, query, config)
-    row = Row.from_ids(ids, taught.ids, source)
-    return replace(row, target=taught.target, is_text=isinstance(query, str))
-
-
-def _check_taught(taught: Sequence[Taught]) -> None:
-    """Refuse answers from which nothing can be learned."""
-    if all(len(one.ids) <= 1 for one in taught):
-        raise InputError(
-            "the model behind the text answers nothing to any query: ask what the text is about"
-        )
-    if len(taught) > 3 and len({one.ids for one in taught}) == 1:
-        raise InputError(
-            "the model behind the text gives every query the same answer: ask different things"
-        )
-
-
-def _set_aside(
-    rows: Sequence[Row], groups: Sequence[str | None], share: float, seed: int
-) -> set[int]:
-    """Return the numbers of the rows that are set aside: whole groups, where rows have them, and
-    equal queries on one side.
-    """
-    members: dict[object, list[int]] = {}
-    for index, (row, group) in enumerate(zip(rows, groups, strict=True)):
-        members.setdefault(row.input_ids[: -row.num_labels] if group is None else group, []).append(
-            index
-        )
-    keys = list(members)
-    random.Random(seed).shuffle(keys)
-    count = min(max(1, round(share * len(keys))), len(keys) - 1) if share else 0
-    return {index for key in keys[:count] for index in members[key]}
-
-
-def _unrelated(backbone: Backbone, count: int, top_k: int) -> list[Row]:
-    """Return rows of unrelated text, whose teacher is the model without any prompt."""
-    size = WINDOW + len(encoding.start_ids(backbone.tokenizer))
-    whole = [row for row in windows(backbone, unrelated_text(), size) if len(row.input_ids) == size]
-    rows = whole[: max(count, 1)]
-    targets = [target for row in rows for target in targets_of(backbone, None, [row], top_k)]
-    return [replace(row, target=target) for row, target in zip(rows, targets, strict=True)]
 
 
 def _first(backbone: Backbone, text: SoftPrompt, num_virtual: int) -> SoftPrompt:

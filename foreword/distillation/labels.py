@@ -23,7 +23,6 @@ def label_rows(
     config: EncodingConfig,
     num_virtual: int,
     weight: float,
-    num_kept: int,
 ) -> Mapping[int, Row]:
     """Return the rows of own answers, by the number of their query; none where they weigh nothing.
 
@@ -33,7 +32,6 @@ def label_rows(
         config: how rows are encoded behind the prompt that is trained.
         num_virtual: P of that prompt.
         weight: of an own answer, below 1.
-        num_kept: K of the teacher's targets.
 
     Raises:
         InputError: answers are to weigh something, and no row has one.
@@ -54,9 +52,7 @@ def label_rows(
     options = TrainConfig(num_virtual_tokens=num_virtual)
     rows, _ = encode_texts(backbone, examples, options, config)
     return {
-        index: replace(
-            row, weight=weight, target=certain(row.input_ids[-row.num_labels :], num_kept)
-        )
+        index: replace(row, weight=weight, target=certain(row.input_ids[-row.num_labels :]))
         for index, row in zip(known, rows, strict=True)
     }
 

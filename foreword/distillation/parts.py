@@ -7,6 +7,7 @@ knows nothing of the others, so that what spans several is not taught.
 
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -73,6 +74,16 @@ def prompts_of(
     return [text_prompt(backbone, part) for part in parts]
 
 
+def typed(backbone: Backbone, queries: Sequence[Query]) -> list[Query]:
+    """Return queries as the model is asked them: a text is one turn, where it reads turns."""
+    return [
+        replace(one, asked=({"role": "user", "content": one.asked},))
+        if isinstance(one.asked, str) and chat.reads_turns(backbone, None)
+        else one
+        for one in queries
+    ]
+
+
 def nearest(
     backbone: Backbone, teachers: Sequence[SoftPrompt], queries: Sequence[Query]
 ) -> list[int]:
@@ -103,14 +114,14 @@ def teach_parts(
     backbone: Backbone,
     teachers: Sequence[SoftPrompt],
     queries: Sequence[Query],
+    places: Sequence[int],
     config: DistillConfig,
     folder: str | os.PathLike[str] | None,
     on_answer: Callable[[], object],
 ) -> list[Taught]:
-    """Return what the teacher of each query's part says to it, in the order of the queries; see
+    """Return what the teacher at each query's place says to it, in the order of the queries; see
     `teacher.teach`.
     """
-    places = nearest(backbone, teachers, queries)
     found: dict[int, Taught] = {}
     for part, teacher in enumerate(teachers):
         own = [index for index, place in enumerate(places) if place == part]

@@ -37,7 +37,7 @@ def test_the_divergence_from_a_certain_target_is_the_cross_entropy() -> None:
     expected = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
     [slow] = torch.autograd.grad(expected.sum(), logits)
     for width in (1, 5, 30):
-        found = divergence(logits, certain(labels.tolist(), width))
+        found = divergence(logits, certain(labels.tolist()).widened(width))
         torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
         [gradient] = torch.autograd.grad(found.sum(), logits)
         torch.testing.assert_close(gradient, slow, rtol=1e-10, atol=1e-12)

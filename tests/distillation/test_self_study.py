@@ -211,7 +211,7 @@ def test_an_instruction_is_sent_messages_that_users_would_send(
     assert lesson.held_out  # by message: there is one passage only
     assert asked_about(TEXT, MESSAGES["short"], True, True).startswith(MESSAGES["short"])
     turns = [{"role": "system", "content": TEXT}]
-    assert prepare(small(1024), turns, None, 8, ASKING).num_queries == 12
+    assert len(prepare(small(1024), turns, None, 8, ASKING).queries) == 12
 
 
 def test_a_base_without_a_chat_template_asks_and_is_asked_plain_text(
