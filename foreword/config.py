@@ -515,7 +515,7 @@ class DistillConfig:
 
     top_k: int = option(20, "likeliest ids of the teacher that are kept at each token of an answer")
     keep_mass: float = option(
-        0.99,
+        0.9,
         "where --top-k ids hold less of the teacher's probability than this share, keep more, at "
         "most 16 times as many; 0: never",
     )
