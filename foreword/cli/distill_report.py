@@ -23,12 +23,13 @@ def show_start(backbone: "Backbone", lesson: "Lesson", source: str | None, ranks
     """Say what was read and answered, how much of it is kept, and how close the start comes."""
     from foreword.distillation.agreement import agreement
 
+    origin = f" from {source}" if source else ""
     for note in lesson.said:
         options.output.print(note)
     options.output.print(
         f"{lesson.num_tokens:,} tokens of text, read once in "
         f"{milliseconds(lesson.seconds)}\n"
-        f"{len(lesson.queries)} queries{f' from {source}' if source else ''}, answered behind it; the "
+        f"{len(lesson.queries)} queries{origin}, answered behind it; the "
         f"{lesson.num_kept:.0f} likeliest ids at a token hold {lesson.mass:.1%} of the probability"
     )
     if lesson.mass < LITTLE:
