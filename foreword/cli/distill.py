@@ -95,7 +95,7 @@ def command(
         )
         if ranks.is_main:
             run_file.write(Path(output))
-        _run(backbone, lesson, Given(training, output, resume, seeds), stop, ranks)
+        _run(backbone, lesson, DistillRuns(training, output, resume, seeds), stop, ranks)
     code = 128 + stop.signal if stop.signal else 0
     if ranks.size > 1:
         distributed.leave(ranks)
@@ -105,7 +105,7 @@ def command(
 
 
 @dataclass(frozen=True)
-class Given:
+class DistillRuns:
     """What the command line asks of the runs of `foreword distill`, its rows apart."""
 
     training: TrainConfig
@@ -194,7 +194,7 @@ def _prepared(
 def _run(
     backbone: "Backbone",
     lesson: "Lesson",
-    given: "Given",
+    given: "DistillRuns",
     stop: Stop,
     ranks: "Ranks",
 ) -> None:
