@@ -45,8 +45,10 @@ class Engine:
                 "Backbone.generate"
             )
         self.backbone, self.limits = backbone, limits or EngineLimits()
-        self.kv_cache = KVCache(backbone.capabilities.num_layers, self.limits)
-        self.prefix_cache = PrefixCache(self.limits.max_state_bytes)
+        self.kv_cache = KVCache(backbone.capabilities.layers, self.limits)
+        self.prefix_cache = PrefixCache(
+            self.limits.max_state_bytes, is_whole=backbone.capabilities.is_recurrent
+        )
         self.scheduler = Scheduler(backbone.capabilities, self.limits)
         self.runner = ModelRunner(backbone, self.kv_cache)
         # In the order of their rows of the KV cache: those that decode come first.
@@ -115,7 +117,7 @@ class Engine:
     def run(self) -> None:
         """Step until nothing is left to do."""
         while self.step():
-            pass
+            self.kv_cache.begin_row(state.index)
 
     def close(self) -> None:
         """End the request that is served alone, whose thread would wait for its next token."""
@@ -165,6 +167,8 @@ class Engine:
             self.kv_cache.move(start.other.index, state.index, length)
         elif entry is not None:
             self.kv_cache.put(state.index, entry.state, length)
+        else:
+            self.kv_cache.begin_row(state.index)
         state.begin_at(num_computed)
         self.num_reused_tokens += state.num_computed
         self.scheduler.prefilling.append(state)
@@ -176,7 +180,7 @@ class Engine:
         prefix = self.backbone.compile(prompt.load())
         if prefix.num_virtual_tokens != prompt.num_virtual_tokens:
             raise InputError("the prompt's file has changed since it was looked up; load it again")
-        state = tuple(tuple(layer) for layer in prefix.key_values)
+        state = prefix.cached.layers
         if not all(bool(torch.isfinite(tensor).all()) for layer in state for tensor in layer):
             raise InputError("the prompt makes the model's numbers infinite; train it again")
         self._num_compiled += prefix.num_virtual_tokens
@@ -321,7 +325,7 @@ class Engine:
             self.kv_cache.clear(state.index)
             return
         ids = np.asarray(state.ids[: state.num_computed], dtype=np.int64)
-        size = self.kv_cache.token_bytes * state.num_cached
+        size = self.kv_cache.token_bytes * state.num_cached + self.kv_cache.state_bytes
         if not self.prefix_cache.wants(state.content_hash, ids, size):
             return
         try:

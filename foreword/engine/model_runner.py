@@ -7,6 +7,7 @@ culprit alone fails.
 
 import logging
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -40,8 +41,18 @@ class ModelRunner:
         Raises:
             Exception: the model fails whatever it is given.
         """
-        if not states:
-            return []
+        return [ready for part in self._parts(states, limit) for ready in self._run(part, limit)]
+
+    def _parts(self, states: list[RequestState], limit: int) -> list[list[RequestState]]:
+        """Return the requests of one pass each: padding would change a recurrent state."""
+        if not self.backbone.capabilities.is_recurrent:
+            return [states] if states else []
+        parts: dict[int, list[RequestState]] = {}
+        for state in states:
+            parts.setdefault(min(state.num_pending, limit), []).append(state)
+        return list(parts.values())
+
+    def _run(self, states: list[RequestState], limit: int) -> list[Ready]:
         try:
             ready = self._forward(states, limit)
         except Exception as error:
@@ -79,6 +90,12 @@ class ModelRunner:
         elif done:
             logits = self.backbone.head(torch.stack([hidden[i, counts[i] - 1] for i in done]))
         # Nothing has been noted so far: a pass that fails can run again.
+        try:
+            self.kv_cache.end()
+        except Exception as error:  # states that are half changed are of no use
+            for state in states:
+                state.handle.fail(error)
+            return None
         for (state, count), report in zip(_zip(states, counts), reports, strict=True):
             state.handle.prompt_logprobs += report
             state.num_computed += count
@@ -89,20 +106,29 @@ class ModelRunner:
         backbone, num_new = self.backbone, current.num_new
         padded = [one + one[-1:] * (num_new - len(one)) for one in ids]
         positions = current.positions(backbone.device)
-        masks = place_in_slots(
-            positions, current.width, backbone.capabilities, backbone.dtype, is_even=current.is_even
-        )
         self.kv_cache.begin(current, positions)
         with transformers_api.grouped_heads(backbone.device.type == "cpu" and num_new > 1):
             output = backbone.decoder(
                 input_ids=torch.tensor(padded, device=backbone.device),
-                position_ids=positions + backbone.capabilities.first_position,
-                attention_mask=masks,
                 use_cache=True,
+                **self._placed(current, positions),
                 **{backbone.capabilities.cache_argument: self.kv_cache.cache},
             )
         hidden: Tensor = output.last_hidden_state
         return hidden
+
+    def _placed(self, current: ForwardBatch, positions: Tensor) -> dict[str, Any]:
+        """Return position ids and masks, which recurrent layers alone do not take."""
+        capabilities = self.backbone.capabilities
+        if not capabilities.attention_patterns:
+            return {}
+        masks = place_in_slots(
+            positions, current.width, capabilities, self.backbone.dtype, is_even=current.is_even
+        )
+        return {
+            "position_ids": positions + capabilities.first_position,
+            "attention_mask": masks,
+        }
 
     def _report(self, state: RequestState, hidden: Tensor) -> list[Choice]:
         """Return the log-probability of each id that followed those of this pass, if asked for."""

@@ -32,10 +32,10 @@ def is_needed(capabilities: Capabilities, handle: Handle) -> bool:
     """Return whether a request must be served alone."""
     if handle.request.media is not None:
         return True
-    # Recurrent states are of no slot; rotary positions of several axes are not those of slots.
-    if capabilities.is_recurrent or capabilities.num_axes > 1:
+    # Rotary positions of several axes are not those of slots.
+    if capabilities.num_axes > 1:
         return True
-    if capabilities.counts_slots or capabilities.has_stateless_layers:
+    if capabilities.counts_slots:
         return True
     if any(reach.name not in BATCHED for reach in capabilities.attention_patterns):
         return True
