@@ -36,11 +36,13 @@ class ForwardBatch:
         rows: the slot rows that the pass is over, in order.
         starts: tokens that each row holds before it, virtual ones included.
         counts: tokens that each row reads; rows that read fewer than the most are padded behind.
+        shifts: rotary position minus slot of each row's tokens.
     """
 
     rows: Sequence[int]
     starts: Sequence[int]
     counts: Sequence[int]
+    shifts: Sequence[int] = ()
 
     @property
     def num_new(self) -> int:

@@ -6,7 +6,7 @@ culprit alone fails.
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,7 +18,11 @@ from foreword.engine import sampling
 from foreword.engine.kv_cache import ForwardBatch, KVCache
 from foreword.engine.request_state import RequestState
 from foreword.engine.sampling import Choice
+from foreword.model.decoder import Decoder
 from foreword.model.masks import place_in_slots
+from foreword.model.media import split_media
+from foreword.prompt.prefix import Prefix
+from foreword.prompt.states import States
 
 log = logging.getLogger("foreword.engine")
 MAX_FAILURES = 8  # of passes one after the other, before the model itself is taken for broken
@@ -71,7 +75,10 @@ class ModelRunner:
         """Run the model once."""
         counts = [min(state.num_pending, limit) for state in states]
         current = ForwardBatch(
-            [state.index for state in states], [state.num_cached for state in states], counts
+            [state.index for state in states],
+            [state.num_cached for state in states],
+            counts,
+            [state.shift for state in states],
         )
         hidden = self.hidden(
             current,
@@ -125,10 +132,25 @@ class ModelRunner:
         masks = place_in_slots(
             positions, current.width, capabilities, self.backbone.dtype, is_even=current.is_even
         )
-        return {
-            "position_ids": positions + capabilities.first_position,
-            "attention_mask": masks,
-        }
+        places = positions + capabilities.first_position
+        if any(current.shifts):
+            places = places + torch.tensor(current.shifts, device=places.device)[:, None]
+        if capabilities.num_axes > 1:
+            places = places[None].expand(capabilities.num_axes, -1, -1)
+        return {"position_ids": places, "attention_mask": masks}
+
+    def prefill_media(
+        self, prefix: Prefix | None, input_ids: Tensor, tensors: Mapping[str, Tensor]
+    ) -> tuple[States, int]:
+        """Run the tokens `[1, T]` of one request and its media; see `Decoder.prefill_row`.
+
+        Raises:
+            InputError: the media does not fit its placeholders.
+        """
+        passes = self.backbone.passes
+        assert isinstance(passes, Decoder)  # models with an encoder are not served
+        media, _ = split_media(self.backbone.capabilities, tensors)
+        return passes.prefill_row(prefix, input_ids, media)
 
     def _report(self, state: RequestState, hidden: Tensor) -> list[Choice]:
         """Return the log-probability of each id that followed those of this pass, if asked for."""

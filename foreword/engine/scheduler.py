@@ -132,7 +132,8 @@ class Scheduler:
     def _media_bytes(self, requests: Sequence[Request]) -> int:
         """Return the size of media and of all that waits; several answers may share one."""
         ours = [request.media for request in requests]
-        waiting = [handle.request.media for handle in self._alone] if any(ours) else []
+        queues = (*self._alone, *self._waiting)
+        waiting = [handle.request.media for handle in queues] if any(ours) else []
         return sum({id(one): one.num_bytes for one in (*ours, *waiting) if one}.values())
 
     def drop_cancelled(self) -> None:
