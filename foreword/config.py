@@ -496,6 +496,11 @@ class DistillConfig:
     """How a text is distilled into fewer virtual tokens."""
 
     top_k: int = option(20, "likeliest ids of the teacher that are kept at each token of an answer")
+    keep_mass: float = option(
+        0.99,
+        "where --top-k ids hold less of the teacher's probability than this share, keep more, at "
+        "most 16 times as many; 0: never",
+    )
     answer_tokens: int = option(128, "longest answer of the teacher in tokens")
     answer_batch: int = option(16, "answers of the teacher that are generated at once")
     held_out: float = option(
@@ -506,11 +511,16 @@ class DistillConfig:
         "rows of unrelated text beside the queries, as a share of them, at which the prompt learns "
         "to change nothing",
     )
+    on_policy: float = option(
+        0.0,
+        "the last share of the steps, in which the prompt learns from its own samples, scored by "
+        "the teacher, instead of from the teacher's answers",
+    )
 
     def __post_init__(self) -> None:
         check_types(self)
         _at_least_one(self, "top_k", "answer_tokens", "answer_batch")
-        for name in ("held_out", "unrelated_share"):
+        for name in ("keep_mass", "held_out", "unrelated_share", "on_policy"):
             if not 0 <= getattr(self, name) < 1:
                 raise InputError(
                     f"--{name.replace('_', '-')} must be in [0, 1), got {getattr(self, name)}"

@@ -163,7 +163,7 @@ def remove_command(reference: Reference, prompts: Directory = "prompts") -> None
     gone = store.remove(reference)
     what = ", ".join(str(entry) for entry in gone) or f"alias {reference}"
     options.output.print(f"removed {what}")
-    if gone and gone[0].name in store.names():
+    if gone and store.has(gone[0].name):
         options.output.print(f"current: {store.resolve(gone[0].name)}")
 
 

@@ -4,6 +4,7 @@ In: ids and log probabilities. Out: a `Target`, for one row or for the labels of
 model.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,12 +16,17 @@ class Target:
     """A teacher's likeliest ids at each label.
 
     Attributes:
-        ids: int64 `[labels, K]`.
-        log_probabilities: float32 `[labels, K]`, in nats; what is left of 1 is all other ids'.
+        ids: int64 `[labels, K]`. Where fewer are kept at a label, its first id fills the rest.
+        log_probabilities: float32 `[labels, K]`, in nats, -inf where an id only fills; what is left
+            of 1 is all other ids'.
+        log_rest: of a target whose ids are the student's likeliest, the teacher's log probability
+            of all others together, `[labels]`; NaN at labels whose ids are the teacher's. None:
+            those of all are.
     """
 
     ids: Tensor
     log_probabilities: Tensor
+    log_rest: Tensor | None = None
 
     def __len__(self) -> int:
         """The number of labels."""
@@ -42,13 +48,47 @@ class Target:
         """The mean share of the probability that the kept ids hold."""
         return self.log_probabilities.double().exp().sum(-1).mean().item()
 
+    @property
+    def num_kept(self) -> float:
+        """The mean number of ids that are kept at a label."""
+        return (self.log_probabilities > -torch.inf).sum(-1).double().mean().item()
+
     def part(self, index: slice | Tensor) -> "Target":
         """Return the targets of some of the labels."""
-        return Target(self.ids[index], self.log_probabilities[index])
+        rest = None if self.log_rest is None else self.log_rest[index]
+        return Target(self.ids[index], self.log_probabilities[index], rest)
 
     def to(self, device: torch.device) -> "Target":
         """Return the same on a device."""
-        return Target(self.ids.to(device), self.log_probabilities.to(device))
+        rest = None if self.log_rest is None else self.log_rest.to(device)
+        return Target(self.ids.to(device), self.log_probabilities.to(device), rest)
+
+    def widened(self, width: int) -> "Target":
+        """Return the same with room for `width` ids at each label."""
+        more = width - self.ids.shape[-1]
+        if more <= 0:
+            return self
+        ids = torch.cat([self.ids, self.ids[:, :1].expand(-1, more)], dim=-1)
+        values = torch.nn.functional.pad(self.log_probabilities, (0, more), value=-torch.inf)
+        return Target(ids, values, self.log_rest)
+
+
+def together(targets: Sequence[Target]) -> Target:
+    """Return the targets of labels one after another, as wide as the widest."""
+    width = max(target.ids.shape[-1] for target in targets)
+    wide = [target.widened(width) for target in targets]
+    rests = [
+        torch.full_like(one.log_probabilities[:, 0], torch.nan)
+        if one.log_rest is None
+        else one.log_rest
+        for one in wide
+    ]
+    has_rest = any(one.log_rest is not None for one in wide)
+    return Target(
+        torch.cat([one.ids for one in wide]),
+        torch.cat([one.log_probabilities for one in wide]),
+        torch.cat(rests) if has_rest else None,
+    )
 
 
 def joined(targets: "tuple[Target, ...]", rows: Tensor) -> Target | None:
@@ -63,8 +103,4 @@ def joined(targets: "tuple[Target, ...]", rows: Tensor) -> Target | None:
     order = rows.cpu().argsort(stable=True)
     places = torch.empty_like(order)
     places[order] = torch.arange(len(order))
-    whole = Target(
-        torch.cat([target.ids for target in targets]),
-        torch.cat([target.log_probabilities for target in targets]),
-    )
-    return whole.part(places).to(rows.device)
+    return together(targets).part(places).to(rows.device)

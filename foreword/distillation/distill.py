@@ -9,6 +9,7 @@ token of its own answer. Snell et al. 2022 (arXiv:2209.15189); Eyuboglu et al. 2
 
 import os
 import random
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,12 +22,14 @@ from foreword.config import DistillConfig, EncodingConfig, TrainConfig
 from foreword.data import encoding
 from foreword.data.encoding import Row
 from foreword.data.media_parts import Message
+from foreword.distillation.on_policy import OnPolicy, questions_of
 from foreword.distillation.teacher import Taught, targets_of, teach
 from foreword.errors import InputError, UnsupportedError
 from foreword.evaluation.forgetting import unrelated_text, windows
 from foreword.named_text import text_prompt
 from foreword.prompt.soft_prompt import SoftPrompt
-from foreword.training.loop import TrainEvent, train
+from foreword.training.loop import TrainEvent
+from foreword.training.seeds import SeedRun, train_seeds
 
 NUM_VIRTUAL = 64
 FOLDER = "teacher"
@@ -46,6 +49,10 @@ class Lesson:
         unrelated: rows of unrelated text that are not trained on.
         encoding: how rows are encoded behind the prompt.
         mass: the mean share of the teacher's probability that the kept ids hold.
+        num_kept: the mean number of ids that are kept at a token.
+        seconds: that it took to read the text once.
+        queries: those of `rows` and `held_out`.
+        config: how much is kept of the answers, and what is set aside.
     """
 
     text: SoftPrompt
@@ -55,6 +62,10 @@ class Lesson:
     unrelated: list[Row]
     encoding: EncodingConfig
     mass: float
+    num_kept: float = 0.0
+    seconds: float = 0.0
+    queries: tuple[chat.Text, ...] = ()
+    config: DistillConfig = DistillConfig()
 
 
 def prepare(
@@ -98,6 +109,9 @@ def prepare(
             f"the text has {whole.num_virtual_tokens} tokens, no more than --num-virtual-tokens "
             f"{num_virtual}: as it is, it is smaller and exact (foreword prompts add NAME --text)"
         )
+    started = time.perf_counter()
+    backbone.compile(whole)
+    seconds = time.perf_counter() - started
     taught = []
     place = None if folder is None else Path(folder) / FOLDER
     for one in teach(backbone, whole, queries, config, place):
@@ -110,12 +124,16 @@ def prepare(
         for number, (query, one) in enumerate(zip(queries, taught, strict=True), 1)
     ]
     rows, held_out = _set_aside(rows, config.held_out, seed)
-    count = round(config.unrelated_share * len(rows))
-    unrelated = _unrelated(backbone, count + NUM_UNRELATED, config.top_k)
-    trained, kept = unrelated[:count], unrelated[count:]
+    trained, kept = unrelated_rows(
+        backbone, round(config.unrelated_share * len(rows)), config.top_k, config.keep_mass
+    )
     mass = sum(one.target.mass for one in taught) / len(taught)
+    num_kept = sum(one.target.num_kept for one in taught) / len(taught)
     start = _first(backbone, whole, num_virtual)
-    return Lesson(whole, start, [*rows, *trained], held_out, kept, student, mass)
+    return Lesson(
+        whole, start, [*rows, *trained], held_out, kept, student, mass, num_kept, seconds,
+        tuple(queries), config,
+    )  # fmt: skip
 
 
 def distill(
@@ -132,18 +150,46 @@ def distill(
     `agreement` is the share of the teacher's tokens on held-out queries that greedy decoding would
     say, and `exact` that of whole answers. Takes and raises what `train` does.
     """
-    config = config or TrainConfig()
+    [run] = distill_seeds(
+        backbone, lesson, config or TrainConfig(), 1, folder=checkpoint, resume=resume
+    )
+    return run.events
+
+
+def distill_seeds(
+    backbone: Backbone,
+    lesson: Lesson,
+    config: TrainConfig,
+    count: int,
+    *,
+    folder: str | os.PathLike[str] | None = None,
+    resume: bool = False,
+) -> Iterator[SeedRun]:
+    """Yield the run of each of `count` seeds in turn, all from the same start and rows; see
+    `training.seeds.train_seeds`.
+    """
     config = replace(config, num_virtual_tokens=lesson.start.num_virtual_tokens)
-    return train(
+    return train_seeds(
         backbone,
         lesson.rows,
         config,
+        count,
         validation=lesson.held_out,
         encoding_config=lesson.encoding,
         initial=lesson.start,
-        checkpoint=checkpoint,
+        folder=folder,
         resume=resume,
+        source=lambda seed: _on_policy(backbone, lesson, seed),
     )
+
+
+def _on_policy(backbone: Backbone, lesson: Lesson, seed: int) -> OnPolicy | None:
+    """Return what makes the rows of the last steps, where some are the student's own."""
+    if not lesson.config.on_policy:
+        return None
+    teacher = chat.encoding_of(lesson.text)
+    questions = questions_of(backbone, lesson.queries, lesson.encoding, teacher)
+    return OnPolicy(backbone, backbone.compile(lesson.text), questions, lesson.config, seed)
 
 
 def _row(
@@ -182,13 +228,23 @@ def _set_aside(rows: list[Row], share: float, seed: int) -> tuple[list[Row], lis
     )
 
 
-def _unrelated(backbone: Backbone, count: int, top_k: int) -> list[Row]:
-    """Return rows of unrelated text, whose teacher is the model without any prompt."""
+def unrelated_rows(
+    backbone: Backbone, count: int, top_k: int, keep_mass: float = 0.0
+) -> tuple[list[Row], list[Row]]:
+    """Return rows of unrelated text, whose teacher is the model without any prompt: `count` to
+    train on, the same again where the text has fewer, and its last ones, which are not trained on.
+    """
     size = WINDOW + len(encoding.start_ids(backbone.tokenizer))
     whole = [row for row in windows(backbone, unrelated_text(), size) if len(row.input_ids) == size]
-    rows = whole[: max(count, 1)]
-    targets = [target for row in rows for target in targets_of(backbone, None, [row], top_k)]
-    return [replace(row, target=target) for row, target in zip(rows, targets, strict=True)]
+    kept = whole[-min(NUM_UNRELATED, len(whole) // 2 + 1) :]
+    trained = whole[: min(count, len(whole) - len(kept))]
+    found = [
+        replace(row, target=target)
+        for row in (*trained, *kept)
+        for target in targets_of(backbone, None, [row], top_k, keep_mass)
+    ]
+    trained, kept = found[: len(trained)], found[len(trained) :]
+    return [trained[index % len(trained)] for index in range(count if trained else 0)], kept
 
 
 def _first(backbone: Backbone, text: SoftPrompt, num_virtual: int) -> SoftPrompt:

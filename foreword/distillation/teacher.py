@@ -21,7 +21,7 @@ from foreword.backbone import Backbone
 from foreword.config import DistillConfig, EncodingConfig
 from foreword.data import batches
 from foreword.data.encoding import Row
-from foreword.data.target import Target
+from foreword.data.target import Target, joined, together
 from foreword.errors import ArtifactError, InputError
 from foreword.prompt.prefix import Prefix, no_prefixes, same_prefix
 from foreword.prompt.soft_prompt import SoftPrompt
@@ -30,6 +30,8 @@ from foreword.storage import replacing, storage_errors
 from foreword.training.loss import MAX_LOGITS
 
 KEY = "foreword_teacher"
+MOST = 16  # times --top-k ids that are kept at a token
+LOWEST = -100.0  # a log probability in nats below which nothing is told apart
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,24 +77,75 @@ def teach(
 
 
 def targets_of(
-    backbone: Backbone, prefix: Prefix | None, rows: Sequence[Row], top_k: int
+    backbone: Backbone,
+    prefix: Prefix | None,
+    rows: Sequence[Row],
+    top_k: int,
+    keep_mass: float = 0.0,
 ) -> list[Target]:
-    """Return what the model says behind a prefix at each label of each row."""
+    """Return what the model says behind a prefix at each label of each row: the `top_k` likeliest
+    ids, or more where they hold less of the probability than `keep_mass`.
+    """
     batch = batches.collate(rows, backbone.padding_id)
     start = no_prefixes(len(rows)) if prefix is None else same_prefix(prefix, len(rows))
     size = max(1, MAX_LOGITS // backbone.capabilities.vocab_size)
     with torch.no_grad():
         states, _, where = backbone.label_states(start, batch)
-        parts = [_likeliest(backbone, part, top_k) for part in states.split(size)]
-    ids, log_probabilities = (torch.cat(side).cpu() for side in zip(*parts, strict=True))
-    whole, where = Target(ids, log_probabilities), where.cpu()
-    return [whole.part((where == index).nonzero()[:, 0]) for index in range(len(rows))]
+        parts = [_likeliest(backbone, part, top_k, keep_mass) for part in states.split(size)]
+    return _of_rows(together(parts), where, len(rows))
 
 
-def _likeliest(backbone: Backbone, states: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
-    log_probabilities = backbone.head(states).float().log_softmax(-1)
-    best = log_probabilities.topk(min(top_k, log_probabilities.shape[-1]), dim=-1)
-    return best.indices, best.values
+def reverse_targets(
+    backbone: Backbone,
+    teacher: Prefix,
+    rows: Sequence[Row],
+    own: Sequence[Target],
+) -> list[Target]:
+    """Return how likely the teacher finds what a student finds likeliest.
+
+    Args:
+        backbone: the frozen model.
+        teacher: the whole text.
+        rows: as the teacher is asked them, with the student's answers as labels.
+        own: the student's likeliest ids at each label, as `targets_of` returns them behind its
+            prefix.
+
+    Returns:
+        Targets with a `log_rest`, whose divergence is the reverse one.
+    """
+    batch = batches.collate(rows, backbone.padding_id)
+    size = max(1, MAX_LOGITS // backbone.capabilities.vocab_size)
+    with torch.no_grad():
+        states, _, where = backbone.label_states(same_prefix(teacher, len(rows)), batch)
+        asked = joined(tuple(own), where)
+        assert asked is not None
+        found = []
+        for start, part in enumerate(states.split(size)):
+            wanted = asked.part(slice(start * size, (start + 1) * size))
+            whole = backbone.head(part).float().log_softmax(-1)
+            is_filler = wanted.log_probabilities == -torch.inf
+            values = whole.gather(-1, wanted.ids).clamp_min(LOWEST)
+            rest = whole.scatter(-1, wanted.ids, -torch.inf).logsumexp(-1).clamp_min(LOWEST)
+            found.append(Target(wanted.ids, values.masked_fill(is_filler, -torch.inf), rest))
+    return _of_rows(together(found), where, len(rows))
+
+
+def _of_rows(whole: Target, where: Tensor, count: int) -> list[Target]:
+    whole, where = whole.to(torch.device("cpu")), where.cpu()
+    return [whole.part((where == index).nonzero()[:, 0]) for index in range(count)]
+
+
+def _likeliest(backbone: Backbone, states: Tensor, top_k: int, keep_mass: float) -> Target:
+    whole = backbone.head(states).float().log_softmax(-1)
+    size = whole.shape[-1]
+    most = top_k if not keep_mass else max(top_k, min(MOST * top_k, size - 1))
+    best = whole.topk(min(most, size), dim=-1)
+    mass = best.values.exp()
+    is_kept = mass.cumsum(-1) - mass < keep_mass  # those before it hold too little
+    is_kept[:, :top_k] = True
+    width = int(is_kept.sum(-1).max()) if len(is_kept) else min(top_k, size)
+    ids = best.indices.where(is_kept, best.indices[:, :1])[:, :width]
+    return Target(ids, best.values.masked_fill(~is_kept, -torch.inf)[:, :width])
 
 
 def _answered(
@@ -109,7 +162,7 @@ def _answered(
         replace(row, input_ids=(*row.input_ids, *answer.ids), num_labels=len(answer.ids))
         for row, answer in zip(rows, answers, strict=True)
     ]
-    targets = targets_of(backbone, prefix, whole, config.top_k)
+    targets = targets_of(backbone, prefix, whole, config.top_k, config.keep_mass)
     return [
         Taught(row.input_ids[-row.num_labels :], target)
         for row, target in zip(whole, targets, strict=True)
@@ -126,7 +179,7 @@ def _key(
         str(backbone.dtype),
         str(encoding),
         json.dumps([query if isinstance(query, str) else list(query) for query in queries]),
-        f"{config.top_k} {config.answer_tokens} {config.answer_batch}",
+        f"{config.top_k} {config.keep_mass} {config.answer_tokens} {config.answer_batch}",
     ]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 

@@ -9,16 +9,18 @@ models or the values of prompts, and imports no torch.
 
 import contextlib
 import hashlib
+import itertools
 import os
 import re
 import shutil
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from foreword.errors import InputError, NotFoundError, StorageError
+from foreword.prompt import name_index
 from foreword.prompt.facts import open_regular, summary
 from foreword.prompt.peft_format import FILES
 from foreword.storage import replace, scratch_directory, storage_errors, sync
@@ -28,6 +30,7 @@ VERSION = re.compile(r"[0-9a-f]{16}")
 ASKED_VERSION = re.compile(r"[0-9a-f]{4,16}")
 LOCK_SECONDS = 60.0
 RECORD = ".foreword-scratch"
+MAX_SUGGESTED = 20  # names in an error
 BARE = "base"  # how metrics call the bare model
 # What Windows keeps for devices, whatever follows a dot.
 PORTS = {f"{port}{number}" for port in ("com", "lpt") for number in range(10)}
@@ -176,7 +179,7 @@ class Store:
         with self._writing() as scratch:
             if self._alias(name) is not None:
                 raise InputError(f"{name!r} is an alias; remove it first or choose another name")
-            self._check_new(name)
+            self._check_new(name, scratch)
             versions = self.directory / name / "versions"
             _refuse_links(self.directory / name, versions)
             new = scratch / "new"
@@ -213,6 +216,7 @@ class Store:
         with self._writing() as scratch:
             if not version and self._alias(name) is not None:
                 (self.directory / ".aliases" / name).unlink()
+                name_index.forget(self.directory, name)
                 return []
             _refuse_links(self.directory / name)
             gone = [self.resolve(reference)] if version else self.versions(name)
@@ -227,6 +231,7 @@ class Store:
                 known = [entry.version for entry in gone]
                 _refuse_others(self.directory / name / "versions", known)
                 os.rename(self.directory / name, scratch / "gone")
+                name_index.forget(self.directory, name)
                 return gone
             if self._current(name) == gone[0].version:
                 self._point(scratch, self.directory / name / "current", left[-1].version)
@@ -243,7 +248,7 @@ class Store:
         with self._writing() as scratch:
             if self.has(alias):
                 raise InputError(f"{alias!r} is a prompt's own name; choose another alias")
-            self._check_new(alias)
+            self._check_new(alias, scratch)
             target = check_name(split_reference(reference)[0])
             if self._alias(target) is not None:
                 raise InputError(f"{reference!r} is an alias itself; name a prompt")
@@ -289,25 +294,27 @@ class Store:
                     "seconds; try again"
                 ) from None
 
-    def _check_new(self, name: str) -> None:
-        """Refuse a new name that would be confused with another, here or on another system.
+    def _check_new(self, name: str, scratch: Path) -> None:
+        """Refuse a new name that would be confused with another, here or on another system, and
+        note its spelling; no more than a few files are read, however many names there are.
 
         Raises:
             InputError: it differs from a name or an alias in case alone, or it is reserved.
         """
         folders = (self.directory, self.directory / ".aliases")
-        if any(os.path.lexists(folder / name) for folder in folders):
-            known = {one for folder in folders for one in self._listed(folder)}
-            if name in known:
-                return
-        if name.partition(".")[0].lower() in DEVICES:
+        is_there = [os.path.lexists(folder / name) for folder in folders]
+        if not any(is_there) and name.partition(".")[0].lower() in DEVICES:
             raise InputError(f"{name!r} is a device on Windows; choose another name")
-        for folder in folders:
-            for other in self._listed(folder):
-                if other.lower() == name.lower():
-                    raise InputError(
-                        f"{name!r} differs from {other!r} in case alone; choose another name"
-                    )
+        name_index.prepare(self.directory, lambda: self._every(folders), scratch)
+        other = name_index.noted(self.directory, name)
+        if other is None and any(is_there):  # put there by hand, or under another case
+            same = [one for one in self._every(folders) if one.lower() == name.lower()]
+            other = name if name in same else next(iter(same), None)
+        if other == name:
+            return
+        if other is not None and any(os.path.lexists(folder / other) for folder in folders):
+            raise InputError(f"{name!r} differs from {other!r} in case alone; choose another name")
+        name_index.note(self.directory, name, scratch)
 
     def _point(self, scratch: Path, path: Path, word: str) -> None:
         """Replace a file of one word, whole and synced."""
@@ -337,11 +344,21 @@ class Store:
         return True
 
     def _listed(self, folder: Path) -> list[str]:
-        paths = folder.iterdir() if folder.is_dir() else ()
-        return [path.name for path in paths if NAME.fullmatch(path.name)]
+        names = os.listdir(folder) if folder.is_dir() else ()
+        return [name for name in names if NAME.fullmatch(name)]
+
+    def _every(self, folders: Iterable[Path]) -> list[str]:
+        return [name for folder in folders for name in self._listed(folder)]
 
     def _known(self) -> str:
-        return ", ".join(self.names()) or "none"
+        """Return the names in words, or some of them: a store may have thousands."""
+        if not self.directory.is_dir():
+            return ", ".join(self.names()) or "none"
+        with os.scandir(self.directory) as found:
+            known = (one.name for one in found if NAME.fullmatch(one.name) and self.has(one.name))
+            some = [*itertools.islice(known, MAX_SUGGESTED + 1)]
+        more = "others, " if len(some) > MAX_SUGGESTED else ""
+        return more + ", ".join(sorted(some[:MAX_SUGGESTED])) if some else "none"
 
 
 def check_free(name: str) -> None:

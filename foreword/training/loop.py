@@ -22,7 +22,7 @@ from foreword.training.checkpoint import STATE_FILE
 from foreword.training.methods.method import task_prompts
 from foreword.training.out_of_memory import step_that_fits
 from foreword.training.rows import AnyExample
-from foreword.training.run import Run
+from foreword.training.run import RowSource, Run
 from foreword.training.setup import one_run_in, prepare
 from foreword.training.state import TrainState
 from foreword.training.validation import Validation, validate
@@ -69,6 +69,7 @@ def train(
     initial: SoftPrompt | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
     resume: bool = False,
+    source: RowSource | None = None,
 ) -> Iterator[TrainEvent]:
     """Train a soft prompt, one event per optimizer step; the last event's `prompt` is the result.
 
@@ -86,6 +87,7 @@ def train(
             `config.save_every` says, at the end, and when the iterator is closed.
         resume: go on with the state in `checkpoint`, bit for bit; without one, begin. A finished
             run yields its last event again.
+        source: makes the rows of the last steps, as `distillation.on_policy` does.
 
     Raises:
         DataError: an example that cannot be encoded; names file and line.
@@ -108,6 +110,7 @@ def train(
             initial,
             folder / STATE_FILE if folder is not None else None,
             resume,
+            source,
         )
         return _held(lock.pop_all(), _steps(run, state, notices))
 
@@ -123,11 +126,12 @@ def _steps(run: Run, state: TrainState, notices: list[str]) -> Iterator[TrainEve
     if state.progress.is_finished:
         yield _event(run, state, math.nan, 0, tuple(notices), prompt=state.result())
     while not state.progress.is_finished:
-        point, rows = state.point_if_due(), run.rows_of(state.progress.step)
+        point = state.point_if_due()
         rate = run.rate_of(state.progress.step) * state.progress.rate_scale
         state.set_rate(rate)
         started = time.perf_counter()
         try:
+            rows = run.rows_behind(state.prompt, state.progress.step)
             loss, norm = step_that_fits(run, state, rows, notices)  # 1. the step
             state.record(loss, rate, time.perf_counter() - started)
             guards.check_level(state.history.losses, state.progress.good_level)

@@ -82,8 +82,15 @@ def _score(
 def divergence(logits: Tensor, target: Target) -> Tensor:
     """Return the Kullback-Leibler divergence of a model from its teacher at each label, in nats.
 
-    The teacher's kept ids count one by one, and all other ids as one: a lower bound of the whole
-    divergence, and 0 only where both agree on the kept ids.
+    The kept ids K count one by one, and all other ids as one: a lower bound of the whole
+    divergence, and 0 only where both agree on the kept ids. With the teacher's probabilities p and
+    the model's q, p_rest and q_rest those of all ids outside K:
+
+        forward, K the teacher's:  sum_K p log(p / q) + p_rest log(p_rest / q_rest)
+        reverse, K the model's:    sum_K q log(q / p) + q_rest log(q_rest / p_rest)
+
+    The reverse one is that of on-policy context distillation (OPCD, arXiv:2602.12275), taken at
+    labels whose target has a `log_rest`.
 
     Args:
         logits: of the model, `[N, V]`.
@@ -91,11 +98,20 @@ def divergence(logits: Tensor, target: Target) -> Tensor:
     """
     log_whole = logits.logsumexp(-1)
     kept = logits.gather(-1, target.ids) - log_whole[:, None]
-    log_taught = target.log_probabilities.to(logits.dtype)
-    taught = log_taught.exp()
-    found = (taught * (log_taught - kept)).sum(-1)
-    if target.ids.shape[-1] >= logits.shape[-1]:
+    taught = target.log_probabilities.to(logits.dtype)
+    is_kept = taught > -torch.inf
+    p, taught = taught.exp(), taught.masked_fill(~is_kept, 0)
+    log_rest = None
+    if target.ids.shape[-1] < logits.shape[-1]:
+        log_rest = logits.scatter(-1, target.ids, -torch.inf).logsumexp(-1) - log_whole
+    found = (p * (taught - kept)).sum(-1)
+    if log_rest is not None:
+        rest = (1 - p.sum(-1)).clamp_min(0)
+        found = found + torch.xlogy(rest, rest) - rest * log_rest
+    if target.log_rest is None:
         return found
-    rest = (1 - taught.sum(-1)).clamp_min(0)
-    log_rest = logits.scatter(-1, target.ids, -torch.inf).logsumexp(-1) - log_whole
-    return found + torch.xlogy(rest, rest) - rest * log_rest
+    theirs = target.log_rest.to(logits.dtype)
+    reverse = (kept.exp() * is_kept * (kept - taught)).sum(-1)
+    if log_rest is not None:
+        reverse = reverse + log_rest.exp() * (log_rest - theirs.nan_to_num())
+    return torch.where(theirs.isnan(), found, reverse)

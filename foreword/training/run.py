@@ -5,11 +5,11 @@ as functions of its number. Holds nothing that changes and computes no gradient.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from transformers import get_cosine_schedule_with_warmup
@@ -18,7 +18,23 @@ from foreword.backbone import Backbone
 from foreword.config import TrainConfig
 from foreword.data.batches import epoch_order
 from foreword.data.encoding import Row
+from foreword.prompt.soft_prompt import SoftPrompt
 from foreword.training.distributed import Ranks
+
+
+class RowSource(Protocol):
+    """Rows that depend on the prompt as it is, for the last share of a run's steps."""
+
+    @property
+    def share(self) -> float:
+        """The share of the steps."""
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What a run that goes on must have in common, as plain data."""
+
+    def rows(self, prompt: SoftPrompt, rows: Sequence[Row], step: int, ranks: Ranks) -> list[Row]:
+        """Return what a step takes instead of its rows: a function of what is given."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,6 +49,7 @@ class Run:
         ranks: the processes that share the work.
         identity: what a run that goes on must have in common with this one.
         file: where the training state is written; None: nowhere.
+        source: makes the rows of the last steps; None: they are as those before.
     """
 
     backbone: Backbone
@@ -42,6 +59,7 @@ class Run:
     ranks: Ranks
     identity: dict[str, Any]
     file: Path | None = None
+    source: RowSource | None = None
     _epoch: dict[int, list[list[Row]]] = field(default_factory=dict)  # the one in progress
 
     @property
@@ -80,6 +98,13 @@ class Run:
             self._epoch.clear()
             self._epoch[epoch] = epoch_order(self.rows, size, self.config.seed, epoch)
         return self._epoch[epoch][position]
+
+    def rows_behind(self, prompt: SoftPrompt, step: int) -> list[Row]:
+        """Return the rows after `step` steps, made by the source where it is its turn."""
+        rows = self.rows_of(step)
+        if self.source is None or step < self.num_steps - round(self.source.share * self.num_steps):
+            return rows
+        return self.source.rows(prompt, rows, step, self.ranks)
 
     def rate_of(self, step: int) -> float:
         """Return the scheduled learning rate after `step` steps."""

@@ -6,7 +6,7 @@ deviation of what validation said, and the best prompt, which knows them.
 
 import os
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from foreword.prompt.soft_prompt import SoftPrompt
 from foreword.training.checkpoint import STATE_FILE, read_state
 from foreword.training.loop import TrainEvent, train
 from foreword.training.rows import AnyExample
+from foreword.training.run import RowSource
 
 MOST_SEEDS = 1000
 
@@ -65,11 +66,13 @@ def train_seeds(
     initial: SoftPrompt | None = None,
     folder: str | os.PathLike[str] | None = None,
     resume: bool = False,
+    source: Callable[[int], RowSource | None] = lambda seed: None,
 ) -> Iterator[SeedRun]:
     """Yield the run of each seed in turn; the next one begins when it is asked for.
 
-    Takes what `train` takes, `count` as the number of seeds and `folder` for `checkpoint`, and
-    raises what `train` raises. `spread` compares the prompts that the runs end with.
+    Takes what `train` takes, `count` as the number of seeds, `folder` for `checkpoint` and the
+    `source` of each seed, and raises what `train` raises. `spread` compares the prompts that the
+    runs end with.
     """
     for one in seeds_of(config, count):
         place = folder_of(folder, one.seed, count)
@@ -83,6 +86,7 @@ def train_seeds(
             initial=initial,
             checkpoint=place,
             resume=resume,
+            source=source(one.seed),
         )
         yield SeedRun(one.seed, one, place, after, events)
 

@@ -25,9 +25,10 @@ from foreword.training.facts import describe, run_identity
 from foreword.training.gradient_checkpointing import with_gradient_checkpointing
 from foreword.training.packing import packed_decoder
 from foreword.training.rows import AnyExample, check_tasks, encode_rows, overlap
-from foreword.training.run import Run
+from foreword.training.run import RowSource, Run
 from foreword.training.state import TrainState
 
+SOURCE = "the source of rows"  # of a run's identity
 LOCK_FILE = ".training_state.lock"
 
 
@@ -54,6 +55,7 @@ def prepare(
     initial: SoftPrompt | None,
     file: Path | None,
     resume: bool,
+    source: RowSource | None = None,
 ) -> tuple[Run, TrainState, list[str]]:
     """Return a run, the state that its next step starts from, and what there is to say of it.
 
@@ -87,8 +89,14 @@ def prepare(
         config, said = start.with_start(backbone, config, rows, held_out)
     config = start.with_rate(backbone, config)
     identity = run_identity(backbone, rows, held_out, config, encoding_config, initial, ranks.size)
+    identity[SOURCE] = source.identity if source is not None else None
     backbone = for_training(backbone, config, ranks)
-    run = Run(backbone, rows, held_out, config, ranks, identity, file)
+    run = Run(backbone, rows, held_out, config, ranks, identity, file, source)
+    if source is not None and fsdp.is_asked_for():
+        raise InputError(
+            "--on-policy generates answers of different lengths in each process, and a sharded "
+            "base needs all in step: leave it out, or run without sharding"
+        )
     if stored is not None:
         stored.check(identity)
     run, chosen = _with_rate(run, stored, initial, said)

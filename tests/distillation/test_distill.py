@@ -29,7 +29,7 @@ QUERIES: list[Any] = [
     [{"role": "user", "content": f"{word} {number}?"}]
     for number, word in enumerate(["lamp", "door", "cat", "sofa", "red", "blue", "Ann", "sleep"])
 ]
-CONFIG = DistillConfig(top_k=8, answer_tokens=6, answer_batch=3, held_out=0.25)
+CONFIG = DistillConfig(top_k=8, keep_mass=0.0, answer_tokens=6, answer_batch=3, held_out=0.25)
 TRAIN = TrainConfig(num_steps=6, batch_size=4, learning_rate=0.02, eval_every=3)
 
 

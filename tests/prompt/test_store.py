@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -423,6 +424,55 @@ def test_a_name_that_differs_in_case_alone_is_refused(store: Store, tmp_path: Pa
                 add(name)
     store.add("home", saved(tmp_path / "b", 2))
     assert store.names() == ["home"]
+
+
+def test_a_name_is_added_without_a_list_of_all(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = saved(tmp_path / "a")
+    store.add("home", source)
+    listed: list[str] = []
+    real = os.listdir, os.scandir
+    monkeypatch.setattr(os, "listdir", lambda path: listed.append(str(path)) or real[0](path))
+    monkeypatch.setattr(os, "scandir", lambda path: listed.append(str(path)) or real[1](path))
+    for name in ("other", "home"):
+        store.add(name, source)
+    store.alias("third", "home")
+    assert not {*listed} & {str(store.directory), str(store.directory / ".aliases")}
+    with pytest.raises(InputError, match="in case alone"):
+        store.add("THIRD", source)
+
+
+def test_a_store_from_before_the_index_of_names_gets_one(store: Store, tmp_path: Path) -> None:
+    source = saved(tmp_path / "a")
+    store.add("home", source)
+    store.alias("Other", "home")
+    shutil.rmtree(store.directory / ".names")
+    for name in ("HOME", "other"):
+        with pytest.raises(InputError, match="in case alone"):
+            store.add(name, source)
+    assert store.add("home", source) == store.resolve("home")
+
+
+def test_a_name_is_free_again_once_it_is_removed_whatever_its_case(
+    store: Store, tmp_path: Path
+) -> None:
+    source = saved(tmp_path / "a")
+    store.add("home", source)
+    store.remove("home")
+    store.add("Home", source)
+    shutil.rmtree(store.directory / "Home")  # not by the store: what was noted is not believed
+    store.add("HOME", source)
+    assert store.names() == ["HOME"]
+
+
+def test_an_error_names_a_few_of_many_prompts(store: Store, tmp_path: Path) -> None:
+    for number in range(30):
+        (store.directory / f"p{number}" / "versions").mkdir(parents=True)
+        (store.directory / f"p{number}" / "current").write_text("0" * 16)
+    with pytest.raises(NotFoundError, match="others, ") as found:
+        store.resolve("missing")
+    assert str(found.value).count(", p") < 30
 
 
 LOOKALIKES = ["h\u043eme", "home\u200b", "\u212aey", "home@x", "home ", "ho\tme"]

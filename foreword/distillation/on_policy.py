@@ -1,0 +1,160 @@
+"""On-policy distillation: a student learns from its own samples, scored by the teacher.
+
+In: the rows of a step and the prompt as it is. Out: the same questions with answers that the model
+behind the prompt has drawn, and what the model behind the whole text says of the student's
+likeliest ids there; their loss is the reverse divergence (`training.loss.divergence`). With x a
+question, c the whole text, s the prompt and y ~ q(. | s, x) a sample, a step lessens
+
+    sum over t of KL( q(. | s, x, y_<t) || p(. | c, x, y_<t) )
+
+without a gradient through the drawing of y (OPCD, arXiv:2602.12275). Takes no step.
+"""
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from foreword import chat
+from foreword.backbone import Backbone
+from foreword.config import DistillConfig, EncodingConfig
+from foreword.data.encoding import Row
+from foreword.distillation.teacher import reverse_targets, targets_of
+from foreword.prompt.prefix import Prefix
+from foreword.prompt.soft_prompt import SoftPrompt
+from foreword.training.distributed import Ranks
+
+STRIDE = 1 << 20  # between the seeds of two steps: more than there are processes
+
+
+@dataclass(frozen=True)
+class Asked:
+    """How the teacher is asked a question, and which ids end an answer."""
+
+    ids: tuple[int, ...]
+    stop_ids: list[int]
+
+
+@dataclass(frozen=True, eq=False)
+class OnPolicy:
+    """A source of rows that the student itself has answered.
+
+    Attributes:
+        backbone: the frozen model.
+        teacher: the whole text.
+        questions: how the teacher is asked, by the ids of what the student is asked.
+        config: how much of an answer is drawn and kept, and in which share of the steps.
+        seed: of what is drawn.
+    """
+
+    backbone: Backbone
+    teacher: Prefix
+    questions: Mapping[tuple[int, ...], Asked]
+    config: DistillConfig
+    seed: int
+
+    @property
+    def share(self) -> float:
+        """The share of the run's steps, its last ones, that take these rows."""
+        return self.config.on_policy
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What a run that goes on must have in common with the one that began."""
+        config = self.config
+        names = ("on_policy", "top_k", "keep_mass", "answer_tokens", "answer_batch")
+        return {name: getattr(config, name) for name in names} | {"seed": self.seed}
+
+    def rows(self, prompt: SoftPrompt, rows: Sequence[Row], step: int, ranks: Ranks) -> list[Row]:
+        """Return the rows of a step with the student's own answers; those that ask nothing stay.
+
+        The same prompt, rows and step draw the same answers. Each process draws those of its share
+        and tells the others; the targets of theirs it does not need.
+        """
+        size = self.config.answer_batch
+        mine = [
+            index
+            for index in range(ranks.rank, len(rows), ranks.size)
+            if _question(rows[index]) in self.questions
+        ]
+        found: dict[int, Row] = {}
+        prefix = self.backbone.compile(prompt.detached())
+        with _seeded(self.seed + STRIDE * (step + 1) + ranks.rank, self.backbone.device):
+            for start in range(0, len(mine), size):
+                part = mine[start : start + size]
+                answered = self._answered(prefix, [rows[index] for index in part])
+                found |= dict(zip(part, answered, strict=True))
+        if ranks.size > 1:
+            found = self._shared(found, rows, ranks)
+        return [found.get(index, row) for index, row in enumerate(rows)]
+
+    def _answered(self, prefix: Prefix, rows: Sequence[Row]) -> list[Row]:
+        """Return questions with answers that are drawn behind a prefix, and their targets."""
+        config, backbone = self.config, self.backbone
+        asked = [self.questions[_question(row)] for row in rows]
+        answers = chat.answer_rows(
+            backbone,
+            prefix,
+            [replace(row, input_ids=_question(row), num_labels=1, target=None) for row in rows],
+            [one.stop_ids for one in asked],
+            max_new_tokens=config.answer_tokens,
+            do_sample=True,
+            temperature=1.0,
+        )
+        drawn = [answer.ids for answer in answers]
+        own = [_with_answer(row, ids) for row, ids in zip(rows, drawn, strict=True)]
+        theirs = [Row.from_ids(one.ids, ids) for one, ids in zip(asked, drawn, strict=True)]
+        likeliest = targets_of(backbone, prefix, own, config.top_k, config.keep_mass)
+        targets = reverse_targets(backbone, self.teacher, theirs, likeliest)
+        return [replace(row, target=one) for row, one in zip(own, targets, strict=True)]
+
+    def _shared(self, found: dict[int, Row], rows: Sequence[Row], ranks: Ranks) -> dict[int, Row]:
+        """Let every process know the answers of all."""
+        table = torch.zeros(len(rows), self.config.answer_tokens + 1, dtype=torch.float64)
+        for index, row in found.items():
+            answer = torch.tensor(row.input_ids[-row.num_labels :], dtype=torch.float64)
+            table[index, 0] = row.num_labels
+            table[index, 1 : row.num_labels + 1] = answer
+        ranks.add_up([table])
+        lines = [[int(value) for value in line] for line in table.tolist()]
+        others = {
+            index: _with_answer(rows[index], tuple(line[1 : line[0] + 1]))
+            for index, line in enumerate(lines)
+            if line[0] and index not in found
+        }
+        return found | others
+
+
+def questions_of(
+    backbone: Backbone,
+    queries: Sequence[chat.Text],
+    student: EncodingConfig,
+    teacher: EncodingConfig,
+) -> dict[tuple[int, ...], Asked]:
+    """Return how the teacher is asked each query, by the ids of what the student is asked."""
+    return {
+        tuple(chat.encode(backbone, query, student)[0]): Asked(
+            tuple(chat.encode(backbone, query, teacher)[0]),
+            chat.end_tokens(backbone, query, student),
+        )
+        for query in queries
+    }
+
+
+def _question(row: Row) -> tuple[int, ...]:
+    return row.input_ids[: -row.num_labels]
+
+
+def _with_answer(row: Row, ids: tuple[int, ...]) -> Row:
+    return replace(row, input_ids=(*_question(row), *ids), num_labels=len(ids), target=None)
+
+
+@contextlib.contextmanager
+def _seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Draw from a seed of one's own, and leave the process's numbers as they were."""
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices):
+        torch.manual_seed(seed)
+        yield
