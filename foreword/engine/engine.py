@@ -44,18 +44,12 @@ class Engine:
                 f"{backbone.capabilities.model_type}: models with an encoder are not served; call "
                 "Backbone.generate"
             )
-<<<<<<< HEAD
-        self.backbone, self.limits = backbone, limits or EngineLimits()
+        self.backbone = backbone
+        self.limits = limits or EngineLimits()
         self.kv_cache = KVCache(backbone.capabilities.layers, self.limits)
         self.prefix_cache = PrefixCache(
             self.limits.max_state_bytes, is_whole=backbone.capabilities.is_recurrent
         )
-=======
-        self.backbone = backbone
-        self.limits = limits or EngineLimits()
-        self.kv_cache = KVCache(backbone.capabilities.num_layers, self.limits)
-        self.prefix_cache = PrefixCache(self.limits.max_state_bytes)
->>>>>>> main
         self.scheduler = Scheduler(backbone.capabilities, self.limits)
         self.runner = ModelRunner(backbone, self.kv_cache)
         # In the order of their rows of the KV cache: those that decode come first.
