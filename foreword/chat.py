@@ -15,7 +15,7 @@ from transformers import StoppingCriteria, TextIteratorStreamer
 from foreword.backbone import Backbone
 from foreword.config import EncodingConfig
 from foreword.data import batches, encoding, held_text
-from foreword.data.chat_template import ChatTemplate
+from foreword.data.chat_template import ChatTemplate, Tools
 from foreword.data.media_parts import Message
 from foreword.data.processor import Media
 from foreword.data.tokenizer_facts import differences
@@ -116,20 +116,23 @@ def answers(
     texts: Sequence[Text],
     config: EncodingConfig | None = None,
     *,
+    tools: Sequence[Tools] = (),
     batch_size: int = 32,
     max_new_tokens: int = 128,
     **options: Any,
 ) -> Iterator[Answer]:
     """Answer texts in left-padded batches, in order, with the likeliest ids unless `options` of
-    `generate` say otherwise.
+    `generate` say otherwise; `tools` are shown to each text its own, or to none.
     """
     check_template(backbone, prompt)
     config = config or encoding_of(prompt)
     prefix = backbone.compile(prompt) if isinstance(prompt, SoftPrompt) else prompt
     for start in range(0, len(texts), batch_size):
         part = texts[start : start + batch_size]
-        rows = [encode_row(backbone, text, config) for text in part]
-        stop_ids = [end_tokens(backbone, text, config) for text in part]
+        shown = list(tools[start : start + batch_size]) if tools else [()] * len(part)
+        pairs = list(zip(part, shown, strict=True))
+        rows = [encode_row(backbone, text, config, own) for text, own in pairs]
+        stop_ids = [end_tokens(backbone, text, config, own) for text, own in pairs]
         yield from answer_rows(
             backbone, prefix, rows, stop_ids, max_new_tokens=max_new_tokens, **options
         )
@@ -245,9 +248,14 @@ def chosen(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def encode(
-    backbone: Backbone, text: Text, config: EncodingConfig, max_tokens: int | None = None
+    backbone: Backbone,
+    text: Text,
+    config: EncodingConfig,
+    max_tokens: int | None = None,
+    tools: Tools = (),
 ) -> tuple[list[int], Media | None]:
-    """Return the ids of a text before its answer, and the images and sounds between them.
+    """Return the ids of a text before its answer, and the images and sounds between them; the chat
+    template shows the tools.
 
     Raises:
         InputError: the backbone has no tokenizer, or no processor for media; a text that has
@@ -260,6 +268,7 @@ def encode(
         backbone.tokenizer,
         config,
         backbone.processor,
+        tools=tools,
         is_closed=backbone.reads_apart,
         max_tokens=max_tokens,
     )
@@ -270,26 +279,33 @@ def encode_begun(
     turns: Sequence[Message],
     config: EncodingConfig,
     max_tokens: int | None = None,
+    tools: Tools = (),
 ) -> list[int]:
     """Return the ids of a conversation whose last turn is an answer that has begun.
 
     Raises:
         InputError: a text that has certainly more than `max_tokens`. DataError: no such turn.
     """
-    return encoding.encode_begun(turns, backbone.tokenizer, config, max_tokens=max_tokens)
+    return encoding.encode_begun(
+        turns, backbone.tokenizer, config, tools=tools, max_tokens=max_tokens
+    )
 
 
-def encode_row(backbone: Backbone, text: Text, config: EncodingConfig) -> encoding.Row:
+def encode_row(
+    backbone: Backbone, text: Text, config: EncodingConfig, tools: Tools = ()
+) -> encoding.Row:
     """Return a text before its answer as a row."""
-    ids, media = encode(backbone, text, config)
+    ids, media = encode(backbone, text, config, tools=tools)
     row = encoding.Row(tuple(ids), 1, "prompt", media)
     backbone.check_row(row)
     return row
 
 
-def end_tokens(backbone: Backbone, text: Text, config: EncodingConfig) -> list[int]:
+def end_tokens(
+    backbone: Backbone, text: Text, config: EncodingConfig, tools: Tools = ()
+) -> list[int]:
     """Return the ids that end an answer: the encoding's own and the model's."""
-    own = encoding.end_ids(text, backbone.tokenizer, config, backbone.processor)[-1:]
+    own = encoding.end_ids(text, backbone.tokenizer, config, backbone.processor, tools)[-1:]
     known = backbone.model.generation_config.eos_token_id
     model_ends = known if isinstance(known, list) else [known]
     return list(dict.fromkeys([*own, *(end for end in model_ends if end is not None)]))

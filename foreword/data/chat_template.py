@@ -276,7 +276,7 @@ def _call(call: dict[str, Any], number: int) -> dict[str, Any]:
     function = call.get("function", call)
     arguments = function.get("arguments") if isinstance(function, dict) else None
     if not isinstance(arguments, str):
-        return call
+        return _with_arguments(call, arguments)
     try:
         parsed = STRICT.decode(arguments or "{}")
     except (ValueError, RecursionError) as error:
@@ -289,6 +289,14 @@ def _call(call: dict[str, Any], number: int) -> dict[str, Any]:
             f"message {number}: expected the arguments of a call as an object, found "
             f"{arguments!r:.60}"
         )
-    if "function" in call:
-        return {**call, "function": {**function, "arguments": parsed}}
-    return {**call, "arguments": parsed}
+    return _with_arguments(call, parsed)
+
+
+def _with_arguments(call: dict[str, Any], arguments: Any) -> dict[str, Any]:
+    """Return a call with the name before the arguments, as answers are read that call tools."""
+    function = call.get("function", call)
+    if not isinstance(function, dict) or "arguments" not in function:
+        return call
+    named = {key: function[key] for key in ("name",) if key in function}
+    ordered = named | {"arguments": arguments} | {**function, "arguments": arguments}
+    return {**call, "function": ordered} if "function" in call else ordered

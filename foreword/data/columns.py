@@ -17,10 +17,10 @@ from foreword.data.media_parts import Message
 from foreword.data.readers import kind_of
 from foreword.data.turns import (
     answers_to_learn,
+    described,
     native,
     read_turns,
     text_in,
-    without_nulls,
 )
 from foreword.errors import DataError
 
@@ -340,10 +340,9 @@ def _tools(columns: _Columns) -> tuple[dict[str, Any], ...]:
             f"expected a list of objects in column {name!r}, found {kind_of(value)}: describe each "
             "tool as an object"
         )
-    tools = [without_nulls(tool) for tool in value]
     if name == "functions":
-        tools = [{"type": "function", "function": tool} for tool in tools]
-    return tuple(tools)
+        value = [{"type": "function", "function": tool} for tool in value]
+    return tuple(map(described, value))
 
 
 def _parsed(value: Any, name: str) -> Any:

@@ -8,7 +8,7 @@ spells is plain text. Knows no model and no virtual tokens.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -117,6 +117,7 @@ def encode_begun(
     tokenizer: "PreTrainedTokenizerBase",
     config: EncodingConfig,
     *,
+    tools: Tools = (),
     max_tokens: int | None = None,
 ) -> list[int]:
     """The ids of a conversation that ends with the beginning of an answer, which is to go on: those
@@ -131,7 +132,7 @@ def encode_begun(
     if media_parts.has_media(turns):
         raise DataError("an answer that has begun cannot go on beside images or sounds")
     *asked, last = turns
-    text, said = RowText(tokenizer, config), message_text(last)
+    text, said = RowText(tokenizer, config, tools=tools), message_text(last)
     whole = text.whole(asked)
     before = text.before(whole)
     begun = text.answer(Example(whole, said), said, before)
@@ -236,9 +237,18 @@ def _added_ids(tokenizer: "PreTrainedTokenizerBase") -> tuple[list[int], list[in
     return whole[:start], whole[start + len(plain) :]
 
 
-def decode(ids: Sequence[int], tokenizer: "PreTrainedTokenizerBase") -> str:
-    """The text of generated ids, without special tokens."""
-    text = tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+def decode(
+    ids: Sequence[int], tokenizer: "PreTrainedTokenizerBase", kept: Collection[int] = ()
+) -> str:
+    """The text of generated ids, without special tokens but for those that are kept."""
+    has_kept = not frozenset(kept).isdisjoint(ids)
+    if has_kept:
+        added = tokenizer.added_tokens_decoder
+        special = {one for one, token in added.items() if token.special} - {*kept}
+        ids = [one for one in ids if one not in special]
+    text = tokenizer.decode(
+        list(ids), skip_special_tokens=not has_kept, clean_up_tokenization_spaces=False
+    )
     assert isinstance(text, str)
     return text
 

@@ -103,6 +103,24 @@ def without_nulls(value: Any) -> Any:
     return value
 
 
+def described(tool: dict[str, Any]) -> dict[str, Any]:
+    """Return the description of a tool as a chat template is given it, whoever wrote it: without
+    nulls, its keys in OpenAI's order, and without what a server alone is told: `strict`.
+    """
+    tool = without_nulls(tool)
+    function = tool.get("function")
+    if not isinstance(function, dict):
+        return tool
+    ordered = _first(function, "name", "description", "parameters")
+    ordered.pop("strict", None)
+    return _first(tool, "type") | {"function": ordered}
+
+
+def _first(value: dict[str, Any], *names: str) -> dict[str, Any]:
+    """Return an object with some of its keys before the others."""
+    return {name: value[name] for name in names if name in value} | value
+
+
 def native(value: Any) -> Any:
     """Return a value as JSON has it, at every depth, where numpy, pandas or a tuple holds it; the
     numbers of an image or a sound stay in their array.

@@ -56,14 +56,18 @@ class TextStream:
     Args:
         tokenizer: what the ids are of.
         stop: strings at which the answer ends, without them; the first to end counts.
-        keeps_special: whether special tokens are part of the text.
+        keeps_special: whether special tokens are part of the text, or the ids of those that are.
 
     Attributes:
         is_stopped: whether a stop string came; nothing follows then.
     """
 
     def __init__(
-        self, tokenizer: Any, stop: Sequence[str] = (), *, keeps_special: bool = False
+        self,
+        tokenizer: Any,
+        stop: Sequence[str] = (),
+        *,
+        keeps_special: bool | frozenset[int] = False,
     ) -> None:
         texts = token_texts(tokenizer, keeps_special)
         self._decoder = ByteDecoder(texts) if texts.is_byte_level else WindowDecoder(texts)

@@ -27,6 +27,7 @@ from foreword.server.fields import (
     small_map,
     text_or_list,
 )
+from foreword.server.tools import Calls, ToolChoice, Tools, check_tools
 
 MAX_LOGPROBS = 20
 
@@ -157,24 +158,36 @@ Content = Annotated[
 
 
 class ChatMessage(Strict):
-    """One turn; a refused answer has its `refusal` in place of content."""
+    """One turn; a refused answer has its `refusal` in place of content, one that calls tools may
+    have none.
+    """
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: Content | None = None
     name: str | None = Field(None, max_length=200)
     refusal: Text | None = None
+    tool_calls: Calls | None = None
+    tool_call_id: str | None = Field(None, max_length=200)
 
     @model_validator(mode="after")
     def _says_something(self) -> "ChatMessage":
         if self.refusal is not None and (self.role != "assistant" or self.content is not None):
             raise ValueError("refusal is for a turn of the assistant without content")
-        if self.content is None and self.refusal is None:
+        if self.tool_calls and (self.role != "assistant" or self.refusal is not None):
+            raise ValueError("tool_calls are for a turn of the assistant without a refusal")
+        if self.tool_call_id is not None and self.role != "tool":
+            raise ValueError(f"tool_call_id is for a turn of role 'tool', not {self.role!r}")
+        if self.content is None and self.refusal is None and not self.tool_calls:
             raise ValueError(f"content is missing: a turn of role {self.role!r} needs it")
         return self
 
     def turn(self) -> dict[str, Any]:
         """Return the turn as plain data; a refusal is its text."""
         plain = self.model_dump(exclude_none=True, exclude={"refusal"})
+        if self.tool_calls is not None and not self.tool_calls:
+            del plain["tool_calls"]  # templates ask whether there are calls by the key alone
+        if self.tool_calls:
+            plain.setdefault("content", "")
         return plain if self.refusal is None else plain | {"content": self.refusal}
 
 
@@ -191,6 +204,9 @@ class ChatRequest(Common):
     store: bool | None = None
     metadata: Metadata | None = None
     service_tier: str | None = Field(None, max_length=64)
+    tools: Tools | None = None
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool = False
 
@@ -205,6 +221,7 @@ class ChatRequest(Common):
             )
         if self.top_logprobs is not None and not self.logprobs:
             raise ValueError("top_logprobs needs logprobs: true")
+        check_tools(self.tools, self.tool_choice)
         return self
 
     @property

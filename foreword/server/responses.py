@@ -13,6 +13,8 @@ from foreword.engine.sampling import Choice
 from foreword.server.detokenizer import Place, TextStream
 from foreword.server.streaming import Piece, StreamedAnswer
 from foreword.server.token_texts import TokenTexts, token_texts
+from foreword.server.tool_answers import CallsOfAnswers
+from foreword.server.tool_use import ToolUse
 
 
 @dataclass(frozen=True)
@@ -58,12 +60,16 @@ def usage(answers: Sequence[StreamedAnswer], copies: int) -> dict[str, Any]:
 
 
 class ChatFormatter:
-    """Formats chat answers."""
+    """Formats chat answers; with tools, what calls one is told as a call and not as text."""
 
     prefix, whole, part = "chatcmpl-", "chat.completion", "chat.completion.chunk"
 
-    def __init__(self, model: str, tokenizer: Any, copies: int) -> None:
-        self.texts, self.copies = token_texts(tokenizer), copies
+    def __init__(
+        self, model: str, tokenizer: Any, copies: int, tools: ToolUse | None = None
+    ) -> None:
+        self.kept = frozenset(tools.kept) if tools is not None else frozenset()
+        self.texts, self.copies = token_texts(tokenizer, self.kept), copies
+        self._calls = CallsOfAnswers(tools)
         self.head = {
             "id": self.prefix + uuid.uuid4().hex,
             "created": int(time.time()),
@@ -80,20 +86,25 @@ class ChatFormatter:
         }
         return {**self.head, "object": self.part, "choices": [choice]}
 
-    def chunk(self, piece: Piece, logprobs: bool) -> dict[str, Any] | None:
-        """Return a chunk; None where there is nothing to send."""
+    def chunks(self, piece: Piece, logprobs: bool) -> list[dict[str, Any]]:
+        """Return chunks, or none where there is nothing to send: one with the text, two for each
+        call, and the end of an answer behind its calls in one of its own.
+        """
         answer = piece.answer
-        if not piece.text and not answer.finish_reason and not (logprobs and piece.choices):
-            return None
-        choice = {
-            "index": answer.index,
-            "delta": {"content": piece.text} if piece.text else {},
-            "logprobs": self._logprobs(piece.choices, piece.places)
-            if logprobs and piece.choices
-            else None,
-            "finish_reason": answer.finish_reason,
-        }
-        return {**self.head, "object": self.part, "choices": [choice]}
+        deltas = self._calls.deltas(answer.index, piece.text, bool(answer.finish_reason))
+        told = self._logprobs(piece.choices, piece.places) if logprobs and piece.choices else None
+        has_calls = bool(deltas) and "tool_calls" in deltas[-1]
+        if not deltas and told is None and not answer.finish_reason:
+            return []
+        if not deltas or (has_calls and answer.finish_reason):
+            deltas.append({})
+        choices: list[dict[str, Any]] = [
+            {"index": answer.index, "delta": delta, "logprobs": None, "finish_reason": None}
+            for delta in deltas
+        ]
+        choices[0]["logprobs"] = told
+        choices[-1]["finish_reason"] = self._calls.reason(answer.index, answer.finish_reason)
+        return [{**self.head, "object": self.part, "choices": [choice]} for choice in choices]
 
     def usage_chunk(self, answers: Sequence[StreamedAnswer]) -> dict[str, Any]:
         """Return the last chunk of a stream, with its usage."""
@@ -111,9 +122,14 @@ class ChatFormatter:
         choices = [
             {
                 "index": one.answer.index,
-                "message": {"role": "assistant", "content": one.text, "refusal": None},
+                "message": {
+                    "role": "assistant",
+                    "content": None,
+                    "refusal": None,
+                    **self._calls.message(one.answer.index, one.text),
+                },
                 "logprobs": self._logprobs(one.choices, one.places) if logprobs else None,
-                "finish_reason": one.answer.finish_reason,
+                "finish_reason": self._calls.reason(one.answer.index, one.answer.finish_reason),
             }
             for one in _wholes(answers, pieces)
         ]
@@ -146,6 +162,7 @@ class CompletionFormatter:
     """Formats plain completions; with `echo`, the prompt and its logprobs come first."""
 
     prefix, whole = "cmpl-", "text_completion"
+    kept: frozenset[int] = frozenset()
 
     def __init__(
         self, model: str, tokenizer: Any, copies: int, echoed: Sequence[str] | None
@@ -164,17 +181,17 @@ class CompletionFormatter:
         """Return nothing: a completion begins with its text."""
         return None
 
-    def chunk(self, piece: Piece, logprobs: bool) -> dict[str, Any] | None:
-        """Return a chunk; None where there is nothing to send."""
+    def chunks(self, piece: Piece, logprobs: bool) -> list[dict[str, Any]]:
+        """Return a chunk, or none where there is nothing to send."""
         answer = piece.answer
         is_first = self.echoed is not None and answer.index not in self._begun
         self._begun.add(answer.index)
         text = self._echo(answer) + piece.text if is_first else piece.text
         has_logprobs = logprobs and (is_first or bool(piece.choices))
         if not text and not answer.finish_reason and not has_logprobs:
-            return None
+            return []
         found = self._logprobs(answer, piece.choices, piece.places, is_first) if logprobs else None
-        return {**self.head, "choices": [self._choice(answer, text, found)]}
+        return [{**self.head, "choices": [self._choice(answer, text, found)]}]
 
     def usage_chunk(self, answers: Sequence[StreamedAnswer]) -> dict[str, Any]:
         """Return the last chunk of a stream, with its usage."""

@@ -34,6 +34,7 @@ from foreword.server.protocol import (
 from foreword.server.responses import ChatFormatter, CompletionFormatter
 from foreword.server.serving import Encoded, check_choices, reply, requests_of
 from foreword.server.state import AppState, note, state_of
+from foreword.server.tool_use import ToolUse, check_begun, tool_use
 
 LONG_TEXT = 32_768  # characters: longer ones take the tokenizer tens of milliseconds
 PAGE = Path(__file__).parent / "page"
@@ -48,17 +49,22 @@ async def chat_completions(body: ChatRequest, http: Request) -> Response:
     served = await state.encode(lambda: state.catalog.find(body.model), deadline)
     check_choices(state, body, 1)
 
-    def encode(backbone: Backbone) -> list[request.Request]:
-        ids, media, stop_ids = _encoded(backbone, state, served, body)
+    def encode(backbone: Backbone) -> tuple[list[request.Request], ToolUse | None]:
+        schema = body.response_format.schema_to_follow if body.response_format else None
+        use = tool_use(backbone, served.encoding, body, schema)
+        check_begun(use, body.continue_final_message)
+        ids, media, stop_ids = _encoded(backbone, state, served, body, use)
         limit = body.max_completion_tokens
         limit = limit if limit is not None else body.max_tokens
         if limit is None:
             left = room(state, served) - len(ids)
             limit = max(1, min(left, state.config.default_max_tokens))
-        return requests_of(state, body, served, [(ids, media)], [stop_ids], limit)
+        grammar = use.grammar if use is not None else None
+        requests = requests_of(state, body, served, [(ids, media)], [stop_ids], limit, grammar)
+        return requests, use
 
-    requests = await state.encode_with(encode, _is_slow(body.messages), deadline)
-    formatter = ChatFormatter(served.name, state.backbone.tokenizer, body.n)
+    requests, use = await state.encode_with(encode, _is_slow(body.messages), deadline)
+    formatter = ChatFormatter(served.name, state.backbone.tokenizer, body.n, use)
     return await reply(http, body, served, requests, formatter, deadline)
 
 
@@ -209,7 +215,11 @@ def room(state: AppState, served: ServedModel) -> int:
 
 
 def _encoded(
-    backbone: Backbone, state: AppState, served: ServedModel, body: ChatRequest
+    backbone: Backbone,
+    state: AppState,
+    served: ServedModel,
+    body: ChatRequest,
+    use: ToolUse | None,
 ) -> tuple[list[int], Media | None, list[int]]:
     """Return a conversation's ids, its media, and the ids that end its answer."""
     messages = _loaded(backbone, state.config, body.messages)
@@ -217,8 +227,9 @@ def _encoded(
     if body.continue_final_message:
         ids = chat.encode_begun(backbone, messages, served.encoding, longest)
         return ids, None, chat.end_tokens(backbone, messages[:-1], served.encoding)
-    ids, media = chat.encode(backbone, messages, served.encoding, longest)
-    return ids, media, chat.end_tokens(backbone, messages, served.encoding)
+    tools = use.shown if use is not None else ()
+    ids, media = chat.encode(backbone, messages, served.encoding, longest, tools)
+    return ids, media, chat.end_tokens(backbone, messages, served.encoding, tools)
 
 
 def _is_slow(messages: Sequence[ChatMessage]) -> bool:
@@ -231,6 +242,7 @@ def _is_slow(messages: Sequence[ChatMessage]) -> bool:
             size += sum(len(part.text or "") for part in message.content)
         else:
             size += len(message.content or message.refusal or "")
+        size += sum(len(call.function.arguments) for call in message.tool_calls or [])
     return size > LONG_TEXT
 
 

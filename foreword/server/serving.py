@@ -44,8 +44,11 @@ def requests_of(
     encoded: Sequence[Encoded],
     stop_ids: Sequence[Sequence[int]],
     limit: int,
+    grammar: str | None = None,
 ) -> list[request.Request]:
-    """Return the engine's requests: each prompt `n` times, each with the ids that end it."""
+    """Return the engine's requests: each prompt `n` times, each with the ids that end it, and held
+    to a grammar or else to the schema of `response_format`.
+    """
     schema = body.response_format.schema_to_follow if body.response_format else None
     has_echo = isinstance(body, CompletionRequest) and body.echo
     settings = [body.sampling(index) for index in range(len(encoded) * body.n)]
@@ -65,9 +68,12 @@ def requests_of(
     ]
     for one in requests:
         state.worker.engine.check(one)
-    if schema is None:
+    if grammar is not None:
+        constraint = state.grammars.of_tools(grammar)
+    elif schema is not None:
+        constraint = state.grammars.constraint(schema)
+    else:
         return requests
-    constraint = state.grammars.constraint(schema)
     return [replace(one, constraint=constraint.copy()) for one in requests]
 
 
@@ -87,6 +93,7 @@ async def reply(
         body.stops,
         state.config.request_seconds,
         deadline=deadline,
+        kept=formatter.kept,
     )
     started = time.perf_counter()
     answers.submit(requests)

@@ -35,8 +35,8 @@ async def events(
                 yield _event(opening)
         async with contextlib.aclosing(answers.pieces()) as pieces:  # type: ignore[type-var]
             async for piece in pieces:
-                if event := await _chunk(formatter, piece, has_logprobs):
-                    yield event
+                if told := await _chunks(formatter, piece, has_logprobs):
+                    yield told
         if has_usage:
             yield _event(formatter.usage_chunk(answers.answers))
     except ForewordError as error:
@@ -45,10 +45,9 @@ async def events(
     yield "data: [DONE]\n\n"
 
 
-async def _chunk(formatter: Formatter, piece: Piece, has_logprobs: bool) -> str | None:
-    def write() -> str | None:
-        chunk = formatter.chunk(piece, has_logprobs)
-        return _event(chunk) if chunk is not None else None
+async def _chunks(formatter: Formatter, piece: Piece, has_logprobs: bool) -> str:
+    def write() -> str:
+        return "".join(map(_event, formatter.chunks(piece, has_logprobs)))
 
     # The first one may hold the logprobs of a whole prompt, and one that ends a run of tokens whose
     # text was not certain holds theirs: others must not wait for them.

@@ -65,6 +65,7 @@ class Answers:
         stop: strings at which an answer ends.
         seconds: after these the call ends with an error.
         deadline: when they are over, by the event loop's clock; None counts from `pieces` on.
+        kept: special tokens that are part of the text.
     """
 
     worker: Worker
@@ -74,6 +75,7 @@ class Answers:
     answers: list[StreamedAnswer] = field(default_factory=list)
     first_token_at: float | None = None
     deadline: float | None = None
+    kept: frozenset[int] = frozenset()
     _queue: "asyncio.Queue[tuple[int, Choice | None, str | None]]" = field(
         default_factory=asyncio.Queue
     )
@@ -91,7 +93,11 @@ class Answers:
         ]
         for index, handle in enumerate(self.worker.submit_all(listened)):
             self.answers.append(
-                StreamedAnswer(index, handle, TextStream(self.tokenizer, self.stop))
+                StreamedAnswer(
+                    index,
+                    handle,
+                    TextStream(self.tokenizer, self.stop, keeps_special=self.kept),
+                )
             )
 
     def cancel(self) -> None:

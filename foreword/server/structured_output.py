@@ -1,11 +1,12 @@
 """Structured output: from a JSON schema to the ids that may come next, through llguidance.
 
-In: the schema of `response_format`. Out: a constraint for one request. A schema that cannot be
-followed is refused before the request begins. Knows no model.
+In: the schema of `response_format`, or the grammar of calls of tools. Out: a constraint for one
+request. A schema that cannot be followed is refused before the request begins. Knows no model.
 """
 
 import json
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -22,12 +23,12 @@ FORM: Any = {"whitespace_flexible": False, "key_separator": ": ", "item_separato
 class JsonConstraint:
     """The state of one answer in a grammar."""
 
-    def __init__(self, matcher: Any, num_ids: int) -> None:
-        self._matcher, self._num_ids = matcher, num_ids
+    def __init__(self, matcher: Any, num_ids: int, field: str) -> None:
+        self._matcher, self._num_ids, self._field = matcher, num_ids, field
 
     def copy(self) -> "JsonConstraint":
         """Return the same state for another answer, without reading the schema again."""
-        return JsonConstraint(self._matcher.deep_copy(), self._num_ids)
+        return JsonConstraint(self._matcher.deep_copy(), self._num_ids, self._field)
 
     def allowed(self) -> Tensor:
         """Return the ids that may come next, bool `[V]`."""
@@ -47,7 +48,7 @@ class JsonConstraint:
         if self._matcher.is_error():
             reason = str(self._matcher.get_error()).partition("<state>")[0]
             raise InputError(
-                f"response_format: the schema cannot be followed ({_line(reason)}): make it simpler"
+                f"{self._field}: the schema cannot be followed ({_line(reason)}): make it simpler"
             )
 
 
@@ -72,18 +73,34 @@ class Grammars:
         """
         from llguidance import LLMatcher
 
-        text = json.dumps(schema)
+        def read(text: str) -> str:
+            return str(LLMatcher.grammar_from_json_schema(text, defaults=FORM))
+
+        return self._made("response_format", json.dumps(schema), read)
+
+    def of_tools(self, grammar: str) -> JsonConstraint:
+        """Return a constraint to the grammar of an answer that may call tools.
+
+        Raises:
+            InputError: schemas that are too large, or that cannot be followed.
+        """
+        from llguidance import LLMatcher
+
+        return self._made("tools", grammar, LLMatcher.grammar_from_lark)
+
+    def _made(self, field: str, text: str, read: Callable[[str], str]) -> JsonConstraint:
+        from llguidance import LLMatcher
+
         if len(text) > MAX_SCHEMA_BYTES:
-            raise InputError(f"response_format: a schema of more than {MAX_SCHEMA_BYTES} bytes")
+            raise InputError(f"{field}: a schema of more than {MAX_SCHEMA_BYTES} bytes")
         try:
-            grammar = LLMatcher.grammar_from_json_schema(text, defaults=FORM)
             tokenizer = self._analyse()
-            matcher = LLMatcher(tokenizer, grammar, log_level=0)
+            matcher = LLMatcher(tokenizer, read(text), log_level=0)
         except Exception as error:
-            raise InputError(f"response_format: {_line(error)}") from None
+            raise InputError(f"{field}: {_line(error)}") from None
         if matcher.is_error():
-            raise InputError(f"response_format: {_line(matcher.get_error())}")
-        return JsonConstraint(matcher, tokenizer.vocab_size)
+            raise InputError(f"{field}: {_line(matcher.get_error())}")
+        return JsonConstraint(matcher, tokenizer.vocab_size, field)
 
     def _analyse(self) -> Any:
         from llguidance.hf import from_tokenizer

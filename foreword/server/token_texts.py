@@ -16,18 +16,20 @@ class TokenTexts:
 
     Args:
         tokenizer: of transformers; anything that decodes ids will do, at a higher price.
-        keeps_special: whether special tokens are part of a text.
+        keeps_special: whether special tokens are part of a text, or the ids of those that are.
 
     Attributes:
         is_byte_level: a token is bytes, and a text is the bytes of its tokens as UTF-8.
     """
 
-    def __init__(self, tokenizer: Any, keeps_special: bool = False) -> None:
-        self._tokenizer, self._keeps_special = tokenizer, keeps_special
+    def __init__(self, tokenizer: Any, keeps_special: bool | frozenset[int] = False) -> None:
+        self._tokenizer, self._keeps_special = tokenizer, bool(keeps_special)
         kinds = set(_decoder_kinds(tokenizer))
         self.is_byte_level = kinds == {"ByteLevel"}
         self._has_fallback = "ByteFallback" in kinds
-        self._special = _special_ids(tokenizer)
+        special = _special_ids(tokenizer)
+        kept = special if keeps_special is True else keeps_special or frozenset()
+        self._hidden = special - kept
         self._bytes: dict[tuple[int, bool], bytes] = {}
         self._texts: dict[tuple[int, bool], str] = {}
         self._names: dict[tuple[int, bool], str] = {}
@@ -45,7 +47,7 @@ class TokenTexts:
 
     def is_hidden(self, token_id: int) -> bool:
         """Return whether a token is no part of a text: special, or not of the vocabulary."""
-        if not self._keeps_special and token_id in self._special:
+        if token_id in self._hidden:
             return True
         return self._can_name and self._token(token_id) is None
 
@@ -133,7 +135,7 @@ _HEX = frozenset("0123456789abcdefABCDEF")
 
 
 @lru_cache(maxsize=8)
-def token_texts(tokenizer: Any, keeps_special: bool = False) -> TokenTexts:
+def token_texts(tokenizer: Any, keeps_special: bool | frozenset[int] = False) -> TokenTexts:
     """Return the tokens of a tokenizer, the same ones each time."""
     return TokenTexts(tokenizer, keeps_special)
 

@@ -48,9 +48,10 @@ def streamed(formatter: Any, pieces: list[Piece]) -> tuple[str, dict[str, list[A
     """Return the chunks of a completion, joined."""
     text, joined = "", {}
     for piece in pieces:
-        chunk = formatter.chunk(piece, True)
-        if chunk is None:
+        chunks = formatter.chunks(piece, True)
+        if not chunks:
             continue
+        [chunk] = chunks
         choice = chunk["choices"][0]
         text += choice["text"]
         for key, values in choice["logprobs"].items():
@@ -176,7 +177,7 @@ def test_a_long_run_of_tokens_is_not_written_on_the_event_loop(
 
     monkeypatch.setattr(asyncio, "to_thread", apart)
     formatter = ChatFormatter("m", FALLBACK, 1)
-    written = [asyncio.run(sse._chunk(formatter, piece, True)) for piece in pieces[1:]]
+    written = [asyncio.run(sse._chunks(formatter, piece, True)) for piece in pieces[1:]]
     assert json.loads(str(written[-1])[6:])["choices"][0]["logprobs"]["content"][199]
     assert in_threads == [1]
 

@@ -325,7 +325,8 @@ def test_what_cannot_be_served_is_refused_with_a_reason(
             "image_url",
         ),
         ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "needs text"),
-        ({"tools": []}, "tools"),
+        ({"tools": [{"type": "retrieval"}]}, "tools"),
+        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "template shows no calls"),
         ({"top_logprobs": 3}, "logprobs"),
     ],
 )

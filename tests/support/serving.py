@@ -16,14 +16,15 @@ from foreword import Backbone, EncodingConfig, SoftPrompt
 from foreword.chat import encode
 from foreword.config import ServeConfig
 from foreword.data.encoding import decode
-from foreword.prompt.history import History
+from foreword.prompt.history import History, ValidationPoint
 from foreword.prompt.store import Store
 from foreword.server.server import Server
 
 TOKENIZER = tiny_tokenizer()
 VOCAB = len(TOKENIZER)
 END = TOKENIZER.eos_token_id
-CURVE = History([4 - step / 100 for step in range(100)], [0.1] * 100, [(50, 3.8, 0), (100, 3.2, 0)])
+POINTS = [ValidationPoint(50, 3.8, 0), ValidationPoint(100, 3.2, 0)]
+CURVE = History([4 - step / 100 for step in range(100)], [0.1] * 100, POINTS)
 
 
 def tiny_backbone(family: str = "llama") -> Backbone:

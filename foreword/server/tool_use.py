@@ -1,0 +1,138 @@
+"""Tool use: how one request's tools are shown, which calls its answers may hold, how they are read.
+
+In: a validated request, and how rows of the model that it names are encoded. Out: descriptions for
+the chat template, the grammar that an answer is held to, and a reader of answers. A template that
+shows no tools, or whose calls cannot be read, is refused by name. Knows no HTTP and no engine.
+"""
+
+import secrets
+import string
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from foreword.backbone import Backbone
+from foreword.config import EncodingConfig
+from foreword.data.call_format import call_format
+from foreword.data.call_reader import CallReader, ToolCall
+from foreword.errors import InputError
+from foreword.server.tool_grammar import CallableTool, call_grammar
+from foreword.server.tools import NamedTool, Tool
+
+_LETTERS = string.ascii_letters + string.digits
+
+
+class AnswerReader(Protocol):
+    """Reads the calls out of one answer as it comes."""
+
+    def put(self, text: str) -> list[str | ToolCall]:
+        """Take text; return what is certain now."""
+
+    def end(self) -> list[str | ToolCall]:
+        """Return what was held back, now that nothing follows."""
+
+
+class ToolRequest(Protocol):
+    """What a request says of tools."""
+
+    @property
+    def tools(self) -> list[Tool] | None:
+        """That it describes."""
+
+    @property
+    def tool_choice(self) -> str | NamedTool | None:
+        """Which of them is to be called."""
+
+    @property
+    def parallel_tool_calls(self) -> bool | None:
+        """Whether several calls may be in one answer."""
+
+
+@dataclass(frozen=True)
+class ToolUse:
+    """The tools of one request.
+
+    Attributes:
+        shown: their descriptions, for the chat template.
+        grammar: what an answer is held to, as text for llguidance; None: nothing.
+        kept: special tokens that are part of calls, by their ids.
+        reader: makes a reader for one answer.
+    """
+
+    shown: tuple[dict[str, Any], ...]
+    grammar: str | None
+    kept: Mapping[int, str]
+    reader: Callable[[], AnswerReader]
+
+
+def tool_use(
+    backbone: Backbone,
+    config: EncodingConfig,
+    body: ToolRequest,
+    text_schema: Mapping[str, Any] | None = None,
+) -> ToolUse | None:
+    """Return how a request uses tools; None where it has none, or is to call none.
+
+    Args:
+        backbone: with a tokenizer.
+        config: how rows of the model are encoded.
+        body: the request.
+        text_schema: what an answer without calls follows; None: any text.
+
+    Raises:
+        InputError: a template that shows no tools, or no calls that can be read.
+    """
+    choice, tools = body.tool_choice or "auto", body.tools or []
+    if not tools or choice == "none":
+        return None
+    form = call_format(backbone.tokenizer, config)
+    callable_ = [
+        CallableTool(tool.function.name, tool.function.schema_to_follow)
+        for tool in tools
+        if not isinstance(choice, NamedTool) or tool.function.name == choice.function.name
+    ]
+    kept = form.special_tokens(backbone.tokenizer)
+    names = frozenset(tool.name for tool in callable_)
+    is_forced = choice != "auto"
+    has_one = isinstance(choice, NamedTool) or body.parallel_tool_calls is False
+    is_held = is_forced or has_one or any(tool.function.strict for tool in tools)
+    grammar = None
+    if is_held or text_schema is not None:
+        grammar = call_grammar(
+            form, callable_, kept, is_forced=is_forced, has_one=has_one, text_schema=text_schema
+        )
+    shown = tuple(tool.shown() for tool in tools)
+    return ToolUse(shown, grammar, kept, lambda: CallReader(form, names))
+
+
+def check_begun(use: ToolUse | None, is_begun: bool) -> None:
+    """Refuse tools for an answer that has begun: half a call in it would not be read.
+
+    Raises:
+        InputError: says so.
+    """
+    if use is not None and is_begun:
+        raise InputError(
+            "tools: an answer that goes on from continue_final_message is not read as calls: leave "
+            'one out, or give tool_choice "none"'
+        )
+
+
+def call_id() -> str:
+    """Return an id for a call: nine letters and digits, which is what every template takes."""
+    return "".join(secrets.choice(_LETTERS) for _ in range(9))
+
+
+def as_message(call: ToolCall) -> dict[str, Any]:
+    """Return a call as OpenAI's API writes it."""
+    return {
+        "id": call.id or call_id(),
+        "type": "function",
+        "function": {"name": call.name, "arguments": call.arguments_text},
+    }
+
+
+def split(events: Sequence[str | ToolCall]) -> tuple[str, list[ToolCall]]:
+    """Return the text of what was read, and the calls."""
+    text = "".join(one for one in events if isinstance(one, str))
+    return text, [one for one in events if isinstance(one, ToolCall)]
