@@ -205,6 +205,7 @@ def main() -> None:
     logging.disable_progress_bar()
     backbone = Backbone.load(arguments.model)
     if len(arguments.prompts) > 1:
+        many_prompts.clock = clock
         sizes, requests = sorted(arguments.prompts), requests_for(backbone, arguments)
         found = many_prompts.measure(backbone, sizes, requests, arguments.virtual_tokens)
         print(many_prompts.table(found))
