@@ -60,8 +60,8 @@ def command(
         raise InputError("--unrelated says what a prompt forgets: give --prompt, or leave it out")
     check_held_out(data)
     whole = distill.text_given(context, None) if context is not None else None
-    read = distill.read_queries(data, columns)[: config.limit] if context is not None else []
-    queries = [query.asked for query in read]
+    given = distill.read_queries(data, columns)[: config.limit] if context is not None else []
+    queries = [query.asked for query in given]
     try:
         examples = read_examples(data, columns, say=options.note)[: config.limit]
     except DataError as error:
