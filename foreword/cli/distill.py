@@ -7,7 +7,7 @@ training state. Computes no score itself.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -22,6 +22,7 @@ from foreword.errors import InputError
 if TYPE_CHECKING:
     from foreword.backbone import Backbone
     from foreword.distillation.distill import Lesson
+    from foreword.distillation.queries import Query
     from foreword.prompt.soft_prompt import SoftPrompt
     from foreword.training.distributed import Ranks
     from foreword.training.loop import TrainEvent
@@ -138,7 +139,7 @@ def text_given(context: str | None, instruction: str | None) -> str:
     return options.text_of(f"@{str(context).removeprefix('@')}", "--context")
 
 
-def read_queries(data: str, columns: DataConfig) -> list[Any]:
+def read_queries(data: str, columns: DataConfig) -> "list[Query]":
     """Return what each row of a data file asks, with its answer if it has one."""
     from foreword.data.readers import read_rows
     from foreword.distillation.queries import from_row
@@ -149,7 +150,7 @@ def read_queries(data: str, columns: DataConfig) -> list[Any]:
 def _prepared(
     backbone: "Backbone",
     text: str,
-    queries: list[Any] | None,
+    queries: "list[Query] | None",
     training: TrainConfig,
     config: DistillConfig,
     output: str,
