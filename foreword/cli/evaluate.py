@@ -53,7 +53,8 @@ def command(
         raise InputError("--unrelated says what a prompt forgets: give --prompt, or leave it out")
     check_held_out(data)
     examples = read_examples(data, columns, say=options.note)[: config.limit]
-    choice = choose(config.metrics, [example.completion for example in examples])
+    has_calls = any((example.answer or {}).get("tool_calls") for example in examples)
+    choice = choose(config.metrics, [example.completion for example in examples], has_calls)
     if predictions:
         read = (data, options.file_of(instruction), unrelated)
         comparison.check_predictions(predictions, choice.metrics, *read)
@@ -62,9 +63,10 @@ def command(
     if unrelated not in (None, "none"):
         text = options.text_of(f"@{unrelated}", "--unrelated")
     backbone, soft_prompt = options.load(model, prompt)
-    asked = [Subject("bare model")]
+    rows = comparison.rows_of_bare(soft_prompt, examples)
+    asked = [Subject("bare model", encoding=rows)]
     if written is not None:
-        asked.append(Subject("instruction", instruction=written))
+        asked.append(Subject("instruction", instruction=written, encoding=rows))
     if context is not None:
         whole = distill.text_given(context, None)
         asked.append(Subject("whole text", prompt=text_prompt(backbone, whole)))
