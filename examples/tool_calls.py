@@ -78,7 +78,8 @@ def main(num_steps: int = CONFIG.num_steps or 0, num_test: int = 48) -> None:
         hub.resolve(MODEL, progress=status.update)
         backbone = Backbone.load(MODEL)
         status.update("expanding the grammar of home commands")
-        commands = home_commands(1200, min(48, num_test), num_test, intents=FEW_INTENTS)
+        num_train = min(1200, CONFIG.batch_size * num_steps)
+        commands = home_commands(num_train, min(48, num_test), num_test, intents=FEW_INTENTS)
     splits = {"train": commands.train, "validation": commands.validation, "test": commands.test}
     FOLDER.mkdir(parents=True, exist_ok=True)
     for name, rows in splits.items():

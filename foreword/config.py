@@ -497,7 +497,7 @@ class DistillConfig:
 
     top_k: int = option(20, "likeliest ids of the teacher that are kept at each token of an answer")
     keep_mass: float = option(
-        0.99,
+        0.9,
         "where --top-k ids hold less of the teacher's probability than this share, keep more, at "
         "most 16 times as many; 0: never",
     )
@@ -632,7 +632,11 @@ class ServeConfig:
     )
     drain_seconds: float = option(30.0, "time that running requests get to end at SIGTERM")
     chunk_tokens: int = option(256, "tokens of prompts read between two decoding steps")
-    batch_tokens: int = option(65536, "tokens of all running requests that memory is kept for")
+    batch_tokens: int | None = option(
+        None,
+        "tokens of all running requests that memory is kept for; default: 65536, or 16384 with "
+        "--engine llama.cpp, which takes that memory at once",
+    )
     cache_bytes: int = option(
         1_000_000_000, "memory for the states of prompts and conversations, in bytes"
     )

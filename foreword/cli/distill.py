@@ -4,16 +4,18 @@ In: a text, a data file of queries. Out: a prompt's directory, with the teacher'
 training state. Computes no score itself.
 """
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from foreword.cli import options, run_file
+from foreword.cli import distill_report, options, run_file
 from foreword.cli.conclusion import where_it_goes_on
 from foreword.cli.progress import Stop
 from foreword.cli.run_output import claimed
-from foreword.cli.train import attend
+from foreword.cli.train import attend, folders_of, keep_best
 from foreword.config import DataConfig, DistillConfig, TrainConfig
 from foreword.errors import InputError
 
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
     from foreword.backbone import Backbone
     from foreword.distillation.distill import Lesson
     from foreword.prompt.soft_prompt import SoftPrompt
+    from foreword.training.distributed import Ranks
+    from foreword.training.loop import TrainEvent
 
 Context = Annotated[
     str | None, typer.Option(help="file of the text that the prompt is to stand for")
@@ -47,28 +51,61 @@ def command(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="begin anew in an --output that holds a run")
     ] = False,
+    seeds: Annotated[
+        int, typer.Option(help="runs, each from the next seed; the best by validation is kept")
+    ] = 1,
 ) -> None:
     """Train a small prompt to say what the model says with a whole text before the query.
 
     Example: foreword distill --context handbook.md --data queries.jsonl --output handbook
     """
-    from foreword.training import distributed
+    from foreword.training import distributed, fsdp
 
     text = text_given(context, instruction)
     ranks, stop = distributed.join(), Stop()
-    with claimed(output, [Path(output)], resume=resume, overwrite=overwrite, is_main=ranks.is_main):
+    options.speak(ranks.is_main)
+    _check_held_out(config, training, seeds)
+    with claimed(
+        output,
+        folders_of(output, training, seeds),
+        resume=resume,
+        overwrite=overwrite,
+        is_main=ranks.is_main,
+    ):
         queries = read_queries(data, columns)
-        backbone, _ = options.load(model, None)
-        lesson = _prepared(backbone, text, queries, training, config, output)
-        if resume:
-            options.errors.print(where_it_goes_on(output, _saved_step(output)))
+        # What is spread over the processes is loaded beside them first, and moved layer by layer.
+        backbone, _ = options.load(model, None, device="cpu" if fsdp.is_asked_for() else "auto")
+        lesson = _prepared(backbone, text, queries, training, config, output, data, ranks)
         if ranks.is_main:
             run_file.write(Path(output))
-        prompt = _run(backbone, lesson, training, output, resume, stop, ranks)
-        if prompt is not None:
-            _conclude(backbone, lesson, prompt, output)
-    if stop.signal:
-        raise typer.Exit(128 + stop.signal)
+        _run(backbone, lesson, Given(training, output, resume, seeds), stop, ranks)
+    code = 128 + stop.signal if stop.signal else 0
+    if ranks.size > 1:
+        distributed.leave(ranks)
+        options.end_at_once(code)
+    if code:
+        raise typer.Exit(code)
+
+
+@dataclass(frozen=True)
+class Given:
+    """What the command line asks of the runs of `foreword distill`, its rows apart."""
+
+    training: TrainConfig
+    output: str
+    resume: bool
+    seeds: int
+
+
+def _check_held_out(config: DistillConfig, training: TrainConfig, seeds: int) -> None:
+    """Refuse what counts validations where no query is held out.
+
+    Raises:
+        InputError: names the option.
+    """
+    for name, is_set in (("--seeds", seeds > 1), ("--patience", training.patience > 0)):
+        if is_set and not config.held_out:
+            raise InputError(f"{name} goes by held-out queries: give --held-out above 0")
 
 
 def text_given(context: str | None, instruction: str | None) -> str:
@@ -99,10 +136,11 @@ def _prepared(
     training: TrainConfig,
     config: DistillConfig,
     output: str,
+    data: str,
+    ranks: "Ranks",
 ) -> "Lesson":
     """Let the teacher answer, and say what that came to."""
     from foreword.distillation.distill import NUM_VIRTUAL, prepare
-    from foreword.training.validation import validate
 
     with options.errors.status("reading the text") as status:
         count = 0
@@ -122,67 +160,48 @@ def _prepared(
             folder=output,
             on_answer=on_answer,
         )
-    options.output.print(
-        f"{lesson.text.num_virtual_tokens} tokens of text, read once; {len(queries)} queries, "
-        f"answered behind it; the {config.top_k} likeliest ids hold {lesson.mass:.1%} of the "
-        "probability"
-    )
-    if lesson.held_out:
-        found = validate(backbone, lesson.start, lesson.held_out)
-        options.output.print(
-            f"start: the first {lesson.start.num_virtual_tokens} tokens; on {len(lesson.held_out)} "
-            f"held-out queries {_shown(found)}"
-        )
+    distill_report.show_start(backbone, lesson, data, ranks)
     return lesson
 
 
 def _run(
     backbone: "Backbone",
     lesson: "Lesson",
-    training: TrainConfig,
-    output: str,
-    resume: bool,
+    given: "Given",
     stop: Stop,
-    ranks: Any,
-) -> "SoftPrompt | None":
+    ranks: "Ranks",
+) -> None:
+    """Train from every seed, keep the best of several, and say what came of it."""
     from foreword.cli.conclusion import conclude
-    from foreword.distillation.distill import distill
+    from foreword.cli.progress import save
+    from foreword.distillation.distill import distill_seeds
 
-    events = distill(backbone, lesson, training, checkpoint=output, resume=resume)
-    last = attend(events, output, stop, ranks, None)
-    if stop.signal:
-        conclude(last, output, stop)
-    return None if stop.signal or last is None else last.prompt
-
-
-def _conclude(backbone: "Backbone", lesson: "Lesson", prompt: "SoftPrompt", output: str) -> None:
-    """Say how close the prompt comes to the text, what it changes elsewhere, and what to type."""
-    from shlex import quote
-
-    from foreword.training.validation import validate
-
-    for name, rows in (("held-out queries", lesson.held_out), ("unrelated text", lesson.unrelated)):
-        if rows:
-            found = validate(backbone, prompt, rows)
-            said = _shown(found) if rows is lesson.held_out else f"divergence {found.loss:.3f}"
-            options.output.print(f"{name}: {said}")
-    long, short = lesson.text.num_virtual_tokens, prompt.num_virtual_tokens
-    options.output.print(
-        f"{short} virtual tokens for {long}, {long / short:.1f} times fewer; saved to {output}\n\n"
-        f"try it:   foreword chat --prompt {quote(output)}\n"
-        f"serve:    foreword prompts add NAME {quote(output)}\n"
-        f"measure:  foreword eval --prompt {quote(output)} --context FILE --data FILE"
-    )
+    results: dict[int, TrainEvent] = {}
+    for one in distill_seeds(
+        backbone, lesson, given.training, given.seeds, folder=given.output, resume=given.resume
+    ):
+        place = str(one.folder)
+        if given.seeds > 1:
+            options.output.print(f"seed {one.seed}:")
+        if given.resume:
+            options.errors.print(where_it_goes_on(place, one.resumed_after))
+        last = attend(one.events, place, stop, ranks, None)
+        if stop.signal or last is None or last.prompt is None:
+            if ranks.is_main:
+                conclude(last, place, stop)
+            return
+        results[one.seed] = last
+    if given.seeds > 1 and ranks.is_main:
+        keep_best(results, given.output)
+    [best] = best_of(results)
+    prompt = distill_report.show_end(backbone, lesson, best, given.output, ranks)
+    if ranks.is_main:
+        save(prompt, {}, given.output)
 
 
-def _shown(found: Any) -> str:
-    return (
-        f"{found.agreement:.1%} of the teacher's tokens, {found.exact:.1%} of whole answers, "
-        f"divergence {found.loss:.3f}"
-    )
+def best_of(results: "Mapping[int, TrainEvent]") -> "list[SoftPrompt]":
+    """Return the best prompt by validation of several seeds, or the only one."""
+    from foreword.training.seeds import spread
 
-
-def _saved_step(output: str) -> int | None:
-    from foreword.training.seeds import saved_step
-
-    return saved_step(Path(output))
+    prompts = {seed: event.prompt for seed, event in results.items() if event.prompt is not None}
+    return list(prompts.values()) if len(prompts) == 1 else [spread(prompts).best]

@@ -4,19 +4,24 @@ In: a prompt, a data file. Out: tables or JSON, and where asked for a file of pr
 no score itself.
 """
 
-from typing import TYPE_CHECKING, Annotated
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.progress import Progress
 
-from foreword.cli import comparison, distill, options
+from foreword.cli import agreement, comparison, distill, options
 from foreword.cli.console import strict_json
-from foreword.config import DataConfig, EvalConfig, ResamplingConfig
-from foreword.errors import InputError
+from foreword.config import DataConfig, DistillConfig, EvalConfig, ResamplingConfig
+from foreword.errors import DataError, InputError
 
 if TYPE_CHECKING:
-    from foreword.evaluation.evaluation import Evaluation
+    from foreword.backbone import Backbone
+    from foreword.distillation.agreement import Comparison
+    from foreword.evaluation.evaluation import Evaluation, Subject
     from foreword.evaluation.forgetting import Forgetting
     from foreword.evaluation.metrics import MetricChoice
+    from foreword.prompt.soft_prompt import SoftPrompt
 
 
 @options.from_configs(DataConfig, EvalConfig, ResamplingConfig)
@@ -38,12 +43,14 @@ def command(
     predictions: options.Predictions = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Score the bare model, an instruction and the prompt on the same examples, greedily.
+    """Score the bare model, an instruction and the prompt on the same examples, greedily; with
+    --context also how close each comes to the model behind the whole text, answers or none.
 
     Example: foreword eval --prompt my-prompt --data test.jsonl --instruction "Answer in JSON."
     """
     from foreword.data.examples import read_examples
     from foreword.data.readers import check_held_out
+    from foreword.distillation.agreement import WHOLE
     from foreword.evaluation.evaluation import Subject
     from foreword.evaluation.forgetting import forgetting, unrelated_text
     from foreword.evaluation.metrics import choose
@@ -52,7 +59,15 @@ def command(
     if unrelated not in (None, "none") and prompt is None:
         raise InputError("--unrelated says what a prompt forgets: give --prompt, or leave it out")
     check_held_out(data)
-    examples = read_examples(data, columns, say=options.note)[: config.limit]
+    whole = distill.text_given(context, None) if context is not None else None
+    queries = distill.read_queries(data, columns)[: config.limit] if context is not None else []
+    try:
+        examples = read_examples(data, columns, say=options.note)[: config.limit]
+    except DataError as error:
+        if not queries or predictions:
+            raise
+        options.note(f"no task score, only agreement with the whole text: {error}")
+        examples = []
     has_calls = any((example.answer or {}).get("tool_calls") for example in examples)
     choice = choose(config.metrics, [example.completion for example in examples], has_calls)
     if predictions:
@@ -67,21 +82,52 @@ def command(
     asked = [Subject("bare model", encoding=rows)]
     if written is not None:
         asked.append(Subject("instruction", instruction=written, encoding=rows))
-    if context is not None:
-        whole = distill.text_given(context, None)
-        asked.append(Subject("whole text", prompt=text_prompt(backbone, whole)))
+    text_before = text_prompt(backbone, whole) if whole is not None else None
+    if text_before is not None:
+        asked.append(Subject(WHOLE, prompt=text_before))
     if soft_prompt is not None:
         asked.append(Subject("soft prompt", prompt=soft_prompt))
     forgot = None  # first, since it is short: a text that cannot be read costs nothing then
     is_wished = unrelated is not None or not backbone.reads_apart
     if soft_prompt is not None and text is not None and is_wished:
         forgot = forgetting(backbone, soft_prompt, text, config, resampling)
-    results = comparison.ask(backbone, asked, examples, choice, config, resampling)
+    beside = None
+    if text_before is not None:
+        others = [subject for subject in asked if subject.name != WHOLE]
+        beside = _beside(backbone, text_before, queries, others, config, resampling)
+    results = []
+    if examples:
+        results = comparison.ask(backbone, asked, examples, choice, config, resampling)
     try:
         if predictions:
             comparison.write_predictions(predictions, examples, results, choice.metrics)
     finally:  # the scores are shown, whatever becomes of the file
-        _show(results, choice, resampling, forgot, as_json)
+        _show(results, choice, resampling, forgot, as_json, beside, len(queries))
+
+
+def _beside(
+    backbone: "Backbone",
+    text: "SoftPrompt",
+    queries: "list[Any]",
+    subjects: "list[Subject]",
+    config: EvalConfig,
+    resampling: ResamplingConfig,
+) -> "Comparison":
+    """Lay subjects beside the model behind the whole text."""
+    from foreword.distillation.agreement import compare
+
+    kept = DistillConfig(answer_tokens=config.max_new_tokens, answer_batch=config.batch_size)
+    with Progress(*comparison.COLUMNS, console=options.errors, transient=True) as progress:
+        task = progress.add_task("the whole text answers", total=len(queries))
+        return compare(
+            backbone,
+            text,
+            queries,
+            subjects,
+            kept,
+            resampling,
+            on_answer=partial(progress.advance, task),
+        )
 
 
 def _show(
@@ -90,12 +136,20 @@ def _show(
     resampling: ResamplingConfig,
     forgot: "Forgetting | None",
     as_json: bool,
+    beside: "Comparison | None" = None,
+    num_queries: int = 0,
 ) -> None:
     if as_json:
         found = [comparison.as_dict(result, results[0], resampling) for result in results]
-        options.output.print(strict_json({"results": found, "forgetting": _as_dict(forgot)}))
+        said: dict[str, Any] = {"results": found, "forgetting": _as_dict(forgot)}
+        if beside is not None:
+            said["agreement"] = agreement.as_dict(beside)
+        options.output.print(strict_json(said))
         return
-    options.output.print(comparison.scores_table(results, choice.metrics, resampling))
+    if beside is not None:
+        options.output.print(agreement.table(beside, num_queries, resampling))
+    if results:
+        options.output.print(comparison.scores_table(results, choice.metrics, resampling))
     if len(results) > 1:
         options.output.print(comparison.differences_table(results, choice.metrics, resampling))
     if forgot is not None:

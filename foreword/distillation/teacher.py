@@ -26,7 +26,8 @@ from foreword.errors import ArtifactError, InputError
 from foreword.prompt.prefix import Prefix, no_prefixes, same_prefix
 from foreword.prompt.soft_prompt import SoftPrompt
 from foreword.prompt.tensor_file import read_tensors
-from foreword.storage import replacing, storage_errors
+from foreword.storage import remove_leftovers, replacing, storage_errors
+from foreword.training import distributed
 from foreword.training.loss import MAX_LOGITS
 
 KEY = "foreword_teacher"
@@ -49,7 +50,8 @@ def teach(
     config: DistillConfig,
     folder: Path | None = None,
 ) -> Iterator[Taught]:
-    """Yield what the model behind the whole text says to each query, in order.
+    """Yield what the model behind the whole text says to each query, in order. Several processes
+    of a run share the queries where a folder keeps the answers.
 
     Args:
         backbone: the frozen model.
@@ -62,18 +64,31 @@ def teach(
         InputError: the folder holds answers of another teacher or to other queries.
         DataError: a query that the text cannot stand before. StorageError: nowhere to write.
     """
-    key = _key(backbone, text, queries, config)
-    prefix = backbone.compile(text)
-    for start in range(0, len(queries), config.answer_batch):
-        part = queries[start : start + config.answer_batch]
-        file = None if folder is None else folder / f"{start // config.answer_batch:05}.safetensors"
+    key, ranks = _key(backbone, text, queries, config), distributed.join()
+    prefix, size = backbone.compile(text), config.answer_batch
+    parts = [queries[start : start + size] for start in range(0, len(queries), size)]
+    files = [
+        folder / f"{number:05}.safetensors" if folder else None for number in range(len(parts))
+    ]
+
+    def answer(part: Sequence[chat.Text], file: Path | None) -> list[Taught]:
         if file is not None and file.exists():
-            yield from _read(file, key)
-            continue
+            return _read(file, key)
         found = _answered(backbone, prefix, chat.encoding_of(text), part, config)
         if file is not None:
             _write(file, key, found)
-        yield from found
+        return found
+
+    if ranks.is_main:
+        for known in filter(None, files):
+            remove_leftovers(known)
+    if folder is not None and ranks.size > 1:  # each process its share, which all then read
+        ranks.is_any(False)
+        for part, file in list(zip(parts, files, strict=True))[ranks.rank :: ranks.size]:
+            answer(part, file)
+        ranks.is_any(False)
+    for part, file in zip(parts, files, strict=True):
+        yield from answer(part, file)
 
 
 def targets_of(

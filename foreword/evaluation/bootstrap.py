@@ -1,12 +1,15 @@
 """Bootstrap: scores with intervals, and paired differences between them.
 
-In: outcomes and a metric. Out: a `Score`: the value, its interval, and the value of every resample.
+In: outcomes and a metric. Out: a `Score`: the value, its interval, and the value of every resample;
+for a share of yes or no alone, a `Share` with the Wilson interval.
 Resamples depend on the seed and the number of examples alone, so two subjects on the same examples
 are resampled alike, and their difference is paired. Knows no model.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,6 +56,19 @@ class Score:
         return {"value": self.value, "low": low, "high": high}
 
 
+@dataclass(frozen=True)
+class Share:
+    """A share of examples with its Wilson interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def as_dict(self) -> dict[str, float]:
+        """Return value and interval, ready for JSON."""
+        return {"value": self.value, "low": self.low, "high": self.high}
+
+
 def score(
     metric: Metric, outcomes: Sequence[Outcome], resampling: ResamplingConfig = _DEFAULTS
 ) -> Score:
@@ -83,6 +99,22 @@ def difference(score: Score, first: Score, resampling: ResamplingConfig = _DEFAU
         )
     samples = score.samples - first.samples
     return _with_interval(score.value - first.value, samples, score.num_examples, resampling)
+
+
+def share(count: int, total: int, confidence: float = _DEFAULTS.confidence) -> Share:
+    """Return a share of yes among independent yes or no, with its Wilson score interval (Wilson
+    1927), which has a width also where all say yes or none does.
+
+    Raises:
+        InputError: a total of nothing.
+    """
+    if total < 1:
+        raise InputError("no examples to take a share of; give at least one")
+    z = NormalDist().inv_cdf((1 + confidence) / 2)
+    value, square = count / total, z * z / total
+    middle = (value + square / 2) / (1 + square)
+    half = z * math.sqrt(value * (1 - value) / total + square / (4 * total)) / (1 + square)
+    return Share(value, max(0.0, middle - half), min(1.0, middle + half))
 
 
 def _draws(num_rows: int, resampling: ResamplingConfig) -> Iterator[Counts]:

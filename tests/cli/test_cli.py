@@ -509,15 +509,26 @@ def test_a_text_is_distilled_and_measured_beside_itself(
         "9",
     ]
     said = invoke("distill", *given, *short)
-    assert "5 queries, answered behind it; the 9 likeliest ids hold" in said
-    assert "held-out queries" in said and "unrelated text: divergence" in said
-    assert "4 virtual tokens for" in said
+    assert f"5 queries from {queries}, answered behind it; the " in said.replace("\n", " ")
+    assert "held-out queries" in said and "unrelated text: KL" in said
+    assert "times less memory" in said and "behind the prompt" in said
     assert SoftPrompt.load(output).num_virtual_tokens == 4
     assert "goes on after step 3" in invoke("distill", *given, *short, "--resume")
     test = tmp_path / "test.jsonl"
     test.write_text(json.dumps({"prompt": "cat?", "completion": "Ann"}) + "\n")
     scores = evaluated("eval", "--prompt", output, "--context", str(text), "--data", str(test))
     assert "whole text" in json.dumps(scores["results"]) and len(scores["results"]) == 3
+    beside = scores["agreement"]
+    assert [one["subject"] for one in beside["results"]] == [
+        "bare model", "soft prompt", "whole text"
+    ]  # fmt: skip
+    assert beside["results"][1]["cache_bytes"] < beside["results"][2]["cache_bytes"]
+    unanswered = ["eval", "--prompt", output, "--context", str(text), "--data", str(queries)]
+    assert evaluated(*unanswered)["results"] == []
+    shown = invoke(*unanswered)
+    assert "no task score, only agreement with the whole text" in shown
+    assert "5 queries, beside the model behind the whole text" in shown
+    assert "whole text, read each" in shown
     for more, reason in (
         ([], "give the text by --context FILE or by --instruction"),
         (["--context", str(tmp_path / "none")], "--context: cannot read"),

@@ -1,0 +1,81 @@
+"""Report of a distillation: what the text cost, how it began, what the prompt replaced.
+
+In: a lesson, a prompt. Out: lines on the terminal, and a prompt that knows how close it comes to
+its text. Takes no step.
+"""
+
+from shlex import quote
+from typing import TYPE_CHECKING
+
+from foreword.cli import options
+from foreword.cli.agreement import megabytes, milliseconds, said
+
+if TYPE_CHECKING:
+    from foreword.backbone import Backbone
+    from foreword.distillation.distill import Lesson
+    from foreword.prompt.soft_prompt import SoftPrompt
+    from foreword.training.distributed import Ranks
+
+LITTLE = 0.8  # of the teacher's probability, below which keeping more is advised
+
+
+def show_start(backbone: "Backbone", lesson: "Lesson", source: str, ranks: "Ranks") -> None:
+    """Say what was read and answered, how much of it is kept, and how close the start comes."""
+    from foreword.distillation.agreement import agreement
+
+    options.output.print(
+        f"{lesson.text.num_virtual_tokens:,} tokens of text, read once in "
+        f"{milliseconds(lesson.seconds)}\n"
+        f"{len(lesson.queries)} queries from {source}, answered behind it; the "
+        f"{lesson.num_kept:.0f} likeliest ids at a token hold {lesson.mass:.1%} of the probability"
+    )
+    if lesson.mass < LITTLE:
+        options.note("the kept ids hold little of the probability: raise --top-k or --keep-mass")
+    if lesson.held_out:
+        found = agreement(backbone, lesson.start, lesson.held_out, ranks=ranks)
+        options.output.print(
+            f"start: the first {lesson.start.num_virtual_tokens} tokens; on "
+            f"{len(lesson.held_out)} held-out queries {said(found)}"
+        )
+
+
+def show_end(
+    backbone: "Backbone", lesson: "Lesson", prompt: "SoftPrompt", output: str, ranks: "Ranks"
+) -> "SoftPrompt":
+    """Say how close the prompt comes to the text, what it changes elsewhere, what it replaced and
+    what to type next; return it with these numbers among its facts.
+    """
+    from foreword.distillation.agreement import agreement, first_tokens
+    from foreword.training.validation import validate
+
+    facts: dict[str, object] = {
+        "context_tokens": lesson.text.num_virtual_tokens,
+        "context_hash": lesson.text.content_hash,
+        "num_queries": len(lesson.queries),
+        "on_policy": lesson.config.on_policy,
+    }
+    if lesson.held_out:
+        found = agreement(backbone, prompt, lesson.held_out, ranks=ranks)
+        options.output.print(f"{len(lesson.held_out)} held-out queries: {said(found)}")
+        facts |= {
+            "agreement": found.tokens.value,
+            "exact": found.answers.value,
+            "divergence": found.divergence.value,
+        }
+    if lesson.unrelated:
+        elsewhere = validate(backbone, prompt, lesson.unrelated, ranks=ranks).loss
+        options.output.print(f"unrelated text: KL {elsewhere:.3f} from the bare model")
+        facts["unrelated_divergence"] = elsewhere
+    long, short = lesson.text.num_virtual_tokens, prompt.num_virtual_tokens
+    whole, own = (backbone.compile(one).num_bytes for one in (lesson.text, prompt))
+    read, kept, now = first_tokens(backbone, lesson.text, prompt, lesson.queries)
+    options.output.print(
+        f"{long:,} tokens by {short}, {whole / own:.1f} times less memory ({megabytes(whole)} to "
+        f"{megabytes(own)}); first token {milliseconds(read)} where the text is read each time, "
+        f"{milliseconds(kept)} with its cache kept, {milliseconds(now)} behind the prompt\n"
+        f"saved to {output}\n\n"
+        f"try it:   foreword chat --prompt {quote(output)}\n"
+        f"serve:    foreword prompts add NAME {quote(output)}\n"
+        f"measure:  foreword eval --prompt {quote(output)} --context FILE --data FILE"
+    )
+    return prompt.replaced(prompt.tensors, prompt.facts | {"distilled": facts})
