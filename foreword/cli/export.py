@@ -101,9 +101,7 @@ def _named(prompts: list[str]) -> dict[str, str]:
     return named
 
 
-def _vocabulary(
-    to: Target, prompts: "dict[str, SoftPrompt]", model: str, output: str
-) -> None:
+def _vocabulary(to: Target, prompts: "dict[str, SoftPrompt]", model: str, output: str) -> None:
     """Write prompts as tokens, and say how they are asked."""
     from foreword.export import checkpoint, gguf_rows
 

@@ -90,9 +90,7 @@ class _Copy:
             raise UnsupportedError(f"the GGUF file has no {TABLE}: no table to write rows into")
         self.changed: dict[str, tuple[np.ndarray, Any]] = {}
 
-    def change(
-        self, plan: Plan, template: str, rows: np.ndarray, facts: Mapping[str, Any]
-    ) -> None:
+    def change(self, plan: Plan, template: str, rows: np.ndarray, facts: Mapping[str, Any]) -> None:
         """Copy all facts but those that the tokens change, and lay out the changed tensors."""
         changes: dict[str, Any] = {TEMPLATE: template, OWN: json.dumps(facts)}
         if START in self.reader.fields:

