@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tokenizers import AddedToken
 from torch import Tensor
 from transformers import AutoTokenizer
-from transformers.tokenization_utils_base import AddedToken
 
 from foreword.backbone import Backbone
 from foreword.errors import InputError, UnsupportedError

@@ -19,6 +19,7 @@ from tiny_tokenizer import tiny_tokenizer
 from foreword import Backbone, SoftPrompt
 from foreword.chat import encode
 from foreword.config import EncodingConfig
+from foreword.data.encoding import decode
 from foreword.errors import InputError
 from foreword.export import gguf_rows
 
@@ -150,12 +151,14 @@ def test_stock_llama_server_answers_a_chat_request_as_the_oracle(tmp_path: Path)
                     "messages": turns,
                     "max_tokens": NUM_NEW,
                     "temperature": 0,
-                    "logprobs": True,
                     "chat_template_kwargs": {"prompt": name},
                 },
             )
             assert found["usage"]["prompt_tokens"] == len(ids) + (P if prompt else 0)
-            said = [one["id"] for one in found["choices"][0]["logprobs"]["content"]]
-            # It keeps back tokens that end in the middle of a character.
-            assert len(said) > 3 and said == expected[: len(said)]
-            assert found["usage"]["completion_tokens"] >= len(expected)
+            said = found["choices"][0]["message"]["content"]
+            # It writes halves of characters in another number of signs.
+            assert letters(said) == letters(decode(expected, backbone.tokenizer)) != ""
+
+
+def letters(text: str) -> str:
+    return text.replace("\ufffd", "").strip()
