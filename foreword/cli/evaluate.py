@@ -60,7 +60,8 @@ def command(
         raise InputError("--unrelated says what a prompt forgets: give --prompt, or leave it out")
     check_held_out(data)
     whole = distill.text_given(context, None) if context is not None else None
-    queries = distill.read_queries(data, columns)[: config.limit] if context is not None else []
+    given = distill.read_queries(data, columns)[: config.limit] if context is not None else []
+    queries = [query.asked for query in given]
     try:
         examples = read_examples(data, columns, say=options.note)[: config.limit]
     except DataError as error:
@@ -68,7 +69,8 @@ def command(
             raise
         options.note(f"no task score, only agreement with the whole text: {error}")
         examples = []
-    choice = choose(config.metrics, [example.completion for example in examples])
+    has_calls = any((example.answer or {}).get("tool_calls") for example in examples)
+    choice = choose(config.metrics, [example.completion for example in examples], has_calls)
     if predictions:
         read = (data, options.file_of(instruction), unrelated)
         comparison.check_predictions(predictions, choice.metrics, *read)
@@ -77,9 +79,10 @@ def command(
     if unrelated not in (None, "none"):
         text = options.text_of(f"@{unrelated}", "--unrelated")
     backbone, soft_prompt = options.load(model, prompt)
-    asked = [Subject("bare model")]
+    rows = comparison.rows_of_bare(soft_prompt, examples)
+    asked = [Subject("bare model", encoding=rows)]
     if written is not None:
-        asked.append(Subject("instruction", instruction=written))
+        asked.append(Subject("instruction", instruction=written, encoding=rows))
     text_before = text_prompt(backbone, whole) if whole is not None else None
     if text_before is not None:
         asked.append(Subject(WHOLE, prompt=text_before))
