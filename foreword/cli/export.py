@@ -64,8 +64,12 @@ def command(
 
     Example: foreword export --prompt home --to llama-state --model base.gguf --output home.bin
     """
+    from transformers.utils import logging
+
     from foreword.prompt.soft_prompt import SoftPrompt
 
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
     named = _named(prompt)
     if len(named) > 1 and to not in ("checkpoint", "gguf"):
         raise InputError(f"--to {to} takes one --prompt, got {len(named)}")
