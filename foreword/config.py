@@ -28,6 +28,7 @@ MethodName = Literal[
 ]
 Learn = Literal["all", "last"]
 Opening = Literal["answer", "generation"]
+DistillStart = Literal["first", "even", "attention", "vocabulary"]
 FORMS: dict[MethodName, Form] = {
     "prompt-tuning": "embeddings",
     "prefix-tuning": "key_values",
