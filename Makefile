@@ -3,6 +3,7 @@
 # make browser a real browser for the page's tests, by apt, where there is none and apt may be used
 # make test-quantized   the same promises on quantized bases
 # make test-vllm        the same prompts on an unmodified vLLM
+# make test-export      the same prompts in other engines' own files, and over llama.cpp
 # make test-newest      the contract on releases newer than constraints.txt, where there are any
 # make check   format, lint, types, generated pages
 
@@ -11,9 +12,9 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 export TOKENIZERS_PARALLELISM = false
 # Tiny models gain nothing from a second thread, and several processes lose by it.
-test test-oldest test-newest test-quantized test-vllm: export OMP_NUM_THREADS = 1
+test test-oldest test-newest test-quantized test-vllm test-export: export OMP_NUM_THREADS = 1
 
-.PHONY: demo browser test test-oldest test-newest test-quantized test-vllm check format docs clean
+.PHONY: demo browser test test-oldest test-newest test-quantized test-vllm test-export check format docs clean
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -87,6 +88,16 @@ $(VENV)-vllm/installed: pyproject.toml constraints.txt constraints-vllm.txt
 test-vllm: $(VENV)-vllm/installed
 	$(VENV)-vllm/bin/python -m pytest tests/on_vllm
 
+# Other engines, in the wheels that the exports are for.
+$(VENV)-export/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)-export
+	$(VENV)-export/bin/python -m pip install --quiet --constraint constraints.txt \
+	  --editable '.[dev,llama]'
+	touch $@
+
+test-export: $(VENV)-export/installed
+	$(VENV)-export/bin/python -m pytest tests/export
+
 check: $(VENV)/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -113,4 +124,4 @@ docs: $(VENV)/installed
 	$(BIN)/python tests/support/media_table.py
 
 clean:
-	rm -rf $(VENV) $(VENV)-oldest $(VENV)-newest $(VENV)-quantized $(VENV)-vllm .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(VENV)-oldest $(VENV)-newest $(VENV)-quantized $(VENV)-vllm $(VENV)-export .pytest_cache .mypy_cache .ruff_cache

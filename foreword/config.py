@@ -633,7 +633,11 @@ class ServeConfig:
     )
     drain_seconds: float = option(30.0, "time that running requests get to end at SIGTERM")
     chunk_tokens: int = option(256, "tokens of prompts read between two decoding steps")
-    batch_tokens: int = option(65536, "tokens of all running requests that memory is kept for")
+    batch_tokens: int | None = option(
+        None,
+        "tokens of all running requests that memory is kept for; default: 65536, or 16384 with "
+        "--engine llama.cpp, which takes that memory at once",
+    )
     cache_bytes: int = option(
         1_000_000_000, "memory for the states of prompts and conversations, in bytes"
     )

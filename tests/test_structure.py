@@ -11,8 +11,9 @@ PACKAGE = Path(foreword.__file__).parent
 # A room, a folder or a module at the top, imports only itself and rooms before it.
 ROOMS = [
     "errors", "lazy", "compat", "storage", "config", "hub_files", "demo", "prompt", "data",
-    "loading", "model", "generation", "verification", "backbone", "chat", "named_text", "training",
-    "engine", "evaluation", "distillation", "doctor", "server", "vllm_plugin", "cli",
+    "loading", "model", "generation", "verification", "backbone", "chat", "named_text",
+    "llama_cpp", "export", "training", "engine", "engine_llama", "evaluation", "distillation",
+    "doctor", "server", "vllm_plugin", "cli",
 ]  # fmt: skip
 FILES = sorted(PACKAGE.rglob("*.py"))
 

@@ -15,6 +15,7 @@ from foreword.cli import (
     distill,
     doctor,
     evaluate,
+    export,
     generate,
     lm_eval,
     options,
@@ -49,6 +50,7 @@ app.command("compare")(run_file.with_run_file("compare", options.checked(compare
 app.command("lm-eval", context_settings=lm_eval.PASS_ON)(lm_eval.command)
 app.command("show")(options.checked(show.command))
 app.command("doctor")(options.checked(doctor.command))
+app.command("export")(options.checked(export.command))
 app.command("serve")(run_file.with_run_file("serve", options.checked(serve.command)))
 app.add_typer(prompts.app, name="prompts")
 

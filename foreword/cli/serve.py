@@ -17,6 +17,8 @@ from foreword.config import ServeConfig, check_keys, checked_key, checked_origin
 from foreword.errors import InputError, UnsupportedError
 
 if TYPE_CHECKING:
+    from foreword.backbone import Backbone
+    from foreword.engine.serving_engine import ServingEngine
     from foreword.prompt.store import Store
 
 
@@ -45,11 +47,14 @@ def command(
         ),
     ] = None,
     engine: Annotated[
-        Literal["foreword", "vllm"],
-        typer.Option(help="'vllm' for more requests than one process answers; see docs/vllm.md"),
+        Literal["foreword", "llama.cpp", "vllm"],
+        typer.Option(
+            help="'llama.cpp' for a .gguf file as it is, also a quantized one; 'vllm' for more "
+            "requests than one process answers; see docs/export.md and docs/vllm.md"
+        ),
     ] = "foreword",
     engine_options: Annotated[
-        list[str] | None, typer.Argument(help="options of vLLM itself, after --")
+        list[str] | None, typer.Argument(help="options of the other engine itself, after --")
     ] = None,
 ) -> None:
     """Serve a model and the prompts of a store with OpenAI's API, and a page at /.
@@ -71,8 +76,10 @@ def command(
             )
         _become_vllm(config, model, prompts, api_key, engine_options or [])
     check_keys(config, api_key, admin_key)
-    if engine_options:
-        raise InputError(f"{' '.join(engine_options)}: only --engine vllm takes further options")
+    if engine_options and engine == "foreword":
+        raise InputError(
+            f"{' '.join(engine_options)}: only --engine llama.cpp and vllm take further options"
+        )
     try:
         from foreword.server import tracing
         from foreword.server.logs import log_to_stderr
@@ -87,10 +94,10 @@ def command(
         sockets = [open_sockets.enter_context(one) for one in listen(config.host, config.port)]
         log_to_stderr(config.log_format)
         traces = tracing.from_environment()
-        backbone, _ = options.load(model, None)
+        backbone, runner = _on_engine(engine, model, config, engine_options or [])
         server = Server(
-            backbone, store, config, api_key=api_key, admin_key=admin_key, origins=origins,
-            tracing=traces,
+            backbone, store, config, engine=runner, api_key=api_key, admin_key=admin_key,
+            origins=origins, tracing=traces,
         )  # fmt: skip
         for line in warnings_for(config, api_key):
             options.errors.print(f"warning: {line}")
@@ -101,6 +108,21 @@ def command(
         options.errors.print(f"serving {names} at http://{config.host}:{port}")
         # Threads that still encode for requests that are gone would hold the process up.
         options.end_at_once(serve(server, sockets))
+
+
+def _on_engine(
+    engine: str, model: str, config: ServeConfig, words: list[str]
+) -> "tuple[Backbone, ServingEngine | None]":
+    """Return a model, and what runs it where that is not the embedded engine."""
+    if engine == "foreword":
+        return options.load(model, None)[0], None
+    from foreword.engine_llama import launch
+    from foreword.server.server import limits_of
+
+    chosen = launch.context_options(words)
+    with options.errors.status(f"loading {model}") as status:
+        limits = limits_of(config, launch.BATCH_TOKENS)
+        return launch.launch(model, limits, chosen, status.update)
 
 
 def _given(value: str | None, variable: str) -> str | None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from foreword.backbone import Backbone
-from foreword.engine import sampling
+from foreword.engine.choices import choose_all
 from foreword.engine.kv_cache import KVCache
 from foreword.engine.limits import EngineLimits
 from foreword.engine.model_runner import MAX_FAILURES, ModelRunner, Ready, joined
@@ -44,7 +44,8 @@ class Engine:
                 f"{backbone.capabilities.model_type}: models with an encoder are not served; call "
                 "Backbone.generate"
             )
-        self.backbone, self.limits = backbone, limits or EngineLimits()
+        self.backbone = backbone
+        self.limits = limits or EngineLimits()
         self.kv_cache = KVCache(backbone.capabilities.num_layers, self.limits)
         self.prefix_cache = PrefixCache(self.limits.max_state_bytes)
         self.scheduler = Scheduler(backbone.capabilities, self.limits)
@@ -60,6 +61,21 @@ class Engine:
     def num_waiting(self) -> int:
         """Requests that wait for a place in the batch, or for their turn alone."""
         return self.scheduler.num_waiting
+
+    @property
+    def num_running(self) -> int:
+        """Requests in the batch."""
+        return len(self.running)
+
+    @property
+    def num_cached_tokens(self) -> int:
+        """Tokens that running requests hold."""
+        return sum(state.num_cached for state in list(self.running))
+
+    @property
+    def num_state_bytes(self) -> int:
+        """Size of the states of prompts and conversations that are kept."""
+        return self.prefix_cache.num_bytes
 
     @property
     def num_decoding(self) -> int:
@@ -276,9 +292,7 @@ class Engine:
     def _sample(self, ready: list[Ready]) -> None:
         """Choose the next id of every request of which nothing is pending."""
         for states, logits in joined(ready):
-            for state in states:
-                _ask_constraint(state)
-            for state, choice in zip(states, _choose(states, logits), strict=True):
+            for state, choice in zip(states, choose_all(states, logits), strict=True):
                 if not state.is_over:
                     self._take(state, choice)
 
@@ -357,29 +371,3 @@ class Engine:
         self.kv_cache.move(other.index, state.index, other.num_cached)
         state.index, other.index = other.index, state.index
         self.running[state.index], self.running[other.index] = state, other
-
-
-def _ask_constraint(state: RequestState) -> None:
-    constraint = state.handle.request.constraint
-    if constraint is not None and not state.is_over:
-        try:
-            state.sampler.allowed = constraint.allowed()
-        except Exception as error:
-            state.handle.fail(error)
-
-
-def _choose(states: list[RequestState], logits: Tensor) -> list[Choice | None]:
-    """Choose for all at once; where that fails, for each alone, so that the culprit fails."""
-    try:
-        return [*sampling.choose(logits, [state.sampler for state in states])]
-    except Exception:
-        return [_choose_alone(state, logits, index) for index, state in enumerate(states)]
-
-
-def _choose_alone(state: RequestState, logits: Tensor, index: int) -> Choice | None:
-    try:
-        (choice,) = sampling.choose(logits[index : index + 1], [state.sampler])
-    except Exception as error:
-        state.handle.fail(error)
-        return None
-    return choice

@@ -152,7 +152,7 @@ class Scheduler:
     def next_admitted(self, running: Sequence[RequestState]) -> Handle | None:
         """Take the first request that waits for a place beside those that run, if there is one."""
         with self._lock:
-            if not self._waiting or not self._has_room_for(self._waiting[0], running):
+            if not self._waiting or not self.has_room_for(self._waiting[0], running):
                 return None
             return self._waiting.popleft()
 
@@ -161,7 +161,7 @@ class Scheduler:
         with self._lock:
             return self._alone.popleft() if self._alone else None
 
-    def _has_room_for(self, handle: Handle, running: Sequence[RequestState]) -> bool:
+    def has_room_for(self, handle: Handle, running: Sequence[RequestState]) -> bool:
         if not running:
             return True
         num_rows, capacity = len(running) + 1, capacity_of(handle, running)

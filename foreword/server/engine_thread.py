@@ -9,8 +9,8 @@ import logging
 import threading
 from collections.abc import Sequence
 
-from foreword.engine.engine import Engine
 from foreword.engine.request import Handle, Request
+from foreword.engine.serving_engine import ServingEngine
 from foreword.errors import EngineDeadError
 
 log = logging.getLogger("foreword.server")
@@ -19,7 +19,7 @@ log = logging.getLogger("foreword.server")
 class Worker:
     """Steps an engine in a thread."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: ServingEngine) -> None:
         self.engine = engine
         self.error: BaseException | None = None
         self._live: set[Handle] = set()

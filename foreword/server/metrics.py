@@ -9,7 +9,7 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from foreword.engine.engine import Engine
+from foreword.engine.serving_engine import ServingEngine
 from foreword.errors import (
     BusyError,
     EngineDeadError,
@@ -36,7 +36,7 @@ class ServerMetrics:
         engine: its state is read whenever `/metrics` is.
     """
 
-    def __init__(self, model: str, engine: Engine) -> None:
+    def __init__(self, model: str, engine: ServingEngine) -> None:
         self.registry = CollectorRegistry()
         self._model, self._engine = model, engine
         self._labels = Labels()
@@ -60,20 +60,17 @@ class ServerMetrics:
             "inter_token_latency_seconds", "between two tokens of an answer, its mean", own
         )
         for name, text, measure in (
-            ("num_requests_running", "requests in the batch", lambda: len(engine.running)),
+            ("num_requests_running", "requests in the batch", lambda: engine.num_running),
             ("num_requests_waiting", "requests that wait for a row", lambda: engine.num_waiting),
             (
                 "kv_cache_usage_perc",
                 "share of the tokens that memory is kept for",
-                lambda: (
-                    sum(state.num_cached for state in list(engine.running))
-                    / engine.limits.max_slots
-                ),
+                lambda: engine.num_cached_tokens / engine.limits.max_slots,
             ),
             (
                 "state_cache_bytes",
                 "states of prompts and chats",
-                lambda: engine.prefix_cache.num_bytes,
+                lambda: engine.num_state_bytes,
             ),
         ):
             gauge = Gauge(f"foreword:{name}", text, ("model_name",), registry=self.registry)

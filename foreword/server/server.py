@@ -22,6 +22,7 @@ from foreword.backbone import Backbone
 from foreword.config import ServeConfig, check_keys
 from foreword.engine.engine import Engine
 from foreword.engine.limits import EngineLimits
+from foreword.engine.serving_engine import ServingEngine
 from foreword.errors import ForewordError, InputError
 from foreword.prompt.store import Store
 from foreword.server.app import create_app, max_requests
@@ -33,15 +34,16 @@ from foreword.server.tracing import Tracing
 
 log = logging.getLogger("foreword.server")
 HEAD_BYTES = 131_072
+BATCH_TOKENS = 65536  # that the embedded engine keeps memory for
 LEAVE_SECONDS = 3  # for answers to end once their time is up
 
 
-def limits_of(config: ServeConfig) -> EngineLimits:
-    """Return the engine's limits from the options."""
+def limits_of(config: ServeConfig, batch_tokens: int = BATCH_TOKENS) -> EngineLimits:
+    """Return an engine's limits from the options, and its own default of tokens in memory."""
     return EngineLimits(
         max_rows=config.max_batch,
         max_length=config.max_length,
-        max_slots=config.batch_tokens,
+        max_slots=config.batch_tokens or batch_tokens,
         max_waiting=config.max_queue,
         chunk_tokens=config.chunk_tokens,
         max_state_bytes=config.cache_bytes,
@@ -56,6 +58,7 @@ class Server(uvicorn.Server):
         backbone: the model, with a tokenizer.
         store: where prompts lie, if any.
         config: the options.
+        engine: what runs requests; default: the embedded engine on the backbone.
         api_key: what clients must send.
         admin_key: what loading at run time needs.
         origins: of web pages that may use the server from a browser.
@@ -71,6 +74,7 @@ class Server(uvicorn.Server):
         store: Store | None,
         config: ServeConfig,
         *,
+        engine: ServingEngine | None = None,
         api_key: str | None = None,
         admin_key: str | None = None,
         origins: Sequence[str] = (),
@@ -79,7 +83,7 @@ class Server(uvicorn.Server):
         if backbone.tokenizer is None:
             raise InputError("serving text needs a tokenizer; load a model that has one")
         check_keys(config, api_key, admin_key)
-        self.worker = Worker(Engine(backbone, limits_of(config)))
+        self.worker = Worker(engine or Engine(backbone, limits_of(config)))
         self.catalog = Catalog(backbone, store, config.served_name or backbone.name)
         self.refused = self.catalog.load_all()
         app = create_app(

@@ -28,10 +28,10 @@ from vllm.inputs.engine import embeds_input, tokens_input
 from vllm.logger import init_logger
 
 from foreword.errors import ForewordError, InputError, UnsupportedError
+from foreword.model.base_model import Base, fingerprint_of, shapes_of_config
 from foreword.server.catalog import Catalog, ServedModel
 from foreword.server.middleware import error_body
 from foreword.vllm_plugin import CONNECTOR, NAME, compatibility, connector, settings
-from foreword.vllm_plugin.base_model import Base, fingerprint_of, shapes_of_config
 from foreword.vllm_plugin.frontend import Bound, Frontend, Limits
 from foreword.vllm_plugin.metrics import PluginMetrics
 from foreword.vllm_plugin.responses import ResponseRewriter

@@ -25,8 +25,8 @@ from foreword.compat.transformers_api import code_refused
 from foreword.doctor.stock_peft import peft_findings
 from foreword.errors import ForewordError, InputError, UnsupportedError
 from foreword.loading import processor
+from foreword.model import base_model
 from foreword.verification.twin import make_twin
-from foreword.vllm_plugin import base_model
 
 AUTO = {
     "AutoConfig": "evil.Evil",

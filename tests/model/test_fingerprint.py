@@ -14,8 +14,7 @@ from torch import Tensor
 
 from foreword import Backbone, SoftPrompt
 from foreword.errors import MismatchError
-from foreword.model import fingerprint
-from foreword.vllm_plugin import base_model
+from foreword.model import base_model, fingerprint
 
 SIZES = {"hidden_size": 64, "vocab_size": 128, "head_dim": 16}
 BEFORE = Path(__file__).parents[1] / "training" / "written_by_0_1"

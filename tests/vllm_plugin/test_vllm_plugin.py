@@ -26,11 +26,10 @@ from foreword.errors import (
     NotFoundError,
     UnsupportedError,
 )
-from foreword.model import fingerprint
+from foreword.model import base_model, fingerprint
 from foreword.prompt.store import Store
 from foreword.server.catalog import Catalog
 from foreword.vllm_plugin import (
-    base_model,
     compatibility,
     launch,
     placeholders,

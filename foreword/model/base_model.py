@@ -2,7 +2,7 @@
 
 In: a model's directory or Hub id. Out: a `Base`, with a fingerprint that is computed from a few
 rows of the checkpoint. A checkpoint that cannot be read so has none, and prompts are not compared
-with it. Knows no vLLM.
+with it. Knows no engine.
 """
 
 import json
