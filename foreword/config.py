@@ -496,6 +496,12 @@ def _num_virtual(method: MethodName | None) -> int:
 class DistillConfig:
     """How a text is distilled into fewer virtual tokens."""
 
+    start: DistillStart = option(
+        "first",
+        "keys and values that training starts from: the first P tokens of the text, P at even "
+        "distances, those that the queries attend to most with matched values, or sampled "
+        "vocabulary as a control",
+    )
     top_k: int = option(20, "likeliest ids of the teacher that are kept at each token of an answer")
     keep_mass: float = option(
         0.9,

@@ -14,8 +14,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
-
 from foreword import chat
 from foreword.backbone import Backbone
 from foreword.config import DistillConfig, EncodingConfig, TrainConfig
@@ -23,6 +21,8 @@ from foreword.data import encoding
 from foreword.data.encoding import Row
 from foreword.data.media_parts import Message
 from foreword.distillation.on_policy import OnPolicy, questions_of
+from foreword.distillation.starts import start_of
+from foreword.distillation.student import student_encoding
 from foreword.distillation.teacher import Taught, targets_of, teach
 from foreword.errors import InputError, UnsupportedError
 from foreword.evaluation.forgetting import unrelated_text, windows
@@ -118,7 +118,7 @@ def prepare(
         taught.append(one)
         on_answer()
     _check_taught(taught)
-    student = replace(chat.encoding_of(whole), held_text=None, held_tokens=0, held_hash=None)
+    student = student_encoding(backbone, whole, queries)
     rows = [
         _row(backbone, query, one, student, f"query {number}")
         for number, (query, one) in enumerate(zip(queries, taught, strict=True), 1)
@@ -129,7 +129,12 @@ def prepare(
     )
     mass = sum(one.target.mass for one in taught) / len(taught)
     num_kept = sum(one.target.num_kept for one in taught) / len(taught)
-    start = _first(backbone, whole, num_virtual)
+    asked = [
+        _row(backbone, query, one, chat.encoding_of(whole), "a query behind the text")
+        for query, one in zip(queries, taught, strict=True)
+        if config.start == "attention"
+    ]
+    start = start_of(backbone, whole, num_virtual, config.start, asked, seed)
     return Lesson(
         whole, start, [*rows, *trained], held_out, kept, student, mass, num_kept, seconds,
         tuple(queries), config,
@@ -245,11 +250,3 @@ def unrelated_rows(
     ]
     trained, kept = found[: len(trained)], found[len(trained) :]
     return [trained[index % len(trained)] for index in range(count if trained else 0)], kept
-
-
-def _first(backbone: Backbone, text: SoftPrompt, num_virtual: int) -> SoftPrompt:
-    """Return the keys and values of the first P tokens of a text."""
-    with torch.no_grad():
-        first = SoftPrompt.from_embeddings(text.tensors[0][:num_virtual], facts=text.facts)
-        states = backbone.compile(first).cached.map(torch.Tensor.float)
-    return SoftPrompt.from_states(states, facts={"base": text.facts["base"]})

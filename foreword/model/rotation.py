@@ -111,7 +111,9 @@ def _state_at(decoder: Decoder, position: int) -> list[tuple[Tensor, Tensor]]:
             f"{name}: a token cannot be tried at position {position}: "
             f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
         ) from None
-    found = [(getattr(layer, "keys", None), getattr(layer, "values", None)) for layer in cache.layers]
+    found = [
+        (getattr(layer, "keys", None), getattr(layer, "values", None)) for layer in cache.layers
+    ]
     count = decoder.capabilities.num_layers
     for index, (key, value) in enumerate([*found, *[(None, None)] * count][:count]):
         if key is None or value is None or key.ndim != 4:

@@ -3,7 +3,6 @@
 import pytest
 import tiny_models
 import torch
-from tiny_tokenizer import tiny_tokenizer
 
 from foreword import Backbone
 from foreword.data.encoding import Row
