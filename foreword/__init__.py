@@ -12,9 +12,10 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from foreword.backbone import Backbone
-    from foreword.config import EncodingConfig, TrainConfig
+    from foreword.config import DistillConfig, EncodingConfig, TrainConfig
     from foreword.data.encoding import Row
     from foreword.data.examples import Example, read_examples
+    from foreword.distillation.run import distill
     from foreword.errors import ForewordError
     from foreword.named_text import text_prompt
     from foreword.prompt.prefix import Prefix
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Backbone",
+    "DistillConfig",
     "EncodingConfig",
     "Example",
     "ForewordError",
@@ -31,6 +33,7 @@ __all__ = [
     "SoftPrompt",
     "TrainConfig",
     "TrainEvent",
+    "distill",
     "read_examples",
     "text_prompt",
     "train",
@@ -39,11 +42,12 @@ __all__ = [
 _load, __dir__ = lazy_names(
     __name__,
     backbone="Backbone",
-    config="EncodingConfig TrainConfig",
+    config="DistillConfig EncodingConfig TrainConfig",
     errors="ForewordError",
     **{
         "data.encoding": "Row",
         "data.examples": "Example read_examples",
+        "distillation.run": "distill",
         "named_text": "text_prompt",
         "prompt.prefix": "Prefix",
         "prompt.soft_prompt": "SoftPrompt",
@@ -53,7 +57,7 @@ _load, __dir__ = lazy_names(
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("Backbone", "TrainEvent", "text_prompt", "train"):
+    if name in ("Backbone", "TrainEvent", "distill", "text_prompt", "train"):
         from foreword.compat.releases import check_transformers
 
         check_transformers()

@@ -205,6 +205,24 @@ def checked_origin(origin: str) -> str:
     return f"{parts.scheme}://{host}" + ("" if is_default else f":{port}")
 
 
+def _check_endpoint(url: str) -> None:
+    """Refuse what is no address of an endpoint, and one that holds a key.
+
+    Raises:
+        InputError: says what is expected.
+    """
+    try:
+        parts = urlsplit(url)
+        is_one = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        parts, is_one = urlsplit(""), False
+    plain = url.isascii() and url.isprintable() and " " not in url
+    if not is_one or not plain or parts.query or parts.fragment:
+        raise InputError(f"--questions-from: expected one like https://host/v1, got {url!r:.200}")
+    if "@" in parts.netloc:
+        raise InputError("--questions-from holds a key: give it as FOREWORD_QUESTIONS_KEY")
+
+
 def _above_zero(config: Any, *names: str) -> None:
     _check(config, names, lambda value: value > 0, "be above 0")
 
@@ -523,15 +541,32 @@ class DistillConfig:
         "the last share of the steps, in which the prompt learns from its own samples, scored by "
         "the teacher, instead of from the teacher's answers",
     )
+    labels: float = option(
+        0.0,
+        "weight of a row's own answer, where it has one, in the loss; the teacher's has the rest",
+    )
+    questions: int = option(256, "without --data: questions that are asked about the text")
+    question_tokens: int = option(64, "longest question in tokens")
+    questions_from: str | None = option(
+        None,
+        "OpenAI-compatible endpoint that asks them in place of the base, as https://host/v1; its "
+        "key is read from FOREWORD_QUESTIONS_KEY",
+    )
+    questions_model: str | None = option(None, "model of --questions-from")
 
     def __post_init__(self) -> None:
         check_types(self)
         _at_least_one(self, "top_k", "answer_tokens", "answer_batch")
-        for name in ("keep_mass", "held_out", "unrelated_share", "on_policy"):
+        _at_least_one(self, "questions", "question_tokens")
+        for name in ("keep_mass", "held_out", "unrelated_share", "on_policy", "labels"):
             if not 0 <= getattr(self, name) < 1:
                 raise InputError(
                     f"--{name.replace('_', '-')} must be in [0, 1), got {getattr(self, name)}"
                 )
+        if (self.questions_from is None) != (self.questions_model is None):
+            raise InputError("--questions-from and --questions-model go together: give both")
+        if self.questions_from is not None:
+            _check_endpoint(self.questions_from)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ training state. Computes no score itself.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -22,6 +22,7 @@ from foreword.errors import InputError
 if TYPE_CHECKING:
     from foreword.backbone import Backbone
     from foreword.distillation.distill import Lesson
+    from foreword.distillation.queries import Query
     from foreword.prompt.soft_prompt import SoftPrompt
     from foreword.training.distributed import Ranks
     from foreword.training.loop import TrainEvent
@@ -36,10 +37,11 @@ def command(
     columns: DataConfig,
     config: DistillConfig,
     training: TrainConfig,
-    data: Annotated[
-        str, typer.Option(help="queries: rows as of training, whose answers are not used")
-    ],
     output: Annotated[str, typer.Option(help="directory for the prompt")],
+    data: Annotated[
+        str | None,
+        typer.Option(help="queries: rows as of training; without, the model asks itself"),
+    ] = None,
     context: Context = None,
     instruction: Annotated[
         str | None, typer.Option(help="the same for an instruction: a text, or @FILE")
@@ -57,11 +59,17 @@ def command(
 ) -> None:
     """Train a small prompt to say what the model says with a whole text before the query.
 
-    Example: foreword distill --context handbook.md --data queries.jsonl --output handbook
+    Without --data the model, or --questions-from, asks questions about the text.
+
+    Example: foreword distill --context handbook.md --output handbook
     """
     from foreword.training import distributed, fsdp
 
     text = text_given(context, instruction)
+    if data is not None and config.questions_from is not None:
+        raise InputError("--data has the queries, and --questions-from asks them: give one")
+    if data is None and config.labels:
+        raise InputError(f"--labels {config.labels:g} is for rows with answers: give --data")
     ranks, stop = distributed.join(), Stop()
     options.speak(ranks.is_main)
     _check_held_out(config, training, seeds)
@@ -72,13 +80,23 @@ def command(
         overwrite=overwrite,
         is_main=ranks.is_main,
     ):
-        queries = read_queries(data, columns)
+        queries = None if data is None else read_queries(data, columns)
         # What is spread over the processes is loaded beside them first, and moved layer by layer.
         backbone, _ = options.load(model, None, device="cpu" if fsdp.is_asked_for() else "auto")
-        lesson = _prepared(backbone, text, queries, training, config, output, data, ranks)
+        lesson = _prepared(
+            backbone,
+            text,
+            queries,
+            training,
+            config,
+            output,
+            data,
+            ranks,
+            is_instruction=instruction is not None,
+        )
         if ranks.is_main:
             run_file.write(Path(output))
-        _run(backbone, lesson, Given(training, output, resume, seeds), stop, ranks)
+        _run(backbone, lesson, DistillRuns(training, output, resume, seeds), stop, ranks)
     code = 128 + stop.signal if stop.signal else 0
     if ranks.size > 1:
         distributed.leave(ranks)
@@ -88,7 +106,7 @@ def command(
 
 
 @dataclass(frozen=True)
-class Given:
+class DistillRuns:
     """What the command line asks of the runs of `foreword distill`, its rows apart."""
 
     training: TrainConfig
@@ -121,34 +139,42 @@ def text_given(context: str | None, instruction: str | None) -> str:
     return options.text_of(f"@{str(context).removeprefix('@')}", "--context")
 
 
-def read_queries(data: str, columns: DataConfig) -> list[Any]:
-    """Return what each row of a data file asks."""
-    from foreword.data.columns import as_query
+def read_queries(data: str, columns: DataConfig) -> "list[Query]":
+    """Return what each row of a data file asks, with its answer if it has one."""
     from foreword.data.readers import read_rows
+    from foreword.distillation.queries import from_row
 
-    return [as_query(row, source, columns) for source, row in read_rows(Path(data))]
+    return [from_row(row, source, columns) for source, row in read_rows(Path(data))]
 
 
 def _prepared(
     backbone: "Backbone",
     text: str,
-    queries: list[Any],
+    queries: "list[Query] | None",
     training: TrainConfig,
     config: DistillConfig,
     output: str,
-    data: str,
+    data: str | None,
     ranks: "Ranks",
+    *,
+    is_instruction: bool,
 ) -> "Lesson":
     """Let the teacher answer, and say what that came to."""
     from foreword.distillation.distill import NUM_VIRTUAL, prepare
 
     with options.errors.status("reading the text") as status:
-        count = 0
+        count, num_asked = 0, 0
+
+        def on_question() -> None:
+            nonlocal num_asked
+            num_asked += 1
+            status.update(f"questions: {num_asked} of {config.questions}")
 
         def on_answer() -> None:
             nonlocal count
             count += 1
-            status.update(f"the teacher answers: {count} of {len(queries)}")
+            of = f" of {len(queries)}" if queries is not None else ""
+            status.update(f"the teacher answers: {count}{of}")
 
         lesson = prepare(
             backbone,
@@ -158,7 +184,9 @@ def _prepared(
             config,
             seed=training.seed,
             folder=output,
+            is_instruction=is_instruction,
             on_answer=on_answer,
+            on_question=on_question,
         )
     distill_report.show_start(backbone, lesson, data, ranks)
     return lesson
@@ -167,7 +195,7 @@ def _prepared(
 def _run(
     backbone: "Backbone",
     lesson: "Lesson",
-    given: "Given",
+    given: "DistillRuns",
     stop: Stop,
     ranks: "Ranks",
 ) -> None:

@@ -19,14 +19,17 @@ if TYPE_CHECKING:
 LITTLE = 0.8  # of the teacher's probability, below which keeping more is advised
 
 
-def show_start(backbone: "Backbone", lesson: "Lesson", source: str, ranks: "Ranks") -> None:
+def show_start(backbone: "Backbone", lesson: "Lesson", source: str | None, ranks: "Ranks") -> None:
     """Say what was read and answered, how much of it is kept, and how close the start comes."""
     from foreword.distillation.agreement import agreement
 
+    origin = f" from {source}" if source else ""
+    for note in lesson.said:
+        options.output.print(note)
     options.output.print(
-        f"{lesson.text.num_virtual_tokens:,} tokens of text, read once in "
+        f"{lesson.num_tokens:,} tokens of text, read once in "
         f"{milliseconds(lesson.seconds)}\n"
-        f"{len(lesson.queries)} queries from {source}, answered behind it; the "
+        f"{len(lesson.queries)} queries{origin}, answered behind it; the "
         f"{lesson.num_kept:.0f} likeliest ids at a token hold {lesson.mass:.1%} of the probability"
     )
     if lesson.mass < LITTLE:
@@ -49,10 +52,11 @@ def show_end(
     from foreword.training.validation import validate
 
     facts: dict[str, object] = {
-        "context_tokens": lesson.text.num_virtual_tokens,
-        "context_hash": lesson.text.content_hash,
+        "context_tokens": lesson.num_tokens,
+        "context_hash": " ".join(one.content_hash for one in lesson.teachers),
         "num_queries": len(lesson.queries),
         "on_policy": lesson.config.on_policy,
+        "labels": lesson.config.labels,
     }
     if lesson.held_out:
         found = agreement(backbone, prompt, lesson.held_out, ranks=ranks)
@@ -66,13 +70,15 @@ def show_end(
         elsewhere = validate(backbone, prompt, lesson.unrelated, ranks=ranks).loss
         options.output.print(f"unrelated text: KL {elsewhere:.3f} from the bare model")
         facts["unrelated_divergence"] = elsewhere
-    long, short = lesson.text.num_virtual_tokens, prompt.num_virtual_tokens
-    whole, own = (backbone.compile(one).num_bytes for one in (lesson.text, prompt))
+    long, short = lesson.num_tokens, prompt.num_virtual_tokens
+    whole = sum(backbone.compile(one).num_bytes for one in lesson.teachers)
+    own = backbone.compile(prompt).num_bytes
+    part = " (the first part of the text)" if len(lesson.teachers) > 1 else ""
     read, kept, now = first_tokens(backbone, lesson.text, prompt, lesson.queries)
     options.output.print(
         f"{long:,} tokens by {short}, {whole / own:.1f} times less memory ({megabytes(whole)} to "
-        f"{megabytes(own)}); first token {milliseconds(read)} where the text is read each time, "
-        f"{milliseconds(kept)} with its cache kept, {milliseconds(now)} behind the prompt\n"
+        f"{megabytes(own)}); first token{part} {milliseconds(read)} where the text is read each "
+        f"time, {milliseconds(kept)} with its cache kept, {milliseconds(now)} behind the prompt\n"
         f"saved to {output}\n\n"
         f"try it:   foreword chat --prompt {quote(output)}\n"
         f"serve:    foreword prompts add NAME {quote(output)}\n"

@@ -60,7 +60,8 @@ def command(
         raise InputError("--unrelated says what a prompt forgets: give --prompt, or leave it out")
     check_held_out(data)
     whole = distill.text_given(context, None) if context is not None else None
-    queries = distill.read_queries(data, columns)[: config.limit] if context is not None else []
+    given = distill.read_queries(data, columns)[: config.limit] if context is not None else []
+    queries = [query.asked for query in given]
     try:
         examples = read_examples(data, columns, say=options.note)[: config.limit]
     except DataError as error:

@@ -26,6 +26,7 @@ class Batch:
         media: the rows' images and sounds, one after another, by the model's argument names.
         tasks: what each row is a row of.
         targets: what a teacher says at each row's labels; none where labels are learned.
+        weights: how much each label of a row counts; none where all count alike.
     """
 
     input_ids: Tensor
@@ -34,6 +35,7 @@ class Batch:
     media: Mapping[str, Tensor] = field(default_factory=dict)
     tasks: tuple[str, ...] = ()
     targets: tuple[Target, ...] = ()
+    weights: tuple[float, ...] = ()
 
 
 def collate(rows: Sequence[Row], pad_id: int) -> Batch:
@@ -48,7 +50,9 @@ def collate(rows: Sequence[Row], pad_id: int) -> Batch:
         attention_mask[index, :length] = 1
         label_mask[index, length - row.num_labels : length] = True
     tasks = tuple(row.task for row in rows)
-    return Batch(input_ids, attention_mask, label_mask, collate_media(rows), tasks, _targets(rows))
+    weights = tuple(row.weight for row in rows) if any(row.weight != 1 for row in rows) else ()
+    media, targets = collate_media(rows), _targets(rows)
+    return Batch(input_ids, attention_mask, label_mask, media, tasks, targets, weights)
 
 
 def _targets(rows: Sequence[Row]) -> tuple[Target, ...]:

@@ -3,6 +3,7 @@
 In: ids. Out: a `Row`. Knows no text and no tokenizer.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
@@ -17,7 +18,8 @@ class Row:
     """The ids of one example; the last `num_labels` of them are its labels, at least one. `media`
     is what its placeholders stand for; `task` what it is a row of, where there are several;
     `is_text` whether it was read as plain text, and not as a conversation or by a row template;
-    `is_truncated` whether something was cut; `target` what a teacher says at each label.
+    `is_truncated` whether something was cut; `target` what a teacher says at each label; `weight`
+    how much each of its labels counts in the mean loss of a step.
     """
 
     input_ids: tuple[int, ...]
@@ -28,6 +30,7 @@ class Row:
     is_text: bool = False
     is_truncated: bool = False
     target: Target | None = None
+    weight: float = 1.0
 
     def __post_init__(self) -> None:
         if not 1 <= self.num_labels <= len(self.input_ids):
@@ -40,6 +43,11 @@ class Row:
             raise DataError(
                 f"{self.source}: expected a target at each of {self.num_labels} labels, got "
                 f"{len(self.target)}"
+            )
+
+        if not (0 < self.weight < math.inf):
+            raise DataError(
+                f"{self.source}: expected a weight above 0 and finite, got {self.weight}"
             )
 
     @classmethod

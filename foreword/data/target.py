@@ -53,6 +53,11 @@ class Target:
         """The mean number of ids that are kept at a label."""
         return (self.log_probabilities > -torch.inf).sum(-1).double().mean().item()
 
+    @property
+    def is_certain(self) -> bool:
+        """Whether one id is kept at each label, and has all of the probability; see `certain`."""
+        return self.ids.shape[-1] == 1 and bool((self.log_probabilities == 0).all())
+
     def part(self, index: slice | Tensor) -> "Target":
         """Return the targets of some of the labels."""
         rest = None if self.log_rest is None else self.log_rest[index]
@@ -89,6 +94,14 @@ def together(targets: Sequence[Target]) -> Target:
         torch.cat([one.log_probabilities for one in wide]),
         torch.cat(rests) if has_rest else None,
     )
+
+
+def certain(labels: Sequence[int]) -> Target:
+    """Return the target that is certain of each label: the divergence from it is the label's cross
+    entropy.
+    """
+    ids = torch.tensor(labels)[:, None]
+    return Target(ids, torch.zeros(ids.shape))
 
 
 def joined(targets: "tuple[Target, ...]", rows: Tensor) -> Target | None:

@@ -17,7 +17,7 @@ from foreword.backbone import Backbone
 from foreword.chat import Text
 from foreword.config import DistillConfig, ResamplingConfig
 from foreword.data.row import Row
-from foreword.distillation.distill import unrelated_rows
+from foreword.distillation.rows import unrelated_rows
 from foreword.distillation.teacher import Taught, teach
 from foreword.errors import DataError, InputError
 from foreword.evaluation.bootstrap import Score, Share, score, share

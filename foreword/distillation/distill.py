@@ -8,33 +8,41 @@ token of its own answer. Snell et al. 2022 (arXiv:2209.15189); Eyuboglu et al. 2
 """
 
 import os
-import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from typing import Any
 
 from foreword import chat
 from foreword.backbone import Backbone
 from foreword.config import DistillConfig, EncodingConfig, TrainConfig
-from foreword.data import encoding
+from foreword.data import held_text
 from foreword.data.encoding import Row
 from foreword.data.media_parts import Message
+from foreword.distillation.labels import label_rows, mixed
 from foreword.distillation.on_policy import OnPolicy, questions_of
+from foreword.distillation.parts import (
+    about_parts,
+    counting,
+    nearest,
+    parts_of,
+    prompts_of,
+    teach_parts,
+    typed,
+)
+from foreword.distillation.passages import Passage, passages_of
+from foreword.distillation.queries import Query, as_queries, check_holds_no_text, text_of
+from foreword.distillation.rows import check_taught, set_aside, taught_row, unrelated_rows
+from foreword.distillation.self_study import described, room_for, study
 from foreword.distillation.starts import start_of
 from foreword.distillation.student import student_encoding
-from foreword.distillation.teacher import Taught, targets_of, teach
 from foreword.errors import InputError, UnsupportedError
-from foreword.evaluation.forgetting import unrelated_text, windows
-from foreword.named_text import text_prompt
 from foreword.prompt.soft_prompt import SoftPrompt
 from foreword.training.loop import TrainEvent
 from foreword.training.seeds import SeedRun, train_seeds
 
+AnyQuery = Query | Mapping[str, Any] | chat.Text
 NUM_VIRTUAL = 64
-FOLDER = "teacher"
-WINDOW = 64  # tokens of a row of unrelated text
-NUM_UNRELATED = 8  # rows of it that are not trained on, to tell what the prompt changes there
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +50,7 @@ class Lesson:
     """What is taught, ready to train on.
 
     Attributes:
-        text: the whole text as a prompt.
+        text: the whole text as a prompt; the first part of a text that has several.
         start: the prompt that training starts from.
         rows: the queries to train on, then the unrelated text.
         held_out: queries that are not trained on.
@@ -53,6 +61,9 @@ class Lesson:
         seconds: that it took to read the text once.
         queries: those of `rows` and `held_out`.
         config: how much is kept of the answers, and what is set aside.
+        teachers: the text as a prompt, or each of its parts.
+        places: the part behind which each of the queries was answered.
+        said: where the queries came from, and what is to be known of them, a sentence each.
     """
 
     text: SoftPrompt
@@ -66,78 +77,136 @@ class Lesson:
     seconds: float = 0.0
     queries: tuple[chat.Text, ...] = ()
     config: DistillConfig = DistillConfig()
+    teachers: Sequence[SoftPrompt] = ()
+    places: Sequence[int] = ()
+    said: Sequence[str] = ()
+
+    @property
+    def num_tokens(self) -> int:
+        """The tokens of the whole text."""
+        return sum(one.num_virtual_tokens for one in self.teachers or [self.text])
 
 
 def prepare(
     backbone: Backbone,
     text: str | Sequence[Message],
-    queries: Sequence[chat.Text],
+    queries: Sequence[AnyQuery] | None,
     num_virtual: int = NUM_VIRTUAL,
     config: DistillConfig | None = None,
     *,
     seed: int = 0,
     folder: str | os.PathLike[str] | None = None,
+    is_instruction: bool = False,
     on_answer: Callable[[], object] = lambda: None,
+    on_question: Callable[[], object] = lambda: None,
 ) -> Lesson:
     """Read a text once, let the model behind it answer the queries, and lay out what is taught.
+
+    A text that is longer than the model's context is taught in parts, each its own teacher.
 
     Args:
         backbone: with a tokenizer.
         text: an instruction, a document, or turns of a conversation.
-        queries: texts or conversations, without answers.
+        queries: texts, conversations or rows of data; None: the model asks them, see `self_study`.
         num_virtual: P of the prompt that is trained.
-        config: how much is kept of the answers, and what is set aside.
-        seed: of what is set aside.
-        folder: keeps the teacher's answers, so that none is computed twice.
+        config: how much is kept of the answers, what is set aside, and who asks.
+        seed: of what is set aside, and of asking.
+        folder: keeps the questions and the teacher's answers, so that none is computed twice.
+        is_instruction: whether a text is an instruction, and not a document to ask about.
         on_answer: is called after each answer.
+        on_question: is called after each question.
 
     Raises:
-        InputError: no queries, a text that is not longer than P, answers that teach nothing.
+        InputError: too few queries, a text that is not longer than P, answers that teach nothing.
         DataError: a query that the text cannot stand before, or that holds the text itself.
+        UnavailableError: the endpoint that is to ask does not answer.
     """
     config = config or DistillConfig()
+    is_instruction = is_instruction or not isinstance(text, str)
     if backbone.capabilities.is_recurrent:
         raise UnsupportedError(
             f"{backbone.capabilities.model_type}: the state of a recurrent model cannot start from "
             "the first tokens of a text; put the text under a name (prompts add --text)"
         )
-    if len(queries) < 2:
-        raise InputError(f"expected at least 2 queries to learn from, got {len(queries)}: add some")
-    whole = text_prompt(backbone, text)
-    if whole.num_virtual_tokens <= num_virtual:
+    held_text.checked(list(text) if isinstance(text, tuple) else text)
+    if "\0" in text_of(text):
+        raise InputError("the text holds a zero byte: give the text of the file, not the file")
+    asked = None if queries is None else typed(backbone, as_queries(queries))
+    if asked is not None and len(asked) < 2:
+        raise InputError(f"expected at least 2 queries to learn from, got {len(asked)}: add some")
+    room = room_for(backbone, config, asked, is_instruction=is_instruction)
+    parts = parts_of(backbone, text, room)
+    if parts is not None and is_instruction:
         raise InputError(
-            f"the text has {whole.num_virtual_tokens} tokens, no more than --num-virtual-tokens "
+            f"the instruction and {room} tokens of queries and answers do not fit in the model's "
+            f"context of {backbone.capabilities.context_length}, and no part of an instruction is "
+            "one: shorten it, or give a document as --context"
+        )
+    teachers = prompts_of(backbone, text, parts)
+    length = sum(one.num_virtual_tokens for one in teachers)
+    if length <= num_virtual:
+        raise InputError(
+            f"the text has {length} tokens, no more than --num-virtual-tokens "
             f"{num_virtual}: as it is, it is smaller and exact (foreword prompts add NAME --text)"
         )
+    if teachers[0].num_virtual_tokens < num_virtual:
+        raise InputError(
+            f"a part of the text has {teachers[0].num_virtual_tokens} tokens beside {room} of "
+            f"queries and answers, fewer than --num-virtual-tokens {num_virtual}: lower it, or "
+            "give shorter queries"
+        )
     started = time.perf_counter()
-    backbone.compile(whole)
+    for teacher in teachers:
+        backbone.compile(teacher)
     seconds = time.perf_counter() - started
-    taught = []
-    place = None if folder is None else Path(folder) / FOLDER
-    for one in teach(backbone, whole, queries, config, place):
-        taught.append(one)
-        on_answer()
-    _check_taught(taught)
-    student = student_encoding(backbone, whole, queries)
+    said = [] if parts is None else [about_parts(teachers)]
+    if asked is None:
+        found = study(
+            backbone,
+            teachers,
+            _passages(backbone, text, parts, is_instruction),
+            config,
+            is_instruction=is_instruction,
+            seed=seed,
+            folder=folder,
+            on_question=on_question,
+        )
+        asked = found.queries
+        said.append(described(found, config))
+    check_holds_no_text(asked, parts or [text_of(text)])
+    places = nearest(backbone, teachers, asked)
+    taught = teach_parts(backbone, teachers, asked, places, config, folder, on_answer)
+    check_taught(taught)
+    whole = teachers[0]
+    student = student_encoding(backbone, whole, [query.asked for query in asked])
     rows = [
-        _row(backbone, query, one, student, f"query {number}")
-        for number, (query, one) in enumerate(zip(queries, taught, strict=True), 1)
+        taught_row(backbone, query.asked, one, student, query.source)
+        for query, one in zip(asked, taught, strict=True)
     ]
-    rows, held_out = _set_aside(rows, config.held_out, seed)
-    trained, kept = unrelated_rows(
-        backbone, round(config.unrelated_share * len(rows)), config.top_k, config.keep_mass
-    )
+    own = label_rows(backbone, asked, student, num_virtual, config.labels)
+    if own:
+        said.append(
+            f"{len(own)} of {len(asked)} rows have an answer, which weighs {config.labels:g}"
+        )
+    aside = set_aside(rows, [query.group for query in asked], config.held_out, seed)
+    held_out = [rows[index] for index in sorted(aside)]
+    learned: list[Row] = []
+    for index, row in enumerate(rows):
+        if index not in aside:
+            learned += mixed(row, own.get(index))
+    count = round(config.unrelated_share * (len(rows) - len(aside)))
+    trained, kept = unrelated_rows(backbone, count, config.top_k, config.keep_mass)
     mass = sum(one.target.mass for one in taught) / len(taught)
     num_kept = sum(one.target.num_kept for one in taught) / len(taught)
-    asked = [
-        _row(backbone, query, one, chat.encoding_of(whole), "a query behind the text")
-        for query, one in zip(queries, taught, strict=True)
-        if config.start == "attention"
+    behind = [
+        taught_row(backbone, query.asked, one, chat.encoding_of(whole), query.source)
+        for index, (query, one) in enumerate(zip(asked, taught, strict=True))
+        if config.start == "attention" and index not in aside and not places[index]
     ]
-    start = start_of(backbone, whole, num_virtual, config.start, asked, seed)
+    start = start_of(backbone, whole, num_virtual, config.start, behind, seed)
     return Lesson(
-        whole, start, [*rows, *trained], held_out, kept, student, mass, num_kept, seconds,
-        tuple(queries), config,
+        whole, start, [*learned, *trained], held_out, kept, student, mass, num_kept, seconds,
+        tuple(one.asked for one in asked), config, teachers, places, said,
     )  # fmt: skip
 
 
@@ -192,61 +261,19 @@ def _on_policy(backbone: Backbone, lesson: Lesson, seed: int) -> OnPolicy | None
     """Return what makes the rows of the last steps, where some are the student's own."""
     if not lesson.config.on_policy:
         return None
-    teacher = chat.encoding_of(lesson.text)
-    questions = questions_of(backbone, lesson.queries, lesson.encoding, teacher)
-    return OnPolicy(backbone, backbone.compile(lesson.text), questions, lesson.config, seed)
-
-
-def _row(
-    backbone: Backbone, query: chat.Text, taught: Taught, config: EncodingConfig, source: str
-) -> Row:
-    """Return a query as the prompt is asked it, with the teacher's answer and targets."""
-    ids, _ = chat.encode(backbone, query, config)
-    row = Row.from_ids(ids, taught.ids, source)
-    return replace(row, target=taught.target, is_text=isinstance(query, str))
-
-
-def _check_taught(taught: Sequence[Taught]) -> None:
-    """Refuse answers from which nothing can be learned."""
-    if all(len(one.ids) <= 1 for one in taught):
-        raise InputError(
-            "the model behind the text answers nothing to any query: ask what the text is about"
-        )
-    if len(taught) > 3 and len({one.ids for one in taught}) == 1:
-        raise InputError(
-            "the model behind the text gives every query the same answer: ask different things"
-        )
-
-
-def _set_aside(rows: list[Row], share: float, seed: int) -> tuple[list[Row], list[Row]]:
-    """Return the rows to train on and those set aside, equal queries on one side."""
-    groups: dict[tuple[int, ...], list[Row]] = {}
-    for row in rows:
-        groups.setdefault(row.input_ids, []).append(row)
-    keys = list(groups)
-    random.Random(seed).shuffle(keys)
-    count = min(max(1, round(share * len(keys))), len(keys) - 1) if share else 0
-    aside = {key for key in keys[:count]}
-    return (
-        [row for row in rows if row.input_ids not in aside],
-        [row for row in rows if row.input_ids in aside],
+    questions = questions_of(
+        backbone, lesson.queries, lesson.encoding, lesson.teachers, lesson.places
     )
+    return OnPolicy(backbone, lesson.teachers, questions, lesson.config, seed)
 
 
-def unrelated_rows(
-    backbone: Backbone, count: int, top_k: int, keep_mass: float = 0.0
-) -> tuple[list[Row], list[Row]]:
-    """Return rows of unrelated text, whose teacher is the model without any prompt: `count` to
-    train on, the same again where the text has fewer, and its last ones, which are not trained on.
-    """
-    size = WINDOW + len(encoding.start_ids(backbone.tokenizer))
-    whole = [row for row in windows(backbone, unrelated_text(), size) if len(row.input_ids) == size]
-    kept = whole[-min(NUM_UNRELATED, len(whole) // 2 + 1) :]
-    trained = whole[: min(count, len(whole) - len(kept))]
-    found = [
-        replace(row, target=target)
-        for row in (*trained, *kept)
-        for target in targets_of(backbone, None, [row], top_k, keep_mass)
-    ]
-    trained, kept = found[: len(trained)], found[len(trained) :]
-    return [trained[index % len(trained)] for index in range(count if trained else 0)], kept
+def _passages(
+    backbone: Backbone,
+    text: str | Sequence[Message],
+    parts: Sequence[str] | None,
+    is_instruction: bool,
+) -> list[Passage]:
+    if is_instruction:
+        return [Passage(text_of(text), 0, "the instruction")]
+    context = backbone.capabilities.context_length
+    return passages_of(parts or [text_of(text)], context, counting(backbone))

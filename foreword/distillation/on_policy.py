@@ -31,10 +31,13 @@ STRIDE = 1 << 20  # between the seeds of two steps: more than there are processe
 
 @dataclass(frozen=True)
 class Asked:
-    """How the teacher is asked a question, and which ids end an answer."""
+    """How the teacher is asked a question, which ids end an answer, and which part of the text the
+    teacher reads.
+    """
 
     ids: tuple[int, ...]
     stop_ids: list[int]
+    part: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,14 +46,14 @@ class OnPolicy:
 
     Attributes:
         backbone: the frozen model.
-        teacher: the whole text.
+        teachers: the whole text, or each of its parts.
         questions: how the teacher is asked, by the ids of what the student is asked.
         config: how much of an answer is drawn and kept, and in which share of the steps.
         seed: of what is drawn.
     """
 
     backbone: Backbone
-    teacher: Prefix
+    teachers: Sequence[SoftPrompt]
     questions: Mapping[tuple[int, ...], Asked]
     config: DistillConfig
     seed: int
@@ -68,7 +71,8 @@ class OnPolicy:
         return {name: getattr(config, name) for name in names} | {"seed": self.seed}
 
     def rows(self, prompt: SoftPrompt, rows: Sequence[Row], step: int, ranks: Ranks) -> list[Row]:
-        """Return the rows of a step with the student's own answers; those that ask nothing stay.
+        """Return the rows of a step with the student's own answers; those that ask nothing stay,
+        and those whose answer is that of the data.
 
         The same prompt, rows and step draw the same answers. Each process draws those of its share
         and tells the others; the targets of theirs it does not need.
@@ -77,7 +81,7 @@ class OnPolicy:
         mine = [
             index
             for index in range(ranks.rank, len(rows), ranks.size)
-            if _question(rows[index]) in self.questions
+            if _question(rows[index]) in self.questions and not _is_own(rows[index])
         ]
         found: dict[int, Row] = {}
         prefix = self.backbone.compile(prompt.detached())
@@ -107,7 +111,8 @@ class OnPolicy:
         own = [_with_answer(row, ids) for row, ids in zip(rows, drawn, strict=True)]
         theirs = [Row.from_ids(one.ids, ids) for one, ids in zip(asked, drawn, strict=True)]
         likeliest = targets_of(backbone, prefix, own, config.top_k, config.keep_mass)
-        targets = reverse_targets(backbone, self.teacher, theirs, likeliest)
+        teachers = [backbone.compile(self.teachers[one.part]) for one in asked]
+        targets = reverse_targets(backbone, teachers, theirs, likeliest)
         return [replace(row, target=one) for row, one in zip(own, targets, strict=True)]
 
     def _shared(self, found: dict[int, Row], rows: Sequence[Row], ranks: Ranks) -> dict[int, Row]:
@@ -131,20 +136,34 @@ def questions_of(
     backbone: Backbone,
     queries: Sequence[chat.Text],
     student: EncodingConfig,
-    teacher: EncodingConfig,
+    teachers: Sequence[SoftPrompt],
+    places: Sequence[int],
 ) -> dict[tuple[int, ...], Asked]:
-    """Return how the teacher is asked each query, by the ids of what the student is asked."""
+    """Return how the teacher is asked each query, by the ids of what the student is asked.
+
+    Args:
+        backbone: with a tokenizer.
+        queries: texts or conversations.
+        student: how rows are encoded behind the prompt that is trained.
+        teachers: the text, or each of its parts.
+        places: the part that each query is about.
+    """
     return {
         tuple(chat.encode(backbone, query, student)[0]): Asked(
-            tuple(chat.encode(backbone, query, teacher)[0]),
+            tuple(chat.encode(backbone, query, chat.encoding_of(teachers[part]))[0]),
             chat.end_tokens(backbone, query, student),
+            part,
         )
-        for query in queries
+        for query, part in zip(queries, places, strict=True)
     }
 
 
 def _question(row: Row) -> tuple[int, ...]:
     return row.input_ids[: -row.num_labels]
+
+
+def _is_own(row: Row) -> bool:
+    return row.target is not None and row.target.is_certain
 
 
 def _with_answer(row: Row, ids: tuple[int, ...]) -> Row:

@@ -23,7 +23,7 @@ from foreword.data import batches
 from foreword.data.encoding import Row
 from foreword.data.target import Target, joined, together
 from foreword.errors import ArtifactError, InputError
-from foreword.prompt.prefix import Prefix, no_prefixes, same_prefix
+from foreword.prompt.prefix import Prefix, PrefixBatch, no_prefixes, same_prefix
 from foreword.prompt.soft_prompt import SoftPrompt
 from foreword.prompt.tensor_file import read_tensors
 from foreword.storage import remove_leftovers, replacing, storage_errors
@@ -112,7 +112,7 @@ def targets_of(
 
 def reverse_targets(
     backbone: Backbone,
-    teacher: Prefix,
+    teachers: Sequence[Prefix],
     rows: Sequence[Row],
     own: Sequence[Target],
 ) -> list[Target]:
@@ -120,7 +120,7 @@ def reverse_targets(
 
     Args:
         backbone: the frozen model.
-        teacher: the whole text.
+        teachers: of each row, the whole text or a part of it.
         rows: as the teacher is asked them, with the student's answers as labels.
         own: the student's likeliest ids at each label, as `targets_of` returns them behind its
             prefix.
@@ -131,7 +131,7 @@ def reverse_targets(
     batch = batches.collate(rows, backbone.padding_id)
     size = max(1, MAX_LOGITS // backbone.capabilities.vocab_size)
     with torch.no_grad():
-        states, _, where = backbone.label_states(same_prefix(teacher, len(rows)), batch)
+        states, _, where = backbone.label_states(PrefixBatch(tuple(teachers)), batch)
         asked = joined(tuple(own), where)
         assert asked is not None
         found = []

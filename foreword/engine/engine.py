@@ -46,8 +46,10 @@ class Engine:
             )
         self.backbone = backbone
         self.limits = limits or EngineLimits()
-        self.kv_cache = KVCache(backbone.capabilities.num_layers, self.limits)
-        self.prefix_cache = PrefixCache(self.limits.max_state_bytes)
+        self.kv_cache = KVCache(backbone.capabilities.layers, self.limits)
+        self.prefix_cache = PrefixCache(
+            self.limits.max_state_bytes, is_whole=backbone.capabilities.is_recurrent
+        )
         self.scheduler = Scheduler(backbone.capabilities, self.limits)
         self.runner = ModelRunner(backbone, self.kv_cache)
         # In the order of their rows of the KV cache: those that decode come first.
@@ -171,6 +173,9 @@ class Engine:
         """Fill a request's row with what saves it the most of its prefill, and let it prefill; a
         prompt is compiled where nothing holds it.
         """
+        if state.handle.request.media is not None:
+            self._fill_with_media(state)
+            return
         start = self.scheduler.start_of(state, self.running, self.prefix_cache)
         entry = start.entry
         if start.other is None and entry is None:
@@ -181,8 +186,30 @@ class Engine:
             self.kv_cache.move(start.other.index, state.index, length)
         elif entry is not None:
             self.kv_cache.put(state.index, entry.state, length)
+        else:
+            self.kv_cache.begin_row(state.index)
         state.begin_at(num_computed)
         self.num_reused_tokens += state.num_computed
+        self.scheduler.prefilling.append(state)
+
+    def _fill_with_media(self, state: RequestState) -> None:
+        """Run all but the last of a request's tokens in one pass of their own, images and sounds
+        among them, into its row; from then on it is a row like others.
+        """
+        request, device = state.handle.request, self.backbone.device
+        assert request.media is not None
+        prefix = self.backbone.compile(request.prompt.load()) if request.prompt else None
+        num_computed = len(request.ids) - 1
+        found, shift = self.runner.prefill_media(
+            prefix,
+            torch.tensor([request.ids[:num_computed]], device=device),
+            request.media.tensors,
+        )
+        if not all(bool(torch.isfinite(tensor).all()) for tensor in found.tensors):
+            raise InputError("the media or the prompt make the model's numbers infinite")
+        self._num_compiled += found.num_virtual_tokens
+        self.kv_cache.put(state.index, found.layers, found.num_virtual_tokens)
+        state.begin_after_media(num_computed, shift)
         self.scheduler.prefilling.append(state)
 
     def _compiled(self, prompt: PromptSource | None) -> CacheEntry | None:
@@ -192,7 +219,7 @@ class Engine:
         prefix = self.backbone.compile(prompt.load())
         if prefix.num_virtual_tokens != prompt.num_virtual_tokens:
             raise InputError("the prompt's file has changed since it was looked up; load it again")
-        state = tuple(tuple(layer) for layer in prefix.key_values)
+        state = prefix.cached.layers
         if not all(bool(torch.isfinite(tensor).all()) for layer in state for tensor in layer):
             raise InputError("the prompt makes the model's numbers infinite; train it again")
         self._num_compiled += prefix.num_virtual_tokens
@@ -331,12 +358,13 @@ class Engine:
         """Keep the state of a conversation for its next turn, or clear what may not be finite."""
         if not state.is_filled:
             return
+        has_media = state.handle.request.media is not None
         if state.num_finite != state.num_computed or state.handle.finish_reason == "error":
             self.kv_cache.clear(state.index)
             return
         ids = np.asarray(state.ids[: state.num_computed], dtype=np.int64)
-        size = self.kv_cache.token_bytes * state.num_cached
-        if not self.prefix_cache.wants(state.content_hash, ids, size):
+        size = self.kv_cache.token_bytes * state.num_cached + self.kv_cache.state_bytes
+        if has_media or not self.prefix_cache.wants(state.content_hash, ids, size):
             return
         try:
             held = self.kv_cache.get(state.index, state.num_cached)

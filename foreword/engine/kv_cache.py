@@ -4,8 +4,8 @@ In: passes of the model over some requests. Out: a cache that transformers' deco
 layer there is one tensor `[rows, N, capacity, D]` for keys and one for values, and a token lies in
 the slot of its position, virtual tokens first: so a pass writes in place, attention reads views,
 and masks compare positions. Rows in use are kept together, so that a decoding pass is a view of the
-first rows and copies nothing. What fails for want of memory leaves what was there as it was. Knows
-nothing of requests, ids or prompts.
+first rows and copies nothing. Recurrent layers keep one state for each row beside it. What fails
+for want of memory leaves what was there as it was. Knows nothing of requests, ids or prompts.
 """
 
 from collections.abc import Sequence
@@ -17,11 +17,15 @@ from torch import Tensor
 
 from foreword.compat.transformers_api import Cache, CacheLayerMixin
 from foreword.engine.limits import EngineLimits
+from foreword.engine.recurrent_rows import RecurrentRows
+from foreword.model.cache_layers import stateless_layer
+from foreword.model.capabilities import LayerKind
 
 BLOCK = 64  # slots by which the capacity grows
 
 CachedState = tuple[tuple[Tensor, ...], ...]
-"""For each layer its tensors `[N, T, D]`: keys and values of one row."""
+"""For each layer its tensors of one row: keys and values `[N, T, D]` where it attends, then what
+its recurrences keep, whatever T."""
 
 
 @dataclass(frozen=True)
@@ -32,11 +36,13 @@ class ForwardBatch:
         rows: the slot rows that the pass is over, in order.
         starts: tokens that each row holds before it, virtual ones included.
         counts: tokens that each row reads; rows that read fewer than the most are padded behind.
+        shifts: rotary position minus slot of each row's tokens.
     """
 
     rows: Sequence[int]
     starts: Sequence[int]
     counts: Sequence[int]
+    shifts: Sequence[int] = ()
 
     @property
     def num_new(self) -> int:
@@ -118,13 +124,43 @@ class KVCacheLayer(CacheLayerMixin):
         return -1
 
 
-class KVCache:
-    """All layers' slots, and the pass that is under way."""
+class HybridLayer(RecurrentRows, KVCacheLayer):
+    """One layer's slots, and the states of its recurrences beside them."""
 
-    def __init__(self, num_layers: int, limits: EngineLimits | None = None) -> None:
-        self.limits = limits or EngineLimits()
+    def __init__(self, kv_cache: "KVCache", num_recurrences: int) -> None:
+        KVCacheLayer.__init__(self, kv_cache)
+        RecurrentRows.__init__(self, kv_cache, num_recurrences)
+
+    def lazy_initialization(self, *args: Any, **kwargs: Any) -> None:
+        """Make the slots; states are made when a pass is written back."""
+        KVCacheLayer.lazy_initialization(self, *args, **kwargs)
+
+
+class SlotCache(Cache):
+    """The cache that the model sees: its length is that of the pass, whatever its layers keep."""
+
+    def __init__(self, layers: list[Any], kv_cache: "KVCache") -> None:
+        super().__init__(layers=layers)
+        self.kv_cache = kv_cache
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Return the slots before the tokens of the current pass, in its longest row."""
+        return self.kv_cache.num_before
+
+
+class KVCache:
+    """All layers' slots and states, and the pass that is under way.
+
+    Args:
+        kinds: what each layer keeps.
+        limits: how much memory is made.
+    """
+
+    def __init__(self, kinds: Sequence[LayerKind], limits: EngineLimits | None = None) -> None:
+        self.kinds, self.limits = tuple(kinds), limits or EngineLimits()
         self.target = (0, 0)  # rows and slots of the layers that are made from now on
-        self._make(num_layers)
+        self._make()
+        self._rows = torch.empty(0, dtype=torch.long)
         self.width = self.num_before = 0
         self._source: tuple[Any, ...] = ()
         self._target: tuple[Any, ...] = ()
@@ -134,7 +170,8 @@ class KVCache:
     @property
     def num_rows(self) -> int:
         """Rows that every layer has."""
-        return min(self.target[0], *(tensor.shape[0] for tensor in self._tensors()), 1 << 62)
+        made = (*self._tensors(), *self._states())
+        return min(self.target[0], *(tensor.shape[0] for tensor in made), 1 << 62)
 
     @property
     def capacity(self) -> int:
@@ -143,13 +180,18 @@ class KVCache:
 
     @property
     def num_bytes(self) -> int:
-        """Size in bytes of all slots, used or not."""
-        return sum(tensor.nbytes for tensor in self._tensors())
+        """Size in bytes of all slots and states, used or not."""
+        return sum(tensor.nbytes for tensor in (*self._tensors(), *self._states()))
 
     @property
     def token_bytes(self) -> int:
         """Size in bytes of one token's slots in all layers."""
         return sum(t.shape[1] * t.shape[3] * t.element_size() for t in self._tensors())
+
+    @property
+    def state_bytes(self) -> int:
+        """Size in bytes of what the recurrences of one row keep in all layers."""
+        return sum(tensor[0].nbytes for tensor in self._states())
 
     def reserve(self, num_rows: int, capacity: int) -> None:
         """Make room for rows of up to `capacity` tokens, those in use included: nothing is kept of
@@ -161,8 +203,10 @@ class KVCache:
         if num_rows <= self.num_rows and capacity <= self.capacity:
             return
         size = self._size(num_rows, capacity)
-        for layer in self.layers:
+        for layer in self._slots():
             layer.resize(*size)
+        for recurrent in self._recurrent():
+            recurrent.resize_rows(size[0])
         self.target = size
 
     def _size(self, num_rows: int, capacity: int) -> tuple[int, int]:
@@ -178,43 +222,64 @@ class KVCache:
     def release(self) -> None:
         """Give all memory back; no row may be in use."""
         self.target = (0, 0)
-        self._make(len(self.layers))
+        self._make()
 
-    def _make(self, num_layers: int) -> None:
-        self.layers = [KVCacheLayer(self) for _ in range(num_layers)]
-        self.cache = Cache(layers=list(self.layers))
+    def _make(self) -> None:
+        self.layers = [self._layer(kind) for kind in self.kinds]
+        self.cache = SlotCache(list(self.layers), self)
+
+    def _layer(self, kind: LayerKind) -> Any:
+        if kind.pattern is not None and kind.num_recurrences:
+            return HybridLayer(self, kind.num_recurrences)
+        if kind.num_recurrences:
+            return RecurrentRows(self, kind.num_recurrences)
+        return KVCacheLayer(self) if kind.pattern is not None else stateless_layer()
 
     def put(self, row: int, state: CachedState, length: int) -> None:
-        """Copy the first `length` tokens of a state into a row."""
+        """Copy the first `length` tokens of a state into a row; a recurrent one holds no others."""
         for layer, tensors in zip(self.layers, state, strict=True):
-            if not layer.is_initialized:
-                layer.lazy_initialization(*(tensor[None] for tensor in tensors))
-            for slots, tensor in zip(_pair(layer), tensors, strict=True):
+            held = tensors[:2] if isinstance(layer, KVCacheLayer) else ()
+            if held and not layer.is_initialized:
+                layer.lazy_initialization(*(tensor[None] for tensor in held))
+            for slots, tensor in zip(_pair(layer) if held else (), held, strict=True):
                 slots[row, :, :length] = tensor[:, :length]
+            if isinstance(layer, RecurrentRows):
+                layer.put_row(row, tensors[len(held) :])
+
+    def begin_row(self, row: int) -> None:
+        """Let a row begin with nothing read, whatever another has left there."""
+        for layer in self._recurrent():
+            layer.put_row(row, ())
 
     def get(self, row: int, length: int) -> CachedState:
         """Return a copy of the first `length` tokens of a row."""
-        return tuple(
-            tuple(tensor[row, :, :length].clone() for tensor in _pair(layer))
-            for layer in self.layers
-        )
+        found = []
+        for layer in self.layers:
+            is_made = isinstance(layer, KVCacheLayer) and layer.is_initialized
+            state = tuple(t[row, :, :length].clone() for t in _pair(layer)) if is_made else ()
+            found.append(state + (layer.get_row(row) if isinstance(layer, RecurrentRows) else ()))
+        return tuple(found)
 
     def move(self, source: int, target: int, length: int) -> None:
         """Copy a row's first `length` tokens over another row."""
         if source != target:
             for tensor in self._tensors():
                 tensor[target, :, :length] = tensor[source, :, :length]
+            for state in self._states():
+                state[target] = state[source]
 
     def clear(self, row: int) -> None:
         """Fill a row with zeros: values that are not finite would reach the next request."""
-        for tensor in self._tensors():
+        for tensor in (*self._tensors(), *self._states()):
             tensor[row] = 0
 
     def begin(self, current: ForwardBatch, positions: Tensor) -> None:
         """Say what the next updates of all layers are about."""
         device = positions.device
         self.width, self.num_before = current.width, current.width - current.num_new
-        rows = torch.tensor(list(current.rows), device=device)
+        self._rows = rows = torch.tensor(list(current.rows), device=device)
+        for layer in self._recurrent():
+            layer.take(rows)
         self._gathered = None if current.are_rows_consecutive else rows
         self._view = slice(current.rows[0], current.rows[0] + len(current.rows))
         if current.num_new == 1:
@@ -228,6 +293,14 @@ class KVCache:
         self._source = (index, slice(None), token)
         self._target = (rows[index], slice(None), positions[index, token])
 
+    def end(self) -> None:
+        """Keep the states that the pass has made; without this, its rows have the old ones."""
+        layers = self._recurrent()
+        for layer in layers:  # all, before any is changed
+            layer.make()
+        for layer in layers:
+            layer.write_back(self._rows)
+
     def write(self, slots: Tensor, states: Tensor) -> Tensor:
         """Write the current pass's `[B, N, T, D]` into slots; return its rows `[B, N, W, D]`."""
         slots[self._target] = states[self._source]
@@ -235,8 +308,17 @@ class KVCache:
             return slots[:, :, : self.width].index_select(0, self._gathered)
         return slots[self._view, :, : self.width]
 
+    def _slots(self) -> list[KVCacheLayer]:
+        return [layer for layer in self.layers if isinstance(layer, KVCacheLayer)]
+
+    def _recurrent(self) -> list[RecurrentRows]:
+        return [layer for layer in self.layers if isinstance(layer, RecurrentRows)]
+
     def _tensors(self) -> list[Tensor]:
-        return [t for layer in self.layers if layer.is_initialized for t in _pair(layer)]
+        return [t for layer in self._slots() if layer.is_initialized for t in _pair(layer)]
+
+    def _states(self) -> list[Tensor]:
+        return [tensor for layer in self._recurrent() for tensor in layer.rows]
 
 
 def _empty(like: Tensor, num_rows: int, capacity: int) -> Tensor:

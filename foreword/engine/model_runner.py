@@ -6,7 +6,8 @@ culprit alone fails.
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +18,11 @@ from foreword.engine import sampling
 from foreword.engine.kv_cache import ForwardBatch, KVCache
 from foreword.engine.request_state import RequestState
 from foreword.engine.sampling import Choice
+from foreword.model.decoder import Decoder
 from foreword.model.masks import place_in_slots
+from foreword.model.media import split_media
+from foreword.prompt.prefix import Prefix
+from foreword.prompt.states import States
 
 log = logging.getLogger("foreword.engine")
 MAX_FAILURES = 8  # of passes one after the other, before the model itself is taken for broken
@@ -40,8 +45,18 @@ class ModelRunner:
         Raises:
             Exception: the model fails whatever it is given.
         """
-        if not states:
-            return []
+        return [ready for part in self._parts(states, limit) for ready in self._run(part, limit)]
+
+    def _parts(self, states: list[RequestState], limit: int) -> list[list[RequestState]]:
+        """Return the requests of one pass each: padding would change a recurrent state."""
+        if not self.backbone.capabilities.is_recurrent:
+            return [states] if states else []
+        parts: dict[int, list[RequestState]] = {}
+        for state in states:
+            parts.setdefault(min(state.num_pending, limit), []).append(state)
+        return list(parts.values())
+
+    def _run(self, states: list[RequestState], limit: int) -> list[Ready]:
         try:
             ready = self._forward(states, limit)
         except Exception as error:
@@ -60,7 +75,10 @@ class ModelRunner:
         """Run the model once."""
         counts = [min(state.num_pending, limit) for state in states]
         current = ForwardBatch(
-            [state.index for state in states], [state.num_cached for state in states], counts
+            [state.index for state in states],
+            [state.num_cached for state in states],
+            counts,
+            [state.shift for state in states],
         )
         hidden = self.hidden(
             current,
@@ -79,6 +97,12 @@ class ModelRunner:
         elif done:
             logits = self.backbone.head(torch.stack([hidden[i, counts[i] - 1] for i in done]))
         # Nothing has been noted so far: a pass that fails can run again.
+        try:
+            self.kv_cache.end()
+        except Exception as error:  # states that are half changed are of no use
+            for state in states:
+                state.handle.fail(error)
+            return None
         for (state, count), report in zip(_zip(states, counts), reports, strict=True):
             state.handle.prompt_logprobs += report
             state.num_computed += count
@@ -89,20 +113,44 @@ class ModelRunner:
         backbone, num_new = self.backbone, current.num_new
         padded = [one + one[-1:] * (num_new - len(one)) for one in ids]
         positions = current.positions(backbone.device)
-        masks = place_in_slots(
-            positions, current.width, backbone.capabilities, backbone.dtype, is_even=current.is_even
-        )
         self.kv_cache.begin(current, positions)
         with transformers_api.grouped_heads(backbone.device.type == "cpu" and num_new > 1):
             output = backbone.decoder(
                 input_ids=torch.tensor(padded, device=backbone.device),
-                position_ids=positions + backbone.capabilities.first_position,
-                attention_mask=masks,
                 use_cache=True,
+                **self._placed(current, positions),
                 **{backbone.capabilities.cache_argument: self.kv_cache.cache},
             )
         hidden: Tensor = output.last_hidden_state
         return hidden
+
+    def _placed(self, current: ForwardBatch, positions: Tensor) -> dict[str, Any]:
+        """Return position ids and masks, which recurrent layers alone do not take."""
+        capabilities = self.backbone.capabilities
+        if not capabilities.attention_patterns:
+            return {}
+        masks = place_in_slots(
+            positions, current.width, capabilities, self.backbone.dtype, is_even=current.is_even
+        )
+        places = positions + capabilities.first_position
+        if any(current.shifts):
+            places = places + torch.tensor(current.shifts, device=places.device)[:, None]
+        if capabilities.num_axes > 1:
+            places = places[None].expand(capabilities.num_axes, -1, -1)
+        return {"position_ids": places, "attention_mask": masks}
+
+    def prefill_media(
+        self, prefix: Prefix | None, input_ids: Tensor, tensors: Mapping[str, Tensor]
+    ) -> tuple[States, int]:
+        """Run the tokens `[1, T]` of one request and its media; see `Decoder.prefill_row`.
+
+        Raises:
+            InputError: the media does not fit its placeholders.
+        """
+        passes = self.backbone.passes
+        assert isinstance(passes, Decoder)  # models with an encoder are not served
+        media, _ = split_media(self.backbone.capabilities, tensors)
+        return passes.prefill_row(prefix, input_ids, media)
 
     def _report(self, state: RequestState, hidden: Tensor) -> list[Choice]:
         """Return the log-probability of each id that followed those of this pass, if asked for."""

@@ -43,10 +43,16 @@ class CacheEntry:
 
 
 class PrefixCache:
-    """Entries by content, least recently used out."""
+    """Entries by content, least recently used out.
 
-    def __init__(self, max_bytes: int) -> None:
-        self.max_bytes = max_bytes
+    Args:
+        max_bytes: of all entries.
+        is_whole: whether a state holds its tokens as a whole, as a recurrent one does, and can be
+            used for rows alone that begin with all of them and go on.
+    """
+
+    def __init__(self, max_bytes: int, *, is_whole: bool = False) -> None:
+        self.max_bytes, self.is_whole = max_bytes, is_whole
         self.num_bytes = 0
         self._entries: dict[CacheEntry, None] = {}  # in order of use
         self._by_hash: dict[str | None, list[CacheEntry]] = {}
@@ -63,6 +69,8 @@ class PrefixCache:
         best: tuple[CacheEntry, int] | None = None
         for entry in self._by_hash.get(content_hash, []):
             shared = entry.num_shared(wanted)
+            if self.is_whole and shared < len(entry.ids):
+                continue
             if best is None or shared > best[1]:
                 best = entry, shared
         if best is None or (not best[1] and content_hash is None):
@@ -74,7 +82,8 @@ class PrefixCache:
         """Return whether a state of so many bytes would be kept: it fits and is not kept yet."""
         siblings = self._by_hash.get(content_hash, [])
         return num_bytes <= self.max_bytes and not any(
-            entry.num_shared(ids) == len(ids) for entry in siblings
+            entry.num_shared(ids) == len(ids) and (len(entry.ids) == len(ids) or not self.is_whole)
+            for entry in siblings
         )
 
     def add(self, entry: CacheEntry) -> None:

@@ -22,6 +22,7 @@ class RequestState:
         num_computed: ids whose keys and values are in the KV cache.
         num_finite: those of them that are known to have given finite logits.
         is_filled: whether its row holds what has run, virtual tokens included.
+        shift: rotary position of its next tokens minus their slot, which images change.
         duplicates: requests of the same prompt and ids that wait for this one to prefill them.
     """
 
@@ -34,6 +35,7 @@ class RequestState:
         self.status: RequestStatus = "prefilling"
         self.num_computed = self.num_finite = 0
         self.is_filled = False
+        self.shift = 0
         self.duplicates: list[RequestState] = []
         self.sampler = Sampler(request.sampling, request.ids)
 
@@ -63,9 +65,15 @@ class RequestState:
         """Take so many leading ids as computed: their row holds them."""
         self._take_as_computed(num_computed)
 
+    def begin_after_media(self, num_computed: int, shift: int) -> None:
+        """Take so many leading ids, media among them, as computed for this request alone."""
+        self._take_as_computed(num_computed)
+        self.handle.num_reused, self.shift = 0, shift
+
     def follow(self, other: "RequestState") -> None:
         """Take everything as computed by a duplicate."""
         self._take_as_computed(other.num_computed)
+        self.shift = other.shift
         self.handle.prompt_logprobs = list(other.handle.prompt_logprobs)
 
     def _take_as_computed(self, num_computed: int) -> None:
@@ -79,11 +87,14 @@ class RequestState:
             self.content_hash == other.content_hash
             and ours.num_prompt_logprobs == theirs.num_prompt_logprobs
             and ours.ids == theirs.ids
+            and ours.media is theirs.media
         )
 
     def num_shared(self, other: "RequestState") -> int:
-        """Return how many leading ids another request has computed, behind the same prompt."""
-        if self.content_hash != other.content_hash:
+        """Return how many leading ids another request has computed, behind the same prompt; none
+        where media stand among them.
+        """
+        if self.content_hash != other.content_hash or other.handle.request.media is not None:
             return 0
         length = min(len(self.ids), other.num_finite)
         pairs = zip(self.ids[:length], other.ids, strict=False)

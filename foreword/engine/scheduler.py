@@ -132,7 +132,8 @@ class Scheduler:
     def _media_bytes(self, requests: Sequence[Request]) -> int:
         """Return the size of media and of all that waits; several answers may share one."""
         ours = [request.media for request in requests]
-        waiting = [handle.request.media for handle in self._alone] if any(ours) else []
+        queues = (*self._alone, *self._waiting)
+        waiting = [handle.request.media for handle in queues] if any(ours) else []
         return sum({id(one): one.num_bytes for one in (*ours, *waiting) if one}.values())
 
     def drop_cancelled(self) -> None:
@@ -179,8 +180,13 @@ class Scheduler:
         self, state: RequestState, running: Sequence[RequestState], cache: PrefixCache
     ) -> Start:
         """Return what saves a request the most of its prefill."""
-        found = cache.find(state.content_hash, state.ids)
+        usable = state.num_usable(len(state.ids))
+        # A recurrent state is of all that has run: it is used as a whole or not at all.
+        is_whole = self.capabilities.is_recurrent
+        found = cache.find(state.content_hash, state.ids[:usable] if is_whole else state.ids)
         shared = self._shared_with(state, running)
+        if is_whole:
+            shared = [one for one in shared if usable >= one.num_computed == state.num_shared(one)]
         other = max(shared, key=state.num_shared, default=state)
         if (num_shared := state.num_shared(other)) > (found[1] if found else 0):
             return Start(other, None, num_shared)

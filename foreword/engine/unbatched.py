@@ -30,10 +30,11 @@ BATCHED = frozenset({"full_attention", "sliding_attention", "chunked_attention"}
 
 def is_needed(capabilities: Capabilities, handle: Handle) -> bool:
     """Return whether a request must be served alone."""
-    if handle.request.media is not None:
-        return True
-    # Recurrent states are of no slot; rotary positions of several axes are not those of slots.
-    if capabilities.is_recurrent or capabilities.num_axes > 1:
+    request = handle.request
+    if request.media is not None and request.num_prompt_logprobs is not None:
+        return True  # all but its last token run before its row is in the batch
+    placeholders = [modality.token_id for modality in capabilities.modalities]
+    if request.ids[-1] in placeholders:
         return True
     if capabilities.counts_slots or capabilities.has_stateless_layers:
         return True

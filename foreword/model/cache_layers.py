@@ -321,6 +321,15 @@ def state_of(layer: Any) -> LayerState:
     return sides + layer.states() if isinstance(layer, RecurrentStates) else sides
 
 
+def whole_state_of(layer: Any) -> LayerState:
+    """Return the same of a layer for one pass, the prefix that it shares included."""
+    if not isinstance(layer, SharedLayer):
+        return state_of(layer)
+    sides = zip((layer.keys, layer.values), layer.newest, strict=True)
+    whole = tuple(torch.cat([old.to(new.device), new], dim=2) for old, new in sides)
+    return whole + (layer.states() if isinstance(layer, RecurrentStates) else ())
+
+
 def _parts(kind: LayerKind, state: LayerState) -> tuple[LayerState, LayerState]:
     """Split a batched state into keys and values, and recurrent states."""
     count = 2 if kind.pattern is not None else 0

@@ -22,7 +22,7 @@ from foreword.model.embedding_scale import decoder_scale
 from foreword.model.media import Reading, split_media
 from foreword.model.passes import LabelStates
 from foreword.model.placeholders import Turn
-from foreword.prompt.prefix import PrefixBatch, no_prefixes
+from foreword.prompt.prefix import Prefix, PrefixBatch, no_prefixes, same_prefix
 from foreword.prompt.soft_prompt import SoftPrompt
 from foreword.prompt.states import States
 
@@ -92,6 +92,25 @@ class Decoder:
             tuple(tensor[0] for tensor in cache_layers.state_of(layer)) for layer in cache.layers
         )
         return States(layers, len(embeddings)), hidden
+
+    def prefill_row(
+        self, prefix: Prefix | None, input_ids: Tensor, media: Mapping[str, Tensor]
+    ) -> tuple[States, int]:
+        """Run over the tokens `[1, T]` of one row and their media; return each layer's state after
+        them, virtual tokens included, and by how much the rotary positions of all later tokens
+        differ from their slots.
+        """
+        batch = no_prefixes(1) if prefix is None else same_prefix(prefix, 1)
+        cache = prefixed_cache.uncached(batch, self.capabilities)
+        reading = self._read_media(batch, None, input_ids, media)
+        self._forward(batch, cache, None, reading, input_ids=input_ids)
+        layers = tuple(
+            tuple(tensor[0] for tensor in cache_layers.whole_state_of(layer))
+            for layer in cache.layers
+        )
+        shifts = reading.shifts if reading is not None else None
+        shift = 0 if shifts is None else int(shifts[0, 0, -1])
+        return States(layers, batch.num_slots + input_ids.shape[1]), shift
 
     def num_rows(self, input_ids: Tensor | None, given: Mapping[str, Any]) -> int:
         """Check ids `[B, T]`, or `inputs_embeds` where there are none, and return B."""

@@ -177,6 +177,9 @@ def place_in_slots(
         elif pattern.size is not None:
             allowed &= queries - keys < pattern.size
         masks[pattern.name] = _in_form(allowed, dtype, capabilities.attention)
+    if capabilities.is_recurrent:
+        # Rows of a pass are equally long: recurrent layers need no mask.
+        return masks | dict.fromkeys(STATE_KINDS)
     return masks if len(masks) > 1 else next(iter(masks.values()))
 
 

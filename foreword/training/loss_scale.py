@@ -26,7 +26,7 @@ def is_needed(dtype: torch.dtype) -> bool:
     return dtype == torch.float16
 
 
-def of_labels(dtype: torch.dtype, num_labels: int, exponent: int) -> float:
+def of_labels(dtype: torch.dtype, num_labels: float, exponent: int) -> float:
     """Return what the mean loss of a step's labels is multiplied by: the gradient of one label is
     then `2 ** exponent` times that of its own loss, however many there are.
     """

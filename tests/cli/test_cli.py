@@ -536,3 +536,23 @@ def test_a_text_is_distilled_and_measured_beside_itself(
     ):
         plain = ["--data", str(queries), "--model", model, "--output", str(tmp_path / "other")]
         assert reason in fails(monkeypatch, capsys, "distill", *plain, *more)
+
+
+def test_a_text_is_distilled_from_several_seeds_at_a_rate_that_is_found(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    queries, output = tmp_path / "queries.jsonl", str(tmp_path / "lamp")
+    rows = [{"messages": [{"role": "user", "content": f"{word}?"}]} for word in "abcde"]
+    queries.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    given = ["distill", "--instruction", "The lamp is red. The door is blue.", "--model", model]
+    given += ["--data", str(queries), "--output", output, "--num-virtual-tokens", "4", "--seeds"]
+    refused = fails(monkeypatch, capsys, *given, "2", "--held-out", "0")
+    assert "--seeds goes by held-out queries" in refused
+    said = invoke(
+        *given, "2", "--num-steps", "2", "--answer-tokens", "3", "--lr", "auto", "--on-policy",
+        "0.5",
+    )  # fmt: skip
+    assert "seed 0:" in said and "seed 1:" in said and "2 seeds: validation loss" in said
+    facts = SoftPrompt.load(output).facts
+    assert facts["training"]["probe"] and facts["metrics"]["seeds"]["best"] in (0, 1)
+    assert facts["distilled"]["on_policy"] == 0.5 and 0 <= facts["distilled"]["agreement"] <= 1

@@ -88,7 +88,7 @@ def test_times_are_taken_in_turn() -> None:
 
 
 def test_rows_of_unrelated_text_that_are_trained_on_are_not_those_that_tell() -> None:
-    from foreword.distillation.distill import unrelated_rows
+    from foreword.distillation.rows import unrelated_rows
 
     model = backbone()
     for count in (0, 3, 500):

@@ -220,7 +220,6 @@ def test_answers_of_another_teacher_are_refused(tmp_path: Path) -> None:
         ("", QUERIES, 8, "a text that is not blank"),
         (TEXT, QUERIES[:1], 8, "at least 2 queries"),
         ("Hi.", QUERIES, 64, "no more than --num-virtual-tokens 64: as it is, it is smaller"),
-        (TEXT, ["plain", "text"], 8, "send messages, not text"),
     ],
 )
 def test_what_cannot_be_distilled_is_refused(
@@ -238,7 +237,7 @@ def test_answers_from_which_nothing_is_learned_are_refused(
     same = teacher.Taught((5, 2), Target(torch.zeros(2, 1, dtype=torch.int64), torch.zeros(2, 1)))
     for taught, expected in ((empty, "answers nothing to any"), (same, "the same answer")):
         monkeypatch.setattr(
-            "foreword.distillation.distill.teach", lambda *a, one=taught: iter([one] * 8)
+            "foreword.distillation.parts.teach", lambda *a, one=taught: iter([one] * 8)
         )
         with pytest.raises(InputError, match=expected):
             lesson_of(backbone())

@@ -60,7 +60,7 @@ def counted(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return counts
 
 
-@pytest.mark.parametrize("family", [f for f in tiny_models.FAMILIES if f not in RECURRENT])
+@pytest.mark.parametrize("family", tiny_models.FAMILIES)
 def test_requests_that_join_and_leave_at_any_step_get_the_oracles_ids(family: str) -> None:
     chance = random.Random(family)
     engine = engine_of(family, max_rows=5, chunk_tokens=8)
@@ -89,7 +89,7 @@ def test_requests_that_join_and_leave_at_any_step_get_the_oracles_ids(family: st
     assert is_empty(engine) and len(engine.prefix_cache) > 4
 
 
-@pytest.mark.parametrize("family", ["llama", "mistral", "deepseek_v3"])
+@pytest.mark.parametrize("family", ["llama", "mistral", "deepseek_v3", *RECURRENT])
 def test_a_conversation_goes_on_from_its_own_state(family: str) -> None:
     engine, prompt = engine_of(family), prompt_of(family, "key_values")
     first = engine.submit(request(prompt, ids_of(12)))
@@ -427,6 +427,68 @@ def test_a_row_that_waits_for_its_twin_leaves_no_state_behind() -> None:
     assert first.ids == expected("llama", prompt, ids_of(20), 6)
 
 
+# Recurrent rows ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", RECURRENT)
+def test_a_recurrent_state_is_used_as_a_whole_or_not_at_all(family: str) -> None:
+    engine, prompt = engine_of(family), prompt_of(family, "key_values")
+    first = engine.submit(request(prompt, ids_of(12)))
+    engine.run()
+    told = (*ids_of(12), *first.ids)
+    # The beginning of what has run, all of it, and the same with log-probabilities of every id.
+    branch = engine.submit(request(prompt, (*ids_of(12)[:7], *ids_of(5, 9))))
+    again = engine.submit(request(prompt, told[:-1]))
+    further = engine.submit(request(prompt, told))
+    asked = engine.submit(request(prompt, told, num_prompt_logprobs=1))
+    engine.run()
+    assert [one.num_reused for one in (branch, again, further, asked)] == [0, 0, len(told) - 1, 0]
+    assert len(asked.prompt_logprobs) == len(told) - 1
+    for one in (branch, again, further, asked):
+        assert one.ids == expected(family, prompt, one.request.ids, 6)
+
+
+@pytest.mark.parametrize("family", RECURRENT)
+def test_recurrent_rows_of_one_length_run_together_and_others_beside(
+    family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, prompt = engine_of(family, max_state_bytes=0), prompt_of(family, "embeddings")
+    counts = counted(engine, monkeypatch)
+    lengths = (6, 6, 6, 9)
+    handles = [engine.submit(request(prompt, ids_of(n, s))) for s, n in enumerate(lengths)]
+    copies = engine.submit_all([request(prompt, ids_of(6, 7)) for _ in range(2)])
+    engine.step()
+    assert sorted(counts) == [9, 24]  # the copies are read once
+    engine.run()
+    assert counts[-1] == len(handles) + len(copies)
+    for one in (*handles, *copies):
+        assert one.ids == expected(family, prompt, one.request.ids, 6)
+
+
+@pytest.mark.parametrize("family", RECURRENT)
+def test_a_pass_that_fails_leaves_recurrent_states_as_they_were(
+    family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, prompt = engine_of(family), prompt_of(family, "embeddings")
+    handles = [engine.submit(request(prompt, ids_of(6, seed), 8)) for seed in range(3)]
+    engine.step()
+    engine.step()
+    real, num_calls = engine.backbone.head, 0
+
+    def head(states: torch.Tensor) -> torch.Tensor:
+        nonlocal num_calls
+        num_calls += 1
+        if num_calls == 1:  # after the layers have run
+            raise torch.OutOfMemoryError("no memory")
+        return real(states)
+
+    monkeypatch.setattr(engine.backbone, "head", head)
+    engine.run()
+    assert num_calls > 3
+    for one in handles:
+        assert one.ids == expected(family, prompt, one.request.ids, 8)
+
+
 # What fails, fails alone ------------------------------------------------------------------------
 
 
@@ -668,16 +730,7 @@ def test_a_closed_engine_leaves_no_thread_behind() -> None:
     assert not [thread for thread in threading.enumerate() if thread.name == "alone"]
 
 
-@pytest.mark.parametrize("family", ["qwen3_next", "mamba2", "falcon_h1"])
-def test_recurrent_rows_are_served_alone_and_exactly(family: str) -> None:
-    engine, prompt = engine_of(family), prompt_of(family, "key_values")
-    handles = [engine.submit(request(prompt, ids_of(length), 5)) for length in (5, 8)]
-    engine.run()
-    for handle in handles:
-        assert handle.ids == expected(family, prompt, handle.request.ids, 5)
-
-
-def test_a_recurrent_row_served_alone_keeps_none_of_the_models_habits() -> None:
+def test_a_recurrent_row_keeps_none_of_the_models_habits() -> None:
     backbone, prompt = (
         Backbone(tiny_models.build("falcon_h1")),
         prompt_of("falcon_h1", "embeddings"),

@@ -2,6 +2,7 @@
 goes on.
 """
 
+import functools
 import sys
 from typing import Any
 
@@ -18,9 +19,10 @@ from foreword.engine.kv_cache import KVCache
 from foreword.engine.limits import EngineLimits
 from foreword.engine.request import Handle, PromptSource, Request
 from foreword.engine.sampling import Choice, Sampling
+from foreword.model.capabilities import AttentionPattern, LayerKind
 
-MODEL = tiny_models.shared("llama")
-PROMPT = SoftPrompt.from_embeddings(tiny_models.embeddings(MODEL, 5))
+FAMILIES = ("llama", "qwen3_next")  # the other has recurrent layers beside those that attend
+FULL = LayerKind(AttentionPattern("full_attention"))
 LIMITS = EngineLimits(max_rows=4, max_slots=1024, chunk_tokens=16)
 
 
@@ -54,9 +56,13 @@ def _is_asked_by_the_engine() -> bool:
     return False
 
 
-def asked() -> list[Request]:
+def prompt_of(family: str) -> SoftPrompt:
+    return SoftPrompt.from_embeddings(tiny_models.embeddings(tiny_models.shared(family), 5))
+
+
+def asked(family: str) -> list[Request]:
     """Return requests of every kind: with a prompt and without, alike, drawn, and reported."""
-    source = PromptSource.of(PROMPT)
+    source = PromptSource.of(prompt_of(family))
     long, short = (tuple(tiny_models.ids(n, seed=n).tolist()) for n in (20, 4))
     return [
         Request(short, None, max_new_tokens=3),
@@ -68,21 +74,22 @@ def asked() -> list[Request]:
     ]
 
 
-def new_engine() -> Engine:
-    return Engine(Backbone(MODEL), LIMITS)
+def new_engine(family: str) -> Engine:
+    return Engine(Backbone(tiny_models.shared(family)), LIMITS)
 
 
 def answered(handle: Handle) -> tuple[list[Choice], list[int]]:
     return handle.choices, [choice.id for choice in handle.prompt_logprobs]
 
 
-def measured() -> tuple[list[tuple[list[Choice], list[int]]], int]:
-    engine, failing = new_engine(), Failing()
+def measured(family: str) -> tuple[list[tuple[list[Choice], list[int]]], int]:
+    engine, failing = new_engine(family), Failing()
+    model, prompt = tiny_models.shared(family), prompt_of(family)
     with failing:
-        handles = engine.submit_all(asked())
+        handles = engine.submit_all(asked(family))
         engine.run()
     greedy = [
-        (handle, oracle.greedy(MODEL, PROMPT if handle.request.prompt else None,
+        (handle, oracle.greedy(model, prompt if handle.request.prompt else None,
                                torch.tensor(handle.request.ids), handle.request.max_new_tokens))
         for handle in handles if handle.request.sampling.is_greedy
     ]  # fmt: skip
@@ -90,9 +97,7 @@ def measured() -> tuple[list[tuple[list[Choice], list[int]]], int]:
     return [answered(handle) for handle in handles], failing.num_seen
 
 
-@pytest.fixture(scope="module")
-def undisturbed() -> tuple[list[tuple[list[Choice], list[int]]], int]:
-    return measured()
+undisturbed = functools.cache(measured)
 
 
 def check(engine: Engine, wished: list[Any], handles: list[Handle], *, can_fail: bool) -> None:
@@ -107,14 +112,14 @@ def check(engine: Engine, wished: list[Any], handles: list[Handle], *, can_fail:
     assert not engine.scheduler.prefilling
 
 
-def run_with_failures(first: int, count: int, wished: list[Any]) -> int:
+def run_with_failures(family: str, first: int, count: int, wished: list[Any]) -> int:
     """Let operations fail, check every answer, and ask again; return how many requests failed."""
-    engine, failing = new_engine(), Failing(first, count)
-    handles = engine.submit_all(asked())
+    engine, failing = new_engine(family), Failing(first, count)
+    handles = engine.submit_all(asked(family))
     with failing:
         engine.run()
     check(engine, wished, handles, can_fail=True)
-    again = engine.submit_all(asked())
+    again = engine.submit_all(asked(family))
     engine.run()
     check(engine, wished, again, can_fail=False)
     return sum(handle.finish_reason == "error" for handle in handles)
@@ -122,15 +127,16 @@ def run_with_failures(first: int, count: int, wished: list[Any]) -> int:
 
 @pytest.mark.parametrize("share", [0.01, 0.13, 0.37, 0.58, 0.83])
 @pytest.mark.parametrize("count", [1, 6])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_what_fails_for_want_of_memory_harms_no_other_answer(
-    undisturbed: tuple[list[Any], int], share: float, count: int
+    family: str, share: float, count: int
 ) -> None:
-    wished, total = undisturbed
-    run_with_failures(int(share * total), count, wished)
+    wished, total = undisturbed(family)
+    run_with_failures(family, int(share * total), count, wished)
 
 
 def test_layers_that_are_not_all_made_anew_keep_what_they_hold() -> None:
-    cache = KVCache(2, EngineLimits(max_slots=512))
+    cache = KVCache([FULL] * 2, EngineLimits(max_slots=512))
     cache.reserve(4, 64)
     state = tuple((torch.full((1, 5, 2), n), torch.full((1, 5, 2), -n)) for n in (1.0, 2.0))
     cache.put(1, state, 5)
@@ -148,7 +154,7 @@ def test_layers_that_are_not_all_made_anew_keep_what_they_hold() -> None:
 
 @pytest.mark.parametrize("max_slots", [8192, 8000, 4032])
 def test_rows_and_slots_stay_within_the_limit_of_slots(max_slots: int) -> None:
-    cache = KVCache(1, EngineLimits(max_slots=max_slots))
+    cache = KVCache([FULL], EngineLimits(max_slots=max_slots))
     state = ((torch.zeros(1, 1, 1), torch.zeros(1, 1, 1)),)
     for num_rows, capacity in (
         (1, 30), (32, 60), (2, 2000), (1, 4000), (32, 30), (5, 700), (1, max_slots), (2, 1),
@@ -160,7 +166,7 @@ def test_rows_and_slots_stay_within_the_limit_of_slots(max_slots: int) -> None:
 
 
 def test_a_long_request_among_short_ones_takes_no_more_slots_than_allowed() -> None:
-    engine = Engine(Backbone(MODEL), EngineLimits(max_rows=8, max_slots=512))
+    engine = Engine(Backbone(tiny_models.shared("llama")), EngineLimits(max_rows=8, max_slots=512))
     short = [Request((5, n), max_new_tokens=2 + 40 * (n == 7)) for n in range(1, 9)]
     long = Request(tuple(tiny_models.ids(200).tolist()), max_new_tokens=3)
     handles, most = engine.submit_all([*short, long, *short]), 0
@@ -170,7 +176,9 @@ def test_a_long_request_among_short_ones_takes_no_more_slots_than_allowed() -> N
     assert 256 <= most <= 512
     for handle in handles:
         ids = torch.tensor(handle.request.ids)
-        assert handle.ids == oracle.greedy(MODEL, None, ids, handle.request.max_new_tokens)
+        assert handle.ids == oracle.greedy(
+            tiny_models.shared("llama"), None, ids, handle.request.max_new_tokens
+        )
 
 
 def test_a_draw_that_failed_is_made_again_with_the_same_number(

@@ -1,0 +1,62 @@
+"""Label mixing: a row's own answer beside the teacher's, at a weight.
+
+In: queries with answers, a weight. Out: rows whose divergence is the cross entropy of their own
+labels, and what each row weighs: `w` those with the row's own answer, `1 - w` that with the
+teacher's, so that a step's loss is the mean over all labels, each at its weight. Trains nothing.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from foreword.backbone import Backbone
+from foreword.config import EncodingConfig, TrainConfig
+from foreword.data.row import Row
+from foreword.data.target import certain
+from foreword.distillation.queries import Query
+from foreword.errors import InputError
+from foreword.training.rows import encode_texts
+
+
+def label_rows(
+    backbone: Backbone,
+    queries: Sequence[Query],
+    config: EncodingConfig,
+    num_virtual: int,
+    weight: float,
+) -> Mapping[int, Row]:
+    """Return the rows of own answers, by the number of their query; none where they weigh nothing.
+
+    Args:
+        backbone: with a tokenizer.
+        queries: some of them with an answer of their own.
+        config: how rows are encoded behind the prompt that is trained.
+        num_virtual: P of that prompt.
+        weight: of an own answer, below 1.
+
+    Raises:
+        InputError: answers are to weigh something, and no row has one.
+        DataError: an answer that cannot be encoded.
+    """
+    if not weight:
+        return {}
+    known = [index for index, query in enumerate(queries) if query.own is not None]
+    if not known:
+        raise InputError(
+            f"--labels {weight:g}: no row has an answer of its own: leave it out, or add answers"
+        )
+    examples = [
+        replace(own, prompt=queries[index].asked, source=queries[index].source)
+        for index in known
+        if (own := queries[index].own) is not None
+    ]
+    options = TrainConfig(num_virtual_tokens=num_virtual)
+    rows, _ = encode_texts(backbone, examples, options, config)
+    return {
+        index: replace(row, weight=weight, target=certain(row.input_ids[-row.num_labels :]))
+        for index, row in zip(known, rows, strict=True)
+    }
+
+
+def mixed(taught: Row, own: Row | None) -> list[Row]:
+    """Return a query's rows to train on: the teacher's answer, and beside it the row's own."""
+    return [taught] if own is None else [replace(taught, weight=1 - own.weight), own]

@@ -1,0 +1,110 @@
+"""Queries: what the teacher is asked, from rows of data or from texts, and what is refused.
+
+In: rows as mappings, texts or turns. Out: `Query`s, with the row's own answer where it has one.
+Knows no model.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from foreword.chat import Text
+from foreword.config import DataConfig
+from foreword.data.columns import as_examples, as_query
+from foreword.data.example import Example, named
+from foreword.data.media_parts import Message
+from foreword.data.turns import read_turns
+from foreword.errors import DataError
+
+
+@dataclass(frozen=True)
+class Query:
+    """What the teacher is asked.
+
+    Attributes:
+        asked: a text, or turns up to a question.
+        source: where it comes from, as "queries.jsonl:12".
+        own: the query with the answer that its row gives; None without.
+        group: what is set aside together, as the passage that a question is about; None: the query.
+        part: the number of the part of the text that it is about; None: any.
+    """
+
+    asked: str | tuple[Message, ...]
+    source: str
+    own: Example | None = None
+    group: str | None = None
+    part: int | None = None
+
+
+def as_queries(
+    rows: Sequence["Query | Mapping[str, Any] | Text"], config: DataConfig | None = None
+) -> list[Query]:
+    """Return rows as queries: mappings as rows of a data file, texts and turns as they are.
+
+    Raises:
+        DataError: a row that asks nothing.
+    """
+    return [_query(row, f"query {number}", config) for number, row in enumerate(rows, 1)]
+
+
+def from_row(row: Mapping[str, Any], source: str, config: DataConfig | None = None) -> Query:
+    """Return one row of a data file as a query, with its own answer if it has one.
+
+    Raises:
+        DataError: the row asks nothing; names `source`.
+    """
+    config = config or DataConfig()
+    asked = as_query(row, source, config)
+    try:
+        examples = as_examples(row, source, config)
+    except DataError:
+        return Query(asked, source)  # a question without an answer, as most are
+    own = examples[-1]
+    asks_the_same = own.prompt == asked or own.prompt == ({"role": "user", "content": asked},)
+    return Query(asked, source, own if asks_the_same else None)
+
+
+def _query(row: Query | Mapping[str, Any] | Text, source: str, config: DataConfig | None) -> Query:
+    if isinstance(row, Query):
+        return row
+    if isinstance(row, Mapping):
+        return from_row(row, source, config)
+    if isinstance(row, str):
+        if not row.strip():
+            raise DataError(f"{source}: expected a question, found a blank text")
+        return Query(row, source)
+    with named(source):
+        return Query(tuple(read_turns(list(row), "the query")[0]), source)
+
+
+def check_holds_no_text(queries: Sequence[Query], texts: Sequence[str]) -> None:
+    """Refuse queries that hold the whole text: from them a prompt learns to read, not to know.
+
+    Raises:
+        DataError: names the first.
+    """
+    known = [one for one in map(flat, texts) if one]
+    for query in queries:
+        said = flat(text_of(query.asked))
+        if any(one in said for one in known):
+            raise DataError(
+                f"{query.source}: holds the whole text that the prompt is to stand for: leave it "
+                "out of the query"
+            )
+
+
+def text_of(asked: Text | str | Sequence[Message]) -> str:
+    """Return all that a text or turns say, as one text."""
+    if isinstance(asked, str):
+        return asked
+    found: list[str] = []
+    for turn in asked:
+        content = turn.get("content") or ""
+        parts = [content] if isinstance(content, str) else [p.get("text", "") for p in content]
+        found += [str(part) for part in parts]
+    return "\n".join(found)
+
+
+def flat(text: str) -> str:
+    """Return a text in which only words count: white space and case do not."""
+    return " ".join(text.casefold().split())
