@@ -34,7 +34,7 @@ from foreword.distillation.passages import Passage, passages_of
 from foreword.distillation.queries import Query, as_queries, check_holds_no_text, text_of
 from foreword.distillation.rows import check_taught, set_aside, taught_row, unrelated_rows
 from foreword.distillation.self_study import described, room_for, study
-from foreword.distillation.starts import start_of
+from foreword.distillation.starts import begin
 from foreword.distillation.student import student_encoding
 from foreword.errors import InputError, UnsupportedError
 from foreword.prompt.soft_prompt import SoftPrompt
@@ -201,9 +201,10 @@ def prepare(
     behind = [
         taught_row(backbone, query.asked, one, chat.encoding_of(whole), query.source)
         for index, (query, one) in enumerate(zip(asked, taught, strict=True))
-        if config.start == "attention" and index not in aside and not places[index]
+        if config.start in (None, "attention") and index not in aside and not places[index]
     ]
-    start = start_of(backbone, whole, num_virtual, config.start, behind, seed)
+    start, sentence = begin(backbone, whole, num_virtual, config.start, behind, seed)
+    said.append(sentence)
     return Lesson(
         whole, start, [*learned, *trained], held_out, kept, student, mass, num_kept, seconds,
         tuple(one.asked for one in asked), config, teachers, places, said,

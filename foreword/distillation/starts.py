@@ -15,12 +15,46 @@ from foreword.backbone import Backbone
 from foreword.config import DistillStart
 from foreword.data.encoding import Row
 from foreword.distillation import attention_matching
-from foreword.errors import UnsupportedError
+from foreword.errors import InputError, UnsupportedError
 from foreword.model.decoder import Decoder
 from foreword.model.rotation import Rotation, moved, rotations_of
 from foreword.prompt.soft_prompt import SoftPrompt
 from foreword.prompt.states import States
 from foreword.training import initializers
+
+NAMED: dict[DistillStart, str] = {
+    "first": "the first tokens of the text",
+    "even": "tokens of the text at even distances",
+    "attention": "attention matching",
+    "vocabulary": "sampled vocabulary",
+}
+
+
+def begin(
+    backbone: Backbone,
+    text: SoftPrompt,
+    num_virtual: int,
+    start: DistillStart | None,
+    rows: Sequence[Row] = (),
+    seed: int = 0,
+) -> tuple[SoftPrompt, str]:
+    """Return the prompt that a distillation starts from, and a sentence that says what it is.
+
+    Takes what `start_of` takes. Where no start is named, it is attention matching, or the first
+    tokens where that is refused, which the sentence says.
+
+    Raises:
+        UnsupportedError: a named start that the model cannot have.
+    """
+    try:
+        prompt = start_of(backbone, text, num_virtual, start or "attention", rows, seed)
+        return prompt, f"starts from {NAMED[start or 'attention']}"
+    except (UnsupportedError, InputError) as error:
+        if start is not None:
+            raise
+        reason = str(error).partition(";")[0]
+        prompt = start_of(backbone, text, num_virtual, "first", rows, seed)
+        return prompt, f"starts from {NAMED['first']} ({reason})"
 
 
 def start_of(

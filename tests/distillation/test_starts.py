@@ -48,6 +48,10 @@ def test_what_cannot_be_moved_is_refused_by_name(family: str) -> None:
     backbone = Backbone(tiny_models.build(family))
     with pytest.raises(UnsupportedError, match=f"^{family}.*use --start first"):
         starts.start_of(backbone, text_of(backbone), 4, "even")
+    prompt, said = starts.begin(backbone, text_of(backbone), 4, None, ROWS)
+    assert prompt.num_virtual_tokens == 4 and said.startswith(
+        f"starts from the first tokens of the text ({family}"
+    )
     assert starts.start_of(backbone, text_of(backbone), 4, "vocabulary").num_virtual_tokens == 4
 
 
