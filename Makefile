@@ -3,6 +3,7 @@
 # make browser a real browser for the page's tests, by apt, where there is none and apt may be used
 # make test-quantized   the same promises on quantized bases
 # make test-vllm        the same prompts on an unmodified vLLM
+# make test-clients     clients of other projects, unmodified, against the server
 # make test-export      the same prompts in other engines' own files, and over llama.cpp
 # make test-newest      the contract on releases newer than constraints.txt, where there are any
 # make check   format, lint, types, generated pages
@@ -12,9 +13,9 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 export TOKENIZERS_PARALLELISM = false
 # Tiny models gain nothing from a second thread, and several processes lose by it.
-test test-oldest test-newest test-quantized test-vllm test-export: export OMP_NUM_THREADS = 1
+test test-oldest test-newest test-quantized test-vllm test-export test-clients: export OMP_NUM_THREADS = 1
 
-.PHONY: demo browser test test-oldest test-newest test-quantized test-vllm test-export check format docs clean
+.PHONY: demo browser test test-oldest test-newest test-quantized test-vllm test-export test-clients check format docs clean
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -98,6 +99,17 @@ $(VENV)-export/installed: pyproject.toml constraints.txt
 test-export: $(VENV)-export/installed
 	$(VENV)-export/bin/python -m pytest tests/export
 
+# Clients of other projects pin each other's releases: an environment of their own, without foreword.
+# The server that they ask runs in the tests' environment.
+$(VENV)-clients/installed: constraints-clients.txt
+	$(PYTHON) -m venv $(VENV)-clients
+	$(VENV)-clients/bin/python -m pip install --quiet --no-deps --requirement constraints-clients.txt
+	touch $@
+
+test-clients: $(VENV)/installed $(VENV)-clients/installed
+	FOREWORD_PYTHON=$(BIN)/python $(VENV)-clients/bin/python -m pytest tests/clients \
+	  --override-ini filterwarnings=
+
 check: $(VENV)/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -124,4 +136,4 @@ docs: $(VENV)/installed
 	$(BIN)/python tests/support/media_table.py
 
 clean:
-	rm -rf $(VENV) $(VENV)-oldest $(VENV)-newest $(VENV)-quantized $(VENV)-vllm $(VENV)-export .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(VENV)-oldest $(VENV)-newest $(VENV)-quantized $(VENV)-vllm $(VENV)-export $(VENV)-clients .pytest_cache .mypy_cache .ruff_cache

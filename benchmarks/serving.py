@@ -1,6 +1,7 @@
 """Serving: the bare model, 64 prompts, and stock PEFT called per request, in one process run.
 
     python benchmarks/serving.py [--repeats 3] [--cpu-time] [--vllm URL --vllm-model NAME]
+    python benchmarks/serving.py --prompts 10 1000 10000   # see many_prompts.py
 
 A closed loop: so many requests are under way at any time, each of a few sentences, and the next one
 comes when one ends. The engine is the server's; nothing is cached between runs but, where "warm" is
@@ -27,6 +28,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import many_prompts
 import torch
 from peft import PeftModel
 from transformers.utils import logging
@@ -189,7 +191,7 @@ def main() -> None:
     parser.add_argument("--at-once", type=int, default=32)
     parser.add_argument("--requests", type=int, default=96)
     parser.add_argument("--new-tokens", type=int, default=48)
-    parser.add_argument("--prompts", type=int, default=64)
+    parser.add_argument("--prompts", type=int, nargs="+", default=[64])
     parser.add_argument("--virtual-tokens", type=int, default=32)
     parser.add_argument("--peft-requests", type=int, default=6)
     parser.add_argument("--cpu-time", action="store_true", help="not with --vllm")
@@ -202,6 +204,13 @@ def main() -> None:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     backbone = Backbone.load(arguments.model)
+    if len(arguments.prompts) > 1:
+        many_prompts.clock = clock
+        sizes, requests = sorted(arguments.prompts), requests_for(backbone, arguments)
+        found = many_prompts.measure(backbone, sizes, requests, arguments.virtual_tokens)
+        print(many_prompts.table(found))
+        return
+    [arguments.prompts] = arguments.prompts
     systems = systems_for(backbone, arguments)
     runs: dict[str, list[Run]] = {name: [] for name in systems}
     for _ in range(arguments.repeats):

@@ -618,7 +618,7 @@ class EvalConfig:
     metrics: str = option(
         "auto",
         "'auto' looks at the answers; or some of loss, accuracy, macro_f1, exact, json, rouge_l, "
-        "with commas",
+        "calls, with commas",
     )
     limit: int | None = option(None, "evaluate the first N examples")
     batch_size: int = option(32, "rows answered at once")

@@ -65,7 +65,8 @@ def command(
         plots.check(png)
     check_held_out(data)
     examples = read_examples(data, columns, say=options.note)[: config.limit]
-    choice = choose(config.metrics, [example.completion for example in examples])
+    has_calls = any((example.answer or {}).get("tool_calls") for example in examples)
+    choice = choose(config.metrics, [example.completion for example in examples], has_calls)
     if ensemble == "vote":
         check_vote(choice.metrics)
     if predictions:
@@ -76,14 +77,15 @@ def command(
     backbone, _ = options.load(model, prompts[0])
     for prompt in loaded.values():
         backbone.compile(prompt)  # refuses a wrong base by name, before anything runs
+    rows = comparison.rows_of_bare(loaded[prompts[0]], examples)
     asked = [Subject(name, prompt=prompt) for name, prompt in loaded.items()]
     together = f"{ensemble} of {len(prompts)}"
     if ensemble == "average":
         check_alike(list(loaded.values()))
         asked.append(Subject(together, members=tuple(loaded.values())))
     if written is not None:
-        asked.append(Subject("instruction", instruction=written))
-    asked.append(Subject("bare model"))
+        asked.append(Subject("instruction", instruction=written, encoding=rows))
+    asked.append(Subject("bare model", encoding=rows))
     results = comparison.ask(backbone, asked, examples, choice, config, resampling)
     if ensemble == "vote":
         members = results[: len(prompts)]

@@ -13,16 +13,18 @@ from rich.table import Table
 
 from foreword.cli import options
 from foreword.cli.console import one_line, strict_json
-from foreword.config import EvalConfig, ResamplingConfig
+from foreword.config import EncodingConfig, EvalConfig, ResamplingConfig
 from foreword.errors import InputError
 from foreword.storage import check_file, write_file
 
 if TYPE_CHECKING:
     from foreword.backbone import Backbone
     from foreword.data.examples import Example
+    from foreword.data.tool_calls import ToolCall
     from foreword.evaluation.bootstrap import Score
     from foreword.evaluation.evaluation import Evaluation, Subject
     from foreword.evaluation.metrics import Metric, MetricChoice
+    from foreword.prompt.soft_prompt import SoftPrompt
 
 
 COLUMNS = (
@@ -63,6 +65,20 @@ def ask(
                 )
             )
     return results
+
+
+def rows_of_bare(
+    prompt: "SoftPrompt | None", examples: "Sequence[Example]"
+) -> "EncodingConfig | None":
+    """Return how rows are read without a prompt; None: by the base's own chat template. Rows with
+    tools are read by the one that the prompt brings, as the base's own may show none.
+    """
+    from foreword.chat import encoding_of
+
+    own = encoding_of(prompt)
+    if own.chat_template is None or not any(example.tools for example in examples):
+        return None
+    return EncodingConfig(chat_template=own.chat_template, opening=own.opening, date=own.date)
 
 
 def shown(score: "Score", metric: "Metric", *, is_difference: bool = False) -> str:
@@ -173,6 +189,8 @@ def write_predictions(
     for index, example in enumerate(examples):
         line: dict[str, Any] = {"source": example.source, "prompt": example.prompt}
         line["expected"] = example.completion
+        if calls := results[0].outcomes[index].expected_calls:
+            line["expected_calls"] = as_plain(calls)
         line["answers"] = {
             result.subject.name: _judged(result, index, judges) for result in results
         }
@@ -183,10 +201,17 @@ def write_predictions(
     write_file(path, lambda file: file.write_text("".join(lines), encoding="utf-8"))
 
 
+def as_plain(calls: "Sequence[ToolCall]") -> list[dict[str, Any]]:
+    """Return calls of tools, ready for JSON."""
+    return [{"name": call.name, "arguments": call.arguments} for call in calls]
+
+
 def _judged(result: "Evaluation", index: int, judges: "Sequence[Metric]") -> dict[str, Any]:
     outcome = result.outcomes[index]
     judged = {judge.name: judge.of_row(outcome) for judge in judges if judge.of_row}
     found: dict[str, Any] = {"answer": outcome.answer}
+    if outcome.calls:
+        found["calls"] = as_plain(outcome.calls)
     verdicts = [value for value in judged.values() if isinstance(value, bool)]
     if verdicts:
         found["right"] = verdicts[0]

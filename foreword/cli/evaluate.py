@@ -69,7 +69,8 @@ def command(
             raise
         options.note(f"no task score, only agreement with the whole text: {error}")
         examples = []
-    choice = choose(config.metrics, [example.completion for example in examples])
+    has_calls = any((example.answer or {}).get("tool_calls") for example in examples)
+    choice = choose(config.metrics, [example.completion for example in examples], has_calls)
     if predictions:
         read = (data, options.file_of(instruction), unrelated)
         comparison.check_predictions(predictions, choice.metrics, *read)
@@ -78,9 +79,10 @@ def command(
     if unrelated not in (None, "none"):
         text = options.text_of(f"@{unrelated}", "--unrelated")
     backbone, soft_prompt = options.load(model, prompt)
-    asked = [Subject("bare model")]
+    rows = comparison.rows_of_bare(soft_prompt, examples)
+    asked = [Subject("bare model", encoding=rows)]
     if written is not None:
-        asked.append(Subject("instruction", instruction=written))
+        asked.append(Subject("instruction", instruction=written, encoding=rows))
     text_before = text_prompt(backbone, whole) if whole is not None else None
     if text_before is not None:
         asked.append(Subject(WHOLE, prompt=text_before))

@@ -105,7 +105,8 @@ def call_format(tokenizer: "PreTrainedTokenizerBase", config: EncodingConfig) ->
     try:
         found = format_of(template, config.opening)
     except DataError as error:
-        raise InputError(f"tools: {error}") from None
+        reason = re.sub(r"^message \d+: ", "", str(error))  # of a probe, not of a client
+        raise InputError(f"tools: {reason}") from None
     if found is None:
         raise InputError(
             "tools: the chat template writes calls in a form that is not read here (expected a "

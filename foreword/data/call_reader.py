@@ -5,37 +5,18 @@ to be text, and whole calls. What is not a well-formed call of a known tool stay
 lost. Knows no template and no tokens.
 """
 
-import json
 import re
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import regex
 
 from foreword.data.call_format import CallFormat, Path
 from foreword.data.json_files import STRICT
+from foreword.data.tool_calls import ToolCall
 
 NAME = re.compile(r"[A-Za-z0-9_.-]+")
-
-
-class ToolCall(NamedTuple):
-    """One call.
-
-    Attributes:
-        name: of the tool.
-        arguments: as JSON values.
-        id: as the answer writes it, where its format has one.
-    """
-
-    name: str
-    arguments: dict[str, Any]
-    id: str | None = None
-
-    @property
-    def arguments_text(self) -> str:
-        """The arguments as JSON text."""
-        return json.dumps(self.arguments, ensure_ascii=False)
 
 
 @dataclass(frozen=True)

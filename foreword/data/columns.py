@@ -86,6 +86,8 @@ def as_query(
     """
     with named(source):
         columns = _Columns({str(name): value for name, value in row.items()})
+        if any(columns.has(tools) for tools in TOOLS):
+            raise DataError("questions are asked without tools: leave the column of tools out")
         name = _conversation_column(columns, config)
         if name is None:
             names = (config.prompt_column,) if config.prompt_column else QUERIES

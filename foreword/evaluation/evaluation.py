@@ -22,6 +22,7 @@ from foreword.data.encoding import NO_LIMIT, Row
 from foreword.data.examples import Example
 from foreword.errors import DataError, InputError
 from foreword.evaluation import ensembles
+from foreword.evaluation.answered_calls import answered_calls, expected_calls
 from foreword.evaluation.bootstrap import Score, score
 from foreword.evaluation.metrics import METRICS, Metric, Outcome
 from foreword.prompt.prefix import Prefix
@@ -122,6 +123,8 @@ def evaluate(
         DataError: an example that does not fit the model's context.
     """
     ensembles.check_alike(subject.members)
+    if subject.members and any(example.tools for example in examples):
+        raise InputError("members answer together without tools: evaluate each prompt alone")
     if subject.members and options:
         raise InputError(f"members answer greedily; leave out {', '.join(options)}")
     if not examples:
@@ -132,7 +135,10 @@ def evaluate(
     started = time.perf_counter()
     asked = [replace(e, prompt=read_as(backbone, subject, e.prompt)) for e in examples]
     rows = _rows(backbone, subject, asked)
-    outcomes = [Outcome(example.completion) for example in examples]
+    outcomes = [
+        Outcome(example.completion, expected_calls=calls)
+        for example, calls in zip(examples, expected_calls(examples), strict=True)
+    ]
     if any(metric.needs_loss for metric in metrics):
         losses = mixed_losses(backbone, subject.prompts, rows, config)
         pairs = zip(outcomes, losses, strict=True)
@@ -144,6 +150,9 @@ def evaluate(
             if on_answer:
                 on_answer()
         outcomes = [replace(o, answer=a.text) for o, a in zip(outcomes, found, strict=True)]
+    if any(metric.needs_calls for metric in metrics):
+        called = answered_calls(backbone, subject.config, asked, found)
+        outcomes = [replace(o, calls=calls) for o, calls in zip(outcomes, called, strict=True)]
     scores = {metric.name: score(metric, outcomes, resampling) for metric in metrics}
     seconds = time.perf_counter() - started
     return Evaluation(subject, scores, tuple(found), tuple(outcomes), seconds)
@@ -151,12 +160,12 @@ def evaluate(
 
 def _check_answers(examples: Sequence[Example], metrics: Sequence[Metric]) -> None:
     """Refuse to compare text with a call of tools."""
-    compares = [metric.name for metric in metrics if not metric.needs_loss]
+    compares = [m.name for m in metrics if not m.needs_loss and not m.needs_calls]
     calls = [example for example in examples if example.is_beyond_text]
     if compares and calls:
         raise DataError(
             f"{calls[0].source}: the answer holds more than text, and {compares[0]} compares text: "
-            "score these rows by loss (--metrics loss)"
+            "score these rows by loss, and calls by calls (--metrics loss,calls)"
         )
 
 
@@ -171,7 +180,10 @@ def _answers(
     limits: Any = {"batch_size": config.batch_size, "max_new_tokens": config.max_new_tokens}
     if subject.members:
         return ensembles.averaged(backbone, subject.members, texts, **limits)
-    return chat.answers(backbone, subject.prompt, texts, subject.config, **limits, **options)
+    tools = [example.tools for example in asked]
+    return chat.answers(
+        backbone, subject.prompt, texts, subject.config, tools=tools, **limits, **options
+    )
 
 
 def voted(
@@ -212,6 +224,8 @@ def check_vote(metrics: Sequence[Metric]) -> None:
             "a vote is taken over answers, and the metrics read none: add exact or another metric "
             "of answers (--metrics), or take --ensemble average"
         )
+    if any(metric.needs_calls for metric in metrics):
+        raise InputError("a vote is taken over texts, and answers call tools: compare the prompts")
 
 
 def read_as(backbone: Backbone, subject: Subject, prompt: Text) -> Any:

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from foreword.data.tool_calls import ToolCall
 from foreword.errors import DependencyError, InputError
 
 Counts = NDArray[np.int64]
@@ -42,12 +43,16 @@ class Outcome:
         answer: of the model.
         loss: cross entropy of all labels of the example together, in nats.
         num_labels: tokens that were labels, the end included.
+        expected_calls: calls of tools in the answer of the data.
+        calls: of tools, in the answer of the model.
     """
 
     expected: str
     answer: str = ""
     loss: float = 0.0
     num_labels: int = 0
+    expected_calls: tuple[ToolCall, ...] = ()
+    calls: tuple[ToolCall, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -62,6 +67,7 @@ class Metric:
         is_share: whether it lies between 0 and 1, to be shown in percent.
         is_better_low: whether less is better.
         needs_loss: whether it needs the loss, and not the answer.
+        needs_calls: whether it needs the calls in an answer, and not its text.
     """
 
     name: str
@@ -70,6 +76,7 @@ class Metric:
     is_share: bool = True
     is_better_low: bool = False
     needs_loss: bool = False
+    needs_calls: bool = False
 
 
 @dataclass(frozen=True)
@@ -83,14 +90,17 @@ class MetricChoice:
 def row_metric(name: str, of_pair: Callable[[str, str], float | bool]) -> Metric:
     """Return the mean over the examples of a function of answer and expected text."""
 
-    def of_row(outcome: Outcome) -> float | bool:
-        return of_pair(outcome.answer, outcome.expected)
+    return _mean_metric(name, lambda outcome: of_pair(outcome.answer, outcome.expected))
 
+
+def _mean_metric(
+    name: str, of_row: Callable[[Outcome], float | bool], *, needs_calls: bool = False
+) -> Metric:
     def sample(outcomes: Sequence[Outcome], counts: Counts) -> Scores:
         values = np.array([of_row(outcome) for outcome in outcomes], dtype=np.float64)
         return np.asarray(counts @ values / counts.sum(1))
 
-    return Metric(name, sample, of_row)
+    return Metric(name, sample, of_row, needs_calls=needs_calls)
 
 
 def exact(answer: str, expected: str) -> bool:
@@ -137,6 +147,16 @@ def read_json(text: str) -> Any:
         ]
     except (ValueError, ArithmeticError, RecursionError):
         return None
+
+
+def same_calls(outcome: Outcome) -> bool:
+    """Whether an answer calls the tools that it should, in the same order, each with arguments that
+    mean the same in JSON; an answer without calls is right where none are expected.
+    """
+    pairs = zip(outcome.calls, outcome.expected_calls, strict=False)
+    return len(outcome.calls) == len(outcome.expected_calls) and all(
+        one.name == other.name and _same(one.arguments, other.arguments) for one, other in pairs
+    )
 
 
 def rouge_l(answer: str, expected: str) -> float:
@@ -216,18 +236,26 @@ METRICS = {
         row_metric("exact", exact),
         row_metric("json", same_json),
         row_metric("rouge_l", rouge_l),
+        _mean_metric("calls", same_calls, needs_calls=True),
     )
 }
 EXTRAS = {"rouge_l": "rouge_score"}
 """What a metric needs beyond foreword itself."""
 
 
-def choose(names: str, expected: Sequence[str]) -> MetricChoice:
+def choose(names: str, expected: Sequence[str], has_calls: bool = False) -> MetricChoice:
     """Return the metrics of a list such as "loss,exact", or those that fit the answers: "auto".
+
+    Args:
+        names: as asked for.
+        expected: the texts of the answers.
+        has_calls: whether any of the answers calls a tool.
 
     Raises:
         InputError: an unknown name. DependencyError: one that was asked for needs an extra.
     """
+    if names == "auto" and has_calls:
+        return MetricChoice((METRICS["loss"], METRICS["calls"]), "answers call tools")
     if names == "auto":
         return _chosen(expected)
     wanted = list(dict.fromkeys(name.strip() for name in names.split(",") if name.strip()))

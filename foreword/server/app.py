@@ -165,6 +165,7 @@ async def _watch(state: AppState) -> None:
 def _add_routes(app: FastAPI) -> None:
     app.post("/v1/chat/completions", responses=ERRORS, response_model=None)(routes.chat_completions)
     app.post("/v1/completions", responses=ERRORS, response_model=None)(routes.completions)
+    app.post("/v1/responses", responses=ERRORS, response_model=None)(routes.responses)
     app.post("/tokenize", responses=ERRORS)(routes.tokenize)
     app.post("/detokenize", responses=ERRORS)(routes.detokenize)
     app.get("/v1/models", responses=ERRORS)(routes.list_models)

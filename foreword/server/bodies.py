@@ -1,10 +1,12 @@
 """Body reading: from a request's bytes to its validated body, large ones off the event loop.
 
 In: an HTTP request, and the model of its route's body. Out: the body, or its first few errors. What
-is nested more than 200 deep, holds NaN or half a character is no JSON here. Knows no field by name.
+is nested more than 200 deep, holds NaN, half a character or a key twice is no JSON here. Knows no
+field by name.
 """
 
 import asyncio
+import json
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar, get_type_hints
 
@@ -72,6 +74,7 @@ def validated(kind: type[B], content: bytes) -> B:
     """
     try:
         data = from_json(content, allow_inf_nan=False)
+        json.loads(content, object_pairs_hook=_once)
     except ValueError as error:
         message = f"the body is no JSON: {error}"
         raise RequestValidationError([{"loc": ("body",), "msg": message}]) from None
@@ -80,3 +83,12 @@ def validated(kind: type[B], content: bytes) -> B:
     except ValidationError as error:
         found = error.errors(include_url=False, include_context=False, include_input=False)
     raise RequestValidationError(found)
+
+
+def _once(pairs: list[tuple[str, Any]]) -> None:
+    """Refuse an object that says a key twice: which of both values counts differs among readers."""
+    seen: set[str] = set()
+    for name, _ in pairs:
+        if name in seen:
+            raise ValueError(f"an object has the key {name[:80]!r} twice; leave one out")
+        seen.add(name)

@@ -30,6 +30,8 @@ from foreword.server.fields import (
 from foreword.server.tools import Calls, ToolChoice, Tools, check_tools
 
 MAX_LOGPROBS = 20
+HarmlessText = Annotated[str, Field(max_length=1000)]  # of a field that changes no answer
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 
 
 class StreamOptions(Strict):
@@ -89,7 +91,7 @@ class Common(Strict):
     response_format: ResponseFormat | None = None
     ignore_eos: bool = False
     stop_token_ids: StopIds | None = None
-    user: str | None = Field(None, max_length=1000)
+    user: HarmlessText | None = None
 
     @property
     def stops(self) -> list[str]:
@@ -203,7 +205,14 @@ class ChatRequest(Common):
     top_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
     store: bool | None = None
     metadata: Metadata | None = None
-    service_tier: str | None = Field(None, max_length=64)
+    service_tier: HarmlessText | None = None
+    safety_identifier: HarmlessText | None = None
+    prompt_cache_key: HarmlessText | None = None
+    prompt_cache_retention: HarmlessText | None = None
+    prompt_cache_options: Metadata | None = None
+    modalities: Annotated[list[Literal["text"]], Field(max_length=1)] | None = None
+    verbosity: Literal["medium"] | None = None
+    reasoning_effort: Effort | None = None
     tools: Tools | None = None
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None

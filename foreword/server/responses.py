@@ -11,6 +11,7 @@ from typing import Any
 
 from foreword.engine.sampling import Choice
 from foreword.server.detokenizer import Place, TextStream
+from foreword.server.middleware import error_body
 from foreword.server.streaming import Piece, StreamedAnswer
 from foreword.server.token_texts import TokenTexts, token_texts
 from foreword.server.tool_answers import CallsOfAnswers
@@ -18,7 +19,7 @@ from foreword.server.tool_use import ToolUse
 
 
 @dataclass(frozen=True)
-class _Whole:
+class Whole:
     """One whole answer: its text, its tokens, and where in the text they stand."""
 
     answer: StreamedAnswer
@@ -27,10 +28,10 @@ class _Whole:
     places: list[Place]
 
 
-def _wholes(answers: Sequence[StreamedAnswer], pieces: Sequence[Piece]) -> list[_Whole]:
+def wholes(answers: Sequence[StreamedAnswer], pieces: Sequence[Piece]) -> list[Whole]:
     """Return each answer as a whole."""
     texts: list[list[str]] = [[] for _ in answers]
-    found = [_Whole(answer, "", [], []) for answer in answers]
+    found = [Whole(answer, "", [], []) for answer in answers]
     for piece in pieces:
         index = piece.answer.index
         texts[index].append(piece.text)
@@ -62,6 +63,7 @@ def usage(answers: Sequence[StreamedAnswer], copies: int) -> dict[str, Any]:
 class ChatFormatter:
     """Formats chat answers; with tools, what calls one is told as a call and not as text."""
 
+    end = "data: [DONE]\n\n"
     prefix, whole, part = "chatcmpl-", "chat.completion", "chat.completion.chunk"
 
     def __init__(
@@ -76,7 +78,7 @@ class ChatFormatter:
             "model": model,
         }
 
-    def opening(self, index: int) -> dict[str, Any] | None:
+    def opening(self, index: int) -> list[dict[str, Any]]:
         """Return an answer's first chunk."""
         choice = {
             "index": index,
@@ -84,7 +86,7 @@ class ChatFormatter:
             "logprobs": None,
             "finish_reason": None,
         }
-        return {**self.head, "object": self.part, "choices": [choice]}
+        return [{**self.head, "object": self.part, "choices": [choice]}]
 
     def chunks(self, piece: Piece, logprobs: bool) -> list[dict[str, Any]]:
         """Return chunks, or none where there is nothing to send: one with the text, two for each
@@ -106,14 +108,14 @@ class ChatFormatter:
         choices[-1]["finish_reason"] = self._calls.reason(answer.index, answer.finish_reason)
         return [{**self.head, "object": self.part, "choices": [choice]} for choice in choices]
 
-    def usage_chunk(self, answers: Sequence[StreamedAnswer]) -> dict[str, Any]:
-        """Return the last chunk of a stream, with its usage."""
-        return {
-            **self.head,
-            "object": self.part,
-            "choices": [],
-            "usage": usage(answers, self.copies),
-        }
+    def closing(self, answers: Sequence[StreamedAnswer], has_usage: bool) -> list[dict[str, Any]]:
+        """Return the last chunk of a stream, where its usage is asked for."""
+        last = {"object": self.part, "choices": [], "usage": usage(answers, self.copies)}
+        return [self.head | last] if has_usage else []
+
+    def failure(self, message: str, status: int) -> dict[str, Any]:
+        """Return the last chunk of a stream that cannot go on."""
+        return error_body(message, status)
 
     def body(
         self, answers: Sequence[StreamedAnswer], pieces: Sequence[Piece], logprobs: bool
@@ -131,7 +133,7 @@ class ChatFormatter:
                 "logprobs": self._logprobs(one.choices, one.places) if logprobs else None,
                 "finish_reason": self._calls.reason(one.answer.index, one.answer.finish_reason),
             }
-            for one in _wholes(answers, pieces)
+            for one in wholes(answers, pieces)
         ]
         return {
             **self.head,
@@ -141,26 +143,32 @@ class ChatFormatter:
         }
 
     def _logprobs(self, choices: Sequence[Choice], places: Sequence[Place]) -> dict[str, Any]:
+        return {"content": token_logprobs(self.texts, choices, places), "refusal": None}
+
+
+def token_logprobs(
+    texts: TokenTexts, choices: Sequence[Choice], places: Sequence[Place]
+) -> list[dict[str, Any]]:
+    """Return tokens with their logprobs and bytes, and beside each the likeliest ones."""
+
+    def token(token_id: int, logprob: float | None, is_first: bool) -> dict[str, Any]:
         return {
-            "content": [
-                self._token(choice.id, choice.logprob, place.is_first)
-                | {"top_logprobs": [self._token(*pair, place.is_first) for pair in choice.top]}
-                for choice, place in zip(choices, places, strict=True)
-            ],
-            "refusal": None,
+            "token": texts.name(token_id, is_first),
+            "logprob": _finite(logprob),
+            "bytes": list(texts.content(token_id, is_first)),
         }
 
-    def _token(self, token_id: int, logprob: float | None, is_first: bool) -> dict[str, Any]:
-        return {
-            "token": self.texts.name(token_id, is_first),
-            "logprob": _finite(logprob),
-            "bytes": list(self.texts.content(token_id, is_first)),
-        }
+    return [
+        token(choice.id, choice.logprob, place.is_first)
+        | {"top_logprobs": [token(*pair, place.is_first) for pair in choice.top]}
+        for choice, place in zip(choices, places, strict=True)
+    ]
 
 
 class CompletionFormatter:
     """Formats plain completions; with `echo`, the prompt and its logprobs come first."""
 
+    end = "data: [DONE]\n\n"
     prefix, whole = "cmpl-", "text_completion"
     kept: frozenset[int] = frozenset()
 
@@ -177,9 +185,9 @@ class CompletionFormatter:
             "model": model,
         }
 
-    def opening(self, index: int) -> dict[str, Any] | None:
+    def opening(self, index: int) -> list[dict[str, Any]]:
         """Return nothing: a completion begins with its text."""
-        return None
+        return []
 
     def chunks(self, piece: Piece, logprobs: bool) -> list[dict[str, Any]]:
         """Return a chunk, or none where there is nothing to send."""
@@ -193,16 +201,21 @@ class CompletionFormatter:
         found = self._logprobs(answer, piece.choices, piece.places, is_first) if logprobs else None
         return [{**self.head, "choices": [self._choice(answer, text, found)]}]
 
-    def usage_chunk(self, answers: Sequence[StreamedAnswer]) -> dict[str, Any]:
-        """Return the last chunk of a stream, with its usage."""
-        return {**self.head, "choices": [], "usage": usage(answers, self.copies)}
+    def closing(self, answers: Sequence[StreamedAnswer], has_usage: bool) -> list[dict[str, Any]]:
+        """Return the last chunk of a stream, where its usage is asked for."""
+        last = {"choices": [], "usage": usage(answers, self.copies)}
+        return [self.head | last] if has_usage else []
+
+    def failure(self, message: str, status: int) -> dict[str, Any]:
+        """Return the last chunk of a stream that cannot go on."""
+        return error_body(message, status)
 
     def body(
         self, answers: Sequence[StreamedAnswer], pieces: Sequence[Piece], logprobs: bool
     ) -> dict[str, Any]:
         """Return the whole answer."""
         choices = []
-        for one in _wholes(answers, pieces):
+        for one in wholes(answers, pieces):
             found = (
                 self._logprobs(one.answer, one.choices, one.places, self.echoed is not None)
                 if logprobs

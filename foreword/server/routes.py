@@ -6,6 +6,7 @@ prompt's training encoded them. Does not know how the engine runs.
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from foreword.errors import InputError
 from foreword.prompt import history
 from foreword.server import message_media
 from foreword.server.catalog import ServedModel
+from foreword.server.output_items import ResponseFormatter
 from foreword.server.protocol import (
     ChatMessage,
     ChatRequest,
@@ -31,9 +33,12 @@ from foreword.server.protocol import (
     NameRequest,
     TokenizeRequest,
 )
+from foreword.server.response_request import ResponseRequest
 from foreword.server.responses import ChatFormatter, CompletionFormatter
 from foreword.server.serving import Encoded, check_choices, reply, requests_of
+from foreword.server.sse import Formatter
 from foreword.server.state import AppState, note, state_of
+from foreword.server.template_settings import with_effort
 from foreword.server.tool_use import ToolUse, check_begun, tool_use
 
 LONG_TEXT = 32_768  # characters: longer ones take the tokenizer tens of milliseconds
@@ -44,6 +49,27 @@ PAGE_KINDS = {"index.html": "text/html", "page.js": "text/javascript", "page.css
 
 async def chat_completions(body: ChatRequest, http: Request) -> Response:
     """Answer a conversation."""
+
+    def formatter(served: ServedModel, tokenizer: Any, use: ToolUse | None) -> Formatter:
+        return ChatFormatter(served.name, tokenizer, body.n, use)
+
+    return await _chat(body, http, formatter)
+
+
+async def responses(body: ResponseRequest, http: Request) -> Response:
+    """Answer input items; nothing is kept of them."""
+
+    def formatter(served: ServedModel, tokenizer: Any, use: ToolUse | None) -> Formatter:
+        return ResponseFormatter(served.name, tokenizer, body, use)
+
+    return await _chat(body.chat, http, formatter)
+
+
+async def _chat(
+    body: ChatRequest,
+    http: Request,
+    make_formatter: Callable[[ServedModel, Any, ToolUse | None], Formatter],
+) -> Response:
     state = state_of(http)
     deadline = state.deadline()
     served = await state.encode(lambda: state.catalog.find(body.model), deadline)
@@ -51,9 +77,11 @@ async def chat_completions(body: ChatRequest, http: Request) -> Response:
 
     def encode(backbone: Backbone) -> tuple[list[request.Request], ToolUse | None]:
         schema = body.response_format.schema_to_follow if body.response_format else None
-        use = tool_use(backbone, served.encoding, body, schema)
+        encoding = with_effort(backbone, served.encoding, body.reasoning_effort)
+        use = tool_use(backbone, encoding, body, schema)
         check_begun(use, body.continue_final_message)
-        ids, media, stop_ids = _encoded(backbone, state, served, body, use)
+        asked = replace(served, encoding=encoding)
+        ids, media, stop_ids = _encoded(backbone, state, asked, body, use)
         limit = body.max_completion_tokens
         limit = limit if limit is not None else body.max_tokens
         if limit is None:
@@ -64,7 +92,7 @@ async def chat_completions(body: ChatRequest, http: Request) -> Response:
         return requests, use
 
     requests, use = await state.encode_with(encode, _is_slow(body.messages), deadline)
-    formatter = ChatFormatter(served.name, state.backbone.tokenizer, body.n, use)
+    formatter = make_formatter(served, state.backbone.tokenizer, use)
     return await reply(http, body, served, requests, formatter, deadline)
 
 

@@ -1,4 +1,4 @@
-"""Server-sent events: the pieces of a call's answers as the chunks of an OpenAI stream.
+"""Server-sent events: the pieces of a call's answers as the chunks or events of an OpenAI stream.
 
 In: answers that fill, and their formatter. Out: events, and the response that sends them. Knows no
 request's body.
@@ -13,11 +13,11 @@ from typing import Any
 from fastapi.responses import StreamingResponse
 
 from foreword.errors import ForewordError
-from foreword.server.middleware import error_body
+from foreword.server.output_items import ResponseFormatter
 from foreword.server.responses import ChatFormatter, CompletionFormatter
 from foreword.server.streaming import Answers, Piece
 
-Formatter = ChatFormatter | CompletionFormatter
+Formatter = ChatFormatter | CompletionFormatter | ResponseFormatter
 MANY_TOKENS = 32  # of one chunk: with their likeliest ids, more take milliseconds to write
 
 
@@ -31,18 +31,19 @@ async def events(
     """Yield server-sent events; an error after the first of them is an event too, and told."""
     try:
         for answer in answers.answers:
-            if opening := formatter.opening(answer.index):
+            for opening in formatter.opening(answer.index):
                 yield _event(opening)
         async with contextlib.aclosing(answers.pieces()) as pieces:  # type: ignore[type-var]
             async for piece in pieces:
                 if told := await _chunks(formatter, piece, has_logprobs):
                     yield told
-        if has_usage:
-            yield _event(formatter.usage_chunk(answers.answers))
+        for last in formatter.closing(answers.answers, has_usage):
+            yield _event(last)
     except ForewordError as error:
         on_error(error)
-        yield _event(error_body(str(error), error.http_status))
-    yield "data: [DONE]\n\n"
+        yield _event(formatter.failure(str(error), error.http_status))
+    if formatter.end:
+        yield formatter.end
 
 
 async def _chunks(formatter: Formatter, piece: Piece, has_logprobs: bool) -> str:
@@ -57,7 +58,9 @@ async def _chunks(formatter: Formatter, piece: Piece, has_logprobs: bool) -> str
 
 
 def _event(content: dict[str, Any]) -> str:
-    return f"data: {json.dumps(content, ensure_ascii=False)}\n\n"
+    """Return an event, by the name that the chunk gives itself as `type`, if any."""
+    name = f"event: {content['type']}\n" if "type" in content else ""
+    return f"{name}data: {json.dumps(content, ensure_ascii=False)}\n\n"
 
 
 class EventStream(StreamingResponse):

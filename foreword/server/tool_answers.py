@@ -7,7 +7,7 @@ says. Knows no tokens.
 
 from typing import Any
 
-from foreword.data.call_reader import ToolCall
+from foreword.data.tool_calls import ToolCall
 from foreword.server.tool_use import AnswerReader, ToolUse, as_message, split
 
 

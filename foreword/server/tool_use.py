@@ -14,7 +14,8 @@ from typing import Any, Protocol
 from foreword.backbone import Backbone
 from foreword.config import EncodingConfig
 from foreword.data.call_format import call_format
-from foreword.data.call_reader import CallReader, ToolCall
+from foreword.data.call_reader import CallReader
+from foreword.data.tool_calls import ToolCall
 from foreword.errors import InputError
 from foreword.server.tool_grammar import CallableTool, call_grammar
 from foreword.server.tools import NamedTool, Tool

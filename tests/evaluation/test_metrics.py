@@ -148,7 +148,7 @@ def test_auto_looks_at_the_answers() -> None:
 def test_metrics_are_asked_for_by_name() -> None:
     chosen = choose("exact, json,exact", ["a"]).metrics
     assert [metric.name for metric in chosen] == ["exact", "json"]
-    with pytest.raises(InputError, match="rouge_l, got 'bleu'"):
+    with pytest.raises(InputError, match="calls, got 'bleu'"):
         choose("bleu", ["a"])
 
 

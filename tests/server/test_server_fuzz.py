@@ -14,7 +14,8 @@ from foreword.prompt.store import Store
 from foreword.server.server import Server
 
 ROUTES = [
-    ("/v1/chat/completions", "POST"), ("/v1/completions", "POST"), ("/tokenize", "POST"),
+    ("/v1/chat/completions", "POST"), ("/v1/completions", "POST"), ("/v1/responses", "POST"),
+    ("/tokenize", "POST"),
     ("/detokenize", "POST"),
     ("/v1/models", "GET"), ("/v1/models/{model}", "GET"), ("/v1/load_soft_prompt", "POST"),
     ("/v1/unload_soft_prompt", "POST"), ("/health", "GET"), ("/ready", "GET"), ("/version", "GET"),
@@ -24,7 +25,8 @@ ROUTES = [
 
 REACHES: dict[str, Any] = {
     "prompt": "hi", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 3, "n": 1,
-    "tokens": [5], "max_completion_tokens": 3, "logit_bias": {"5": 1.0}, "response_format": None,
+    "input": "hi", "max_output_tokens": 3, "tokens": [5], "max_completion_tokens": 3,
+    "logit_bias": {"5": 1.0}, "response_format": None,
 }  # fmt: skip
 
 KEY = {"authorization": "Bearer root"}
@@ -33,6 +35,7 @@ KEY = {"authorization": "Bearer root"}
 PLAIN = {
     "/v1/chat/completions": ("messages", "max_tokens"),
     "/v1/completions": ("prompt", "max_tokens"),
+    "/v1/responses": ("input", "max_output_tokens"),
     "/tokenize": ("prompt",),
     "/detokenize": ("tokens",),
 }

@@ -57,3 +57,15 @@ def test_generations_are_the_oracles(world: Any) -> None:
     until = {"until": ["never"], "max_gen_toks": 9, "do_sample": False, "temperature": 0}
     found = world.model.generate_until([asked(text, dict(until)) for text in ("say yes", "hi")])
     assert found == [expected(world.backbone, world.prompt, t, 9) for t in ("say yes", "hi")]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_generations_of_conversations_are_the_oracles(world: Any) -> None:
+    model = models.LocalChatCompletion(
+        model="a", base_url=world.model.base_url.replace("completions", "chat/completions")
+    )
+    asked_of = [{"role": "user", "content": "say yes"}]
+    context = model.apply_chat_template(asked_of)
+    until = {"until": ["never"], "max_gen_toks": 9, "do_sample": False, "temperature": 0}
+    found = model.generate_until([asked(context, until)])
+    assert found == [expected(world.backbone, world.prompt, asked_of, 9)]

@@ -20,6 +20,7 @@ from serving import config, fill, running, tiny_backbone
 from foreword.prompt.store import Store
 from foreword.server import bodies
 from foreword.server.protocol import ChatRequest, CompletionRequest, NameRequest, TokenizeRequest
+from foreword.server.response_request import ResponseRequest
 from foreword.server.server import Server
 
 USER: dict[str, Any] = {"role": "user", "content": "say yes"}
@@ -83,25 +84,29 @@ def places_of(kind: type[BaseModel], before: tuple[str, ...] = ()) -> Iterator[t
             yield from places_of(inner, place)
 
 
+LISTS = ("messages", "content", "tools", "tool_calls", "input", "output")
+
+
 def body_with(kind: type[BaseModel], place: tuple[str, ...], value: Any) -> dict[str, Any]:
     """Return a body of a kind that holds a value at a place."""
     for index, name in reversed(list(enumerate(place))):
         value = {name: value}
-        if index and place[index - 1] in ("messages", "content"):
+        if index and place[index - 1] in LISTS:
             value = [value]
-    whole = {"model": "a", "prompt": "hi", "messages": [USER], "name": "a"}
+    whole = {"model": "a", "prompt": "hi", "messages": [USER], "name": "a", "input": "hi"}
     return {name: one for name, one in whole.items() if name in kind.model_fields} | value
 
 
 PLACES = [
     (kind, place)
-    for kind in (ChatRequest, CompletionRequest, TokenizeRequest, NameRequest)
+    for kind in (ChatRequest, CompletionRequest, ResponseRequest, TokenizeRequest, NameRequest)
     for place in places_of(kind)
 ]
 
 
 def test_the_places_are_found() -> None:
     assert (ChatRequest, ("messages", "content", "image_url", "url")) in PLACES
+    assert (ResponseRequest, ("input", "content", "input_audio", "data")) in PLACES
     assert (CompletionRequest, ("response_format", "json_schema", "schema")) in PLACES
 
 

@@ -1,0 +1,54 @@
+"""Answered calls: the calls of tools in expected and in given answers, for the metric of calls.
+
+In: examples, and what the model said. Out: the calls of each, read as the server reads them.
+Knows no score.
+"""
+
+from collections.abc import Sequence
+
+from foreword.backbone import Backbone
+from foreword.chat import Answer
+from foreword.config import EncodingConfig
+from foreword.data.call_format import call_format
+from foreword.data.call_reader import read_answer
+from foreword.data.encoding import decode
+from foreword.data.example import Example, named
+from foreword.data.tool_calls import ToolCall, calls_of, name_of
+
+Calls = tuple[ToolCall, ...]
+
+
+def expected_calls(examples: Sequence[Example]) -> list[Calls]:
+    """Return the calls of each example's answer.
+
+    Raises:
+        DataError: a call without a name or arguments; names the row.
+    """
+    found = []
+    for example in examples:
+        with named(example.source):
+            found.append(calls_of(example.answer))
+    return found
+
+
+def answered_calls(
+    backbone: Backbone,
+    config: EncodingConfig,
+    examples: Sequence[Example],
+    answers: Sequence[Answer],
+) -> list[Calls]:
+    """Return the calls in each answer, of the tools of its row; of those that any row calls, where
+    a row describes none.
+
+    Raises:
+        InputError: rows whose template writes no calls that can be read.
+    """
+    form = call_format(backbone.tokenizer, config)
+    kept = form.special_tokens(backbone.tokenizer)
+    called = {call.name for calls in expected_calls(examples) for call in calls}
+    found = []
+    for example, answer in zip(examples, answers, strict=True):
+        ids = answer.ids[: len(answer.ids) - answer.is_finished]
+        names = {name_of(tool) for tool in example.tools} or called
+        found.append(read_answer(decode(ids, backbone.tokenizer, kept), form, names).calls)
+    return found

@@ -1,0 +1,128 @@
+"""The metric of calls: tools are shown to the model, and what it calls is compared by meaning."""
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_models
+from tiny_tokenizer import tiny_tokenizer
+from tool_templates import MISTRAL
+from typer.testing import CliRunner
+
+from foreword import Backbone, SoftPrompt, chat
+from foreword.cli import app
+from foreword.config import EvalConfig, ResamplingConfig
+from foreword.data.columns import as_examples
+from foreword.data.tool_calls import ToolCall
+from foreword.errors import DataError, InputError
+from foreword.evaluation.evaluation import Subject, check_vote, evaluate
+from foreword.evaluation.metrics import METRICS, Outcome, choose, same_calls
+
+FAST = ResamplingConfig(num_resamples=20)
+TOOLS = [{"type": "function", "function": {"name": name}} for name in ("f", "g")]
+
+
+def row(*calls: dict[str, Any], text: str = "") -> dict[str, Any]:
+    made = [
+        {"id": f"abcdefgh{number}", "type": "function", "function": call}
+        for number, call in enumerate(calls)
+    ]
+    answer = {"role": "assistant", "content": text} | ({"tool_calls": made} if made else {})
+    return {"messages": [{"role": "user", "content": "lamp"}, answer], "tools": TOOLS}
+
+
+F, G = {"name": "f", "arguments": '{"a": 1, "b": "x"}'}, {"name": "g", "arguments": {}}
+EXAMPLES = [
+    example for one in (row(F), row(F, G), row(text="No."), row(G)) for example in as_examples(one)
+]
+
+
+@pytest.fixture
+def backbone() -> Backbone:
+    tokenizer = tiny_tokenizer(chat_template=MISTRAL)
+    model = tiny_models.build("llama", vocab_size=len(tokenizer), max_position_embeddings=512)
+    return Backbone(model, tokenizer)
+
+
+def test_calls_are_compared_by_meaning_and_order() -> None:
+    one, other = ToolCall("f", {"a": 1.0, "b": [True]}, "x"), ToolCall("g", {})
+    expected = (ToolCall("f", {"b": [True], "a": 1}), other)
+    assert same_calls(Outcome("", expected_calls=expected, calls=(one, other)))
+    for calls in ((other, one), (one,), (one, other, other), (one._replace(name="h"), other)):
+        assert not same_calls(Outcome("", expected_calls=expected, calls=calls))
+    assert not same_calls(Outcome("", expected_calls=(one._replace(arguments={}),), calls=(one,)))
+    assert same_calls(Outcome("No.", "Yes."))
+
+
+def test_every_rows_tools_are_shown_and_its_calls_are_read(
+    backbone: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer, shown = backbone.tokenizer, []
+    said = [
+        '<|bos|>[{"name": "f", "arguments": {"b": "x", "a": 1.0}, "id": "abcdefghi"}]',
+        '<|bos|>[{"name": "f", "arguments": {"a": 1, "b": "x"}}, {"name": "g", "arguments": {}}]',
+        '<|bos|>[{"name": "g", "arguments": {}}]',
+        '<|bos|>[{"name": "h", "arguments": {}}]',
+    ]
+
+    def answer_rows(_: Any, __: Any, rows: Sequence[Any], *___: Any, **____: Any) -> Iterator[Any]:
+        shown.extend(tokenizer.decode(one.input_ids) for one in rows)
+        for text in said:
+            ids = (*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id)
+            yield chat.Answer(text, len(ids), True, ids)
+
+    monkeypatch.setattr(chat, "answer_rows", answer_rows)
+    metrics = choose("auto", [example.completion for example in EXAMPLES], True)
+    assert metrics.reason == "answers call tools"
+    found = evaluate(backbone, Subject("bare"), EXAMPLES, metrics.metrics, EvalConfig(), FAST)
+    assert [*map(same_calls, found.outcomes)] == [True, True, False, False]
+    assert found.scores["calls"].value == 0.5 and found.scores["loss"].value > 0
+    assert all('"name": "f"' in one and '"name": "g"' in one for one in shown)
+
+
+def test_what_cannot_be_compared_is_refused(backbone: Backbone) -> None:
+    with pytest.raises(DataError, match="exact compares text: .*--metrics loss,calls"):
+        evaluate(backbone, Subject("bare"), EXAMPLES, [METRICS["exact"]])
+    with pytest.raises(InputError, match="without tools"):
+        members = tuple(
+            SoftPrompt.from_embeddings(tiny_models.embeddings(backbone.model, 2, seed))
+            for seed in (1, 2)
+        )
+        evaluate(backbone, Subject("both", members=members), EXAMPLES, [METRICS["calls"]])
+    with pytest.raises(InputError, match="a vote is taken over texts"):
+        check_vote([METRICS["calls"]])
+
+
+def test_the_command_trains_on_calls_and_scores_them(tmp_path: Path) -> None:
+    """Typed as a user types it: a base whose template knows no tools, and a file that has one."""
+    tokenizer = tiny_tokenizer()
+    model = tiny_models.build("llama", vocab_size=len(tokenizer), max_position_embeddings=512)
+    model.float().save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    (tmp_path / "own.jinja").write_text(MISTRAL)
+    data, rows = tmp_path / "rows.jsonl", [row(F), row(G)]
+    rows[1]["messages"][0] = {"role": "user", "content": "bell"}
+    data.write_text("".join(json.dumps(one) + "\n" for one in rows))
+
+    def typed(*words: str) -> Any:
+        return CliRunner().invoke(app, [*words, "--data", str(data)], terminal_width=200)
+
+    output = str(tmp_path / "prompt")
+    common = ("--num-steps", "1", "--num-virtual-tokens", "2", "--output", output)
+    base = ("--model", str(tmp_path / "base"))
+    refused = typed("train", *base, *common)
+    assert refused.exit_code and "shows no" in str(refused.exception) + refused.output
+    own = ("--chat-template", str(tmp_path / "own.jinja"))
+    trained = typed("train", *base, *common, *own)
+    assert trained.exit_code == 0, trained.output
+    predictions = tmp_path / "said.jsonl"
+    scored = typed(
+        "eval", *base, "--prompt", output, "--max-new-tokens", "2", "--unrelated", "none",
+        "--predictions", str(predictions),
+    )  # fmt: skip
+    assert scored.exit_code == 0, scored.output
+    assert "answers call tools" in scored.output and "0.0%" in scored.output
+    line = json.loads(predictions.read_text().splitlines()[0])
+    assert line["expected_calls"] == [{"name": "f", "arguments": {"a": 1, "b": "x"}}]
