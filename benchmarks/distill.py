@@ -30,6 +30,7 @@ from foreword.config import DistillConfig, TrainConfig
 from foreword.distillation import distill
 from foreword.distillation.rows import taught_row, unrelated_rows
 from foreword.distillation.teacher import teach
+from foreword.loading.hub import cache_folder
 from foreword.named_text import text_prompt
 from foreword.training.loop import train
 from foreword.training.validation import score_rows
@@ -138,7 +139,15 @@ def run(arguments: Any, name: str, system: str, size: int, seed: int) -> dict[st
     queries = asked([query for query, _ in task.test])
     config = DistillConfig(answer_tokens=task.max_new_tokens)
     text = text_prompt(backbone, list(task.context))
-    taught = list(teach(backbone, text, queries, config, RESULTS.parent / "teacher" / name))
+    taught = list(
+        teach(
+            backbone,
+            text,
+            queries,
+            config,
+            cache_folder() / "data" / "taught" / arguments.model / name,
+        )
+    )
     rows = [
         taught_row(backbone, *pair, encoding, "test") for pair in zip(queries, taught, strict=True)
     ]

@@ -147,12 +147,13 @@ def _group(one: Observed, head: int) -> Tensor:
 
 def _group_of(tensor: Tensor, num_heads: int, head: int) -> Tensor:
     """Return what belongs to one head of keys, of a tensor for every head of queries."""
-    return tensor.unflatten(0, (num_heads, -1))[head]
+    found: Tensor = tensor.unflatten(0, (num_heads, -1))[head]
+    return found
 
 
 def _weights(query: Tensor, key: Tensor, mask: Tensor, scaling: float) -> Tensor:
     """Return how much each query attends to each key, `[group, t, keys]`, in float64."""
-    products = query.double() @ key.double().T * scaling
+    products: Tensor = query.double() @ key.double().T * scaling
     return products.masked_fill(~mask, -torch.inf).softmax(-1)
 
 

@@ -111,14 +111,14 @@ def _state_at(decoder: Decoder, position: int) -> list[tuple[Tensor, Tensor]]:
             f"{name}: a token cannot be tried at position {position}: "
             f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
         ) from None
-    found = [
-        (getattr(layer, "keys", None), getattr(layer, "values", None)) for layer in cache.layers
-    ]
-    count = decoder.capabilities.num_layers
-    for index, (key, value) in enumerate([*found, *[(None, None)] * count][:count]):
+    found = list[tuple[Tensor, Tensor]]()
+    for index in range(decoder.capabilities.num_layers):
+        layer = cache.layers[index] if index < len(cache.layers) else None
+        key, value = getattr(layer, "keys", None), getattr(layer, "values", None)
         if key is None or value is None or key.ndim != 4:
             raise UnsupportedError(f"{name}: layer {index} keeps no keys that could be moved")
-    return [(key[0], value[0]) for key, value in found[:count]]
+        found.append((key[0], value[0]))
+    return found
 
 
 def _frequencies(module: torch.nn.Module) -> Iterator[Tensor]:

@@ -153,7 +153,11 @@ def test_a_lesson_starts_where_it_is_told_to(start: Any) -> None:
     model = backbone()
     lesson = prepare(model, TEXT, QUERIES, 8, replace(CONFIG, start=start))
     assert lesson.start.num_virtual_tokens == 8
-    assert lesson.start.content_hash != lesson_of(model).start.content_hash
+    first = prepare(model, TEXT, QUERIES, 8, replace(CONFIG, start="first"))
+    assert lesson.start.content_hash != first.start.content_hash
+    assert (lesson.start.content_hash == lesson_of(model).start.content_hash) is (
+        start == "attention"
+    )
 
 
 def test_training_brings_the_prompt_closer_to_its_teacher() -> None:
