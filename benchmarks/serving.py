@@ -1,6 +1,7 @@
 """Serving: the bare model, 64 prompts, and stock PEFT called per request, in one process run.
 
     python benchmarks/serving.py [--repeats 3] [--cpu-time] [--vllm URL --vllm-model NAME]
+                                 [--gguf FILE ... --threads N]
     python benchmarks/serving.py --prompts 10 1000 10000   # see many_prompts.py
 
 A closed loop: so many requests are under way at any time, each of a few sentences, and the next one
@@ -10,7 +11,7 @@ long, end together, and wait for whole steps of the engine, by which a median ju
 turns, so that a noisy machine is noisy for all; figures are medians of the rounds. Where others
 work on the machine too, `--cpu-time` counts this process's own seconds, which tell what the work
 costs but not how long it waits. With `--vllm`, an OpenAI-compatible server at that address gets the
-same requests.
+same requests; with `--gguf`, so does llama.cpp on each of these files, in this process.
 """
 
 import argparse
@@ -37,6 +38,7 @@ from foreword import Backbone, SoftPrompt
 from foreword.engine.engine import Engine
 from foreword.engine.limits import EngineLimits
 from foreword.engine.request import Handle, PromptSource, Request
+from foreword.engine.serving_engine import ServingEngine
 
 clock: Callable[[], float] = time.perf_counter
 TEXT = Path(__file__).parent.parent / "README.md"
@@ -73,7 +75,7 @@ def prompts_for(backbone: Backbone, arguments: argparse.Namespace) -> list[SoftP
     ]
 
 
-def through_engine(engine: Engine, requests: Sequence[Request], num_at_once: int) -> Run:
+def through_engine(engine: ServingEngine, requests: Sequence[Request], num_at_once: int) -> Run:
     """Run a closed loop through an engine."""
     started: dict[int, float] = {}
     first: dict[int, float] = {}
@@ -84,7 +86,7 @@ def through_engine(engine: Engine, requests: Sequence[Request], num_at_once: int
         live = [pair for pair in live if pair[1].finish_reason is None]
         for index, request in itertools.islice(coming, num_at_once - len(live)):
             started[index] = clock()
-            handles.append(engine.submit(request))
+            handles += engine.submit_all([request])
             live.append((index, handles[-1]))
         if not live:
             break
@@ -156,9 +158,6 @@ def systems_for(backbone: Backbone, arguments: argparse.Namespace) -> dict[str, 
     for source in map(PromptSource.of, prompts):
         warm.submit(Request((1,), source, max_new_tokens=0))
         warm.run()
-    directory = tempfile.mkdtemp()
-    prompts[0].save(directory)
-    peft = PeftModel.from_pretrained(copy.deepcopy(backbone.model), directory)
     systems = {
         "bare": lambda: through_engine(Engine(backbone, limits), bare, arguments.at_once),
         f"{arguments.prompts} prompts, warm": lambda: through_engine(
@@ -167,13 +166,57 @@ def systems_for(backbone: Backbone, arguments: argparse.Namespace) -> dict[str, 
         f"{arguments.prompts} prompts, cold": lambda: through_engine(
             Engine(backbone, limits), prompted, arguments.at_once
         ),
-        "stock PEFT, per request": lambda: through_peft(peft, bare[: arguments.peft_requests]),
     }
+    if arguments.peft_requests:
+        directory = tempfile.mkdtemp()
+        prompts[0].save(directory)
+        peft = PeftModel.from_pretrained(copy.deepcopy(backbone.model), directory)
+        systems["stock PEFT, per request"] = lambda: through_peft(
+            peft, bare[: arguments.peft_requests]
+        )
+    for file in arguments.gguf:
+        systems |= through_llama_cpp(backbone, file, bare, prompted, arguments)
     if arguments.vllm:
         systems["server at --vllm"] = lambda: through_http(
             arguments.vllm, arguments.vllm_model, bare, arguments.at_once
         )
     return systems
+
+
+def through_llama_cpp(
+    backbone: Backbone,
+    file: str,
+    bare: Sequence[Request],
+    prompted: Sequence[Request],
+    arguments: argparse.Namespace,
+) -> dict[str, Callable[[], Run]]:
+    """Return a GGUF file's runs; what is kept of one is not there in the next."""
+    from foreword.engine_llama.engine import LlamaEngine
+    from foreword.llama_cpp.model import ContextOptions, LlamaModel
+
+    model, name = LlamaModel(file), Path(file).stem
+    limits = EngineLimits(max_rows=arguments.at_once, max_slots=16384)
+    options = ContextOptions(
+        cache_type="f16" if arguments.flash_attention else "f32",
+        has_flash_attention=arguments.flash_attention,
+        num_threads=arguments.threads,
+    )
+
+    def run(requests: Sequence[Request]) -> Run:
+        engine = LlamaEngine(model, backbone.capabilities, limits, options)
+        try:
+            known = {one.prompt.content_hash: one.prompt for one in requests if one.prompt}
+            for source in known.values():
+                engine.submit_all([Request((1,), source, max_new_tokens=0)])
+            engine.run()
+            return through_engine(engine, requests, arguments.at_once)
+        finally:
+            engine.close()
+
+    return {
+        f"llama.cpp, {name}, bare": lambda: run(bare),
+        f"llama.cpp, {name}, {arguments.prompts} prompts, warm": lambda: run(prompted),
+    }
 
 
 def _only_prompts(engine: Engine) -> Engine:
@@ -197,6 +240,9 @@ def main() -> None:
     parser.add_argument("--cpu-time", action="store_true", help="not with --vllm")
     parser.add_argument("--vllm", help="address of another server, as http://127.0.0.1:8000")
     parser.add_argument("--vllm-model", default="smollm2-135m")
+    parser.add_argument("--gguf", action="append", default=[], help="for llama.cpp")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="its own")
+    parser.add_argument("--flash-attention", action="store_true", help="and an f16 cache")
     arguments = parser.parse_args()
     if arguments.cpu_time:
         global clock
