@@ -93,7 +93,7 @@ test-vllm: $(VENV)-vllm/installed
 $(VENV)-export/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)-export
 	$(VENV)-export/bin/python -m pip install --quiet --constraint constraints.txt \
-	  --editable '.[dev,llama]'
+	  --editable '.[dev,llama,mlx]'
 	touch $@
 
 test-export: $(VENV)-export/installed

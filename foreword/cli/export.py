@@ -1,12 +1,13 @@
 """Export command: `foreword export`, a prompt in the files of another engine.
 
-In: a prompt's directory, the base that it was trained on, the engine. Out: files, and how they are
-used there. Loads no model in torch.
+In: prompts' directories, the base that they were trained on, the engine. Out: files, and how they
+are used there. Knows no file format.
 """
 
+import os
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -15,16 +16,28 @@ from foreword.errors import InputError
 
 if TYPE_CHECKING:
     from foreword.export.llama_state import StateFile
+    from foreword.prompt.soft_prompt import SoftPrompt
+
+Target = Literal["checkpoint", "gguf", "llama-state", "mlx"]
 
 
 def command(
-    prompt: Annotated[str, typer.Option(help="directory or Hub id of a soft prompt")],
+    prompt: Annotated[
+        list[str],
+        typer.Option(
+            help="directory or Hub id of a soft prompt, or NAME=DIRECTORY; several for checkpoint "
+            "and gguf"
+        ),
+    ],
     to: Annotated[
-        Literal["llama-state"],
-        typer.Option(help="'llama-state': a slot file of llama.cpp's llama-server"),
+        Target,
+        typer.Option(
+            help="'checkpoint' or 'gguf': the base with the prompts as tokens of its vocabulary; "
+            "'llama-state': a slot file of llama.cpp's llama-server; 'mlx': mlx-lm's prompt cache"
+        ),
     ],
     model: Annotated[str, typer.Option(help="the base: for llama.cpp a .gguf file")],
-    output: Annotated[str, typer.Option(help="file to write")],
+    output: Annotated[str, typer.Option(help="file to write; for checkpoint a directory")],
     cache_type: Annotated[
         Literal["f16", "f32"],
         typer.Option(help="numbers of the server's cache: its --cache-type-k and --cache-type-v"),
@@ -47,17 +60,107 @@ def command(
 ) -> None:
     """Write a prompt for another engine, which then answers behind it without foreword.
 
+    Example: foreword export --prompt home --to checkpoint --model smollm2-135m --output home-model
+
     Example: foreword export --prompt home --to llama-state --model base.gguf --output home.bin
     """
-    from foreword.export import llama_server, llama_state
     from foreword.prompt.soft_prompt import SoftPrompt
+
+    named = _named(prompt)
+    if len(named) > 1 and to not in ("checkpoint", "gguf"):
+        raise InputError(f"--to {to} takes one --prompt, got {len(named)}")
+    prompts = {name: SoftPrompt.load(source) for name, source in named.items()}
+    if to != "llama-state" and server is not None:
+        raise InputError("--server is of --to llama-state: leave it out")
+    if to in ("checkpoint", "gguf"):
+        _vocabulary(to, prompts, model, output)
+        return
+    [loaded] = prompts.values()
+    if to == "mlx":
+        _mlx(loaded, model, output)
+        return
+    _llama_state(loaded, model, output, cache_type, flash_attention, server, slot)
+
+
+def _named(prompts: list[str]) -> dict[str, str]:
+    """Return each prompt's source by its name: as given, or that of its directory.
+
+    Raises:
+        InputError: two of one name.
+    """
+    named: dict[str, str] = {}
+    for one in prompts:
+        name, equals, source = one.partition("=")
+        if not equals or os.path.exists(one):
+            name, source = os.path.basename(os.path.abspath(one)), one
+        if not source:
+            raise InputError(f"--prompt {one!r:.80}: expected NAME=DIRECTORY")
+        if name in named:
+            raise InputError(f"two prompts are called {name}: give --prompt NAME=DIRECTORY")
+        named[name] = source
+    return named
+
+
+def _vocabulary(to: Target, prompts: "dict[str, SoftPrompt]", model: str, output: str) -> None:
+    """Write prompts as tokens, and say how they are asked."""
+    from foreword.export import checkpoint, gguf_rows
+
+    write = checkpoint.export if to == "checkpoint" else gguf_rows.export
+    with options.errors.status(f"writing {output}"):
+        facts = write(prompts, model, output)
+    for one in facts["prompts"]:
+        ids = one["ids"]
+        options.output.print(f"{one['name']}: {len(ids)} tokens, ids {ids[0]} to {ids[-1]}")
+    quoted = shlex.quote(output)
+    if to == "checkpoint":
+        options.output.print(f"head: {facts['head']}")
+        lines = [f"vllm serve {quoted}", f"python -m sglang.launch_server --model-path {quoted}"]
+    else:
+        lines = [
+            f"llama-server -m {quoted} --jinja",
+            f"ollama create NAME -f Modelfile   # whose one line is: FROM {quoted}",
+        ]
+    names = [one["name"] for one in facts["prompts"]]
+    lines.append(
+        f"chat requests answer behind {names[0]}"
+        + (
+            '; {"chat_template_kwargs": {"prompt": "' + names[-1] + '"}} behind another'
+            if len(names) > 1
+            else ""
+        )
+        + ', with "base" as the bare model'
+    )
+    options.output.print("\n".join(lines))
+
+
+def _mlx(prompt: "SoftPrompt", model: str, output: str) -> None:
+    """Write a prompt cache, and say how it is used."""
+    from foreword.export import mlx_cache
+
+    facts: dict[str, Any] = mlx_cache.export(prompt, model, output)
+    options.output.print(
+        f"wrote {output}: keys and values of {facts['virtual_tokens']} tokens\n"
+        f"mlx_lm.generate --model MODEL --prompt-cache-file {shlex.quote(output)} --prompt 'TEXT'"
+    )
+
+
+def _llama_state(
+    prompt: "SoftPrompt",
+    model: str,
+    output: str,
+    cache_type: str,
+    flash_attention: bool,
+    server: str | None,
+    slot: int,
+) -> None:
+    """Write the state of a sequence, and say how it is restored, or restore it."""
+    from foreword.export import llama_server, llama_state
 
     if server is not None and not server.startswith(("http://", "https://")):
         raise InputError(f"--server: {server!r:.80} is no address; expected http://HOST:PORT")
-    loaded = SoftPrompt.load(prompt)
     with options.errors.status(f"reading {model}") as status:
         written = llama_state.export(
-            loaded,
+            prompt,
             model,
             output,
             cache_type=cache_type,

@@ -1,0 +1,119 @@
+"""Chat templates of exports: each prompt's tokens, then its rows as training wrote them.
+
+In: prompts as tokens, and the backbone whose tokenizer wrote their rows. Out: one template, which
+takes the prompt that the variable `prompt` names, the first one where none is named, and the bare
+model for "base". It is compared with foreword's own ids before anything is kept.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from foreword import chat
+from foreword.backbone import Backbone
+from foreword.config import EncodingConfig
+from foreword.data import encoding
+from foreword.data.chat_template import ChatTemplate
+from foreword.data.template_dates import on_day
+from foreword.errors import UnsupportedError
+from foreword.export.vocabulary_rows import NamedRows
+
+CONVERSATIONS: tuple[tuple[dict[str, str], ...], ...] = (
+    ({"role": "user", "content": "Is it raining?"},),
+    ({"role": "user", "content": " two\nlines {x}  "},),
+    (
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "one"},
+        {"role": "assistant", "content": "two"},
+        {"role": "user", "content": "three"},
+    ),
+)
+
+
+def combined(backbone: Backbone, prompts: Sequence[NamedRows]) -> str:
+    """Return the template of all prompts.
+
+    Raises:
+        UnsupportedError: a prompt without one.
+    """
+    tokenizer, parts = backbone.tokenizer, []
+    for place, one in enumerate(prompts):
+        config = chat.encoding_of(one.prompt)
+        unnamed = " or prompt is not defined" if place == 0 else ""
+        parts.append(
+            f"{{%- {'el' if place else ''}if prompt == {json.dumps(one.name)}{unnamed} %}}"
+        )
+        parts.append(f"{{{{- {json.dumps(''.join(one.tokens))} }}}}")
+        parts.append(_body(backbone, config, one.name))
+    if tokenizer.chat_template:
+        parts.append('{%- elif prompt == "base" %}' + str(tokenizer.chat_template))
+    names = ", ".join(one.name for one in prompts)
+    parts.append(
+        f'{{%- else %}}{{{{- raise_exception("no such prompt; there is {names}") }}}}{{%- endif %}}'
+    )
+    return "".join(parts)
+
+
+def check(
+    tokenizer: Any, backbone: Backbone, prompts: Sequence[NamedRows], kwargs: Mapping[str, Any]
+) -> None:
+    """Compare what an exported tokenizer makes of conversations with foreword's own ids.
+
+    Raises:
+        UnsupportedError: they differ, so that rows would not be read as in training.
+    """
+    for one in prompts:
+        config = chat.encoding_of(one.prompt)
+        for turns in CONVERSATIONS:
+            if config.row_template is not None and len(turns) > 1:
+                continue
+            try:
+                expected, _ = chat.encode(backbone, list(turns), config)
+            except Exception:  # the base's template takes no such conversation
+                continue
+            found = tokenizer.apply_chat_template(
+                list(turns), add_generation_prompt=True, prompt=one.name, **kwargs
+            )
+            found = found if isinstance(found, list) else found["input_ids"]
+            if list(found) != [*one.ids, *expected]:
+                raise UnsupportedError(
+                    f"{one.name}: the chat template of {backbone.name} and its tokenizer do not "
+                    "write rows behind the prompt's tokens as training did; use foreword's server"
+                )
+
+
+def _body(backbone: Backbone, config: EncodingConfig, name: str) -> str:
+    """Return how a conversation is written behind a prompt's tokens."""
+    tokenizer = backbone.tokenizer
+    if config.row_template is not None:
+        return _of_row(tokenizer, config)
+    text = config.chat_template or tokenizer.chat_template
+    if not text:
+        raise UnsupportedError(
+            f"{name}: rows of plain text on a base without a chat template have no chat; ask with "
+            "--row-template in training, or send ids"
+        )
+    template = ChatTemplate(tokenizer, given=config.chat_template)
+    opened = ""
+    if config.opening == "answer":
+        turns = list(CONVERSATIONS[0])
+        before, plain = (template.before_answer(turns, one) for one in ("answer", "generation"))
+        opened = before.removeprefix(plain) if before.startswith(plain) else ""
+    more = f"{{%- if add_generation_prompt %}}{{{{- {json.dumps(opened)} }}}}{{%- endif %}}"
+    return on_day(text, config.date) + (more if opened else "")
+
+
+def _of_row(tokenizer: Any, config: EncodingConfig) -> str:
+    assert config.row_template is not None
+    before, _, after = config.row_template.partition("{prompt}")
+    start = encoding.start_ids(tokenizer) if config.start_token else []
+    spelled = "".join(tokenizer.convert_ids_to_tokens(start))
+    if before.startswith(spelled):
+        spelled = ""
+    written = "{{- %s ~ messages[0]['content'] ~ %s }}"
+    return (
+        "{%- if messages | length != 1 or messages[0]['role'] != 'user' %}"
+        "{{- raise_exception('this prompt takes one message of a user') }}{%- endif %}"
+        + written
+        % (json.dumps(spelled + before), json.dumps(after))
+    )

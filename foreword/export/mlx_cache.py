@@ -1,0 +1,82 @@
+"""MLX prompt cache: a prompt as the file that mlx-lm keeps the cache of a conversation's start in.
+
+In: a prompt, and the base that it was trained on. Out: a safetensors file of keys and values of P
+tokens, after rotation, as mlx-lm 0.32 writes and reads it. mlx-lm keeps them as transformers does,
+so that nothing is permuted. Needs no MLX.
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from foreword import chat
+from foreword.backbone import Backbone
+from foreword.errors import InputError, UnsupportedError
+from foreword.prompt.soft_prompt import SoftPrompt
+from foreword.storage import replacing, storage_errors
+
+
+def export(prompt: SoftPrompt, model: str, output: str | os.PathLike[str]) -> dict[str, Any]:
+    """Write a prompt's keys and values as mlx-lm's prompt cache; return what the file says of it.
+
+    Args:
+        prompt: key/value or embedding prompt; embeddings are run once.
+        model: the base.
+        output: a file that is not there yet, named `.safetensors`.
+
+    Raises:
+        InputError: something is there, or another name. MismatchError: another base.
+        UnsupportedError: layers that keep something else. StorageError: no space.
+    """
+    target = Path(output)
+    if target.suffix != ".safetensors":
+        raise InputError(f"{target}: mlx-lm reads a prompt cache by its name; end it .safetensors")
+    if os.path.lexists(target):
+        raise InputError(f"{target} is there already: choose another --output")
+    backbone = Backbone.load(model, device="cpu")
+    backbone.check(prompt)
+    _refuse_other_caches(backbone)
+    states = backbone.compile(prompt).cached
+    number = states.num_virtual_tokens
+    facts = {
+        "format": "mlx-lm prompt cache",
+        "virtual_tokens": number,
+        "content_hash": prompt.content_hash,
+        "base": {"name": backbone.name, "fingerprint": backbone.fingerprint()},
+        "encoding": chat.saved_encoding(prompt),
+    }
+    tensors: dict[str, torch.Tensor] = {}
+    # mlx-lm flattens [metadata, classes, scalars] into the file's own metadata.
+    metadata = {"0.foreword": json.dumps(facts), "2.0": ""}
+    for index, (keys, values) in enumerate(states.key_values):
+        tensors[f"{index}.0"], tensors[f"{index}.1"] = keys[None].contiguous(), values[None]
+        tensors[f"{index}.1"] = tensors[f"{index}.1"].contiguous()
+        tensors[f"{index}.2"] = torch.tensor(number, dtype=torch.int32)
+        metadata[f"1.{index}"] = "KVCache"
+        metadata[f"2.{index + 1}.0"], metadata[f"2.{index + 1}.1"] = f"{index}.2", "scalar"
+    with storage_errors(target, "nothing was kept"):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(target) as scratch:
+            save_file(tensors, scratch, metadata)
+    return facts
+
+
+def _refuse_other_caches(backbone: Backbone) -> None:
+    capabilities = backbone.capabilities
+    reasons = {
+        "an encoder": capabilities.encoder is not None,
+        "recurrent layers": capabilities.is_recurrent,
+        "layers without keys of their own": capabilities.has_stateless_layers,
+        "rotary positions of several axes": capabilities.num_axes > 1,
+        "a window or chunks": any(
+            pattern.name != "full_attention" for pattern in capabilities.attention_patterns
+        ),
+    }
+    if found := [reason for reason, is_so in reasons.items() if is_so]:
+        raise UnsupportedError(
+            f"{backbone.name}: mlx-lm keeps another kind of cache for a base with {found[0]}"
+        )

@@ -1,0 +1,186 @@
+"""Prompts as rows of a checkpoint's vocabulary: stock transformers answers as the oracle."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import oracle
+import pytest
+import tiny_models
+import torch
+from tiny_tokenizer import tiny_tokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from foreword import Backbone, EncodingConfig, SoftPrompt
+from foreword.chat import encode
+from foreword.errors import ForewordError, InputError, MismatchError, UnsupportedError
+from foreword.export import checkpoint
+from foreword.export.vocabulary_rows import losing_row
+
+# Tied and untied, with a scaled table, with a factor of the model's own, with learned positions.
+FAMILIES = ("llama", "gemma3", "granite", "gpt2", "qwen3", "mistral")
+
+
+def saved(family: str, directory: Path, **changes: Any) -> str:
+    tokenizer = tiny_tokenizer()
+    model = tiny_models.build(
+        family, dtype=torch.float32, vocab_size=len(tokenizer), eos_token_id=2, **changes
+    )
+    model.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    return str(directory)
+
+
+def prompt_of(backbone: Backbone, seed: int = 1, num: int = 5, **encoding: Any) -> SoftPrompt:
+    values = tiny_models.embeddings(backbone.model, num, seed)
+    facts: dict[str, Any] = {"base": {"fingerprint": backbone.fingerprint()}}
+    if encoding:
+        facts["encoding"] = encoding
+    return SoftPrompt.from_embeddings(values, facts=facts)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("is_tied", [True, False])
+def test_plain_generate_answers_as_the_oracle(family: str, is_tied: bool, tmp_path: Path) -> None:
+    name = saved(family, tmp_path / "base", tie_word_embeddings=is_tied)
+    backbone = Backbone.load(name)
+    prompts = {"home": prompt_of(backbone), "other": prompt_of(backbone, 2, 3)}
+    checkpoint.export(prompts, name, tmp_path / "out")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    asked = [("home", "say a"), ("other", "what is the longer one?"), ("base", "x")]
+    rows, expected = [], []
+    for which, text in asked:
+        turns = [{"role": "user", "content": text}]
+        ids = tokenizer.apply_chat_template(turns, add_generation_prompt=True, prompt=which)
+        rows.append(ids if isinstance(ids, list) else ids["input_ids"])
+        prompt = prompts.get(which)
+        own = encode(backbone, turns, EncodingConfig.saved({}))[0]
+        expected.append(oracle.greedy(backbone.model, prompt, torch.tensor(own), 8))
+    longest = max(map(len, rows))
+    ids = torch.tensor([[0] * (longest - len(row)) + row for row in rows])
+    mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows])
+    for cache in (None, "static"):
+        found = model.generate(
+            ids, attention_mask=mask, max_new_tokens=8, do_sample=False, eos_token_id=None,
+            pad_token_id=0, cache_implementation=cache,
+        )  # fmt: skip
+        assert found[:, longest:].tolist() == expected
+
+
+def test_the_first_prompt_is_taken_where_none_is_named_and_others_are_refused(
+    tmp_path: Path,
+) -> None:
+    name = saved("llama", tmp_path / "base")
+    backbone = Backbone.load(name)
+    one, two = prompt_of(backbone), prompt_of(backbone, 2)
+    facts = checkpoint.export({"home": one, "other": two}, name, tmp_path / "out")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    turns = [{"role": "user", "content": "a"}]
+    home, other = (part["ids"] for part in facts["prompts"])
+    assert tokenizer.apply_chat_template(turns)["input_ids"][:5] == home
+    assert tokenizer.apply_chat_template(turns, prompt="other")["input_ids"][:5] == other
+    with pytest.raises(Exception, match="there is home, other"):
+        tokenizer.apply_chat_template(turns, prompt="none")
+    told = json.loads((tmp_path / "out" / checkpoint.SIDECAR).read_text())
+    assert told == facts and told["base"]["fingerprint"] == backbone.fingerprint()
+    assert told["prompts"][0]["content_hash"] == one.content_hash
+
+
+def test_rows_are_written_as_the_prompt_was_trained(tmp_path: Path) -> None:
+    name = saved("llama", tmp_path / "base")
+    backbone = Backbone.load(name)
+    own = "{{- '<<' ~ messages[-1]['content'] ~ '>>' }}{%- if add_generation_prompt %}!{% endif %}"
+    prompts = {
+        "row": prompt_of(backbone, 1, row_template="Q: {prompt}\nA: {x}", is_text=True),
+        "own": prompt_of(backbone, 2, chat_template=own, opening="generation", is_text=False),
+    }
+    checkpoint.export(prompts, name, tmp_path / "out")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    turns = [{"role": "user", "content": "is it {raining}?"}]
+    for which, prompt in prompts.items():
+        config = EncodingConfig.saved(prompt.facts["encoding"])
+        found = tokenizer.apply_chat_template(turns, add_generation_prompt=True, prompt=which)
+        assert found["input_ids"][5:] == encode(backbone, turns, config)[0]
+    with pytest.raises(Exception, match="takes one message"):
+        tokenizer.apply_chat_template([*turns, *turns], prompt="row")
+
+
+def test_tokens_that_the_base_keeps_for_later_are_used_and_leave_its_head_alone(
+    tmp_path: Path,
+) -> None:
+    name = saved("llama", tmp_path / "base")
+    tokenizer = AutoTokenizer.from_pretrained(name)
+    tokenizer.add_tokens([f"<|reserved_special_token_{n}|>" for n in range(7)], special_tokens=True)
+    tokenizer.save_pretrained(name)
+    model = AutoModelForCausalLM.from_pretrained(name)
+    model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    model.save_pretrained(name)
+    backbone = Backbone.load(name)
+    facts = checkpoint.export({"home": prompt_of(backbone)}, name, tmp_path / "out")
+    found = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
+    assert facts["reserved_tokens"] and found.config.vocab_size == len(tokenizer)
+    before, after = (one.get_output_embeddings().weight for one in (backbone.model, found))
+    assert torch.equal(before, after)
+    ids = facts["prompts"][0]["ids"]
+    assert ids == list(range(len(tokenizer) - 5, len(tokenizer)))
+    assert found.generation_config.suppress_tokens == ids
+
+
+def test_a_row_of_means_is_never_the_greedy_choice() -> None:
+    torch.manual_seed(0)
+    head, hidden = torch.randn(50, 16), torch.randn(1000, 16)
+    logits = hidden @ torch.cat([head, losing_row(head)[None].float()]).T
+    assert (logits.argmax(-1) < 50).all()
+
+
+def test_half_precision_stays_what_it_is(tmp_path: Path) -> None:
+    name = saved("llama", tmp_path / "base")
+    AutoModelForCausalLM.from_pretrained(name, dtype=torch.bfloat16).save_pretrained(name)
+    backbone = Backbone.load(name)
+    prompt = prompt_of(backbone)
+    facts = checkpoint.export({"home": prompt}, name, tmp_path / "out")
+    found = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert found.dtype == torch.bfloat16
+    rows = found.get_input_embeddings().weight[facts["prompts"][0]["ids"]]
+    assert torch.equal(rows, prompt.embeddings.to(torch.bfloat16))
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["rope_theta"] == config["rope_parameters"]["rope_theta"]
+
+
+@pytest.mark.parametrize("kind", ["keys", "base", "there", "name", "held", "recurrent", "disk"])
+def test_what_cannot_be_exported_is_refused_in_a_line_and_leaves_nothing(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = saved("llama", tmp_path / "base")
+    backbone = Backbone.load(name)
+    prompt, called, error, said = prompt_of(backbone), "home", InputError, ""
+    if kind == "keys":
+        prompt = SoftPrompt.from_states(backbone.compile(prompt).cached, facts=prompt.facts)
+        said = "--form embeddings"
+    elif kind == "base":
+        other = Backbone.load(saved("llama", tmp_path / "other", hidden_size=48))
+        prompt, error = prompt_of(other), MismatchError
+    elif kind == "there":
+        (tmp_path / "out").mkdir()
+        said = "is there already"
+    elif kind == "name":
+        called, said = "../up", "is not a name"
+    elif kind == "held":
+        prompt = prompt_of(
+            backbone, 1, 5, held_text='"a"', held_tokens=5, held_hash="0", is_text=True
+        )
+        said = "write the text itself"
+    elif kind == "recurrent":
+        name = saved("gemma3n", tmp_path / "layers")
+        prompt, error = prompt_of(Backbone.load(name)), UnsupportedError
+        said = "for each layer"
+    else:
+        monkeypatch.setattr(
+            checkpoint, "_complete_config", lambda _: (_ for _ in ()).throw(OSError(28, "full"))
+        )
+        error, said = ForewordError, "nothing was kept"
+    with pytest.raises(error, match=said or None):
+        checkpoint.export({called: prompt}, name, tmp_path / "out")
+    left = {path.name for path in tmp_path.iterdir()} - {"base", "other", "layers"}
+    assert left == ({"out"} if kind == "there" else set())

@@ -1,0 +1,164 @@
+"""Prompts as rows of a GGUF file's vocabulary: stock llama-server answers as the oracle."""
+
+import json
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import gguf
+import gguf_models
+import numpy as np
+import oracle
+import pytest
+import tiny_models
+import torch
+from gguf import GGMLQuantizationType as Kind
+from tiny_tokenizer import tiny_tokenizer
+
+from foreword import Backbone, SoftPrompt
+from foreword.chat import encode
+from foreword.config import EncodingConfig
+from foreword.data.encoding import decode
+from foreword.errors import InputError
+from foreword.export import gguf_rows
+
+P, NUM_NEW = 5, 8
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FOREWORD_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+def base_of(folder: Path, kind: Kind = Kind.F32, **changes: Any) -> tuple[Backbone, Path]:
+    """Write a tiny model as GGUF; return it as foreword loads it."""
+    tokenizer = tiny_tokenizer()
+    model = tiny_models.build(
+        "llama", dtype=torch.float32, vocab_size=len(tokenizer), eos_token_id=2, **changes
+    )
+    path = gguf_models.write(folder / "base.gguf", model, tokenizer, kind)
+    return Backbone.load(str(path)), path
+
+
+def prompt_of(backbone: Backbone, seed: int = 1) -> SoftPrompt:
+    facts = {"base": {"fingerprint": backbone.fingerprint()}}
+    return SoftPrompt.from_embeddings(tiny_models.embeddings(backbone.model, P, seed), facts=facts)
+
+
+def facts_of(path: Path) -> dict[str, Any]:
+    reader = gguf.GGUFReader(path)
+    return {name: field.contents() for name, field in reader.fields.items()}
+
+
+@pytest.mark.parametrize("is_tied", [True, False])
+def test_all_else_in_the_file_stays_as_it_is(is_tied: bool, tmp_path: Path) -> None:
+    backbone, base = base_of(tmp_path, tie_word_embeddings=is_tied)
+    prompts = {"home": prompt_of(backbone), "other": prompt_of(backbone, 2)}
+    told = gguf_rows.export(prompts, str(base), tmp_path / "out.gguf")
+    before, after = facts_of(base), facts_of(tmp_path / "out.gguf")
+    num_old = len(before[gguf_rows.TOKENS])
+    assert after[gguf_rows.TOKENS][:num_old] == before[gguf_rows.TOKENS]
+    assert after[gguf_rows.TYPES][num_old:] == [gguf_rows.CONTROL] * 2 * P
+    assert list(after[gguf_rows.SUPPRESSED]) == list(range(num_old, num_old + 2 * P))
+    assert json.loads(after[gguf_rows.OWN]) == told
+    changed = {gguf_rows.TOKENS, gguf_rows.TYPES, gguf_rows.SCORES, gguf_rows.TEMPLATE}
+    for name, value in before.items():
+        if name not in changed and not name.startswith("GGUF.") and "vocab_size" not in name:
+            assert after[name] == value or name == gguf_rows.START
+    old, new = (
+        {one.name: one for one in gguf.GGUFReader(path).tensors}
+        for path in (base, tmp_path / "out.gguf")
+    )
+    assert set(new) == set(old) | {gguf_rows.HEAD}
+    for name, tensor in old.items():
+        assert np.array_equal(new[name].data[: len(tensor.data)], tensor.data)
+    rows = torch.tensor(new[gguf_rows.TABLE].data[num_old : num_old + P])
+    assert torch.equal(rows, prompts["home"].embeddings.float())
+
+
+def test_a_quantized_table_says_what_it_said_and_the_rows_are_not_rounded(tmp_path: Path) -> None:
+    backbone, base = base_of(
+        tmp_path, Kind.Q8_0, tie_word_embeddings=True, hidden_size=64, intermediate_size=64
+    )
+    prompt = prompt_of(backbone)
+    gguf_rows.export({"home": prompt}, str(base), tmp_path / "out.gguf")
+    old, new = (
+        {one.name: one for one in gguf.GGUFReader(path).tensors}
+        for path in (base, tmp_path / "out.gguf")
+    )
+    table = new[gguf_rows.TABLE]
+    assert table.tensor_type == Kind.F32
+    said = gguf.quants.dequantize(old[gguf_rows.TABLE].data, old[gguf_rows.TABLE].tensor_type)
+    assert np.array_equal(table.data[: len(said)], said)
+    assert torch.equal(torch.tensor(table.data[len(said) :]), prompt.embeddings.float())
+    head = new[gguf_rows.HEAD]
+    assert head.tensor_type == old[gguf_rows.TABLE].tensor_type
+    assert np.array_equal(head.data[: len(said)], old[gguf_rows.TABLE].data)
+
+
+@pytest.mark.parametrize("kind", ["there", "no gguf", "keys"])
+def test_what_cannot_be_exported_is_refused(kind: str, tmp_path: Path) -> None:
+    backbone, base = base_of(tmp_path)
+    prompt, model, output = prompt_of(backbone), str(base), tmp_path / "out.gguf"
+    if kind == "there":
+        output.write_text("mine")
+    elif kind == "no gguf":
+        model = str(tmp_path)
+    else:
+        prompt = SoftPrompt.from_states(backbone.compile(prompt).cached, facts=prompt.facts)
+    with pytest.raises(InputError):
+        gguf_rows.export({"home": prompt}, model, output)
+    assert {one.name for one in tmp_path.iterdir()} <= {"base.gguf", "out.gguf"}
+    assert not output.exists() or output.read_text() == "mine"
+
+
+def ask(address: str, body: dict[str, Any]) -> dict[str, Any]:
+    sent = urllib.request.Request(
+        f"{address}/v1/chat/completions",
+        json.dumps(body).encode(),
+        {"Content-Type": "application/json"},
+    )
+    with urllib.request.urlopen(sent, timeout=60) as answer:
+        found: dict[str, Any] = json.load(answer)
+        return found
+
+
+def test_stock_llama_server_answers_a_chat_request_as_the_oracle(tmp_path: Path) -> None:
+    xllamacpp = pytest.importorskip("xllamacpp", reason="make test-export has llama.cpp")
+    backbone, base = base_of(tmp_path)
+    prompts: dict[str, SoftPrompt | None] = {
+        "home": prompt_of(backbone), "other": prompt_of(backbone, 2), "base": None,
+    }  # fmt: skip
+    named = {name: one for name, one in prompts.items() if one is not None}
+    gguf_rows.export(named, str(base), tmp_path / "out.gguf")
+    params = xllamacpp.CommonParams()
+    params.model.path, params.n_ctx, params.n_parallel = str(tmp_path / "out.gguf"), 512, 2
+    params.use_jinja, params.warmup = True, False
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
+    server = xllamacpp.Server(params)
+    for text in ("say a", "what is the longer of both?"):
+        turns = [{"role": "user", "content": text}]
+        ids = encode(backbone, turns, EncodingConfig.saved({}))[0]
+        for name, prompt in prompts.items():
+            expected = oracle.greedy(backbone.model, prompt, torch.tensor(ids), NUM_NEW)
+            expected = expected[: expected.index(2)] if 2 in expected else expected
+            found = ask(
+                server.listening_address,
+                {
+                    "messages": turns,
+                    "max_tokens": NUM_NEW,
+                    "temperature": 0,
+                    "chat_template_kwargs": {"prompt": name},
+                },
+            )
+            assert found["usage"]["prompt_tokens"] == len(ids) + (P if prompt else 0)
+            said = found["choices"][0]["message"]["content"]
+            # It writes halves of characters in another number of signs.
+            assert letters(said) == letters(decode(expected, backbone.tokenizer)) != ""
+
+
+def letters(text: str) -> str:
+    return text.replace("\ufffd", "").strip()
