@@ -118,6 +118,7 @@ check: $(VENV)/installed
 	$(BIN)/python docs/make_cli.py --check
 	$(BIN)/python docs/make_systems.py --check
 	$(BIN)/python docs/make_results.py --check
+	$(BIN)/python docs/make_distill.py --check
 	$(BIN)/python docs/make_peft_table.py --check
 	$(BIN)/python docs/make_families.py --check
 
@@ -130,6 +131,7 @@ docs: $(VENV)/installed
 	$(BIN)/python docs/make_cli.py
 	$(BIN)/python docs/make_systems.py
 	$(BIN)/python docs/make_results.py
+	$(BIN)/python docs/make_distill.py
 	$(BIN)/python docs/make_peft_table.py
 	$(BIN)/python docs/make_families.py
 	$(BIN)/python tests/support/contract_table.py

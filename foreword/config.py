@@ -28,6 +28,7 @@ MethodName = Literal[
 ]
 Learn = Literal["all", "last"]
 Opening = Literal["answer", "generation"]
+DistillStart = Literal["first", "even", "attention", "vocabulary"]
 FORMS: dict[MethodName, Form] = {
     "prompt-tuning": "embeddings",
     "prefix-tuning": "key_values",
@@ -513,6 +514,13 @@ def _num_virtual(method: MethodName | None) -> int:
 class DistillConfig:
     """How a text is distilled into fewer virtual tokens."""
 
+    start: DistillStart | None = option(
+        None,
+        "keys and values that training starts from: those that the queries attend to most, with "
+        "matched values (attention), the first P tokens of the text (first), P at even distances "
+        "(even), or sampled vocabulary as a control; default: attention, and first on models whose "
+        "keys cannot be moved",
+    )
     top_k: int = option(20, "likeliest ids of the teacher that are kept at each token of an answer")
     keep_mass: float = option(
         0.9,

@@ -37,7 +37,7 @@ def show_start(backbone: "Backbone", lesson: "Lesson", source: str | None, ranks
     if lesson.held_out:
         found = agreement(backbone, lesson.start, lesson.held_out, ranks=ranks)
         options.output.print(
-            f"start: the first {lesson.start.num_virtual_tokens} tokens; on "
+            f"start: {lesson.start.num_virtual_tokens} virtual tokens, untrained; on "
             f"{len(lesson.held_out)} held-out queries {said(found)}"
         )
 

@@ -13,8 +13,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
-
 from foreword import chat
 from foreword.backbone import Backbone
 from foreword.config import DistillConfig, EncodingConfig, TrainConfig
@@ -36,6 +34,8 @@ from foreword.distillation.passages import Passage, passages_of
 from foreword.distillation.queries import Query, as_queries, check_holds_no_text, text_of
 from foreword.distillation.rows import check_taught, set_aside, taught_row, unrelated_rows
 from foreword.distillation.self_study import described, room_for, study
+from foreword.distillation.starts import begin
+from foreword.distillation.student import student_encoding
 from foreword.errors import InputError, UnsupportedError
 from foreword.prompt.soft_prompt import SoftPrompt
 from foreword.training.loop import TrainEvent
@@ -178,7 +178,7 @@ def prepare(
     taught = teach_parts(backbone, teachers, asked, places, config, folder, on_answer)
     check_taught(taught)
     whole = teachers[0]
-    student = replace(chat.encoding_of(whole), held_text=None, held_tokens=0, held_hash=None)
+    student = student_encoding(backbone, whole, [query.asked for query in asked])
     rows = [
         taught_row(backbone, query.asked, one, student, query.source)
         for query, one in zip(asked, taught, strict=True)
@@ -198,7 +198,13 @@ def prepare(
     trained, kept = unrelated_rows(backbone, count, config.top_k, config.keep_mass)
     mass = sum(one.target.mass for one in taught) / len(taught)
     num_kept = sum(one.target.num_kept for one in taught) / len(taught)
-    start = _first(backbone, whole, num_virtual)
+    behind = [
+        taught_row(backbone, query.asked, one, chat.encoding_of(whole), query.source)
+        for index, (query, one) in enumerate(zip(asked, taught, strict=True))
+        if config.start in (None, "attention") and index not in aside and not places[index]
+    ]
+    start, sentence = begin(backbone, whole, num_virtual, config.start, behind, seed)
+    said.append(sentence)
     return Lesson(
         whole, start, [*learned, *trained], held_out, kept, student, mass, num_kept, seconds,
         tuple(one.asked for one in asked), config, teachers, places, said,
@@ -272,11 +278,3 @@ def _passages(
         return [Passage(text_of(text), 0, "the instruction")]
     context = backbone.capabilities.context_length
     return passages_of(parts or [text_of(text)], context, counting(backbone))
-
-
-def _first(backbone: Backbone, text: SoftPrompt, num_virtual: int) -> SoftPrompt:
-    """Return the keys and values of the first P tokens of a text."""
-    with torch.no_grad():
-        first = SoftPrompt.from_embeddings(text.tensors[0][:num_virtual], facts=text.facts)
-        states = backbone.compile(first).cached.map(torch.Tensor.float)
-    return SoftPrompt.from_states(states, facts={"base": text.facts["base"]})

@@ -17,6 +17,7 @@ from foreword.data.encoding import Row
 from foreword.data.target import Target
 from foreword.distillation import teacher
 from foreword.distillation.distill import Lesson, distill, prepare
+from foreword.distillation.student import student_encoding
 from foreword.distillation.teacher import targets_of, teach
 from foreword.errors import ArtifactError, DataError, InputError
 from foreword.named_text import text_prompt
@@ -118,6 +119,47 @@ def test_the_whole_text_diverges_from_itself_by_nothing() -> None:
     assert start.loss > 1e-3
 
 
+@pytest.mark.parametrize(
+    "text", [TEXT, [*QUERIES[0], {"role": "assistant", "content": "It is red, as all lamps are."}]]
+)
+def test_a_query_stands_behind_the_prompt_as_behind_the_text(text: Any) -> None:
+    model = backbone()
+    lesson = prepare(model, text, QUERIES, 8, CONFIG)
+    for query in QUERIES:
+        expected = chat.encode(model, query, chat.encoding_of(lesson.text))[0]
+        assert chat.encode(model, query, lesson.encoding)[0] == expected
+        assert any(list(r.input_ids[: -r.num_labels]) == expected for r in whole_rows(lesson))
+    assert lesson.encoding.held_tokens < lesson.text.num_virtual_tokens
+
+
+def whole_rows(lesson: Lesson) -> list[Row]:
+    return [*lesson.rows, *lesson.held_out]
+
+
+def test_a_query_that_would_stand_otherwise_is_encoded_as_the_bare_model_is_asked() -> None:
+    model = backbone()
+    text = text_prompt(model, TEXT)
+    own = [[{"role": "system", "content": "Be brief."}, *QUERIES[0]], *QUERIES]
+    found = student_encoding(model, text, own)
+    for query in own:
+        expected = chat.encode(model, query, chat.encoding_of(text))[0]
+        assert found.held_text is None or chat.encode(model, query, found)[0] == expected
+    plain = text_prompt(model, [{"role": "user", "content": TEXT}])
+    assert student_encoding(model, plain, [[{"role": "tool", "content": "x"}]]).held_text is None
+
+
+@pytest.mark.parametrize("start", ["even", "attention", "vocabulary"])
+def test_a_lesson_starts_where_it_is_told_to(start: Any) -> None:
+    model = backbone()
+    lesson = prepare(model, TEXT, QUERIES, 8, replace(CONFIG, start=start))
+    assert lesson.start.num_virtual_tokens == 8
+    first = prepare(model, TEXT, QUERIES, 8, replace(CONFIG, start="first"))
+    assert lesson.start.content_hash != first.start.content_hash
+    assert (lesson.start.content_hash == lesson_of(model).start.content_hash) is (
+        start == "attention"
+    )
+
+
 def test_training_brings_the_prompt_closer_to_its_teacher() -> None:
     model = backbone()
     lesson = lesson_of(model)
@@ -126,7 +168,7 @@ def test_training_brings_the_prompt_closer_to_its_teacher() -> None:
     assert last.prompt is not None and last.prompt.num_virtual_tokens == 8
     after = validate(model, last.prompt, lesson.rows)
     assert after.loss < before.loss / 2
-    assert last.prompt.facts["encoding"].get("held_text") is None
+    assert TEXT not in last.prompt.facts["encoding"]["held_text"]
     asked = chat.encode(model, QUERIES[0], chat.encoding_of(last.prompt))[0]
     assert any(list(row.input_ids[: -row.num_labels]) == asked for row in lesson.rows)
 

@@ -85,7 +85,7 @@ def test_the_gradient_is_that_of_both_losses_at_their_weights(size: int) -> None
     model = backbone()
     lesson = prepare(model, TEXT, SOME, 8, replace(NONE_ASIDE, labels=0.3))
     assert [row.weight for row in lesson.rows] == [0.7, 0.3] * 3 + [1.0] * 5
-    assert lesson.said == ["3 of 8 rows have an answer, which weighs 0.3"]
+    assert lesson.said[0] == "3 of 8 rows have an answer, which weighs 0.3"
     prompt = SoftPrompt.from_embeddings(tiny_models.embeddings(model.model, 6))
     ours, theirs = Direct.begin(prompt, torch.float64), prompt.trainable(torch.float64)
     batches = micro_batches(model, ALONE, lesson.rows, size)

@@ -71,7 +71,7 @@ def test_samples_are_scored_by_the_model_behind_the_whole_text() -> None:
             continue
         question = old.input_ids[: -old.num_labels]
         assert row.input_ids[: -row.num_labels] == question and row.target is not None
-        [query] = [q for q in QUERIES if asked(model, q) == list(question)]
+        [query] = [q for q in QUERIES if chat.encode(model, q, lesson.encoding)[0] == [*question]]
         given = chat.encode(
             model, [{"role": "system", "content": TEXT}, *query], chat.encoding_of(None)
         )[0]

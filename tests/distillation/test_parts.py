@@ -124,7 +124,7 @@ def test_queries_of_several_turns_are_answered_to_their_last() -> None:
     given = chat.encode(model, whole, chat.encoding_of(None))[0]
     found = list(lesson.rows[0].input_ids[-lesson.rows[0].num_labels :])
     assert found == oracle.greedy(model.model, None, torch.tensor(given), 6)[: len(found)]
-    asked = chat.encode(model, turns, chat.encoding_of(None))[0]
+    asked = chat.encode(model, turns, chat.encoding_of(lesson.text))[0]
     assert list(lesson.rows[0].input_ids[: len(asked)]) == asked
     with pytest.raises(DataError, match="query 1"):
         prepare(model, TEXT, [[{"role": "robot", "content": 3}], *QUERIES], 8, CONFIG)

@@ -47,7 +47,7 @@ def packed(backbone: Backbone) -> Backbone:
     if not (isinstance(plain, Decoder) and _may_pack(backbone)):
         return backbone
     try:
-        view = _with_attention(backbone.decoder, {})
+        view = with_attention(backbone.decoder, {})
         passes = PackedDecoder(plain.model, plain.capabilities, backbone.embed, view)
         reason = _difference(backbone, passes)
     except torch.OutOfMemoryError:
@@ -167,9 +167,7 @@ def _attend(
     sequence = packed_sequence.current()
     pattern = attention_mask.shape[-1] - 1
     sequence.seen.append(pattern)
-    names = vars(sys.modules[type(module).__module__])
-    table = names.get("ALL_ATTENTION_FUNCTIONS", ALL_ATTENTION_FUNCTIONS)
-    own = table.get_interface(module.config.own_attention, names.get("eager_attention_forward"))
+    own = own_attention(module)
 
     def run(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
         output: Tensor = own(module, query, key, value, mask, **kwargs)[0]
@@ -181,12 +179,20 @@ def _attend(
 ALL_ATTENTION_FUNCTIONS.register(NAME, _attend)
 
 
-def _with_attention(module: Module, configs: dict[int, Any]) -> Any:
-    """Return a copy of a tree of modules over the same weights, whose configurations name the
-    attention of packed sequences.
+def own_attention(module: Any) -> Any:
+    """Return the attention of a module's own family, in a view that names another."""
+    names = vars(sys.modules[type(module).__module__])
+    table = names.get("ALL_ATTENTION_FUNCTIONS", ALL_ATTENTION_FUNCTIONS)
+    return table.get_interface(module.config.own_attention, names.get("eager_attention_forward"))
+
+
+def with_attention(module: Module, configs: dict[int, Any], name: str = NAME) -> Any:
+    """Return a copy of a tree of modules over the same weights, whose configurations name another
+    attention: by default that of packed sequences.
     """
     children = {
-        name: child and _with_attention(child, configs) for name, child in module._modules.items()
+        child_name: child and with_attention(child, configs, name)
+        for child_name, child in module._modules.items()
     }
     config = module.__dict__.get("config")
     if config is None and not children:
@@ -197,7 +203,7 @@ def _with_attention(module: Module, configs: dict[int, Any]) -> Any:
         if id(config) not in configs:
             changed = copy.copy(config)
             changed.own_attention = config._attn_implementation
-            changed.__dict__["_attn_implementation_internal"] = NAME
+            changed.__dict__["_attn_implementation_internal"] = name
             configs[id(config)] = changed
         view.__dict__["config"] = configs[id(config)]
     return view
