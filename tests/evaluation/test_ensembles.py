@@ -25,7 +25,7 @@ def backbone() -> Backbone:
 def test_every_prompt_reads_and_ends_as_it_was_trained(
     backbone: Backbone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def ends(backbone: Backbone, text: Any, config: EncodingConfig) -> list[int]:
+    def ends(backbone: Backbone, text: Any, config: EncodingConfig, tools: Any = ()) -> list[int]:
         return list(range(130)) if config.row_template else list(range(130, 263))
 
     monkeypatch.setattr(chat, "end_tokens", ends)
