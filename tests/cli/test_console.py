@@ -102,8 +102,10 @@ def test_a_table_in_a_pipe_is_as_wide_as_its_cells(capsys: pytest.CaptureFixture
 
 def evaluation(name: str) -> Any:
     score = SimpleNamespace(has_interval=False, value=0.5, excludes_zero=False)
-    subject = SimpleNamespace(name=name)
-    return SimpleNamespace(subject=subject, outcomes=[1], scores={"exact": score}, seconds=1.0)
+    subject, outcome = SimpleNamespace(name=name), SimpleNamespace(expected_calls=())
+    return SimpleNamespace(
+        subject=subject, outcomes=[outcome], scores={"exact": score}, seconds=1.0
+    )
 
 
 def test_names_of_subjects_are_shown_as_they_are(
