@@ -18,7 +18,7 @@ from foreword.prompt.soft_prompt import SoftPrompt
 BATCH_SIZE = 32
 
 
-class Sampling(TypedDict, total=False):
+class AnswerOptions(TypedDict, total=False):
     """How an answer is drawn; what is left out is as in `foreword generate`.
 
     Attributes:
@@ -41,7 +41,7 @@ def answer(
     texts: str,
     *,
     batch_size: int = ...,
-    **sampling: Unpack[Sampling],
+    **sampling: Unpack[AnswerOptions],
 ) -> str: ...
 
 
@@ -52,7 +52,7 @@ def answer(
     texts: Sequence[Any],
     *,
     batch_size: int = ...,
-    **sampling: Unpack[Sampling],
+    **sampling: Unpack[AnswerOptions],
 ) -> Any: ...
 
 
@@ -62,7 +62,7 @@ def answer(
     texts: Text | Sequence[Text],
     *,
     batch_size: int = BATCH_SIZE,
-    **sampling: Unpack[Sampling],
+    **sampling: Unpack[AnswerOptions],
 ) -> Any:
     """Answer a text, or several, with a soft prompt or with the bare model (None).
 
@@ -72,7 +72,7 @@ def answer(
         texts: one text, one conversation (a list of messages with role and content), or a list of
             either.
         batch_size: texts answered at once.
-        **sampling: max_new_tokens, temperature, top_p, repetition_penalty, see `Sampling`.
+        **sampling: max_new_tokens, temperature, top_p, repetition_penalty, see `AnswerOptions`.
 
     Returns:
         the answer, or a list of answers in the order of the texts.
@@ -98,7 +98,7 @@ def stream(
     backbone: Backbone,
     prompt: SoftPrompt | Prefix | None,
     text: Text,
-    **sampling: Unpack[Sampling],
+    **sampling: Unpack[AnswerOptions],
 ) -> Iterator[str]:
     """Answer one text or conversation piece by piece; the pieces together are the answer that
     `answer` gives. Closing the iterator stops at the next token.

@@ -12,8 +12,8 @@ PACKAGE = Path(foreword.__file__).parent
 ROOMS = [
     "errors", "lazy", "notebook", "compat", "storage", "config", "hub_files", "demo", "prompt",
     "data", "loading", "model", "generation", "verification", "backbone", "chat", "answering",
-    "named_text", "llama_cpp", "export", "training", "engine", "engine_llama", "evaluation", "distillation",
-    "doctor", "server", "vllm_plugin", "cli",
+    "named_text", "llama_cpp", "export", "training", "engine", "engine_llama", "evaluation",
+    "distillation", "doctor", "server", "vllm_plugin", "cli",
 ]  # fmt: skip
 FILES = sorted(PACKAGE.rglob("*.py"))
 
