@@ -76,6 +76,7 @@ def _before(held: HeldText, template: ChatTemplate) -> str:
     Raises:
         UnsupportedError: an instruction that the template writes into a question.
     """
+    assert not isinstance(held.value, str)
     turns = [{"role": turn["role"], "content": turn["content"]} for turn in held.value]
     is_own = f"messages[0]['role'] in {json.dumps(list(SYSTEM))}"
     if not held_text.is_system_turn(held.value):
