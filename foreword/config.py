@@ -27,6 +27,7 @@ MethodName = Literal[
     "multitask",
 ]
 Learn = Literal["all", "last"]
+ObjectiveName = Literal["likelihood", "dpo", "dpo-norm"]
 Opening = Literal["answer", "generation"]
 DistillStart = Literal["first", "even", "attention", "vocabulary"]
 FORMS: dict[MethodName, Form] = {
@@ -508,6 +509,29 @@ class TrainConfig:
 
 def _num_virtual(method: MethodName | None) -> int:
     return NUM_DEMONSTRATED if method == "context-tuning" else NUM_VIRTUAL_TOKENS
+
+
+@dataclass(frozen=True)
+class ObjectiveConfig:
+    """What a step of training lessens."""
+
+    objective: ObjectiveName = option(
+        "likelihood",
+        "what is lessened: the loss of answers (likelihood), or that of pairs of a chosen and a "
+        "rejected answer beside the model behind the prompt that training starts from (dpo; "
+        "dpo-norm goes by a mean token)",
+    )
+    beta: float | None = option(
+        None,
+        "of dpo and dpo-norm: the less, the farther from that start; default: 0.1, and 5 for "
+        "dpo-norm",
+    )
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        _above_zero(self, "beta")
+        if self.beta is not None and self.objective == "likelihood":
+            raise InputError(f"--beta {self.beta:g} is of --objective dpo: give that, too")
 
 
 @dataclass(frozen=True)
