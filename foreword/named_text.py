@@ -71,6 +71,14 @@ def text_prompt(
     return SoftPrompt.from_embeddings(values, facts=_facts(backbone, recorded, not is_chat))
 
 
+def holds_text(prompt: SoftPrompt) -> bool:
+    """Return whether a prompt's virtual tokens are the very tokens of a text, see `text_prompt`.
+
+    One that was trained in a text's place records only how rows stand behind it.
+    """
+    return prompt.facts.get("method") == METHOD
+
+
 def _check_exact(backbone: Backbone) -> None:
     if backbone.reads_apart:
         raise UnsupportedError("a text as a prompt stands before decoders; this has an encoder")

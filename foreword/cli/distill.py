@@ -17,7 +17,7 @@ from foreword.cli.progress import Stop
 from foreword.cli.run_output import claimed
 from foreword.cli.train import attend, folders_of, keep_best
 from foreword.config import DataConfig, DistillConfig, TrainConfig
-from foreword.errors import InputError
+from foreword.errors import ArtifactError, InputError
 
 if TYPE_CHECKING:
     from foreword.backbone import Backbone
@@ -27,8 +27,12 @@ if TYPE_CHECKING:
     from foreword.training.distributed import Ranks
     from foreword.training.loop import TrainEvent
 
+BASE = "smollm2-135m"
 Context = Annotated[
-    str | None, typer.Option(help="file of the text that the prompt is to stand for")
+    str | None,
+    typer.Option(
+        help="what the prompt is to stand for: a file of text, or another prompt, as for --prompt"
+    ),
 ]
 
 
@@ -46,7 +50,10 @@ def command(
     instruction: Annotated[
         str | None, typer.Option(help="the same for an instruction: a text, or @FILE")
     ] = None,
-    model: Annotated[str, typer.Option(help="the base model")] = "smollm2-135m",
+    model: Annotated[
+        str | None,
+        typer.Option(help=f"the base model; default: a --context prompt's own base, else {BASE}"),
+    ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="go on where a run into --output stopped, bit for bit")
     ] = False,
@@ -59,13 +66,16 @@ def command(
 ) -> None:
     """Train a small prompt to say what the model says with a whole text before the query.
 
-    Without --data the model, or --questions-from, asks questions about the text.
+    Without --data the model, or --questions-from, asks questions about the text. With a prompt as
+    --context, what is trained is a smaller one, or one of another --form.
 
     Example: foreword distill --context handbook.md --output handbook
+
+    Example: foreword distill --context home --form embeddings --data queries.jsonl --output home-e
     """
     from foreword.training import distributed, fsdp
 
-    text = text_given(context, instruction)
+    text = context_given(context, instruction)
     if data is not None and config.questions_from is not None:
         raise InputError("--data has the queries, and --questions-from asks them: give one")
     if data is None and config.labels:
@@ -82,7 +92,8 @@ def command(
     ):
         queries = None if data is None else read_queries(data, columns)
         # What is spread over the processes is loaded beside them first, and moved layer by layer.
-        backbone, _ = options.load(model, None, device="cpu" if fsdp.is_asked_for() else "auto")
+        place = "cpu" if fsdp.is_asked_for() else "auto"
+        backbone = base_for(text, model, place)
         lesson = _prepared(
             backbone,
             text,
@@ -126,17 +137,39 @@ def _check_held_out(config: DistillConfig, training: TrainConfig, seeds: int) ->
             raise InputError(f"{name} goes by held-out queries: give --held-out above 0")
 
 
-def text_given(context: str | None, instruction: str | None) -> str:
-    """Return the text that is named by one of two options.
+def context_given(context: str | None, instruction: str | None) -> "str | SoftPrompt":
+    """Return the text or the prompt that is named by one of two options.
 
     Raises:
-        InputError: none or both, or a file that is no text.
+        InputError: none or both, or a file that is no text. ArtifactError: no prompt.
     """
+    from foreword.prompt import directories
+
     if (context is None) == (instruction is None):
         raise InputError("give the text by --context FILE or by --instruction")
     if instruction is not None:
         return options.text_of(instruction, "--instruction")
-    return options.text_of(f"@{str(context).removeprefix('@')}", "--context")
+    assert context is not None
+    if not directories.is_prompts_name(context):
+        return options.text_of(f"@{context.removeprefix('@')}", "--context")
+    from foreword.prompt.soft_prompt import SoftPrompt
+
+    try:
+        return SoftPrompt.load(context)
+    except ArtifactError as error:
+        raise ArtifactError(f"--context: no file of text, and as a prompt: {error}") from None
+
+
+def base_for(context: "str | SoftPrompt", model: str | None, device: str = "auto") -> "Backbone":
+    """Load the base that is to read a context: as named, else a prompt's own.
+
+    Raises:
+        InputError: no such base.
+    """
+    base = {} if isinstance(context, str) else context.facts.get("base") or {}
+    revision = None if model else base.get("revision")
+    backbone, _ = options.load(model or base.get("name") or BASE, None, device, revision)
+    return backbone
 
 
 def read_queries(data: str, columns: DataConfig) -> "list[Query]":
@@ -149,7 +182,7 @@ def read_queries(data: str, columns: DataConfig) -> "list[Query]":
 
 def _prepared(
     backbone: "Backbone",
-    text: str,
+    text: "str | SoftPrompt",
     queries: "list[Query] | None",
     training: TrainConfig,
     config: DistillConfig,
@@ -160,9 +193,9 @@ def _prepared(
     is_instruction: bool,
 ) -> "Lesson":
     """Let the teacher answer, and say what that came to."""
-    from foreword.distillation.distill import NUM_VIRTUAL, prepare
+    from foreword.distillation.distill import form_of, prepare
 
-    with options.errors.status("reading the text") as status:
+    with options.errors.status("reading the context") as status:
         count, num_asked = 0, 0
 
         def on_question() -> None:
@@ -180,8 +213,9 @@ def _prepared(
             backbone,
             text,
             queries,
-            training.num_virtual_tokens or NUM_VIRTUAL,
+            training.num_virtual_tokens,
             config,
+            form=form_of(training),
             seed=training.seed,
             folder=output,
             is_instruction=is_instruction,

@@ -27,7 +27,7 @@ def show_start(backbone: "Backbone", lesson: "Lesson", source: str | None, ranks
     for note in lesson.said:
         options.output.print(note)
     options.output.print(
-        f"{lesson.num_tokens:,} tokens of text, read once in "
+        f"{lesson.num_tokens:,} {_tokens_of(lesson)}, read once in "
         f"{milliseconds(lesson.seconds)}\n"
         f"{len(lesson.queries)} queries{origin}, answered behind it; the "
         f"{lesson.num_kept:.0f} likeliest ids at a token hold {lesson.mass:.1%} of the probability"
@@ -49,8 +49,10 @@ def show_end(
     what to type next; return it with these numbers among its facts.
     """
     from foreword.distillation.agreement import agreement, first_tokens
+    from foreword.named_text import holds_text
     from foreword.training.validation import validate
 
+    is_text = holds_text(lesson.text)
     facts: dict[str, object] = {
         "context_tokens": lesson.num_tokens,
         "context_hash": " ".join(one.content_hash for one in lesson.teachers),
@@ -70,18 +72,40 @@ def show_end(
         elsewhere = validate(backbone, prompt, lesson.unrelated, ranks=ranks).loss
         options.output.print(f"unrelated text: KL {elsewhere:.3f} from the bare model")
         facts["unrelated_divergence"] = elsewhere
-    long, short = lesson.num_tokens, prompt.num_virtual_tokens
     whole = sum(backbone.compile(one).num_bytes for one in lesson.teachers)
     own = backbone.compile(prompt).num_bytes
     part = " (the first part of the text)" if len(lesson.teachers) > 1 else ""
     read, kept, now = first_tokens(backbone, lesson.text, prompt, lesson.queries)
+    each_time = f"{milliseconds(read)} where the text is read each time, "
     options.output.print(
-        f"{long:,} tokens by {short}, {whole / own:.1f} times less memory ({megabytes(whole)} to "
-        f"{megabytes(own)}); first token{part} {milliseconds(read)} where the text is read each "
-        f"time, {milliseconds(kept)} with its cache kept, {milliseconds(now)} behind the prompt\n"
+        f"{lesson.num_tokens:,} {_tokens_of(lesson)} by {prompt.num_virtual_tokens}"
+        f"{_as_form(prompt)}, {whole / own:.1f} times less memory ({megabytes(whole)} to "
+        f"{megabytes(own)}); first token{part} {each_time if is_text else ''}"
+        f"{milliseconds(kept)} with {'its' if is_text else 'that'} cache kept, "
+        f"{milliseconds(now)} behind the prompt\n"
         f"saved to {output}\n\n"
         f"try it:   foreword chat --prompt {quote(output)}\n"
         f"serve:    foreword prompts add NAME {quote(output)}\n"
-        f"measure:  foreword eval --prompt {quote(output)} --context FILE --data FILE"
+        f"measure:  foreword eval --prompt {quote(output)} --context "
+        f"{'FILE' if is_text else 'PROMPT'} --data FILE"
     )
+    if prompt.form == "embeddings":
+        options.output.print(
+            f"export:   foreword export --prompt {quote(output)} --to checkpoint --model "
+            f"{quote(backbone.name)} --output DIRECTORY"
+        )
     return prompt.replaced(prompt.tensors, prompt.facts | {"distilled": facts})
+
+
+def _tokens_of(lesson: "Lesson") -> str:
+    """Return what a context's tokens are."""
+    from foreword.named_text import holds_text
+
+    if holds_text(lesson.text):
+        return "tokens of text"
+    return f"virtual tokens of a prompt{_as_form(lesson.text)}"
+
+
+def _as_form(prompt: "SoftPrompt") -> str:
+    """Return in words what a prompt's virtual tokens are."""
+    return " as embeddings" if prompt.form == "embeddings" else " as keys and values"

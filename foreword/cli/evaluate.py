@@ -48,6 +48,7 @@ def command(
 
     Example: foreword eval --prompt my-prompt --data test.jsonl --instruction "Answer in JSON."
     """
+    from foreword import chat
     from foreword.data.examples import read_examples
     from foreword.data.readers import check_held_out
     from foreword.distillation.agreement import WHOLE
@@ -59,7 +60,7 @@ def command(
     if unrelated not in (None, "none") and prompt is None:
         raise InputError("--unrelated says what a prompt forgets: give --prompt, or leave it out")
     check_held_out(data)
-    whole = distill.text_given(context, None) if context is not None else None
+    whole = distill.context_given(context, None) if context is not None else None
     given = distill.read_queries(data, columns)[: config.limit] if context is not None else []
     queries = [query.asked for query in given]
     try:
@@ -83,7 +84,8 @@ def command(
     asked = [Subject("bare model", encoding=rows)]
     if written is not None:
         asked.append(Subject("instruction", instruction=written, encoding=rows))
-    text_before = text_prompt(backbone, whole) if whole is not None else None
+    text_before = text_prompt(backbone, whole) if isinstance(whole, str) else whole
+    chat.check_template(backbone, text_before)
     if text_before is not None:
         asked.append(Subject(WHOLE, prompt=text_before))
     if soft_prompt is not None:

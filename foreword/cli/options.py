@@ -210,7 +210,10 @@ def end_at_once(code: int) -> None:
 
 
 def load(
-    model: str | None, prompt_directory: str | None, device: str = "auto"
+    model: str | None,
+    prompt_directory: str | None,
+    device: str = "auto",
+    revision: str | None = None,
 ) -> "tuple[Backbone, SoftPrompt | None]":
     """Load the prompt, if any, and its base model, and show what takes long."""
     from transformers.utils import logging
@@ -230,7 +233,7 @@ def load(
     with errors.status(f"loading {name}") as status:
         hub.resolve(name, progress=status.update)
         backbone = Backbone.load(
-            name, device=device, revision=None if model else base.get("revision")
+            name, device=device, revision=revision if model else base.get("revision")
         )
     if prompt and "fingerprint" not in base:
         errors.print(

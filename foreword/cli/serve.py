@@ -90,9 +90,9 @@ def command(
         raise DependencyError(
             f"serving needs {error.name}; install it: pip install 'foreword[serve]'"
         ) from None
-    with contextlib.ExitStack() as open_sockets:
-        sockets = [open_sockets.enter_context(one) for one in listen(config.host, config.port)]
-        log_to_stderr(config.log_format)
+    with contextlib.ExitStack() as until_end:
+        sockets = [until_end.enter_context(one) for one in listen(config.host, config.port)]
+        until_end.enter_context(log_to_stderr(config.log_format))
         traces = tracing.from_environment()
         backbone, runner = _on_engine(engine, model, config, engine_options or [])
         server = Server(

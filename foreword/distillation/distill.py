@@ -8,41 +8,31 @@ token of its own answer. Snell et al. 2022 (arXiv:2209.15189); Eyuboglu et al. 2
 """
 
 import os
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from foreword import chat
 from foreword.backbone import Backbone
-from foreword.config import DistillConfig, EncodingConfig, TrainConfig
-from foreword.data import held_text
+from foreword.config import FORMS, DistillConfig, EncodingConfig, Form, TrainConfig
 from foreword.data.encoding import Row
-from foreword.data.media_parts import Message
+from foreword.distillation import contexts, embedding_starts
+from foreword.distillation.contexts import AnyContext
 from foreword.distillation.labels import label_rows, mixed
 from foreword.distillation.on_policy import OnPolicy, questions_of
-from foreword.distillation.parts import (
-    about_parts,
-    counting,
-    nearest,
-    parts_of,
-    prompts_of,
-    teach_parts,
-    typed,
-)
+from foreword.distillation.parts import counting, nearest, teach_parts
 from foreword.distillation.passages import Passage, passages_of
-from foreword.distillation.queries import Query, as_queries, check_holds_no_text, text_of
+from foreword.distillation.queries import Query, as_queries, check_holds_no_text
 from foreword.distillation.rows import check_taught, set_aside, taught_row, unrelated_rows
-from foreword.distillation.self_study import described, room_for, study
+from foreword.distillation.self_study import described, study
 from foreword.distillation.starts import begin
 from foreword.distillation.student import student_encoding
-from foreword.errors import InputError, UnsupportedError
+from foreword.errors import UnsupportedError
 from foreword.prompt.soft_prompt import SoftPrompt
 from foreword.training.loop import TrainEvent
 from foreword.training.seeds import SeedRun, train_seeds
 
 AnyQuery = Query | Mapping[str, Any] | chat.Text
-NUM_VIRTUAL = 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,11 +79,12 @@ class Lesson:
 
 def prepare(
     backbone: Backbone,
-    text: str | Sequence[Message],
+    text: AnyContext,
     queries: Sequence[AnyQuery] | None,
-    num_virtual: int = NUM_VIRTUAL,
+    num_virtual: int | None = None,
     config: DistillConfig | None = None,
     *,
+    form: Form = "key_values",
     seed: int = 0,
     folder: str | os.PathLike[str] | None = None,
     is_instruction: bool = False,
@@ -106,10 +97,11 @@ def prepare(
 
     Args:
         backbone: with a tokenizer.
-        text: an instruction, a document, or turns of a conversation.
+        text: an instruction, a document, turns of a conversation, or a prompt.
         queries: texts, conversations or rows of data; None: the model asks them, see `self_study`.
-        num_virtual: P of the prompt that is trained.
+        num_virtual: P of the prompt that is trained; None: see `contexts.read`.
         config: how much is kept of the answers, what is set aside, and who asks.
+        form: of the prompt that is trained.
         seed: of what is set aside, and of asking.
         folder: keeps the questions and the teacher's answers, so that none is computed twice.
         is_instruction: whether a text is an instruction, and not a document to ask about.
@@ -119,61 +111,35 @@ def prepare(
     Raises:
         InputError: too few queries, a text that is not longer than P, answers that teach nothing.
         DataError: a query that the text cannot stand before, or that holds the text itself.
-        UnavailableError: the endpoint that is to ask does not answer.
+        MismatchError: a prompt of another base. UnavailableError: the endpoint that is to ask does
+            not answer.
     """
     config = config or DistillConfig()
-    is_instruction = is_instruction or not isinstance(text, str)
+    embedding_starts.check(config.start, form)
     if backbone.capabilities.is_recurrent:
         raise UnsupportedError(
             f"{backbone.capabilities.model_type}: the state of a recurrent model cannot start from "
             "the first tokens of a text; put the text under a name (prompts add --text)"
         )
-    held_text.checked(list(text) if isinstance(text, tuple) else text)
-    if "\0" in text_of(text):
-        raise InputError("the text holds a zero byte: give the text of the file, not the file")
-    asked = None if queries is None else typed(backbone, as_queries(queries))
-    if asked is not None and len(asked) < 2:
-        raise InputError(f"expected at least 2 queries to learn from, got {len(asked)}: add some")
-    room = room_for(backbone, config, asked, is_instruction=is_instruction)
-    parts = parts_of(backbone, text, room)
-    if parts is not None and is_instruction:
-        raise InputError(
-            f"the instruction and {room} tokens of queries and answers do not fit in the model's "
-            f"context of {backbone.capabilities.context_length}, and no part of an instruction is "
-            "one: shorten it, or give a document as --context"
-        )
-    teachers = prompts_of(backbone, text, parts)
-    length = sum(one.num_virtual_tokens for one in teachers)
-    if length <= num_virtual:
-        raise InputError(
-            f"the text has {length} tokens, no more than --num-virtual-tokens "
-            f"{num_virtual}: as it is, it is smaller and exact (foreword prompts add NAME --text)"
-        )
-    if teachers[0].num_virtual_tokens < num_virtual:
-        raise InputError(
-            f"a part of the text has {teachers[0].num_virtual_tokens} tokens beside {room} of "
-            f"queries and answers, fewer than --num-virtual-tokens {num_virtual}: lower it, or "
-            "give shorter queries"
-        )
-    started = time.perf_counter()
-    for teacher in teachers:
-        backbone.compile(teacher)
-    seconds = time.perf_counter() - started
-    said = [] if parts is None else [about_parts(teachers)]
+    asked = None if queries is None else as_queries(queries)
+    context = contexts.read(
+        backbone, text, asked, num_virtual, config, form=form, is_instruction=is_instruction
+    )
+    teachers, asked, said = context.teachers, context.queries, context.said
     if asked is None:
         found = study(
             backbone,
             teachers,
-            _passages(backbone, text, parts, is_instruction),
+            _passages(backbone, context),
             config,
-            is_instruction=is_instruction,
+            is_instruction=context.is_instruction,
             seed=seed,
             folder=folder,
             on_question=on_question,
         )
         asked = found.queries
         said.append(described(found, config))
-    check_holds_no_text(asked, parts or [text_of(text)])
+    check_holds_no_text(asked, context.texts)
     places = nearest(backbone, teachers, asked)
     taught = teach_parts(backbone, teachers, asked, places, config, folder, on_answer)
     check_taught(taught)
@@ -183,7 +149,7 @@ def prepare(
         taught_row(backbone, query.asked, one, student, query.source)
         for query, one in zip(asked, taught, strict=True)
     ]
-    own = label_rows(backbone, asked, student, num_virtual, config.labels)
+    own = label_rows(backbone, asked, student, context.num_virtual, config.labels)
     if own:
         said.append(
             f"{len(own)} of {len(asked)} rows have an answer, which weighs {config.labels:g}"
@@ -196,19 +162,31 @@ def prepare(
             learned += mixed(row, own.get(index))
     count = round(config.unrelated_share * (len(rows) - len(aside)))
     trained, kept = unrelated_rows(backbone, count, config.top_k, config.keep_mass)
+    is_text = all(row.is_text for row in rows)  # the prompt is asked as its rows are
+    trained = [replace(row, is_text=is_text) for row in trained]
     mass = sum(one.target.mass for one in taught) / len(taught)
     num_kept = sum(one.target.num_kept for one in taught) / len(taught)
-    behind = [
-        taught_row(backbone, query.asked, one, chat.encoding_of(whole), query.source)
-        for index, (query, one) in enumerate(zip(asked, taught, strict=True))
-        if config.start in (None, "attention") and index not in aside and not places[index]
-    ]
-    start, sentence = begin(backbone, whole, num_virtual, config.start, behind, seed)
+    if form == "embeddings":
+        start, sentence = embedding_starts.begin(
+            backbone, whole, context.num_virtual, config.start, learned, seed
+        )
+    else:
+        behind = [
+            taught_row(backbone, query.asked, one, chat.encoding_of(whole), query.source)
+            for index, (query, one) in enumerate(zip(asked, taught, strict=True))
+            if config.start in (None, "attention") and index not in aside and not places[index]
+        ]
+        start, sentence = begin(backbone, whole, context.num_virtual, config.start, behind, seed)
     said.append(sentence)
     return Lesson(
-        whole, start, [*learned, *trained], held_out, kept, student, mass, num_kept, seconds,
-        tuple(one.asked for one in asked), config, teachers, places, said,
+        whole, start, [*learned, *trained], held_out, kept, student, mass, num_kept,
+        context.seconds, tuple(one.asked for one in asked), config, teachers, places, said,
     )  # fmt: skip
+
+
+def form_of(config: TrainConfig) -> Form:
+    """Return what a run learns: what it says, else keys and values."""
+    return FORMS[config.method] if config.method is not None else config.form or "key_values"
 
 
 def distill(
@@ -268,13 +246,7 @@ def _on_policy(backbone: Backbone, lesson: Lesson, seed: int) -> OnPolicy | None
     return OnPolicy(backbone, lesson.teachers, questions, lesson.config, seed)
 
 
-def _passages(
-    backbone: Backbone,
-    text: str | Sequence[Message],
-    parts: Sequence[str] | None,
-    is_instruction: bool,
-) -> list[Passage]:
-    if is_instruction:
-        return [Passage(text_of(text), 0, "the instruction")]
-    context = backbone.capabilities.context_length
-    return passages_of(parts or [text_of(text)], context, counting(backbone))
+def _passages(backbone: Backbone, context: contexts.ReadContext) -> list[Passage]:
+    if context.is_instruction:
+        return [Passage(context.texts[0], 0, "the instruction")]
+    return passages_of(context.texts, backbone.capabilities.context_length, counting(backbone))

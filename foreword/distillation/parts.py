@@ -74,11 +74,13 @@ def prompts_of(
     return [text_prompt(backbone, part) for part in parts]
 
 
-def typed(backbone: Backbone, queries: Sequence[Query]) -> list[Query]:
-    """Return queries as the model is asked them: a text is one turn, where it reads turns."""
+def typed(backbone: Backbone, prompt: SoftPrompt | None, queries: Sequence[Query]) -> list[Query]:
+    """Return queries as the model is asked them, bare or behind a prompt: a text is one turn, where
+    it reads turns.
+    """
     return [
         replace(one, asked=({"role": "user", "content": one.asked},))
-        if isinstance(one.asked, str) and chat.reads_turns(backbone, None)
+        if isinstance(one.asked, str) and chat.reads_turns(backbone, prompt)
         else one
         for one in queries
     ]

@@ -26,7 +26,8 @@ def taught_row(
     """Return a query as the prompt is asked it, with the teacher's answer and targets."""
     ids, _ = chat.encode(backbone, query, config)
     row = Row.from_ids(ids, taught.ids, source)
-    return replace(row, target=taught.target, is_text=isinstance(query, str))
+    is_text = isinstance(query, str) and config.row_template is None
+    return replace(row, target=taught.target, is_text=is_text)
 
 
 def check_taught(taught: Sequence[Taught]) -> None:

@@ -10,14 +10,14 @@ from collections.abc import Iterator, Sequence
 
 from foreword.backbone import Backbone
 from foreword.config import DistillConfig, TrainConfig
-from foreword.data.media_parts import Message
 from foreword.distillation import distill as halves
+from foreword.distillation.contexts import AnyContext
 from foreword.training.loop import TrainEvent
 
 
 def distill(
     backbone: Backbone,
-    context: str | Sequence[Message],
+    context: AnyContext,
     rows: Sequence[halves.AnyQuery] | None = None,
     config: TrainConfig | None = None,
     *,
@@ -34,10 +34,11 @@ def distill(
 
     Args:
         backbone: with a tokenizer.
-        context: the text, or turns of a conversation.
+        context: the text, turns of a conversation, or a prompt, which needs `rows`.
         rows: queries as texts, turns, or rows of data whose answers are used by
             `distill_config.labels` only; None: the model asks itself.
-        config: the run; `num_virtual_tokens` is P, 64 where it is not given.
+        config: the run; `num_virtual_tokens` is P, 64 where it is not given; `form` or `method` say
+            what is learned, keys and values where they do not.
         distill_config: what is kept of the teacher's answers, what is set aside, who asks.
         is_instruction: whether the text is an instruction, and not a document to ask about.
         checkpoint: directory that questions, answers and the training state are written to.
@@ -46,6 +47,7 @@ def distill(
     Raises:
         InputError: a text that is not longer than P, too few queries, answers that teach nothing,
             or a `checkpoint` of another text, base, queries or options.
+        MismatchError: a prompt of another base, or of rows by another chat template.
         DataError: a query that the text cannot stand before, or that holds the text itself.
         UnsupportedError: a model whose states cannot start from the first tokens of a text.
         UnavailableError: the endpoint that is to ask does not answer.
@@ -56,8 +58,9 @@ def distill(
         backbone,
         context,
         rows,
-        config.num_virtual_tokens or halves.NUM_VIRTUAL,
+        config.num_virtual_tokens,
         distill_config,
+        form=halves.form_of(config),
         seed=config.seed,
         folder=checkpoint,
         is_instruction=is_instruction,

@@ -69,7 +69,7 @@ def start_of(
 
     Args:
         backbone: the frozen model.
-        text: the whole text as a prompt of T virtual tokens, see `named_text.text_prompt`.
+        text: a prompt of T virtual tokens, see `named_text.text_prompt` for that of a text.
         num_virtual: P, less than T.
         start: which start.
         rows: queries with answers, as they stand behind the text, for attention matching.
@@ -93,11 +93,13 @@ def start_of(
             case "vocabulary":
                 states = vocabulary(backbone, num_virtual, seed)
     states = states.map(torch.Tensor.float)
-    return SoftPrompt.from_states(states, facts={"base": text.facts["base"]})
+    return SoftPrompt.from_states(states, facts={"base": backbone.identity()})
 
 
 def first(backbone: Backbone, text: SoftPrompt, num_virtual: int) -> States:
-    """Return the state of the first P tokens of a text."""
+    """Return the state of the first P tokens of a text, or of a prompt of keys and values."""
+    if text.form == "key_values":
+        return taken(backbone.compile(text).cached, torch.arange(num_virtual))
     head = SoftPrompt.from_embeddings(text.tensors[0][:num_virtual], facts=text.facts)
     return backbone.compile(head).cached
 

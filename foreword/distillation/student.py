@@ -14,7 +14,7 @@ from foreword import chat
 from foreword.backbone import Backbone
 from foreword.config import EncodingConfig
 from foreword.errors import ForewordError
-from foreword.named_text import text_prompt
+from foreword.named_text import holds_text, text_prompt
 from foreword.prompt.soft_prompt import SoftPrompt
 
 STANDS_FOR = "-"  # what is said in the text's place while a row is written, and then cut off
@@ -23,13 +23,17 @@ STANDS_FOR = "-"  # what is said in the text's place while a row is written, and
 def student_encoding(
     backbone: Backbone, text: SoftPrompt, queries: Sequence[chat.Text]
 ) -> EncodingConfig:
-    """Return how rows are encoded behind a prompt that takes a text's place.
+    """Return how rows are encoded behind a prompt that takes a text's place; or that of another
+    prompt, behind which rows stand as they do there.
 
-    The prompt is said to hold turns of the same roles with a dash each, which stand before a row
-    while its template is filled, and whose ids are cut off. Where a query would not come out as
-    it does behind the text, and for plain text, rows are encoded as the bare model is asked.
+    Of a text, the prompt is said to hold turns of the same roles with a dash each, which stand
+    before a row while its template is filled, and whose ids are cut off. Where a query would not
+    come out as it does behind the text, and for plain text, rows are encoded as the bare model is
+    asked.
     """
     known = chat.encoding_of(text)
+    if not holds_text(text):
+        return known
     plain = replace(known, held_text=None, held_tokens=0, held_hash=None)
     turns = _dashes(json.loads(known.held_text or '""'))
     if not turns:

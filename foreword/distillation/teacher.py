@@ -55,7 +55,7 @@ def teach(
 
     Args:
         backbone: the frozen model.
-        text: the text as a prompt, see `named_text.text_prompt`.
+        text: the text as a prompt, see `named_text.text_prompt`, or any other prompt.
         queries: texts or conversations.
         config: how much is kept of an answer.
         folder: keeps the answers; those that it holds are not computed again.
@@ -192,6 +192,7 @@ def _key(
     parts = [
         json.dumps(backbone.fingerprint(), sort_keys=True),
         str(backbone.dtype),
+        text.content_hash,
         str(encoding),
         json.dumps([query if isinstance(query, str) else list(query) for query in queries]),
         f"{config.top_k} {config.keep_mass} {config.answer_tokens} {config.answer_batch}",
@@ -220,7 +221,7 @@ def _read(file: Path, key: str) -> list[Taught]:
         raise ArtifactError(f"{file}: damaged ({error}); remove it, and it is made again") from None
     if known != key:
         raise InputError(
-            f"{file.parent} holds answers of another text, base, options or queries: choose "
+            f"{file.parent} holds answers of another context, base, options or queries: choose "
             "another --output, or remove it"
         )
     lengths = tensors["lengths"].tolist()

@@ -16,6 +16,7 @@ from foreword.data import encoding
 from foreword.data.chat_template import ChatTemplate
 from foreword.data.template_dates import on_day
 from foreword.errors import UnsupportedError
+from foreword.export.held_turns import template_behind
 from foreword.export.vocabulary_rows import NamedRows
 
 CONVERSATIONS: tuple[tuple[dict[str, str], ...], ...] = (
@@ -44,7 +45,7 @@ def combined(backbone: Backbone, prompts: Sequence[NamedRows]) -> str:
             f"{{%- {'el' if place else ''}if prompt == {json.dumps(one.name)}{unnamed} %}}"
         )
         parts.append(f"{{{{- {json.dumps(''.join(one.tokens))} }}}}")
-        parts.append(_body(backbone, config, one.name))
+        parts.append(body(backbone, config, one.name))
     if tokenizer.chat_template:
         parts.append('{%- elif prompt == "base" %}' + str(tokenizer.chat_template))
     names = ", ".join(one.name for one in prompts)
@@ -82,8 +83,12 @@ def check(
                 )
 
 
-def _body(backbone: Backbone, config: EncodingConfig, name: str) -> str:
-    """Return how a conversation is written behind a prompt's tokens."""
+def body(backbone: Backbone, config: EncodingConfig, name: str) -> str:
+    """Return how a conversation is written behind a prompt's tokens.
+
+    Raises:
+        UnsupportedError: it cannot be written so.
+    """
     tokenizer = backbone.tokenizer
     if config.row_template is not None:
         return _of_row(tokenizer, config)
@@ -99,8 +104,11 @@ def _body(backbone: Backbone, config: EncodingConfig, name: str) -> str:
         turns = list(CONVERSATIONS[0])
         before, plain = (template.before_answer(turns, one) for one in ("answer", "generation"))
         opened = before.removeprefix(plain) if before.startswith(plain) else ""
+    written = on_day(text, config.date)
+    if config.held_text is not None:
+        written = template_behind(backbone, config, written, opened)
     more = f"{{%- if add_generation_prompt %}}{{{{- {json.dumps(opened)} }}}}{{%- endif %}}"
-    return on_day(text, config.date) + (more if opened else "")
+    return written + (more if opened else "")
 
 
 def _of_row(tokenizer: Any, config: EncodingConfig) -> str:

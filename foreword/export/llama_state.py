@@ -15,7 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from foreword.errors import InputError
+from foreword import chat
+from foreword.backbone import Backbone
+from foreword.errors import InputError, UnsupportedError
+from foreword.export import chat_templates
 from foreword.llama_cpp import base, library, sequence_state
 from foreword.llama_cpp.model import ContextOptions, LlamaContext, LlamaModel
 from foreword.loading.gguf import ProgressCallback
@@ -101,7 +104,7 @@ def export(
         "base": of_base,
         "written_with": f"{library.PACKAGE} {library.release()}",
     }
-    text = _template(backbone.tokenizer, ids)
+    text = _template(backbone, prompt, ids)
     template = path.with_name(path.name + ".jinja") if text is not None else None
     sidecar = path.with_name(path.name + ".json")
     model = LlamaModel(Path(gguf).expanduser())
@@ -157,10 +160,17 @@ def read_facts(path: str | os.PathLike[str]) -> dict[str, Any]:
     return dict(facts)
 
 
-def _template(tokenizer: Any, ids: Sequence[int]) -> str | None:
-    """Return the base's chat template behind the spelled ids."""
+def _template(backbone: Backbone, prompt: SoftPrompt, ids: Sequence[int]) -> str | None:
+    """Return a chat template that writes rows as the prompt's training did, behind the spelled ids;
+    None where there is none.
+    """
+    tokenizer = backbone.tokenizer
     if not tokenizer.chat_template or getattr(tokenizer, "add_bos_token", False):
+        return None
+    try:
+        written = chat_templates.body(backbone, chat.encoding_of(prompt), "the prompt")
+    except UnsupportedError:
         return None
     spelled = "".join(tokenizer.convert_ids_to_tokens(list(ids)))
     escaped = spelled.replace("\\", "\\\\").replace("'", "\\'")
-    return f"{{{{- '{escaped}' -}}}}{tokenizer.chat_template}"
+    return f"{{{{- '{escaped}' }}}}{written}"

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from foreword import chat
 from foreword.backbone import Backbone
 from foreword.errors import InputError, UnsupportedError
+from foreword.named_text import holds_text
 from foreword.prompt.soft_prompt import SoftPrompt
 from foreword.prompt.store import check_free, check_name
 
@@ -80,7 +80,7 @@ def check(backbone: Backbone, prompts: Mapping[str, SoftPrompt]) -> None:
                 "learn embeddings from it: foreword distill --context PROMPT --form embeddings"
             )
         backbone.check(prompt)
-        if chat.encoding_of(prompt).held_text is not None:
+        if holds_text(prompt):
             raise InputError(
                 f"{name} is a text under a name, whose rows begin without it: write the text "
                 "itself into the chat template of the other engine, which is as exact"

@@ -46,6 +46,15 @@ def find(prompt: str | os.PathLike[str]) -> Path:
     return _downloaded(match[1], match[2])
 
 
+def is_prompts_name(value: str) -> bool:
+    """Return whether what a user names can be a prompt and no file: a directory, or a Hub id where
+    there is no such path.
+    """
+    return os.path.isdir(value) or (
+        not os.path.lexists(value) and _HUB_ID.fullmatch(value) is not None
+    )
+
+
 @contextlib.contextmanager
 def own_files(prompt: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary directory with copies of a prompt's two files and nothing else: what is

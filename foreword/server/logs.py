@@ -4,13 +4,16 @@ In: records of the loggers `foreword` and `uvicorn.error`. Out: lines that hold 
 call's record brings its numbers as `fields`, which are keys of its own in JSON.
 """
 
+import contextlib
 import json
 import logging
 import sys
 import time
+from collections.abc import Iterator
 from typing import Any, Literal
 
 LogFormat = Literal["text", "json"]
+LOGGERS = ("foreword", "uvicorn.error")
 TEXT = "%(asctime)s %(name)s %(levelname)s %(message)s"
 
 
@@ -45,12 +48,21 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(line)
 
 
-def log_to_stderr(form: LogFormat = "text") -> None:
-    """Write the server's log lines to standard error."""
+@contextlib.contextmanager
+def log_to_stderr(form: LogFormat = "text") -> Iterator[None]:
+    """Write the server's log lines to standard error; afterwards loggers are as they were."""
     handler = StderrLog()
     handler.setFormatter(JsonFormatter() if form == "json" else logging.Formatter(TEXT))
-    for name in ("foreword", "uvicorn.error"):
-        logger = logging.getLogger(name)
+    loggers = [logging.getLogger(name) for name in LOGGERS]
+    before = [(logger, logger.level, logger.propagate) for logger in loggers]
+    for logger in loggers:
         logger.setLevel(logging.INFO)
         logger.addHandler(handler)
         logger.propagate = False
+    try:
+        yield
+    finally:
+        for logger, level, propagate in before:
+            logger.setLevel(level)
+            logger.removeHandler(handler)
+            logger.propagate = propagate

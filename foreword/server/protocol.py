@@ -6,7 +6,7 @@ A value has its JSON type, none is converted; null is a field that was left out.
 no tokenizer.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, Tag, model_validator
 
@@ -196,7 +196,30 @@ class ChatMessage(Strict):
 Messages = Annotated[list[ChatMessage], Field(min_length=1, max_length=4096, fail_fast=True)]
 
 
-class ChatRequest(Common):
+class TemplateFields(Strict):
+    """What a request sets of the chat template beside its turns."""
+
+    reasoning_effort: Effort | None = None
+    tools: Tools | None = None
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool = False
+
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        if self.add_generation_prompt is not None and (
+            self.add_generation_prompt == self.continue_final_message
+        ):
+            raise ValueError(
+                "add_generation_prompt is true for a new answer, and false with "
+                "continue_final_message: true"
+            )
+        check_tools(self.tools, self.tool_choice)
+        return self
+
+
+class ChatRequest(TemplateFields, Common):
     """`POST /v1/chat/completions`."""
 
     messages: Messages
@@ -212,25 +235,11 @@ class ChatRequest(Common):
     prompt_cache_options: Metadata | None = None
     modalities: Annotated[list[Literal["text"]], Field(max_length=1)] | None = None
     verbosity: Literal["medium"] | None = None
-    reasoning_effort: Effort | None = None
-    tools: Tools | None = None
-    tool_choice: ToolChoice | None = None
-    parallel_tool_calls: bool | None = None
-    add_generation_prompt: bool | None = None
-    continue_final_message: bool = False
 
     @model_validator(mode="after")
     def _go_together(self) -> "ChatRequest":
-        if self.add_generation_prompt is not None and (
-            self.add_generation_prompt == self.continue_final_message
-        ):
-            raise ValueError(
-                "add_generation_prompt is true for a new answer, and false with "
-                "continue_final_message: true"
-            )
         if self.top_logprobs is not None and not self.logprobs:
             raise ValueError("top_logprobs needs logprobs: true")
-        check_tools(self.tools, self.tool_choice)
         return self
 
     @property
@@ -262,8 +271,8 @@ class CompletionRequest(Common):
         return list(self.prompt)  # type: ignore[arg-type]
 
 
-class TokenizeRequest(Strict):
-    """`POST /tokenize`: a text or messages, as the model's prompt would encode them."""
+class TokenizeRequest(TemplateFields):
+    """`POST /tokenize`: a text, or a conversation and its tools, as the model's prompt has them."""
 
     model: ModelName
     prompt: Text | None = None
@@ -273,6 +282,9 @@ class TokenizeRequest(Strict):
     def _one_of_both(self) -> "TokenizeRequest":
         if (self.prompt is None) == (self.messages is None):
             raise ValueError("give either prompt or messages")
+        of_chats = sorted(self.model_fields_set & TemplateFields.model_fields.keys())
+        if self.prompt is not None and of_chats:
+            raise ValueError(f"{of_chats[0]} goes with messages, not with prompt")
         return self
 
 

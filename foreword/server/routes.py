@@ -6,7 +6,6 @@ prompt's training encoded them. Does not know how the engine runs.
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from starlette.exceptions import HTTPException
 import foreword
 from foreword import chat
 from foreword.backbone import Backbone
-from foreword.config import ServeConfig
+from foreword.config import EncodingConfig, ServeConfig
 from foreword.data.processor import Media
 from foreword.engine import request
 from foreword.errors import InputError
@@ -31,6 +30,7 @@ from foreword.server.protocol import (
     CompletionRequest,
     DetokenizeRequest,
     NameRequest,
+    TemplateFields,
     TokenizeRequest,
 )
 from foreword.server.response_request import ResponseRequest
@@ -80,8 +80,9 @@ async def _chat(
         encoding = with_effort(backbone, served.encoding, body.reasoning_effort)
         use = tool_use(backbone, encoding, body, schema)
         check_begun(use, body.continue_final_message)
-        asked = replace(served, encoding=encoding)
-        ids, media, stop_ids = _encoded(backbone, state, asked, body, use)
+        messages = _loaded(backbone, state.config, body.messages)
+        longest = room(state, served)
+        ids, media, stop_ids = _encoded(backbone, messages, encoding, body, use, longest)
         limit = body.max_completion_tokens
         limit = limit if limit is not None else body.max_tokens
         if limit is None:
@@ -136,8 +137,11 @@ async def tokenize(body: TokenizeRequest, http: Request) -> dict[str, Any]:
     def encode(backbone: Backbone) -> Sequence[int]:
         if body.messages is None:
             return chat.encode(backbone, body.prompt or "", served.encoding)[0]
+        encoding = with_effort(backbone, served.encoding, body.reasoning_effort)
+        use = tool_use(backbone, encoding, body)
+        check_begun(use, body.continue_final_message)
         messages = _loaded(backbone, state.config, body.messages)
-        return chat.encode(backbone, messages, served.encoding)[0]
+        return _encoded(backbone, messages, encoding, body, use)[0]
 
     is_slow = len(body.prompt or "") > LONG_TEXT or _is_slow(body.messages or [])
     ids = await state.encode_with(encode, is_slow, deadline)
@@ -244,20 +248,19 @@ def room(state: AppState, served: ServedModel) -> int:
 
 def _encoded(
     backbone: Backbone,
-    state: AppState,
-    served: ServedModel,
-    body: ChatRequest,
+    messages: Sequence[message_media.Message],
+    encoding: EncodingConfig,
+    body: TemplateFields,
     use: ToolUse | None,
+    longest: int | None = None,
 ) -> tuple[list[int], Media | None, list[int]]:
     """Return a conversation's ids, its media, and the ids that end its answer."""
-    messages = _loaded(backbone, state.config, body.messages)
-    longest = room(state, served)
     if body.continue_final_message:
-        ids = chat.encode_begun(backbone, messages, served.encoding, longest)
-        return ids, None, chat.end_tokens(backbone, messages[:-1], served.encoding)
+        ids = chat.encode_begun(backbone, messages, encoding, longest)
+        return ids, None, chat.end_tokens(backbone, messages[:-1], encoding)
     tools = use.shown if use is not None else ()
-    ids, media = chat.encode(backbone, messages, served.encoding, longest, tools)
-    return ids, media, chat.end_tokens(backbone, messages, served.encoding, tools)
+    ids, media = chat.encode(backbone, messages, encoding, longest, tools)
+    return ids, media, chat.end_tokens(backbone, messages, encoding, tools)
 
 
 def _is_slow(messages: Sequence[ChatMessage]) -> bool:

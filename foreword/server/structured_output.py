@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from foreword.errors import InputError
+from foreword.server.closed_schema import closed
 
 MAX_SCHEMA_BYTES = 65536
 # As json.dumps writes: where any whitespace is allowed, small models never stop writing it.
@@ -66,7 +67,7 @@ class Grammars:
         self._lock = threading.Lock()
 
     def constraint(self, schema: dict[str, Any]) -> JsonConstraint:
-        """Return a constraint to a JSON schema.
+        """Return a constraint to a JSON schema; objects hold the properties that it names.
 
         Raises:
             InputError: a schema that is too large, or that cannot be followed.
@@ -76,7 +77,7 @@ class Grammars:
         def read(text: str) -> str:
             return str(LLMatcher.grammar_from_json_schema(text, defaults=FORM))
 
-        return self._made("response_format", json.dumps(schema), read)
+        return self._made("response_format", json.dumps(closed(schema)), read)
 
     def of_tools(self, grammar: str) -> JsonConstraint:
         """Return a constraint to the grammar of an answer that may call tools.

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from foreword.data.call_format import CallFormat
+from foreword.server.closed_schema import closed
 
 ANY = r"(.|\n)*"
 
@@ -103,7 +104,7 @@ def _json(schema: Mapping[str, Any], form: CallFormat) -> str:
         "key_separator": form.colon,
         "item_separator": form.comma,
     }
-    return f"%json {json.dumps({**schema, 'x-guidance': spaces})}"
+    return f"%json {json.dumps({**closed(schema), 'x-guidance': spaces})}"
 
 
 def _quoted(text: str) -> str:

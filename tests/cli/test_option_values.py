@@ -151,7 +151,7 @@ def test_an_argument_refuses_what_it_cannot_mean(  # type: ignore[no-untyped-def
             assert len(said) == 1 and said[0].startswith("error: "), (value, said)
 
 
-CLASSES = [one for one in vars(configs).values() if dataclasses.is_dataclass(one)]
+CLASSES = [one for name in dir(configs) if dataclasses.is_dataclass(one := getattr(configs, name))]
 FIELDS = [(one, field) for one in CLASSES for field in dataclasses.fields(one)]  # type: ignore[arg-type]
 
 

@@ -211,7 +211,7 @@ def test_answers_of_another_teacher_are_refused(tmp_path: Path) -> None:
         (TEXT, QUERIES[1:], CONFIG),
         (TEXT, QUERIES, replace(CONFIG, top_k=9)),
     ):
-        with pytest.raises(InputError, match="holds answers of another text, base, options or"):
+        with pytest.raises(InputError, match="holds answers of another context, base, options or"):
             list(teach(model, text_prompt(model, text), queries, config, tmp_path))
     (tmp_path / "00000.safetensors").write_bytes(b"x")
     with pytest.raises(ArtifactError, match="damaged"):

@@ -149,5 +149,5 @@ def test_answers_of_another_base_are_refused(tmp_path: Path) -> None:
     other = backbone()
     with torch.no_grad():
         next(other.model.parameters()).add_(0.5)
-    with pytest.raises(InputError, match="holds answers of another text, base, options"):
+    with pytest.raises(InputError, match="holds answers of another context, base, options"):
         prepare(Backbone(other.model, other.tokenizer), TEXT, QUERIES, 8, CONFIG, folder=tmp_path)

@@ -16,6 +16,7 @@ from foreword.chat import encode
 from foreword.errors import ForewordError, InputError, MismatchError, UnsupportedError
 from foreword.export import checkpoint
 from foreword.export.vocabulary_rows import losing_row
+from foreword.named_text import text_prompt
 
 # Tied and untied, with a scaled table, with a factor of the model's own, with learned positions.
 FAMILIES = ("llama", "gemma3", "granite", "gpt2", "qwen3", "mistral")
@@ -167,9 +168,7 @@ def test_what_cannot_be_exported_is_refused_in_a_line_and_leaves_nothing(
     elif kind == "name":
         called, said = "../up", "is not a name"
     elif kind == "held":
-        prompt = prompt_of(
-            backbone, 1, 5, held_text='"a"', held_tokens=5, held_hash="0", is_text=True
-        )
+        prompt = text_prompt(backbone, "Be brief.")
         said = "write the text itself"
     elif kind == "recurrent":
         name = saved("gemma3n", tmp_path / "layers")

@@ -3,6 +3,7 @@
 import json
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,14 @@ from gguf import GGMLQuantizationType as Kind
 from tiny_tokenizer import tiny_tokenizer
 
 from foreword import Backbone, SoftPrompt
-from foreword.chat import encode
-from foreword.config import EncodingConfig
+from foreword.chat import encode, encoding_of
 from foreword.data.encoding import decode
+from foreword.distillation.student import student_encoding
 from foreword.errors import InputError
 from foreword.export import gguf_rows
+from foreword.named_text import text_prompt
 
+SYSTEM = [{"role": "system", "content": "Be brief."}]
 P, NUM_NEW = 5, 8
 
 
@@ -46,6 +49,14 @@ def base_of(folder: Path, kind: Kind = Kind.F32, **changes: Any) -> tuple[Backbo
 def prompt_of(backbone: Backbone, seed: int = 1) -> SoftPrompt:
     facts = {"base": {"fingerprint": backbone.fingerprint()}}
     return SoftPrompt.from_embeddings(tiny_models.embeddings(backbone.model, P, seed), facts=facts)
+
+
+def taught_by_a_text(backbone: Backbone) -> SoftPrompt:
+    """Return a prompt behind which rows stand as behind a text."""
+    encoding = student_encoding(backbone, text_prompt(backbone, "The lamp is red."), [])
+    assert encoding.held_text is not None
+    facts = {"base": {"fingerprint": backbone.fingerprint()}, "encoding": asdict(encoding)}
+    return SoftPrompt.from_embeddings(tiny_models.embeddings(backbone.model, P, 3), facts=facts)
 
 
 def facts_of(path: Path) -> dict[str, Any]:
@@ -131,6 +142,7 @@ def test_stock_llama_server_answers_a_chat_request_as_the_oracle(tmp_path: Path)
     backbone, base = base_of(tmp_path)
     prompts: dict[str, SoftPrompt | None] = {
         "home": prompt_of(backbone), "other": prompt_of(backbone, 2), "base": None,
+        "taught": taught_by_a_text(backbone),
     }  # fmt: skip
     named = {name: one for name, one in prompts.items() if one is not None}
     gguf_rows.export(named, str(base), tmp_path / "out.gguf")
@@ -139,10 +151,10 @@ def test_stock_llama_server_answers_a_chat_request_as_the_oracle(tmp_path: Path)
     params.use_jinja, params.warmup = True, False
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
     server = xllamacpp.Server(params)
-    for text in ("say a", "what is the longer of both?"):
-        turns = [{"role": "user", "content": text}]
-        ids = encode(backbone, turns, EncodingConfig.saved({}))[0]
+    for text, before in (("say a", []), ("what is longer?", []), ("say b", SYSTEM)):
+        turns = [*before, {"role": "user", "content": text}]
         for name, prompt in prompts.items():
+            ids = encode(backbone, turns, encoding_of(prompt))[0]
             expected = oracle.greedy(backbone.model, prompt, torch.tensor(ids), NUM_NEW)
             expected = expected[: expected.index(2)] if 2 in expected else expected
             found = ask(

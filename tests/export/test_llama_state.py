@@ -5,6 +5,7 @@ import importlib.util
 import json
 import struct
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ import tiny_models
 import torch
 from tiny_tokenizer import tiny_tokenizer
 
-from foreword import Backbone, SoftPrompt
+from foreword import Backbone, SoftPrompt, chat, text_prompt
+from foreword.distillation.student import student_encoding
 from foreword.errors import (
     DependencyError,
     InputError,
@@ -234,6 +236,31 @@ def test_the_template_begins_with_the_ids(llama: tuple[Backbone, Path], folder: 
     )
     plain = TOKENIZER.apply_chat_template([{"role": "user", "content": "a"}], return_dict=False)
     assert found == [*written.ids, *plain]
+
+
+def test_the_template_writes_rows_as_they_stand_behind_the_prompt(
+    llama: tuple[Backbone, Path], folder: Path
+) -> None:
+    backbone, gguf = llama
+    turns = [{"role": "user", "content": "a"}]
+    text = text_prompt(backbone, "Be brief, and say where it is.")
+    for number, encoding in enumerate(
+        (
+            asdict(chat.encoding_of(text)),
+            asdict(student_encoding(backbone, text, [turns])),
+            {"row_template": "Q: {prompt}\nA:", "is_text": False},
+        )
+    ):
+        plain = prompts(backbone)["embeddings"]
+        prompt = plain.replaced(plain.tensors, plain.facts | {"encoding": encoding})
+        written = llama_state.export(prompt, gguf, folder / f"rows-{number}.bin")
+        assert written.template is not None
+        found = TOKENIZER.apply_chat_template(
+            turns, chat_template=written.template.read_text(), return_dict=False,
+            add_generation_prompt=True,
+        )  # fmt: skip
+        rows = chat.encode(backbone, turns, chat.encoding_of(prompt))[0]
+        assert found == [*written.ids, *rows]
 
 
 def test_what_does_not_belong_is_refused(

@@ -15,13 +15,14 @@ import pytest
 import yaml
 from serving import config, fill, running, tiny_backbone, tiny_prompt
 from test_server_limits import until
+from typer.testing import CliRunner
 
 from foreword import Backbone
 from foreword.cli import app
-from foreword.errors import DependencyError
+from foreword.errors import DependencyError, InputError
 from foreword.prompt.store import Store
 from foreword.server import tracing
-from foreword.server.logs import JsonFormatter
+from foreword.server.logs import LOGGERS, JsonFormatter
 from foreword.server.server import Server
 
 ASK = {"model": "tiny", "prompt": "say a", "max_tokens": 3}
@@ -78,14 +79,14 @@ from serving import config, tiny_backbone
 from foreword.prompt.store import Store
 from foreword.server.logs import log_to_stderr
 from foreword.server.server import Server, serve
-log_to_stderr("json")
 server = Server(tiny_backbone(), Store(sys.argv[2]), config())
 def tell():
     while not server.started:
         time.sleep(0.01)
     print(server.address, flush=True)
 threading.Thread(target=tell, daemon=True).start()
-sys.exit(serve(server))
+with log_to_stderr("json"):
+    sys.exit(serve(server))
 """
 
 
@@ -123,6 +124,16 @@ def test_a_hangup_reloads_while_requests_go_on_and_each_line_is_json(
 
 
 # Log lines --------------------------------------------------------------------------------------
+
+
+def test_a_command_that_has_ended_leaves_loggers_as_they_were(tmp_path: Path) -> None:
+    def state() -> list[Any]:
+        loggers = [logging.getLogger(name) for name in LOGGERS]
+        return [(one.level, one.propagate, list(one.handlers)) for one in loggers]
+
+    before = state()
+    result = CliRunner().invoke(app, ["serve", str(tmp_path / "none"), "--port", "0"])
+    assert isinstance(result.exception, InputError) and state() == before
 
 
 def test_probes_that_are_well_are_not_logged_and_a_client_finds_its_request(

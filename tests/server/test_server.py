@@ -200,9 +200,11 @@ SCHEMA = {
 }
 
 
-def test_an_answer_follows_a_json_schema(world: World) -> None:
-    form: Any = {"type": "json_schema", "json_schema": {"name": "call", "schema": SCHEMA}}
-    for temperature in (0, 1):
+@pytest.mark.parametrize("schema", [SCHEMA, {**SCHEMA, "additionalProperties": None}])
+def test_an_answer_follows_a_json_schema(world: World, schema: dict[str, Any]) -> None:
+    schema = {key: value for key, value in schema.items() if value is not None}
+    form: Any = {"type": "json_schema", "json_schema": {"name": "call", "schema": schema}}
+    for temperature in (0, 1, 1, 1, 1):
         found = world.client.chat.completions.create(
             model="a", messages=TURNS, response_format=form, temperature=temperature, max_tokens=100
         )

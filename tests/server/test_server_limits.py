@@ -698,7 +698,6 @@ import time
 from serving import config, tiny_backbone
 from foreword.server.logs import log_to_stderr
 from foreword.server.server import Server, serve
-log_to_stderr()
 drain = 0.2 if sys.argv[2] == "is stopped" else 20.0
 server = Server(tiny_backbone(), None, config(drain_seconds=drain))
 step = server.worker.engine.step
@@ -714,7 +713,8 @@ def tell():
         time.sleep(0.01)
     print(server.address, flush=True)
 threading.Thread(target=tell, daemon=True).start()
-sys.exit(serve(server))
+with log_to_stderr():
+    sys.exit(serve(server))
 """
 
 

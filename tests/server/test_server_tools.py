@@ -289,7 +289,35 @@ def test_an_answers_calls_and_their_results_go_back(world: World) -> None:
     assert "<|im_start|>tool\non since 9<|im_end|>\n" in shown
 
 
+def test_tokens_are_counted_as_the_conversation_reads_them(world: World) -> None:
+    world.said = world.spell(HALL)
+    message = world.ask().choices[0].message.to_dict()
+    result = {"role": "tool", "tool_call_id": message["tool_calls"][0]["id"], "content": "on"}
+    begun = {"role": "assistant", "content": "It is"}
+    for options in (
+        {"tools": TOOLS},
+        {"tools": TOOLS, "tool_choice": "none"},
+        {"tools": TOOLS, "tool_choice": "required", "parallel_tool_calls": False},
+        {"tools": TOOLS, "messages": [*USER, message, result]},
+        {"messages": [*USER, begun], "continue_final_message": True},
+    ):  # type: dict[str, Any]
+        body = {"model": "a", "messages": USER} | options
+        told = world.client.post("/../tokenize", body=body, cast_to=dict[str, Any])
+        given = {"tools": []} | body
+        extra = {name: given.pop(name) for name in ("continue_final_message",) if name in given}
+        usage = world.ask(**given, extra_body=extra).usage
+        assert told["count"] == len(told["tokens"]) == usage.prompt_tokens
+        assert world.tokenizer.decode(told["tokens"]) == world.asked
+
+
 # What is refused ----------------------------------------------------------------------------------
+
+
+def test_tools_of_a_plain_text_are_not_counted(worlds: dict[str, World]) -> None:
+    client = worlds["hermes"].client
+    with pytest.raises(openai.BadRequestError, match="tools goes with messages"):
+        body = {"model": "a", "prompt": "hi", "tools": TOOLS}
+        client.post("/../tokenize", body=body, cast_to=dict[str, Any])
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,51 @@
+"""Options of data files: where the columns are, and which answers of a conversation are learned."""
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from foreword.config.checks import check_types
+from foreword.config.declaring import option
+from foreword.errors import InputError
+
+Learn = Literal["all", "last"]
+TEMPLATE_FIELD = re.compile(r"\{(\w[\w .-]*)\}")
+"""A {column} of --template: one name in braces. Any other brace, as in JSON, is plain text."""
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where the columns of a data file are, and which answers of a conversation are learned.
+
+    With nothing set, the columns decide: see docs/data.md. A column that is named here is read.
+    """
+
+    messages_column: str | None = option(
+        None, "column that holds a conversation; default: messages, or conversations"
+    )
+    prompt_column: str | None = option(
+        None, "column that holds the text before the answer; default: prompt"
+    )
+    completion_column: str | None = option(
+        None, "column that holds the answer; default: completion"
+    )
+    template: str | None = option(
+        None, "text before the answer, with {column} fields; needs --label-column"
+    )
+    label_column: str | None = option(None, "column that holds the answer of a --template")
+    learn: Learn = option(
+        "all", "which answers of a conversation are labels: all of them, or the last"
+    )
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        if (self.template is None) != (self.label_column is None):
+            raise InputError("--template and --label-column go together: give both or neither")
+        if self.template is not None and not TEMPLATE_FIELD.search(self.template):
+            raise InputError(f"--template must contain a {{column}}, got {self.template!r}")
+        if self.template is not None and (named := self._named()):
+            raise InputError(f"--template already says what is read: leave out {named[0]}")
+
+    def _named(self) -> list[str]:
+        names = ("messages_column", "prompt_column", "completion_column")
+        return [f"--{name.replace('_', '-')}" for name in names if getattr(self, name) is not None]

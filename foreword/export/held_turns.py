@@ -1,0 +1,102 @@
+"""Held turns in exported chat templates: rows of a prompt that stands in the place of turns.
+
+In: how rows are encoded behind such a prompt, and the chat template that they are written by. Out:
+a template that writes a conversation with those turns before it, and leaves out what the prompt's
+tokens stand for, which is the same text in every row. Knows no file format.
+"""
+
+import json
+from typing import Any
+
+from foreword import chat
+from foreword.backbone import Backbone
+from foreword.config import EncodingConfig
+from foreword.data import held_text
+from foreword.data.chat_template import ChatTemplate
+from foreword.data.held_text import SYSTEM, HeldText
+from foreword.errors import UnsupportedError
+
+PROBES = ("a", "\u0416")  # texts that begin alike in no tokenizer
+
+
+def template_behind(backbone: Backbone, config: EncodingConfig, body: str, opened: str) -> str:
+    """Return a chat template's text as it writes rows behind the turns that a prompt holds.
+
+    Args:
+        backbone: with the tokenizer that wrote the prompt's rows.
+        config: how they are encoded; it holds turns.
+        body: the chat template.
+        opened: what stands behind its generation prompt.
+
+    Raises:
+        UnsupportedError: what is left out is no beginning of the text.
+    """
+    template = ChatTemplate(backbone.tokenizer, given=config.chat_template)
+    held = held_text.held_text_of(config, template)
+    assert held is not None and not isinstance(held.value, str)
+    length = _num_characters(backbone, config, held, body, opened)
+    # Literals around the body keep the white space that it begins with.
+    return (
+        _before(held, template)
+        + "{%- set rendered %}{{- '' }}"
+        + body
+        + f"{{%- endset %}}{{{{- rendered[{length}:] }}}}"
+    )
+
+
+def _num_characters(
+    backbone: Backbone, config: EncodingConfig, held: HeldText, body: str, opened: str
+) -> int:
+    """Return the length of the text that every row begins with and the prompt stands for."""
+    tokenizer, texts, ids = backbone.tokenizer, [], []
+    for probe in PROBES:
+        turns = [{"role": "user", "content": probe}]
+        written: Any = tokenizer.apply_chat_template(
+            list(held.before(turns)),
+            chat_template=body,
+            tokenize=False,
+            add_generation_prompt=True,
+        )
+        texts.append(written + opened)
+        ids.append(chat.encode(backbone, turns, config)[0])
+    alike = len(held_text.common(texts[0].encode("utf-32-le"), texts[1].encode("utf-32-le"))) // 4
+    for length in range(alike, 0, -1):
+        rest = [tokenizer(text[length:], add_special_tokens=False).input_ids for text in texts]
+        if rest == ids:
+            return length
+    raise UnsupportedError(
+        f"the tokenizer of {backbone.name} does not end a token where the prompt's turns end, so "
+        "that no template can leave them out; use foreword's server"
+    )
+
+
+def _before(held: HeldText, template: ChatTemplate) -> str:
+    """Return what puts the held turns before the messages, as `HeldText.before` does.
+
+    Raises:
+        UnsupportedError: an instruction that the template writes into a question.
+    """
+    assert not isinstance(held.value, str)
+    turns = [{"role": turn["role"], "content": turn["content"]} for turn in held.value]
+    is_own = f"messages[0]['role'] in {json.dumps(list(SYSTEM))}"
+    if not held_text.is_system_turn(held.value):
+        said = "the prompt holds the beginning of the conversation: leave the system turn out"
+        refused = (
+            f"{{%- if {is_own} %}}{{{{- raise_exception({json.dumps(said)}) }}}}{{%- endif %}}"
+        )
+        return refused + f"{{%- set messages = {json.dumps(turns)} + messages %}}"
+    if not template.shows_system_turn():
+        raise UnsupportedError(
+            "the base's chat template has no system turn, so that the prompt stands within the "
+            "first question; use foreword's server"
+        )
+    [turn] = turns
+    text = json.dumps(turn["content"] + "\n\n")
+    part = json.dumps([{"type": "text", "text": turn["content"]}])
+    own = "messages[0]['content']"
+    return (
+        f"{{%- if {is_own} %}}"
+        f"{{%- set told = {text} ~ {own} if {own} is string else {part} + {own} %}}"
+        "{%- set messages = [{'role': messages[0]['role'], 'content': told}] + messages[1:] %}"
+        f"{{%- else %}}{{%- set messages = {json.dumps(turns)} + messages %}}{{%- endif %}}"
+    )

@@ -1,0 +1,80 @@
+"""`foreword distill --context PROMPT`: a prompt becomes a smaller one, or one of another form."""
+
+import json
+from pathlib import Path
+
+import pytest
+import tiny_models
+from test_cli import evaluated, fails, invoke
+
+from foreword import Backbone, SoftPrompt, text_prompt
+
+SHORT = ["--num-steps", "3", "--answer-tokens", "4", "--top-k", "9"]
+
+
+@pytest.fixture
+def queries(tmp_path: Path) -> str:
+    path = tmp_path / "queries.jsonl"
+    path.write_text("".join(json.dumps({"prompt": f"{word}?"}) + "\n" for word in "abcdefgh"))
+    return str(path)
+
+
+@pytest.fixture
+def prompt(model: str, tmp_path: Path) -> str:
+    backbone = Backbone.load(model)
+    values = tiny_models.embeddings(backbone.model, 12, 1)
+    facts = {"base": backbone.identity(), "encoding": {"is_text": False, "opening": "generation"}}
+    keys = backbone.compile(SoftPrompt.from_embeddings(values, facts=facts))
+    SoftPrompt.from_states(keys.cached, facts=facts).save(tmp_path / "large")
+    return str(tmp_path / "large")
+
+
+def test_a_prompt_becomes_a_smaller_one_on_its_own_base(
+    prompt: str, queries: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    output = str(tmp_path / "small")
+    given = ["distill", "--context", prompt, "--data", queries, "--output", output, *SHORT]
+    said = invoke(*given, "--num-virtual-tokens", "4").replace("\n", " ")
+    assert "12 virtual tokens of a prompt as keys and values, read once" in said
+    assert "by 4 as keys and values, 3.0 times less memory" in said
+    assert "--context PROMPT" in said and "of text" not in said
+    small = SoftPrompt.load(output)
+    assert small.num_virtual_tokens == 4
+    assert small.facts["distilled"]["context_hash"] == SoftPrompt.load(prompt).content_hash
+    beside = evaluated("eval", "--prompt", output, "--context", prompt, "--data", queries)
+    sizes = {o["subject"]: o["num_virtual_tokens"] for o in beside["agreement"]["results"]}
+    assert sizes == {"bare model": 0, "soft prompt": 4, "whole text": 12}
+    other = str(tmp_path / "other")
+    for more, reason in (
+        (["--context", prompt], "12 virtual tokens, and --num-virtual-tokens 64 are not fewer"),
+        (["--context", str(tmp_path)], "--context: no file of text, and as a prompt: "),
+        (
+            ["--context", prompt, "--form", "embeddings", "--start", "attention"],
+            "--start attention",
+        ),
+        (["--context", prompt, "--form", "embeddings", "--start", "first"], "use --start vocab"),
+    ):
+        plain = ["distill", "--data", queries, "--output", other, *SHORT]
+        assert reason in fails(monkeypatch, capsys, *plain, *more)
+    refused = fails(monkeypatch, capsys, "distill", "--output", other, "--context", prompt, *SHORT)
+    assert "a prompt holds no text to ask about: give queries (--data)" in refused
+
+
+def test_keys_and_values_become_embeddings_of_as_many_tokens(
+    prompt: str, queries: str, tmp_path: Path
+) -> None:
+    output = str(tmp_path / "embedded")
+    given = ["--context", prompt, "--form", "embeddings", "--data", queries, "--output", output]
+    said = invoke("distill", *given, *SHORT)
+    assert "starts from sampled vocabulary" in said and "foreword export --prompt" in said
+    found = SoftPrompt.load(output)
+    assert found.form == "embeddings" and found.num_virtual_tokens == 12
+    assert "goes on after step 3" in invoke("distill", *given, *SHORT, "--resume")
+
+
+def test_a_text_under_a_name_can_be_the_context(model: str, queries: str, tmp_path: Path) -> None:
+    named, output = str(tmp_path / "named"), str(tmp_path / "small")
+    text_prompt(Backbone.load(model), "The lamp is red. The door is blue.").save(named)
+    given = ["--context", named, "--data", queries, "--output", output, *SHORT]
+    assert "tokens of text, read once" in invoke("distill", *given, "--num-virtual-tokens", "4")
