@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from foreword.config import DistillConfig, EncodingConfig, TrainConfig
     from foreword.data.encoding import Row
     from foreword.data.examples import Example, read_examples
+    from foreword.distillation.composition import compose
     from foreword.distillation.run import distill
     from foreword.errors import ForewordError
     from foreword.named_text import text_prompt
@@ -33,6 +34,7 @@ __all__ = [
     "SoftPrompt",
     "TrainConfig",
     "TrainEvent",
+    "compose",
     "distill",
     "read_examples",
     "text_prompt",
@@ -47,6 +49,7 @@ _load, __dir__ = lazy_names(
     **{
         "data.encoding": "Row",
         "data.examples": "Example read_examples",
+        "distillation.composition": "compose",
         "distillation.run": "distill",
         "named_text": "text_prompt",
         "prompt.prefix": "Prefix",
@@ -57,7 +60,7 @@ _load, __dir__ = lazy_names(
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("Backbone", "TrainEvent", "distill", "text_prompt", "train"):
+    if name in ("Backbone", "TrainEvent", "compose", "distill", "text_prompt", "train"):
         from foreword.compat.releases import check_transformers
 
         check_transformers()
