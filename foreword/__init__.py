@@ -11,6 +11,7 @@ from foreword.lazy import lazy_names
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from foreword.answering import answer, stream
     from foreword.backbone import Backbone
     from foreword.config import DistillConfig, EncodingConfig, TrainConfig
     from foreword.data.encoding import Row
@@ -34,15 +35,22 @@ __all__ = [
     "SoftPrompt",
     "TrainConfig",
     "TrainEvent",
+    "answer",
     "compose",
     "distill",
     "read_examples",
+    "stream",
     "text_prompt",
     "train",
 ]
 
+ON_TRANSFORMERS = (
+    "Backbone", "TrainEvent", "answer", "compose", "distill", "stream", "text_prompt", "train"
+)  # fmt: skip
+
 _load, __dir__ = lazy_names(
     __name__,
+    answering="answer stream",
     backbone="Backbone",
     config="DistillConfig EncodingConfig TrainConfig",
     errors="ForewordError",
@@ -60,7 +68,7 @@ _load, __dir__ = lazy_names(
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("Backbone", "TrainEvent", "compose", "distill", "text_prompt", "train"):
+    if name in ON_TRANSFORMERS:
         from foreword.compat.releases import check_transformers
 
         check_transformers()
