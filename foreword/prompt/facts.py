@@ -45,11 +45,11 @@ FACT_TYPES: dict[str, Any] = {
         "is_spaced": bool,
         "date": str,
     },
-    "training": {"num_rows": int},
+    "training": {"num_rows": int, "objective": str},
     "metrics": {
         "step": int,
         "training_loss": float,
-        "validation": {"loss": float, "exact": float, "agreement": float},
+        "validation": {"loss": float, "exact": float, "agreement": float, "preferred": float},
     },
     "form": str,
     "method": str,
