@@ -1,5 +1,6 @@
 """What the README says can be typed: the demo, the Python lines, the commands."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -52,3 +53,30 @@ def test_the_commands_exist_with_their_options() -> None:
         help_text = CliRunner().invoke(app, [command, "--help"], terminal_width=100).output
         options = [word for word in rest if word.startswith("--")]
         assert all(option in help_text for option in options)
+
+
+def test_the_index_has_every_page_once_and_no_other() -> None:
+    index = (ROOT / "docs" / "README.md").read_text()
+    linked = re.findall(r"\]\(([^)#]+\.md)\)", index)
+    pages = {page.name for page in (ROOT / "docs").glob("*.md")} - {"README.md"}
+    assert {link for link in linked if "/" not in link} == pages
+    assert len(set(linked)) == len(linked)
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=lambda page: page.name)
+def test_the_links_of_a_page_lead_somewhere(page: Path) -> None:
+    for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        if "://" in link:
+            continue
+        file, _, anchor = link.partition("#")
+        target = page.parent / file if file else page
+        assert target.exists(), link
+        if anchor and target.suffix == ".md":
+            assert anchor in anchors(target), link
+
+
+def anchors(page: Path) -> set[str]:
+    """Return the anchors of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    plain = [re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading) for heading in headings]
+    return {re.sub(r"[^\w\- ]", "", text.lower()).replace(" ", "-") for text in plain}
