@@ -27,7 +27,6 @@ from foreword.distillation.rows import check_taught, set_aside, taught_row, unre
 from foreword.distillation.self_study import described, study
 from foreword.distillation.starts import begin
 from foreword.distillation.student import student_encoding
-from foreword.errors import UnsupportedError
 from foreword.prompt.soft_prompt import SoftPrompt
 from foreword.training.loop import TrainEvent
 from foreword.training.seeds import SeedRun, train_seeds
@@ -116,11 +115,6 @@ def prepare(
     """
     config = config or DistillConfig()
     embedding_starts.check(config.start, form)
-    if backbone.capabilities.is_recurrent:
-        raise UnsupportedError(
-            f"{backbone.capabilities.model_type}: the state of a recurrent model cannot start from "
-            "the first tokens of a text; put the text under a name (prompts add --text)"
-        )
     asked = None if queries is None else as_queries(queries)
     context = contexts.read(
         backbone, text, asked, num_virtual, config, form=form, is_instruction=is_instruction
