@@ -55,17 +55,28 @@ def resolve(model: str, progress: ProgressCallback | None = None) -> str:
     """
     if model == EMBEDDED:
         return str(embedded_model(progress))
+    check_name(model)
     expanded = os.path.expanduser(model)
-    path = Path(expanded)
-    if model and path.is_dir():
+    if model and os.path.isdir(expanded):
         return expanded
-    if path.suffix.lower() == ".gguf":
-        return str(_converted(path, progress))
+    if Path(expanded).suffix.lower() == ".gguf":
+        return str(_converted(Path(expanded), progress))
+    return model
+
+
+def check_name(model: str) -> None:
+    """Refuse what can be no model: a path that is not there, or another kind of file.
+
+    Raises:
+        InputError: says what is expected.
+    """
+    path = Path(os.path.expanduser(model))
+    if path.suffix.lower() == ".gguf" or (model and path.is_dir()):
+        return
     if path.is_file():
         raise InputError(f"model {model} is a file: expected a directory, a .gguf file or a Hub id")
     if not model or model.startswith(("/", "./", "../", "~")):
         raise InputError(f"model directory {model!r} does not exist; a Hub id looks like org/name")
-    return model
 
 
 def embedded_model(progress: ProgressCallback | None = None) -> Path:

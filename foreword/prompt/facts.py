@@ -41,6 +41,7 @@ FACT_TYPES: dict[str, Any] = {
         "opening": str,
         "start_token": bool,
         "special_tokens": bool,
+        "plain": bool,
         "is_text": bool,
         "is_spaced": bool,
         "date": str,

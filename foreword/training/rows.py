@@ -6,6 +6,7 @@ Draws no batch and holds no prompt.
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from foreword.backbone import Backbone
@@ -99,10 +100,11 @@ def encode_texts(
         raise InputError(
             "text examples need a tokenizer; give the backbone one, or pass rows of ids"
         )
+    is_literal = encoding_config.plain or backbone.reads_apart
     return encoding.encode_examples(
         examples,
         backbone.tokenizer,
-        encoding_config,
+        replace(encoding_config, is_text=None if is_literal else False),
         _context(backbone, config),
         backbone.processor,
         are_pairs=backbone.reads_apart,
