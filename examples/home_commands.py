@@ -89,6 +89,7 @@ def main(num_steps: int = CONFIG.num_steps or 0, num_test: int = 96) -> None:
         write_rows(FOLDER / f"{name}.jsonl", rows)
 
     config = TrainConfig(**{**CONFIG.__dict__, "num_steps": num_steps})
+    console.print(f"the weights of {MODEL} are {backbone.weights}", markup=False)
     console.print(
         f"training {config.num_virtual_tokens} virtual tokens of {MODEL}, which is frozen"
     )

@@ -180,6 +180,8 @@ def _text_option(field: Any, value: str) -> str:
     option = f"--{field.name.replace('_', '-')}"
     if field.metadata.get("is_file"):
         return text_of(f"@{value.removeprefix('@')}", option)
+    if field.metadata.get("is_text") and value.startswith("@"):
+        return text_of(value, option)
     if "\\n" in value and "\n" not in value:
         note(f"{option} holds \\n as two characters; a shell writes a line break as $'\\n'")
     return value

@@ -138,6 +138,8 @@ def run_all(
 
     # What is spread over the processes is loaded beside them first, and moved layer by layer.
     backbone, _ = options.load(given.model, None, device="cpu" if fsdp.is_asked_for() else "auto")
+    if backbone.weights:
+        options.note(f"the weights of {backbone.name} are {backbone.weights}")
     stored = _stored(given) if given.resume else None
     encoding = dated(
         stored.going_on(given.encoding) if stored else given.encoding,

@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Any, Literal, Self
 
 from foreword.config.checks import check_types, not_negative
-from foreword.config.declaring import fact, file_option, option
+from foreword.config.declaring import fact, file_option, option, text_option
 from foreword.errors import InputError
 
 Opening = Literal["answer", "generation"]
@@ -18,7 +18,7 @@ BEFORE: dict[str, Any] = {"opening": "generation", "start_token": False, "plain"
 class EncodingConfig:
     """How an example becomes token ids. Saved in the prompt: generation encodes as training did."""
 
-    row_template: str | None = option(
+    row_template: str | None = text_option(
         None,
         "text of a row around its {prompt}, instead of the chat template; for base models and "
         "for rows that should carry no system turn",

