@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from foreword.config import DistillConfig, EncodingConfig, TrainConfig
     from foreword.data.encoding import Row
     from foreword.data.examples import Example, read_examples
+    from foreword.distillation.composition import compose
     from foreword.distillation.run import distill
     from foreword.errors import ForewordError
     from foreword.named_text import text_prompt
@@ -35,6 +36,7 @@ __all__ = [
     "TrainConfig",
     "TrainEvent",
     "answer",
+    "compose",
     "distill",
     "read_examples",
     "stream",
@@ -43,7 +45,7 @@ __all__ = [
 ]
 
 ON_TRANSFORMERS = (
-    "Backbone", "TrainEvent", "answer", "distill", "stream", "text_prompt", "train"
+    "Backbone", "TrainEvent", "answer", "compose", "distill", "stream", "text_prompt", "train"
 )  # fmt: skip
 
 _load, __dir__ = lazy_names(
@@ -55,6 +57,7 @@ _load, __dir__ = lazy_names(
     **{
         "data.encoding": "Row",
         "data.examples": "Example read_examples",
+        "distillation.composition": "compose",
         "distillation.run": "distill",
         "named_text": "text_prompt",
         "prompt.prefix": "Prefix",

@@ -128,8 +128,8 @@ def test_transformers_own_names_are_in_the_adapter_alone() -> None:
 def test_the_public_names_are_these() -> None:
     assert foreword.__all__ == [
         "Backbone", "DistillConfig", "EncodingConfig", "Example", "ForewordError", "Prefix", "Row",
-        "SoftPrompt", "TrainConfig", "TrainEvent", "answer", "distill", "read_examples", "stream",
-        "text_prompt", "train",
+        "SoftPrompt", "TrainConfig", "TrainEvent", "answer", "compose", "distill", "read_examples",
+        "stream", "text_prompt", "train",
     ]  # fmt: skip
     for name in foreword.__all__:
         assert getattr(foreword, name).__module__.startswith("foreword.")

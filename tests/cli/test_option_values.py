@@ -44,6 +44,7 @@ WITHOUT_FILES = {
     "prompts list": [],
     "prompts add": ["name", "none"],
     "prompts add-all": ["none"],
+    "prompts compose": ["name", "none", "none"],
     "prompts remove": ["name"],
     "prompts use": ["name@0123"],
     "prompts alias": ["other", "name"],
