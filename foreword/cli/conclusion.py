@@ -80,10 +80,9 @@ def summarize(last: "TrainEvent", output: str, stored: "StoredState") -> None:
     shown = ""
     if held_out := metrics.get("validation"):
         first = history.validations[0]
-        what = "preferred" if "preferred" in held_out else "exact"
         shown = (
             f", validation {first.loss:.3f} at step {first.step}, {held_out['loss']:.3f} at its "
-            f"best ({held_out[what]:.0%} {what})"
+            f"best ({held_out['exact']:.0%} exact)"
         )
     tasks = f", each task's own to {output}/tasks" if last.task_prompts else ""
     options.output.print(

@@ -137,8 +137,6 @@ def _validated(event: "TrainEvent") -> str:
     if event.validation is None:
         return ""
     found = event.validation
-    if found.preferred is not None:
-        return f" · validation {found.loss:.3f}, {found.preferred:.0%} preferred"
     return (
         f" · validation {found.loss:.3f}, {found.agreement:.0%} of tokens, {found.exact:.0%} exact"
     )
@@ -190,7 +188,9 @@ class Trackers:
             "tokens_per_second": event.num_tokens / event.seconds,
         }
         if event.validation is not None:
-            values |= {f"validation/{name}": one for name, one in event.validation.facts.items()}
+            values["validation/loss"] = event.validation.loss
+            values["validation/exact"] = event.validation.exact
+            values["validation/agreement"] = event.validation.agreement
         with self._going_on():
             self._accelerator.log(values, step=event.step)
 

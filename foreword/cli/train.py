@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,7 +11,7 @@ from foreword.cli import options, run_file
 from foreword.cli.conclusion import conclude, kept, where_it_goes_on
 from foreword.cli.progress import Stop, Trackers, check_trackers, folder_name, run, save
 from foreword.cli.run_output import claimed
-from foreword.config import DataConfig, EncodingConfig, ObjectiveConfig, TrainConfig
+from foreword.config import DataConfig, EncodingConfig, TrainConfig
 from foreword.errors import InputError
 
 if TYPE_CHECKING:
@@ -25,12 +24,11 @@ if TYPE_CHECKING:
     from foreword.training.loop import TrainEvent
 
 
-@options.from_configs(DataConfig, EncodingConfig, TrainConfig, ObjectiveConfig)
+@options.from_configs(DataConfig, EncodingConfig, TrainConfig)
 def command(
     columns: DataConfig,
     encoding: EncodingConfig,
     config: TrainConfig,
-    goal: ObjectiveConfig,
     data: Annotated[str, typer.Option(help="file of rows, directory of them, or Hub id")],
     output: Annotated[str, typer.Option(help="directory that the prompt is written to")],
     model: Annotated[
@@ -76,9 +74,7 @@ def command(
     """
     from foreword.evaluation import plots
     from foreword.training import distributed
-    from foreword.training.preference import objective_of
 
-    objective_of(goal).check(config, has_start=init_prompt is not None)
     ranks = distributed.join()
     options.speak(ranks.is_main)
     stop = Stop()
@@ -97,12 +93,10 @@ def command(
             plots.check(curves, "--curves")
         if track:
             check_trackers(track)
-        examples = read(data, validation, columns, config, goal)
+        examples = read(data, validation, columns, config)
         for task in {example.task for part in examples for example in part}:
             folder_name(task)  # before hours of training, not at the first save
-        given = Given(
-            model, config, encoding, goal, init_prompt, output, resume, seeds, curves, track
-        )
+        given = Given(model, config, encoding, init_prompt, output, resume, seeds, curves, track)
         run_all(given, examples, stop, ranks)
     code = 128 + stop.signal if stop.signal else 0
     if ranks.size > 1:
@@ -119,7 +113,6 @@ class Given:
     model: str
     config: TrainConfig
     encoding: EncodingConfig
-    goal: ObjectiveConfig
     init_prompt: str | None
     output: str
     resume: bool
@@ -137,7 +130,6 @@ def run_all(
     """Run every seed in turn, and keep the best of several; examples are to train on, held out."""
     from foreword.data.template_dates import dated
     from foreword.training import fsdp
-    from foreword.training.preference import objective_of
     from foreword.training.seeds import train_seeds
 
     # What is spread over the processes is loaded beside them first, and moved layer by layer.
@@ -166,7 +158,6 @@ def run_all(
         initial=_initial(given.init_prompt),
         folder=given.output,
         resume=given.resume,
-        objective=objective_of(given.goal),
     ):
         place = str(one.folder)
         if given.seeds > 1:
@@ -250,11 +241,7 @@ def keep_best(results: "Mapping[int, TrainEvent]", output: str) -> None:
 
 
 def read(
-    data: str,
-    validation: str,
-    columns: DataConfig,
-    config: TrainConfig,
-    goal: ObjectiveConfig,
+    data: str, validation: str, columns: DataConfig, config: TrainConfig
 ) -> "tuple[Sequence[Example], Sequence[Example]]":
     """Read the training examples and the held-out ones, from a file or as a share."""
     from foreword.data.examples import read_examples
@@ -264,16 +251,9 @@ def read(
     share = _share(validation)
     if share is None:
         check_held_out(validation)
-    reading = partial(
-        read_examples,
-        config=columns,
-        task_column=config.task_column,
-        say=options.note,
-        are_pairs=goal.objective != "likelihood",
-    )
-    examples = reading(data)
+    examples = read_examples(data, columns, config.task_column, options.note)
     if share is None:
-        return examples, reading(validation)
+        return examples, read_examples(validation, columns, config.task_column, options.note)
     if not 0 <= share < 1:
         raise InputError(f"--validation must be a file or a share in [0, 1), got {validation}")
     return split_examples(examples, share, config.seed) if share else (examples, [])

@@ -17,7 +17,6 @@ from foreword.data import media_parts
 from foreword.data.columns import as_examples
 from foreword.data.example import Example as Example
 from foreword.data.example import counted
-from foreword.data.preferences import as_pair
 from foreword.data.readers import read_rows
 from foreword.errors import DataError
 
@@ -33,8 +32,6 @@ def read_examples(
     config: DataConfig = _DEFAULT_COLUMNS,
     task_column: str | None = None,
     say: Callable[[str], None] = log.warning,
-    *,
-    are_pairs: bool = False,
 ) -> list[Example]:
     """Read every row of a data file, or of a directory that `datasets` wrote; docs/data.md says
     what a row may be.
@@ -44,7 +41,6 @@ def read_examples(
         config: names columns and says which answers of a conversation are learned.
         task_column: names the task of each row, where there are several.
         say: is told, in a sentence each, what of the rows was not used or was guessed.
-        are_pairs: whether each row has two answers, of which one is preferred.
 
     Raises:
         DataError: the file or one of its rows cannot be used.
@@ -56,11 +52,7 @@ def read_examples(
     examples = [
         _beside(example, folder)
         for source, row in read_rows(Path(path))
-        for example in (
-            [as_pair(row, source, config, said)]
-            if are_pairs
-            else as_examples(row, source, config, task_column, said)
-        )
+        for example in as_examples(row, source, config, task_column, said)
     ]
     if not examples:
         raise DataError(f"{path}: expected rows, found none: add at least one")
@@ -73,8 +65,6 @@ def read_examples(
 
 def _beside(example: Example, folder: Path) -> Example:
     """Return an example whose relative paths of images and sounds start at its file's folder."""
-    if example.rejected is not None:
-        example = replace(example, rejected=_beside(example.rejected, folder))
     if isinstance(example.prompt, str) or not media_parts.has_media(example.prompt):
         return example
     turns = tuple(

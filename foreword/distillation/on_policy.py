@@ -10,8 +10,7 @@ question, c the whole text, s the prompt and y ~ q(. | s, x) a sample, a step le
 without a gradient through the drawing of y (OPCD, arXiv:2602.12275). Takes no step.
 """
 
-import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,6 +20,7 @@ from foreword import chat
 from foreword.backbone import Backbone
 from foreword.config import DistillConfig, EncodingConfig
 from foreword.data.encoding import Row
+from foreword.distillation.draws import drawing_from
 from foreword.distillation.teacher import reverse_targets, targets_of
 from foreword.prompt.prefix import Prefix
 from foreword.prompt.soft_prompt import SoftPrompt
@@ -85,7 +85,7 @@ class OnPolicy:
         ]
         found: dict[int, Row] = {}
         prefix = self.backbone.compile(prompt.detached())
-        with _seeded(self.seed + STRIDE * (step + 1) + ranks.rank, self.backbone.device):
+        with drawing_from(self.seed + STRIDE * (step + 1) + ranks.rank, self.backbone.device):
             for start in range(0, len(mine), size):
                 part = mine[start : start + size]
                 answered = self._answered(prefix, [rows[index] for index in part])
@@ -168,12 +168,3 @@ def _is_own(row: Row) -> bool:
 
 def _with_answer(row: Row, ids: tuple[int, ...]) -> Row:
     return replace(row, input_ids=(*_question(row), *ids), num_labels=len(ids), target=None)
-
-
-@contextlib.contextmanager
-def _seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Draw from a seed of one's own, and leave the process's numbers as they were."""
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices):
-        torch.manual_seed(seed)
-        yield

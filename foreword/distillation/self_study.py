@@ -15,11 +15,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from foreword import chat
 from foreword.backbone import Backbone
 from foreword.config import DistillConfig
+from foreword.distillation.draws import drawing_from
 from foreword.distillation.endpoint import ChatEndpoint
 from foreword.distillation.passages import Passage, batches_of, longest_passage, planned
 from foreword.distillation.queries import Query, flat
@@ -204,8 +203,7 @@ def _said(
         for one, kind in batch
     ]
     size, limit = len(batch), config.question_tokens
-    with torch.random.fork_rng([backbone.device] if backbone.device.type == "cuda" else []):
-        torch.manual_seed(seeds[0])
+    with drawing_from(seeds[0], backbone.device):
         found = chat.answers(
             backbone, teacher, asked, batch_size=size, max_new_tokens=limit, **SAMPLING
         )

@@ -132,13 +132,11 @@ def _facts(prompt: SoftPrompt, config: Mapping[str, Any]) -> dict[str, str]:
         "form": f"{_FORMS[prompt.form]} ({config.get('peft_type')})",
         "size": size,
         "method": facts.get("method"),
-        "objective": training.get("objective"),
         "rows trained on": training.get("num_rows"),
         "step": metrics.get("step"),
         "training loss": _number(metrics.get("training_loss")),
         "validation loss": _number(held_out.get("loss")),
         "exact answers in validation": _number(held_out.get("exact"), "{:.1%}"),
-        "preferred answers ahead in validation": _number(held_out.get("preferred"), "{:.1%}"),
         "created": facts.get("created"),
         "content hash": prompt.content_hash,
     }

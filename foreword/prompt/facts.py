@@ -45,11 +45,11 @@ FACT_TYPES: dict[str, Any] = {
         "is_spaced": bool,
         "date": str,
     },
-    "training": {"num_rows": int, "objective": str},
+    "training": {"num_rows": int},
     "metrics": {
         "step": int,
         "training_loss": float,
-        "validation": {"loss": float, "exact": float, "agreement": float, "preferred": float},
+        "validation": {"loss": float, "exact": float, "agreement": float},
     },
     "form": str,
     "method": str,

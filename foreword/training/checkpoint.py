@@ -25,7 +25,6 @@ from foreword.prompt.soft_prompt import SoftPrompt
 from foreword.prompt.states import row_major
 from foreword.prompt.tensor_file import read_tensors
 from foreword.training.methods.method import Method, restored, task_prompts
-from foreword.training.objective import LIKELIHOOD
 
 STATE_FILE = "training_state.safetensors"
 STATE_VERSION = 2
@@ -36,7 +35,6 @@ NEWER = (
     "opening", "start_token", "special_tokens", "held_text", "held_tokens", "held_hash",
 )  # fmt: skip
 BASE = "the base model"  # of a run's identity: its fingerprint
-OBJECTIVE = "the objective"  # of a run's identity
 METADATA_NAME = "foreword_training_state"
 
 CPU = torch.device("cpu")
@@ -122,10 +120,6 @@ class StoredState:
                 for name, value in zip(names, values, strict=bool(values))
             }
 
-    def reference(self) -> Tensor:
-        """Return what the reference model says of the run's rows; nothing where none was asked."""
-        return self.part("reference").get("labels", torch.empty(0))
-
     def progress(self) -> Progress:
         """Return where the run stood."""
         with damage_named(self.path):
@@ -178,7 +172,7 @@ class StoredState:
         with damage_named(self.path):
             tokenizer = self.facts["facts"].get("tokenizer") or {}
             kept = {name: tokenizer[key] for key, name in NAMES.items() if key in tokenizer}
-            return {OBJECTIVE: LIKELIHOOD.identity} | kept | dict(self.facts["identity"])
+            return kept | dict(self.facts["identity"])
 
     def check(self, identity: dict[str, Any]) -> None:
         """Refuse to go on with another base, tokenizer, rows or options.

@@ -24,12 +24,7 @@ STUCK_SHARE = 0.99  # of the first level: above it, the loss has not moved
 
 
 def check_gradient(
-    loss: float,
-    norm: float,
-    backbone: "Backbone | None" = None,
-    step: int = 0,
-    *,
-    is_flat: bool = False,
+    loss: float, norm: float, backbone: "Backbone | None" = None, step: int = 0
 ) -> None:
     """Refuse to go on blindly: a dead gradient trains nothing, and nothing else would tell.
 
@@ -38,7 +33,6 @@ def check_gradient(
         norm: of the prompt's gradient.
         backbone: the base, where suspects are to be looked for.
         step: steps that are behind; a gradient that was alive once is not stopped by the base.
-        is_flat: whether no gradient is to be expected, as where nothing is better than anything.
 
     Raises:
         DivergedError: a loss or norm that is not finite, or a gradient that has vanished.
@@ -49,17 +43,16 @@ def check_gradient(
             f"the loss is {loss:.4g} and the gradient's norm {norm:.4g}; lower --learning-rate, or "
             "load the base in float32 or bfloat16 instead of float16"
         )
-    if norm != 0.0 or loss == 0.0 or is_flat:
-        return
-    if step:
+    if norm == 0.0 and loss > 0.0 and step:
         raise DivergedError(
             "the gradient has vanished: the prompt's values are so large that the model no longer "
             "reacts to them; lower --learning-rate"
         )
-    raise TrainingError(
-        f"the gradient of the prompt is zero: the base stops it ({_suspects(backbone)}); load "
-        "it dequantized or without checkpointing"
-    )
+    if norm == 0.0 and loss > 0.0:
+        raise TrainingError(
+            f"the gradient of the prompt is zero: the base stops it ({_suspects(backbone)}); load "
+            "it dequantized or without checkpointing"
+        )
 
 
 def _suspects(backbone: "Backbone | None") -> str:

@@ -10,7 +10,7 @@ import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +22,12 @@ from foreword.prompt.soft_prompt import SoftPrompt
 from foreword.training import distributed, early_stopping, guards
 from foreword.training.checkpoint import STATE_FILE
 from foreword.training.methods.method import task_prompts
-from foreword.training.objective import LIKELIHOOD, Objective
 from foreword.training.out_of_memory import step_that_fits
 from foreword.training.rows import AnyExample
 from foreword.training.run import RowSource, Run
 from foreword.training.setup import one_run_in, prepare
 from foreword.training.state import TrainState
-from foreword.training.validation import Validation
+from foreword.training.validation import Validation, validate
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +37,7 @@ class TrainEvent:
     Attributes:
         step: from 1 to `num_steps`; it falls where a run that diverged goes back.
         loss: mean of a label over the step's rows, in nats: cross entropy, or the divergence from a
-            teacher; of another objective, what that one lessens.
+            teacher.
         learning_rate: of this step.
         gradient_norm: before clipping.
         num_tokens: real tokens of the step's rows.
@@ -66,7 +65,7 @@ class TrainEvent:
         """What the step came to, by name."""
         found: dict[str, Any] = {"step": f"{self.step} of {self.num_steps}", "loss": self.loss}
         if self.validation is not None:
-            found |= {f"validation {name}": one for name, one in self.validation.facts.items()}
+            found |= {f"validation {name}": one for name, one in asdict(self.validation).items()}
         found["tokens per second"] = round(self.num_tokens / max(self.seconds, 1e-9))
         return found | {f"note {number}": one for number, one in enumerate(self.notices, 1)}
 
@@ -85,7 +84,6 @@ def train(
     checkpoint: str | os.PathLike[str] | None = None,
     resume: bool = False,
     source: RowSource | None = None,
-    objective: Objective = LIKELIHOOD,
 ) -> Iterator[TrainEvent]:
     """Train a soft prompt, one event per optimizer step; the last event's `prompt` is the result.
 
@@ -106,7 +104,6 @@ def train(
         resume: go on with the state in `checkpoint`, bit for bit; without one, begin. A finished
             run yields its last event again.
         source: makes the rows of the last steps, as `distillation.on_policy` does.
-        objective: what a step lessens, as `preference.Preference`; default: the loss of labels.
 
     Raises:
         DataError: an example that cannot be encoded; names file and line.
@@ -130,7 +127,6 @@ def train(
             folder / STATE_FILE if folder is not None else None,
             resume,
             source,
-            objective,
         )
         return notebook.watched(_held(lock.pop_all(), _steps(run, state, notices)), _bar)
 
@@ -161,16 +157,15 @@ def _steps(run: Run, state: TrainState, notices: list[str]) -> Iterator[TrainEve
             rows = run.rows_behind(state.prompt, state.progress.step)
             loss, norm = step_that_fits(run, state, rows, notices)  # 1. the step
             state.record(loss, rate, time.perf_counter() - started)
-            if run.objective.has_floor:
-                guards.check_level(state.history.losses, state.progress.good_level)
+            guards.check_level(state.history.losses, state.progress.good_level)
             result = _validate_if_due(run, state)  # 2. what it came to
         except DivergedError as error:
             notices.append(_go_back(state, error))
             continue
-        state.keep(point, has_floor=run.objective.has_floor)
+        state.keep(point)
         notices += _remarks(run, state, result)
         is_due = run.is_due(state.progress.step) or state.progress.is_finished
-        num_tokens = sum(row.num_tokens for row in rows)
+        num_tokens = sum(len(row.input_ids) for row in rows)
         event = _event(
             run, state, norm, num_tokens, tuple(notices), result, state.result() if is_due else None
         )
@@ -215,18 +210,16 @@ def _validate_if_due(run: Run, state: TrainState) -> Validation | None:
         return None
     size = state.progress.micro_batch_size
     prompts = task_prompts(state.method) or state.prompt
-    result = run.objective.validate(run.backbone, prompts, run.held_out, size, run.ranks)
+    result = validate(run.backbone, prompts, run.held_out, size, run.ranks)
     if not math.isfinite(result.loss):
         raise DivergedError(f"the validation loss is {result.loss:.4g}; lower --learning-rate")
-    state.validated(result.facts)
+    state.validated(asdict(result))
     return result
 
 
 def _remarks(run: Run, state: TrainState, result: Validation | None) -> list[str]:
     """Say what the guards see, and end the run where its patience is over."""
-    found = []
-    if run.objective.has_floor:
-        found.append(guards.standstill(state.history.losses, run.num_warmup))
+    found = [guards.standstill(state.history.losses, run.num_warmup)]
     validations = [(one.step, one.loss) for one in state.history.validations]
     is_over = False
     if result is not None:

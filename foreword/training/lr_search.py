@@ -17,6 +17,7 @@ from foreword.training.methods.method import Method, demonstrated, task_prompts
 from foreword.training.out_of_memory import step_that_fits
 from foreword.training.run import Run
 from foreword.training.start import begin, default_rate, start_state
+from foreword.training.validation import validate
 
 FACTORS = (0.1, 0.3, 1.0, 3.0)  # of the method's own rate
 NUM_JUDGED = 64  # rows whose loss decides
@@ -72,8 +73,7 @@ def search(run: Run, initial: SoftPrompt | None) -> tuple[dict[str, Any], str]:
             prompts = task_prompts(state.method) or state.prompt
             size = state.progress.micro_batch_size
             judged = _judged(run, state.method)[:NUM_JUDGED]
-            found = run.objective.validate(run.backbone, prompts, judged, size, run.ranks)
-            losses[rate] = found.loss
+            losses[rate] = validate(run.backbone, prompts, judged, size, run.ranks).loss
         except DivergedError:
             losses[rate] = math.inf
     return chosen(losses, count)

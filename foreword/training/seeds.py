@@ -17,7 +17,6 @@ from foreword.errors import InputError
 from foreword.prompt.soft_prompt import SoftPrompt
 from foreword.training.checkpoint import STATE_FILE, read_state
 from foreword.training.loop import TrainEvent, train
-from foreword.training.objective import LIKELIHOOD, Objective
 from foreword.training.rows import AnyExample
 from foreword.training.run import RowSource
 
@@ -68,7 +67,6 @@ def train_seeds(
     folder: str | os.PathLike[str] | None = None,
     resume: bool = False,
     source: Callable[[int], RowSource | None] = lambda seed: None,
-    objective: Objective = LIKELIHOOD,
 ) -> Iterator[SeedRun]:
     """Yield the run of each seed in turn; the next one begins when it is asked for.
 
@@ -89,7 +87,6 @@ def train_seeds(
             checkpoint=place,
             resume=resume,
             source=source(one.seed),
-            objective=objective,
         )
         yield SeedRun(one.seed, one, place, after, events)
 

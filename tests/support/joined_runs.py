@@ -21,8 +21,6 @@ import torch
 from foreword import Backbone, Row, TrainConfig, train
 from foreword.errors import ForewordError
 from foreword.training.distributed import join
-from foreword.training.objective import LIKELIHOOD
-from foreword.training.preference import Preference
 
 # Lengths and numbers of labels differ, and the last batch of an epoch is a single row.
 ROWS = [
@@ -32,10 +30,6 @@ ROWS = [
     for length in (3, 4, 5, 6, 7, 8, 9, 10, 11)
 ]
 ROWS = [dataclasses.replace(row, task="ab"[index % 2]) for index, row in enumerate(ROWS)]
-PAIRS = [
-    dataclasses.replace(row, rejected=Row.from_ids(row.input_ids[: -row.num_labels], [9, 4]))
-    for row in ROWS
-]
 METHODS: dict[str, dict[str, Any]] = {
     "residual": {"learning_rate": "auto"},
     "multitask": {},
@@ -84,17 +78,15 @@ def trained(dtype: torch.dtype, checkpoint: Path | None = None, **options: Any) 
     """Train a tiny model; return the prompt's values and the losses."""
     torch.set_num_threads(1)
     is_sharded, dies_at = options.pop("is_sharded", False), options.pop("dies_at", None)
-    resume, objective = options.pop("resume", False), options.pop("objective", LIKELIHOOD)
+    resume = options.pop("resume", False)
     backbone = Backbone(tiny_models.build(options.pop("family", "llama"), dtype=dtype))
     os.environ["ACCELERATE_USE_FSDP"] = str(is_sharded)
     num_whole = sum(p.numel() for p in backbone.model.parameters())
     config = dataclasses.replace(CONFIG, **options)
-    rows = PAIRS if isinstance(objective, Preference) else ROWS
     events = []
     for event in train(
-        backbone, rows, config, validation=rows[:5], checkpoint=checkpoint, resume=resume,
-        objective=objective,
-    ):  # fmt: skip
+        backbone, ROWS, config, validation=ROWS[:5], checkpoint=checkpoint, resume=resume
+    ):
         events.append(event)
         if dies_at == (os.environ.get("RANK"), event.step):
             os.kill(os.getpid(), signal.SIGKILL)
@@ -131,10 +123,6 @@ def main(folder: Path) -> None:
     for method, options in METHODS.items():
         for name, size in (("one", 1), ("two", 2)):
             scenario(f"{name} {method}", size, torch.float64, method=method, **options)
-    pairs: dict[str, Any] = {"init": "vocabulary", "objective": Preference(0.3)}
-    for name, size in (("one", 1), ("two", 2), ("sharded", 2)):
-        is_sharded = name == "sharded"
-        scenario(f"{name} pairs", size, torch.float64, is_sharded=is_sharded, **pairs)
     scenario("sharded multitask", 2, torch.float64, method="multitask", is_sharded=True)
     scenario(
         "sharded recomputed", 2, torch.float64, form="embeddings", is_sharded=True,
