@@ -20,7 +20,7 @@ from foreword.config import EncodingConfig, TrainConfig
 from foreword.errors import DivergedError
 from foreword.prompt.soft_prompt import SoftPrompt
 from foreword.training import distributed, early_stopping, guards
-from foreword.training.checkpoint import STATE_FILE
+from foreword.training.folders import STATE_FILE
 from foreword.training.methods.method import task_prompts
 from foreword.training.out_of_memory import step_that_fits
 from foreword.training.rows import AnyExample
