@@ -104,7 +104,10 @@ def run(
                     progress.console.print(f"note: {one_line(notice)}")
                 validated = _validated(event) or validated
                 speed = event.num_tokens / event.seconds
-                state = f"loss {event.loss:.3f}{validated} · {speed:.0f} tokens/s"
+                level = f"loss {event.loss:.3f}"
+                if event.reward is not None:
+                    level = f"reward {event.reward:.3f}"
+                state = f"{level}{validated} · {speed:.0f} tokens/s"
                 progress.update(task, total=event.num_steps, completed=event.step, state=state)
                 if trackers is not None:
                     trackers.log(event)
@@ -137,6 +140,8 @@ def _validated(event: "TrainEvent") -> str:
     if event.validation is None:
         return ""
     found = event.validation
+    if found.reward is not None:
+        return f" · validation reward {found.reward:.3f}, {found.exact:.0%} of 1 or more"
     if found.preferred is not None:
         return f" · validation {found.loss:.3f}, {found.preferred:.0%} preferred"
     return (

@@ -276,6 +276,7 @@ def describe(prompt: "SoftPrompt") -> dict[str, Any]:
         "validation loss": held_out.get("loss"),
         "validation exact": held_out.get("exact"),
         "validation preferred": held_out.get("preferred"),
+        "validation reward": held_out.get("reward"),
         "curve": history.line(known["history"]) if known.get("history") else None,
         "content": prompt.content_hash[:16],
     }

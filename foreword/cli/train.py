@@ -84,7 +84,7 @@ def command(
     stop = Stop()
     if seeds > 1:
         check_for_seeds(validation, curves)
-    if config.patience and _share(validation) == 0:
+    if config.patience and share_of(validation) == 0:
         raise InputError("--patience counts validations: give --validation rows, or leave it out")
     with claimed(
         output,
@@ -231,7 +231,7 @@ def check_for_seeds(validation: str, curves: str | None) -> None:
     Raises:
         InputError: no validation rows, or one picture for several runs.
     """
-    if _share(validation) == 0:
+    if share_of(validation) == 0:
         raise InputError("--seeds keeps the best by validation: give --validation rows")
     if curves is not None:
         raise InputError("--curves draws one run: leave it out with --seeds, or use --track")
@@ -261,7 +261,7 @@ def read(
     from foreword.data.readers import check_held_out
     from foreword.data.validation_split import split_examples
 
-    share = _share(validation)
+    share = share_of(validation)
     if share is None:
         check_held_out(validation)
     reading = partial(
@@ -279,7 +279,7 @@ def read(
     return split_examples(examples, share, config.seed) if share else (examples, [])
 
 
-def _share(validation: str) -> float | None:
+def share_of(validation: str) -> float | None:
     """Return the share of rows to hold out; None where a file is named."""
     try:
         return float(validation)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from foreword.config.checks import above_zero, check_types
+from foreword.config.checks import above_zero, at_least_one, check_types, not_negative
 from foreword.config.declaring import option
 from foreword.errors import InputError
 
@@ -31,3 +31,29 @@ class ObjectiveConfig:
         above_zero(self, "beta")
         if self.beta is not None and self.objective == "likelihood":
             raise InputError(f"--beta {self.beta:g} is of --objective dpo: give that, too")
+
+
+@dataclass(frozen=True)
+class RewardConfig:
+    """How a prompt learns from rewards of the model's own answers."""
+
+    algorithm: Literal["rloo", "grpo"] = option(
+        "rloo",
+        "how much better an answer is than others to the same question: than their mean (rloo), or "
+        "in deviations of the group, and by a mean token (grpo)",
+    )
+    group: int = option(8, "answers that are drawn to each question of a step")
+    kl: float = option(
+        0.0, "weight of the divergence from the model behind the prompt that training starts from"
+    )
+    answer_tokens: int = option(128, "longest answer in tokens")
+    answer_batch: int = option(64, "answers that are drawn at once")
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        at_least_one(self, "answer_tokens", "answer_batch")
+        not_negative(self, "kl")
+        if self.group < 2:
+            raise InputError(
+                f"--group must be at least 2 answers, which are compared, got {self.group}"
+            )

@@ -14,6 +14,14 @@ from foreword.errors import DataError
 
 
 @dataclass(frozen=True)
+class Reward:
+    """What a function says of an answer, and how much better it is than others to the same."""
+
+    value: float
+    advantage: float
+
+
+@dataclass(frozen=True)
 class Row:
     """The ids of one example; the last `num_labels` of them are its labels, at least one. `media`
     is what its placeholders stand for; `task` what it is a row of, where there are several;
@@ -21,7 +29,7 @@ class Row:
     `is_truncated` whether something was cut; `target` what a teacher says at each label; `weight`
     how much each of its labels counts in the mean loss of a step; `rejected` the same with an
     answer that is liked less; `reference` the log probability of each label in a reference model,
-    in nats.
+    in nats; `reward` that of an answer which was drawn.
     """
 
     input_ids: tuple[int, ...]
@@ -35,6 +43,7 @@ class Row:
     weight: float = 1.0
     rejected: "Row | None" = None
     reference: tuple[float, ...] = ()
+    reward: Reward | None = None
 
     def __post_init__(self) -> None:
         if not 1 <= self.num_labels <= len(self.input_ids):

@@ -138,6 +138,7 @@ def _facts(prompt: SoftPrompt, config: Mapping[str, Any]) -> dict[str, str]:
         "training loss": _number(metrics.get("training_loss")),
         "validation loss": _number(held_out.get("loss")),
         "exact answers in validation": _number(held_out.get("exact"), "{:.1%}"),
+        "mean reward in validation": _number(held_out.get("reward")),
         "preferred answers ahead in validation": _number(held_out.get("preferred"), "{:.1%}"),
         "created": facts.get("created"),
         "content hash": prompt.content_hash,

@@ -49,7 +49,13 @@ FACT_TYPES: dict[str, Any] = {
     "metrics": {
         "step": int,
         "training_loss": float,
-        "validation": {"loss": float, "exact": float, "agreement": float, "preferred": float},
+        "validation": {
+            "loss": float,
+            "exact": float,
+            "agreement": float,
+            "preferred": float,
+            "reward": float,
+        },
     },
     "form": str,
     "method": str,

@@ -14,13 +14,13 @@ MAX_POINTS = 200  # of a curve that a prompt keeps
 LARGEST = 1e30
 COLUMNS = ("step", "loss", "learning_rate")
 VALIDATION_COLUMNS = ("step", "loss", "exact")
-OPTIONAL_COLUMNS = ("agreement", "preferred")  # of a validation, where they were measured
+OPTIONAL_COLUMNS = ("agreement", "preferred", "reward")  # of a validation, where they were measured
 BARS = "▁▂▃▄▅▆▇█"
 
 
 class ValidationPoint(NamedTuple):
-    """One validation: its step, loss and exact share, the share of labels that are said, and the
-    share of pairs whose preferred answer is ahead.
+    """One validation: its step, loss and exact share, the share of labels that are said, the share
+    of pairs whose preferred answer is ahead, and the mean reward.
     """
 
     step: int
@@ -28,6 +28,7 @@ class ValidationPoint(NamedTuple):
     exact: float
     agreement: float | None = None
     preferred: float | None = None
+    reward: float | None = None
 
 
 @dataclass

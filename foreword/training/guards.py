@@ -125,6 +125,21 @@ def standstill(losses: Sequence[float], num_warmup: int) -> str | None:
     )
 
 
+def sameness(losses: Sequence[float]) -> str | None:
+    """Say, once, that all answers since a run began have had one reward.
+
+    Args:
+        losses: of each step, the negative mean reward.
+    """
+    if len(losses) != NUM_RECENT or min(losses) != max(losses):
+        return None
+    return (
+        f"after {len(losses)} steps every answer has had the same reward, {-losses[0]:.3g}: none "
+        "is better than another, so that nothing is learned; start from a prompt that is right now "
+        "and then, or let the reward tell more"
+    )
+
+
 def truncation(report: "EncodingReport") -> str | None:
     """Say how many rows lost their beginning."""
     if not report.num_truncated:

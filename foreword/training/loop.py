@@ -15,7 +15,8 @@ from pathlib import Path
 
 from foreword.backbone import Backbone
 from foreword.config import EncodingConfig, TrainConfig
-from foreword.errors import DivergedError
+from foreword.data.row import Row
+from foreword.errors import DivergedError, ForewordError
 from foreword.prompt.soft_prompt import SoftPrompt
 from foreword.training import distributed, early_stopping, guards
 from foreword.training.checkpoint import STATE_FILE
@@ -45,6 +46,7 @@ class TrainEvent:
         prompt: set where it was validated, and on the last event: the best so far, else the newest.
         notices: what the run saw and did since the last event, a sentence each.
         task_prompts: beside `prompt`, each task's own, where a run trains several.
+        reward: mean of the step's answers, where they are rewarded.
     """
 
     step: int
@@ -58,6 +60,7 @@ class TrainEvent:
     prompt: SoftPrompt | None = None
     notices: tuple[str, ...] = ()
     task_prompts: Mapping[str, SoftPrompt] = field(default_factory=dict)
+    reward: float | None = None
 
 
 def train(
@@ -128,14 +131,14 @@ def _held(lock: ExitStack, events: Iterator[TrainEvent]) -> Iterator[TrainEvent]
 def _steps(run: Run, state: TrainState, notices: list[str]) -> Iterator[TrainEvent]:
     """Yield an event for each step that is left, and write the state where it is due."""
     if state.progress.is_finished:
-        yield _event(run, state, math.nan, 0, tuple(notices), prompt=state.result())
+        yield _event(run, state, math.nan, (), tuple(notices), prompt=state.result())
     while not state.progress.is_finished:
         point = state.point_if_due()
         rate = run.rate_of(state.progress.step) * state.progress.rate_scale
         state.set_rate(rate)
         started = time.perf_counter()
         try:
-            rows = run.rows_behind(state.prompt, state.progress.step)
+            rows = _rows(run, state)
             loss, norm = step_that_fits(run, state, rows, notices)  # 1. the step
             state.record(loss, rate, time.perf_counter() - started)
             if run.objective.has_floor:
@@ -147,10 +150,8 @@ def _steps(run: Run, state: TrainState, notices: list[str]) -> Iterator[TrainEve
         state.keep(point, has_floor=run.objective.has_floor)
         notices += _remarks(run, state, result)
         is_due = run.is_due(state.progress.step) or state.progress.is_finished
-        num_tokens = sum(row.num_tokens for row in rows)
-        event = _event(
-            run, state, norm, num_tokens, tuple(notices), result, state.result() if is_due else None
-        )
+        prompt = state.result() if is_due else None
+        event = _event(run, state, norm, rows, tuple(notices), result, prompt)
         notices.clear()
         is_saved = state.progress.is_finished or run.is_save_due(state.progress.step)
         if is_saved:  # 3. nothing is lost
@@ -161,6 +162,15 @@ def _steps(run: Run, state: TrainState, notices: list[str]) -> Iterator[TrainEve
             if not is_saved:
                 state.save_for(run)
             raise
+
+
+def _rows(run: Run, state: TrainState) -> list[Row]:
+    """Return the rows of the next step; where they cannot be made, write the state first."""
+    try:
+        return run.rows_behind(state.prompt, state.progress.step)
+    except ForewordError:
+        state.save_for(run)
+        raise
 
 
 def _go_back(state: TrainState, seen: DivergedError) -> str:
@@ -201,9 +211,11 @@ def _validate_if_due(run: Run, state: TrainState) -> Validation | None:
 
 def _remarks(run: Run, state: TrainState, result: Validation | None) -> list[str]:
     """Say what the guards see, and end the run where its patience is over."""
-    found = []
+    losses = state.history.losses
     if run.objective.has_floor:
-        found.append(guards.standstill(state.history.losses, run.num_warmup))
+        found = [guards.standstill(losses, run.num_warmup)]
+    else:
+        found = [guards.sameness(losses)]
     validations = [(one.step, one.loss) for one in state.history.validations]
     is_over = False
     if result is not None:
@@ -217,14 +229,17 @@ def _event(
     run: Run,
     state: TrainState,
     norm: float,
-    num_tokens: int,
+    rows: Sequence[Row],
     notices: tuple[str, ...],
     validation: Validation | None = None,
     prompt: SoftPrompt | None = None,
 ) -> TrainEvent:
     step, loss, rate, seconds = state.latest()
     tasks = state.task_results() if prompt is not None else {}
+    num_tokens = sum(row.num_tokens for row in rows)
+    rewards = [row.reward.value for row in rows if row.reward is not None]
+    reward = sum(rewards) / len(rewards) if rewards else None
     return TrainEvent(
         step, run.num_steps, loss, rate, norm, num_tokens, seconds, validation, prompt, notices,
-        tasks,
+        tasks, reward,
     )  # fmt: skip

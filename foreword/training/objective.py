@@ -28,6 +28,7 @@ class Objective(Protocol):
 
     Attributes:
         has_pairs: whether a row holds two answers, of which one is preferred.
+        has_answers: whether rows come with the answers that are learned.
         has_reference: whether rows are to know what the model says of them behind the prompt that
             training starts from.
         has_floor: whether its loss is never below 0, so that its level tells an explosion or a
@@ -35,6 +36,7 @@ class Objective(Protocol):
     """
 
     has_pairs: ClassVar[bool]
+    has_answers: ClassVar[bool]
     has_reference: ClassVar[bool]
     has_floor: ClassVar[bool]
 
@@ -81,6 +83,7 @@ class Likelihood:
     """
 
     has_pairs: ClassVar[bool] = False
+    has_answers: ClassVar[bool] = True
     has_reference: ClassVar[bool] = False
     has_floor: ClassVar[bool] = True
 

@@ -47,6 +47,7 @@ class Preference:
     is_normalized: bool = False
 
     has_pairs: ClassVar[bool] = True
+    has_answers: ClassVar[bool] = True
     has_reference: ClassVar[bool] = True
     has_floor: ClassVar[bool] = True
 

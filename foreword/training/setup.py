@@ -119,6 +119,8 @@ def prepare(
         method = start.begin(backbone, initial, rows, run.config)
         method.facts = describe(backbone, run.config, encoding_config, rows)
         method.facts["training"] |= chosen | objective.identity
+        if initial is not None and not objective.has_answers:  # rows tell nothing of how they are
+            method.facts["encoding"] |= initial.facts.get("encoding") or {}
     state = start.start_state(run, method)
     state.reference = reference
     if stored is not None:

@@ -34,12 +34,15 @@ class Validation:
         agreement: share of labels that greedy decoding would say, given the labels before.
         preferred: of pairs, the share whose preferred answer is likelier, beside the reference,
             than the other; None where rows have one answer.
+        reward: of questions with a reward function, the mean of greedy answers, whose negative is
+            the loss; exact is then the share of rewards of 1 or more.
     """
 
     loss: float
     exact: float
     agreement: float | None = None
     preferred: float | None = None
+    reward: float | None = None
 
     @property
     def facts(self) -> dict[str, float]:
