@@ -31,6 +31,7 @@ each one chapter of the story of the data. A room imports only rooms above it in
 HALF_LINES = {
     "errors": "the exception tree, with exit codes and HTTP statuses",
     "lazy": "names that a package imports at first use",
+    "notebook": "prompts, results and a bar in a notebook",
     "compat": "supported releases of transformers",
     "storage": "files that appear whole, or not at all",
     "config": "every option once, with its default and help",
@@ -44,6 +45,7 @@ HALF_LINES = {
     "verification": "the self-test of a family that no test covers",
     "backbone": "one frozen model: embeds, compiles, generates, scores",
     "chat": "the same for text: encode, answer, stream",
+    "answering": "text in, text out, in one call",
     "named_text": "a long instruction as a prompt, exactly",
     "llama_cpp": "llama.cpp's library: passes, sequences, their states",
     "export": "a prompt for other engines, in their own files",

@@ -11,10 +11,12 @@ from foreword.lazy import lazy_names
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from foreword.answering import answer, stream
     from foreword.backbone import Backbone
     from foreword.config import DistillConfig, EncodingConfig, TrainConfig
     from foreword.data.encoding import Row
     from foreword.data.examples import Example, read_examples
+    from foreword.distillation.composition import compose
     from foreword.distillation.run import distill
     from foreword.errors import ForewordError
     from foreword.named_text import text_prompt
@@ -33,20 +35,29 @@ __all__ = [
     "SoftPrompt",
     "TrainConfig",
     "TrainEvent",
+    "answer",
+    "compose",
     "distill",
     "read_examples",
+    "stream",
     "text_prompt",
     "train",
 ]
 
+ON_TRANSFORMERS = (
+    "Backbone", "TrainEvent", "answer", "compose", "distill", "stream", "text_prompt", "train"
+)  # fmt: skip
+
 _load, __dir__ = lazy_names(
     __name__,
+    answering="answer stream",
     backbone="Backbone",
     config="DistillConfig EncodingConfig TrainConfig",
     errors="ForewordError",
     **{
         "data.encoding": "Row",
         "data.examples": "Example read_examples",
+        "distillation.composition": "compose",
         "distillation.run": "distill",
         "named_text": "text_prompt",
         "prompt.prefix": "Prefix",
@@ -57,7 +68,7 @@ _load, __dir__ = lazy_names(
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("Backbone", "TrainEvent", "distill", "text_prompt", "train"):
+    if name in ON_TRANSFORMERS:
         from foreword.compat.releases import check_transformers
 
         check_transformers()

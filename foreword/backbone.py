@@ -456,6 +456,18 @@ class Backbone:
             prove_media(self, input_ids, mask, media)
             self._is_media_proved = True
 
+    def can_generate(self) -> bool:
+        """Refuse a pipeline of transformers, which asks a model this before anything else.
+
+        Raises:
+            UnsupportedError: says what to call.
+        """
+        raise UnsupportedError(
+            "a pipeline of transformers knows no soft prompt, nor how rows of its training were "
+            "written: call foreword.answer(backbone, prompt, texts), or give the pipeline "
+            "backbone.model for the bare model"
+        )
+
     def __repr__(self) -> str:
         return f"Backbone({self.name}, {self.capabilities.model_type}, {self.dtype}, {self.device})"
 

@@ -5,6 +5,7 @@
     │   ├── DataError        a row or a data file: names file and line
     │   ├── ArtifactError    a prompt directory: truncated, hostile, not a soft prompt
     │   ├── NotFoundError    no prompt or version of that name
+    │   ├── FormError        a view of a prompt that its form does not have; an AttributeError, too
     │   └── MismatchError    a prompt and a base model that do not belong together
     ├── UnsupportedError     a combination that would not be exact: refused by name
     ├── DependencyError      a missing extra or a release outside the tested range
@@ -51,6 +52,10 @@ class NotFoundError(InputError):
     """No prompt, or no version of it, goes by the name that was given."""
 
     http_status = 404
+
+
+class FormError(InputError, AttributeError):
+    """A view of a prompt that its form does not have; `hasattr` says so, too."""
 
 
 class MismatchError(InputError):

@@ -10,10 +10,10 @@ import foreword
 PACKAGE = Path(foreword.__file__).parent
 # A room, a folder or a module at the top, imports only itself and rooms before it.
 ROOMS = [
-    "errors", "lazy", "compat", "storage", "config", "hub_files", "demo", "prompt", "data",
-    "loading", "model", "generation", "verification", "backbone", "chat", "named_text",
-    "llama_cpp", "export", "training", "engine", "engine_llama", "evaluation", "distillation",
-    "doctor", "server", "vllm_plugin", "cli",
+    "errors", "lazy", "notebook", "compat", "storage", "config", "hub_files", "demo", "prompt",
+    "data", "loading", "model", "generation", "verification", "backbone", "chat", "answering",
+    "named_text", "llama_cpp", "export", "training", "engine", "engine_llama", "evaluation",
+    "distillation", "doctor", "server", "vllm_plugin", "cli",
 ]  # fmt: skip
 FILES = sorted(PACKAGE.rglob("*.py"))
 
@@ -128,8 +128,8 @@ def test_transformers_own_names_are_in_the_adapter_alone() -> None:
 def test_the_public_names_are_these() -> None:
     assert foreword.__all__ == [
         "Backbone", "DistillConfig", "EncodingConfig", "Example", "ForewordError", "Prefix", "Row",
-        "SoftPrompt", "TrainConfig", "TrainEvent", "distill", "read_examples", "text_prompt",
-        "train",
+        "SoftPrompt", "TrainConfig", "TrainEvent", "answer", "compose", "distill", "read_examples",
+        "stream", "text_prompt", "train",
     ]  # fmt: skip
     for name in foreword.__all__:
         assert getattr(foreword, name).__module__.startswith("foreword.")

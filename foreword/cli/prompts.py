@@ -15,6 +15,7 @@ from foreword.cli.console import one_line, strict_json
 from foreword.errors import ForewordError, InputError, NotFoundError
 
 if TYPE_CHECKING:
+    from foreword.prompt.soft_prompt import SoftPrompt
     from foreword.prompt.store import Entry, Store
 
 app = typer.Typer(
@@ -124,6 +125,56 @@ def _add_text(
         f"foreword serve {model} --prompts {prompts}"
     )
     return entry, said
+
+
+@app.command("compose")
+@options.checked
+def compose_command(
+    name: Annotated[str, typer.Argument(help="the name that clients will ask for")],
+    first: Annotated[str, typer.Argument(help="a name of the store, or a prompt as for add")],
+    second: Annotated[str, typer.Argument(help="the same: the prompt that stands behind it")],
+    model: options.Model = None,
+    prompts: Directory = "prompts",
+) -> None:
+    """Put two prompts under a name as one, the second behind the first, its keys moved there.
+
+    Example: foreword prompts compose both handbook support
+    """
+    from tempfile import TemporaryDirectory
+
+    from foreword import compose
+    from foreword.prompt.store import check_free
+
+    check_free(name)
+    store = _store(prompts)
+    pair = [_prompt(store, reference) for reference in (first, second)]
+    base = pair[0].facts.get("base") or {}
+    if not (model or base.get("name")):
+        raise InputError("which model? give --model; the first prompt does not name its base")
+    revision = None if model else base.get("revision")
+    backbone, _ = options.load(model or base["name"], None, revision=revision)
+    prompt = compose(backbone, *pair)
+    with TemporaryDirectory() as folder:
+        prompt.save(folder)
+        entry = store.add(name, folder)
+    sizes = " and ".join(str(one.num_virtual_tokens) for one in pair)
+    options.output.print(f"added {entry}: {sizes} virtual tokens, one behind the other")
+
+
+def _prompt(store: "Store", reference: str) -> "SoftPrompt":
+    """Return a prompt by its name in the store, where there is such a name, else by its place."""
+    from foreword.prompt.soft_prompt import SoftPrompt
+
+    try:
+        entry = store.resolve(reference)
+    except NotFoundError:
+        if not os.path.isdir(reference):
+            raise
+    except InputError:  # no name, but a directory or a Hub id
+        pass
+    else:
+        return SoftPrompt.load(store.verify(entry))
+    return SoftPrompt.load(reference)
 
 
 @app.command("add-all")

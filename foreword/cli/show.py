@@ -5,7 +5,7 @@ picture. Computes nothing itself.
 """
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from foreword.evaluation.inspection import LayerNorms, Nearest, TokenNorms
     from foreword.evaluation.plots import Panel
     from foreword.prompt.prefix import Prefix
-    from foreword.prompt.soft_prompt import SoftPrompt
 
 NEAREST = 3
 MOST_NEAREST = 100  # a table of more is not read
@@ -93,7 +92,7 @@ class View:
 
         self.directory = directory
         self.prompt = SoftPrompt.load(directory)
-        self.report = describe(self.prompt)
+        self.report = self.prompt.outline()
         self.num_plain = len(self.report)
         self.tables: list[Table | str] = []
         self.panels: list[Panel] = []
@@ -250,34 +249,3 @@ def _with_eager_attention(backbone: "Backbone") -> "Backbone":
 
     backbone.model.set_attn_implementation("eager")
     return Backbone(backbone.model, backbone.tokenizer, name=backbone.name)
-
-
-def describe(prompt: "SoftPrompt") -> dict[str, Any]:
-    """Return what a prompt says of itself, in reading order; unknown facts are left out."""
-    from foreword.prompt import history
-
-    known = prompt.facts
-    base = known.get("base") or {}
-    metrics = known.get("metrics") or {}
-    held_out = metrics.get("validation") or {}
-    facts = {
-        "base": base.get("name") or "not recorded",
-        "revision": base.get("revision"),
-        "form": prompt.form,
-        "virtual tokens": prompt.num_virtual_tokens,
-        "numbers": f"{prompt.num_parameters:,}",
-        "size": f"{prompt.num_bytes / 1e6:.2f} MB",
-        "method": known.get("method"),
-        "objective": (known.get("training") or {}).get("objective"),
-        "trained": known.get("created"),
-        "rows": (known.get("training") or {}).get("num_rows"),
-        "step": metrics.get("step"),
-        "training loss": metrics.get("training_loss"),
-        "validation loss": held_out.get("loss"),
-        "validation exact": held_out.get("exact"),
-        "validation preferred": held_out.get("preferred"),
-        "validation reward": held_out.get("reward"),
-        "curve": history.line(known["history"]) if known.get("history") else None,
-        "content": prompt.content_hash[:16],
-    }
-    return {name: value for name, value in facts.items() if value is not None}

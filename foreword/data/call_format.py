@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from foreword.config import EncodingConfig, Opening
+from foreword.data.argument_format import ArgumentFormat, PairedCall, paired_call
 from foreword.data.chat_template import ChatTemplate
 from foreword.data.media_parts import Message
 from foreword.data.row_text import RowText
@@ -48,6 +49,7 @@ class CallFormat:
         paths: where a call is a JSON object, the place in it of each hole; else empty.
         colon: between a name and a value of the arguments.
         comma: between two arguments.
+        argument: how each argument is written, where they stand one by one.
     """
 
     opening: str
@@ -58,6 +60,7 @@ class CallFormat:
     paths: Mapping[Hole, Path]
     colon: str = ": "
     comma: str = ", "
+    argument: ArgumentFormat | None = None
 
     @property
     def is_each_marked(self) -> bool:
@@ -79,7 +82,9 @@ class CallFormat:
     @property
     def texts(self) -> tuple[str, ...]:
         """All that is written around holes."""
-        return (self.opening, self.joint or "", self.closing, *self.literals)
+        one = self.argument
+        own = (one.opening, one.between, one.closing) if one is not None else ()
+        return (self.opening, self.joint or "", self.closing, *self.literals, *own)
 
     def special_tokens(self, tokenizer: "PreTrainedTokenizerBase") -> dict[int, str]:
         """Return the special tokens that are part of calls, by their ids."""
@@ -110,8 +115,8 @@ def call_format(tokenizer: "PreTrainedTokenizerBase", config: EncodingConfig) ->
     if found is None:
         raise InputError(
             "tools: the chat template writes calls in a form that is not read here (expected a "
-            "name and arguments in JSON): leave them out, or give a --chat-template that writes "
-            "them so"
+            "name, and arguments in JSON or each between marks): leave them out, or give a "
+            "--chat-template that writes them so"
         )
     return found
 
@@ -125,24 +130,36 @@ def format_of(template: ChatTemplate, opening: Opening) -> CallFormat | None:
     template = replace(template, tools=_tools())
     before = template.opened([_ASKED], opening)
 
-    def written(num_calls: int) -> str:
-        calls = [_call(number) for number in range(num_calls)]
-        answer = {"role": "assistant", "content": "", "tool_calls": calls}
+    def written(*calls: dict[str, Any]) -> str:
+        answer = {"role": "assistant", "content": "", "tool_calls": [*calls]}
         return template.answer([_ASKED], answer, before)
 
-    one = written(1)
+    one = written(_call(0))
     found = _single(one)
     if found is None:
-        return None
-    first, second = (_filled(found, number) for number in range(2))
+        paired = paired_call(lambda arguments: written(_call(0, arguments)), _NAMES[0])
+        if paired is None:
+            return None
+        found = _of_pairs(paired)
     try:
-        two = written(2)
+        two = written(_call(0), _call(1))
     except DataError:
         two = ""
-    start, end = found.opening + first, second + found.closing
+    start, behind = one.removesuffix(found.closing), found.closing
+    second = start.removeprefix(found.opening)
+    for first, other in ((_NAMES[0], _NAMES[1]), (_IDS[0], _IDS[1])):
+        second = second.replace(first, other)
+    end = second + behind
     if two.startswith(start) and two.endswith(end) and len(two) >= len(start + end):
         found = replace(found, joint=two[len(start) : len(two) - len(end)])
     return found
+
+
+def _of_pairs(call: PairedCall) -> CallFormat:
+    """Return the format of calls whose arguments are written one by one."""
+    holes: tuple[Hole, ...] = ("name", "arguments")
+    literals = ("", call.head, "")
+    return CallFormat(call.opening, None, call.behind, literals, holes, {}, argument=call.argument)
 
 
 def _single(one: str) -> CallFormat | None:
@@ -151,7 +168,7 @@ def _single(one: str) -> CallFormat | None:
     at = one.find(_NAMES[0])
     if arguments is None or at < 0:
         return None
-    spaces = {"colon": arguments["colon"], "comma": arguments["comma"]}
+    spaces = arguments["colon"], arguments["comma"]
     for start in _braces(one, min(at, arguments.start())):
         try:
             value, end = json.JSONDecoder().raw_decode(one, start)
@@ -161,15 +178,13 @@ def _single(one: str) -> CallFormat | None:
         if end >= arguments.end() and {"name", "arguments"} <= {*paths}:
             holes, literals = _holes(one[start:end])
             if len(holes) == len(paths):
-                return CallFormat(one[:start], None, one[end:], literals, holes, paths, **spaces)
+                return CallFormat(one[:start], None, one[end:], literals, holes, paths, *spaces)
     end = arguments.end()
     if at > arguments.start() or _IDS[0] in one:
         return None
     holes, literals = _holes(one[at:end])
     is_plain = holes == ("name", "arguments") and literals[1].strip()
-    return (
-        CallFormat(one[:at], None, one[end:], literals, holes, {}, **spaces) if is_plain else None
-    )
+    return CallFormat(one[:at], None, one[end:], literals, holes, {}, *spaces) if is_plain else None
 
 
 def _holes(text: str) -> tuple[tuple[Hole, ...], tuple[str, ...]]:
@@ -185,16 +200,6 @@ def _holes(text: str) -> tuple[tuple[Hole, ...], tuple[str, ...]]:
         literals.append(text[done : found.start()])
         done = found.end()
     return tuple(holes), (*literals, text[done:])
-
-
-def _filled(found: CallFormat, number: int) -> str:
-    """Return a call as the template would write it."""
-    arguments = json.dumps(_ARGUMENTS, separators=(found.comma, found.colon))
-    values = {"name": _NAMES[number], "id": _IDS[number], "arguments": arguments}
-    texts = [found.literals[0]]
-    for hole, literal in zip(found.holes, found.literals[1:], strict=True):
-        texts += [values[hole], literal]
-    return "".join(texts)
 
 
 def _paths(value: Any, before: Path = ()) -> Iterator[tuple[Hole, Path]]:
@@ -214,8 +219,8 @@ def _braces(text: str, end: int) -> Iterator[int]:
     return (place for place in range(end) if text[place] == "{")
 
 
-def _call(number: int) -> dict[str, Any]:
-    function = {"name": _NAMES[number], "arguments": dict(_ARGUMENTS)}
+def _call(number: int, arguments: Mapping[str, Any] = _ARGUMENTS) -> dict[str, Any]:
+    function = {"name": _NAMES[number], "arguments": dict(arguments)}
     return {"id": _IDS[number], "type": "function", "function": function}
 
 

@@ -6,17 +6,18 @@ lost. Knows no template and no tokens.
 """
 
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import regex
-
+from foreword.data.argument_reader import ArgumentReader, NoCall, Unfinished, spaced, visible
+from foreword.data.argument_types import types_of, value_of
 from foreword.data.call_format import CallFormat, Path
 from foreword.data.json_files import STRICT
 from foreword.data.tool_calls import ToolCall
 
 NAME = re.compile(r"[A-Za-z0-9_.-]+")
+ToolSchemas = Mapping[str, Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -32,28 +33,24 @@ class ParsedAnswer:
     calls: tuple[ToolCall, ...]
 
 
-class _Unfinished(Exception):
-    """What came so far may become a call."""
-
-
-class _NoCall(Exception):
-    """What came is no call."""
-
-
 class CallReader:
     """Reads one answer.
 
     Args:
         form: how its template writes calls.
-        names: of the tools that it may call.
+        tools: that it may call, by name: the JSON schema of the arguments of each.
     """
 
-    def __init__(self, form: CallFormat, names: Collection[str]) -> None:
-        self._form, self._names = form, frozenset(names)
-        self._mark = _spaced(form.opening)
-        self._joint = _spaced(form.joint or "")
-        self._closing = _spaced(form.closing)
-        self._between = _spaced("" if form.paths else form.literals[1])
+    def __init__(self, form: CallFormat, tools: ToolSchemas) -> None:
+        self._form, self._tools = form, tools
+        self._mark = spaced(form.opening)
+        self._joint = spaced(form.joint or "")
+        self._closing = spaced(form.closing)
+        self._between = spaced("" if form.paths else form.literals[1])
+        self._arguments: ArgumentReader | None = None
+        if form.argument is not None:
+            behind = [one for one in (form.closing, form.joint) if one]
+            self._arguments = ArgumentReader(form.argument, behind)
         self._held = ""  # that may become a call, or white space before one
         self._num_due = 0  # characters held with which it is worth to look again
         self._has_begun = False  # text that is no white space came, or a call
@@ -81,12 +78,12 @@ class CallReader:
                 return
             try:
                 calls, end = self._calls(self._held, mark_end, is_whole)
-            except _Unfinished:
+            except Unfinished:
                 yield from self._text(len(self._held[:start].rstrip()))
                 # A call is read again each time by an eighth more of it: in linear time in all.
                 self._num_due = len(self._held) + len(self._held) // 8
                 return
-            except _NoCall:
+            except NoCall:
                 yield from self._text(max(1, mark_end))
                 continue
             before = self._held[:start].rstrip()  # white space before a call is its template's
@@ -125,27 +122,27 @@ class CallReader:
         """Return the calls behind a mark, and where they end."""
         calls, form = [], self._form
         while True:
-            call, place = self._call(text, _visible(text, place), is_whole)
+            call, place = self._call(text, visible(text, place), is_whole)
             calls.append(call)
-            after = _visible(text, place)
+            after = visible(text, place)
             if after == len(text):
                 if is_whole:  # the end of the answer closes it, too
                     return calls, after
                 if form.closing.strip() or not form.mark:
-                    raise _Unfinished
+                    raise Unfinished
             if (going_on := self._is_next(text, after)) is not None:
                 place = going_on
                 continue
             if not form.closing.strip():
                 if not form.mark and after < len(text):
-                    raise _NoCall  # without a mark, calls are the whole answer
+                    raise NoCall  # without a mark, calls are the whole answer
                 return calls, place
             closing = self._closing.match(text, after, partial=not is_whole)
             if closing is None:
                 self._check_partial(text, after, is_whole)
-                raise _NoCall
+                raise NoCall
             if closing.partial:
-                raise _Unfinished
+                raise Unfinished
             return calls, closing.end()
 
     def _is_next(self, text: str, place: int) -> int | None:
@@ -163,30 +160,38 @@ class CallReader:
         if is_whole or self._form.joint is None or self._form.is_each_marked:
             return
         if self._joint.match(text, place, partial=True) is not None:
-            raise _Unfinished
+            raise Unfinished
 
     def _call(self, text: str, place: int, is_whole: bool) -> tuple[ToolCall, int]:
         if place == len(text):
-            raise _NoCall if is_whole else _Unfinished
+            raise NoCall if is_whole else Unfinished
         if self._form.paths:
             value, place = _value(text, place, is_whole)
             return self._of_object(value), place
         name = NAME.match(text, place)
         if name is None:
-            raise _NoCall
+            raise NoCall
         between = self._between.match(text, name.end(), partial=not is_whole)
         if between is None:
-            raise _NoCall
+            raise NoCall
         if between.partial:
-            raise _Unfinished
-        arguments, place = _value(text, _visible(text, between.end()), is_whole)
+            raise Unfinished
+        if self._arguments is not None:
+            texts, place = self._arguments.read(text, between.end(), is_whole)
+            return self._checked(name[0], self._typed(name[0], texts), None), place
+        arguments, place = _value(text, visible(text, between.end()), is_whole)
         return self._checked(name[0], arguments, None), place
+
+    def _typed(self, name: str, texts: Mapping[str, str]) -> dict[str, Any]:
+        root = self._tools.get(name, {})
+        known = root.get("properties") or {}
+        return {key: value_of(text, types_of(known.get(key), root)) for key, text in texts.items()}
 
     def _of_object(self, value: dict[str, Any]) -> ToolCall:
         paths = self._form.paths
         known = {path[:size] for path in paths.values() for size in range(1, len(path) + 1)}
         if _keys(value, [*paths.values()]) - known - _FIXED:
-            raise _NoCall  # it says more than a call, which would be lost
+            raise NoCall  # it says more than a call, which would be lost
         found = {hole: _at(value, path) for hole, path in paths.items()}
         return self._checked(found["name"], found["arguments"], found.get("id"))
 
@@ -195,10 +200,10 @@ class CallReader:
             try:
                 arguments = STRICT.decode(arguments)
             except (ValueError, RecursionError):
-                raise _NoCall from None
-        is_named = isinstance(name, str) and name in self._names
+                raise NoCall from None
+        is_named = isinstance(name, str) and name in self._tools
         if not is_named or not isinstance(arguments, dict):
-            raise _NoCall
+            raise NoCall
         return ToolCall(name, arguments, call_id if isinstance(call_id, str) else None)
 
     @staticmethod
@@ -212,9 +217,9 @@ class CallReader:
         return found
 
 
-def read_answer(text: str, form: CallFormat, names: Collection[str]) -> ParsedAnswer:
+def read_answer(text: str, form: CallFormat, tools: ToolSchemas) -> ParsedAnswer:
     """Return the calls of a whole answer, and the text around them."""
-    reader = CallReader(form, names)
+    reader = CallReader(form, tools)
     events = [*reader.put(text), *reader.end()]
     return ParsedAnswer(
         "".join(one for one in events if isinstance(one, str)),
@@ -230,14 +235,14 @@ def _value(text: str, place: int, is_whole: bool) -> tuple[Any, int]:
     """Return the JSON object that starts at a place, and where it ends."""
     if not text.startswith("{", place):
         if place >= len(text) and not is_whole:
-            raise _Unfinished
-        raise _NoCall
+            raise Unfinished
+        raise NoCall
     try:
         value, end = STRICT.raw_decode(text, place)
     except (ValueError, RecursionError):
         if is_whole:
-            raise _NoCall from None
-        raise _Unfinished from None
+            raise NoCall from None
+        raise Unfinished from None
     return value, end
 
 
@@ -256,13 +261,3 @@ def _keys(value: Any, ends: Sequence[Path], before: Path = ()) -> set[Path]:
         if isinstance(one, dict) and place not in ends:
             found |= _keys(one, ends, place)
     return found
-
-
-def _visible(text: str, place: int) -> int:
-    """Return the next place that is no white space."""
-    return len(text) - len(text[place:].lstrip())
-
-
-def _spaced(literal: str) -> "regex.Pattern[str]":
-    """Return a pattern of a literal with any white space where it has some, but none around it."""
-    return regex.compile(r"\s*".join(map(re.escape, literal.split())))

@@ -59,3 +59,10 @@ def name_of(tool: dict[str, Any]) -> str:
     """Return what a description of a tool calls it; "" where it does not say."""
     function = tool.get("function", tool)
     return str(function.get("name", "")) if isinstance(function, dict) else ""
+
+
+def schema_of(tool: dict[str, Any]) -> dict[str, Any]:
+    """Return the JSON schema of a described tool's arguments; empty where it does not say."""
+    function = tool.get("function", tool)
+    found = function.get("parameters") if isinstance(function, dict) else None
+    return found if isinstance(found, dict) else {}

@@ -10,10 +10,10 @@ from foreword.backbone import Backbone
 from foreword.chat import Answer
 from foreword.config import EncodingConfig
 from foreword.data.call_format import call_format
-from foreword.data.call_reader import read_answer
+from foreword.data.call_reader import ToolSchemas, read_answer
 from foreword.data.encoding import decode
 from foreword.data.example import Example, named
-from foreword.data.tool_calls import ToolCall, calls_of, name_of
+from foreword.data.tool_calls import ToolCall, calls_of, name_of, schema_of
 
 Calls = tuple[ToolCall, ...]
 
@@ -45,10 +45,10 @@ def answered_calls(
     """
     form = call_format(backbone.tokenizer, config)
     kept = form.special_tokens(backbone.tokenizer)
-    called = {call.name for calls in expected_calls(examples) for call in calls}
+    called: ToolSchemas = {call.name: {} for calls in expected_calls(examples) for call in calls}
     found = []
     for example, answer in zip(examples, answers, strict=True):
         ids = answer.ids[: len(answer.ids) - answer.is_finished]
-        names = {name_of(tool) for tool in example.tools} or called
-        found.append(read_answer(decode(ids, backbone.tokenizer, kept), form, names).calls)
+        tools = {name_of(tool): schema_of(tool) for tool in example.tools} or called
+        found.append(read_answer(decode(ids, backbone.tokenizer, kept), form, tools).calls)
     return found

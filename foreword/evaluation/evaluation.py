@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from foreword import chat
+from foreword import chat, notebook
 from foreword.backbone import Backbone
 from foreword.chat import Answer, Text
 from foreword.config import EncodingConfig, EvalConfig, ResamplingConfig
@@ -98,6 +98,14 @@ class Evaluation:
     def tokens_per_second(self) -> float:
         """Generated tokens, over all rows of a batch."""
         return sum(answer.num_tokens for answer in self.answers) / max(self.seconds, 1e-9)
+
+    def _repr_html_(self) -> str:
+        rows = [
+            (name, *map(notebook.shown, (one.value, one.low, one.high)))
+            for name, one in self.scores.items()
+        ]
+        title = f"{self.subject.name}, {len(self.outcomes)} examples"
+        return notebook.columns(title, ("metric", "value", "from", "to"), rows)
 
 
 def evaluate(

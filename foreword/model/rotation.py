@@ -88,6 +88,19 @@ def moved(states: States, rotations: Sequence[Rotation], distances: Tensor) -> S
     return States(layers, states.num_virtual_tokens)
 
 
+def joined(first: States, second: States, rotations: Sequence[Rotation]) -> States:
+    """Return the keys and values of two prompts side by side, the keys of the second moved behind
+    the first; with gradient to both.
+    """
+    length = first.num_virtual_tokens
+    behind = moved(second, rotations, torch.full((second.num_virtual_tokens,), length))
+    layers = tuple(
+        tuple(torch.cat(pair, dim=1) for pair in zip(one, other, strict=True))
+        for one, other in zip(first.layers, behind.layers, strict=True)
+    )
+    return States(layers, length + second.num_virtual_tokens)
+
+
 def _state_at(decoder: Decoder, position: int) -> list[tuple[Tensor, Tensor]]:
     """Return each layer's key and value of one token that stands alone at a position, `[N, 1, D]`.
 

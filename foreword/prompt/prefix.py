@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from foreword.errors import InputError
+from foreword import notebook
+from foreword.errors import FormError
 from foreword.prompt.soft_prompt import SoftPrompt
 from foreword.prompt.states import (
     DeferredPrompt,
@@ -62,10 +63,10 @@ class Prefix:
         """The states of a prefix that has run already, as on every model without an encoder.
 
         Raises:
-            InputError: it runs with each row.
+            FormError: it runs with each row.
         """
         if isinstance(self.states, DeferredPrompt):
-            raise InputError("this prefix runs with each row, beside an encoder: it has no states")
+            raise FormError("this prefix runs with each row, beside an encoder: it has no states")
         return self.states
 
     def save(self, directory: str | os.PathLike[str]) -> None:
@@ -80,6 +81,13 @@ class Prefix:
             SoftPrompt.from_embeddings(self.states.embeddings, facts=self.facts).save(directory)
             return
         SoftPrompt.from_states(self.states, facts=self.facts).write(directory, is_cartridge=True)
+
+    def _repr_html_(self) -> str:
+        base = (self.facts.get("base") or {}).get("name") or "not recorded"
+        size = f"{self.num_bytes / 1e6:.2f} MB"
+        return notebook.table(
+            "Prefix", {"base": base, "virtual tokens": self.num_virtual_tokens, "size": size}
+        )
 
     def __repr__(self) -> str:
         return f"Prefix(P={self.num_virtual_tokens}, {self.num_bytes:,} bytes)"

@@ -15,9 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from foreword import notebook
 from foreword.config import Form
-from foreword.errors import ArtifactError, InputError
-from foreword.prompt import artifact, directories, peft_format
+from foreword.errors import ArtifactError, FormError, InputError
+from foreword.prompt import artifact, directories, history, peft_format
 from foreword.prompt.artifact import Artifact
 from foreword.prompt.peft_format import Parts
 from foreword.prompt.states import KeyValues, States, regroup, row_major
@@ -142,18 +143,24 @@ class SoftPrompt:
 
     @property
     def embeddings(self) -> Tensor:
-        """The virtual token embeddings `[P, H]` of an embedding prompt."""
+        """The virtual token embeddings `[P, H]` of an embedding prompt.
+
+        Raises:
+            FormError: the prompt holds keys and values.
+        """
         if self.form != "embeddings":
-            raise InputError("a key/value prompt has no embeddings; use .key_values")
+            raise FormError("a key/value prompt has no embeddings; use .key_values")
         return self.tensors[0]
 
     @property
     def states(self) -> States:
-        """Every layer's state of a key/value prompt."""
+        """Every layer's state of a key/value prompt.
+
+        Raises:
+            FormError: the prompt holds embeddings.
+        """
         if self.form != "key_values":
-            raise InputError(
-                "an embedding prompt has no keys; compile it and use Prefix.key_values"
-            )
+            raise FormError("an embedding prompt has no keys; compile it and use Prefix.key_values")
         return regroup(self.tensors, self.counts, self.num_virtual_tokens)
 
     @property
@@ -247,6 +254,37 @@ class SoftPrompt:
             )
         prompt.facts = stored.facts or peft_format.foreign_facts(stored.config)
         return prompt
+
+    def outline(self) -> dict[str, Any]:
+        """Return what the prompt says of itself, in reading order; unknown facts are left out."""
+        known = self.facts
+        base = known.get("base") or {}
+        metrics = known.get("metrics") or {}
+        held_out = metrics.get("validation") or {}
+        facts = {
+            "base": base.get("name") or "not recorded",
+            "revision": base.get("revision"),
+            "form": self.form,
+            "virtual tokens": self.num_virtual_tokens,
+            "numbers": f"{self.num_parameters:,}",
+            "size": f"{self.num_bytes / 1e6:.2f} MB",
+            "method": known.get("method"),
+            "objective": (known.get("training") or {}).get("objective"),
+            "trained": known.get("created"),
+            "rows": (known.get("training") or {}).get("num_rows"),
+            "step": metrics.get("step"),
+            "training loss": metrics.get("training_loss"),
+            "validation loss": held_out.get("loss"),
+            "validation exact": held_out.get("exact"),
+            "validation preferred": held_out.get("preferred"),
+            "validation reward": held_out.get("reward"),
+            "curve": history.line(known["history"]) if known.get("history") else None,
+            "content": self.content_hash[:16],
+        }
+        return {name: value for name, value in facts.items() if value is not None}
+
+    def _repr_html_(self) -> str:
+        return notebook.table("SoftPrompt", self.outline())
 
     def __repr__(self) -> str:
         return (

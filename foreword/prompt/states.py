@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from foreword.errors import InputError
+from foreword.errors import FormError, InputError
 
 LayerState = tuple[Tensor, ...]
 """Keys and values where the layer attends, then window and state of each recurrence."""
@@ -47,10 +47,10 @@ class States:
         """Each layer's keys and values `[N, P, D]`.
 
         Raises:
-            InputError: a layer is recurrent, or keeps nothing.
+            FormError: a layer is recurrent, or keeps nothing.
         """
         if self.is_recurrent or not all(self.layers):
-            raise InputError("these states are not keys and values alone; use .states")
+            raise FormError("these states are not keys and values alone; use .states")
         return tuple((layer[0], layer[1]) for layer in self.layers)
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "States":

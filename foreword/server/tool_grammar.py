@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from foreword.data.call_format import CallFormat
+from foreword.server.argument_grammar import ArgumentGrammar, escaped
 from foreword.server.closed_schema import closed
 
 ANY = r"(.|\n)*"
@@ -42,8 +43,12 @@ def call_grammar(
         text_schema: what an answer without calls follows; None: any text.
     """
     literal = _Literals(special)
+    paired = ArgumentGrammar(form.argument, literal, _spaces(form)) if form.argument else None
     rules = ["ID: /[a-zA-Z0-9]{9}/", "call: " + " | ".join(f"call_{i}" for i in range(len(tools)))]
-    rules += [f"call_{index}: {literal.call(form, tool)}" for index, tool in enumerate(tools)]
+    for index, tool in enumerate(tools):
+        arguments = paired.arguments(*tool) if paired else _json(tool.schema, form)
+        rules.append(f"call_{index}: {literal.call(form, tool.name, arguments)}")
+    rules += paired.rules if paired else []
     more = "" if has_one or form.joint is None else f"({literal(form.joint)} call)*"
     behind = " ".join(filter(None, ["call", more, literal(form.closing)]))
     whole = " ".join(filter(None, [literal(form.opening), behind]))
@@ -84,27 +89,30 @@ class _Literals:
         parts = self._pattern.split(text) if self._pattern else [text]
         return [part for part in parts if part]
 
-    def call(self, form: CallFormat, tool: CallableTool) -> str:
-        """Return one call of a tool."""
+    def call(self, form: CallFormat, name: str, arguments: str) -> str:
+        """Return one call of a tool, whose arguments are rules."""
         written, pieces = form.literals[0], []
         for hole, text in zip(form.holes, form.literals[1:], strict=True):
             if hole == "name":
-                written += tool.name + text
+                written += name + text
                 continue
             pieces.append(self(written))
-            pieces.append("ID" if hole == "id" else _json(tool.schema, form))
+            pieces.append("ID" if hole == "id" else arguments)
             written = text
         return " ".join(filter(None, [*pieces, self(written)]))
 
 
 def _json(schema: Mapping[str, Any], form: CallFormat) -> str:
     """Return a value by a JSON schema, with the white space that the template writes."""
-    spaces = {
+    return f"%json {json.dumps({**closed(schema), 'x-guidance': _spaces(form)})}"
+
+
+def _spaces(form: CallFormat) -> dict[str, Any]:
+    return {
         "whitespace_flexible": False,
         "key_separator": form.colon,
         "item_separator": form.comma,
     }
-    return f"%json {json.dumps({**closed(schema), 'x-guidance': spaces})}"
 
 
 def _quoted(text: str) -> str:
@@ -113,5 +121,4 @@ def _quoted(text: str) -> str:
 
 def _pattern(text: str) -> str:
     """Return a regular expression of a text, with any white space where it has some."""
-    spelled = [re.sub(r"[!-/:-@\[-`{-~]", lambda c: f"\\x{ord(c[0]):02x}", s) for s in text.split()]
-    return r"\s*".join(spelled)
+    return r"\s*".join(map(escaped, text.split()))

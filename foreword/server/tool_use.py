@@ -93,7 +93,7 @@ def tool_use(
         if not isinstance(choice, NamedTool) or tool.function.name == choice.function.name
     ]
     kept = form.special_tokens(backbone.tokenizer)
-    names = frozenset(tool.name for tool in callable_)
+    schemas = {tool.name: tool.schema for tool in callable_}
     is_forced = choice != "auto"
     has_one = isinstance(choice, NamedTool) or body.parallel_tool_calls is False
     is_held = is_forced or has_one or any(tool.function.strict for tool in tools)
@@ -103,7 +103,7 @@ def tool_use(
             form, callable_, kept, is_forced=is_forced, has_one=has_one, text_schema=text_schema
         )
     shown = tuple(tool.shown() for tool in tools)
-    return ToolUse(shown, grammar, kept, lambda: CallReader(form, names))
+    return ToolUse(shown, grammar, kept, lambda: CallReader(form, schemas))
 
 
 def check_begun(use: ToolUse | None, is_begun: bool) -> None:

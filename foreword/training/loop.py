@@ -12,7 +12,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+from foreword import notebook
 from foreword.backbone import Backbone
 from foreword.config import EncodingConfig, TrainConfig
 from foreword.data.row import Row
@@ -62,6 +64,20 @@ class TrainEvent:
     task_prompts: Mapping[str, SoftPrompt] = field(default_factory=dict)
     reward: float | None = None
 
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What the step came to, by name."""
+        found: dict[str, Any] = {"step": f"{self.step} of {self.num_steps}", "loss": self.loss}
+        if self.reward is not None:
+            found["reward"] = self.reward
+        if self.validation is not None:
+            found |= {f"validation {name}": one for name, one in self.validation.facts.items()}
+        found["tokens per second"] = round(self.num_tokens / max(self.seconds, 1e-9))
+        return found | {f"note {number}": one for number, one in enumerate(self.notices, 1)}
+
+    def _repr_html_(self) -> str:
+        return notebook.table("TrainEvent", self.facts)
+
 
 def train(
     backbone: Backbone,
@@ -77,6 +93,8 @@ def train(
     objective: Objective = LIKELIHOOD,
 ) -> Iterator[TrainEvent]:
     """Train a soft prompt, one event per optimizer step; the last event's `prompt` is the result.
+
+    In a notebook the events come under a bar.
 
     With validation rows the result is the prompt with the lowest validation loss, else the last
     one. Under a launcher of several processes each calls this alike, and all get the same events.
@@ -119,7 +137,14 @@ def train(
             source,
             objective,
         )
-        return _held(lock.pop_all(), _steps(run, state, notices))
+        return notebook.watched(_held(lock.pop_all(), _steps(run, state, notices)), _bar)
+
+
+def _bar(event: TrainEvent) -> notebook.Bar:
+    said = f"loss {event.loss:.3f}"
+    if event.validation is not None:
+        said += f" · validation {event.validation.loss:.3f}, {event.validation.exact:.0%} exact"
+    return notebook.Bar(event.step, event.num_steps, said)
 
 
 def _held(lock: ExitStack, events: Iterator[TrainEvent]) -> Iterator[TrainEvent]:

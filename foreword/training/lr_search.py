@@ -60,7 +60,8 @@ def search(run: Run, initial: SoftPrompt | None) -> tuple[dict[str, Any], str]:
     and say so. Takes no file and leaves the run as it was.
     """
     count, losses = num_steps(run.num_steps), {}
-    for rate in rates(default_rate(run.backbone, run.config)):
+    share = run.objective.rate_share
+    for rate in rates(share * default_rate(run.backbone, run.config)):
         config = replace(run.config, learning_rate=rate, num_steps=count)
         trial = replace(run, config=config, file=None, _epoch={})
         state = start_state(trial, begin(run.backbone, initial, run.rows, config))

@@ -33,12 +33,14 @@ class Objective(Protocol):
             training starts from.
         has_floor: whether its loss is never below 0, so that its level tells an explosion or a
             standstill.
+        rate_share: of a method's own learning rate, where nobody says one.
     """
 
     has_pairs: ClassVar[bool]
     has_answers: ClassVar[bool]
     has_reference: ClassVar[bool]
     has_floor: ClassVar[bool]
+    rate_share: ClassVar[float]
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -86,6 +88,7 @@ class Likelihood:
     has_answers: ClassVar[bool] = True
     has_reference: ClassVar[bool] = False
     has_floor: ClassVar[bool] = True
+    rate_share: ClassVar[float] = 1.0
 
     @property
     def identity(self) -> dict[str, Any]:

@@ -111,6 +111,7 @@ class PolicyGradient:
     has_answers: ClassVar[bool] = False
     has_reference: ClassVar[bool] = False
     has_floor: ClassVar[bool] = False
+    rate_share: ClassVar[float] = 0.1
 
     @property
     def config(self) -> RewardConfig:

@@ -50,6 +50,7 @@ class Preference:
     has_answers: ClassVar[bool] = True
     has_reference: ClassVar[bool] = True
     has_floor: ClassVar[bool] = True
+    rate_share: ClassVar[float] = 0.1
 
     @property
     def identity(self) -> dict[str, Any]:

@@ -117,7 +117,9 @@ class Rollouts:
         answers = shared(answers, len(whole), self.config.answer_tokens, ranks)
         given = [
             replace(row, input_ids=(*row.input_ids, *ids), num_labels=len(ids))
-            for row, ids in zip(whole, (answers[number] for number in range(len(whole))), strict=True)
+            for row, ids in zip(
+                whole, (answers[number] for number in range(len(whole))), strict=True
+            )
         ]
         return given, rewards.tolist()
 

@@ -72,6 +72,7 @@ def prepare(
         raise InputError("resume needs checkpoint, the directory that holds the training state")
     objective.check(config, has_start=initial is not None)
     is_open = config.is_start_open and initial is None
+    share = 1.0 if config.learning_rate is not None else objective.rate_share
     if initial is not None:
         backbone.check(initial)
     config, said = start.settled(config, initial)
@@ -96,7 +97,7 @@ def prepare(
         check_tasks(rows, held_out)
     if is_open:
         config, said = start.with_start(backbone, config, rows, held_out)
-    config = start.with_rate(backbone, config)
+    config = start.with_rate(backbone, config, share)
     identity = run_identity(backbone, rows, held_out, config, encoding_config, initial, ranks.size)
     identity[SOURCE] = source.identity if source is not None else None
     identity[OBJECTIVE] = objective.identity
@@ -104,8 +105,8 @@ def prepare(
     run = Run(backbone, rows, held_out, config, ranks, identity, file, source, objective)
     if source is not None and fsdp.is_asked_for():
         raise InputError(
-            "--on-policy generates answers of different lengths in each process, and a sharded "
-            "base needs all in step: leave it out, or run without sharding"
+            "answers that are drawn in training are of different lengths in each process, and a "
+            "sharded base needs all in step: run without sharding, or without --on-policy"
         )
     if stored is not None:
         stored.check(identity)

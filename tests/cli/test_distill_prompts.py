@@ -7,7 +7,8 @@ import pytest
 import tiny_models
 from test_cli import evaluated, fails, invoke
 
-from foreword import Backbone, SoftPrompt, text_prompt
+from foreword import Backbone, SoftPrompt, compose, text_prompt
+from foreword.prompt.store import Store
 
 SHORT = ["--num-steps", "3", "--answer-tokens", "4", "--top-k", "9"]
 
@@ -78,3 +79,19 @@ def test_a_text_under_a_name_can_be_the_context(model: str, queries: str, tmp_pa
     text_prompt(Backbone.load(model), "The lamp is red. The door is blue.").save(named)
     given = ["--context", named, "--data", queries, "--output", output, *SHORT]
     assert "tokens of text, read once" in invoke("distill", *given, "--num-virtual-tokens", "4")
+
+
+def test_two_prompts_are_composed_under_a_name(
+    prompt: str, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    store = str(tmp_path / "store")
+    invoke("prompts", "add", "large", prompt, "--prompts", store)
+    said = invoke("prompts", "compose", "both", "large", prompt, "--prompts", store)
+    assert "added both@" in said and "12 and 12 virtual tokens" in said
+    found = SoftPrompt.load(Store(store).resolve("both").path)
+    expected = compose(Backbone.load(model), *[SoftPrompt.load(prompt)] * 2)
+    assert found.content_hash == expected.content_hash
+    for name, reason in (("none", "no prompt 'none' in"), ("no/where", "no such directory")):
+        refused = ["prompts", "compose", "other", "large", name, "--prompts", store]
+        assert reason in fails(monkeypatch, capsys, *refused)

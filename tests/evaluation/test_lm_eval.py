@@ -249,8 +249,8 @@ def test_the_command_registers_the_model_and_passes_everything_on(
 
     seen = []
     monkeypatch.setattr(harness, "cli_evaluate", lambda: seen.append(sys.argv[1:]))
-    for given in (["--model_args", "prompt=p", "--tasks", "a"], ["--model", "hf"]):
+    for given in (["--model_args", "prompt=p", "--tasks", "a"], ["--model", "hf", "--tasks", "a"]):
         CliRunner().invoke(app, ["lm-eval", *given], catch_exceptions=False)
     assert seen[0] == ["run", "--model", "foreword", "--model_args", "prompt=p", "--tasks", "a"]
-    assert seen[1] == ["run", "--model", "hf"]
+    assert seen[1] == ["run", "--model", "hf", "--tasks", "a"]
     assert get_model("foreword").__name__ == "ForewordLM"

@@ -17,12 +17,16 @@ from typing import Any
 
 import tiny_models
 import torch
+from tiny_tokenizer import tiny_tokenizer
 
-from foreword import Backbone, Row, TrainConfig, train
+from foreword import Backbone, Row, SoftPrompt, TrainConfig, train
+from foreword.config import RewardConfig
 from foreword.errors import ForewordError
 from foreword.training.distributed import join
 from foreword.training.objective import LIKELIHOOD
 from foreword.training.preference import Preference
+from foreword.training.rewarded import reward
+from foreword.training.rewards import RewardFunction
 
 # Lengths and numbers of labels differ, and the last batch of an epoch is a single row.
 ROWS = [
@@ -114,6 +118,32 @@ def trained(dtype: torch.dtype, checkpoint: Path | None = None, **options: Any) 
     }
 
 
+def rewarded(checkpoint: Path) -> Any:
+    """Train a tiny model by rewards of its own answers; return the prompt's hash and these."""
+    torch.set_num_threads(1)
+    tokenizer = tiny_tokenizer()
+    backbone = Backbone(tiny_models.build("llama", vocab_size=len(tokenizer)), tokenizer)
+    questions = [{"prompt": word} for word in ("a", "bc", "def", "g", "hi")]
+    events = reward(
+        backbone,
+        SoftPrompt.from_embeddings(tiny_models.embeddings(backbone.model, 4)),
+        RewardFunction("length", lambda completions: [len(one) for one in completions]),
+        questions,
+        RewardConfig(group=3, answer_tokens=4, kl=0.1),
+        TrainConfig(num_steps=3, batch_size=3, learning_rate=0.1, save_every=1),
+        validation=questions[:3],
+        checkpoint=checkpoint,
+        resume=True,
+    )
+    found = list(events)
+    return {
+        "num_processes": join().size,
+        "hash": found[-1].prompt.content_hash,
+        "rewards": [event.reward for event in found],
+        "validation": found[-1].validation.reward,
+    }
+
+
 def main(folder: Path) -> None:
     """Run every scenario and print what came of it."""
     found: dict[str, Any] = {}
@@ -143,6 +173,8 @@ def main(folder: Path) -> None:
     state = folder / "state"
     scenario("dies", 2, torch.float64, checkpoint=state, save_every=2, dies_at=("1", 3))
     scenario("resumed", 2, torch.float64, checkpoint=state, save_every=2, resume=True)
+    for name in ("rewards", "rewards again"):
+        found[name] = together(lambda rank, n=name: rewarded(folder / f"{n} run"), folder / name, 2)
     found["apart"] = together(lambda rank: trained(torch.float64, seed=rank), folder / "apart", 2)
     print(json.dumps(found))
 

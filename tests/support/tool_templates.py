@@ -48,7 +48,34 @@ NAMED = _template(
 )
 """As Mistral's later ones: the name as plain text, and JSON for the arguments alone."""
 
+MARKS = _template(
+    "{% for c in m.tool_calls %}{% if not loop.first or m.content %}{{ '\n' }}{% endif %}"
+    "{{ '<tool_call>\n<function=' ~ c.function.name ~ '>' }}"
+    "{% for k, v in c.function.arguments.items() %}{{ '\n<parameter=' ~ k ~ '>\n' }}"
+    "{{ v | tojson if v is mapping or (v is sequence and v is not string) else v | string }}"
+    "{{ '\n</parameter>' }}{% endfor %}{{ '\n</function>\n</tool_call>' }}{% endfor %}"
+)
+"""As Qwen3-Coder's: each argument in marks of its own, numbers and words as Python writes them."""
+
+PAIRS = _template(
+    "{% for c in m.tool_calls %}{{ '\n<tool_call>' ~ c.function.name }}"
+    "{% for k, v in c.function.arguments.items() %}{{ '\n<arg_key>' ~ k ~ '</arg_key>' }}"
+    "{{ '\n<arg_value>' ~ (v if v is string else v | tojson) ~ '</arg_value>' }}{% endfor %}"
+    "{{ '\n</tool_call>' }}{% endfor %}"
+)
+"""As GLM's: name and value of each argument in marks, JSON where it is no text."""
+
+LISTED = _template(
+    "{{ '<calls>\n' }}{% for c in m.tool_calls %}"
+    "{{ '<invoke name=\"' ~ c.function.name ~ '\">\n' }}"
+    "{% for k, v in c.function.arguments.items() %}{{ '<parameter name=\"' ~ k ~ '\">' }}"
+    "{{ v if v is string else v | tojson }}{{ '</parameter>\n' }}{% endfor %}"
+    "{{ '</invoke>\n' }}{% endfor %}{{ '</calls>' }}"
+)
+"""As MiniMax': all calls in one pair of marks."""
+
 SILENT = _template("")
 """Shows tools, and writes no calls."""
 
 TEMPLATES = {"hermes": HERMES, "llama": LLAMA, "mistral": MISTRAL, "named": NAMED}
+TEMPLATES |= {"marks": MARKS, "pairs": PAIRS, "listed": LISTED}

@@ -1,0 +1,133 @@
+"""Answering: three lines of Python give what the command line gives to the same text."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_models
+import torch
+from tiny_tokenizer import tiny_tokenizer
+
+from foreword import Backbone, SoftPrompt, TrainConfig, answer, stream, train
+from foreword.cli import main
+from foreword.errors import DataError, InputError, UnsupportedError
+
+SHORT = {"max_new_tokens": 6}
+ROWS = [{"prompt": f"say {letter}", "completion": letter} for letter in "abcdefgh"]
+TURNS = [
+    {
+        "messages": [
+            {"role": "user", "content": row["prompt"]},
+            {"role": "assistant", "content": row["completion"]},
+        ]
+    }
+    for row in ROWS
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    directory, tokenizer = tmp_path_factory.mktemp("model"), tiny_tokenizer()
+    model = tiny_models.build(
+        "llama", dtype=torch.float32, vocab_size=len(tokenizer), eos_token_id=2
+    )
+    model.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    return str(directory)
+
+
+@pytest.fixture(scope="module")
+def backbone(folder: str) -> Backbone:
+    return Backbone.load(folder)
+
+
+def trained(backbone: Backbone, rows: Any) -> SoftPrompt:
+    config = TrainConfig(num_virtual_tokens=4, init="vocabulary", num_steps=2)
+    *_, last = train(backbone, rows, config)
+    assert last.prompt is not None
+    return last.prompt
+
+
+@pytest.mark.parametrize("rows", [TURNS, ROWS])
+def test_texts_are_answered_as_by_the_command_line(
+    rows: Any,
+    backbone: Backbone,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    prompt = trained(backbone, rows)
+    prompt.save(tmp_path)
+    texts = ["say a", "a longer text", "b"]
+    found = answer(backbone, prompt, texts, **SHORT)
+    arguments = ["generate", "--prompt", str(tmp_path), "--json", "--max-new-tokens", "6", *texts]
+    monkeypatch.setattr(sys, "argv", ["foreword", *arguments])
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert stopped.value.code == 0 and [line["answer"] for line in lines] == found
+    assert "".join(found)
+
+
+@pytest.mark.parametrize("rows", [TURNS, ROWS])
+def test_one_text_a_list_and_a_stream_say_the_same(rows: Any, backbone: Backbone) -> None:
+    prompt = trained(backbone, rows)
+    for one in (prompt, backbone.compile(prompt), None):
+        alone = answer(backbone, one, "say a", **SHORT)
+        assert answer(backbone, one, ["say a", "b"], batch_size=1, **SHORT)[0] == alone
+        assert "".join(stream(backbone, one, "say a", **SHORT)) == alone
+    assert answer(backbone, prompt, [], **SHORT) == []
+
+
+def test_a_conversation_is_one_text_and_so_is_each_of_a_list(backbone: Backbone) -> None:
+    prompt = trained(backbone, TURNS)
+    asked = [{"role": "user", "content": "say a"}]
+    alone = answer(backbone, prompt, asked, **SHORT)
+    assert isinstance(alone, str) and alone == answer(backbone, prompt, "say a", **SHORT)
+    assert answer(backbone, prompt, [asked, "say a"], **SHORT) == [alone, alone]
+
+
+def test_drawn_answers_differ_and_wrong_values_are_named(backbone: Backbone) -> None:
+    torch.manual_seed(0)
+    drawn = {answer(backbone, None, "say a", temperature=5.0, **SHORT) for _ in range(5)}
+    assert len(drawn) > 1
+    for wrong in ({"temperature": -1}, {"max_new_tokens": 0}, {"top_p": 0.5}, {"batch_size": 0}):
+        with pytest.raises(InputError, match=next(iter(wrong)).replace("_", "[-_]")):
+            answer(backbone, None, "a", **wrong)
+
+
+def test_what_is_no_prompt_and_a_backbone_without_a_tokenizer_are_refused(
+    backbone: Backbone,
+) -> None:
+    with pytest.raises(InputError, match=r"SoftPrompt\.load"):
+        answer(backbone, "my-prompt", "a")
+    with pytest.raises(InputError, match="tokenizer"):
+        answer(Backbone(backbone.model), None, "a")
+    with pytest.raises(InputError, match="tokenizer"):
+        stream(Backbone(backbone.model), None, "a")
+    with pytest.raises(DataError, match="role"):
+        answer(backbone, None, [{"role": "nobody", "content": "a"}])
+
+
+def test_a_pipeline_of_transformers_is_told_what_to_call(backbone: Backbone) -> None:
+    from transformers import pipeline
+
+    with pytest.raises(UnsupportedError, match=r"foreword\.answer\(backbone, prompt, texts\)"):
+        pipeline("text-generation", model=backbone, tokenizer=backbone.tokenizer)
+    bare = pipeline("text-generation", model=backbone.model, tokenizer=backbone.tokenizer)
+    assert bare("a", max_new_tokens=2)
+
+
+def test_the_page_runs(folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (Path(__file__).parents[1] / "docs" / "python.md").read_text()
+    parts = [part.partition("\n") for part in page.split("```")[1::2]]
+    blocks = [code for language, _, code in parts if language == "python"]
+    monkeypatch.chdir(tmp_path)
+    trained(Backbone.load(folder), TURNS).save("my-prompt")
+    names: dict[str, Any] = {}
+    for block in blocks:
+        exec(block.replace("smollm2-135m", folder), names)
+    assert len(blocks) >= 3 and names["event"].prompt is not None
