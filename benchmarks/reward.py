@@ -6,8 +6,8 @@
 `json`: sentences about a person; the reward is 1 for one JSON object with a name, an age and a
 city of the right types and nothing else, and less for less. The prompt starts as a system turn that
 asks for it. `home`: spoken home commands; the parser says which call it makes of the command, and
-the reward is 1 for that call, 0.4 for another one of the same intent, 0.1 for any JSON object. The
-prompt starts from a few steps on labelled rows; no label is seen after that. A line for each step,
+the reward is 1 for that call, 0.4 for another one of the same intent, 0.1 for any JSON object. In
+both, a few steps on labelled rows come first; no label is seen after that. A line for each step,
 and the share of right greedy answers to held-out questions before and after.
 """
 
@@ -46,6 +46,7 @@ SENTENCES = (
     "My friend {name} from {city} turned {age} last week.",
     "{age} years ago {name} was born in {city}.",
 )
+TOKENS = 40  # of the longest answer
 SHAPE = {"name": str, "age": int, "city": str}
 
 
@@ -87,12 +88,13 @@ def _of_call(text: str, call: str) -> float:
 
 
 def people(count: int) -> list[dict[str, str]]:
-    """Return sentences about people, all different."""
-    rng, found = random.Random(0), dict[str, None]()
+    """Return sentences about people, all different, each with its JSON."""
+    rng, found = random.Random(0), dict[str, str]()
     while len(found) < count:
         name, city, age = rng.choice(NAMES.split()), rng.choice(CITIES.split()), rng.randint(18, 90)
-        found[rng.choice(SENTENCES).format(name=name, city=city, age=age)] = None
-    return [{"prompt": text} for text in found]
+        said = rng.choice(SENTENCES).format(name=name, city=city, age=age)
+        found[said] = json.dumps({"name": name, "age": age, "city": city})
+    return [{"prompt": said, "completion": answer} for said, answer in found.items()]
 
 
 def main() -> None:
@@ -105,9 +107,10 @@ def main() -> None:
     options.add_argument("--rate", type=float, default=1e-2)
     options.add_argument("--kl", type=float, default=0.0)
     options.add_argument("--algorithm", default="rloo")
-    options.add_argument("--labelled-steps", type=int, default=40)
+    options.add_argument("--labelled-steps", type=int)
     options.add_argument("--held-out", type=int, default=48)
     given = options.parse_args()
+    given.labelled_steps = given.labelled_steps or {"json": 6, "home": 40}[given.task]
     quiet()
     backbone, began = Backbone.load("smollm2-135m"), time.process_time()
     if given.task == "json":
@@ -116,7 +119,7 @@ def main() -> None:
         start, questions, held_out, function = home_task(backbone, given)
     print(f"before: {shown(backbone, start, held_out, function)}", flush=True)
     config = RewardConfig(
-        algorithm=given.algorithm, group=given.group, kl=given.kl, answer_tokens=48
+        algorithm=given.algorithm, group=given.group, kl=given.kl, answer_tokens=TOKENS
     )
     training = TrainConfig(
         batch_size=given.batch, num_steps=given.steps, eval_every=0, learning_rate=given.rate
@@ -132,17 +135,23 @@ def main() -> None:
 
 
 def json_task(backbone: Backbone, given: Any) -> tuple[SoftPrompt, Any, Any, Any]:
-    """Return a prompt that asks for JSON, questions, held-out ones and the reward."""
-    ids = backbone.tokenizer(SYSTEM_TURN.format(ASKED), return_tensors="pt").input_ids[0]
-    read = backbone.compile(SoftPrompt.from_embeddings(backbone.embed(ids).float()))
-    facts = {"encoding": {"row_template": ROWS.row_template, "start_token": True, "is_text": False}}
-    start = SoftPrompt.from_states(read.states, facts=facts)
-    rows = people(given.held_out + 256)
-    return start, rows[given.held_out :], rows[: given.held_out], of_schema
+    """Return a prompt of few labelled steps, sentences alone, held-out ones, the reward."""
+    rows = people(given.held_out + 320)
+    held_out, labelled, questions = (
+        rows[: given.held_out], rows[given.held_out :][:64], rows[given.held_out + 64 :]
+    )  # fmt: skip
+    config = TrainConfig(
+        form="key_values", batch_size=8, num_steps=given.labelled_steps, eval_every=0,
+        init_text=SYSTEM_TURN.format(ASKED),
+    )  # fmt: skip
+    *_, last = train(backbone, labelled, config, encoding_config=ROWS)
+    assert last.prompt is not None
+    asked = [[{"prompt": row["prompt"]} for row in part] for part in (questions, held_out)]
+    return last.prompt, *asked, of_schema
 
 
 def home_task(backbone: Backbone, given: Any) -> tuple[SoftPrompt, Any, Any, Any]:
-    """Return a prompt of few labelled steps, commands without labels, held-out ones, the reward."""
+    """Return a prompt of few labelled steps, commands alone, held-out ones, the reward."""
     commands = home_commands(1200, 48, given.held_out, intents=FEW_INTENTS)
     labelled = [Example(one.text, one.call, "home commands") for one in commands.train[:320]]
     config = TrainConfig(
@@ -159,7 +168,7 @@ def home_task(backbone: Backbone, given: Any) -> tuple[SoftPrompt, Any, Any, Any
 def shown(backbone: Backbone, prompt: SoftPrompt, rows: Any, function: Any) -> str:
     """Return the share of greedy answers that are right, and their mean reward."""
     asked = [row["prompt"] for row in rows]
-    found = [one.text for one in answers(backbone, prompt, asked, max_new_tokens=48)]
+    found = [one.text for one in answers(backbone, prompt, asked, max_new_tokens=TOKENS)]
     values = RewardFunction("held out", function)(asked, found, [{} for _ in found])
     right = sum(value == 1 for value in values) / len(values)
     mean = sum(values) / len(values)
