@@ -1,7 +1,7 @@
 """A context of some hundred tokens as a small prompt: what is lost, and at what cost.
 
     python benchmarks/distill.py [--model smollm2-135m] [--tasks NAME ...] [--systems PART ...]
-        [--sizes 32 64] [--seeds 0] [--queries 96] [--steps 60]
+        [--sizes 32 64] [--seeds 0] [--queries 240] [--steps 160]
     python docs/make_distill.py   # writes docs/results-distill.md from what was measured
 
 One processor thread. Each result is one line of benchmarks/results/distill.jsonl, and what is there
@@ -28,15 +28,16 @@ from transformers.utils import logging
 from foreword import Backbone, SoftPrompt, chat
 from foreword.config import DistillConfig, TrainConfig
 from foreword.distillation import distill
-from foreword.distillation.rows import taught_row, unrelated_rows
+from foreword.distillation.rows import taught_row
 from foreword.distillation.teacher import teach
+from foreword.distillation.unrelated import told_rows
 from foreword.loading.hub import cache_folder
 from foreword.named_text import text_prompt
 from foreword.training.loop import train
 from foreword.training.validation import score_rows
 
 RESULTS = Path(__file__).parent / "results" / "distill.jsonl"
-RATE, BATCH = 2e-2, 8
+RATE, BATCH = 5e-3, 8
 WHOLE, BARE, OURS = "whole context", "bare model", "divergence (default)"
 UNTRAINED: dict[str, dict[str, Any]] = {
     "first P tokens, untrained": "first",
@@ -152,7 +153,7 @@ def run(arguments: Any, name: str, system: str, size: int, seed: int) -> dict[st
         taught_row(backbone, *pair, encoding, "test") for pair in zip(queries, taught, strict=True)
     ]
     whole = score_rows(backbone, prompt, rows).whole()
-    _, unrelated = unrelated_rows(backbone, 0, config.top_k)
+    unrelated = told_rows(backbone, config)
     answers = chat.answers(
         backbone, prompt, queries, encoding, batch_size=16, max_new_tokens=task.max_new_tokens
     )
@@ -186,8 +187,8 @@ def main() -> None:
     parser.add_argument("--systems", nargs="+", default=[""], help="parts of their names")
     parser.add_argument("--sizes", nargs="+", type=int, default=[32, 64])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--queries", type=int, default=96, help="to learn from")
-    parser.add_argument("--steps", type=int, default=60, help=f"of {BATCH} rows")
+    parser.add_argument("--queries", type=int, default=240, help="to learn from")
+    parser.add_argument("--steps", type=int, default=160, help=f"of {BATCH} rows")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     logging.set_verbosity_error()

@@ -1,18 +1,20 @@
 """Four contexts to distil: an instruction and answered examples, as turns of a conversation.
 
 In: the rows of `quality_data`, and names and places below. Out: tasks whose queries to learn from,
-to choose with and to test on share no input. The first three contexts hold real rows; the cards
-are made up.
+to choose with and to test on share no input. Intents and descriptions hold real rows, whose queries
+to learn from are completed by their own attributes in other combinations; cards and bookings are
+made up.
 """
 
+import json
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from quality_data import TASKS, best_rouge_l
 
 from foreword.data.media_parts import Message
-from foreword.evaluation.metrics import rouge_l
+from foreword.evaluation.metrics import rouge_l, same_json
 
 FIRST = "Ada Bruno Carla Dario Elena Felix Greta Hugo Irene Jonas Karin Lukas Maria Nora Oscar Vera"
 LAST = "Adler Baker Castro Dahl Ewing Fuchs Gomez Hansen Ivanov Jensen Keller Lopez Moreau Nagy"
@@ -22,6 +24,12 @@ ASKED = (
     "{first} {last} from {city}, born on {day} {month} {year}",
     "born {month} {day}, {year}: {first} {last}, lives in {city}",
     "{last}, {first}; {city}; {day} {month} {year}",
+)
+DAY = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday"
+BOOKED = (
+    "{name} needs {room} on {day} at {hour} for {people} people",
+    "please keep {room} for {people} of us, {day}, {hour} o'clock, {name}",
+    "{day} {hour}:00, {people} guests of {name} in {room}",
 )
 Pair = tuple[str, str]
 
@@ -94,11 +102,57 @@ def _people(count: int) -> list[Pair]:
     return list(found.items())
 
 
+def bookings() -> Distilled:
+    """Requests for a room to JSON."""
+    generator, found = random.Random(0), dict[str, str]()
+    while len(found) < 400:
+        name, room, day = (generator.choice(words.split()) for words in (FIRST, CITY, DAY))
+        hour, people = generator.randint(8, 19), generator.randint(2, 30)
+        query = generator.choice(BOOKED).format(
+            name=name, room=room, day=day, hour=hour, people=people
+        )
+        found[query] = json.dumps({"room": room, "day": day[:3], "hour": hour, "seats": people})
+    pairs = list(found.items())
+    return Distilled(
+        _turns("Turn each request into a JSON object of room, day, hour and seats.", pairs[:18]),
+        tuple(query for query, _ in pairs[18:300]), tuple(pairs[300:324]), tuple(pairs[324:372]),
+        40, same,
+    )  # fmt: skip
+
+
+def same(answer: str, expected: str) -> float:
+    """Return 1 for the same JSON, else 0."""
+    return float(same_json(answer, expected))
+
+
+def descriptions() -> Distilled:
+    """Attributes of restaurants to a sentence."""
+    task = of_task("descriptions", 12, 90, best_rouge_l)
+    held = {query for query, _ in (*task.validation, *task.test)}
+    more = [query for query in _recombined(task.train, 400) if query not in held]
+    return replace(task, train=(*task.train, *more)[:280])
+
+
+def _recombined(queries: Sequence[str], count: int) -> list[str]:
+    """Return new queries: the attributes of one, with values of any."""
+    generator, values = random.Random(0), dict[str, list[str]]()
+    every = [[part.split(": ", 1) for part in query.split(", ")] for query in queries]
+    every = [parts for parts in every if all(len(part) == 2 for part in parts)]
+    for parts in every:
+        for name, value in parts:
+            values.setdefault(name, []).append(value)
+    drawn = (
+        ", ".join(f"{name}: {generator.choice(values[name])}" for name, _ in parts)
+        for parts in generator.choices(every, k=count)
+    )
+    return [query for query in dict.fromkeys(drawn) if query not in queries]
+
+
 CONTEXTS: dict[str, Callable[[], Distilled]] = {
     "intents": lambda: of_task("intents", 28, 280),
     "cards": cards,
-    "sarcasm": lambda: of_task("sarcasm", 24, 280),
-    "descriptions": lambda: of_task("descriptions", 12, 90, best_rouge_l),
+    "bookings": bookings,
+    "descriptions": descriptions,
 }
 
 

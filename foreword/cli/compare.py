@@ -52,7 +52,6 @@ def command(
     from foreword.data.readers import check_held_out
     from foreword.evaluation.ensembles import check_alike
     from foreword.evaluation.evaluation import Subject, check_vote, voted
-    from foreword.evaluation.metrics import choose
     from foreword.prompt.soft_prompt import SoftPrompt
 
     if len(set(prompts)) < len(prompts):
@@ -65,8 +64,7 @@ def command(
         plots.check(png)
     check_held_out(data)
     examples = read_examples(data, columns, say=options.note)[: config.limit]
-    has_calls = any((example.answer or {}).get("tool_calls") for example in examples)
-    choice = choose(config.metrics, [example.completion for example in examples], has_calls)
+    choice = comparison.metrics_of(config, examples)
     if ensemble == "vote":
         check_vote(choice.metrics)
     if predictions:

@@ -5,6 +5,7 @@ no score itself.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +47,7 @@ def ask(
     """Evaluate every subject on the same examples, and say which metrics were chosen."""
     from foreword.evaluation.evaluation import evaluate
 
+    choices = choices_in(config, examples)
     names = ", ".join(metric.name for metric in choice.metrics)
     options.errors.print(f"metrics: {names} ({choice.reason})")
     results = []
@@ -61,10 +63,41 @@ def ask(
                     choice.metrics,
                     config,
                     resampling,
+                    choices=choices,
                     on_answer=advance,
                 )
             )
     return results
+
+
+def choices_in(config: EvalConfig, examples: "Sequence[Example]") -> tuple[str, ...]:
+    """Return the answers that --choices names, as they are in a file or on the command line.
+
+    Raises:
+        InputError: fewer than two. DataError: an example whose answer is none of them.
+    """
+    from foreword.evaluation.label_choice import choices_of
+
+    if config.choices is None:
+        return ()
+    return choices_of(options.text_of(config.choices, "--choices"), examples)
+
+
+def metrics_of(config: EvalConfig, examples: "Sequence[Example]") -> "MetricChoice":
+    """Return the metrics that are asked for, or that fit the answers; with --choices also how far
+    probabilities are from the share that is right.
+
+    Raises:
+        InputError: a metric that there is not, or choices that do not fit the data.
+    """
+    from foreword.evaluation.label_choice import CALIBRATION
+    from foreword.evaluation.metrics import choose
+
+    has_calls = any((example.answer or {}).get("tool_calls") for example in examples)
+    found = choose(config.metrics, [example.completion for example in examples], has_calls)
+    if not choices_in(config, examples):
+        return found
+    return replace(found, metrics=(*found.metrics, CALIBRATION))
 
 
 def rows_of_bare(
@@ -212,6 +245,8 @@ def _judged(result: "Evaluation", index: int, judges: "Sequence[Metric]") -> dic
     found: dict[str, Any] = {"answer": outcome.answer}
     if outcome.calls:
         found["calls"] = as_plain(outcome.calls)
+    if outcome.confidence:
+        found["confidence"] = outcome.confidence
     verdicts = [value for value in judged.values() if isinstance(value, bool)]
     if verdicts:
         found["right"] = verdicts[0]

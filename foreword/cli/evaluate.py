@@ -54,7 +54,6 @@ def command(
     from foreword.distillation.agreement import WHOLE
     from foreword.evaluation.evaluation import Subject
     from foreword.evaluation.forgetting import forgetting, unrelated_text
-    from foreword.evaluation.metrics import choose
     from foreword.named_text import text_prompt
 
     if unrelated not in (None, "none") and prompt is None:
@@ -70,8 +69,7 @@ def command(
             raise
         options.note(f"no task score, only agreement with the whole text: {error}")
         examples = []
-    has_calls = any((example.answer or {}).get("tool_calls") for example in examples)
-    choice = choose(config.metrics, [example.completion for example in examples], has_calls)
+    choice = comparison.metrics_of(config, examples)
     if predictions:
         read = (data, options.file_of(instruction), unrelated)
         comparison.check_predictions(predictions, choice.metrics, *read)

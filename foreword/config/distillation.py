@@ -34,9 +34,9 @@ class DistillConfig:
         0.1, "share of the queries that is not trained on, to tell how it goes"
     )
     unrelated_share: float = option(
-        0.05,
+        0.25,
         "rows of unrelated text beside the queries, as a share of them, at which the prompt learns "
-        "to change nothing",
+        "to change nothing; the base writes them itself",
     )
     on_policy: float = option(
         0.0,

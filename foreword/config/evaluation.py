@@ -16,6 +16,11 @@ class EvalConfig:
         "'auto' looks at the answers; or some of loss, accuracy, macro_f1, exact, json, rouge_l, "
         "calls, with commas",
     )
+    choices: str | None = option(
+        None,
+        "choose the likeliest of these answers, with its probability, and generate none: some with "
+        "commas, @FILE with one on each line, or data for those of the data file",
+    )
     limit: int | None = option(None, "evaluate the first N examples")
     batch_size: int = option(32, "rows answered at once")
     max_new_tokens: int = option(128, "longest answer in tokens")

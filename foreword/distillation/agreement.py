@@ -17,8 +17,8 @@ from foreword.backbone import Backbone
 from foreword.chat import Text
 from foreword.config import DistillConfig, ResamplingConfig
 from foreword.data.row import Row
-from foreword.distillation.rows import unrelated_rows
 from foreword.distillation.teacher import Taught, teach
+from foreword.distillation.unrelated import told_rows
 from foreword.errors import DataError, InputError
 from foreword.evaluation.bootstrap import Score, Share, score, share
 from foreword.evaluation.evaluation import Subject, read_as, room
@@ -158,7 +158,7 @@ def compare(
     }
     every = [*subjects, whole]
     times = _times(backbone, every, text, queries[:NUM_TIMED], rounds)
-    _, unrelated = unrelated_rows(backbone, 0, config.top_k, config.keep_mass)
+    unrelated = told_rows(backbone, config)
     costs = {}
     for subject in every:
         prefix = _prefix(backbone, subject)

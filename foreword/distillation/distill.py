@@ -23,16 +23,19 @@ from foreword.distillation.on_policy import OnPolicy, questions_of
 from foreword.distillation.parts import counting, nearest, teach_parts
 from foreword.distillation.passages import Passage, passages_of
 from foreword.distillation.queries import Query, as_queries, check_holds_no_text
-from foreword.distillation.rows import check_taught, set_aside, taught_row, unrelated_rows
+from foreword.distillation.rows import check_taught, set_aside, taught_row
 from foreword.distillation.self_study import described, study
 from foreword.distillation.starts import begin
 from foreword.distillation.student import student_encoding
+from foreword.distillation.unrelated import told_rows, written_rows
 from foreword.errors import UnsupportedError
 from foreword.prompt.soft_prompt import SoftPrompt
 from foreword.training.loop import TrainEvent
 from foreword.training.seeds import SeedRun, train_seeds
 
 AnyQuery = Query | Mapping[str, Any] | chat.Text
+
+RATE = 5e-3  # peak, of keys and values that start close to the text: a sixth of that of labels
 
 
 @dataclass(frozen=True, eq=False)
@@ -161,7 +164,7 @@ def prepare(
         if index not in aside:
             learned += mixed(row, own.get(index))
     count = round(config.unrelated_share * (len(rows) - len(aside)))
-    trained, kept = unrelated_rows(backbone, count, config.top_k, config.keep_mass)
+    trained, kept = written_rows(backbone, count, config, seed), told_rows(backbone, config)
     is_text = all(row.is_text for row in rows)  # the prompt is asked as its rows are
     trained = [replace(row, is_text=is_text) for row in trained]
     mass = sum(one.target.mass for one in taught) / len(taught)
@@ -221,7 +224,10 @@ def distill_seeds(
     """Yield the run of each of `count` seeds in turn, all from the same start and rows; see
     `training.seeds.train_seeds`.
     """
-    config = replace(config, num_virtual_tokens=lesson.start.num_virtual_tokens)
+    rate = config.learning_rate
+    if rate is None and lesson.start.form == "key_values":
+        rate = RATE
+    config = replace(config, num_virtual_tokens=lesson.start.num_virtual_tokens, learning_rate=rate)
     return train_seeds(
         backbone,
         lesson.rows,

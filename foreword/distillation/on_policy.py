@@ -22,7 +22,7 @@ from foreword.distillation.teacher import reverse_targets, targets_of
 from foreword.prompt.prefix import Prefix
 from foreword.prompt.soft_prompt import SoftPrompt
 from foreword.training.distributed import Ranks
-from foreword.training.sampling import question, seeded, shared, with_answer
+from foreword.training.sampling import drawing_from, question, seed_of, shared, with_answer
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class OnPolicy:
         ]
         found: dict[int, Row] = {}
         prefix = self.backbone.compile(prompt.detached())
-        with seeded(self.seed, step, ranks, self.backbone.device):
+        with drawing_from(seed_of(self.seed, step, ranks), self.backbone.device):
             for start in range(0, len(mine), size):
                 part = mine[start : start + size]
                 answered = self._answered(prefix, [rows[index] for index in part])

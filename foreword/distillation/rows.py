@@ -1,4 +1,4 @@
-"""Rows of a lesson: queries with the teacher's answers, which are set aside, and unrelated text.
+"""Rows of a lesson: queries with the teacher's answers, and which of them are set aside.
 
 In: queries, what the teacher said, options. Out: rows with targets. Trains nothing.
 """
@@ -10,14 +10,9 @@ from dataclasses import replace
 from foreword import chat
 from foreword.backbone import Backbone
 from foreword.config import EncodingConfig
-from foreword.data import encoding
 from foreword.data.row import Row
-from foreword.distillation.teacher import Taught, targets_of
+from foreword.distillation.teacher import Taught
 from foreword.errors import InputError
-from foreword.evaluation.forgetting import unrelated_text, windows
-
-WINDOW = 64  # tokens of a row of unrelated text
-NUM_UNRELATED = 8  # rows of it that are not trained on, to tell what the prompt changes there
 
 
 def taught_row(
@@ -57,22 +52,3 @@ def set_aside(
     random.Random(seed).shuffle(keys)
     count = min(max(1, round(share * len(keys))), len(keys) - 1) if share else 0
     return {index for key in keys[:count] for index in members[key]}
-
-
-def unrelated_rows(
-    backbone: Backbone, count: int, top_k: int, keep_mass: float = 0.0
-) -> tuple[list[Row], list[Row]]:
-    """Return rows of unrelated text, whose teacher is the model without any prompt: `count` to
-    train on, the same again where the text has fewer, and its last ones, which are not trained on.
-    """
-    size = WINDOW + len(encoding.start_ids(backbone.tokenizer))
-    whole = [row for row in windows(backbone, unrelated_text(), size) if len(row.input_ids) == size]
-    kept = whole[-min(NUM_UNRELATED, len(whole) // 2 + 1) :]
-    trained = whole[: min(count, len(whole) - len(kept))]
-    found = [
-        replace(row, target=target)
-        for row in (*trained, *kept)
-        for target in targets_of(backbone, None, [row], top_k, keep_mass)
-    ]
-    trained, kept = found[: len(trained)], found[len(trained) :]
-    return [trained[index % len(trained)] for index in range(count if trained else 0)], kept

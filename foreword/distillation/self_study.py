@@ -15,8 +15,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from foreword import chat
 from foreword.backbone import Backbone
 from foreword.config import DistillConfig
@@ -35,6 +33,7 @@ from foreword.distillation.questions import (
 from foreword.errors import ArtifactError, InputError
 from foreword.prompt.soft_prompt import SoftPrompt
 from foreword.storage import replacing, storage_errors
+from foreword.training.sampling import drawing_from
 
 FOLDER = "questions"
 FEWEST = 4  # questions to learn from
@@ -204,8 +203,7 @@ def _said(
         for one, kind in batch
     ]
     size, limit = len(batch), config.question_tokens
-    with torch.random.fork_rng([backbone.device] if backbone.device.type == "cuda" else []):
-        torch.manual_seed(seeds[0])
+    with drawing_from(seeds[0], backbone.device):
         found = chat.answers(
             backbone, teacher, asked, batch_size=size, max_new_tokens=limit, **SAMPLING
         )

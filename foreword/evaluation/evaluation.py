@@ -24,6 +24,7 @@ from foreword.errors import DataError, InputError
 from foreword.evaluation import ensembles
 from foreword.evaluation.answered_calls import answered_calls, expected_calls
 from foreword.evaluation.bootstrap import Score, score
+from foreword.evaluation.label_choice import Chosen, chosen
 from foreword.evaluation.metrics import METRICS, Metric, Outcome
 from foreword.prompt.prefix import Prefix
 from foreword.prompt.soft_prompt import SoftPrompt
@@ -116,13 +117,15 @@ def evaluate(
     config: EvalConfig = _DEFAULTS,
     resampling: ResamplingConfig = _RESAMPLING,
     *,
+    choices: Sequence[str] = (),
     on_answer: Callable[[], Any] | None = None,
     **options: Any,
 ) -> Evaluation:
     """Answer every example greedily, compute the loss of its labels, and score both.
 
     Args:
-        config: batches and lengths; its metrics and limit are the caller's business.
+        config: batches and lengths; its metrics, choices and limit are the caller's business.
+        choices: the answers that there are: the likeliest is chosen, and nothing is generated.
         on_answer: called after each answer.
         **options: of `generate`.
 
@@ -138,6 +141,8 @@ def evaluate(
     if not examples:
         raise InputError("no examples to evaluate on; give at least one")
     _check_answers(examples, metrics)
+    if choices and (options or any(example.is_beyond_text for example in examples)):
+        raise InputError("choices are texts, and nothing is generated: leave out calls and options")
     if subject.instruction and not chat.shows_system_turn(backbone, subject.config):
         log.warning("the base has no system turn: the instruction stands before the first question")
     started = time.perf_counter()
@@ -152,11 +157,18 @@ def evaluate(
         pairs = zip(outcomes, losses, strict=True)
         outcomes = [replace(o, loss=loss, num_labels=labels) for o, (loss, labels) in pairs]
     found: list[Answer] = []
-    if not all(metric.needs_loss for metric in metrics):
+    if choices:
+        picked = _chosen(backbone, subject, asked, choices, config)
+        found = [Answer(one.text, 0, is_finished=True) for one in picked]
+        outcomes = [
+            replace(o, confidence=p.confidence) for o, p in zip(outcomes, picked, strict=True)
+        ]
+    elif not all(metric.needs_loss for metric in metrics):
         for answer in _answers(backbone, subject, asked, config, options):
             found.append(answer)
             if on_answer:
                 on_answer()
+    if found:
         outcomes = [replace(o, answer=a.text) for o, a in zip(outcomes, found, strict=True)]
     if any(metric.needs_calls for metric in metrics):
         called = answered_calls(backbone, subject.config, asked, found)
@@ -164,6 +176,20 @@ def evaluate(
     scores = {metric.name: score(metric, outcomes, resampling) for metric in metrics}
     seconds = time.perf_counter() - started
     return Evaluation(subject, scores, tuple(found), tuple(outcomes), seconds)
+
+
+def _chosen(
+    backbone: Backbone,
+    subject: Subject,
+    asked: Sequence[Example],
+    choices: Sequence[str],
+    config: EvalConfig,
+) -> list[Chosen]:
+    """Return the likeliest of some answers to each example, as its rows are encoded."""
+    every = [replace(one, completion=text, answer=None) for one in asked for text in choices]
+    rows = _rows(backbone, subject, every)
+    losses = mixed_losses(backbone, subject.prompts, rows, config)
+    return chosen([loss for loss, _ in losses], choices)
 
 
 def _check_answers(examples: Sequence[Example], metrics: Sequence[Metric]) -> None:
@@ -214,7 +240,7 @@ def voted(
         Outcome(example.expected, answer.text)
         for example, answer in zip(results[0].outcomes, answers, strict=True)
     )
-    judges = [metric for metric in metrics if not metric.needs_loss]
+    judges = [one for one in metrics if not one.needs_loss and not one.needs_confidence]
     scores = {metric.name: score(metric, outcomes, resampling) for metric in judges}
     members = tuple(p for result in results for p in result.subject.prompts if p is not None)
     seconds = sum(result.seconds for result in results)

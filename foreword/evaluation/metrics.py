@@ -45,6 +45,7 @@ class Outcome:
         num_labels: tokens that were labels, the end included.
         expected_calls: calls of tools in the answer of the data.
         calls: of tools, in the answer of the model.
+        confidence: the probability of an answer that was chosen from a few.
     """
 
     expected: str
@@ -53,6 +54,7 @@ class Outcome:
     num_labels: int = 0
     expected_calls: tuple[ToolCall, ...] = ()
     calls: tuple[ToolCall, ...] = ()
+    confidence: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,7 @@ class Metric:
         is_better_low: whether less is better.
         needs_loss: whether it needs the loss, and not the answer.
         needs_calls: whether it needs the calls in an answer, and not its text.
+        needs_confidence: whether it needs how likely an answer is.
     """
 
     name: str
@@ -77,6 +80,7 @@ class Metric:
     is_better_low: bool = False
     needs_loss: bool = False
     needs_calls: bool = False
+    needs_confidence: bool = False
 
 
 @dataclass(frozen=True)

@@ -168,7 +168,7 @@ def _add_routes(app: FastAPI) -> None:
     app.post("/v1/responses", responses=ERRORS, response_model=None)(routes.responses)
     app.post("/tokenize", responses=ERRORS)(routes.tokenize)
     app.post("/detokenize", responses=ERRORS)(routes.detokenize)
-    app.get("/v1/models", responses=ERRORS)(routes.list_models)
+    app.get("/v1/models", responses=ERRORS, response_model=None)(routes.list_models)
     app.get("/v1/models/{model:path}", responses=ERRORS)(routes.show_model)
     app.post("/v1/load_soft_prompt", responses=ERRORS)(routes.load_soft_prompt)
     app.post("/v1/unload_soft_prompt", responses=ERRORS)(routes.unload_soft_prompt)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fastapi import Request
-from fastapi.responses import Response
+from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
 import foreword
@@ -168,14 +168,18 @@ async def detokenize(body: DetokenizeRequest, http: Request) -> dict[str, Any]:
     return {"prompt": text}
 
 
-async def list_models(http: Request) -> dict[str, Any]:
+async def list_models(http: Request) -> Response:
     """List the bare model and every prompt, each with an outline of how it was trained."""
     state = state_of(http)
-    cards = [_card(state, served) for served in state.catalog.all()]
-    for card in cards:
-        if known := card.get("soft_prompt", {}).get("history"):
-            card["soft_prompt"]["history"] = history.thinned(known, OUTLINE_POINTS)
-    return {"object": "list", "data": cards}
+
+    def listed() -> Response:
+        cards = [_card(state, served) for served in state.catalog.all()]
+        for card in cards:
+            if known := card.get("soft_prompt", {}).get("history"):
+                card["soft_prompt"]["history"] = history.thinned(known, OUTLINE_POINTS)
+        return JSONResponse({"object": "list", "data": cards})
+
+    return await asyncio.to_thread(listed)  # seconds for thousands of prompts with their curves
 
 
 async def show_model(model: str, http: Request) -> dict[str, Any]:

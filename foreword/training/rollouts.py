@@ -23,7 +23,7 @@ from foreword.prompt.prefix import Prefix
 from foreword.prompt.soft_prompt import SoftPrompt
 from foreword.training.distributed import Ranks
 from foreword.training.rewards import RewardFunction
-from foreword.training.sampling import seeded, shared
+from foreword.training.sampling import drawing_from, seed_of, shared
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class Rollouts:
         seed and step draw the same.
         """
         size = self.config.group
-        with seeded(seed, step, ranks, self.backbone.device):
+        with drawing_from(seed_of(seed, step, ranks), self.backbone.device):
             return self._answered(prompt, rows, size, ranks, do_sample=True, temperature=1.0)
 
     def likeliest(

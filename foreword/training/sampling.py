@@ -28,12 +28,17 @@ def with_answer(row: Row, ids: Sequence[int]) -> Row:
 
 
 @contextlib.contextmanager
-def seeded(seed: int, step: int, ranks: Ranks, device: torch.device) -> Iterator[None]:
-    """Draw from a seed of this step and process, and leave the process's numbers as they were."""
+def drawing_from(seed: int, device: torch.device) -> Iterator[None]:
+    """Draw from a seed, and leave the process's numbers as they were."""
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices):
-        torch.manual_seed(seed + STRIDE * (step + 1) + ranks.rank)
+        torch.manual_seed(seed)
         yield
+
+
+def seed_of(seed: int, step: int, ranks: Ranks) -> int:
+    """Return the seed of what a process draws at a step of a run."""
+    return seed + STRIDE * (step + 1) + ranks.rank
 
 
 def shared(

@@ -34,4 +34,4 @@ def address() -> Iterator[str]:
         assert found.startswith("http://"), found
         yield found
         process.stdin.close()
-        assert process.wait(30) == 0
+        assert process.wait(120) == 0

@@ -23,7 +23,7 @@ class Light(BaseModel):
 def said(address: str) -> str:
     """Return what the server answers to a plain request."""
     body = {"model": "a", "messages": USER, "max_tokens": 8, "temperature": 0}
-    found = httpx.post(f"{address}/v1/chat/completions", json=body, timeout=60)
+    found = httpx.post(f"{address}/v1/chat/completions", json=body, timeout=300)
     return str(found.json()["choices"][0]["message"]["content"])
 
 
@@ -200,7 +200,7 @@ def test_aiders_requests(client: openai.OpenAI) -> None:
 
 
 def test_open_webuis_requests(address: str) -> None:
-    with httpx.Client(base_url=f"{address}/v1", timeout=60) as web:
+    with httpx.Client(base_url=f"{address}/v1", timeout=300) as web:
         assert "a" in [model["id"] for model in web.get("/models").json()["data"]]
         body: Any = {
             "stream": True, "model": "a", "messages": USER, "max_tokens": 8,

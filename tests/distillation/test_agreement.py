@@ -1,16 +1,16 @@
 """Agreement: subjects beside the model behind the whole text, each number by its definition."""
 
-from dataclasses import replace
-
 import oracle
 import pytest
 import torch
 from test_distill import CONFIG, QUERIES, TEXT, backbone, lesson_of
 
 from foreword import chat
-from foreword.config import ResamplingConfig
+from foreword.config import DistillConfig, ResamplingConfig
+from foreword.data.encoding import start_ids
 from foreword.distillation import agreement as agreements
 from foreword.distillation.agreement import WHOLE, compare
+from foreword.distillation.unrelated import told_rows, written_rows
 from foreword.errors import InputError
 from foreword.evaluation.bootstrap import share
 from foreword.evaluation.evaluation import Subject
@@ -87,12 +87,22 @@ def test_times_are_taken_in_turn() -> None:
     assert calls == ["a", "b"] * 3 and set(found) == {"a", "b"}
 
 
-def test_rows_of_unrelated_text_that_are_trained_on_are_not_those_that_tell() -> None:
-    from foreword.distillation.rows import unrelated_rows
-
-    model = backbone()
-    for count in (0, 3, 500):
-        trained, kept = unrelated_rows(model, count, 4)
-        assert len(trained) == count and kept
-        assert not {row.input_ids for row in trained} & {row.input_ids for row in kept}
-    assert replace(kept[0], target=None).source == "unrelated text"
+def test_the_base_writes_the_unrelated_rows_that_are_trained_on() -> None:
+    model, config = backbone(), DistillConfig(top_k=4, answer_batch=3)
+    told = told_rows(model, config)
+    for count in (0, 1, 7):
+        rows = written_rows(model, count, config, seed=0)
+        again, other = (written_rows(model, count, config, seed=seed) for seed in (0, 1))
+        assert len({row.input_ids for row in rows}) == len(rows) == count
+        assert rows == again and not {row.input_ids for row in rows + told} & {
+            row.input_ids for row in other
+        }
+    start = start_ids(model.tokenizer)
+    for row in (*rows, *told):  # whose teacher is the bare model, token by token
+        assert [*row.input_ids[: len(start)]] == start and row.source == "unrelated text"
+        logits = oracle.row_logits(model.model, None, torch.tensor(row.input_ids))
+        expected = logits[len(row.input_ids) - row.num_labels - 1 : -1].log_softmax(-1)
+        assert row.target is not None
+        found = expected.gather(-1, row.target.ids)
+        is_kept = row.target.log_probabilities > -torch.inf
+        torch.testing.assert_close(row.target.log_probabilities[is_kept], found[is_kept].float())

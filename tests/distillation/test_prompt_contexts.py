@@ -96,12 +96,11 @@ def test_a_smaller_prompt_starts_from_the_keys_of_the_larger_one(start: Any) -> 
 def test_a_prompt_is_taught_to_a_smaller_one() -> None:
     model = backbone()
     prompt = prompt_of(model, 16)
-    lesson = prepare(model, prompt, QUERIES, 4, replace(CONFIG, start="first"))
+    config = replace(CONFIG, start="first", unrelated_share=0.0)
+    lesson = prepare(model, prompt, QUERIES, 4, config)
     before = validate(model, lesson.start, lesson.rows).loss
-    config = replace(TRAIN, num_steps=60, learning_rate=0.1, num_virtual_tokens=4)
-    *_, last = distill(
-        model, prompt, QUERIES, config, distill_config=replace(CONFIG, start="first")
-    )
+    training = replace(TRAIN, num_steps=60, learning_rate=0.1, num_virtual_tokens=4)
+    *_, last = distill(model, prompt, QUERIES, training, distill_config=config)
     assert validate(model, last.prompt, lesson.rows).loss < before / 2
 
 

@@ -33,7 +33,7 @@ ENGINE = (
     "--dtype", "float32", "--max-model-len", "512", "--max-num-seqs", "32",
     "--max-num-batched-tokens", "512", "--block-size", "32",
 )  # fmt: skip
-START_SECONDS = 240
+START_SECONDS = 900
 
 
 def build(family: str = "llama", **changes: Any) -> Any:
@@ -124,7 +124,7 @@ def serving(
     finally:
         os.killpg(process.pid, signal.SIGTERM)
         try:
-            process.wait(30)
+            process.wait(120)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
@@ -174,7 +174,7 @@ def post(url: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
 
 def get(url: str) -> Any:
     """Return what a route says, as text or JSON."""
-    with urllib.request.urlopen(url, timeout=60) as answer:
+    with urllib.request.urlopen(url, timeout=300) as answer:
         text = answer.read().decode()
     return json.loads(text) if text.startswith("{") else text
 

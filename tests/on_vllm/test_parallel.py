@@ -71,7 +71,7 @@ def test_two_processes_answer_as_the_oracle(
 def _follows(url: str, model: Any, backbone: Backbone, store: Store, scratch: Path) -> None:
     """Add a prompt, and ask often enough to meet every front end and every engine."""
     new = served.add(store, "new", served.prompt(backbone, "key_values", 20, 9), scratch)
-    ids, deadline = served.ids_of(9), time.monotonic() + 20
+    ids, deadline = served.ids_of(9), time.monotonic() + 120
     wanted = served.expected(model, new, ids, NUM_NEW)
     num_answered = 0
     while num_answered < 8:

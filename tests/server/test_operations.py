@@ -114,7 +114,7 @@ def test_a_hangup_reloads_while_requests_go_on_and_each_line_is_json(
             until(lambda: "b" in names())
             assert client.post("/v1/completions", json=ASK | {"model": "b"}).status_code == 200
         process.send_signal(signal.SIGTERM)
-        _, written = process.communicate(timeout=60)
+        _, written = process.communicate(timeout=120)
         assert process.returncode == 0
     lines = [json.loads(line) for line in written.splitlines()]
     assert {"time", "level", "logger"} <= set.intersection(*map(set, lines))

@@ -48,7 +48,7 @@ class Browser:
         return self.send("POST", f"{self.path}/execute/sync", body)
 
     def until(self, condition: str) -> None:
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 120
         while not self.run(f"return Boolean({condition})"):
             assert time.monotonic() < deadline, self.run("return document.body.innerText")
             time.sleep(0.05)
@@ -69,7 +69,7 @@ def browser() -> Iterator[Browser]:
     driver = subprocess.Popen([DRIVER, f"--port={port}"], stdout=subprocess.DEVNULL)
     try:
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60, trust_env=False) as http:
-            deadline = time.monotonic() + 30
+            deadline = time.monotonic() + 120
             while True:
                 try:
                     http.get("/status")

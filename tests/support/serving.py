@@ -64,7 +64,7 @@ def running(server: Server) -> Iterator[str]:
     """Run a server in a thread; yield its address."""
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while not server.started and thread.is_alive() and time.monotonic() < deadline:
         time.sleep(0.005)
     assert server.started

@@ -1,0 +1,92 @@
+"""Classification: the likeliest of a few answers to each example, and how likely it is.
+
+In: the losses of every answer that may be chosen. Out: the choice and its probability; how far
+probabilities are from the share of right choices. Knows no model.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from foreword.data.examples import Example
+from foreword.errors import DataError, InputError
+from foreword.evaluation.metrics import Counts, Metric, Outcome, Scores, exact, same_label
+
+FROM_DATA = "data"
+NUM_BINS = 10
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The likeliest answer to one example.
+
+    Attributes:
+        text: the answer.
+        probabilities: of every answer that could be chosen, in their order, together 1.
+    """
+
+    text: str
+    probabilities: tuple[float, ...]
+
+    @property
+    def confidence(self) -> float:
+        """The probability of the answer that was chosen."""
+        return max(self.probabilities)
+
+
+def chosen(losses: Sequence[float], choices: Sequence[str]) -> list[Chosen]:
+    """Return the likeliest answer to each example.
+
+    Args:
+        losses: the summed cross entropy of each answer, its end included, in nats: first of every
+            answer to the first example.
+        choices: the answers.
+    """
+    table = -torch.tensor(losses, dtype=torch.float64).view(-1, len(choices))
+    best = table.argmax(-1).tolist()
+    shares = table.softmax(-1).tolist()
+    return [Chosen(choices[i], tuple(row)) for i, row in zip(best, shares, strict=True)]
+
+
+def choices_of(option: str, examples: Sequence[Example]) -> tuple[str, ...]:
+    """Return the answers that `--choices` names: those of the data, or some with commas or lines.
+
+    Raises:
+        InputError: fewer than two, or one twice. DataError: an example whose answer is none of
+            them.
+    """
+    if option == FROM_DATA:
+        found = tuple(dict.fromkeys(example.completion.strip() for example in examples))
+    else:
+        parts = option.strip().splitlines()
+        parts = parts if len(parts) > 1 else option.split(",")
+        found = tuple(part.strip() for part in parts if part.strip())
+    if len(found) < 2 or len(set(found)) < len(found):
+        raise InputError(
+            f"--choices: expected two different answers or more, got {', '.join(found) or 'none'}"
+        )
+    for example in examples:
+        if not any(exact(example.completion, one) for one in found):
+            raise DataError(
+                f"{example.source}: the answer {example.completion!r} is none of --choices: add "
+                "it, or leave the row out"
+            )
+    return found
+
+
+def _calibration_error(outcomes: Sequence[Outcome], counts: Counts) -> Scores:
+    """Return the expected calibration error: over ten bins of equal width, the mean distance of
+    confidence from the share that is right (Naeini et al. 2015; Guo et al., arXiv:1706.04599).
+    """
+    sure = np.array([outcome.confidence for outcome in outcomes])
+    right = np.array([same_label(one.answer, one.expected) for one in outcomes], dtype=np.float64)
+    places = np.minimum((sure * NUM_BINS).astype(int), NUM_BINS - 1)
+    distance = sum(
+        np.abs(counts[:, places == one] @ (sure - right)[places == one]) for one in range(NUM_BINS)
+    )
+    return np.asarray(distance / counts.sum(1))
+
+
+CALIBRATION = Metric("ece", _calibration_error, is_better_low=True, needs_confidence=True)
