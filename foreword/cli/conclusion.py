@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def where_it_goes_on(output: str, step: int | None) -> str:
     """Say after which step a run goes on."""
-    from foreword.training.checkpoint import STATE_FILE
+    from foreword.training.folders import STATE_FILE
 
     if step is not None:
         return f"goes on after step {step}, from {Path(output) / STATE_FILE}"
@@ -27,7 +27,8 @@ def where_it_goes_on(output: str, step: int | None) -> str:
 def kept(output: str) -> str:
     """Say what a run that cannot go on leaves behind."""
     from foreword.errors import ForewordError
-    from foreword.training.checkpoint import STATE_FILE, read_state
+    from foreword.training.checkpoint import read_state
+    from foreword.training.folders import STATE_FILE
 
     try:
         stored = read_state(Path(output) / STATE_FILE)
@@ -41,7 +42,8 @@ def kept(output: str) -> str:
 def conclude(last: "TrainEvent | None", output: str, stop: Stop, curves: str | None = None) -> None:
     """Write the prompt of a run that was stopped, draw the curves, and say what came of it."""
     from foreword.evaluation import plots
-    from foreword.training.checkpoint import STATE_FILE, read_state
+    from foreword.training.checkpoint import read_state
+    from foreword.training.folders import STATE_FILE
 
     path = Path(output) / STATE_FILE
     if not path.exists():

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from foreword.cli import options, run_file
+from foreword.cli import early, options, run_file
 from foreword.cli.conclusion import conclude, where_it_goes_on
 from foreword.cli.progress import Stop
 from foreword.cli.run_output import claimed
@@ -61,15 +61,17 @@ def command(
     Example: foreword reward --prompt my-prompt --data prompts.jsonl --reward checks.py:valid
     --output better
     """
-    from foreword.training import distributed
-    from foreword.training.rewards import load_reward
-
     if training.learning_rate == AUTO:
         raise InputError("--learning-rate auto goes by losses of labels: give a number")
     if seeds > 1:
         check_for_seeds(validation, None)
     if training.patience and share_of(validation) == 0:
         raise InputError("--patience counts validations: give --validation rows, or leave it out")
+    held_out = validation if share_of(validation) is None else None
+    early.check(data=[data, held_out], prompts=[prompt], model=model)
+    from foreword.training import distributed
+    from foreword.training.rewards import load_reward
+
     ranks, stop = distributed.join(), Stop()
     options.speak(ranks.is_main)
     with claimed(

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from foreword.cli import options, run_file
+from foreword.cli import early, options, run_file
 from foreword.cli.conclusion import conclude, kept, where_it_goes_on
+from foreword.cli.console import one_line
 from foreword.cli.progress import Stop, Trackers, check_trackers, folder_name, run, save
 from foreword.cli.run_output import claimed
 from foreword.config import DataConfig, EncodingConfig, ObjectiveConfig, TrainConfig
@@ -74,6 +75,13 @@ def command(
     Example: foreword train --data rows.jsonl --output my-prompt
     Many devices: accelerate launch -m foreword train ... (the same options)
     """
+    if seeds > 1:
+        check_for_seeds(validation, curves)
+    if config.patience and share_of(validation) == 0:
+        raise InputError("--patience counts validations: give --validation rows, or leave it out")
+    folders = folders_of(output, config, seeds)
+    held_out = validation if share_of(validation) is None else None
+    early.check(data=[data, held_out], prompts=[init_prompt], model=model)
     from foreword.evaluation import plots
     from foreword.training import distributed
     from foreword.training.preference import objective_of
@@ -82,13 +90,9 @@ def command(
     ranks = distributed.join()
     options.speak(ranks.is_main)
     stop = Stop()
-    if seeds > 1:
-        check_for_seeds(validation, curves)
-    if config.patience and share_of(validation) == 0:
-        raise InputError("--patience counts validations: give --validation rows, or leave it out")
     with claimed(
         output,
-        folders_of(output, config, seeds),
+        folders,
         resume=resume,
         overwrite=overwrite,
         is_main=ranks.is_main,
@@ -142,6 +146,8 @@ def run_all(
 
     # What is spread over the processes is loaded beside them first, and moved layer by layer.
     backbone, _ = options.load(given.model, None, device="cpu" if fsdp.is_asked_for() else "auto")
+    if backbone.weights:
+        options.note(f"the weights of {backbone.name} are {backbone.weights}")
     stored = _stored(given) if given.resume else None
     encoding = dated(
         stored.going_on(given.encoding) if stored else given.encoding,
@@ -186,7 +192,8 @@ def run_all(
 
 def _stored(given: Given) -> "StoredState | None":
     """Return the state of the first of the runs that go on; None where none has begun."""
-    from foreword.training.checkpoint import STATE_FILE, read_state
+    from foreword.training.checkpoint import read_state
+    from foreword.training.folders import STATE_FILE
 
     for folder in folders_of(given.output, given.config, given.seeds):
         if (folder / STATE_FILE).exists():
@@ -196,7 +203,7 @@ def _stored(given: Given) -> "StoredState | None":
 
 def folders_of(output: str, config: TrainConfig, seeds: int) -> list[Path]:
     """Return the folder of each seed's run."""
-    from foreword.training.seeds import folder_of, seeds_of
+    from foreword.training.folders import folder_of, seeds_of
 
     found = [folder_of(output, one.seed, seeds) for one in seeds_of(config, seeds)]
     return [folder for folder in found if folder is not None]
@@ -295,6 +302,7 @@ def encode(
     name: str,
 ) -> "list[Row]":
     """Encode examples, and say what they came to."""
+    from foreword.data.marked_row import marked
     from foreword.training.guards import truncation
     from foreword.training.rows import encode_texts
 
@@ -304,6 +312,9 @@ def encode(
     options.output.print(f"{name}: {report}")
     for said in filter(None, [*report.notes, truncation(report)]):
         options.note(f"{name}: {said}")
+    if name == "training":
+        shown = one_line(marked(rows[0], backbone.tokenizer))
+        options.output.print(f"first row, its labels in ⟦⟧: {shown}")
     return rows
 
 

@@ -78,4 +78,4 @@ def named(source: str) -> Iterator[None]:
     try:
         yield
     except DataError as error:
-        raise DataError(f"{source}: {error}") from None
+        raise type(error)(f"{source}: {error}") from None

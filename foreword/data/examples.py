@@ -18,8 +18,9 @@ from foreword.data.columns import as_examples
 from foreword.data.example import Example as Example
 from foreword.data.example import counted
 from foreword.data.preferences import as_pair
+from foreword.data.problems import all_of
 from foreword.data.readers import read_rows
-from foreword.errors import DataError
+from foreword.errors import BlankError, DataError
 
 log = logging.getLogger("foreword")
 
@@ -47,21 +48,34 @@ def read_examples(
         are_pairs: whether each row has two answers, of which one is preferred.
 
     Raises:
-        DataError: the file or one of its rows cannot be used.
+        DataError: the file or some of its rows cannot be used; tells all of them.
         DependencyError: Parquet or a directory, without the extra that reads them.
     """
     folder = Path(path).absolute()
     folder = folder if folder.is_dir() else folder.parent
     said: Counter[str] = Counter()
-    examples = [
-        _beside(example, folder)
-        for source, row in read_rows(Path(path))
-        for example in (
-            [as_pair(row, source, config, said)]
-            if are_pairs
-            else as_examples(row, source, config, task_column, said)
-        )
-    ]
+    examples: list[Example] = []
+    wrong: list[DataError] = []
+    rows = read_rows(Path(path))
+    try:
+        for source, row in rows:
+            try:
+                if are_pairs:
+                    found = [as_pair(row, source, config, said)]
+                else:
+                    found = as_examples(row, source, config, task_column, said)
+                examples += [_beside(example, folder) for example in found]
+            except BlankError as error:
+                if config.skip_blank:
+                    said["a blank text or answer: left out"] += 1
+                else:
+                    wrong.append(error)
+            except DataError as error:
+                wrong.append(error)
+    except DataError as error:  # the file's own, at its end or where it cannot be read further
+        wrong.append(error)
+    if wrong:
+        raise all_of(wrong)
     if not examples:
         raise DataError(f"{path}: expected rows, found none: add at least one")
     for what, count in list(said.items())[:MOST_SAID]:

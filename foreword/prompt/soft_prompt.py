@@ -263,6 +263,7 @@ class SoftPrompt:
         held_out = metrics.get("validation") or {}
         facts = {
             "base": base.get("name") or "not recorded",
+            "weights": base.get("weights"),
             "revision": base.get("revision"),
             "form": self.form,
             "virtual tokens": self.num_virtual_tokens,

@@ -24,16 +24,17 @@ from foreword.prompt.history import History, ValidationPoint
 from foreword.prompt.soft_prompt import SoftPrompt
 from foreword.prompt.states import row_major
 from foreword.prompt.tensor_file import read_tensors
+from foreword.training.folders import STATE_FILE as STATE_FILE
 from foreword.training.methods.method import Method, restored, task_prompts
 from foreword.training.objective import LIKELIHOOD
 
-STATE_FILE = "training_state.safetensors"
 STATE_VERSION = 2
 ENVIRONMENT = "environment"  # of a run's identity: what may change between its processes
 LATER = ("the base's dtype", *NAMES.values())  # unknown to states of release 0.1
 # What such runs began without.
 NEWER = (
     "opening", "start_token", "special_tokens", "held_text", "held_tokens", "held_hash",
+    "plain", "is_text",
 )  # fmt: skip
 BASE = "the base model"  # of a run's identity: its fingerprint
 OBJECTIVE = "the objective"  # of a run's identity

@@ -21,7 +21,7 @@ from foreword.data.row import Row
 from foreword.errors import DivergedError, ForewordError
 from foreword.prompt.soft_prompt import SoftPrompt
 from foreword.training import distributed, early_stopping, guards
-from foreword.training.checkpoint import STATE_FILE
+from foreword.training.folders import STATE_FILE
 from foreword.training.methods.method import task_prompts
 from foreword.training.objective import LIKELIHOOD, Objective
 from foreword.training.out_of_memory import step_that_fits

@@ -144,10 +144,11 @@ def _encoded(
     config: TrainConfig,
     encoding_config: EncodingConfig,
 ) -> tuple[list[Row], EncodingReport]:
+    is_literal = encoding_config.plain or backbone.reads_apart
     return encoding.encode_examples(
         examples,
         backbone.tokenizer,
-        encoding_config,
+        replace(encoding_config, is_text=None if is_literal else False),
         _context(backbone, config),
         backbone.processor,
         are_pairs=backbone.reads_apart,
@@ -192,16 +193,21 @@ def _pair_rooms(backbone: Backbone, config: TrainConfig) -> tuple[int, int]:
     )
 
 
+MOST_NAMED = 5  # validation rows
+
+
 def overlap(rows: Sequence[Row], held_out: Sequence[Row]) -> str | None:
-    """Say how many validation rows, or what comes before their answers, are training rows' too."""
+    """Say which validation rows, or what comes before their answers, are training rows' too."""
     whole = {row.input_ids for row in rows if row.media is None}
     before = {row.input_ids[: -row.num_labels] for row in rows if row.media is None}
     texts = [row for row in held_out if row.media is None]
     same = sum(row.input_ids in whole for row in texts)
-    asked = sum(row.input_ids[: -row.num_labels] in before for row in texts)
+    asked = [row.source for row in texts if row.input_ids[: -row.num_labels] in before]
     if not asked:
         return None
+    more = f" and {len(asked) - MOST_NAMED} more" if len(asked) > MOST_NAMED else ""
     return (
-        f"{asked} of {len(held_out)} validation rows have the prompt of a training row, {same} of "
-        "them with the same answer: what they measure was trained on"
+        f"{len(asked)} of {len(held_out)} validation rows have the prompt of a training row, "
+        f"{same} of them with the same answer: what they measure was trained on "
+        f"({', '.join(asked[:MOST_NAMED])}{more})"
     )

@@ -22,10 +22,11 @@ from foreword.prompt.peft_format import FILES
 from foreword.prompt.soft_prompt import SoftPrompt
 from foreword.storage import locked, remove_leftovers, storage_errors
 from foreword.training import distributed, fsdp, lr_search, start
-from foreword.training.checkpoint import OBJECTIVE, STATE_FILE, StoredState, read_state
+from foreword.training.checkpoint import OBJECTIVE, StoredState, read_state
 from foreword.training.compile_layers import with_compiled_layers
 from foreword.training.distributed import Ranks
 from foreword.training.facts import describe, run_identity
+from foreword.training.folders import STATE_FILE
 from foreword.training.gradient_checkpointing import with_gradient_checkpointing
 from foreword.training.objective import LIKELIHOOD, Objective
 from foreword.training.packing import packed_decoder
@@ -118,6 +119,7 @@ def prepare(
     else:
         notices += [*said, *([found] if (found := overlap(rows, held_out)) else [])]
         method = start.begin(backbone, initial, rows, run.config)
+        notices += start.unused_text(backbone, run.config) if initial is None else []
         method.facts = describe(backbone, run.config, encoding_config, rows)
         method.facts["training"] |= chosen | objective.identity
         if initial is not None and not objective.has_answers:  # rows tell nothing of how they are

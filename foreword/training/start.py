@@ -135,6 +135,22 @@ def with_start(
     return open_start.resolved(), [said]
 
 
+def unused_text(backbone: Backbone, config: TrainConfig) -> list[str]:
+    """Say how much of a start text the virtual tokens do not hold."""
+    config = config.resolved()
+    if config.init != "text" or backbone.tokenizer is None:
+        return []
+    start = len(encoding.start_ids(backbone.tokenizer))
+    length = len(backbone.tokenizer(config.init_text, add_special_tokens=False).input_ids)
+    room = config.num_virtual - start
+    if length <= room:
+        return []
+    return [
+        f"--init-text has {length} tokens, and {config.num_virtual} virtual tokens hold the first "
+        f"{room}: raise --num-virtual-tokens, or shorten it"
+    ]
+
+
 def with_rate(backbone: Backbone, config: TrainConfig, share: float = 1.0) -> TrainConfig:
     """Return a configuration that has a learning rate: its own, or the method's on this base, times
     the share of it that its objective takes.
