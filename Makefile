@@ -22,7 +22,7 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	  { echo "foreword needs Python 3.11 or newer; say which: make PYTHON=python3.11"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	@echo "installing the tested set into $(VENV); this takes a few minutes"
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
 demo: $(VENV)/installed

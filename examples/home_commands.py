@@ -11,6 +11,7 @@ reading an instruction, and is trained from there; the model itself does not cha
 import json
 import sys
 import time
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -19,9 +20,17 @@ from rich.progress import Progress
 from rich.table import Table
 from transformers.utils import logging
 
-from foreword import Backbone, EncodingConfig, Example, SoftPrompt, TrainConfig, train
+from foreword import (
+    Backbone,
+    EncodingConfig,
+    Example,
+    SoftPrompt,
+    TrainConfig,
+    TrainEvent,
+    train,
+)
 from foreword.chat import answers
-from foreword.cli.progress import run
+from foreword.cli.progress import Stop, run
 from foreword.config import EvalConfig
 from foreword.demo.home_commands import (
     FEW_INTENTS,
@@ -32,6 +41,7 @@ from foreword.demo.home_commands import (
     instruction,
     same_intent,
 )
+from foreword.errors import InputError
 from foreword.evaluation.evaluation import Evaluation, Subject, evaluate
 from foreword.evaluation.metrics import row_metric
 from foreword.loading import hub
@@ -52,6 +62,7 @@ CONFIG = TrainConfig(
     batch_size=8,
     num_steps=200,
     eval_every=50,
+    save_every=10,
 )
 METRICS = (row_metric("exact", exact), row_metric("intent", same_intent))
 console = Console(soft_wrap=True)
@@ -62,6 +73,8 @@ def main(num_steps: int = CONFIG.num_steps or 0, num_test: int = 96) -> None:
     started = time.perf_counter()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+    if not console.is_terminal:
+        console.print("fetching the model; the first time takes a minute")
     with console.status("fetching the model; the first time takes a minute") as status:
         hub.resolve(MODEL, progress=status.update)
         backbone = Backbone.load(MODEL)
@@ -76,18 +89,14 @@ def main(num_steps: int = CONFIG.num_steps or 0, num_test: int = 96) -> None:
         write_rows(FOLDER / f"{name}.jsonl", rows)
 
     config = TrainConfig(**{**CONFIG.__dict__, "num_steps": num_steps})
+    console.print(f"the weights of {MODEL} are {backbone.weights}", markup=False)
     console.print(
         f"training {config.num_virtual_tokens} virtual tokens of {MODEL}, which is frozen"
     )
-    events = train(
-        backbone,
-        examples["train"],
-        config,
-        validation=examples["validation"],
-        encoding_config=ROWS,
-    )
-    last = run(events, str(FOLDER / "prompt"))
-    assert last is not None
+    stop = Stop()
+    if run(begin(backbone, examples, config), str(FOLDER / "prompt"), stop) is None or stop.signal:
+        console.print("stopped; make demo goes on from here")
+        sys.exit(128 + (stop.signal or 0))
     prompt = SoftPrompt.load(FOLDER / "prompt")
 
     results = compare(backbone, prompt, examples["test"])
@@ -101,6 +110,29 @@ def main(num_steps: int = CONFIG.num_steps or 0, num_test: int = 96) -> None:
         f"  .venv/bin/foreword train --data YOUR.jsonl --output runs/yours",
         markup=False,
     )
+
+
+def begin(
+    backbone: Backbone, examples: dict[str, list[Example]], config: TrainConfig
+) -> Iterator[TrainEvent]:
+    """Return the events of the run: it goes on where it was interrupted, however it was."""
+
+    def events(resume: bool) -> Iterator[TrainEvent]:
+        return train(
+            backbone,
+            examples["train"],
+            config,
+            validation=examples["validation"],
+            encoding_config=ROWS,
+            checkpoint=FOLDER / "state",
+            resume=resume,
+        )
+
+    try:
+        return events(resume=True)
+    except InputError as error:  # of another run, or damaged
+        console.print(f"begins anew: {error}", markup=False)
+        return events(resume=False)
 
 
 def as_example(command: Command) -> Example:
@@ -133,6 +165,8 @@ def compare(backbone: Backbone, prompt: SoftPrompt, test: list[Example]) -> list
             task = progress.add_task(subject.name, total=len(test))
             advance = partial(progress.advance, task)
             results.append(evaluate(backbone, subject, test, METRICS, config, on_answer=advance))
+            if not console.is_terminal:
+                console.print(f"{subject.name}: {len(test)} commands, {results[-1].seconds:.0f} s")
     return results
 
 

@@ -90,6 +90,7 @@ class Backbone:
         self.processor = processor
         self.tokenizer = tokenizer if tokenizer is not None else _tokenizer_of(processor)
         self.name = name or getattr(hf_model, "name_or_path", "") or hf_model.config.model_type
+        self.weights: str | None = None  # what they are, where no checkpoint's own
         self.revision: str | None = getattr(hf_model.config, "_commit_hash", None)
         self._compiled = CompiledPrefixes(NUM_COMPILED)
         self._fingerprint: dict[str, Any] | None = None
@@ -134,7 +135,9 @@ class Backbone:
         )
         if "device_map" not in kwargs:
             loaded = loaded.to(place)
-        return cls(loaded, known, processor=processor, name=model)
+        made = cls(loaded, known, processor=processor, name=model)
+        made.weights = hub.weights_of(model)
+        return made
 
     def with_passes(self, passes: ForwardPasses) -> "Backbone":
         """Return a view of this backbone whose passes are others, over the same weights."""
@@ -384,7 +387,8 @@ class Backbone:
 
     def identity(self) -> dict[str, Any]:
         """Return what tells it from another base, as a prompt records it."""
-        return {"name": self.name, "revision": self.revision, "fingerprint": self.fingerprint()}
+        found = {"name": self.name, "revision": self.revision, "fingerprint": self.fingerprint()}
+        return found | ({"weights": self.weights} if self.weights else {})
 
     def tokenizer_facts(self) -> dict[str, Any] | None:
         """Return what tells its tokenizer from another, as a prompt records it."""

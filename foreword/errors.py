@@ -3,6 +3,7 @@
     ForewordError
     ├── InputError           the caller's data, file or argument is wrong
     │   ├── DataError        a row or a data file: names file and line
+    │   │   └── BlankError   a row without a text or without an answer
     │   ├── ArtifactError    a prompt directory: truncated, hostile, not a soft prompt
     │   ├── NotFoundError    no prompt or version of that name
     │   ├── FormError        a view of a prompt that its form does not have; an AttributeError, too
@@ -41,7 +42,17 @@ class InputError(ForewordError):
 
 
 class DataError(InputError):
-    """A data file or one of its rows cannot be used; the message names file and line."""
+    """A data file or one of its rows cannot be used; the message names file and line.
+
+    Attributes:
+        problems: each one's own message, where it tells of several.
+    """
+
+    problems: tuple[str, ...] = ()
+
+
+class BlankError(DataError):
+    """A row without text before its answer, or without an answer."""
 
 
 class ArtifactError(InputError):

@@ -68,8 +68,10 @@ def test_plain_text_stands_before_plain_text() -> None:
     prompt = text_prompt(model, "Translate.")
     ids = encode_prompt("Translate.\n\nabc", model.tokenizer, GENERATION)
     assert ids[0] == 0 and behind(model, prompt, "abc") == slow(model, ids)
-    with pytest.raises(DataError, match="plain text, and stands before no messages"):
-        behind(model, prompt, [USER])
+    asked = USER | {"content": "abc"}
+    assert behind(model, prompt, [asked]) == behind(model, prompt, "abc")
+    with pytest.raises(DataError, match="one user message for rows of plain text, found system"):
+        behind(model, prompt, [SYSTEM, asked])
 
 
 def test_without_a_system_turn_a_text_stands_before_the_question() -> None:
@@ -92,8 +94,8 @@ def test_rows_of_training_begin_behind_the_text() -> None:
 def test_what_the_text_cannot_stand_before_is_refused() -> None:
     model = backbone()
     prompt, turns = text_prompt(model, TEXT), text_prompt(model, TURNS)
-    with pytest.raises(DataError, match="holds turns of a conversation: send messages"):
-        behind(model, prompt, "text")
+    asked = USER | {"content": "text"}
+    assert behind(model, prompt, "text") == behind(model, prompt, [asked])
     with pytest.raises(DataError, match="leave the system turn out"):
         behind(model, turns, [SYSTEM, USER])
     model.tokenizer.chat_template = CHATML.replace("<|im_start|>", "<|bos|><|im_start|>")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from foreword.cli import comparison, options
+from foreword.cli import comparison, early, options
 from foreword.cli.console import strict_json
 from foreword.config import DataConfig, EvalConfig, ResamplingConfig
 from foreword.errors import InputError
@@ -48,16 +48,17 @@ def command(
 
     Example: foreword compare first-prompt second-prompt --data test.jsonl --png scores.png
     """
+    if len(set(prompts)) < len(prompts):
+        raise InputError("a prompt was given twice; give each directory once")
+    if ensemble and len(prompts) < 2:
+        raise InputError(f"--ensemble {ensemble} needs two prompts or more, got {prompts[0]} alone")
+    early.check(data=[data], prompts=prompts, model=model)
     from foreword.data.examples import read_examples
     from foreword.data.readers import check_held_out
     from foreword.evaluation.ensembles import check_alike
     from foreword.evaluation.evaluation import Subject, check_vote, voted
     from foreword.prompt.soft_prompt import SoftPrompt
 
-    if len(set(prompts)) < len(prompts):
-        raise InputError("a prompt was given twice; give each directory once")
-    if ensemble and len(prompts) < 2:
-        raise InputError(f"--ensemble {ensemble} needs two prompts or more, got {prompts[0]} alone")
     if png:
         from foreword.evaluation import plots
 

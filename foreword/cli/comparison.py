@@ -47,6 +47,8 @@ def ask(
     """Evaluate every subject on the same examples, and say which metrics were chosen."""
     from foreword.evaluation.evaluation import evaluate
 
+    if backbone.weights:
+        options.note(f"the weights of {backbone.name} are {backbone.weights}")
     choices = choices_in(config, examples)
     names = ", ".join(metric.name for metric in choice.metrics)
     options.errors.print(f"metrics: {names} ({choice.reason})")

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def where_it_goes_on(output: str, step: int | None) -> str:
     """Say after which step a run goes on."""
-    from foreword.training.checkpoint import STATE_FILE
+    from foreword.training.folders import STATE_FILE
 
     if step is not None:
         return f"goes on after step {step}, from {Path(output) / STATE_FILE}"
@@ -27,7 +27,8 @@ def where_it_goes_on(output: str, step: int | None) -> str:
 def kept(output: str) -> str:
     """Say what a run that cannot go on leaves behind."""
     from foreword.errors import ForewordError
-    from foreword.training.checkpoint import STATE_FILE, read_state
+    from foreword.training.checkpoint import read_state
+    from foreword.training.folders import STATE_FILE
 
     try:
         stored = read_state(Path(output) / STATE_FILE)
@@ -41,7 +42,8 @@ def kept(output: str) -> str:
 def conclude(last: "TrainEvent | None", output: str, stop: Stop, curves: str | None = None) -> None:
     """Write the prompt of a run that was stopped, draw the curves, and say what came of it."""
     from foreword.evaluation import plots
-    from foreword.training.checkpoint import STATE_FILE, read_state
+    from foreword.training.checkpoint import read_state
+    from foreword.training.folders import STATE_FILE
 
     path = Path(output) / STATE_FILE
     if not path.exists():
@@ -80,9 +82,12 @@ def summarize(last: "TrainEvent", output: str, stored: "StoredState") -> None:
     shown = ""
     if held_out := metrics.get("validation"):
         first = history.validations[0]
+        name = "reward" if "reward" in held_out else "loss"
+        share = "preferred" if "preferred" in held_out else "exact"
         shown = (
-            f", validation {first.loss:.3f} at step {first.step}, {held_out['loss']:.3f} at its "
-            f"best ({held_out['exact']:.0%} exact)"
+            f", validation {name} {getattr(first, name):.3f} at step {first.step}, "
+            f"{held_out[name]:.3f} at its best ({held_out[share]:.0%} "
+            f"{'of 1 or more' if name == 'reward' else share})"
         )
     tasks = f", each task's own to {output}/tasks" if last.task_prompts else ""
     options.output.print(

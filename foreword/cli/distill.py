@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from foreword.cli import distill_report, options, run_file
+from foreword.cli import distill_report, early, options, run_file
 from foreword.cli.conclusion import where_it_goes_on
 from foreword.cli.progress import Stop
 from foreword.cli.run_output import claimed
@@ -73,19 +73,21 @@ def command(
 
     Example: foreword distill --context home --form embeddings --data queries.jsonl --output home-e
     """
-    from foreword.training import distributed, fsdp
-
     text = context_given(context, instruction)
     if data is not None and config.questions_from is not None:
         raise InputError("--data has the queries, and --questions-from asks them: give one")
     if data is None and config.labels:
         raise InputError(f"--labels {config.labels:g} is for rows with answers: give --data")
+    _check_held_out(config, training, seeds)
+    folders = folders_of(output, training, seeds)
+    early.check(data=[data], model=model)
+    from foreword.training import distributed, fsdp
+
     ranks, stop = distributed.join(), Stop()
     options.speak(ranks.is_main)
-    _check_held_out(config, training, seeds)
     with claimed(
         output,
-        folders_of(output, training, seeds),
+        folders,
         resume=resume,
         overwrite=overwrite,
         is_main=ranks.is_main,

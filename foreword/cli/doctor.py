@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from foreword.cli import options
+from foreword.cli import early, options
 from foreword.cli.console import one_line
 
 
@@ -22,6 +22,7 @@ def command(
 
     Example: foreword doctor --model smollm2-135m --prompt my-prompt
     """
+    early.check(prompts=[prompt], model=model)
     from foreword import doctor
 
     findings = doctor.environment()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.progress import Progress
 
-from foreword.cli import agreement, comparison, distill, options
+from foreword.cli import agreement, comparison, distill, early, options
 from foreword.cli.console import strict_json
 from foreword.config import DataConfig, DistillConfig, EvalConfig, ResamplingConfig
 from foreword.errors import DataError, InputError
@@ -48,6 +48,9 @@ def command(
 
     Example: foreword eval --prompt my-prompt --data test.jsonl --instruction "Answer in JSON."
     """
+    if unrelated not in (None, "none") and prompt is None:
+        raise InputError("--unrelated says what a prompt forgets: give --prompt, or leave it out")
+    early.check(data=[data], prompts=[prompt], model=model)
     from foreword import chat
     from foreword.data.examples import read_examples
     from foreword.data.readers import check_held_out
@@ -56,8 +59,6 @@ def command(
     from foreword.evaluation.forgetting import forgetting, unrelated_text
     from foreword.named_text import text_prompt
 
-    if unrelated not in (None, "none") and prompt is None:
-        raise InputError("--unrelated says what a prompt forgets: give --prompt, or leave it out")
     check_held_out(data)
     whole = distill.context_given(context, None) if context is not None else None
     given = distill.read_queries(data, columns)[: config.limit] if context is not None else []

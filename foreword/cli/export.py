@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from foreword.cli import options
+from foreword.cli import early, options
 from foreword.errors import InputError
 
 if TYPE_CHECKING:
@@ -64,15 +64,16 @@ def command(
 
     Example: foreword export --prompt home --to llama-state --model base.gguf --output home.bin
     """
+    named = _named(prompt)
+    if len(named) > 1 and to not in ("checkpoint", "gguf"):
+        raise InputError(f"--to {to} takes one --prompt, got {len(named)}")
+    early.check(prompts=named.values())
     from transformers.utils import logging
 
     from foreword.prompt.soft_prompt import SoftPrompt
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    named = _named(prompt)
-    if len(named) > 1 and to not in ("checkpoint", "gguf"):
-        raise InputError(f"--to {to} takes one --prompt, got {len(named)}")
     prompts = {name: SoftPrompt.load(source) for name, source in named.items()}
     if to != "llama-state" and server is not None:
         raise InputError("--server is of --to llama-state: leave it out")

@@ -28,9 +28,9 @@ def command(
 
     Example: foreword generate --prompt my-prompt "turn on the kitchen lights"
     """
+    backbone, soft_prompt = options.load(model, prompt)
     from foreword import chat
 
-    backbone, soft_prompt = options.load(model, prompt)
     config = chat.encoding_of(soft_prompt)
     inputs = [chat.typed(backbone, soft_prompt, text) for text in texts]
     more: dict[str, Any] = {"use_cache": False} if no_cache else {}

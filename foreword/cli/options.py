@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from foreword.cli import early
 from foreword.cli.console import TextConsole, one_line
 from foreword.errors import InputError
 
@@ -34,6 +35,7 @@ OF_A_PATH = (
 )  # fmt: skip
 HALF_SURROGATE = re.compile("[\ud800-\udfff]")  # bytes of the command line that are not UTF-8
 MAY_BE_EMPTY = ("texts",)
+WHICH_MODEL = "which model? give --model, or a --prompt, whose base is taken"
 
 Model = Annotated[
     str | None,
@@ -178,6 +180,8 @@ def _text_option(field: Any, value: str) -> str:
     option = f"--{field.name.replace('_', '-')}"
     if field.metadata.get("is_file"):
         return text_of(f"@{value.removeprefix('@')}", option)
+    if field.metadata.get("is_text") and value.startswith("@"):
+        return text_of(value, option)
     if "\\n" in value and "\n" not in value:
         note(f"{option} holds \\n as two characters; a shell writes a line break as $'\\n'")
     return value
@@ -216,6 +220,9 @@ def load(
     revision: str | None = None,
 ) -> "tuple[Backbone, SoftPrompt | None]":
     """Load the prompt, if any, and its base model, and show what takes long."""
+    early.check(prompts=[prompt_directory], model=model)
+    if not model and not prompt_directory:
+        raise InputError(WHICH_MODEL)
     from transformers.utils import logging
 
     from foreword import chat
@@ -229,7 +236,7 @@ def load(
     base = (prompt.facts.get("base") or {}) if prompt else {}
     name = model or base.get("name")
     if not name:
-        raise InputError("which model? give --model; the prompt's file does not name its base")
+        raise InputError(f"{WHICH_MODEL}; the prompt's file does not name its base")
     with errors.status(f"loading {name}") as status:
         hub.resolve(name, progress=status.update)
         backbone = Backbone.load(

@@ -1,8 +1,8 @@
 """Progress of a run: one line on the terminal, saved prompts, a safe stop, and trackers.
 
-In: the events of a run. Out: files, one line that is rewritten, and curves in the trackers that are
-asked for. A stop loses nothing. Under several processes only the main one prints and writes, and
-all stop at the same step. Knows no model.
+In: the events of a run. Out: files, one line that is rewritten, or lines where there is no
+terminal, and curves in the trackers that are asked for. A stop loses nothing. Under several
+processes only the main one prints and writes, and all stop at the same step. Knows no model.
 """
 
 import contextlib
@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Column
 
 from foreword.cli import options
 from foreword.cli.console import one_line
+from foreword.cli.progress_lines import ProgressLines
 from foreword.errors import DependencyError, InputError
 
 if TYPE_CHECKING:
@@ -27,10 +29,10 @@ if TYPE_CHECKING:
 MAX_NAME = 255  # bytes of a file's name
 COLUMNS = (
     TextColumn("{task.description}", markup=False),
-    BarColumn(),
+    BarColumn(bar_width=12),
     TextColumn("{task.completed}/{task.total}", markup=False),
-    TextColumn("{task.fields[state]}", markup=False),
-    TimeRemainingColumn(),
+    TimeRemainingColumn(),  # before what is cut on a narrow terminal
+    TextColumn("{task.fields[state]}", markup=False, table_column=Column(ratio=1, no_wrap=True)),
 )
 
 
@@ -91,11 +93,15 @@ def run(
     ranks: "Ranks | None" = None,
     trackers: "Trackers | None" = None,
 ) -> "TrainEvent | None":
-    """Show the run on one line, write its prompts, and return the last event with a prompt."""
+    """Show the run on one line, or in lines where there is no terminal, write its prompts, and
+    return the last event with a prompt.
+    """
     saved: TrainEvent | None = None
     stop = stop or Stop()
     is_main = ranks is None or ranks.is_main
-    with Progress(*COLUMNS, console=options.errors, disable=not is_main) as progress:
+    is_bar = is_main and options.errors.is_watched
+    lines = ProgressLines(options.errors.print)
+    with Progress(*COLUMNS, console=options.errors, disable=not is_bar, expand=True) as progress:
         task = progress.add_task("training", total=None, state="")
         validated = ""
         with stop.listening(), contextlib.suppress(KeyboardInterrupt), _closing(events):
@@ -104,8 +110,14 @@ def run(
                     progress.console.print(f"note: {one_line(notice)}")
                 validated = _validated(event) or validated
                 speed = event.num_tokens / event.seconds
-                state = f"loss {event.loss:.3f}{validated} · {speed:.0f} tokens/s"
+                level = f"loss {event.loss:.3f}"
+                if event.reward is not None:
+                    level = f"reward {event.reward:.3f}"
+                state = f"{level}{validated} · {speed:.0f} tokens/s"
                 progress.update(task, total=event.num_steps, completed=event.step, state=state)
+                if is_main and not is_bar:
+                    is_due = event.validation is not None
+                    lines.step(event.step, event.num_steps, state, is_due=is_due)
                 if trackers is not None:
                     trackers.log(event)
                 if event.prompt is not None:
@@ -137,6 +149,10 @@ def _validated(event: "TrainEvent") -> str:
     if event.validation is None:
         return ""
     found = event.validation
+    if found.reward is not None:
+        return f" · validation reward {found.reward:.3f}, {found.exact:.0%} of 1 or more"
+    if found.preferred is not None:
+        return f" · validation {found.loss:.3f}, {found.preferred:.0%} preferred"
     return (
         f" · validation {found.loss:.3f}, {found.agreement:.0%} of tokens, {found.exact:.0%} exact"
     )
@@ -188,9 +204,7 @@ class Trackers:
             "tokens_per_second": event.num_tokens / event.seconds,
         }
         if event.validation is not None:
-            values["validation/loss"] = event.validation.loss
-            values["validation/exact"] = event.validation.exact
-            values["validation/agreement"] = event.validation.agreement
+            values |= {f"validation/{name}": one for name, one in event.validation.facts.items()}
         with self._going_on():
             self._accelerator.log(values, step=event.step)
 

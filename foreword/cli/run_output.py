@@ -71,7 +71,7 @@ def _refuse_inner(output: str) -> None:
 
 
 def _has_state(folder: Path) -> bool:
-    from foreword.training.checkpoint import STATE_FILE
+    from foreword.training.folders import STATE_FILE
 
     return (folder / STATE_FILE).exists()
 
@@ -80,9 +80,11 @@ def _found(folder: Path, *, goes_on: bool) -> str | None:
     """Say which files of a directory a run would replace, and what to do; None where there are
     none. A run that goes on replaces foreword's own.
     """
-    from foreword.training.checkpoint import STATE_FILE, read_state
+    from foreword.training.folders import STATE_FILE
 
     if _has_state(folder) and not goes_on:
+        from foreword.training.checkpoint import read_state
+
         progress = read_state(folder / STATE_FILE).progress()
         if progress.is_finished:
             return f"{folder} holds a finished run of {progress.step} steps; {ANEW}"

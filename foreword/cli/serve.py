@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
 import typer
 
-from foreword.cli import options
+from foreword.cli import early, options
 from foreword.cli.console import one_line
 from foreword.config import ServeConfig, check_keys, checked_key, checked_origin
 from foreword.errors import InputError, UnsupportedError
@@ -68,6 +68,7 @@ def command(
         raise InputError("FOREWORD_PROMPTS is empty; name the store's directory, or unset it")
     origins = [checked_origin(one) for one in allow_origin or []]
     store = _store(prompts, is_followed=engine == "vllm")
+    early.check(model=model)
     if engine == "vllm":
         if origins:
             raise UnsupportedError(

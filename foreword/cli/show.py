@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from foreword.cli import options
+from foreword.cli import early, options
 from foreword.cli.console import one_line, strict_json
 from foreword.errors import InputError
 
@@ -61,6 +61,7 @@ def command(
         raise InputError(f"--nearest must be from 1 to {MOST_NEAREST}, got {nearest}")
     if nearest != NEAREST and model is None and text is None:
         raise InputError("--nearest looks into the vocabulary of a model: give --model, too")
+    early.check(prompts=[directory, prompt, other], model=model)
     if png:
         from foreword.evaluation import plots
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from foreword.config.checks import check_types
-from foreword.config.declaring import option
+from foreword.config.declaring import option, text_option
 from foreword.errors import InputError
 
 Learn = Literal["all", "last"]
@@ -29,10 +29,13 @@ class DataConfig:
     completion_column: str | None = option(
         None, "column that holds the answer; default: completion"
     )
-    template: str | None = option(
+    template: str | None = text_option(
         None, "text before the answer, with {column} fields; needs --label-column"
     )
     label_column: str | None = option(None, "column that holds the answer of a --template")
+    skip_blank: bool = option(
+        False, "leave out rows with a blank text or answer, and say how many; default: refuse them"
+    )
     learn: Learn = option(
         "all", "which answers of a conversation are labels: all of them, or the last"
     )

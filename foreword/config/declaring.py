@@ -21,6 +21,11 @@ def fact(default: Any, meaning: str) -> Any:
     return field(default=default, metadata={"help": meaning, "is_fact": True})
 
 
+def text_option(default: Any, help: str) -> Any:
+    """Declare an option whose value is a text; the command line takes @FILE in its place."""
+    return field(default=default, metadata={"help": f"{help}; or @FILE", "is_text": True})
+
+
 def file_option(default: Any, help: str) -> Any:
     """Declare an option whose value is the text of a file, which the command line names."""
     return field(default=default, metadata={"help": help, "is_file": True})

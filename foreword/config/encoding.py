@@ -6,11 +6,11 @@ from datetime import datetime
 from typing import Any, Literal, Self
 
 from foreword.config.checks import check_types, not_negative
-from foreword.config.declaring import fact, file_option, option
+from foreword.config.declaring import fact, file_option, option, text_option
 from foreword.errors import InputError
 
 Opening = Literal["answer", "generation"]
-BEFORE: dict[str, Any] = {"opening": "generation", "start_token": False}
+BEFORE: dict[str, Any] = {"opening": "generation", "start_token": False, "plain": True}
 """How rows were encoded before there were options for it, where that is not their default."""
 
 
@@ -18,7 +18,7 @@ BEFORE: dict[str, Any] = {"opening": "generation", "start_token": False}
 class EncodingConfig:
     """How an example becomes token ids. Saved in the prompt: generation encodes as training did."""
 
-    row_template: str | None = option(
+    row_template: str | None = text_option(
         None,
         "text of a row around its {prompt}, instead of the chat template; for base models and "
         "for rows that should carry no system turn",
@@ -48,12 +48,22 @@ class EncodingConfig:
         "read special tokens that the text of a row spells out as these tokens; by default they "
         "are plain text",
     )
+    plain: bool = option(
+        False,
+        "read rows of prompt and completion as plain text, one behind the other; by default each "
+        "is one user turn and its answer, where the tokenizer has a chat template",
+    )
     date: str | None = option(
         None,
         "day that a chat template prints as today's, as 2026-01-31; default: the day on which the "
         "run begins; generation prints it, too",
     )
 
+    is_text: bool | None = fact(
+        None,
+        "whether the rows were plain text, without a template of any kind; a text is asked so, and "
+        "so is a message",
+    )
     held_text: str | None = fact(
         None, "what the virtual tokens hold in place of every row's beginning, as JSON"
     )

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from foreword.config.checks import above_zero, at_least_one, check_types, not_negative
-from foreword.config.declaring import Rate, option, rate_option
+from foreword.config.declaring import Rate, option, rate_option, text_option
 from foreword.errors import InputError
 
 Form = Literal["embeddings", "key_values"]
@@ -68,7 +68,7 @@ class TrainConfig:
         "start from --init-text, from sampled vocabulary rows, from noise at the table's scale, "
         "from the answers' own tokens where they are few, or from the first rows that fit",
     )
-    init_text: str | None = option(
+    init_text: str | None = text_option(
         None,
         "instruction that the prompt starts from; without it, vocabulary, and demonstrations for "
         "context-tuning",

@@ -22,7 +22,7 @@ from foreword.data.turns import (
     read_turns,
     text_in,
 )
-from foreword.errors import DataError
+from foreword.errors import BlankError, DataError
 
 CONVERSATIONS = ("messages", "conversations", "conversation")
 PAIRS = (
@@ -37,6 +37,8 @@ QUERIES = ("prompt", "query", "question", "instruction", "text")
 """Columns that are read as a question where none is named, the first that is there."""
 SYSTEM = ("system", "system_prompt")
 TOOLS = ("tools", "functions")
+
+MEND = "fill it in, drop the row, or leave out all such rows with --skip-blank"
 
 _DEFAULT_COLUMNS = DataConfig()
 
@@ -129,7 +131,7 @@ class _Columns:
                 f"expected column {name!r}, found {self.names()}: name one of these in {option}"
             )
         if not self.has(name):
-            raise DataError(f"expected column {name!r}, found null: fill it in or drop the row")
+            raise BlankError(f"expected column {name!r}, found null: {MEND}")
         self.used.add(name)
         return self.row[name]
 
@@ -156,15 +158,17 @@ def _examples(columns: _Columns, config: DataConfig) -> list[Example]:
         value = _parsed(columns.take(name, "--messages-column"), name)
         return _conversation(columns, value, [], name, config)
     prompt, completion, name = _pair(columns, config)
-    prompt = _turns_in(prompt)
+    prompt = turns_in(prompt)
     if isinstance(prompt, list):
-        completion = _turns_in(completion)
+        completion = turns_in(completion)
         if completion == []:
             raise DataError(
                 "expected a completion, found an empty list: fill it in or drop the row"
             )
         return _conversation(columns, prompt, _answer_turns(completion), name, config)
     prompt = text_in(prompt, f"column {name!r}")
+    if config.skip_blank and not prompt.strip():
+        raise BlankError(f"expected text in column {name!r}, found blank text: {MEND}")
     system, tools = _system(columns), _tools(columns)
     completion = _completion(completion)
     if system is None and not tools:
@@ -225,6 +229,9 @@ def _known_pair(columns: _Columns) -> tuple[str, str]:
             if pair != PAIRS[0]:
                 columns.said.append(f"columns {pair[0]!r} and {pair[1]!r} are read as a pair")
             return pair
+    given = (pair for pair in PAIRS if all(name in columns.row for name in pair))
+    if whole := next(given, None):
+        return whole  # one of the two is null
     if any(name in columns.row for name in PAIRS[0]):
         return PAIRS[0]
     raise DataError(
@@ -240,7 +247,7 @@ def _fields(columns: _Columns, config: DataConfig) -> tuple[str, ...]:
     return tuple(columns.row[name] for name in names if isinstance(columns.row[name], str))
 
 
-def _turns_in(value: Any) -> Any:
+def turns_in(value: Any) -> Any:
     """Return the turns that a cell of text holds as JSON, as tables without lists write them; any
     other value as it is.
     """
@@ -314,7 +321,7 @@ def _completion(value: Any) -> str:
         return str(value)
     text = text_in(value, "the completion")
     if not text.strip():
-        raise DataError("expected a completion, found blank text: fill it in or drop the row")
+        raise BlankError(f"expected a completion, found blank text: {MEND}")
     return text
 
 

@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from foreword.data.problems import all_of
 from foreword.data.sources import SourcedRow
 from foreword.data.text_files import ending_of, read_text
 from foreword.errors import DataError
@@ -23,19 +24,36 @@ def csv_rows(path: Path) -> Iterator[SourcedRow]:
     # Each cell may be as long as the file. The setting is the process's: it is only ever raised.
     csv.field_size_limit(max(csv.field_size_limit(), len(text)))
     names: list[str] | None = None
+    wrong: list[DataError] = []
     for source, cells in _records(text, path):
-        _refuse_spaced_quotes(cells, source)
         if names is None:
-            names = [cell.strip() for cell in cells]
-            if len(set(names)) < len(names):
-                raise DataError(f"{source}: expected different names, found {', '.join(names)!r}")
-        elif len(cells) != len(names):
-            raise DataError(
-                f"{source}: expected {len(names)} cells as in the header, found {len(cells)}: "
-                "put quotes around a cell that holds a separator"
-            )
+            names = _names(cells, source)
+        elif problem := _problem(cells, len(names), source):
+            wrong.append(problem)
         else:
             yield source, dict(zip(names, cells, strict=True))
+    if wrong:
+        raise all_of(wrong)
+
+
+def _names(cells: list[str], source: str) -> list[str]:
+    """Return the names in a header."""
+    if problem := _problem(cells, len(cells), source):
+        raise problem
+    names = [cell.strip() for cell in cells]
+    if len(set(names)) < len(names):
+        raise DataError(f"{source}: expected different names, found {', '.join(names)!r}")
+    return names
+
+
+def _problem(cells: list[str], count: int, source: str) -> DataError | None:
+    """Return what is wrong with a record, if anything is."""
+    if len(cells) != count:
+        return DataError(
+            f"{source}: expected {count} cells as in the header, found {len(cells)}: "
+            "put quotes around a cell that holds a separator"
+        )
+    return _spaced_quotes(cells, source)
 
 
 def _records(text: str, path: Path) -> Iterator[tuple[str, list[str]]]:
@@ -76,12 +94,15 @@ def _header(text: str, delimiter: str) -> list[str]:
         return []
 
 
-def _refuse_spaced_quotes(cells: list[str], source: str) -> None:
-    """Refuse what a file with a space behind each separator means otherwise than it says."""
+def _spaced_quotes(cells: list[str], source: str) -> DataError | None:
+    """Return the error of a cell that a file with a space behind each separator means otherwise
+    than it says.
+    """
     for cell in cells:
         bare = cell.strip(" ")
         if bare != cell and len(bare) > 1 and bare[0] == bare[-1] == '"':
-            raise DataError(
+            return DataError(
                 f"{source}: expected quotes at both ends of a cell, found spaces around them in "
                 f"{cell[:40]!r}: remove the spaces"
             )
+    return None

@@ -43,6 +43,16 @@ class EncodingReport:
     num_label_tokens: int
     notes: tuple[str, ...] = ()
 
+    def beside(self, other: "EncodingReport") -> "EncodingReport":
+        """Return what became of rows that have a second answer each, given what became of these."""
+        return EncodingReport(
+            self.num_rows,
+            max(self.num_truncated, other.num_truncated),
+            self.num_tokens + other.num_tokens,
+            self.num_label_tokens + other.num_label_tokens,
+            tuple(dict.fromkeys((*self.notes, *other.notes))),
+        )
+
     def __str__(self) -> str:
         return (
             f"{self.num_rows} rows, {self.num_truncated} truncated, {self.num_tokens} tokens, "
@@ -73,6 +83,7 @@ def encode_prompt(
         DataError: messages that the template cannot take, or does not show.
     """
     text = RowText(tokenizer, config, tools=tools)
+    prompt = text.as_asked(prompt)
     before = text.before(text.whole(prompt))
     if max_tokens is not None:
         token_bounds.check_length(shown(before), tokenizer, max_tokens + config.held_tokens)
@@ -133,13 +144,14 @@ def encode_begun(
         raise DataError("an answer that has begun cannot go on beside images or sounds")
     *asked, last = turns
     text, said = RowText(tokenizer, config, tools=tools), message_text(last)
-    whole = text.whole(asked)
+    whole = text.whole(text.as_asked(asked))
+    is_plain = _begins_plain(whole, config)
     before = text.before(whole)
     begun = text.answer(Example(whole, said), said, before)
     if max_tokens is not None:
         most = max_tokens + config.held_tokens
         token_bounds.check_length(shown(before + begun), tokenizer, most)
-    prompt_ids, ids = _ids(before, False, text), _ids(before + begun, False, text)
+    prompt_ids, ids = _ids(before, is_plain, text), _ids(before + begun, is_plain, text)
     is_cut = ids[: len(prompt_ids)] != prompt_ids  # by a token across the border
     return behind([*prompt_ids, *text.special.read_behind(begun)] if is_cut else ids, config)
 
@@ -158,7 +170,7 @@ def end_ids(
     as the chat template closes an answer.
     """
     text = RowText(tokenizer, config, processor, tools)
-    ids = text.special.read_behind(text.after(prompt))
+    ids = text.special.read_behind(text.after(text.as_asked(prompt)))
     added = tokenizer.added_tokens_decoder
     for count, token_id in enumerate(ids, 1):
         if token_id == tokenizer.eos_token_id or (token_id in added and added[token_id].special):
@@ -187,6 +199,10 @@ def encode(
     def fixed(part: Example) -> tuple[list[int], list[int]]:
         return _fixed_ids(part, tokenizer, config)
 
+    with named(example.source):
+        text = RowText(tokenizer, config, processor, example.tools)
+        asked = text.as_asked(example.prompt)
+    example = replace(example, prompt=asked if isinstance(asked, str) else tuple(asked))
     return truncation.fit(example, whole(example), config, context_length, whole, fixed)
 
 
@@ -290,7 +306,8 @@ def _encode_whole(
         # In the text, one placeholder stands for an image's many.
         ids = behind(prompt_ids, config) if expanded_ids is None else expanded_ids
     row = Row.from_ids(ids, [*completion_ids, *closing_ids], example.source)
-    return replace(row, media=media, task=example.task, is_text=is_plain)
+    is_text = is_plain and not text.special.begins(str(prompt))
+    return replace(row, media=media, task=example.task, is_text=is_text)
 
 
 def _encode_pair(

@@ -17,8 +17,10 @@ from foreword.data import media_parts
 from foreword.data.columns import as_examples
 from foreword.data.example import Example as Example
 from foreword.data.example import counted
+from foreword.data.preferences import as_pair
+from foreword.data.problems import all_of
 from foreword.data.readers import read_rows
-from foreword.errors import DataError
+from foreword.errors import BlankError, DataError
 
 log = logging.getLogger("foreword")
 
@@ -32,6 +34,8 @@ def read_examples(
     config: DataConfig = _DEFAULT_COLUMNS,
     task_column: str | None = None,
     say: Callable[[str], None] = log.warning,
+    *,
+    are_pairs: bool = False,
 ) -> list[Example]:
     """Read every row of a data file, or of a directory that `datasets` wrote; docs/data.md says
     what a row may be.
@@ -41,19 +45,37 @@ def read_examples(
         config: names columns and says which answers of a conversation are learned.
         task_column: names the task of each row, where there are several.
         say: is told, in a sentence each, what of the rows was not used or was guessed.
+        are_pairs: whether each row has two answers, of which one is preferred.
 
     Raises:
-        DataError: the file or one of its rows cannot be used.
+        DataError: the file or some of its rows cannot be used; tells all of them.
         DependencyError: Parquet or a directory, without the extra that reads them.
     """
     folder = Path(path).absolute()
     folder = folder if folder.is_dir() else folder.parent
     said: Counter[str] = Counter()
-    examples = [
-        _beside(example, folder)
-        for source, row in read_rows(Path(path))
-        for example in as_examples(row, source, config, task_column, said)
-    ]
+    examples: list[Example] = []
+    wrong: list[DataError] = []
+    rows = read_rows(Path(path))
+    try:
+        for source, row in rows:
+            try:
+                if are_pairs:
+                    found = [as_pair(row, source, config, said)]
+                else:
+                    found = as_examples(row, source, config, task_column, said)
+                examples += [_beside(example, folder) for example in found]
+            except BlankError as error:
+                if config.skip_blank:
+                    said["a blank text or answer: left out"] += 1
+                else:
+                    wrong.append(error)
+            except DataError as error:
+                wrong.append(error)
+    except DataError as error:  # the file's own, at its end or where it cannot be read further
+        wrong.append(error)
+    if wrong:
+        raise all_of(wrong)
     if not examples:
         raise DataError(f"{path}: expected rows, found none: add at least one")
     for what, count in list(said.items())[:MOST_SAID]:
@@ -65,6 +87,8 @@ def read_examples(
 
 def _beside(example: Example, folder: Path) -> Example:
     """Return an example whose relative paths of images and sounds start at its file's folder."""
+    if example.rejected is not None:
+        example = replace(example, rejected=_beside(example.rejected, folder))
     if isinstance(example.prompt, str) or not media_parts.has_media(example.prompt):
         return example
     turns = tuple(

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from foreword.data.problems import all_of
 from foreword.data.sources import SourcedRow, kind_of, listed
 from foreword.data.text_files import read_text
 from foreword.errors import DataError
@@ -48,13 +49,20 @@ def json_rows(path: Path) -> Iterator[SourcedRow]:
 def _line_rows(text: str, path: Path) -> Iterator[SourcedRow]:
     # No JSON string holds a line break; str.splitlines would also cut at U+2028 inside one.
     lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    wrong: list[DataError] = []
     for number, line in enumerate(lines, 1):
-        if line.strip():
-            try:
-                row = STRICT.decode(line)
-            except (ValueError, RecursionError) as error:
-                raise _invalid(error, path, number, ONE_PER_LINE) from None
-            yield f"{path}:{number}", _columns(row, f"{path}:{number}")
+        if not line.strip():
+            continue
+        try:
+            row = _columns(STRICT.decode(line), f"{path}:{number}")
+        except (ValueError, RecursionError) as error:
+            wrong.append(_invalid(error, path, number, ONE_PER_LINE))
+        except DataError as error:
+            wrong.append(error)
+        else:
+            yield f"{path}:{number}", row
+    if wrong:
+        raise all_of(wrong) from None
 
 
 def _columns(value: Any, source: str) -> dict[str, Any]:

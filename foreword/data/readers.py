@@ -46,6 +46,21 @@ def read_rows(path: Path) -> Iterator[SourcedRow]:
     return _directory_rows(directory, split)
 
 
+def check_is_there(path: str | Path) -> None:
+    """Refuse what is no path and no name of a dataset, without reading or downloading any.
+
+    Raises:
+        DataError: there is no such path.
+    """
+    path = Path(path)
+    if os.path.exists(path):
+        return
+    before = str(path).rpartition(":")[0]
+    is_split = ending_of(path) not in _READERS and path.name in _known_splits(path.parent)
+    if not (is_split or (before and os.path.isdir(before)) or hub_datasets.named_by(str(path))):
+        raise _missing(path)
+
+
 def check_held_out(path: str | Path) -> None:
     """Refuse a directory of several splits of which none is named: `train` is read of it, which is
     not what held-out rows are.
@@ -89,7 +104,11 @@ def _directory(path: Path) -> tuple[Path, str | None]:
         return Path(before), name
     if dataset := hub_datasets.named_by(str(path)):
         return hub_datasets.download(dataset), dataset.split
-    raise DataError(f"{path}: no such file: check the path")
+    raise _missing(path)
+
+
+def _missing(path: Path) -> DataError:
+    return DataError(f"{path}: no such file: check the path")
 
 
 def _known_splits(directory: Path) -> list[str]:

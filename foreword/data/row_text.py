@@ -42,6 +42,23 @@ class RowText:
     processor: "ProcessorMixin | None" = None
     tools: Tools = ()
 
+    def as_asked(self, prompt: str | Sequence[Message]) -> str | Sequence[Message]:
+        """Return a prompt in the form of the rows that it is to be like: a text as one user turn,
+        or the one message of a user as plain text. Where nothing says, it is as it was given.
+
+        Raises:
+            DataError: other messages, or tools, where rows are plain text.
+        """
+        is_text = self.config.is_text
+        if is_text is None or self.config.row_template is not None:
+            return prompt
+        if isinstance(prompt, str):
+            is_turn = not is_text and not self.special.begins(prompt) and self.template.is_there
+            return ({"role": "user", "content": prompt},) if is_turn else prompt
+        if is_text and self.tools:
+            raise DataError("rows of plain text show no tools: leave them out")
+        return _only_text(prompt, "rows of plain text") if is_text else prompt
+
     def before(self, prompt: str | Sequence[Message]) -> str:
         """Return the text before the answer to a prompt.
 
@@ -52,7 +69,9 @@ class RowText:
         if self.config.row_template is not None:
             if self.tools:
                 raise DataError("--row-template shows no tools: leave them out")
-            return self.config.row_template.replace("{prompt}", self._hidden(_only_text(prompt)))
+            return self.config.row_template.replace(
+                "{prompt}", self._hidden(_only_text(prompt, "--row-template"))
+            )
         if not isinstance(prompt, str):
             return self.template.before_answer(prompt, self.config.opening)
         return prompt if self.is_filled(prompt) else self._hidden(prompt)
@@ -176,13 +195,13 @@ class RowText:
         return around(PROBE, render(turns, self.processor, self.media_template))
 
 
-def _only_text(prompt: str | Sequence[Message]) -> str:
+def _only_text(prompt: str | Sequence[Message], what: str) -> str:
     if isinstance(prompt, str):
         return prompt
     roles = [message["role"] for message in prompt]
     if roles != ["user"]:
         raise DataError(
-            f"expected one user message for --row-template, found {', '.join(roles) or 'none'}: "
+            f"expected one user message for {what}, found {', '.join(roles) or 'none'}: "
             "leave out the others, or use the chat template"
         )
     return message_text(prompt[0])

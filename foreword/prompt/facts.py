@@ -28,7 +28,7 @@ LARGEST_INTEGER = 1 << 64
 
 # The facts that code relies on, with their types; each may be missing, and others are free.
 FACT_TYPES: dict[str, Any] = {
-    "base": {"name": str, "revision": str, "fingerprint": dict},
+    "base": {"name": str, "revision": str, "fingerprint": dict, "weights": str},
     "tokenizer": dict,
     "encoding": {
         "row_template": str,
@@ -41,15 +41,22 @@ FACT_TYPES: dict[str, Any] = {
         "opening": str,
         "start_token": bool,
         "special_tokens": bool,
+        "plain": bool,
         "is_text": bool,
         "is_spaced": bool,
         "date": str,
     },
-    "training": {"num_rows": int},
+    "training": {"num_rows": int, "objective": str},
     "metrics": {
         "step": int,
         "training_loss": float,
-        "validation": {"loss": float, "exact": float, "agreement": float},
+        "validation": {
+            "loss": float,
+            "exact": float,
+            "agreement": float,
+            "preferred": float,
+            "reward": float,
+        },
     },
     "form": str,
     "method": str,
@@ -72,7 +79,8 @@ def wrong_fact(facts: dict[str, Any]) -> str | None:
         return f"facts are not plain data ({wrong})"
     base = facts.get("base") or {}
     sizes = [(name, facts.get(name), limit) for name, limit in LISTED_BYTES.items()]
-    sizes += [(f"base.{name}", base.get(name), MAX_NAME_BYTES) for name in ("name", "revision")]
+    names = ("name", "revision", "weights")
+    sizes += [(f"base.{name}", base.get(name), MAX_NAME_BYTES) for name in names]
     for name, value, limit in sizes:
         if value is not None and len(json.dumps(value)) > limit:
             return f"{name} takes more than {limit:,} bytes"

@@ -263,18 +263,22 @@ class SoftPrompt:
         held_out = metrics.get("validation") or {}
         facts = {
             "base": base.get("name") or "not recorded",
+            "weights": base.get("weights"),
             "revision": base.get("revision"),
             "form": self.form,
             "virtual tokens": self.num_virtual_tokens,
             "numbers": f"{self.num_parameters:,}",
             "size": f"{self.num_bytes / 1e6:.2f} MB",
             "method": known.get("method"),
+            "objective": (known.get("training") or {}).get("objective"),
             "trained": known.get("created"),
             "rows": (known.get("training") or {}).get("num_rows"),
             "step": metrics.get("step"),
             "training loss": metrics.get("training_loss"),
             "validation loss": held_out.get("loss"),
             "validation exact": held_out.get("exact"),
+            "validation preferred": held_out.get("preferred"),
+            "validation reward": held_out.get("reward"),
             "curve": history.line(known["history"]) if known.get("history") else None,
             "content": self.content_hash[:16],
         }

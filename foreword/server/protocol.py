@@ -168,6 +168,7 @@ class ChatMessage(Strict):
     content: Content | None = None
     name: str | None = Field(None, max_length=200)
     refusal: Text | None = None
+    reasoning_content: Text | None = None
     tool_calls: Calls | None = None
     tool_call_id: str | None = Field(None, max_length=200)
 
@@ -177,6 +178,8 @@ class ChatMessage(Strict):
             raise ValueError("refusal is for a turn of the assistant without content")
         if self.tool_calls and (self.role != "assistant" or self.refusal is not None):
             raise ValueError("tool_calls are for a turn of the assistant without a refusal")
+        if self.reasoning_content is not None and self.role != "assistant":
+            raise ValueError("reasoning_content is for a turn of the assistant")
         if self.tool_call_id is not None and self.role != "tool":
             raise ValueError(f"tool_call_id is for a turn of role 'tool', not {self.role!r}")
         if self.content is None and self.refusal is None and not self.tool_calls:

@@ -6,6 +6,7 @@ Draws no batch and holds no prompt.
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from foreword.backbone import Backbone
@@ -14,7 +15,9 @@ from foreword.data import encoding
 from foreword.data.columns import as_examples
 from foreword.data.encoding import NO_LIMIT, EncodingReport, Row
 from foreword.data.example import Example, counted
-from foreword.errors import InputError
+from foreword.data.preferences import as_pair
+from foreword.data.row import every
+from foreword.errors import DataError, InputError
 from foreword.training import guards
 
 AnyExample = Example | Row | Mapping[str, Any]
@@ -52,16 +55,24 @@ def encode_rows(
     examples: Sequence[AnyExample],
     config: TrainConfig,
     encoding_config: EncodingConfig,
+    *,
+    are_pairs: bool = False,
 ) -> tuple[list[Row], list[str]]:
     """Return examples as rows of ids that fit behind the prompt, and what there is to say of them;
     rows pass as they are.
+
+    Args:
+        are_pairs: whether each has two answers, of which one is preferred.
     """
     counts: Counter[str] = Counter()
     texts: list[Example] = []
     for number, example in enumerate(examples, 1):
         if isinstance(example, Mapping):
-            source = f"example {number}"
-            texts += as_examples(example, source, task_column=config.task_column, said=counts)
+            source, task = f"example {number}", config.task_column
+            if are_pairs:
+                texts.append(as_pair(example, source, said=counts))
+            else:
+                texts += as_examples(example, source, task_column=task, said=counts)
         elif isinstance(example, Example):
             texts.append(example)
     said = [f"{what} ({counted(count)})" for what, count in counts.items()]
@@ -70,8 +81,13 @@ def encode_rows(
         encoded, report = encode_texts(backbone, texts, config, encoding_config)
         rows += encoded
         said += [*report.notes, *filter(None, [guards.truncation(report)])]
-    context = _context(backbone, config)
     for row in rows:
+        if (row.rejected is not None) != are_pairs:
+            expected = "two answers, one preferred" if are_pairs else "one answer"
+            found = "one" if are_pairs else "two: --objective dpo learns from both"
+            raise InputError(f"{row.source}: expected {expected}, found {found}")
+    context = _context(backbone, config)
+    for row in every(rows):
         backbone.check_row(row)
         if row.num_labels >= len(row.input_ids):
             raise InputError(
@@ -99,10 +115,40 @@ def encode_texts(
         raise InputError(
             "text examples need a tokenizer; give the backbone one, or pass rows of ids"
         )
+    rows, report = _encoded(backbone, examples, config, encoding_config)
+    others = [one.rejected for one in examples if one.rejected is not None]
+    if not others:
+        return rows, report
+    rejected, more = _encoded(backbone, others, config, encoding_config)
+    return list(map(_paired, rows, rejected)), report.beside(more)
+
+
+def _paired(row: Row, rejected: Row) -> Row:
+    """Return two answers to the same as one row.
+
+    Raises:
+        DataError: they are not to the same any more, since something was cut.
+    """
+    asked = {one.input_ids[: -one.num_labels] for one in (row, rejected)}
+    if (row.is_truncated or rejected.is_truncated) and len(asked) > 1:
+        raise DataError(
+            f"{row.source}: too long, and its two answers leave room for different parts of what "
+            "is before them: shorten it, or drop the row"
+        )
+    return replace(row, rejected=rejected)
+
+
+def _encoded(
+    backbone: Backbone,
+    examples: Sequence[Example],
+    config: TrainConfig,
+    encoding_config: EncodingConfig,
+) -> tuple[list[Row], EncodingReport]:
+    is_literal = encoding_config.plain or backbone.reads_apart
     return encoding.encode_examples(
         examples,
         backbone.tokenizer,
-        encoding_config,
+        replace(encoding_config, is_text=None if is_literal else False),
         _context(backbone, config),
         backbone.processor,
         are_pairs=backbone.reads_apart,
@@ -147,16 +193,21 @@ def _pair_rooms(backbone: Backbone, config: TrainConfig) -> tuple[int, int]:
     )
 
 
+MOST_NAMED = 5  # validation rows
+
+
 def overlap(rows: Sequence[Row], held_out: Sequence[Row]) -> str | None:
-    """Say how many validation rows, or what comes before their answers, are training rows' too."""
+    """Say which validation rows, or what comes before their answers, are training rows' too."""
     whole = {row.input_ids for row in rows if row.media is None}
     before = {row.input_ids[: -row.num_labels] for row in rows if row.media is None}
     texts = [row for row in held_out if row.media is None]
     same = sum(row.input_ids in whole for row in texts)
-    asked = sum(row.input_ids[: -row.num_labels] in before for row in texts)
+    asked = [row.source for row in texts if row.input_ids[: -row.num_labels] in before]
     if not asked:
         return None
+    more = f" and {len(asked) - MOST_NAMED} more" if len(asked) > MOST_NAMED else ""
     return (
-        f"{asked} of {len(held_out)} validation rows have the prompt of a training row, {same} of "
-        "them with the same answer: what they measure was trained on"
+        f"{len(asked)} of {len(held_out)} validation rows have the prompt of a training row, "
+        f"{same} of them with the same answer: what they measure was trained on "
+        f"({', '.join(asked[:MOST_NAMED])}{more})"
     )

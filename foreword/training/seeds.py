@@ -7,7 +7,7 @@ deviation of what validation said, and the best prompt, which knows them.
 import os
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,25 +15,13 @@ from foreword.backbone import Backbone
 from foreword.config import EncodingConfig, TrainConfig
 from foreword.errors import InputError
 from foreword.prompt.soft_prompt import SoftPrompt
-from foreword.training.checkpoint import STATE_FILE, read_state
+from foreword.training.checkpoint import read_state
+from foreword.training.folders import STATE_FILE, folder_of
+from foreword.training.folders import seeds_of as seeds_of
 from foreword.training.loop import TrainEvent, train
+from foreword.training.objective import LIKELIHOOD, Objective
 from foreword.training.rows import AnyExample
 from foreword.training.run import RowSource
-
-MOST_SEEDS = 1000
-
-
-def seeds_of(config: TrainConfig, count: int) -> list[TrainConfig]:
-    """Return the configuration of each run: seeds from the given one on.
-
-    Raises:
-        InputError: fewer than one, or more than anybody waits for.
-    """
-    if count < 1:
-        raise InputError(f"--seeds must be at least 1, got {count}")
-    if count > MOST_SEEDS:
-        raise InputError(f"--seeds must be at most {MOST_SEEDS}, got {count}")
-    return [replace(config, seed=config.seed + index) for index in range(count)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,6 +55,7 @@ def train_seeds(
     folder: str | os.PathLike[str] | None = None,
     resume: bool = False,
     source: Callable[[int], RowSource | None] = lambda seed: None,
+    objective: Objective = LIKELIHOOD,
 ) -> Iterator[SeedRun]:
     """Yield the run of each seed in turn; the next one begins when it is asked for.
 
@@ -87,15 +76,9 @@ def train_seeds(
             checkpoint=place,
             resume=resume,
             source=source(one.seed),
+            objective=objective,
         )
         yield SeedRun(one.seed, one, place, after, events)
-
-
-def folder_of(folder: str | os.PathLike[str] | None, seed: int, count: int) -> Path | None:
-    """Return the folder of one seed's run: the given one itself where there is one seed."""
-    if folder is None or count == 1:
-        return None if folder is None else Path(folder)
-    return Path(folder, "seeds", str(seed))
 
 
 def saved_step(folder: Path | None) -> int | None:

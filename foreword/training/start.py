@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from foreword.backbone import Backbone
-from foreword.config import NUM_DEMONSTRATED, RATES, RELATIVE, TrainConfig
+from foreword.config import AUTO, NUM_DEMONSTRATED, RATES, RELATIVE, TrainConfig
 from foreword.data import encoding
 from foreword.data.encoding import Row
 from foreword.errors import InputError, UnsupportedError
@@ -135,11 +135,33 @@ def with_start(
     return open_start.resolved(), [said]
 
 
-def with_rate(backbone: Backbone, config: TrainConfig) -> TrainConfig:
-    """Return a configuration that has a learning rate: its own, or the method's on this base."""
-    if config.learning_rate is not None:
+def unused_text(backbone: Backbone, config: TrainConfig) -> list[str]:
+    """Say how much of a start text the virtual tokens do not hold."""
+    config = config.resolved()
+    if config.init != "text" or backbone.tokenizer is None:
+        return []
+    start = len(encoding.start_ids(backbone.tokenizer))
+    length = len(backbone.tokenizer(config.init_text, add_special_tokens=False).input_ids)
+    room = config.num_virtual - start
+    if length <= room:
+        return []
+    return [
+        f"--init-text has {length} tokens, and {config.num_virtual} virtual tokens hold the first "
+        f"{room}: raise --num-virtual-tokens, or shorten it"
+    ]
+
+
+def with_rate(backbone: Backbone, config: TrainConfig, share: float = 1.0) -> TrainConfig:
+    """Return a configuration that has a learning rate: its own, or the method's on this base, times
+    the share of it that its objective takes.
+    """
+    rate = config.learning_rate
+    if rate == AUTO:
         return config
-    return replace(config, learning_rate=default_rate(backbone, config))
+    if rate is None:
+        rate = default_rate(backbone, config)
+    assert not isinstance(rate, str)
+    return replace(config, learning_rate=rate if share == 1 else float(f"{rate * share:.3g}"))
 
 
 def default_rate(backbone: Backbone, config: TrainConfig) -> float:

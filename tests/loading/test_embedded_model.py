@@ -34,6 +34,14 @@ def prompt(form: str) -> SoftPrompt:
     return SoftPrompt.from_key_values([(k * 1.01, v * 0.99) for k, v in states])
 
 
+def test_the_base_says_that_its_weights_were_unpacked() -> None:
+    said = backbone().identity()["weights"]
+    assert "Q4_1" in said and "float32" in said
+    facts = {"base": backbone().identity()}
+    made = SoftPrompt.from_embeddings(prompt("embeddings").embeddings, facts=facts)
+    assert made.outline()["weights"] == said and said in made._repr_html_()
+
+
 def rows() -> list[torch.Tensor]:
     return [
         torch.tensor(backbone().tokenizer(ROW.row_template.replace("{prompt}", text)).input_ids)

@@ -174,7 +174,7 @@ def test_rows_that_lost_their_beginning_are_counted() -> None:
     tokenizer = tiny_tokenizer()
     model = tiny_models.build("llama", dtype=torch.float32, vocab_size=len(tokenizer))
     rows = [{"prompt": "a" * 30, "completion": "b"}, {"prompt": "a", "completion": "b"}]
-    encoding = EncodingConfig(max_length=10, truncate=True)
+    encoding = EncodingConfig(max_length=10, truncate=True, plain=True)
     config = dataclasses.replace(CONFIG, num_steps=1)
     (event,) = train(Backbone(model, tokenizer), rows, config, encoding_config=encoding)
     assert "1 of 2 rows were too long and lost their beginning; every label" in event.notices[0]

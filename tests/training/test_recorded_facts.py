@@ -1,6 +1,5 @@
 """Recorded facts: what a run and a prompt say of their making is compared when they are used."""
 
-import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -135,5 +134,6 @@ def test_a_prompt_is_refused_behind_another_tokenizer_or_template() -> None:
         with pytest.raises(MismatchError, match="the chat template .expected"):
             next(ask(other, prompt, text))
     plain = [{"prompt": "ab", "completion": "x"}, {"prompt": "cd", "completion": "y"}]
-    of_text = list(train(backbone(), plain, dataclasses.replace(CONFIG)))[-1].prompt
+    as_text = EncodingConfig(plain=True)
+    of_text = list(train(backbone(), plain, CONFIG, encoding_config=as_text))[-1].prompt
     assert list(chat.answers(other, of_text, ["a"], max_new_tokens=1))

@@ -1,0 +1,23 @@
+"""Problems: all that is wrong with the rows of a file, in one error.
+
+In: errors of single rows. Out: one error that says the first of them and counts the rest. Knows no
+file.
+"""
+
+from collections.abc import Sequence
+
+from foreword.errors import DataError
+
+MOST_SAID = 10
+
+
+def all_of(errors: Sequence[DataError]) -> DataError:
+    """Return one error that says what several say; a single one stays as it is."""
+    problems = tuple(one for error in errors for one in error.problems or (str(error),))
+    if len(problems) == 1:
+        return errors[0]
+    rest = len(problems) - MOST_SAID
+    more = f"; and {rest} more" if rest > 0 else ""
+    found = DataError(f"{len(problems)} problems: {'; '.join(problems[:MOST_SAID])}{more}")
+    found.problems = problems
+    return found

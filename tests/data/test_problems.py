@@ -1,0 +1,70 @@
+"""Problems of a file: all in one go, the first ten and a count; blank rows left out if asked."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from foreword.config import DataConfig
+from foreword.data.examples import read_examples
+from foreword.errors import DataError
+
+GOOD = {"prompt": "say a", "completion": "a"}
+
+
+def written(path: Path, rows: list[Any]) -> Path:
+    lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]
+    path.write_text("\n".join(lines))
+    return path
+
+
+def test_every_problem_is_told_at_once(tmp_path: Path) -> None:
+    rows = [GOOD, "{", {"prompt": "a"}, GOOD, {"prompt": "a", "completion": " "}, "[1]", {"x": 1}]
+    with pytest.raises(DataError) as found:
+        read_examples(written(tmp_path / "rows.jsonl", rows))
+    said = str(found.value)
+    assert said.startswith("5 problems: ") and len(found.value.problems) == 5
+    for line in (2, 3, 5, 6, 7):
+        assert f"rows.jsonl:{line}: " in said, line
+
+
+def test_one_problem_reads_as_it_did(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"^[^ ]*rows.jsonl:2: expected one object per line"):
+        read_examples(written(tmp_path / "rows.jsonl", [GOOD, "{"]))
+
+
+def test_of_many_the_first_ten_and_a_count(tmp_path: Path) -> None:
+    path = written(tmp_path / "rows.jsonl", [{"prompt": "a", "completion": 1.5}] * 25)
+    with pytest.raises(DataError) as found:
+        read_examples(path)
+    said = str(found.value)
+    assert said.startswith("25 problems: ") and said.endswith("; and 15 more")
+    assert "rows.jsonl:10: " in said and "rows.jsonl:11: " not in said and "\n" not in said
+
+
+def test_a_table_too(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text("prompt,completion\na,b\nc\nd,e,f\ng,h\n")
+    with pytest.raises(DataError, match=r"2 problems: .*rows.csv:3: expected 2 .*rows.csv:4: "):
+        read_examples(path)
+
+
+def test_blank_rows_are_left_out_and_counted(tmp_path: Path) -> None:
+    blank = [
+        {"prompt": "a", "completion": ""}, {"prompt": None, "completion": "a"},
+        {"prompt": " ", "completion": "a"}, {"question": "a", "answer": None},
+    ]  # fmt: skip
+    path = written(tmp_path / "rows.jsonl", [GOOD, *blank, GOOD])
+    said: list[str] = []
+    found = read_examples(path, DataConfig(skip_blank=True), say=said.append)
+    assert len(found) == 2
+    assert any("a blank text or answer: left out (4 rows)" in one for one in said)
+    with pytest.raises(DataError, match=r"3 problems: .*--skip-blank"):  # a blank prompt is a text
+        read_examples(path)
+
+
+def test_other_problems_stay_problems(tmp_path: Path) -> None:
+    path = written(tmp_path / "rows.jsonl", [GOOD, {"prompt": "a", "completion": ""}, "{"])
+    with pytest.raises(DataError, match=r"^[^ ]*rows.jsonl:3: "):
+        read_examples(path, DataConfig(skip_blank=True))
