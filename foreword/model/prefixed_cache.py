@@ -5,6 +5,7 @@ In: a batch of prefixes, and the kind of cache that the caller asked for. Out: a
 hold the virtual ones. Knows no positions and no masks.
 """
 
+import copy
 from typing import Any
 
 import torch
@@ -222,7 +223,9 @@ def start(
     if isinstance(found, PrefixedCache):
         found.begin(batch)
         return found
-    prefixed = PrefixedCache(cache, batch)
+    # Over a copy with the same layers: were it `cache` itself, each would hold the other, and its
+    # memory would stay taken until the garbage collector runs.
+    prefixed = PrefixedCache(copy.copy(cache), batch)
     setattr(cache, MARK, prefixed)
     return prefixed
 
