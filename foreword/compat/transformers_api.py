@@ -11,7 +11,7 @@ import dataclasses
 import inspect
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from importlib import metadata
 from typing import Any
 
@@ -165,3 +165,22 @@ def code_refused() -> Iterator[None]:
             yield
         finally:
             dynamic_module_utils.TIME_OUT_REMOTE_CODE = seconds
+
+
+def response_parser(tokenizer: Any, before: str, tools: Sequence[dict[str, Any]]) -> Any | None:
+    """Return transformers' parser of a tokenizer's answers, behind the text before one; None where
+    the tokenizer has no response template.
+    """
+    if getattr(tokenizer, "response_template", None) is None:
+        return None
+    return tokenizer.get_response_parser(prefix=before, tools=list(tools) or None)
+
+
+def num_parsed(parser: Any) -> int:
+    """Return how many characters a response parser is certain of, of all that it has."""
+    return int(parser._pos)
+
+
+def num_given(parser: Any) -> int:
+    """Return how many characters a response parser has, those before the answer included."""
+    return len(parser._buffer)

@@ -13,12 +13,13 @@ from foreword import chat
 from foreword.backbone import Backbone
 from foreword.config import DistillConfig, Form
 from foreword.data import held_text
-from foreword.data.media_parts import Message
+from foreword.data.media_parts import Message, has_media
 from foreword.distillation.parts import about_parts, parts_of, prompts_of, typed
 from foreword.distillation.queries import Query, text_of
 from foreword.distillation.self_study import room_for
-from foreword.errors import InputError
+from foreword.errors import DataError, InputError, UnsupportedError
 from foreword.prompt.soft_prompt import SoftPrompt
+from foreword.prompt.states import States, attention_part
 
 NUM_VIRTUAL = 64
 
@@ -73,11 +74,15 @@ def read(
         is_instruction: whether a text is an instruction.
 
     Raises:
+        UnsupportedError: a text before an encoder, a model that hears, or keys and values of one
+            that keeps none.
         InputError: too few queries, none where only a prompt is given, or a context that is no
-            longer than P. DataError: what is no text. MismatchError: a prompt of another base.
+            longer than P. DataError: what is no text, or holds more. MismatchError: a prompt of
+            another base.
     """
     if queries is not None and len(queries) < 2:
         raise InputError(f"expected at least 2 queries to learn from, got {len(queries)}: add some")
+    _check_rows(backbone, queries or ())
     if isinstance(given, SoftPrompt):
         found = _of_prompt(backbone, given, queries, num_virtual, form)
     else:
@@ -86,7 +91,40 @@ def read(
     started = time.perf_counter()
     for teacher in found.teachers:
         backbone.compile(teacher)
+    if form == "key_values":
+        _check_has_length(backbone, found.teachers[0])
     return replace(found, seconds=time.perf_counter() - started)
+
+
+def _check_rows(backbone: Backbone, queries: Sequence[Query]) -> None:
+    """Refuse rows that hold more than text, which the teacher's answers are not taught behind.
+
+    Raises:
+        UnsupportedError: a model that hears each row. DataError: a query with images or sounds.
+    """
+    encoder = backbone.capabilities.encoder
+    if encoder is not None and not encoder.reads_text:
+        raise UnsupportedError(
+            f"{backbone.capabilities.model_type}: its encoder hears each row, and queries are text"
+        )
+    for query in queries:
+        if not isinstance(query.asked, str) and has_media(query.asked):
+            raise DataError(f"{query.source}: holds images or sounds, and only text is distilled")
+
+
+def _check_has_length(backbone: Backbone, teacher: SoftPrompt) -> None:
+    """Refuse to make a context smaller on a model whose states are of one size, whatever it reads.
+
+    Raises:
+        UnsupportedError: says what is as small, and exact.
+    """
+    states = backbone.compile(teacher).states
+    if isinstance(states, States) and not any(attention_part(layer) for layer in states):
+        raise UnsupportedError(
+            f"{backbone.capabilities.model_type}: no layer attends, so that what is read is as "
+            "large after one token as after many: the context itself is as small, and exact "
+            "(foreword prompts add); --form embeddings learns fewer tokens to read"
+        )
 
 
 def _of_prompt(
@@ -120,6 +158,11 @@ def _of_text(
     *,
     is_instruction: bool,
 ) -> ReadContext:
+    if backbone.reads_apart:
+        raise UnsupportedError(
+            f"{backbone.capabilities.model_type}: a text cannot stand before an encoder's rows as "
+            "a prompt: train one, and give that as the context"
+        )
     held_text.checked(list(text) if isinstance(text, tuple) else text)
     if "\0" in text_of(text):
         raise InputError("the text holds a zero byte: give the text of the file, not the file")

@@ -28,7 +28,6 @@ from foreword.distillation.self_study import described, study
 from foreword.distillation.starts import begin
 from foreword.distillation.student import student_encoding
 from foreword.distillation.unrelated import told_rows, written_rows
-from foreword.errors import UnsupportedError
 from foreword.prompt.soft_prompt import SoftPrompt
 from foreword.training.loop import TrainEvent
 from foreword.training.seeds import SeedRun, train_seeds
@@ -119,11 +118,6 @@ def prepare(
     """
     config = config or DistillConfig()
     embedding_starts.check(config.start, form)
-    if backbone.capabilities.is_recurrent:
-        raise UnsupportedError(
-            f"{backbone.capabilities.model_type}: the state of a recurrent model cannot start from "
-            "the first tokens of a text; put the text under a name (prompts add --text)"
-        )
     asked = None if queries is None else as_queries(queries)
     context = contexts.read(
         backbone, text, asked, num_virtual, config, form=form, is_instruction=is_instruction

@@ -6,7 +6,6 @@ places exactly. Trains nothing.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -19,9 +18,10 @@ from foreword.errors import InputError, UnsupportedError
 from foreword.model.decoder import Decoder
 from foreword.model.rotation import Rotation, moved, rotations_of
 from foreword.prompt.soft_prompt import SoftPrompt
-from foreword.prompt.states import States
+from foreword.prompt.states import States, attention_part, recurrent_part
 from foreword.training import initializers
 
+DEFAULTS: tuple[DistillStart, ...] = ("attention", "first", "vocabulary")
 NAMED: dict[DistillStart, str] = {
     "first": "the first tokens of the text",
     "even": "tokens of the text at even distances",
@@ -40,21 +40,23 @@ def begin(
 ) -> tuple[SoftPrompt, str]:
     """Return the prompt that a distillation starts from, and a sentence that says what it is.
 
-    Takes what `start_of` takes. Where no start is named, it is attention matching, or the first
-    tokens where that is refused, which the sentence says.
+    Takes what `start_of` takes. Where no start is named, it is the first of `DEFAULTS` that is not
+    refused; the sentence says why not the one before.
 
     Raises:
         UnsupportedError: a named start that the model cannot have.
     """
-    try:
-        prompt = start_of(backbone, text, num_virtual, start or "attention", rows, seed)
-        return prompt, f"starts from {NAMED[start or 'attention']}"
-    except (UnsupportedError, InputError) as error:
-        if start is not None:
-            raise
-        reason = str(error).partition(";")[0]
-        prompt = start_of(backbone, text, num_virtual, "first", rows, seed)
-        return prompt, f"starts from {NAMED['first']} ({reason})"
+    reason = ""
+    for one in DEFAULTS if start is None else (start,):
+        try:
+            prompt = start_of(backbone, text, num_virtual, one, rows, seed)
+        except (UnsupportedError, InputError) as error:
+            if one == start or one == DEFAULTS[-1]:
+                raise
+            reason = f" ({str(error).partition(';')[0]})"
+        else:
+            return prompt, f"starts from {NAMED[one]}{reason}"
+    raise AssertionError("one of the starts is taken, or refused")
 
 
 def start_of(
@@ -97,8 +99,15 @@ def start_of(
 
 
 def first(backbone: Backbone, text: SoftPrompt, num_virtual: int) -> States:
-    """Return the state of the first P tokens of a text, or of a prompt of keys and values."""
-    if text.form == "key_values":
+    """Return the state of the first P tokens of a context. On models with recurrent layers these
+    layers' states are those after all of it: they have no length.
+    """
+    if text.form == "embeddings" and backbone.capabilities.encoder is not None:
+        raise UnsupportedError(
+            f"{backbone.capabilities.model_type}: embeddings run with each row, beside an encoder, "
+            "and have no keys before it; use --start vocabulary"
+        )
+    if text.form == "key_values" or backbone.capabilities.is_recurrent:
         return taken(backbone.compile(text).cached, torch.arange(num_virtual))
     head = SoftPrompt.from_embeddings(text.tensors[0][:num_virtual], facts=text.facts)
     return backbone.compile(head).cached
@@ -120,7 +129,7 @@ def vocabulary(backbone: Backbone, num_virtual: int, seed: int = 0) -> States:
     table = backbone.embed(torch.arange(backbone.capabilities.vocab_size))
     generator = torch.Generator().manual_seed(seed)
     values = initializers.vocabulary_embeddings(table, num_virtual, generator)
-    return backbone.compile(SoftPrompt.from_embeddings(values)).cached
+    return backbone.passes.prefill(backbone.placed(SoftPrompt.from_embeddings(values)))
 
 
 def even_places(num_tokens: int, num_virtual: int) -> Tensor:
@@ -129,9 +138,15 @@ def even_places(num_tokens: int, num_virtual: int) -> Tensor:
 
 
 def taken(states: States, places: Tensor) -> States:
-    """Return the keys and values of some tokens, where they stand."""
-    picked = states.map(lambda tensor: tensor[:, places.to(tensor.device)])
-    return replace(picked, num_virtual_tokens=len(places))
+    """Return the keys and values of some tokens, where they stand; recurrent states as they are."""
+    layers = tuple(
+        (
+            *(side[:, places.to(side.device)] for side in attention_part(layer)),
+            *recurrent_part(layer),
+        )
+        for layer in states
+    )
+    return States(layers, len(places))
 
 
 def _movable(backbone: Backbone) -> tuple[Decoder, list[Rotation]]:

@@ -20,7 +20,7 @@ from foreword import chat
 from foreword.backbone import Backbone
 from foreword.config import ServeConfig, checked_origin
 from foreword.errors import ForewordError
-from foreword.server import routes
+from foreword.server import classification, routes
 from foreword.server.bodies import BodyRoute
 from foreword.server.catalog import Catalog
 from foreword.server.encoding_threads import EncodingThread, apart
@@ -166,6 +166,7 @@ def _add_routes(app: FastAPI) -> None:
     app.post("/v1/chat/completions", responses=ERRORS, response_model=None)(routes.chat_completions)
     app.post("/v1/completions", responses=ERRORS, response_model=None)(routes.completions)
     app.post("/v1/responses", responses=ERRORS, response_model=None)(routes.responses)
+    app.post("/v1/classify", responses=ERRORS)(classification.classify)
     app.post("/tokenize", responses=ERRORS)(routes.tokenize)
     app.post("/detokenize", responses=ERRORS)(routes.detokenize)
     app.get("/v1/models", responses=ERRORS, response_model=None)(routes.list_models)

@@ -8,7 +8,7 @@ no tokenizer.
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, Tag, model_validator
+from pydantic import Field, StringConstraints, Tag, model_validator
 
 from foreword.engine.sampling import Sampling
 from foreword.server.fields import (
@@ -168,6 +168,7 @@ class ChatMessage(Strict):
     content: Content | None = None
     name: str | None = Field(None, max_length=200)
     refusal: Text | None = None
+    reasoning_content: Text | None = None
     tool_calls: Calls | None = None
     tool_call_id: str | None = Field(None, max_length=200)
 
@@ -177,6 +178,8 @@ class ChatMessage(Strict):
             raise ValueError("refusal is for a turn of the assistant without content")
         if self.tool_calls and (self.role != "assistant" or self.refusal is not None):
             raise ValueError("tool_calls are for a turn of the assistant without a refusal")
+        if self.reasoning_content is not None and self.role != "assistant":
+            raise ValueError("reasoning_content is for a turn of the assistant")
         if self.tool_call_id is not None and self.role != "tool":
             raise ValueError(f"tool_call_id is for a turn of role 'tool', not {self.role!r}")
         if self.content is None and self.refusal is None and not self.tool_calls:
@@ -286,6 +289,32 @@ class TokenizeRequest(TemplateFields):
         if self.prompt is not None and of_chats:
             raise ValueError(f"{of_chats[0]} goes with messages, not with prompt")
         return self
+
+
+Choice = Annotated[str, StringConstraints(min_length=1, max_length=1000, pattern=r"\S")]
+
+
+class ClassifyRequest(Strict):
+    """`POST /v1/classify`: a conversation or a text, and the answers that there are."""
+
+    model: ModelName
+    prompt: Text | None = None
+    messages: Messages | None = None
+    choices: Annotated[list[Choice], Field(min_length=2, max_length=1024, fail_fast=True)]
+
+    @model_validator(mode="after")
+    def _agree(self) -> "ClassifyRequest":
+        if (self.prompt is None) == (self.messages is None):
+            raise ValueError("give either prompt or messages")
+        if len(set(self.choices)) < len(self.choices):
+            raise ValueError("choices: each answer once")
+        return self
+
+    @property
+    def size(self) -> int:
+        """Characters that are to be encoded, once for each answer."""
+        text = self.prompt if self.prompt is not None else str(self.messages)
+        return len(text) * len(self.choices)
 
 
 class DetokenizeRequest(Strict):

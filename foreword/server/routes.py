@@ -6,6 +6,7 @@ prompt's training encoded them. Does not know how the engine runs.
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,7 @@ from foreword.server.template_settings import with_effort
 from foreword.server.tool_use import ToolUse, check_begun, tool_use
 
 LONG_TEXT = 32_768  # characters: longer ones take the tokenizer tens of milliseconds
+NUM_BEFORE = 256  # ids before an answer that its reader sees: all that a template writes of it
 PAGE = Path(__file__).parent / "page"
 OUTLINE_POINTS = 60  # of a curve in a list: many prompts are listed at once
 PAGE_KINDS = {"index.html": "text/html", "page.js": "text/javascript", "page.css": "text/css"}
@@ -62,13 +64,14 @@ async def responses(body: ResponseRequest, http: Request) -> Response:
     def formatter(served: ServedModel, tokenizer: Any, use: ToolUse | None) -> Formatter:
         return ResponseFormatter(served.name, tokenizer, body, use)
 
-    return await _chat(body.chat, http, formatter)
+    return await _chat(body.chat, http, formatter, has_reasoning=False)
 
 
 async def _chat(
     body: ChatRequest,
     http: Request,
     make_formatter: Callable[[ServedModel, Any, ToolUse | None], Formatter],
+    has_reasoning: bool = True,
 ) -> Response:
     state = state_of(http)
     deadline = state.deadline()
@@ -78,11 +81,13 @@ async def _chat(
     def encode(backbone: Backbone) -> tuple[list[request.Request], ToolUse | None]:
         schema = body.response_format.schema_to_follow if body.response_format else None
         encoding = with_effort(backbone, served.encoding, body.reasoning_effort)
-        use = tool_use(backbone, encoding, body, schema)
+        use = tool_use(backbone, encoding, body, schema, has_reasoning)
         check_begun(use, body.continue_final_message)
         messages = _loaded(backbone, state.config, body.messages)
         longest = room(state, served)
         ids, media, stop_ids = _encoded(backbone, messages, encoding, body, use, longest)
+        if use is not None:
+            use = replace(use, before=_text_of(backbone, ids[-NUM_BEFORE:]))
         limit = body.max_completion_tokens
         limit = limit if limit is not None else body.max_tokens
         if limit is None:

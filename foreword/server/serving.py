@@ -109,7 +109,7 @@ async def reply(
         told = events(answers, formatter, has_logprobs, has_usage, state.metrics.count_error)
         return EventStream(answers, told, end)
     try:
-        pieces = await _unless_disconnected(http, _collected(answers))
+        pieces = await collected(http, answers)
     finally:
         answers.cancel()
         end()
@@ -119,13 +119,17 @@ async def reply(
     )
 
 
-async def _collected(answers: Answers) -> list[Piece]:
-    return [piece async for piece in answers.pieces()]
+async def collected(http: Request, answers: Answers) -> list[Piece]:
+    """Wait for answers, and stop when their client disconnects.
 
+    Raises:
+        HTTPException: the client has gone. ForewordError: an answer failed.
+    """
 
-async def _unless_disconnected(http: Request, answer: Any) -> list[Piece]:
-    """Wait for an answer, and stop when its client disconnects."""
-    work = asyncio.ensure_future(answer)
+    async def all_pieces() -> list[Piece]:
+        return [piece async for piece in answers.pieces()]
+
+    work = asyncio.ensure_future(all_pieces())
     disconnected = asyncio.ensure_future(_until_disconnected(http))
     try:
         await asyncio.wait({work, disconnected}, return_when=asyncio.FIRST_COMPLETED)

@@ -5,16 +5,19 @@ the chat template, the grammar that an answer is held to, and a reader of answer
 shows no tools, or whose calls cannot be read, is refused by name. Knows no HTTP and no engine.
 """
 
+import json
 import secrets
 import string
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from foreword.backbone import Backbone
+from foreword.compat.transformers_api import response_parser
 from foreword.config import EncodingConfig
 from foreword.data.call_format import call_format
 from foreword.data.call_reader import CallReader
+from foreword.data.response_reader import Event, ResponseReader, Thought
 from foreword.data.tool_calls import ToolCall
 from foreword.errors import InputError
 from foreword.server.tool_grammar import CallableTool, call_grammar
@@ -24,17 +27,17 @@ _LETTERS = string.ascii_letters + string.digits
 
 
 class AnswerReader(Protocol):
-    """Reads the calls out of one answer as it comes."""
+    """Reads the calls and the reasoning out of one answer as it comes."""
 
-    def put(self, text: str) -> list[str | ToolCall]:
+    def put(self, text: str) -> Sequence[Event]:
         """Take text; return what is certain now."""
 
-    def end(self) -> list[str | ToolCall]:
+    def end(self) -> Sequence[Event]:
         """Return what was held back, now that nothing follows."""
 
 
 class ToolRequest(Protocol):
-    """What a request says of tools."""
+    """What a request says of tools, and whether its answer has begun."""
 
     @property
     def tools(self) -> list[Tool] | None:
@@ -48,6 +51,10 @@ class ToolRequest(Protocol):
     def parallel_tool_calls(self) -> bool | None:
         """Whether several calls may be in one answer."""
 
+    @property
+    def continue_final_message(self) -> bool:
+        """Whether the last turn is the beginning of the answer."""
+
 
 @dataclass(frozen=True)
 class ToolUse:
@@ -57,13 +64,15 @@ class ToolUse:
         shown: their descriptions, for the chat template.
         grammar: what an answer is held to, as text for llguidance; None: nothing.
         kept: special tokens that are part of calls, by their ids.
-        reader: makes a reader for one answer.
+        reader: makes a reader for one answer, given the text before it.
+        before: that text, or its end.
     """
 
     shown: tuple[dict[str, Any], ...]
     grammar: str | None
     kept: Mapping[int, str]
-    reader: Callable[[], AnswerReader]
+    reader: Callable[[str], AnswerReader]
+    before: str = ""
 
 
 def tool_use(
@@ -71,22 +80,34 @@ def tool_use(
     config: EncodingConfig,
     body: ToolRequest,
     text_schema: Mapping[str, Any] | None = None,
+    has_reasoning: bool = True,
 ) -> ToolUse | None:
-    """Return how a request uses tools; None where it has none, or is to call none.
+    """Return how a request uses tools; None where it has none, or is to call none, and nothing of
+    its answers is to be read.
 
     Args:
         backbone: with a tokenizer.
         config: how rows of the model are encoded.
         body: the request.
         text_schema: what an answer without calls follows; None: any text.
+        has_reasoning: whether reasoning is told apart, where the tokenizer says how it is written.
 
     Raises:
         InputError: a template that shows no tools, or no calls that can be read.
     """
     choice, tools = body.tool_choice or "auto", body.tools or []
+    by_response = None
+    if text_schema is None and choice in ("auto", "none") and not body.continue_final_message:
+        tools = [] if choice == "none" else tools
+        by_response = _response_use(backbone, tools, has_reasoning)
     if not tools or choice == "none":
-        return None
-    form = call_format(backbone.tokenizer, config)
+        return by_response if has_reasoning else None
+    try:
+        form = call_format(backbone.tokenizer, config)
+    except InputError:
+        if by_response is None or body.parallel_tool_calls is False or _has_strict(tools):
+            raise
+        return by_response
     callable_ = [
         CallableTool(tool.function.name, tool.function.schema_to_follow)
         for tool in tools
@@ -96,14 +117,41 @@ def tool_use(
     schemas = {tool.name: tool.schema for tool in callable_}
     is_forced = choice != "auto"
     has_one = isinstance(choice, NamedTool) or body.parallel_tool_calls is False
-    is_held = is_forced or has_one or any(tool.function.strict for tool in tools)
+    is_held = is_forced or has_one or _has_strict(tools)
     grammar = None
     if is_held or text_schema is not None:
         grammar = call_grammar(
             form, callable_, kept, is_forced=is_forced, has_one=has_one, text_schema=text_schema
         )
+    if by_response is not None:
+        kept = {**kept, **by_response.kept}
+        return replace(by_response, grammar=grammar, kept=kept)
     shown = tuple(tool.shown() for tool in tools)
-    return ToolUse(shown, grammar, kept, lambda: CallReader(form, schemas))
+    return ToolUse(shown, grammar, kept, lambda _: CallReader(form, schemas))
+
+
+def _has_strict(tools: Sequence[Tool]) -> bool:
+    return any(tool.function.strict for tool in tools)
+
+
+def _response_use(backbone: Backbone, tools: Sequence[Tool], has_reasoning: bool) -> ToolUse | None:
+    """Return how answers are read by the tokenizer's response template; None where it has none."""
+    tokenizer = backbone.tokenizer
+    if response_parser(tokenizer, "", ()) is None:
+        return None
+    shown = tuple(tool.shown() for tool in tools)
+    names = frozenset(tool.function.name for tool in tools)
+    said = json.dumps(tokenizer.response_template, ensure_ascii=False).replace("\\", "")
+    kept = {
+        token_id: str(token)
+        for token_id, token in tokenizer.added_tokens_decoder.items()
+        if token.special and str(token) in said
+    }
+
+    def reader(before: str) -> AnswerReader:
+        return ResponseReader(response_parser(tokenizer, before, shown), names, has_reasoning)
+
+    return ToolUse(shown, None, kept, reader)
 
 
 def check_begun(use: ToolUse | None, is_begun: bool) -> None:
@@ -133,7 +181,8 @@ def as_message(call: ToolCall) -> dict[str, Any]:
     }
 
 
-def split(events: Sequence[str | ToolCall]) -> tuple[str, list[ToolCall]]:
-    """Return the text of what was read, and the calls."""
+def split(events: Sequence[Event]) -> tuple[str, str, list[ToolCall]]:
+    """Return the text of what was read, the reasoning, and the calls."""
     text = "".join(one for one in events if isinstance(one, str))
-    return text, [one for one in events if isinstance(one, ToolCall)]
+    reasoning = "".join(one.text for one in events if isinstance(one, Thought))
+    return text, reasoning, [one for one in events if isinstance(one, ToolCall)]

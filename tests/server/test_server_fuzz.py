@@ -15,7 +15,7 @@ from foreword.server.server import Server
 
 ROUTES = [
     ("/v1/chat/completions", "POST"), ("/v1/completions", "POST"), ("/v1/responses", "POST"),
-    ("/tokenize", "POST"),
+    ("/v1/classify", "POST"), ("/tokenize", "POST"),
     ("/detokenize", "POST"),
     ("/v1/models", "GET"), ("/v1/models/{model}", "GET"), ("/v1/load_soft_prompt", "POST"),
     ("/v1/unload_soft_prompt", "POST"), ("/health", "GET"), ("/ready", "GET"), ("/version", "GET"),
@@ -26,7 +26,7 @@ ROUTES = [
 REACHES: dict[str, Any] = {
     "prompt": "hi", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 3, "n": 1,
     "input": "hi", "max_output_tokens": 3, "tokens": [5], "max_completion_tokens": 3,
-    "logit_bias": {"5": 1.0}, "response_format": None,
+    "logit_bias": {"5": 1.0}, "response_format": None, "choices": ["a", "b"],
 }  # fmt: skip
 
 KEY = {"authorization": "Bearer root"}
@@ -36,6 +36,7 @@ PLAIN = {
     "/v1/chat/completions": ("messages", "max_tokens"),
     "/v1/completions": ("prompt", "max_tokens"),
     "/v1/responses": ("input", "max_output_tokens"),
+    "/v1/classify": ("prompt", "choices"),
     "/tokenize": ("prompt",),
     "/detokenize": ("tokens",),
 }

@@ -13,7 +13,7 @@ import tiny_models
 import torch
 from serving import END, VOCAB, config, fill, running
 from tiny_tokenizer import CHATML, tiny_tokenizer
-from tool_templates import SILENT, TEMPLATES
+from tool_templates import HERMES, RESPONSE, SILENT, TEMPLATES
 
 from foreword import Backbone
 from foreword.prompt.store import Store
@@ -53,8 +53,9 @@ class Scripted:
 class World:
     """A server for each template, and what its next answers say."""
 
-    def __init__(self, directory: Path, template: str) -> None:
+    def __init__(self, directory: Path, template: str, response: Any = None) -> None:
         self.tokenizer = tiny_tokenizer(chat_template=template)
+        self.tokenizer.response_template = response
         model = tiny_models.build(
             "llama", vocab_size=VOCAB, eos_token_id=END, max_position_embeddings=1024
         )
@@ -90,6 +91,7 @@ class World:
 
 
 REQUESTS_OF = routes.requests_of
+ODD = HERMES.replace("c.function.arguments | tojson", "c.function.arguments | string")
 
 
 @pytest.fixture(scope="module")
@@ -97,8 +99,10 @@ def worlds(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, World
     made: dict[str, World] = {}
     with pytest.MonkeyPatch.context() as patch:
         stack = []
-        for name, template in {**TEMPLATES, "silent": SILENT, "plain": CHATML}.items():
-            world = made[name] = World(tmp_path_factory.mktemp(name), template)
+        others = {"silent": SILENT, "plain": CHATML, "response": HERMES, "odd": ODD}
+        for name, template in {**TEMPLATES, **others}.items():
+            response = RESPONSE if name in ("response", "odd") else None
+            world = made[name] = World(tmp_path_factory.mktemp(name), template, response)
             context = running(world.server)
             world.client = openai.OpenAI(  # type: ignore[attr-defined]
                 base_url=f"{context.__enter__()}/v1", api_key="any", max_retries=0
@@ -192,6 +196,38 @@ def test_text_before_a_call_is_the_content(worlds: dict[str, World]) -> None:
     assert found.content == "Wait." and calls_of(found) == [HALL]
     chunks = [chunk.choices[0].delta for chunk in world.ask(stream=True)]
     assert "".join(one.content or "" for one in chunks) == "Wait."
+
+
+def test_a_response_template_tells_reasoning_text_and_calls_apart(
+    worlds: dict[str, World],
+) -> None:
+    world = worlds["response"]
+    world.said = f"<think>Hm.</think>\nWait.\n{world.spell(HALL)}"
+    choice = world.ask().choices[0]
+    message = choice.message
+    assert (message.content, message.reasoning_content) == ("Wait.", "Hm.")
+    assert calls_of(message) == [HALL] and choice.finish_reason == "tool_calls"
+    deltas = [chunk.choices[0].delta for chunk in world.ask(stream=True)]
+    thought = "".join(getattr(one, "reasoning_content", None) or "" for one in deltas)
+    assert ("".join(one.content or "" for one in deltas), thought) == ("Wait.", "Hm.")
+    assert [call.function.name for one in deltas for call in one.tool_calls or []][0] == "turn_on"
+    result = {"role": "tool", "tool_call_id": message.tool_calls[0].id, "content": "on"}
+    world.said = "<think>So.</think>Done."
+    for options in ({}, {"tools": []}, {"tool_choice": "none"}):
+        found = world.ask(messages=[*USER, message.to_dict(), result], **options).choices[0]
+        assert (found.message.content, found.message.reasoning_content) == ("Done.", "So.")
+    tools = [{"type": "function", **tool["function"]} for tool in TOOLS]
+    told = world.client.responses.create(model="a", input="lamp", tools=tools)
+    assert told.output_text == world.said, "which has no place for reasoning"
+
+
+def test_a_response_template_reads_calls_of_any_form(worlds: dict[str, World]) -> None:
+    world = worlds["odd"]
+    world.said = worlds["hermes"].spell(HALL)
+    assert calls_of(world.ask().choices[0].message) == [HALL]
+    for options in ({"tool_choice": "required"}, {"parallel_tool_calls": False}):
+        with pytest.raises(openai.BadRequestError, match="the chat template writes calls in a"):
+            world.ask(**options)
 
 
 # Choices ------------------------------------------------------------------------------------------

@@ -79,3 +79,20 @@ SILENT = _template("")
 
 TEMPLATES = {"hermes": HERMES, "llama": LLAMA, "mistral": MISTRAL, "named": NAMED}
 TEMPLATES |= {"marks": MARKS, "pairs": PAIRS, "listed": LISTED}
+
+RESPONSE = {
+    "start_anchor": "<|im_start|>assistant\n",
+    "defaults": {"role": "assistant"},
+    "fields": {
+        "thinking": {"open": "<think>", "close": "</think>"},
+        "content": {},
+        "tool_calls": {
+            "open": "<tool_call>",
+            "close": "</tool_call>",
+            "content": "json",
+            "repeats": True,
+            "transform": {"type": "function", "function": "{content}"},
+        },
+    },
+}
+"""How answers to `HERMES` are read, as a tokenizer says it to transformers."""

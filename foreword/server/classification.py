@@ -1,0 +1,109 @@
+"""Classification: `POST /v1/classify`, the likeliest of a few answers, and how likely each is.
+
+In: a conversation or a text, and the answers that there are. Out: their probabilities, each that of
+all its tokens and the end, as rows of training and evaluation have them, divided by the sum.
+Nothing is generated. Does not know how the engine runs.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from fastapi import Request
+
+from foreword import chat
+from foreword.backbone import Backbone
+from foreword.data import encoding
+from foreword.data.encoding import Row
+from foreword.data.example import Example
+from foreword.data.media_parts import Message
+from foreword.engine import request
+from foreword.errors import InputError
+from foreword.evaluation.label_choice import chosen
+from foreword.server.catalog import ServedModel
+from foreword.server.protocol import ClassifyRequest
+from foreword.server.responses import usage
+from foreword.server.serving import collected
+from foreword.server.state import AppState, note, state_of
+from foreword.server.streaming import Answers
+
+LONG = 32_768  # characters: longer ones take the tokenizer tens of milliseconds
+
+
+async def classify(body: ClassifyRequest, http: Request) -> dict[str, Any]:
+    """Return the likeliest answer and the probabilities of all."""
+    state, started = state_of(http), time.perf_counter()
+    deadline = state.deadline()
+    served = await state.encode(lambda: state.catalog.find(body.model), deadline)
+    if len(body.choices) > state.config.max_choices:
+        raise InputError(
+            f"choices: at most {state.config.max_choices} to one request, got {len(body.choices)}"
+        )
+    turns = tuple(message.turn() for message in body.messages or [])
+    rows = await state.encode_with(
+        lambda backbone: rows_of(backbone, state, served, turns or body.prompt or "", body.choices),
+        body.size > LONG,
+        deadline,
+    )
+    requests = [
+        request.Request(row.input_ids, served.source, max_new_tokens=0, num_prompt_logprobs=0)
+        for row in rows
+    ]
+    for one in requests:
+        state.worker.engine.check(one)
+    answers = Answers(
+        state.worker, state.backbone.tokenizer, (), state.config.request_seconds, deadline=deadline
+    )
+    answers.submit(requests)
+    try:
+        await collected(http, answers)
+    finally:
+        answers.cancel()
+        note(http, {"model": served.name, "soft_prompt": served.label, "choices": len(requests)})
+    losses = [
+        -sum(choice.logprob or 0.0 for choice in answer.handle.prompt_logprobs[-row.num_labels :])
+        for answer, row in zip(answers.answers, rows, strict=True)
+    ]
+    [found] = chosen(losses, body.choices)
+    return {
+        "object": "classification",
+        "created": int(time.time()),
+        "model": served.name,
+        "label": found.text,
+        "confidence": found.confidence,
+        "probabilities": [
+            {"label": label, "probability": share}
+            for label, share in zip(body.choices, found.probabilities, strict=True)
+        ],
+        "usage": usage(answers.answers, 1),
+        "seconds": round(time.perf_counter() - started, 4),
+    }
+
+
+def rows_of(
+    backbone: Backbone,
+    state: AppState,
+    served: ServedModel,
+    prompt: str | Sequence[Message],
+    choices: Sequence[str],
+) -> list[Row]:
+    """Return a row for each answer, encoded as the prompt's training encoded its own.
+
+    Raises:
+        InputError: images or sounds, or a text that is longer than a request may be.
+        DataError: a conversation that the template cannot take, or an answer that it cannot close.
+    """
+    config = replace(served.encoding, max_length=None, truncate=False)
+    if isinstance(prompt, str) and config.held_text is not None:
+        raise InputError(f"prompt: {served.name} stands before conversations: give messages")
+    room = state.worker.engine.max_length - (
+        served.source.num_virtual_tokens if served.source else 0
+    )
+    _, media = chat.encode(backbone, prompt, config, room)  # a text that is too long is not read
+    if media is not None:
+        raise InputError("messages: choices are read behind text, without images and sounds")
+    asked = prompt if isinstance(prompt, str) else tuple(prompt)
+    examples = [Example(asked, text, f"choices[{place}]") for place, text in enumerate(choices)]
+    rows, _ = encoding.encode_examples(examples, backbone.tokenizer, config, encoding.NO_LIMIT)
+    return rows

@@ -1,0 +1,83 @@
+"""Classification over HTTP: probabilities beside evaluation, and what is refused."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from serving import config, fill, running, tiny_backbone
+
+from foreword import Example
+from foreword.evaluation.evaluation import Subject, evaluate
+from foreword.evaluation.metrics import METRICS
+from foreword.prompt.store import Store
+from foreword.server.server import Server
+
+CHOICES = ["yes", "no", "blue or red"]
+TURNS = [{"role": "user", "content": "say yes"}]
+
+
+class Served:
+    """Prompts by name, and a client of the server that has them."""
+
+    def __init__(self, directory: Path) -> None:
+        self.backbone, self.store = tiny_backbone(), Store(directory / "store")
+        self.prompts: dict[str, Any] = {"tiny": None, **fill(self.store, self.backbone, directory)}
+        self.server = Server(self.backbone, self.store, config(max_choices=4))
+
+    def classify(self, **body: Any) -> httpx.Response:
+        return self.http.post("/v1/classify", json={"model": "a", "choices": CHOICES} | body)
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    made = Served(tmp_path_factory.mktemp("classified"))
+    with running(made.server) as address:
+        made.http = httpx.Client(base_url=address, timeout=60)
+        with made.http:
+            yield made
+
+
+@pytest.mark.parametrize("model", ["tiny", "a", "b"])
+@pytest.mark.parametrize("asked", [{"messages": TURNS}, {"prompt": "say yes"}], ids=str)
+def test_what_is_measured_is_what_is_served(
+    served: Served, model: str, asked: dict[str, Any]
+) -> None:
+    given: Any = asked.get("prompt") or tuple(TURNS)
+    subject = Subject("x", served.prompts[model])
+    measured = evaluate(
+        served.backbone, subject, [Example(given, "no")], [METRICS["exact"]], choices=CHOICES
+    )
+    if model == "tiny" and "prompt" in asked:
+        return  # evaluation asks the bare model in a turn
+    [outcome] = measured.outcomes
+    found = served.classify(model=model, **asked).json()
+    assert found["label"] == outcome.answer and found["model"] == model
+    assert found["confidence"] == pytest.approx(outcome.confidence, abs=1e-6)  # float32 reports
+    shares = {one["label"]: one["probability"] for one in found["probabilities"]}
+    assert list(shares) == CHOICES and sum(shares.values()) == pytest.approx(1)
+    assert max(shares.values()) == shares[found["label"]] == found["confidence"]
+    assert found["usage"]["completion_tokens"] == 0
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "said"),
+    [
+        ({}, 400, "give either prompt or messages"),
+        ({"prompt": "x", "messages": TURNS}, 400, "give either prompt or messages"),
+        ({"prompt": "x", "choices": ["a"]}, 400, "choices"),
+        ({"prompt": "x", "choices": ["a", "a"]}, 400, "each answer once"),
+        ({"prompt": "x", "choices": ["a", " "]}, 400, "choices"),
+        ({"prompt": "x", "choices": [*"abcde"]}, 400, "at most 4 to one request, got 5"),
+        ({"prompt": "x", "choices": ["a", "b" * 1001]}, 400, "choices"),
+        ({"prompt": "x" * 9000}, 400, "tokens"),
+        ({"prompt": "x", "model": "nobody"}, 404, "nobody"),
+        ({"prompt": "x", "temperature": 1}, 400, "temperature"),
+    ],
+)
+def test_what_cannot_be_classified_is_refused(
+    served: Served, body: dict[str, Any], status: int, said: str
+) -> None:
+    found = served.classify(**body)
+    assert found.status_code == status and said in found.json()["error"]["message"], found.text
