@@ -20,6 +20,7 @@ from foreword.cli import (
     lm_eval,
     options,
     prompts,
+    reward,
     run_file,
     serve,
     show,
@@ -43,6 +44,7 @@ app = typer.Typer(
 )
 app.command("train")(run_file.with_run_file("train", options.checked(train.command)))
 app.command("distill")(run_file.with_run_file("distill", options.checked(distill.command)))
+app.command("reward")(run_file.with_run_file("reward", options.checked(reward.command)))
 app.command("generate")(run_file.with_run_file("generate", options.checked(generate.command)))
 app.command("chat")(options.checked(chat.command))
 app.command("eval")(run_file.with_run_file("eval", options.checked(evaluate.command)))

@@ -82,9 +82,12 @@ def summarize(last: "TrainEvent", output: str, stored: "StoredState") -> None:
     shown = ""
     if held_out := metrics.get("validation"):
         first = history.validations[0]
+        name = "reward" if "reward" in held_out else "loss"
+        share = "preferred" if "preferred" in held_out else "exact"
         shown = (
-            f", validation {first.loss:.3f} at step {first.step}, {held_out['loss']:.3f} at its "
-            f"best ({held_out['exact']:.0%} exact)"
+            f", validation {name} {getattr(first, name):.3f} at step {first.step}, "
+            f"{held_out[name]:.3f} at its best ({held_out[share]:.0%} "
+            f"{'of 1 or more' if name == 'reward' else share})"
         )
     tasks = f", each task's own to {output}/tasks" if last.task_prompts else ""
     options.output.print(

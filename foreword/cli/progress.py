@@ -110,7 +110,10 @@ def run(
                     progress.console.print(f"note: {one_line(notice)}")
                 validated = _validated(event) or validated
                 speed = event.num_tokens / event.seconds
-                state = f"loss {event.loss:.3f}{validated} · {speed:.0f} tokens/s"
+                level = f"loss {event.loss:.3f}"
+                if event.reward is not None:
+                    level = f"reward {event.reward:.3f}"
+                state = f"{level}{validated} · {speed:.0f} tokens/s"
                 progress.update(task, total=event.num_steps, completed=event.step, state=state)
                 if is_main and not is_bar:
                     is_due = event.validation is not None
@@ -146,6 +149,10 @@ def _validated(event: "TrainEvent") -> str:
     if event.validation is None:
         return ""
     found = event.validation
+    if found.reward is not None:
+        return f" · validation reward {found.reward:.3f}, {found.exact:.0%} of 1 or more"
+    if found.preferred is not None:
+        return f" · validation {found.loss:.3f}, {found.preferred:.0%} preferred"
     return (
         f" · validation {found.loss:.3f}, {found.agreement:.0%} of tokens, {found.exact:.0%} exact"
     )
@@ -197,9 +204,7 @@ class Trackers:
             "tokens_per_second": event.num_tokens / event.seconds,
         }
         if event.validation is not None:
-            values["validation/loss"] = event.validation.loss
-            values["validation/exact"] = event.validation.exact
-            values["validation/agreement"] = event.validation.agreement
+            values |= {f"validation/{name}": one for name, one in event.validation.facts.items()}
         with self._going_on():
             self._accelerator.log(values, step=event.step)
 

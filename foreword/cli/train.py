@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,7 +13,7 @@ from foreword.cli.conclusion import conclude, kept, where_it_goes_on
 from foreword.cli.console import one_line
 from foreword.cli.progress import Stop, Trackers, check_trackers, folder_name, run, save
 from foreword.cli.run_output import claimed
-from foreword.config import DataConfig, EncodingConfig, TrainConfig
+from foreword.config import DataConfig, EncodingConfig, ObjectiveConfig, TrainConfig
 from foreword.errors import InputError
 
 if TYPE_CHECKING:
@@ -25,11 +26,12 @@ if TYPE_CHECKING:
     from foreword.training.loop import TrainEvent
 
 
-@options.from_configs(DataConfig, EncodingConfig, TrainConfig)
+@options.from_configs(DataConfig, EncodingConfig, TrainConfig, ObjectiveConfig)
 def command(
     columns: DataConfig,
     encoding: EncodingConfig,
     config: TrainConfig,
+    goal: ObjectiveConfig,
     data: Annotated[str, typer.Option(help="file of rows, directory of them, or Hub id")],
     output: Annotated[str, typer.Option(help="directory that the prompt is written to")],
     model: Annotated[
@@ -75,14 +77,16 @@ def command(
     """
     if seeds > 1:
         check_for_seeds(validation, curves)
-    if config.patience and _share(validation) == 0:
+    if config.patience and share_of(validation) == 0:
         raise InputError("--patience counts validations: give --validation rows, or leave it out")
     folders = folders_of(output, config, seeds)
-    held_out = validation if _share(validation) is None else None
+    held_out = validation if share_of(validation) is None else None
     early.check(data=[data, held_out], prompts=[init_prompt], model=model)
     from foreword.evaluation import plots
     from foreword.training import distributed
+    from foreword.training.preference import objective_of
 
+    objective_of(goal).check(config, has_start=init_prompt is not None)
     ranks = distributed.join()
     options.speak(ranks.is_main)
     stop = Stop()
@@ -97,10 +101,12 @@ def command(
             plots.check(curves, "--curves")
         if track:
             check_trackers(track)
-        examples = read(data, validation, columns, config)
+        examples = read(data, validation, columns, config, goal)
         for task in {example.task for part in examples for example in part}:
             folder_name(task)  # before hours of training, not at the first save
-        given = Given(model, config, encoding, init_prompt, output, resume, seeds, curves, track)
+        given = Given(
+            model, config, encoding, goal, init_prompt, output, resume, seeds, curves, track
+        )
         run_all(given, examples, stop, ranks)
     code = 128 + stop.signal if stop.signal else 0
     if ranks.size > 1:
@@ -117,6 +123,7 @@ class Given:
     model: str
     config: TrainConfig
     encoding: EncodingConfig
+    goal: ObjectiveConfig
     init_prompt: str | None
     output: str
     resume: bool
@@ -134,6 +141,7 @@ def run_all(
     """Run every seed in turn, and keep the best of several; examples are to train on, held out."""
     from foreword.data.template_dates import dated
     from foreword.training import fsdp
+    from foreword.training.preference import objective_of
     from foreword.training.seeds import train_seeds
 
     # What is spread over the processes is loaded beside them first, and moved layer by layer.
@@ -164,6 +172,7 @@ def run_all(
         initial=_initial(given.init_prompt),
         folder=given.output,
         resume=given.resume,
+        objective=objective_of(given.goal),
     ):
         place = str(one.folder)
         if given.seeds > 1:
@@ -229,7 +238,7 @@ def check_for_seeds(validation: str, curves: str | None) -> None:
     Raises:
         InputError: no validation rows, or one picture for several runs.
     """
-    if _share(validation) == 0:
+    if share_of(validation) == 0:
         raise InputError("--seeds keeps the best by validation: give --validation rows")
     if curves is not None:
         raise InputError("--curves draws one run: leave it out with --seeds, or use --track")
@@ -248,25 +257,36 @@ def keep_best(results: "Mapping[int, TrainEvent]", output: str) -> None:
 
 
 def read(
-    data: str, validation: str, columns: DataConfig, config: TrainConfig
+    data: str,
+    validation: str,
+    columns: DataConfig,
+    config: TrainConfig,
+    goal: ObjectiveConfig,
 ) -> "tuple[Sequence[Example], Sequence[Example]]":
     """Read the training examples and the held-out ones, from a file or as a share."""
     from foreword.data.examples import read_examples
     from foreword.data.readers import check_held_out
     from foreword.data.validation_split import split_examples
 
-    share = _share(validation)
+    share = share_of(validation)
     if share is None:
         check_held_out(validation)
-    examples = read_examples(data, columns, config.task_column, options.note)
+    reading = partial(
+        read_examples,
+        config=columns,
+        task_column=config.task_column,
+        say=options.note,
+        are_pairs=goal.objective != "likelihood",
+    )
+    examples = reading(data)
     if share is None:
-        return examples, read_examples(validation, columns, config.task_column, options.note)
+        return examples, reading(validation)
     if not 0 <= share < 1:
         raise InputError(f"--validation must be a file or a share in [0, 1), got {validation}")
     return split_examples(examples, share, config.seed) if share else (examples, [])
 
 
-def _share(validation: str) -> float | None:
+def share_of(validation: str) -> float | None:
     """Return the share of rows to hold out; None where a file is named."""
     try:
         return float(validation)

@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from foreword.config.encoding import Opening as Opening
     from foreword.config.evaluation import EvalConfig as EvalConfig
     from foreword.config.evaluation import ResamplingConfig as ResamplingConfig
+    from foreword.config.objective import ObjectiveConfig as ObjectiveConfig
+    from foreword.config.objective import ObjectiveName as ObjectiveName
+    from foreword.config.objective import RewardConfig as RewardConfig
     from foreword.config.sampling import COLDEST as COLDEST
     from foreword.config.sampling import SamplingConfig as SamplingConfig
     from foreword.config.serving import MAX_SERVED_NAME as MAX_SERVED_NAME
@@ -54,6 +57,7 @@ __getattr__, __dir__ = lazy_names(
     encoding="Opening BEFORE EncodingConfig",
     training="Form Initialization MethodName FORMS RATES NUM_VIRTUAL_TOKENS NUM_DEMONSTRATED "
     "RELATIVE TrainConfig",
+    objective="ObjectiveName ObjectiveConfig RewardConfig",
     distillation="DistillStart DistillConfig",
     sampling="COLDEST SamplingConfig",
     evaluation="EvalConfig ResamplingConfig",

@@ -27,6 +27,7 @@ class Batch:
         tasks: what each row is a row of.
         targets: what a teacher says at each row's labels; none where labels are learned.
         weights: how much each label of a row counts; none where all count alike.
+        rows: as they were given; of pairs the first halves, then the second ones.
     """
 
     input_ids: Tensor
@@ -36,10 +37,14 @@ class Batch:
     tasks: tuple[str, ...] = ()
     targets: tuple[Target, ...] = ()
     weights: tuple[float, ...] = ()
+    rows: tuple[Row, ...] = ()
 
 
 def collate(rows: Sequence[Row], pad_id: int) -> Batch:
-    """Pad rows on the right to a batch `[B, T]`; any valid id pads, even one that is a label."""
+    """Pad rows on the right to a batch `[B, T]`; any valid id pads, even one that is a label. Rows
+    that they are preferred to stand behind them.
+    """
+    rows = (*rows, *(row.rejected for row in rows if row.rejected is not None))
     shape = len(rows), max(len(row.input_ids) for row in rows)
     input_ids = torch.full(shape, pad_id)
     attention_mask = torch.zeros(shape, dtype=torch.int64)
@@ -52,7 +57,7 @@ def collate(rows: Sequence[Row], pad_id: int) -> Batch:
     tasks = tuple(row.task for row in rows)
     weights = tuple(row.weight for row in rows) if any(row.weight != 1 for row in rows) else ()
     media, targets = collate_media(rows), _targets(rows)
-    return Batch(input_ids, attention_mask, label_mask, media, tasks, targets, weights)
+    return Batch(input_ids, attention_mask, label_mask, media, tasks, targets, weights, rows)
 
 
 def _targets(rows: Sequence[Row]) -> tuple[Target, ...]:

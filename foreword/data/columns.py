@@ -158,9 +158,9 @@ def _examples(columns: _Columns, config: DataConfig) -> list[Example]:
         value = _parsed(columns.take(name, "--messages-column"), name)
         return _conversation(columns, value, [], name, config)
     prompt, completion, name = _pair(columns, config)
-    prompt = _turns_in(prompt)
+    prompt = turns_in(prompt)
     if isinstance(prompt, list):
-        completion = _turns_in(completion)
+        completion = turns_in(completion)
         if completion == []:
             raise DataError(
                 "expected a completion, found an empty list: fill it in or drop the row"
@@ -247,7 +247,7 @@ def _fields(columns: _Columns, config: DataConfig) -> tuple[str, ...]:
     return tuple(columns.row[name] for name in names if isinstance(columns.row[name], str))
 
 
-def _turns_in(value: Any) -> Any:
+def turns_in(value: Any) -> Any:
     """Return the turns that a cell of text holds as JSON, as tables without lists write them; any
     other value as it is.
     """

@@ -43,6 +43,16 @@ class EncodingReport:
     num_label_tokens: int
     notes: tuple[str, ...] = ()
 
+    def beside(self, other: "EncodingReport") -> "EncodingReport":
+        """Return what became of rows that have a second answer each, given what became of these."""
+        return EncodingReport(
+            self.num_rows,
+            max(self.num_truncated, other.num_truncated),
+            self.num_tokens + other.num_tokens,
+            self.num_label_tokens + other.num_label_tokens,
+            tuple(dict.fromkeys((*self.notes, *other.notes))),
+        )
+
     def __str__(self) -> str:
         return (
             f"{self.num_rows} rows, {self.num_truncated} truncated, {self.num_tokens} tokens, "

@@ -30,6 +30,7 @@ class Example:
         answer: the whole turn of an answer that has other keys than role and content.
         conversation: the row that it shares with other answers; "" where it is the only one.
         fields: texts of columns that a template was filled with, to make the prompt.
+        rejected: the same with an answer that is liked less, where a row has two.
     """
 
     prompt: str | tuple[Message, ...]
@@ -40,6 +41,7 @@ class Example:
     answer: Message | None = None
     conversation: str = ""
     fields: tuple[str, ...] = ()
+    rejected: "Example | None" = None
 
     @property
     def is_beyond_text(self) -> bool:

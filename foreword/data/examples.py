@@ -17,6 +17,7 @@ from foreword.data import media_parts
 from foreword.data.columns import as_examples
 from foreword.data.example import Example as Example
 from foreword.data.example import counted
+from foreword.data.preferences import as_pair
 from foreword.data.problems import all_of
 from foreword.data.readers import read_rows
 from foreword.errors import BlankError, DataError
@@ -33,6 +34,8 @@ def read_examples(
     config: DataConfig = _DEFAULT_COLUMNS,
     task_column: str | None = None,
     say: Callable[[str], None] = log.warning,
+    *,
+    are_pairs: bool = False,
 ) -> list[Example]:
     """Read every row of a data file, or of a directory that `datasets` wrote; docs/data.md says
     what a row may be.
@@ -42,6 +45,7 @@ def read_examples(
         config: names columns and says which answers of a conversation are learned.
         task_column: names the task of each row, where there are several.
         say: is told, in a sentence each, what of the rows was not used or was guessed.
+        are_pairs: whether each row has two answers, of which one is preferred.
 
     Raises:
         DataError: the file or some of its rows cannot be used; tells all of them.
@@ -56,7 +60,10 @@ def read_examples(
     try:
         for source, row in rows:
             try:
-                found = as_examples(row, source, config, task_column, said)
+                if are_pairs:
+                    found = [as_pair(row, source, config, said)]
+                else:
+                    found = as_examples(row, source, config, task_column, said)
                 examples += [_beside(example, folder) for example in found]
             except BlankError as error:
                 if config.skip_blank:
@@ -80,6 +87,8 @@ def read_examples(
 
 def _beside(example: Example, folder: Path) -> Example:
     """Return an example whose relative paths of images and sounds start at its file's folder."""
+    if example.rejected is not None:
+        example = replace(example, rejected=_beside(example.rejected, folder))
     if isinstance(example.prompt, str) or not media_parts.has_media(example.prompt):
         return example
     turns = tuple(

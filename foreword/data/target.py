@@ -113,7 +113,12 @@ def joined(targets: "tuple[Target, ...]", rows: Tensor) -> Target | None:
     """
     if not targets:
         return None
+    return together(targets).part(in_order_of_labels(rows)).to(rows.device)
+
+
+def in_order_of_labels(rows: Tensor) -> Tensor:
+    """Return where, among the labels of row after row, each label of a batch stands `[N]`."""
     order = rows.cpu().argsort(stable=True)
     places = torch.empty_like(order)
     places[order] = torch.arange(len(order))
-    return together(targets).part(places).to(rows.device)
+    return places

@@ -12,7 +12,7 @@ import json
 import random
 import re
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -238,6 +238,15 @@ def home_commands(
         validation=writer.rows("validation", num_validation, validation, earlier=train),
         test=writer.rows("test", num_test, test, earlier=train + validation),
     )
+
+
+def parser() -> Callable[[str], str | None]:
+    """Return Home Assistant's own parser: from what is said to the call, None where it has none.
+
+    Raises:
+        DependencyError: hassil or home-assistant-intents is not installed.
+    """
+    return _Grammar().call
 
 
 def instruction(intents: Sequence[str]) -> str:

@@ -14,19 +14,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
-
 from foreword import chat
 from foreword.backbone import Backbone
 from foreword.config import DistillConfig, EncodingConfig
 from foreword.data.encoding import Row
-from foreword.distillation.draws import drawing_from
 from foreword.distillation.teacher import reverse_targets, targets_of
 from foreword.prompt.prefix import Prefix
 from foreword.prompt.soft_prompt import SoftPrompt
 from foreword.training.distributed import Ranks
-
-STRIDE = 1 << 20  # between the seeds of two steps: more than there are processes
+from foreword.training.sampling import drawing_from, question, seed_of, shared, with_answer
 
 
 @dataclass(frozen=True)
@@ -81,11 +77,11 @@ class OnPolicy:
         mine = [
             index
             for index in range(ranks.rank, len(rows), ranks.size)
-            if _question(rows[index]) in self.questions and not _is_own(rows[index])
+            if question(rows[index]) in self.questions and not _is_own(rows[index])
         ]
         found: dict[int, Row] = {}
         prefix = self.backbone.compile(prompt.detached())
-        with drawing_from(self.seed + STRIDE * (step + 1) + ranks.rank, self.backbone.device):
+        with drawing_from(seed_of(self.seed, step, ranks), self.backbone.device):
             for start in range(0, len(mine), size):
                 part = mine[start : start + size]
                 answered = self._answered(prefix, [rows[index] for index in part])
@@ -97,18 +93,18 @@ class OnPolicy:
     def _answered(self, prefix: Prefix, rows: Sequence[Row]) -> list[Row]:
         """Return questions with answers that are drawn behind a prefix, and their targets."""
         config, backbone = self.config, self.backbone
-        asked = [self.questions[_question(row)] for row in rows]
+        asked = [self.questions[question(row)] for row in rows]
         answers = chat.answer_rows(
             backbone,
             prefix,
-            [replace(row, input_ids=_question(row), num_labels=1, target=None) for row in rows],
+            [replace(row, input_ids=question(row), num_labels=1, target=None) for row in rows],
             [one.stop_ids for one in asked],
             max_new_tokens=config.answer_tokens,
             do_sample=True,
             temperature=1.0,
         )
         drawn = [answer.ids for answer in answers]
-        own = [_with_answer(row, ids) for row, ids in zip(rows, drawn, strict=True)]
+        own = [with_answer(row, ids) for row, ids in zip(rows, drawn, strict=True)]
         theirs = [Row.from_ids(one.ids, ids) for one, ids in zip(asked, drawn, strict=True)]
         likeliest = targets_of(backbone, prefix, own, config.top_k, config.keep_mass)
         teachers = [backbone.compile(self.teachers[one.part]) for one in asked]
@@ -117,17 +113,12 @@ class OnPolicy:
 
     def _shared(self, found: dict[int, Row], rows: Sequence[Row], ranks: Ranks) -> dict[int, Row]:
         """Let every process know the answers of all."""
-        table = torch.zeros(len(rows), self.config.answer_tokens + 1, dtype=torch.float64)
-        for index, row in found.items():
-            answer = torch.tensor(row.input_ids[-row.num_labels :], dtype=torch.float64)
-            table[index, 0] = row.num_labels
-            table[index, 1 : row.num_labels + 1] = answer
-        ranks.add_up([table])
-        lines = [[int(value) for value in line] for line in table.tolist()]
+        own = {index: row.input_ids[-row.num_labels :] for index, row in found.items()}
+        answers = shared(own, len(rows), self.config.answer_tokens, ranks)
         others = {
-            index: _with_answer(rows[index], tuple(line[1 : line[0] + 1]))
-            for index, line in enumerate(lines)
-            if line[0] and index not in found
+            index: with_answer(rows[index], ids)
+            for index, ids in answers.items()
+            if index not in found
         }
         return found | others
 
@@ -158,13 +149,5 @@ def questions_of(
     }
 
 
-def _question(row: Row) -> tuple[int, ...]:
-    return row.input_ids[: -row.num_labels]
-
-
 def _is_own(row: Row) -> bool:
     return row.target is not None and row.target.is_certain
-
-
-def _with_answer(row: Row, ids: tuple[int, ...]) -> Row:
-    return replace(row, input_ids=(*_question(row), *ids), num_labels=len(ids), target=None)

@@ -18,7 +18,6 @@ from typing import Any
 from foreword import chat
 from foreword.backbone import Backbone
 from foreword.config import DistillConfig
-from foreword.distillation.draws import drawing_from
 from foreword.distillation.endpoint import ChatEndpoint
 from foreword.distillation.passages import Passage, batches_of, longest_passage, planned
 from foreword.distillation.queries import Query, flat
@@ -34,6 +33,7 @@ from foreword.distillation.questions import (
 from foreword.errors import ArtifactError, InputError
 from foreword.prompt.soft_prompt import SoftPrompt
 from foreword.storage import replacing, storage_errors
+from foreword.training.sampling import drawing_from
 
 FOLDER = "questions"
 FEWEST = 4  # questions to learn from

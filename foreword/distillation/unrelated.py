@@ -14,9 +14,9 @@ from foreword.backbone import Backbone
 from foreword.config import DistillConfig
 from foreword.data import encoding
 from foreword.data.row import Row
-from foreword.distillation.draws import drawing_from
 from foreword.distillation.teacher import targets_of
 from foreword.evaluation.forgetting import unrelated_text, windows
+from foreword.training.sampling import drawing_from
 
 WINDOW = 64  # tokens of a row
 NUM_TOLD = 8  # rows that tell

@@ -14,17 +14,21 @@ MAX_POINTS = 200  # of a curve that a prompt keeps
 LARGEST = 1e30
 COLUMNS = ("step", "loss", "learning_rate")
 VALIDATION_COLUMNS = ("step", "loss", "exact")
-OPTIONAL_COLUMNS = ("agreement",)  # of a validation; runs of earlier releases lack it
+OPTIONAL_COLUMNS = ("agreement", "preferred", "reward")  # of a validation, where they were measured
 BARS = "▁▂▃▄▅▆▇█"
 
 
 class ValidationPoint(NamedTuple):
-    """One validation: its step, loss and exact share, and the share of labels that are said."""
+    """One validation: its step, loss and exact share, the share of labels that are said, the share
+    of pairs whose preferred answer is ahead, and the mean reward.
+    """
 
     step: int
     loss: float
     exact: float
     agreement: float | None = None
+    preferred: float | None = None
+    reward: float | None = None
 
 
 @dataclass

@@ -26,6 +26,7 @@ from foreword.prompt.states import row_major
 from foreword.prompt.tensor_file import read_tensors
 from foreword.training.folders import STATE_FILE as STATE_FILE
 from foreword.training.methods.method import Method, restored, task_prompts
+from foreword.training.objective import LIKELIHOOD
 
 STATE_VERSION = 2
 ENVIRONMENT = "environment"  # of a run's identity: what may change between its processes
@@ -36,6 +37,7 @@ NEWER = (
     "plain", "is_text",
 )  # fmt: skip
 BASE = "the base model"  # of a run's identity: its fingerprint
+OBJECTIVE = "the objective"  # of a run's identity
 METADATA_NAME = "foreword_training_state"
 
 CPU = torch.device("cpu")
@@ -121,6 +123,10 @@ class StoredState:
                 for name, value in zip(names, values, strict=bool(values))
             }
 
+    def reference(self) -> Tensor:
+        """Return what the reference model says of the run's rows; nothing where none was asked."""
+        return self.part("reference").get("labels", torch.empty(0))
+
     def progress(self) -> Progress:
         """Return where the run stood."""
         with damage_named(self.path):
@@ -173,7 +179,7 @@ class StoredState:
         with damage_named(self.path):
             tokenizer = self.facts["facts"].get("tokenizer") or {}
             kept = {name: tokenizer[key] for key, name in NAMES.items() if key in tokenizer}
-            return kept | dict(self.facts["identity"])
+            return {OBJECTIVE: LIKELIHOOD.identity} | kept | dict(self.facts["identity"])
 
     def check(self, identity: dict[str, Any]) -> None:
         """Refuse to go on with another base, tokenizer, rows or options.

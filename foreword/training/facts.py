@@ -94,6 +94,8 @@ def _hash_rows(rows: Sequence[Row]) -> str:
     digest = hashlib.sha256()
     for row in rows:
         digest.update(f"{row.num_labels} {row.input_ids}{row.task}\n".encode())
+        if row.rejected is not None:
+            digest.update(f"before {row.rejected.num_labels} {row.rejected.input_ids}\n".encode())
         if row.weight != 1:
             digest.update(f"weight {row.weight}\n".encode())
         if row.target is not None:

@@ -24,7 +24,12 @@ STUCK_SHARE = 0.99  # of the first level: above it, the loss has not moved
 
 
 def check_gradient(
-    loss: float, norm: float, backbone: "Backbone | None" = None, step: int = 0
+    loss: float,
+    norm: float,
+    backbone: "Backbone | None" = None,
+    step: int = 0,
+    *,
+    is_flat: bool = False,
 ) -> None:
     """Refuse to go on blindly: a dead gradient trains nothing, and nothing else would tell.
 
@@ -33,6 +38,7 @@ def check_gradient(
         norm: of the prompt's gradient.
         backbone: the base, where suspects are to be looked for.
         step: steps that are behind; a gradient that was alive once is not stopped by the base.
+        is_flat: whether no gradient is to be expected, as where nothing is better than anything.
 
     Raises:
         DivergedError: a loss or norm that is not finite, or a gradient that has vanished.
@@ -43,16 +49,17 @@ def check_gradient(
             f"the loss is {loss:.4g} and the gradient's norm {norm:.4g}; lower --learning-rate, or "
             "load the base in float32 or bfloat16 instead of float16"
         )
-    if norm == 0.0 and loss > 0.0 and step:
+    if norm != 0.0 or loss == 0.0 or is_flat:
+        return
+    if step:
         raise DivergedError(
             "the gradient has vanished: the prompt's values are so large that the model no longer "
             "reacts to them; lower --learning-rate"
         )
-    if norm == 0.0 and loss > 0.0:
-        raise TrainingError(
-            f"the gradient of the prompt is zero: the base stops it ({_suspects(backbone)}); load "
-            "it dequantized or without checkpointing"
-        )
+    raise TrainingError(
+        f"the gradient of the prompt is zero: the base stops it ({_suspects(backbone)}); load "
+        "it dequantized or without checkpointing"
+    )
 
 
 def _suspects(backbone: "Backbone | None") -> str:
@@ -115,6 +122,21 @@ def standstill(losses: Sequence[float], num_warmup: int) -> str | None:
     return (
         f"after {len(losses)} steps the loss is {latest:.3g}, it began at {first:.3g}: it does not "
         "move; the run goes on, but a higher --learning-rate or an --init-text may serve it better"
+    )
+
+
+def sameness(losses: Sequence[float]) -> str | None:
+    """Say, once, that all answers since a run began have had one reward.
+
+    Args:
+        losses: of each step, the negative mean reward.
+    """
+    if len(losses) != NUM_RECENT or min(losses) != max(losses):
+        return None
+    return (
+        f"after {len(losses)} steps every answer has had the same reward, {-losses[0]:.3g}: none "
+        "is better than another, so that nothing is learned; start from a prompt that is right now "
+        "and then, or let the reward tell more"
     )
 
 

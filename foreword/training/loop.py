@@ -10,24 +10,26 @@ import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from foreword import notebook
 from foreword.backbone import Backbone
 from foreword.config import EncodingConfig, TrainConfig
-from foreword.errors import DivergedError
+from foreword.data.row import Row
+from foreword.errors import DivergedError, ForewordError
 from foreword.prompt.soft_prompt import SoftPrompt
 from foreword.training import distributed, early_stopping, guards
 from foreword.training.folders import STATE_FILE
 from foreword.training.methods.method import task_prompts
+from foreword.training.objective import LIKELIHOOD, Objective
 from foreword.training.out_of_memory import step_that_fits
 from foreword.training.rows import AnyExample
 from foreword.training.run import RowSource, Run
 from foreword.training.setup import one_run_in, prepare
 from foreword.training.state import TrainState
-from foreword.training.validation import Validation, validate
+from foreword.training.validation import Validation
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,7 +39,7 @@ class TrainEvent:
     Attributes:
         step: from 1 to `num_steps`; it falls where a run that diverged goes back.
         loss: mean of a label over the step's rows, in nats: cross entropy, or the divergence from a
-            teacher.
+            teacher; of another objective, what that one lessens.
         learning_rate: of this step.
         gradient_norm: before clipping.
         num_tokens: real tokens of the step's rows.
@@ -46,6 +48,7 @@ class TrainEvent:
         prompt: set where it was validated, and on the last event: the best so far, else the newest.
         notices: what the run saw and did since the last event, a sentence each.
         task_prompts: beside `prompt`, each task's own, where a run trains several.
+        reward: mean of the step's answers, where they are rewarded.
     """
 
     step: int
@@ -59,13 +62,16 @@ class TrainEvent:
     prompt: SoftPrompt | None = None
     notices: tuple[str, ...] = ()
     task_prompts: Mapping[str, SoftPrompt] = field(default_factory=dict)
+    reward: float | None = None
 
     @property
     def facts(self) -> dict[str, Any]:
         """What the step came to, by name."""
         found: dict[str, Any] = {"step": f"{self.step} of {self.num_steps}", "loss": self.loss}
+        if self.reward is not None:
+            found["reward"] = self.reward
         if self.validation is not None:
-            found |= {f"validation {name}": one for name, one in asdict(self.validation).items()}
+            found |= {f"validation {name}": one for name, one in self.validation.facts.items()}
         found["tokens per second"] = round(self.num_tokens / max(self.seconds, 1e-9))
         return found | {f"note {number}": one for number, one in enumerate(self.notices, 1)}
 
@@ -84,6 +90,7 @@ def train(
     checkpoint: str | os.PathLike[str] | None = None,
     resume: bool = False,
     source: RowSource | None = None,
+    objective: Objective = LIKELIHOOD,
 ) -> Iterator[TrainEvent]:
     """Train a soft prompt, one event per optimizer step; the last event's `prompt` is the result.
 
@@ -104,6 +111,7 @@ def train(
         resume: go on with the state in `checkpoint`, bit for bit; without one, begin. A finished
             run yields its last event again.
         source: makes the rows of the last steps, as `distillation.on_policy` does.
+        objective: what a step lessens, as `preference.Preference`; default: the loss of labels.
 
     Raises:
         DataError: an example that cannot be encoded; names file and line.
@@ -127,6 +135,7 @@ def train(
             folder / STATE_FILE if folder is not None else None,
             resume,
             source,
+            objective,
         )
         return notebook.watched(_held(lock.pop_all(), _steps(run, state, notices)), _bar)
 
@@ -147,28 +156,27 @@ def _held(lock: ExitStack, events: Iterator[TrainEvent]) -> Iterator[TrainEvent]
 def _steps(run: Run, state: TrainState, notices: list[str]) -> Iterator[TrainEvent]:
     """Yield an event for each step that is left, and write the state where it is due."""
     if state.progress.is_finished:
-        yield _event(run, state, math.nan, 0, tuple(notices), prompt=state.result())
+        yield _event(run, state, math.nan, (), tuple(notices), prompt=state.result())
     while not state.progress.is_finished:
         point = state.point_if_due()
         rate = run.rate_of(state.progress.step) * state.progress.rate_scale
         state.set_rate(rate)
         started = time.perf_counter()
         try:
-            rows = run.rows_behind(state.prompt, state.progress.step)
+            rows = _rows(run, state)
             loss, norm = step_that_fits(run, state, rows, notices)  # 1. the step
             state.record(loss, rate, time.perf_counter() - started)
-            guards.check_level(state.history.losses, state.progress.good_level)
+            if run.objective.has_floor:
+                guards.check_level(state.history.losses, state.progress.good_level)
             result = _validate_if_due(run, state)  # 2. what it came to
         except DivergedError as error:
             notices.append(_go_back(state, error))
             continue
-        state.keep(point)
+        state.keep(point, has_floor=run.objective.has_floor)
         notices += _remarks(run, state, result)
         is_due = run.is_due(state.progress.step) or state.progress.is_finished
-        num_tokens = sum(len(row.input_ids) for row in rows)
-        event = _event(
-            run, state, norm, num_tokens, tuple(notices), result, state.result() if is_due else None
-        )
+        prompt = state.result() if is_due else None
+        event = _event(run, state, norm, rows, tuple(notices), result, prompt)
         notices.clear()
         is_saved = state.progress.is_finished or run.is_save_due(state.progress.step)
         if is_saved:  # 3. nothing is lost
@@ -179,6 +187,15 @@ def _steps(run: Run, state: TrainState, notices: list[str]) -> Iterator[TrainEve
             if not is_saved:
                 state.save_for(run)
             raise
+
+
+def _rows(run: Run, state: TrainState) -> list[Row]:
+    """Return the rows of the next step; where they cannot be made, write the state first."""
+    try:
+        return run.rows_behind(state.prompt, state.progress.step)
+    except ForewordError:
+        state.save_for(run)
+        raise
 
 
 def _go_back(state: TrainState, seen: DivergedError) -> str:
@@ -210,16 +227,20 @@ def _validate_if_due(run: Run, state: TrainState) -> Validation | None:
         return None
     size = state.progress.micro_batch_size
     prompts = task_prompts(state.method) or state.prompt
-    result = validate(run.backbone, prompts, run.held_out, size, run.ranks)
+    result = run.objective.validate(run.backbone, prompts, run.held_out, size, run.ranks)
     if not math.isfinite(result.loss):
         raise DivergedError(f"the validation loss is {result.loss:.4g}; lower --learning-rate")
-    state.validated(asdict(result))
+    state.validated(result.facts)
     return result
 
 
 def _remarks(run: Run, state: TrainState, result: Validation | None) -> list[str]:
     """Say what the guards see, and end the run where its patience is over."""
-    found = [guards.standstill(state.history.losses, run.num_warmup)]
+    losses = state.history.losses
+    if run.objective.has_floor:
+        found = [guards.standstill(losses, run.num_warmup)]
+    else:
+        found = [guards.sameness(losses)]
     validations = [(one.step, one.loss) for one in state.history.validations]
     is_over = False
     if result is not None:
@@ -233,14 +254,17 @@ def _event(
     run: Run,
     state: TrainState,
     norm: float,
-    num_tokens: int,
+    rows: Sequence[Row],
     notices: tuple[str, ...],
     validation: Validation | None = None,
     prompt: SoftPrompt | None = None,
 ) -> TrainEvent:
     step, loss, rate, seconds = state.latest()
     tasks = state.task_results() if prompt is not None else {}
+    num_tokens = sum(row.num_tokens for row in rows)
+    rewards = [row.reward.value for row in rows if row.reward is not None]
+    reward = sum(rewards) / len(rewards) if rewards else None
     return TrainEvent(
         step, run.num_steps, loss, rate, norm, num_tokens, seconds, validation, prompt, notices,
-        tasks,
+        tasks, reward,
     )  # fmt: skip

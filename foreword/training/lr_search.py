@@ -17,7 +17,6 @@ from foreword.training.methods.method import Method, demonstrated, task_prompts
 from foreword.training.out_of_memory import step_that_fits
 from foreword.training.run import Run
 from foreword.training.start import begin, default_rate, start_state
-from foreword.training.validation import validate
 
 FACTORS = (0.1, 0.3, 1.0, 3.0)  # of the method's own rate
 NUM_JUDGED = 64  # rows whose loss decides
@@ -61,7 +60,8 @@ def search(run: Run, initial: SoftPrompt | None) -> tuple[dict[str, Any], str]:
     and say so. Takes no file and leaves the run as it was.
     """
     count, losses = num_steps(run.num_steps), {}
-    for rate in rates(default_rate(run.backbone, run.config)):
+    share = run.objective.rate_share
+    for rate in rates(share * default_rate(run.backbone, run.config)):
         config = replace(run.config, learning_rate=rate, num_steps=count)
         trial = replace(run, config=config, file=None, _epoch={})
         state = start_state(trial, begin(run.backbone, initial, run.rows, config))
@@ -73,7 +73,8 @@ def search(run: Run, initial: SoftPrompt | None) -> tuple[dict[str, Any], str]:
             prompts = task_prompts(state.method) or state.prompt
             size = state.progress.micro_batch_size
             judged = _judged(run, state.method)[:NUM_JUDGED]
-            losses[rate] = validate(run.backbone, prompts, judged, size, run.ranks).loss
+            found = run.objective.validate(run.backbone, prompts, judged, size, run.ranks)
+            losses[rate] = found.loss
         except DivergedError:
             losses[rate] = math.inf
     return chosen(losses, count)

@@ -28,7 +28,7 @@ def default_size(backbone: Backbone, rows: Sequence[Row], most: int, prompt: Sof
     """Return how many rows a micro-batch holds by default: `most`, or fewer on a CPU."""
     if backbone.device.type != "cpu":
         return most
-    lengths = sorted(len(row.input_ids) for row in rows)
+    lengths = sorted(row.num_tokens for row in rows)
     length, num_virtual = lengths[len(lengths) // 2], prompt.num_virtual_tokens
     whole = num_virtual + most * length
     is_packed = backbone.passes.is_packed and prompt.form == "embeddings"
@@ -47,4 +47,4 @@ def micro_batches(backbone: Backbone, ranks: Ranks, rows: Sequence[Row], size: i
 def _idle(rows: Sequence[Row], pad_id: int) -> Batch:
     """Return a batch without labels, for a process that has no rows where others have some."""
     batch = batches.collate(rows[:1], pad_id)
-    return replace(batch, label_mask=torch.zeros_like(batch.label_mask))
+    return replace(batch, label_mask=torch.zeros_like(batch.label_mask), rows=())

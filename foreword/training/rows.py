@@ -15,7 +15,9 @@ from foreword.data import encoding
 from foreword.data.columns import as_examples
 from foreword.data.encoding import NO_LIMIT, EncodingReport, Row
 from foreword.data.example import Example, counted
-from foreword.errors import InputError
+from foreword.data.preferences import as_pair
+from foreword.data.row import every
+from foreword.errors import DataError, InputError
 from foreword.training import guards
 
 AnyExample = Example | Row | Mapping[str, Any]
@@ -53,16 +55,24 @@ def encode_rows(
     examples: Sequence[AnyExample],
     config: TrainConfig,
     encoding_config: EncodingConfig,
+    *,
+    are_pairs: bool = False,
 ) -> tuple[list[Row], list[str]]:
     """Return examples as rows of ids that fit behind the prompt, and what there is to say of them;
     rows pass as they are.
+
+    Args:
+        are_pairs: whether each has two answers, of which one is preferred.
     """
     counts: Counter[str] = Counter()
     texts: list[Example] = []
     for number, example in enumerate(examples, 1):
         if isinstance(example, Mapping):
-            source = f"example {number}"
-            texts += as_examples(example, source, task_column=config.task_column, said=counts)
+            source, task = f"example {number}", config.task_column
+            if are_pairs:
+                texts.append(as_pair(example, source, said=counts))
+            else:
+                texts += as_examples(example, source, task_column=task, said=counts)
         elif isinstance(example, Example):
             texts.append(example)
     said = [f"{what} ({counted(count)})" for what, count in counts.items()]
@@ -71,8 +81,13 @@ def encode_rows(
         encoded, report = encode_texts(backbone, texts, config, encoding_config)
         rows += encoded
         said += [*report.notes, *filter(None, [guards.truncation(report)])]
-    context = _context(backbone, config)
     for row in rows:
+        if (row.rejected is not None) != are_pairs:
+            expected = "two answers, one preferred" if are_pairs else "one answer"
+            found = "one" if are_pairs else "two: --objective dpo learns from both"
+            raise InputError(f"{row.source}: expected {expected}, found {found}")
+    context = _context(backbone, config)
+    for row in every(rows):
         backbone.check_row(row)
         if row.num_labels >= len(row.input_ids):
             raise InputError(
@@ -100,6 +115,35 @@ def encode_texts(
         raise InputError(
             "text examples need a tokenizer; give the backbone one, or pass rows of ids"
         )
+    rows, report = _encoded(backbone, examples, config, encoding_config)
+    others = [one.rejected for one in examples if one.rejected is not None]
+    if not others:
+        return rows, report
+    rejected, more = _encoded(backbone, others, config, encoding_config)
+    return list(map(_paired, rows, rejected)), report.beside(more)
+
+
+def _paired(row: Row, rejected: Row) -> Row:
+    """Return two answers to the same as one row.
+
+    Raises:
+        DataError: they are not to the same any more, since something was cut.
+    """
+    asked = {one.input_ids[: -one.num_labels] for one in (row, rejected)}
+    if (row.is_truncated or rejected.is_truncated) and len(asked) > 1:
+        raise DataError(
+            f"{row.source}: too long, and its two answers leave room for different parts of what "
+            "is before them: shorten it, or drop the row"
+        )
+    return replace(row, rejected=rejected)
+
+
+def _encoded(
+    backbone: Backbone,
+    examples: Sequence[Example],
+    config: TrainConfig,
+    encoding_config: EncodingConfig,
+) -> tuple[list[Row], EncodingReport]:
     is_literal = encoding_config.plain or backbone.reads_apart
     return encoding.encode_examples(
         examples,

@@ -20,6 +20,7 @@ from foreword.data.batches import epoch_order
 from foreword.data.encoding import Row
 from foreword.prompt.soft_prompt import SoftPrompt
 from foreword.training.distributed import Ranks
+from foreword.training.objective import LIKELIHOOD, Objective
 
 
 class RowSource(Protocol):
@@ -50,6 +51,7 @@ class Run:
         identity: what a run that goes on must have in common with this one.
         file: where the training state is written; None: nowhere.
         source: makes the rows of the last steps; None: they are as those before.
+        objective: what a step lessens.
     """
 
     backbone: Backbone
@@ -60,6 +62,7 @@ class Run:
     identity: dict[str, Any]
     file: Path | None = None
     source: RowSource | None = None
+    objective: Objective = LIKELIHOOD
     _epoch: dict[int, list[list[Row]]] = field(default_factory=dict)  # the one in progress
 
     @property

@@ -19,6 +19,7 @@ from foreword.training.checkpoint import read_state
 from foreword.training.folders import STATE_FILE, folder_of
 from foreword.training.folders import seeds_of as seeds_of
 from foreword.training.loop import TrainEvent, train
+from foreword.training.objective import LIKELIHOOD, Objective
 from foreword.training.rows import AnyExample
 from foreword.training.run import RowSource
 
@@ -54,6 +55,7 @@ def train_seeds(
     folder: str | os.PathLike[str] | None = None,
     resume: bool = False,
     source: Callable[[int], RowSource | None] = lambda seed: None,
+    objective: Objective = LIKELIHOOD,
 ) -> Iterator[SeedRun]:
     """Yield the run of each seed in turn; the next one begins when it is asked for.
 
@@ -74,6 +76,7 @@ def train_seeds(
             checkpoint=place,
             resume=resume,
             source=source(one.seed),
+            objective=objective,
         )
         yield SeedRun(one.seed, one, place, after, events)
 

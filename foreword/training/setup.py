@@ -10,21 +10,27 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from foreword.backbone import Backbone
 from foreword.config import AUTO, EncodingConfig, TrainConfig
+from foreword.data.row import every
 from foreword.data.template_dates import dated
 from foreword.errors import InputError
 from foreword.prompt.peft_format import FILES
 from foreword.prompt.soft_prompt import SoftPrompt
 from foreword.storage import locked, remove_leftovers, storage_errors
 from foreword.training import distributed, fsdp, lr_search, start
-from foreword.training.checkpoint import StoredState, read_state
+from foreword.training.checkpoint import OBJECTIVE, StoredState, read_state
 from foreword.training.compile_layers import with_compiled_layers
 from foreword.training.distributed import Ranks
 from foreword.training.facts import describe, run_identity
 from foreword.training.folders import STATE_FILE
 from foreword.training.gradient_checkpointing import with_gradient_checkpointing
+from foreword.training.objective import LIKELIHOOD, Objective
 from foreword.training.packing import packed_decoder
+from foreword.training.reference import log_probabilities, with_reference
 from foreword.training.rows import AnyExample, check_tasks, encode_rows, overlap
 from foreword.training.run import RowSource, Run
 from foreword.training.state import TrainState
@@ -57,6 +63,7 @@ def prepare(
     file: Path | None,
     resume: bool,
     source: RowSource | None = None,
+    objective: Objective = LIKELIHOOD,
 ) -> tuple[Run, TrainState, list[str]]:
     """Return a run, the state that its next step starts from, and what there is to say of it.
 
@@ -64,7 +71,9 @@ def prepare(
     """
     if resume and file is None:
         raise InputError("resume needs checkpoint, the directory that holds the training state")
+    objective.check(config, has_start=initial is not None)
     is_open = config.is_start_open and initial is None
+    share = 1.0 if config.learning_rate is not None else objective.rate_share
     if initial is not None:
         backbone.check(initial)
     config, said = start.settled(config, initial)
@@ -75,8 +84,9 @@ def prepare(
         encoding_config = stored.going_on(encoding_config)
     encoding_config = dated(encoding_config, *readers, recorded=recorded)
     ranks = distributed.join()
-    rows, notices = encode_rows(backbone, examples, config, encoding_config)
-    held_out, _ = encode_rows(backbone, validation, config, encoding_config)
+    is_paired = objective.has_pairs
+    rows, notices = encode_rows(backbone, examples, config, encoding_config, are_pairs=is_paired)
+    held_out, _ = encode_rows(backbone, validation, config, encoding_config, are_pairs=is_paired)
     if not rows:
         raise InputError("no examples to train on; give at least one")
     if config.patience and not held_out:
@@ -88,18 +98,20 @@ def prepare(
         check_tasks(rows, held_out)
     if is_open:
         config, said = start.with_start(backbone, config, rows, held_out)
-    config = start.with_rate(backbone, config)
+    config = start.with_rate(backbone, config, share)
     identity = run_identity(backbone, rows, held_out, config, encoding_config, initial, ranks.size)
     identity[SOURCE] = source.identity if source is not None else None
+    identity[OBJECTIVE] = objective.identity
     backbone = for_training(backbone, config, ranks)
-    run = Run(backbone, rows, held_out, config, ranks, identity, file, source)
+    run = Run(backbone, rows, held_out, config, ranks, identity, file, source, objective)
     if source is not None and fsdp.is_asked_for():
         raise InputError(
-            "--on-policy generates answers of different lengths in each process, and a sharded "
-            "base needs all in step: leave it out, or run without sharding"
+            "answers that are drawn in training are of different lengths in each process, and a "
+            "sharded base needs all in step: run without sharding, or without --on-policy"
         )
     if stored is not None:
         stored.check(identity)
+    run, reference = _with_reference(run, stored, initial)
     run, chosen = _with_rate(run, stored, initial, said)
     if stored is not None:
         method = start.bound(stored.method(backbone.device), initial, rows, run.config)
@@ -109,8 +121,11 @@ def prepare(
         method = start.begin(backbone, initial, rows, run.config)
         notices += start.unused_text(backbone, run.config) if initial is None else []
         method.facts = describe(backbone, run.config, encoding_config, rows)
-        method.facts["training"] |= chosen
+        method.facts["training"] |= chosen | objective.identity
+        if initial is not None and not objective.has_answers:  # rows tell nothing of how they are
+            method.facts["encoding"] |= initial.facts.get("encoding") or {}
     state = start.start_state(run, method)
+    state.reference = reference
     if stored is not None:
         state.take_over(stored, state.progress.micro_batch_size)
     ranks.check_alike(f"{identity} {state.progress} {state.prompt.content_hash}")
@@ -132,6 +147,26 @@ def for_training(backbone: Backbone, config: TrainConfig, ranks: Ranks) -> Backb
     if fsdp.is_asked_for():
         backbone = fsdp.sharded(backbone, ranks.device)
     return backbone if config.compile_layers else packed_decoder.packed(backbone)
+
+
+def _with_reference(
+    run: Run, stored: StoredState | None, initial: SoftPrompt | None
+) -> tuple[Run, Tensor]:
+    """Return a run whose rows know what the reference model says of them, where its objective asks,
+    and that, as a training state keeps it: computed once, behind the prompt of the first step.
+    """
+    if not run.objective.has_reference:
+        return run, torch.empty(0)
+    both = (*run.rows, *run.held_out)
+    if stored is not None:
+        reference = stored.reference()
+    else:
+        prompt = start.begin(run.backbone, initial, run.rows, run.config).prompt().detached()
+        found = log_probabilities(run.backbone, prompt, every(both), ranks=run.ranks)
+        reference = found.to(torch.promote_types(run.backbone.dtype, torch.float32))
+    known = with_reference(both, reference)
+    cut = len(run.rows)
+    return replace(run, rows=known[:cut], held_out=known[cut:]), reference
 
 
 def _with_rate(

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from foreword.backbone import Backbone
-from foreword.config import NUM_DEMONSTRATED, RATES, RELATIVE, TrainConfig, extensions
+from foreword.config import AUTO, NUM_DEMONSTRATED, RATES, RELATIVE, TrainConfig, extensions
 from foreword.data import encoding
 from foreword.data.encoding import Row
 from foreword.errors import InputError, UnsupportedError
@@ -161,11 +161,17 @@ def unused_text(backbone: Backbone, config: TrainConfig) -> list[str]:
     ]
 
 
-def with_rate(backbone: Backbone, config: TrainConfig) -> TrainConfig:
-    """Return a configuration that has a learning rate: its own, or the method's on this base."""
-    if config.learning_rate is not None:
+def with_rate(backbone: Backbone, config: TrainConfig, share: float = 1.0) -> TrainConfig:
+    """Return a configuration that has a learning rate: its own, or the method's on this base, times
+    the share of it that its objective takes.
+    """
+    rate = config.learning_rate
+    if rate == AUTO:
         return config
-    return replace(config, learning_rate=default_rate(backbone, config))
+    if rate is None:
+        rate = default_rate(backbone, config)
+    assert not isinstance(rate, str)
+    return replace(config, learning_rate=rate if share == 1 else float(f"{rate * share:.3g}"))
 
 
 def default_rate(backbone: Backbone, config: TrainConfig) -> float:

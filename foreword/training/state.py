@@ -34,6 +34,10 @@ class TrainState:
         method: leaves that take a gradient, and the prompt that they stand for.
         optimizer: over these leaves.
         micro_batch_size: rows per forward pass.
+
+    Attributes:
+        reference: what the reference model says of the run's rows, see `reference.every`; nothing
+            where no objective asks.
     """
 
     def __init__(
@@ -45,6 +49,7 @@ class TrainState:
         self.history = History()
         self.best: SoftPrompt | None = None
         self.best_tasks: dict[str, SoftPrompt] = {}
+        self.reference = torch.empty(0)
         self.good: Point = self._point()
 
     @property
@@ -87,10 +92,13 @@ class TrainState:
         """Return this point every few steps: a good one, should the next loss turn out sane."""
         return self._point() if self.progress.step % guards.GOOD_EVERY == 0 else None
 
-    def keep(self, point: Point | None) -> None:
-        """Remember the point before the step just taken, unless its loss is suspiciously high."""
+    def keep(self, point: Point | None, *, has_floor: bool = True) -> None:
+        """Remember the point before the step just taken, unless its loss is suspiciously high; one
+        without a floor never is.
+        """
         progress, losses = self.progress, self.history.losses
-        if point is not None and guards.is_sane(losses[-1], progress.good_level):
+        is_sane = not has_floor or guards.is_sane(losses[-1], progress.good_level)
+        if point is not None and is_sane:
             self.good = point
             progress.good_step, progress.good_level = progress.step - 1, guards.level(losses)
 
@@ -135,6 +143,8 @@ class TrainState:
         tensors |= _named("random", _random_state())
         if self.best is not None:
             tensors |= _named("best", {str(i): t for i, t in enumerate(self.best.tensors)})
+        if len(self.reference):
+            tensors["reference.labels"] = self.reference
         for number, prompt in enumerate(self.best_tasks.values()):
             tensors |= {f"task.{number}": prompt.tensors[0]}
         tensors |= _named("constant", {str(i): t for i, t in enumerate(self.method.constants)})

@@ -19,7 +19,7 @@ from foreword.prompt.states import DeferredPrompt, PrefixStates
 from foreword.training import loss_scale
 from foreword.training.distributed import Ranks
 from foreword.training.guards import check_gradient
-from foreword.training.loss import LabelScores, score_labels
+from foreword.training.loss import score_labels
 from foreword.training.methods.method import (
     Method,
     prefill,
@@ -28,19 +28,21 @@ from foreword.training.methods.method import (
     unseen,
 )
 from foreword.training.micro_batches import micro_batches
+from foreword.training.objective import LIKELIHOOD, Objective
 from foreword.training.run import Run
 from foreword.training.state import TrainState
 
 
 def train_step(run: Run, state: TrainState, rows: Sequence[Row]) -> tuple[float, float]:
-    """Take one optimizer step over the rows of all processes; return the mean loss of a label, each
-    counting as its row weighs, and the gradient's norm.
+    """Take one optimizer step over the rows of all processes; return the loss, as the run's
+    objective means it, and the gradient's norm.
     """
     loss, norm = _gradient(run, state, rows)
     while loss_scale.is_lowered(run.backbone.dtype, state.progress, loss, norm):
         state.optimizer.zero_grad()
         loss, norm = _gradient(run, state, rows)
-    check_gradient(loss, norm, run.backbone, state.progress.step)
+    is_flat = run.objective.is_flat(rows)
+    check_gradient(loss, norm, run.backbone, state.progress.step, is_flat=is_flat)
     state.optimizer.step()
     state.optimizer.zero_grad()
     loss_scale.raise_if_due(state.progress)
@@ -54,9 +56,9 @@ def _gradient(run: Run, state: TrainState, rows: Sequence[Row]) -> tuple[float, 
     states = prefix_states(backbone, method, batches)  # 1. the prefix, once, with gradient
     leaves = [loss_scale.wide_leaves(one) for one in states]  # 2. the rows, adding up on a copy
     given = [loss_scale.as_given(*pair) for pair in zip(leaves, states, strict=True)]
-    num_labels = sum(row.num_labels * row.weight for row in rows)
-    scale = loss_scale.of_labels(dtype, num_labels, exponent)
-    loss = accumulate(backbone, given, batches, num_labels, method, scale)
+    size = run.objective.size(rows)
+    scale = loss_scale.of_labels(dtype, size, exponent)
+    loss = accumulate(backbone, given, batches, size, method, scale, run.objective)
     back = loss_scale.of_prefix(dtype, leaves, exponent)  # 3. the prefix, back once
     _backward(states, leaves, back, in_step=backbone.passes.is_sharded)
     loss_scale.unscale(method.tensors, scale * back)
@@ -85,40 +87,27 @@ def accumulate(
     backbone: Backbone,
     states: Sequence[PrefixStates],
     batches: Sequence[Batch],
-    num_labels: float | None = None,
+    size: float | None = None,
     method: Method | None = None,
     scale: float = 1.0,
+    objective: Objective = LIKELIHOOD,
 ) -> float:
-    """Add the gradient of the label losses over all micro-batches to `states`, divided by
-    `num_labels` (default: those of the batches) and times `scale`; return the loss, in nats.
+    """Add the gradient of an objective over all micro-batches to `states`, divided by `size`
+    (default: that of the batches' rows) and times `scale`; return the loss, in nats.
 
     `method` says which of the states a row starts from; default: all rows from the only ones.
     """
-    num_labels = num_labels or sum(map(_num_labels, batches))
+    size = size or sum(objective.size(batch.rows) for batch in batches)
     total = 0.0
     for batch in batches:
         if method is None:
             prefixes = same_prefix(Prefix(states[0], "training"), batch.input_ids.shape[0])
         else:
             prefixes = prefixes_of(method, states, batch)
-        loss = _weighted(score_labels(backbone, prefixes, batch), batch).sum() / num_labels
+        loss = objective.summed(score_labels(backbone, prefixes, batch), batch) / size
         (loss * scale).backward()
         total += loss.item()
     return total
-
-
-def _num_labels(batch: Batch) -> float:
-    """Return how many labels a batch has, each counting as its row weighs."""
-    counts: list[int] = batch.label_mask.sum(-1).tolist()
-    weights = batch.weights or (1,) * len(counts)
-    return sum(count * weight for count, weight in zip(counts, weights, strict=True))
-
-
-def _weighted(scores: LabelScores, batch: Batch) -> Tensor:
-    """Return the loss of each label, times the weight of its row."""
-    if not batch.weights:
-        return scores.losses
-    return scores.losses * scores.losses.new_tensor(batch.weights)[scores.rows]
 
 
 def detached(states: PrefixStates) -> PrefixStates:

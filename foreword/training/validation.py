@@ -5,8 +5,8 @@ the divergence from a teacher where rows have its targets) and what greedy decod
 one teacher-forced pass. Knows nothing of training.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from foreword.data.encoding import Row
 from foreword.prompt.prefix import Prefix, PrefixBatch
 from foreword.prompt.soft_prompt import SoftPrompt
 from foreword.training.distributed import ALONE, Ranks
-from foreword.training.loss import score_labels
+from foreword.training.loss import LabelScores, score_labels
 from foreword.training.micro_batches import micro_batches
 
 AnyPrompt = SoftPrompt | Prefix | None
@@ -27,14 +27,27 @@ class Validation:
     """What the prompt does on rows that it was not trained on.
 
     Attributes:
-        loss: mean of a label, in nats: cross entropy, or the divergence from a teacher.
-        exact: share of rows whose greedy answer is the label, token for token.
+        loss: mean of a label, in nats: cross entropy, or the divergence from a teacher; of pairs,
+            the mean of a pair.
+        exact: share of rows whose greedy answer is the label, token for token; of pairs, the
+            preferred answer.
         agreement: share of labels that greedy decoding would say, given the labels before.
+        preferred: of pairs, the share whose preferred answer is likelier, beside the reference,
+            than the other; None where rows have one answer.
+        reward: of questions with a reward function, the mean of greedy answers, whose negative is
+            the loss; exact is then the share of rewards of 1 or more.
     """
 
     loss: float
     exact: float
-    agreement: float
+    agreement: float | None = None
+    preferred: float | None = None
+    reward: float | None = None
+
+    @property
+    def facts(self) -> dict[str, float]:
+        """What was measured, as a prompt keeps it."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +63,10 @@ class RowScores:
     losses: Tensor
     num_labels: Tensor
     num_best: Tensor
+
+    def part(self, which: slice) -> "RowScores":
+        """Return the scores of some of the rows."""
+        return RowScores(self.losses[which], self.num_labels[which], self.num_best[which])
 
     def whole(self) -> Validation:
         """Return what the rows come to together, every label counting alike."""
@@ -89,21 +106,38 @@ def score_rows(
         ranks: the processes that share the rows; every one gets all scores.
     """
     prompts = prompt if isinstance(prompt, Mapping) else {"": prompt}
+    found = torch.zeros(3, len(rows), dtype=torch.float64)  # losses, labels, labels that are best
+    for places, scores in scored_batches(backbone, prompts, rows, batch_size, ranks):
+        assert scores.is_best is not None
+        each = (scores.losses, torch.ones_like(scores.losses), scores.is_best)
+        where = torch.tensor(places)[scores.rows.cpu()]
+        found.index_add_(1, where, torch.stack([one.double().cpu() for one in each]))
+    ranks.add_up([found])
+    return RowScores(*found)
+
+
+def scored_batches(
+    backbone: Backbone,
+    prompts: Mapping[str, AnyPrompt],
+    rows: Sequence[Row],
+    batch_size: int,
+    ranks: Ranks,
+) -> Iterator[tuple[list[int], LabelScores]]:
+    """Yield what the model says of this process's share of rows, a batch at a time, without
+    gradient: the rows' places, and the scores of their labels.
+
+    Args:
+        prompts: that of each task; "": that of all rows.
+    """
     known = {name: _compiled(backbone, one) for name, one in prompts.items()}
     order = sorted(range(len(rows)), key=lambda index: len(rows[index].input_ids))
     batches = micro_batches(backbone, ranks, [rows[index] for index in order], batch_size)
-    found = torch.zeros(3, len(rows), dtype=torch.float64)  # losses, labels, labels that are best
-    with torch.no_grad():
-        for places, batch in zip(ranks.micro_batches(order, batch_size), batches, strict=True):
-            names = ("",) * len(batch.tasks) if "" in known else batch.tasks
+    for places, batch in zip(ranks.micro_batches(order, batch_size), batches, strict=True):
+        names = ("",) * len(batch.tasks) if "" in known else batch.tasks
+        with torch.no_grad():
             scores = score_labels(backbone, PrefixBatch(tuple(known[n] for n in names)), batch)
-            assert scores.is_best is not None
-            each = (scores.losses, torch.ones_like(scores.losses), scores.is_best)
-            if places:
-                where = torch.tensor(places)[scores.rows.cpu()]
-                found.index_add_(1, where, torch.stack([one.double().cpu() for one in each]))
-    ranks.add_up([found])
-    return RowScores(*found)
+        if places:  # a process without rows computes in step with the others
+            yield places, scores
 
 
 def _compiled(backbone: Backbone, prompt: AnyPrompt) -> Prefix | None:

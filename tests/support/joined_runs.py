@@ -17,10 +17,16 @@ from typing import Any
 
 import tiny_models
 import torch
+from tiny_tokenizer import tiny_tokenizer
 
-from foreword import Backbone, Row, TrainConfig, train
+from foreword import Backbone, Row, SoftPrompt, TrainConfig, train
+from foreword.config import RewardConfig
 from foreword.errors import ForewordError
 from foreword.training.distributed import join
+from foreword.training.objective import LIKELIHOOD
+from foreword.training.preference import Preference
+from foreword.training.rewarded import reward
+from foreword.training.rewards import RewardFunction
 
 # Lengths and numbers of labels differ, and the last batch of an epoch is a single row.
 ROWS = [
@@ -30,6 +36,10 @@ ROWS = [
     for length in (3, 4, 5, 6, 7, 8, 9, 10, 11)
 ]
 ROWS = [dataclasses.replace(row, task="ab"[index % 2]) for index, row in enumerate(ROWS)]
+PAIRS = [
+    dataclasses.replace(row, rejected=Row.from_ids(row.input_ids[: -row.num_labels], [9, 4]))
+    for row in ROWS
+]
 METHODS: dict[str, dict[str, Any]] = {
     "residual": {"learning_rate": "auto"},
     "multitask": {},
@@ -78,15 +88,17 @@ def trained(dtype: torch.dtype, checkpoint: Path | None = None, **options: Any) 
     """Train a tiny model; return the prompt's values and the losses."""
     torch.set_num_threads(1)
     is_sharded, dies_at = options.pop("is_sharded", False), options.pop("dies_at", None)
-    resume = options.pop("resume", False)
+    resume, objective = options.pop("resume", False), options.pop("objective", LIKELIHOOD)
     backbone = Backbone(tiny_models.build(options.pop("family", "llama"), dtype=dtype))
     os.environ["ACCELERATE_USE_FSDP"] = str(is_sharded)
     num_whole = sum(p.numel() for p in backbone.model.parameters())
     config = dataclasses.replace(CONFIG, **options)
+    rows = PAIRS if isinstance(objective, Preference) else ROWS
     events = []
     for event in train(
-        backbone, ROWS, config, validation=ROWS[:5], checkpoint=checkpoint, resume=resume
-    ):
+        backbone, rows, config, validation=rows[:5], checkpoint=checkpoint, resume=resume,
+        objective=objective,
+    ):  # fmt: skip
         events.append(event)
         if dies_at == (os.environ.get("RANK"), event.step):
             os.kill(os.getpid(), signal.SIGKILL)
@@ -103,6 +115,32 @@ def trained(dtype: torch.dtype, checkpoint: Path | None = None, **options: Any) 
         "agreement": [e.validation.agreement for e in events if e.validation],
         "steps": [event.step for event in events],
         "notices": [notice for event in events for notice in event.notices],
+    }
+
+
+def rewarded(checkpoint: Path) -> Any:
+    """Train a tiny model by rewards of its own answers; return the prompt's hash and these."""
+    torch.set_num_threads(1)
+    tokenizer = tiny_tokenizer()
+    backbone = Backbone(tiny_models.build("llama", vocab_size=len(tokenizer)), tokenizer)
+    questions = [{"prompt": word} for word in ("a", "bc", "def", "g", "hi")]
+    events = reward(
+        backbone,
+        SoftPrompt.from_embeddings(tiny_models.embeddings(backbone.model, 4)),
+        RewardFunction("length", lambda completions: [len(one) for one in completions]),
+        questions,
+        RewardConfig(group=3, answer_tokens=4, kl=0.1),
+        TrainConfig(num_steps=3, batch_size=3, learning_rate=0.1, save_every=1),
+        validation=questions[:3],
+        checkpoint=checkpoint,
+        resume=True,
+    )
+    found = list(events)
+    return {
+        "num_processes": join().size,
+        "hash": found[-1].prompt.content_hash,
+        "rewards": [event.reward for event in found],
+        "validation": found[-1].validation.reward,
     }
 
 
@@ -123,6 +161,10 @@ def main(folder: Path) -> None:
     for method, options in METHODS.items():
         for name, size in (("one", 1), ("two", 2)):
             scenario(f"{name} {method}", size, torch.float64, method=method, **options)
+    pairs: dict[str, Any] = {"init": "vocabulary", "objective": Preference(0.3)}
+    for name, size in (("one", 1), ("two", 2), ("sharded", 2)):
+        is_sharded = name == "sharded"
+        scenario(f"{name} pairs", size, torch.float64, is_sharded=is_sharded, **pairs)
     scenario("sharded multitask", 2, torch.float64, method="multitask", is_sharded=True)
     scenario(
         "sharded recomputed", 2, torch.float64, form="embeddings", is_sharded=True,
@@ -131,6 +173,8 @@ def main(folder: Path) -> None:
     state = folder / "state"
     scenario("dies", 2, torch.float64, checkpoint=state, save_every=2, dies_at=("1", 3))
     scenario("resumed", 2, torch.float64, checkpoint=state, save_every=2, resume=True)
+    for name in ("rewards", "rewards again"):
+        found[name] = together(lambda rank, n=name: rewarded(folder / f"{n} run"), folder / name, 2)
     found["apart"] = together(lambda rank: trained(torch.float64, seed=rank), folder / "apart", 2)
     print(json.dumps(found))
 

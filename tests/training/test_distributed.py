@@ -66,6 +66,17 @@ def test_several_prompts_are_read_through_a_sharded_base(runs: Any) -> None:
     check_equal(runs["one multitask"][0], runs["sharded multitask"])
 
 
+@pytest.mark.parametrize("how", ["two", "sharded"])
+def test_pairs_and_their_reference_are_shared_out(runs: Any, how: str) -> None:
+    check_equal(runs["one pairs"][0], runs[f"{how} pairs"])
+
+
+def test_two_processes_draw_answers_that_both_know(runs: Any) -> None:
+    (one, other), again = runs["rewards"], runs["rewards again"]
+    assert one == other == again[0] and one["num_processes"] == 2
+    assert len({*one["rewards"]}) == 3 and one["validation"] is not None
+
+
 @pytest.mark.parametrize("form", ["embeddings", "key_values"])
 def test_a_sharded_base_comes_to_what_a_whole_one_does(runs: Any, form: str) -> None:
     check_equal(runs[f"one {form} float64"][0], runs[f"sharded {form}"])

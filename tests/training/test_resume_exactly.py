@@ -116,11 +116,11 @@ def test_a_run_that_went_back_is_the_same_run(
     original, seen = step.check_gradient, set[tuple[Path, int]]()
 
     def lives(folder: Path, stops: tuple[int, ...]) -> list[TrainEvent]:
-        def once(loss: float, norm: float, backbone: Backbone, number: int) -> None:
+        def once(loss: float, norm: float, backbone: Backbone, number: int, **options: Any) -> None:
             if number == 4 and (folder, number) not in seen:
                 seen.add((folder, number))
                 loss = math.nan
-            original(loss, norm, backbone, number)
+            original(loss, norm, backbone, number, **options)
 
         monkeypatch.setattr(step, "check_gradient", once)
         return [event for stop in stops for event in run("llama", variant, "own", folder, stop)]

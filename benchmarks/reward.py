@@ -1,0 +1,179 @@
+"""Rewards instead of labels: home commands by Home Assistant's parser, and valid JSON by a schema.
+
+    OMP_NUM_THREADS=1 python benchmarks/reward.py json [--steps 20] [--group 8] [--rate 1e-2]
+    OMP_NUM_THREADS=1 python benchmarks/reward.py home [--labelled-steps 40]
+
+`json`: sentences about a person; the reward is 1 for one JSON object with a name, an age and a
+city of the right types and nothing else, and less for less. The prompt starts as a system turn that
+asks for it. `home`: spoken home commands; the parser says which call it makes of the command, and
+the reward is 1 for that call, 0.4 for another one of the same intent, 0.1 for any JSON object. In
+both, a few steps on labelled rows come first; no label is seen after that. A line for each step,
+and the share of right greedy answers to held-out questions before and after.
+"""
+
+import argparse
+import json
+import random
+import time
+from collections.abc import Callable
+from typing import Any
+
+from defaults import quiet
+
+from foreword import Backbone, EncodingConfig, Example, SoftPrompt, TrainConfig, train
+from foreword.chat import answers
+from foreword.config import RewardConfig
+from foreword.demo.home_commands import (
+    FEW_INTENTS,
+    SHORT_INSTRUCTION,
+    exact,
+    home_commands,
+    parser,
+    same_intent,
+)
+from foreword.training.rewarded import reward
+from foreword.training.rewards import RewardFunction
+
+ROWS = EncodingConfig(row_template="<|im_start|>user\n{prompt}<|im_end|>\n<|im_start|>assistant\n")
+SYSTEM_TURN = "<|im_start|>system\n{}<|im_end|>\n"
+ASKED = "Answer with one JSON object that has name, age and city."
+NAMES = "Anna Ben Clara David Emma Felix Greta Hugo Ida Jonas Karla Leo Mia Noah Olga Paul"
+CITIES = "Rome Paris Berlin Madrid Vienna Oslo Lisbon Prague Dublin Athens Warsaw Cairo"
+SENTENCES = (
+    "{name} is {age} years old and lives in {city}.",
+    "{name}, {age}, is from {city}.",
+    "In {city} lives {name}, who is {age}.",
+    "My friend {name} from {city} turned {age} last week.",
+    "{age} years ago {name} was born in {city}.",
+)
+TOKENS = 40  # of the longest answer
+SHAPE = {"name": str, "age": int, "city": str}
+
+
+def of_schema(completions: list[str]) -> list[float]:
+    """Return how near each answer is to a JSON object of the schema."""
+    return [_of_schema(text) for text in completions]
+
+
+def _of_schema(text: str) -> float:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return 0.1 * text.strip().startswith("{")
+    if not isinstance(value, dict):
+        return 0.0
+    right = sum(type(value.get(key)) is kind for key, kind in SHAPE.items())
+    return 1.0 if right == len(SHAPE) == len(value) else 0.3 + 0.1 * right
+
+
+def of_parser() -> Callable[..., list[float]]:
+    """Return the reward of home commands."""
+    understood = parser()
+
+    def rewards(prompts: list[str], completions: list[str]) -> list[float]:
+        return [
+            _of_call(text, understood(said) or "{}")
+            for said, text in zip(prompts, completions, strict=True)
+        ]
+
+    return rewards
+
+
+def _of_call(text: str, call: str) -> float:
+    if exact(text, call):
+        return 1.0
+    if "intent" in json.loads(call) and same_intent(text, call):
+        return 0.4
+    return 0.1 * text.strip().startswith("{") * text.strip().endswith("}")
+
+
+def people(count: int) -> list[dict[str, str]]:
+    """Return sentences about people, all different, each with its JSON."""
+    rng, found = random.Random(0), dict[str, str]()
+    while len(found) < count:
+        name, city, age = rng.choice(NAMES.split()), rng.choice(CITIES.split()), rng.randint(18, 90)
+        said = rng.choice(SENTENCES).format(name=name, city=city, age=age)
+        found[said] = json.dumps({"name": name, "age": age, "city": city})
+    return [{"prompt": said, "completion": answer} for said, answer in found.items()]
+
+
+def main() -> None:
+    """Print what a prompt does before, at each step, and after."""
+    options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("task", choices=["json", "home"])
+    options.add_argument("--steps", type=int, default=20)
+    options.add_argument("--group", type=int, default=8)
+    options.add_argument("--batch", type=int, default=4)
+    options.add_argument("--rate", type=float, default=1e-2)
+    options.add_argument("--kl", type=float, default=0.0)
+    options.add_argument("--algorithm", default="rloo")
+    options.add_argument("--labelled-steps", type=int)
+    options.add_argument("--held-out", type=int, default=48)
+    given = options.parse_args()
+    given.labelled_steps = given.labelled_steps or {"json": 6, "home": 40}[given.task]
+    quiet()
+    backbone, began = Backbone.load("smollm2-135m"), time.process_time()
+    if given.task == "json":
+        start, questions, held_out, function = json_task(backbone, given)
+    else:
+        start, questions, held_out, function = home_task(backbone, given)
+    print(f"before: {shown(backbone, start, held_out, function)}", flush=True)
+    config = RewardConfig(
+        algorithm=given.algorithm, group=given.group, kl=given.kl, answer_tokens=TOKENS
+    )
+    training = TrainConfig(
+        batch_size=given.batch, num_steps=given.steps, eval_every=0, learning_rate=given.rate
+    )
+    events = reward(
+        backbone, start, RewardFunction(given.task, function), questions, config, training
+    )
+    for event in events:
+        print(f"step {event.step}: reward {event.reward:.3f}", flush=True)
+    assert event.prompt is not None
+    print(f"after: {shown(backbone, event.prompt, held_out, function)}", flush=True)
+    print(f"{time.process_time() - began:.0f} processor seconds in all", flush=True)
+
+
+def json_task(backbone: Backbone, given: Any) -> tuple[SoftPrompt, Any, Any, Any]:
+    """Return a prompt of few labelled steps, sentences alone, held-out ones, the reward."""
+    rows = people(given.held_out + 320)
+    held_out, labelled, questions = (
+        rows[: given.held_out], rows[given.held_out :][:64], rows[given.held_out + 64 :]
+    )  # fmt: skip
+    config = TrainConfig(
+        form="key_values", batch_size=8, num_steps=given.labelled_steps, eval_every=0,
+        init_text=SYSTEM_TURN.format(ASKED),
+    )  # fmt: skip
+    *_, last = train(backbone, labelled, config, encoding_config=ROWS)
+    assert last.prompt is not None
+    asked = [[{"prompt": row["prompt"]} for row in part] for part in (questions, held_out)]
+    return last.prompt, *asked, of_schema
+
+
+def home_task(backbone: Backbone, given: Any) -> tuple[SoftPrompt, Any, Any, Any]:
+    """Return a prompt of few labelled steps, commands alone, held-out ones, the reward."""
+    commands = home_commands(1200, 48, given.held_out, intents=FEW_INTENTS)
+    labelled = [Example(one.text, one.call, "home commands") for one in commands.train[:320]]
+    config = TrainConfig(
+        form="key_values", num_virtual_tokens=64, batch_size=8, num_steps=given.labelled_steps,
+        eval_every=0, init_text=SYSTEM_TURN.format(SHORT_INSTRUCTION),
+    )  # fmt: skip
+    *_, last = train(backbone, labelled, config, encoding_config=ROWS)
+    assert last.prompt is not None
+    questions = [{"prompt": one.text} for one in commands.train[320:]]
+    held_out = [{"prompt": one.text} for one in commands.test]
+    return last.prompt, questions, held_out, of_parser()
+
+
+def shown(backbone: Backbone, prompt: SoftPrompt, rows: Any, function: Any) -> str:
+    """Return the share of greedy answers that are right, and their mean reward."""
+    asked = [row["prompt"] for row in rows]
+    found = [one.text for one in answers(backbone, prompt, asked, max_new_tokens=TOKENS)]
+    values = RewardFunction("held out", function)(asked, found, [{} for _ in found])
+    right = sum(value == 1 for value in values) / len(values)
+    mean = sum(values) / len(values)
+    return f"{right:.1%} right, mean reward {mean:.3f} on {len(rows)} held-out questions"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,59 @@
+"""Options of an objective: what a step of training lessens."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from foreword.config.checks import above_zero, at_least_one, check_types, not_negative
+from foreword.config.declaring import option
+from foreword.errors import InputError
+
+ObjectiveName = Literal["likelihood", "dpo", "dpo-norm"]
+
+
+@dataclass(frozen=True)
+class ObjectiveConfig:
+    """What a step of training lessens."""
+
+    objective: ObjectiveName = option(
+        "likelihood",
+        "what is lessened: the loss of answers (likelihood), or that of pairs of a chosen and a "
+        "rejected answer beside the model behind the prompt that training starts from (dpo; "
+        "dpo-norm goes by a mean token)",
+    )
+    beta: float | None = option(
+        None,
+        "of dpo and dpo-norm: the less, the farther from that start; default: 0.1, and 5 for "
+        "dpo-norm",
+    )
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        above_zero(self, "beta")
+        if self.beta is not None and self.objective == "likelihood":
+            raise InputError(f"--beta {self.beta:g} is of --objective dpo: give that, too")
+
+
+@dataclass(frozen=True)
+class RewardConfig:
+    """How a prompt learns from rewards of the model's own answers."""
+
+    algorithm: Literal["rloo", "grpo"] = option(
+        "rloo",
+        "how much better an answer is than others to the same question: than their mean (rloo), or "
+        "in deviations of the group, and by a mean token (grpo)",
+    )
+    group: int = option(8, "answers that are drawn to each question of a step")
+    kl: float = option(
+        0.0, "weight of the divergence from the model behind the prompt that training starts from"
+    )
+    answer_tokens: int = option(128, "longest answer in tokens")
+    answer_batch: int = option(64, "answers that are drawn at once")
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        at_least_one(self, "answer_tokens", "answer_batch")
+        not_negative(self, "kl")
+        if self.group < 2:
+            raise InputError(
+                f"--group must be at least 2 answers, which are compared, got {self.group}"
+            )

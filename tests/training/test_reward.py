@@ -1,0 +1,296 @@
+"""Training by rewards: the gradient is the obvious one, rewards rise, and a run can be stopped."""
+
+import statistics
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_models
+import torch
+from stopped_runs import events_until
+from test_preference import said
+from tiny_tokenizer import tiny_tokenizer
+from torch import Tensor
+
+from foreword import Backbone, SoftPrompt, TrainConfig, TrainEvent
+from foreword.chat import answers
+from foreword.config import RewardConfig
+from foreword.data.batches import collate
+from foreword.data.row import Row
+from foreword.errors import InputError, TrainingError
+from foreword.training import guards
+from foreword.training.checkpoint import STATE_FILE, read_state
+from foreword.training.distributed import ALONE
+from foreword.training.packing.packed_decoder import packed
+from foreword.training.policy import OwnSamples, PolicyGradient, advantages
+from foreword.training.rewarded import reward
+from foreword.training.rewards import RewardFunction, load_reward
+from foreword.training.rollouts import Question, Rollouts
+from foreword.training.step import accumulate, detached
+
+QUESTIONS = [
+    {"prompt": [{"role": "user", "content": f"say {word}"}], "letter": word} for word in "abcdef"
+]
+CONFIG = RewardConfig(group=4, answer_tokens=4, answer_batch=8)
+TRAIN = TrainConfig(batch_size=3, num_steps=6, eval_every=2, save_every=1, learning_rate=0.05)
+
+
+def of_even(completions: list[str], letter: list[str]) -> list[float]:
+    """Reward each answer by the share of its characters whose number is even."""
+    assert len(completions) == len(letter)
+    return [sum(ord(one) % 2 == 0 for one in text) / max(1, len(text)) for text in completions]
+
+
+CHECKER = RewardFunction("test:of_even", of_even)
+
+
+def backbone(dtype: torch.dtype = torch.float64) -> Backbone:
+    tokenizer = tiny_tokenizer()
+    model = tiny_models.build("llama", dtype=dtype, vocab_size=len(tokenizer))
+    return Backbone(model, tokenizer)
+
+
+def start_of(model: Backbone) -> SoftPrompt:
+    embeddings = SoftPrompt.from_embeddings(tiny_models.embeddings(model.model, 4))
+    states = model.compile(embeddings).states
+    facts = {"encoding": {"is_text": False, "opening": "answer"}}
+    return SoftPrompt.from_states(states, facts=facts)
+
+
+def rollouts_of(model: Backbone, config: RewardConfig = CONFIG, start: int = 0) -> Rollouts:
+    from foreword.chat import encoding_of
+
+    questions = [
+        Question(tuple(one["prompt"]), f"question {n}", {"letter": one["letter"]})
+        for n, one in enumerate(QUESTIONS[start:], 1)
+    ]
+    known = {one.source: one for one in questions}
+    return Rollouts(model, known, encoding_of(start_of(model)), CHECKER, config)
+
+
+@pytest.mark.parametrize("values", [[0.0, 1.0, 1.0, 0.5], [2.0, 2.0], [-1.0, 3.0, 0.25]])
+def test_advantages_are_those_of_the_papers(values: list[float]) -> None:
+    others = [statistics.fmean(values[:i] + values[i + 1 :]) for i in range(len(values))]
+    expected = [value - mean for value, mean in zip(values, others, strict=True)]
+    assert advantages(values, "rloo") == pytest.approx(expected)
+    deviation = statistics.stdev(values) + 1e-4
+    expected = [(value - statistics.fmean(values)) / deviation for value in values]
+    assert advantages(values, "grpo") == pytest.approx(expected)
+
+
+def obvious(
+    model: Any, prompt: SoftPrompt, start: SoftPrompt, rows: list[Row], config: RewardConfig
+) -> Tensor:
+    """Return what the formula lessens, one concatenated row at a time."""
+    total = torch.zeros((), dtype=torch.float64)
+    for row in rows:
+        assert row.reward is not None
+        own = said(model, prompt, row)
+        with torch.no_grad():
+            reference = said(model, start, row)
+        scale = 1 / row.num_labels if config.algorithm == "grpo" else 1.0
+        total = total - row.reward.advantage * scale * own.sum()
+        total = total + config.kl * scale * (0.5 * (own - reference) ** 2).sum()
+    return total / len(rows)
+
+
+@pytest.mark.parametrize("size", [24, 5])
+@pytest.mark.parametrize("algorithm", ["rloo", "grpo"])
+@pytest.mark.parametrize("kl", [0.0, 0.3])
+def test_the_gradient_is_that_of_the_formula(algorithm: Any, kl: float, size: int) -> None:
+    model = backbone()
+    config = replace(CONFIG, algorithm=algorithm, kl=kl)
+    rollouts, start = rollouts_of(model, config), start_of(model)
+    moved = start.replaced([one + 0.3 * torch.randn_like(one) for one in start.tensors])
+    asked = rollouts.rows(list(rollouts.questions.values()))
+    rows = OwnSamples(rollouts, start, 0).rows(moved, asked, 0, ALONE)
+    assert len(rows) == 24 and not PolicyGradient(rollouts).is_flat(rows)
+    theirs = moved.trainable(torch.float64)
+    expected = obvious(model.model, theirs, start, rows, config)
+    expected.backward()
+    for change in (lambda one: one, packed):
+        leaves = detached(moved.trainable(torch.float64).states)
+        batches = [collate(rows[i : i + size], 0) for i in range(0, len(rows), size)]
+        loss = accumulate(change(model), [leaves], batches, objective=PolicyGradient(rollouts))
+        for mine, obvious_one in zip(leaves.tensors, theirs.tensors, strict=True):
+            difference = (mine.grad - obvious_one.grad).norm() / obvious_one.grad.norm()
+            assert difference < 1e-9
+        rewards = [row.reward.value for row in rows if row.reward is not None]
+        if not kl:
+            assert loss == pytest.approx(-statistics.fmean(rewards), rel=1e-9)
+
+
+def test_a_group_is_drawn_to_each_question_and_rewarded_by_its_row() -> None:
+    model = backbone()
+    rollouts, start = rollouts_of(model), start_of(model)
+    asked = rollouts.rows(list(rollouts.questions.values()))[:2]
+    drawn, rewards = rollouts.draw(start, asked, 0, 3, ALONE)
+    assert [row.source for row in drawn] == ["question 1"] * 4 + ["question 2"] * 4
+    for row, value in zip(drawn, rewards, strict=True):
+        question = next(one for one in asked if one.source == row.source)
+        given = len(question.input_ids)
+        assert row.input_ids[:given] == question.input_ids
+        text = rollouts._text(row.input_ids[given:])
+        assert value == of_even([text], ["?"])[0]
+    assert len({row.input_ids for row in drawn}) > 2
+    torch.manual_seed(5)
+    again, _ = rollouts.draw(start, asked, 0, 3, ALONE)
+    other, _ = rollouts.draw(start, asked, 0, 4, ALONE)
+    ids = [[row.input_ids for row in part] for part in (drawn, again, other)]
+    assert ids[0] == ids[1] != ids[2]
+
+
+def run(
+    folder: Path | None = None,
+    stop: int = 0,
+    function: RewardFunction = CHECKER,
+    config: RewardConfig = CONFIG,
+    **changes: Any,
+) -> list[TrainEvent]:
+    model = backbone(torch.float32)
+    events = reward(
+        model, start_of(model), function, QUESTIONS[:4], config, replace(TRAIN, **changes),
+        validation=QUESTIONS[4:], checkpoint=folder, resume=folder is not None,
+    )  # fmt: skip
+    return events_until(events, stop)
+
+
+@pytest.mark.parametrize("algorithm", ["rloo", "grpo"])
+def test_rewards_rise(algorithm: Any) -> None:
+    config = replace(CONFIG, algorithm=algorithm, group=8)
+    events = run(config=config, num_steps=40, eval_every=20, learning_rate=1.5)
+    levels = [one.reward for one in events if one.reward is not None]
+    assert len(levels) == 40
+    assert statistics.fmean(levels[-10:]) > statistics.fmean(levels[:5]) + 0.15
+    assert [one.loss for one in events] == pytest.approx([-level for level in levels], abs=1e-5)
+    prompt = events[-1].prompt
+    assert prompt is not None
+    found = prompt.facts["metrics"]["validation"]
+    assert found["reward"] == -found["loss"] == prompt.facts["history"]["validation"]["reward"][-1]
+    assert prompt.facts["training"]["objective"] == algorithm
+    assert prompt.facts["encoding"]["is_text"] is False
+
+
+def test_greedy_answers_of_held_out_questions_are_what_validation_rewards() -> None:
+    last = run(num_steps=2)[-1]
+    assert last.prompt is not None and last.validation is not None
+    asked = [one["prompt"] for one in QUESTIONS[4:]]
+    found = [one.text for one in answers(backbone(torch.float32), last.prompt, asked,
+                                         max_new_tokens=4)]  # fmt: skip
+    assert last.validation.reward == pytest.approx(statistics.fmean(of_even(found, ["", ""])))
+
+
+def curves(events: list[TrainEvent]) -> list[tuple[Any, ...]]:
+    return [(e.step, e.loss, e.reward, e.gradient_norm, e.validation) for e in events]
+
+
+@pytest.mark.parametrize("kl", [0.0, 0.2])
+def test_a_run_that_was_stopped_goes_on_bit_for_bit(tmp_path: Path, kl: float) -> None:
+    config = replace(CONFIG, kl=kl)
+    whole = run(tmp_path / "calm", config=config)
+    parts = run(tmp_path / "left", 2, config=config)
+    torch.manual_seed(99)
+    parts += run(tmp_path / "left", 5, config=config) + run(tmp_path / "left", config=config)
+    assert curves(parts) == curves(whole) and len(parts) == 6
+    calm, left = (read_state(tmp_path / name / STATE_FILE).tensors for name in ("calm", "left"))
+    assert all(torch.equal(value, left[name]) for name, value in calm.items() if name != "random")
+    with pytest.raises(InputError, match="--group was 4, is 5"):
+        run(tmp_path / "left", config=replace(config, group=5))
+
+
+def test_a_reward_that_fails_loses_nothing(tmp_path: Path) -> None:
+    whole = run(tmp_path / "calm", save_every=5)
+    calls: list[int] = []
+
+    def failing(completions: list[str], letter: list[str]) -> list[float]:
+        calls.append(1)
+        if len(calls) == 5:  # of step 4, behind the validation of step 2
+            raise ValueError("the checker is away\nfor good")
+        return of_even(completions, letter)
+
+    function = RewardFunction("test:of_even", failing)
+    with pytest.raises(TrainingError) as failed:
+        run(tmp_path / "left", function=function, save_every=5)
+    line = str(failed.value)
+    assert line.startswith("--reward test:of_even failed: ValueError: the checker is away (")
+    assert "test_reward.py, line" in line and "\n" not in line
+    assert read_state(tmp_path / "left" / STATE_FILE).progress().step == 3
+    rest = run(tmp_path / "left", save_every=5)
+    assert curves(rest) == curves(whole)[3:]
+
+
+@pytest.mark.parametrize(
+    ("found", "named"),
+    [
+        ([0.5], "a number for each of 12 answers, got 1"),
+        ([float("nan")] * 12, "expected finite numbers, got nan"),
+        (None, "expected a list of 12 numbers, got None"),
+        (["good"] * 12, "expected a list of 12 numbers"),
+    ],
+)
+def test_what_is_no_reward_is_said_in_one_line(found: Any, named: str) -> None:
+    with pytest.raises(TrainingError, match=named) as failed:
+        run(function=RewardFunction("mine:f", lambda completions: found))
+    assert "--reward mine:f" in str(failed.value) and "\n" not in str(failed.value)
+
+
+def test_a_function_is_given_what_it_names() -> None:
+    seen: dict[str, Any] = {}
+
+    def of_any(**columns: Any) -> list[float]:
+        seen.update(columns)
+        return [1.0, 2.0]
+
+    rows = [{"letter": "a", "more": 1}, {"letter": "b"}]
+    assert RewardFunction("f", of_any)(["x", "y"], ["p", "q"], rows) == [1.0, 2.0]
+    assert seen == {"prompts": ["x", "y"], "completions": ["p", "q"], "letter": ["a", "b"],
+                    "more": [1, None]}  # fmt: skip
+    CHECKER.check(["letter"])
+    with pytest.raises(InputError, match="takes 'letter'"):
+        CHECKER.check(["word"])
+    with pytest.raises(InputError, match="by name"):
+        RewardFunction("f", lambda a, /: a).check(["a"])
+
+
+def test_a_function_is_found_in_a_file_or_a_module(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "my_checks.py").write_text("def long(completions):\n    return [1.0]\nnumber = 3\n")
+    (tmp_path / "broken_checks.py").write_text("import nowhere_at_all\n")
+    monkeypatch.chdir(tmp_path)
+    for spec in ("my_checks:long", "my_checks.py:long", f"{tmp_path}/my_checks.py:long"):
+        assert load_reward(spec)([], ["a"], [{}]) == [1.0]
+    for spec, named in (
+        ("long", "expected module:function"),
+        ("my_checks:short", "has no function 'short'"),
+        ("my_checks:number", "has no function 'number'"),
+        ("nowhere_at_all:f", "cannot import nowhere_at_all: ModuleNotFoundError"),
+        ("none.py:f", "cannot import none.py: FileNotFoundError"),
+        ("broken_checks:f", "No module named 'nowhere_at_all'"),
+    ):
+        with pytest.raises(InputError, match=named) as refused:
+            load_reward(spec)
+        assert str(refused.value).startswith("--reward") and "\n" not in str(refused.value)
+
+
+def test_rewards_that_never_differ_are_said_and_end_nothing() -> None:
+    function = RewardFunction("same", lambda completions: [-2.0] * len(completions))
+    events = run(function=function, num_steps=12, eval_every=0)
+    said_of = [notice for event in events for notice in event.notices if "same reward" in notice]
+    assert len(events) == 12 and said_of == [guards.sameness([2.0] * 10)]
+    assert all(event.gradient_norm == 0 for event in events)
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [({"learning_rate": "auto"}, "--learning-rate auto"), ({"method": "multitask"}, "multitask")],
+)
+def test_options_of_labels_are_refused(changes: dict[str, Any], named: str) -> None:
+    with pytest.raises(InputError, match=named):
+        run(**changes)
+
+
+def test_a_question_beside_which_no_answer_fits_is_refused() -> None:
+    with pytest.raises(InputError, match="question 1: .* lower --answer-tokens"):
+        run(config=replace(CONFIG, answer_tokens=250))
