@@ -59,6 +59,7 @@ def show_end(
         "num_queries": len(lesson.queries),
         "on_policy": lesson.config.on_policy,
         "labels": lesson.config.labels,
+        "distractors": lesson.config.distractor_share if lesson.beside else 0.0,
     }
     if lesson.held_out:
         found = agreement(backbone, prompt, lesson.held_out, ranks=ranks)

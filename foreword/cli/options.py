@@ -14,12 +14,13 @@ import sys
 from collections.abc import Callable
 from dataclasses import MISSING, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import typer
 
 from foreword.cli import early
 from foreword.cli.console import TextConsole, one_line
+from foreword.config import extensions
 from foreword.errors import InputError
 
 if TYPE_CHECKING:
@@ -192,6 +193,9 @@ def _parameter(field: Any) -> inspect.Parameter:
     help = field.metadata["help"]
     names, parser = field.metadata.get("names", ()), field.metadata.get("parser")
     annotation = field.type if parser is None else str | None
+    if more := extensions.names(field.name):  # beside its own
+        own = [one for kind in get_args(annotation) for one in get_args(kind) or [kind]]
+        annotation = Literal[(*(one for one in own if isinstance(one, str)), *more)] | None
     option = typer.Option(*names, help=help, parser=parser)
     return inspect.Parameter(
         field.name,

@@ -9,6 +9,7 @@ from dataclasses import fields
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
+from foreword.config import extensions
 from foreword.config.declaring import AUTO
 from foreword.errors import InputError
 
@@ -34,8 +35,10 @@ def check_types(config: Any) -> None:
     for one in fields(config):
         value, kinds = getattr(config, one.name), _kinds(one.type)
         name = f"--{one.name.replace('_', '-')}"
-        if not any(_is_of(value, kind) for kind in kinds):
+        is_right = any(_is_of(value, kind) for kind in kinds)
+        if not is_right and not (isinstance(value, str) and extensions.find(one.name, value)):
             taken = " or ".join(_named(kind) for kind in kinds if kind is not NoneType)
+            taken += "".join(f", {more}" for more in extensions.names(one.name))
             raise InputError(f"{name} must be {taken}, got {value!r:.80}")
         largest = LARGEST.get(one.name, LARGEST["bytes" if "bytes" in one.name else ""])
         if isinstance(value, int | float) and abs(value) > largest:

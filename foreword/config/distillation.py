@@ -47,6 +47,12 @@ class DistillConfig:
         0.0,
         "weight of a row's own answer, where it has one, in the loss; the teacher's has the rest",
     )
+    distractors: str | None = option(
+        None,
+        "folder or store of other prompts, which stand beside the student in some rows, read only, "
+        "so that it can be composed with others",
+    )
+    distractor_share: float = option(0.25, "share of the rows in which one of --distractors stands")
     questions: int = option(256, "without --data: questions that are asked about the text")
     question_tokens: int = option(64, "longest question in tokens")
     questions_from: str | None = option(
@@ -60,7 +66,14 @@ class DistillConfig:
         check_types(self)
         at_least_one(self, "top_k", "answer_tokens", "answer_batch")
         at_least_one(self, "questions", "question_tokens")
-        for name in ("keep_mass", "held_out", "unrelated_share", "on_policy", "labels"):
+        for name in (
+            "keep_mass",
+            "held_out",
+            "unrelated_share",
+            "on_policy",
+            "labels",
+            "distractor_share",
+        ):
             if not 0 <= getattr(self, name) < 1:
                 raise InputError(
                     f"--{name.replace('_', '-')} must be in [0, 1), got {getattr(self, name)}"

@@ -19,7 +19,7 @@ from foreword.chat import saved_encoding
 from foreword.distillation.student import student_encoding
 from foreword.errors import InputError, UnsupportedError
 from foreword.model.decoder import Decoder
-from foreword.model.rotation import joined, rotations_of
+from foreword.model.rotation import Rotation, joined, rotations_of
 from foreword.named_text import holds_text
 from foreword.prompt.soft_prompt import SoftPrompt
 from foreword.prompt.states import States
@@ -70,16 +70,25 @@ def compose(backbone: Backbone, first: SoftPrompt, second: SoftPrompt) -> SoftPr
 
 
 def _side_by_side(backbone: Backbone, first: SoftPrompt, second: SoftPrompt) -> States:
+    rotations = rotations_for(backbone)
+    one, other = (_own_states(backbone, prompt) for prompt in (first, second))
+    with torch.no_grad():
+        return joined(one, other, rotations)
+
+
+def rotations_for(backbone: Backbone) -> list[Rotation]:
+    """Return how the layers of a backbone rotate their keys.
+
+    Raises:
+        UnsupportedError: keys cannot be moved on this model.
+    """
     passes = backbone.passes
     if not isinstance(passes, Decoder):
         raise UnsupportedError(
             f"{backbone.capabilities.model_type}: keys behind an encoder cannot be moved, so that "
             "only embedding prompts can be composed"
         )
-    rotations = rotations_of(passes)
-    one, other = (_own_states(backbone, prompt) for prompt in (first, second))
-    with torch.no_grad():
-        return joined(one, other, rotations)
+    return rotations_of(passes)
 
 
 def _own_states(backbone: Backbone, prompt: SoftPrompt) -> States:

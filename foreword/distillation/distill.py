@@ -9,14 +9,14 @@ token of its own answer. Snell et al. 2022 (arXiv:2209.15189); Eyuboglu et al. 2
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from foreword import chat
 from foreword.backbone import Backbone
 from foreword.config import FORMS, DistillConfig, EncodingConfig, Form, TrainConfig
 from foreword.data.encoding import Row
-from foreword.distillation import contexts, embedding_starts
+from foreword.distillation import contexts, distractors, embedding_starts
 from foreword.distillation.contexts import AnyContext
 from foreword.distillation.labels import label_rows, mixed
 from foreword.distillation.on_policy import OnPolicy, questions_of
@@ -56,6 +56,7 @@ class Lesson:
         teachers: the text as a prompt, or each of its parts.
         places: the part behind which each of the queries was answered.
         said: where the queries came from, and what is to be known of them, a sentence each.
+        beside: other prompts that some rows stand beside, by what their task says.
     """
 
     text: SoftPrompt
@@ -72,6 +73,7 @@ class Lesson:
     teachers: Sequence[SoftPrompt] = ()
     places: Sequence[int] = ()
     said: Sequence[str] = ()
+    beside: Mapping[str, distractors.Beside] = field(default_factory=dict)
 
     @property
     def num_tokens(self) -> int:
@@ -118,6 +120,7 @@ def prepare(
     """
     config = config or DistillConfig()
     embedding_starts.check(config.start, form)
+    distractors.check(config, form)
     asked = None if queries is None else as_queries(queries)
     context = contexts.read(
         backbone, text, asked, num_virtual, config, form=form, is_instruction=is_instruction
@@ -157,6 +160,16 @@ def prepare(
     for index, row in enumerate(rows):
         if index not in aside:
             learned += mixed(row, own.get(index))
+    beside: dict[str, distractors.Beside] = {}
+    if config.distractors is not None:
+        longest = context.num_virtual + max(len(row.input_ids) for row in rows)
+        beside = distractors.read_distractors(backbone, config.distractors, longest)
+        learned = distractors.placed(learned, list(beside), config.distractor_share, seed)
+        num_beside = sum(bool(row.task) for row in learned)
+        said.append(
+            f"{num_beside} of {len(learned)} rows stand beside one of {len(beside) // 2} other "
+            "prompts"
+        )
     count = round(config.unrelated_share * (len(rows) - len(aside)))
     trained, kept = written_rows(backbone, count, config, seed), told_rows(backbone, config)
     is_text = all(row.is_text for row in rows)  # the prompt is asked as its rows are
@@ -177,7 +190,7 @@ def prepare(
     said.append(sentence)
     return Lesson(
         whole, start, [*learned, *trained], held_out, kept, student, mass, num_kept,
-        context.seconds, tuple(one.asked for one in asked), config, teachers, places, said,
+        context.seconds, tuple(one.asked for one in asked), config, teachers, places, said, beside,
     )  # fmt: skip
 
 
@@ -223,7 +236,7 @@ def distill_seeds(
         rate = RATE
     config = replace(config, num_virtual_tokens=lesson.start.num_virtual_tokens, learning_rate=rate)
     return train_seeds(
-        backbone,
+        distractors.BackboneBeside.of(backbone, lesson.beside) if lesson.beside else backbone,
         lesson.rows,
         config,
         count,

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from foreword.backbone import Backbone
-from foreword.config import AUTO, NUM_DEMONSTRATED, RATES, RELATIVE, TrainConfig
+from foreword.config import AUTO, NUM_DEMONSTRATED, RATES, RELATIVE, TrainConfig, extensions
 from foreword.data import encoding
 from foreword.data.encoding import Row
 from foreword.errors import InputError, UnsupportedError
@@ -57,9 +57,19 @@ def initial_prompt(backbone: Backbone, config: TrainConfig, rows: Sequence[Row] 
         places = _demonstrations(rows, config)
         ids = [rows[row].input_ids[position] for row, position in places]
         values = backbone.embed(torch.tensor(ids)).float().cpu()
+    elif added := extensions.find("init", config.init):
+        values = _checked(added(table, config.num_virtual, generator), table, config)
     else:
         values = initializers.random_embeddings(table, config.num_virtual, generator)
     return in_form(backbone, SoftPrompt.from_embeddings(values), config)
+
+
+def _checked(values: Tensor, table: Tensor, config: TrainConfig) -> Tensor:
+    """Return what another package's initializer made, once its shape is right."""
+    expected = [config.num_virtual, table.shape[1]]
+    if list(values.shape) != expected:
+        raise InputError(f"--init {config.init}: expected {expected}, got {list(values.shape)}")
+    return values.float().cpu()
 
 
 def in_form(backbone: Backbone, prompt: SoftPrompt, config: TrainConfig) -> SoftPrompt:
@@ -201,6 +211,8 @@ def begin(
         return Reencoded.begin(kind, start, inputs, size, config.seed)
     if config.method == "multitask":
         return Multitask.begin(start, task_names(rows), dtype)
+    if added := extensions.find("method", config.method):
+        return added.begin(start, dtype, config.seed)  # type: ignore[no-any-return]
     if config.method != "context-tuning":
         return Direct.begin(start, dtype)
     if backbone.capabilities.encoder is not None:

@@ -95,3 +95,16 @@ def test_two_prompts_are_composed_under_a_name(
     for name, reason in (("none", "no prompt 'none' in"), ("no/where", "no such directory")):
         refused = ["prompts", "compose", "other", "large", name, "--prompts", store]
         assert reason in fails(monkeypatch, capsys, *refused)
+
+
+def test_a_prompt_that_was_trained_beside_others_says_so(
+    prompt: str, queries: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store, output = str(tmp_path / "store"), str(tmp_path / "small")
+    invoke("prompts", "add", "large", prompt, "--prompts", store)
+    given = ["--context", prompt, "--data", queries, "--output", output, "--distractors", store]
+    said = invoke("distill", *given, *SHORT, "--num-virtual-tokens", "4")
+    assert "2 of 7 rows stand beside one of 1 other prompts" in said
+    assert SoftPrompt.load(output).facts["distilled"]["distractors"] == 0.25
+    invoke("prompts", "compose", "both", output, output, "--prompts", store)
+    assert "not trained to stand together" not in caplog.text

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from foreword.backbone import Backbone
+from foreword.config import extensions
 from foreword.data.batches import Batch
 from foreword.prompt.prefix import Prefix, PrefixBatch, same_prefix
 from foreword.prompt.soft_prompt import SoftPrompt
@@ -106,4 +107,6 @@ def restored(
             return Multitask(rest["names"], tensors, facts)
         case Reencoded.name:
             return Reencoded.restored(rest, tensors, constants, facts)
+    if added := extensions.find("method", layout["name"]):
+        return added.restored(rest, tensors, constants, facts)  # type: ignore[no-any-return]
     raise LookupError(f"no method {layout['name']!r}")
