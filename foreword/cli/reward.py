@@ -67,6 +67,7 @@ def command(
         check_for_seeds(validation, None)
     if training.patience and share_of(validation) == 0:
         raise InputError("--patience counts validations: give --validation rows, or leave it out")
+    folders = folders_of(output, training, seeds)
     held_out = validation if share_of(validation) is None else None
     early.check(data=[data, held_out], prompts=[prompt], model=model)
     from foreword.training import distributed
@@ -76,7 +77,7 @@ def command(
     options.speak(ranks.is_main)
     with claimed(
         output,
-        folders_of(output, training, seeds),
+        folders,
         resume=resume,
         overwrite=overwrite,
         is_main=ranks.is_main,
