@@ -5,6 +5,7 @@ reasoning and whole calls. What the parser cannot read, and a call of an unknown
 Knows no chat template and no tokens.
 """
 
+import json
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -12,6 +13,7 @@ from foreword.compat import transformers_api
 from foreword.data.tool_calls import ToolCall, calls_of
 from foreword.errors import DataError
 
+NUM_BEFORE = 256  # ids before an answer that its reader sees: all that a template writes of it
 CONTENT, CALLS = "content", "tool_calls"
 REASONING = ("reasoning_content", "reasoning", "thinking")
 _FAILURES = (ValueError, KeyError, TypeError, AttributeError)
@@ -133,6 +135,44 @@ class ResponseReader:
     def _taken_space(self) -> list[Event]:
         space, self._space = self._space, ""
         return [space] if space else []
+
+
+def has_response_template(tokenizer: Any) -> bool:
+    """Whether a tokenizer says how its answers are read."""
+    return getattr(tokenizer, "response_template", None) is not None
+
+
+def special_tokens(tokenizer: Any) -> dict[int, str]:
+    """Return the special tokens that a tokenizer's response template names, by their ids."""
+    said = json.dumps(tokenizer.response_template, ensure_ascii=False).replace("\\", "")
+    return {
+        token_id: str(token)
+        for token_id, token in tokenizer.added_tokens_decoder.items()
+        if token.special and str(token) in said
+    }
+
+
+def calls_behind(
+    tokenizer: Any,
+    before: Sequence[int],
+    text: str,
+    tools: Sequence[dict[str, Any]],
+    names: Collection[str],
+) -> tuple[ToolCall, ...]:
+    """Return the calls in a whole answer, read by the tokenizer's response template.
+
+    Args:
+        before: the ids before the answer.
+        text: of the answer, with the template's special tokens.
+        tools: descriptions of those that it may call.
+        names: of those.
+    """
+    parser = transformers_api.response_parser(
+        tokenizer, tokenizer.decode(list(before[-NUM_BEFORE:])), tools
+    )
+    reader = ResponseReader(parser, names)
+    events = [*reader.put(text), *reader.end()]
+    return tuple(one for one in events if isinstance(one, ToolCall))
 
 
 def joined(events: Sequence[Event]) -> list[Event]:

@@ -19,6 +19,7 @@ from foreword import chat
 from foreword.backbone import Backbone
 from foreword.config import EncodingConfig, ServeConfig
 from foreword.data.processor import Media
+from foreword.data.response_reader import NUM_BEFORE
 from foreword.engine import request
 from foreword.errors import InputError
 from foreword.prompt import history
@@ -43,7 +44,6 @@ from foreword.server.template_settings import with_effort
 from foreword.server.tool_use import ToolUse, check_begun, tool_use
 
 LONG_TEXT = 32_768  # characters: longer ones take the tokenizer tens of milliseconds
-NUM_BEFORE = 256  # ids before an answer that its reader sees: all that a template writes of it
 PAGE = Path(__file__).parent / "page"
 OUTLINE_POINTS = 60  # of a curve in a list: many prompts are listed at once
 PAGE_KINDS = {"index.html": "text/html", "page.js": "text/javascript", "page.css": "text/css"}

@@ -5,7 +5,6 @@ the chat template, the grammar that an answer is held to, and a reader of answer
 shows no tools, or whose calls cannot be read, is refused by name. Knows no HTTP and no engine.
 """
 
-import json
 import secrets
 import string
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +16,7 @@ from foreword.compat.transformers_api import response_parser
 from foreword.config import EncodingConfig
 from foreword.data.call_format import call_format
 from foreword.data.call_reader import CallReader
-from foreword.data.response_reader import Event, ResponseReader, Thought
+from foreword.data.response_reader import Event, ResponseReader, Thought, special_tokens
 from foreword.data.tool_calls import ToolCall
 from foreword.errors import InputError
 from foreword.server.tool_grammar import CallableTool, call_grammar
@@ -141,12 +140,7 @@ def _response_use(backbone: Backbone, tools: Sequence[Tool], has_reasoning: bool
         return None
     shown = tuple(tool.shown() for tool in tools)
     names = frozenset(tool.function.name for tool in tools)
-    said = json.dumps(tokenizer.response_template, ensure_ascii=False).replace("\\", "")
-    kept = {
-        token_id: str(token)
-        for token_id, token in tokenizer.added_tokens_decoder.items()
-        if token.special and str(token) in said
-    }
+    kept = special_tokens(tokenizer)
 
     def reader(before: str) -> AnswerReader:
         return ResponseReader(response_parser(tokenizer, before, shown), names, has_reasoning)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import tiny_models
 from tiny_tokenizer import tiny_tokenizer
-from tool_templates import MISTRAL
+from tool_templates import HERMES, MISTRAL, RESPONSE
 from typer.testing import CliRunner
 
 from foreword import Backbone, SoftPrompt, chat
@@ -80,6 +80,27 @@ def test_every_rows_tools_are_shown_and_its_calls_are_read(
     assert [*map(same_calls, found.outcomes)] == [True, True, False, False]
     assert found.scores["calls"].value == 0.5 and found.scores["loss"].value > 0
     assert all('"name": "f"' in one and '"name": "g"' in one for one in shown)
+
+
+def test_a_tokenizers_response_template_reads_the_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the server reads them: a call in reasoning is none."""
+    tokenizer = tiny_tokenizer(chat_template=HERMES)
+    tokenizer.response_template = RESPONSE
+    model = tiny_models.build("llama", vocab_size=len(tokenizer), max_position_embeddings=1024)
+    call = '<tool_call>{"name": "f", "arguments": {"a": 1, "b": "x"}}</tool_call>'
+    said = [f"<think>Hm.</think>\n{call}", f"<think>{call}</think>\nNo."]
+
+    def answer_rows(_: Any, __: Any, rows: Sequence[Any], *___: Any, **____: Any) -> Iterator[Any]:
+        for text in said:
+            ids = (*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id)
+            yield chat.Answer(text, len(ids), True, ids)
+
+    monkeypatch.setattr(chat, "answer_rows", answer_rows)
+    examples = [EXAMPLES[0], next(iter(as_examples(row(text="No."))))]
+    found = evaluate(Backbone(model, tokenizer), Subject("bare"), examples, [METRICS["calls"]],
+                     EvalConfig(), FAST)  # fmt: skip
+    assert [len(outcome.calls) for outcome in found.outcomes] == [1, 0]
+    assert found.scores["calls"].value == 1.0
 
 
 def test_what_cannot_be_compared_is_refused(backbone: Backbone) -> None:
