@@ -235,10 +235,12 @@ def test_a_prompt_knows_how_its_rows_were_read(tmp_path: Path) -> None:
     config = TrainConfig(method="prompt-tuning", num_virtual_tokens=4, num_steps=1, init="random")
     turn = ({"role": "user", "content": "say a"},)
     for asked, answer in (("say a", "a"), ("say a", " yes"), (turn, "a")):
-        *_, last = train(model, [Example(asked, answer)], config)  # type: ignore[arg-type]
+        rows: Any = [Example(asked, answer)]
+        *_, last = train(model, rows, config, encoding_config=EncodingConfig(plain=True))
         last.prompt.save(tmp_path)
         facts = SoftPrompt.load(tmp_path).facts["encoding"]
         is_text = isinstance(asked, str)
         assert (facts["is_text"], facts["is_spaced"]) == (is_text, answer == " yes")
         assert chat.reads_turns(model, last.prompt) is not is_text
-    assert chat.reads_turns(model, None)
+    *_, last = train(model, [Example("say a", "a")], config)
+    assert chat.reads_turns(model, last.prompt) and chat.reads_turns(model, None)
