@@ -11,7 +11,7 @@ from tiny_tokenizer import tiny_tokenizer
 from torch import Tensor
 from training_oracle import FAST, ROWS, check_gradient
 
-from foreword import Backbone, Example, Row, SoftPrompt, TrainConfig, chat, train
+from foreword import Backbone, EncodingConfig, Example, Row, SoftPrompt, TrainConfig, chat, train
 from foreword.data.batches import collate
 from foreword.errors import DataError, InputError, TrainingError
 from foreword.prompt.prefix import Prefix, same_prefix
@@ -235,7 +235,7 @@ def test_a_prompt_knows_how_its_rows_were_read(tmp_path: Path) -> None:
     config = TrainConfig(method="prompt-tuning", num_virtual_tokens=4, num_steps=1, init="random")
     turn = ({"role": "user", "content": "say a"},)
     for asked, answer in (("say a", "a"), ("say a", " yes"), (turn, "a")):
-        rows: Any = [Example(asked, answer)]
+        rows = [Example(asked, answer)]  # type: ignore[arg-type]
         *_, last = train(model, rows, config, encoding_config=EncodingConfig(plain=True))
         last.prompt.save(tmp_path)
         facts = SoftPrompt.load(tmp_path).facts["encoding"]
