@@ -165,7 +165,8 @@ def run(arguments: Any, name: str, system: str, size: int, seed: int) -> dict[st
     teaching, training = found.get("teacher_seconds", 0.0), found.get("train_seconds", 0.0)
     return {
         "model": arguments.model, "task": name, "system": system, "size": size, "seed": seed,
-        "steps": arguments.steps if training and system != PEFT else 0, "context": text.num_virtual_tokens,
+        "steps": arguments.steps if training and system != PEFT else 0,
+        "context": text.num_virtual_tokens,
         "agreement": whole.agreement, "exact": whole.exact, "divergence": whole.loss,
         "score": sum(scores) / len(scores), "tests": len(scores),
         "unrelated": score_rows(backbone, prompt, unrelated).whole().loss,
