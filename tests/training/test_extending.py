@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from tiny_tokenizer import tiny_tokenizer
 
 from foreword import Backbone, SoftPrompt, TrainConfig, train
+from foreword.config import FORMS, RATES, extensions
 from foreword.errors import InputError
 from foreword.training.extending import register_initializer, register_method
 
@@ -20,6 +22,16 @@ ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "extending.md").read_text()
 CODE = PAGE.split("```python\n")[1].split("```")[0]
 ROWS = [{"prompt": f"say {letter}", "completion": letter} for letter in "abcdefgh"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def other_tests_know_nothing_of_it() -> Iterator[None]:
+    tables: list[dict[Any, Any]] = [FORMS, RATES, *extensions._registered.values()]
+    before = [dict(table) for table in tables]
+    yield
+    for table, known in zip(tables, before, strict=True):
+        table.clear()
+        table.update(known)
 
 
 @pytest.fixture(scope="module")
