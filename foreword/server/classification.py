@@ -24,11 +24,10 @@ from foreword.evaluation.label_choice import chosen
 from foreword.server.catalog import ServedModel
 from foreword.server.protocol import ClassifyRequest
 from foreword.server.responses import usage
+from foreword.server.routes import LONG_TEXT, room
 from foreword.server.serving import collected
 from foreword.server.state import AppState, note, state_of
 from foreword.server.streaming import Answers
-
-LONG = 32_768  # characters: longer ones take the tokenizer tens of milliseconds
 
 
 async def classify(body: ClassifyRequest, http: Request) -> dict[str, Any]:
@@ -43,7 +42,7 @@ async def classify(body: ClassifyRequest, http: Request) -> dict[str, Any]:
     turns = tuple(message.turn() for message in body.messages or [])
     rows = await state.encode_with(
         lambda backbone: rows_of(backbone, state, served, turns or body.prompt or "", body.choices),
-        body.size > LONG,
+        body.size > LONG_TEXT,
         deadline,
     )
     requests = [
@@ -97,10 +96,8 @@ def rows_of(
     config = replace(served.encoding, max_length=None, truncate=False)
     if isinstance(prompt, str) and config.held_text is not None:
         raise InputError(f"prompt: {served.name} stands before conversations: give messages")
-    room = state.worker.engine.max_length - (
-        served.source.num_virtual_tokens if served.source else 0
-    )
-    _, media = chat.encode(backbone, prompt, config, room)  # a text that is too long is not read
+    longest = room(state, served)
+    _, media = chat.encode(backbone, prompt, config, longest)  # a text that is too long is not read
     if media is not None:
         raise InputError("messages: choices are read behind text, without images and sounds")
     asked = prompt if isinstance(prompt, str) else tuple(prompt)
