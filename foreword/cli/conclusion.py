@@ -7,11 +7,14 @@ step.
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import typer
+
 from foreword.cli import options
 from foreword.cli.progress import Stop, save
 
 if TYPE_CHECKING:
     from foreword.training.checkpoint import StoredState
+    from foreword.training.distributed import Ranks
     from foreword.training.loop import TrainEvent
 
 
@@ -100,3 +103,19 @@ def summarize(last: "TrainEvent", output: str, stored: "StoredState") -> None:
         f"look:     foreword show --prompt {quote(output)}\n"
         f"measure:  foreword eval --prompt {quote(output)} --data FILE"
     )
+
+
+def end(stop: Stop, ranks: "Ranks") -> None:
+    """End a command, in every process of its run, with the code of the signal that stopped it.
+
+    Raises:
+        Exit: there was one.
+    """
+    from foreword.training import distributed
+
+    code = 128 + stop.signal if stop.signal else 0
+    if ranks.size > 1:
+        distributed.leave(ranks)
+        options.end_at_once(code)
+    if code:
+        raise typer.Exit(code)

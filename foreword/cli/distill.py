@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from foreword.cli import distill_report, early, options, run_file
-from foreword.cli.conclusion import where_it_goes_on
+from foreword.cli.conclusion import end, where_it_goes_on
 from foreword.cli.progress import Stop
 from foreword.cli.run_output import claimed
 from foreword.cli.train import attend, folders_of, keep_best
@@ -110,12 +110,7 @@ def command(
         if ranks.is_main:
             run_file.write(Path(output))
         _run(backbone, lesson, DistillRuns(training, output, resume, seeds), stop, ranks)
-    code = 128 + stop.signal if stop.signal else 0
-    if ranks.size > 1:
-        distributed.leave(ranks)
-        options.end_at_once(code)
-    if code:
-        raise typer.Exit(code)
+    end(stop, ranks)
 
 
 @dataclass(frozen=True)

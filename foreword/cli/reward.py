@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from foreword.cli import early, options, run_file
-from foreword.cli.conclusion import conclude, where_it_goes_on
+from foreword.cli.conclusion import conclude, end, where_it_goes_on
 from foreword.cli.progress import Stop
 from foreword.cli.run_output import claimed
 from foreword.cli.train import attend, check_for_seeds, folders_of, keep_best, share_of
@@ -92,12 +92,7 @@ def command(
             run_file.write(Path(output))
         given = RewardRuns(config, training, output, resume, seeds)
         run_all(backbone, start, function, questions, given, stop, ranks)
-    code = 128 + stop.signal if stop.signal else 0
-    if ranks.size > 1:
-        distributed.leave(ranks)
-        options.end_at_once(code)
-    if code:
-        raise typer.Exit(code)
+    end(stop, ranks)
 
 
 @dataclass(frozen=True)

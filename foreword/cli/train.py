@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from foreword.cli import early, options, run_file
-from foreword.cli.conclusion import conclude, kept, where_it_goes_on
+from foreword.cli.conclusion import conclude, end, kept, where_it_goes_on
 from foreword.cli.console import one_line
 from foreword.cli.progress import Stop, Trackers, check_trackers, folder_name, run, save
 from foreword.cli.run_output import claimed
@@ -108,12 +108,7 @@ def command(
             model, config, encoding, goal, init_prompt, output, resume, seeds, curves, track
         )
         run_all(given, examples, stop, ranks)
-    code = 128 + stop.signal if stop.signal else 0
-    if ranks.size > 1:
-        distributed.leave(ranks)
-        options.end_at_once(code)
-    if code:
-        raise typer.Exit(code)
+    end(stop, ranks)
 
 
 @dataclass(frozen=True)
