@@ -11,12 +11,23 @@ import pytest
 import serving
 import torch
 
-from foreword import Backbone, EncodingConfig, SoftPrompt, TrainConfig, answer, chat, stream, train
+from foreword import (
+    Backbone,
+    EncodingConfig,
+    Example,
+    SoftPrompt,
+    TrainConfig,
+    answer,
+    chat,
+    stream,
+    train,
+)
 from foreword.cli.chat import Session
 from foreword.config import SamplingConfig
 from foreword.data.encoding import decode
 from foreword.errors import DataError
 from foreword.evaluation import Subject, evaluate
+from foreword.evaluation.metrics import METRICS
 from foreword.prompt.store import Store
 from foreword.server.catalog import Catalog
 from foreword.server.server import Server
@@ -97,6 +108,23 @@ def test_the_server_asks_as_training_did(name: str, world: World, http: httpx.Cl
     assert said["choices"][0]["message"]["content"] == world.answer(name)
     said = http.post("/v1/completions", json={**greedy, "prompt": TEXT}).json()
     assert said["choices"][0]["text"] == world.answer(name)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_the_server_classifies_what_is_asked_so(
+    name: str, world: World, http: httpx.Client
+) -> None:
+    before = len(world.ids(name))
+    for body in ({"prompt": TEXT}, {"messages": [{"role": "user", "content": TEXT}]}):
+        asked = {"model": name, "choices": ["a", "b"], **body}
+        found = http.post("/v1/classify", json=asked).json()
+        subject, example = Subject(name, world.prompts[name]), Example(TEXT, "a")
+        measured = evaluate(
+            world.backbone, subject, [example], [METRICS["exact"]], choices=("a", "b")
+        )
+        assert found["label"] == measured.outcomes[0].answer, body
+        assert found["confidence"] == pytest.approx(measured.outcomes[0].confidence, abs=1e-6)
+        assert found["usage"]["prompt_tokens"] > 2 * before
 
 
 @pytest.mark.parametrize("name", KINDS)
