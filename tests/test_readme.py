@@ -47,12 +47,28 @@ def test_the_python_lines_run(demo: Path) -> None:
 
 def test_the_commands_exist_with_their_options() -> None:
     lines = [line for block in blocks("") for line in block.splitlines()]
-    commands = [line.split("#")[0].split() for line in lines if line.startswith("foreword ")]
-    assert len(commands) >= 3
+    typed = [line.removeprefix("$ ").split("#")[0].split() for line in lines]
+    commands = [words for words in typed if words[:1] == ["foreword"]]
+    assert len(commands) >= 10
     for _, command, *rest in commands:
-        help_text = CliRunner().invoke(app, [command, "--help"], terminal_width=100).output
+        path = [command, *rest[: command == "prompts"]]
+        help_text = CliRunner().invoke(app, [*path, "--help"], terminal_width=100).output
         options = [word for word in rest if word.startswith("--")]
         assert all(option in help_text for option in options)
+
+
+def test_the_contract_is_a_part_of_the_page() -> None:
+    page = (ROOT / "docs" / "contract.md").read_text()
+    measured = page[page.index("## Key/value prompts") :]
+    _, _, rest = README.partition("<!-- contract")
+    table = rest.partition("<!-- end of contract -->")[0]
+    rows = re.findall(r"^\| (\w[\w ]*) \| (\w+) \| \**(\w+)\** \|$", table, re.MULTILINE)
+    assert len(rows) == 8
+    for case, ours, stock in rows:
+        cell = re.search(rf"^\| {case} \| (\w+) / \**(\w+)", measured, re.MULTILINE)
+        assert cell and cell.groups() == (ours, stock), case
+    versions = re.search(r"PEFT (\S+) with transformers (\d+\.\d+):", README)
+    assert versions and f"transformers {versions[2]}." in page and f"peft {versions[1]}." in page
 
 
 def test_the_index_has_every_page_once_and_no_other() -> None:
