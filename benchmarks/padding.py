@@ -1,6 +1,7 @@
 """What left padding costs a soft prompt: one prompt, through stock PEFT and through foreword.
 
-    python benchmarks/padding.py [--steps 160] [--prompt DIRECTORY]
+    python benchmarks/padding.py [--steps 160] [--prompt DIRECTORY] [--systems NAME ...]
+        [--commands 96]
     python docs/make_picture.py   # draws docs/picture.svg from what was measured
 
 Trains an embedding prompt on the demo's home commands (or takes one that was), and answers the same
@@ -39,6 +40,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=160)
     parser.add_argument("--prompt", default=None)
+    parser.add_argument("--systems", nargs="+", default=["bare", "PEFT", "foreword"])
+    parser.add_argument("--commands", type=int, default=96, help="held out, to answer")
     arguments = parser.parse_args()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -62,7 +65,8 @@ def main() -> None:
     prompt = SoftPrompt.load(directory)
     peft = PeftModel.from_pretrained(copy.deepcopy(backbone.model), directory).eval()
     prefix = backbone.compile(prompt)
-    texts = [command.text for command in commands.test]
+    test = commands.test[: arguments.commands]
+    texts = [command.text for command in test]
     systems: dict[str, Callable[[int], Iterator[str]]] = {
         "PEFT": lambda size: stock.answers(backbone, peft, texts, demo.ROWS, size, 64),
         "foreword": lambda size: said(backbone, prefix, texts, size),
@@ -70,7 +74,9 @@ def main() -> None:
     runs = [("bare", 32, said(backbone, None, texts, 32))]
     runs += [(name, size, answer(size)) for name, answer in systems.items() for size in (1, 32)]
     for name, batch_size, answer in runs:
-        pairs = list(zip(answer, commands.test, strict=True))
+        if name not in arguments.systems:
+            continue
+        pairs = list(zip(answer, test, strict=True))
         exact_share, intent_share = (
             sum(metric(text, command.call) for text, command in pairs) / len(pairs)
             for metric in (exact, same_intent)

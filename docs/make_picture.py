@@ -92,7 +92,7 @@ def _same(text: str, call: str) -> bool:
 
 def _bars(results: list[Result], y: int) -> tuple[list[str], int]:
     """Return a bar for each result, and the height of the picture."""
-    commands, top = results[0]["commands"], max(r["exact"] for r in results)
+    commands, top = max(r["commands"] for r in results), max(r["exact"] for r in results)
     parts = [_text(MARGIN, y, f"{commands} unseen commands, one prompt file: right calls", GREY)]
     for result in results:
         y += LINE
@@ -104,7 +104,8 @@ def _bars(results: list[Result], y: int) -> tuple[list[str], int]:
         parts.append(_text(MARGIN, y, _name(result)))
         parts.append(_text(BAR_LEFT - 14, y, batch, GREY, 'text-anchor="end" font-size="12"'))
         parts.append(f"<rect {bar}/>\n")
-        parts.append(_text(BAR_LEFT + width + 8, y, f"{share:.1%}"))
+        count = "" if result["commands"] == commands else f" of the first {result['commands']}"
+        parts.append(_text(BAR_LEFT + width + 8, y, f"{share:.1%}{count}"))
     return parts, y + MARGIN
 
 

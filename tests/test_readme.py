@@ -79,7 +79,10 @@ def test_the_index_has_every_page_once_and_no_other() -> None:
     assert len(set(linked)) == len(linked)
 
 
-@pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=lambda page: page.name)
+PAGES = [*ROOT.glob("*.md"), *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_the_links_of_a_page_lead_somewhere(page: Path) -> None:
     for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
         if "://" in link:
@@ -89,6 +92,38 @@ def test_the_links_of_a_page_lead_somewhere(page: Path) -> None:
         assert target.exists(), link
         if anchor and target.suffix == ".md":
             assert anchor in anchors(target), link
+
+
+TRANSLATED = {
+    ROOT / "README.zh.md": ROOT / "README.md",
+    **{page: ROOT / "docs" / page.name for page in (ROOT / "docs" / "zh").glob("*.md")},
+}
+
+
+@pytest.mark.parametrize("page", TRANSLATED, ids=lambda page: str(page.relative_to(ROOT)))
+def test_a_translation_has_the_headings_commands_numbers_and_tables_of_its_page(page: Path) -> None:
+    texts = [one.read_text().partition("<!-- rooms")[0] for one in (page, TRANSLATED[page])]
+    for told in (headings, commands, tables):
+        translated, original = map(told, texts)
+        assert translated == original, told.__name__
+
+
+def headings(text: str) -> list[int]:
+    """Return the levels of the headings."""
+    plain = "".join(text.split("```")[::2])
+    return [len(marks) for marks in re.findall(r"^(#+) ", plain, re.MULTILINE)]
+
+
+def commands(text: str) -> list[str]:
+    """Return what stands in fenced blocks, without comments."""
+    lines = [line for block in text.split("```")[1::2] for line in block.splitlines()]
+    return [line.partition("  # ")[0].rstrip() for line in lines]
+
+
+def tables(text: str) -> list[list[str]]:
+    """Return the numbers of each row of a table."""
+    rows = [line for line in text.splitlines() if line.startswith("|")]
+    return [re.findall(r"\d+(?:[.,]\d+)*", row) for row in rows]
 
 
 def anchors(page: Path) -> set[str]:
