@@ -7,7 +7,7 @@ training state. Computes no score itself.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -171,10 +171,13 @@ def base_for(context: "str | SoftPrompt", model: str | None, device: str = "auto
 
 def read_queries(data: str, columns: DataConfig) -> "list[Query]":
     """Return what each row of a data file asks, with its answer if it has one."""
-    from foreword.data.readers import read_rows
+    from foreword.data.examples import read_each
     from foreword.distillation.queries import from_row
 
-    return [from_row(row, source, columns) for source, row in read_rows(Path(data))]
+    def read(row: Mapping[str, Any], source: str, said: Any) -> "Query":
+        return from_row(row, source, columns)
+
+    return read_each(data, read, columns, options.note)
 
 
 def _prepared(
