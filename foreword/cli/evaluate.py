@@ -12,7 +12,13 @@ from rich.progress import Progress
 
 from foreword.cli import agreement, comparison, distill, early, options
 from foreword.cli.console import strict_json
-from foreword.config import DataConfig, DistillConfig, EvalConfig, ResamplingConfig
+from foreword.config import (
+    DataConfig,
+    DistillConfig,
+    EncodingConfig,
+    EvalConfig,
+    ResamplingConfig,
+)
 from foreword.errors import DataError, InputError
 
 if TYPE_CHECKING:
@@ -54,6 +60,7 @@ def command(
     from foreword import chat
     from foreword.data.examples import read_examples
     from foreword.data.readers import check_held_out
+    from foreword.data.template_dates import prints_day
     from foreword.distillation.agreement import WHOLE
     from foreword.evaluation.evaluation import Subject
     from foreword.evaluation.forgetting import forgetting, unrelated_text
@@ -83,7 +90,12 @@ def command(
     asked = [Subject("bare model", encoding=rows)]
     if written is not None:
         asked.append(Subject("instruction", instruction=written, encoding=rows))
-    text_before = text_prompt(backbone, whole) if isinstance(whole, str) else whole
+    text_before = whole
+    if isinstance(whole, str):  # on the day of the prompt, where the chat template prints one
+        day = chat.encoding_of(soft_prompt).date
+        is_printed = prints_day(backbone.tokenizer, backbone.processor)
+        told = EncodingConfig.saved({"date": day}) if day and is_printed else None
+        text_before = text_prompt(backbone, whole, told)
     chat.check_template(backbone, text_before)
     if text_before is not None:
         asked.append(Subject(WHOLE, prompt=text_before))
