@@ -1,6 +1,7 @@
 """What a distillation keeps: read again on a later day, and replaced where a run begins anew."""
 
 import itertools
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from tiny_tokenizer import CHATML, tiny_tokenizer
 
 from foreword import Backbone, chat
+from foreword.cli import evaluate
 from foreword.config import DistillConfig
 from foreword.data import template_dates
 from foreword.distillation import self_study
@@ -49,7 +51,7 @@ def questions(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(self_study, "_said", said)
 
 
-def lesson(base: Backbone, queries: Any, folder: Path, **options: Any) -> Lesson:
+def lesson(base: Backbone, queries: Any, folder: Path | None, **options: Any) -> Lesson:
     text = options.pop("text", TEXT)
     return prepare(base, text, queries, 8, CONFIG, folder=folder, **options)
 
@@ -89,3 +91,15 @@ def test_what_is_of_another_text_is_replaced_only_where_a_run_begins_anew(
 
 def _starts(*lessons: Lesson) -> Any:
     return [one.start.tensors[0] for one in lessons]
+
+
+def test_eval_reads_the_text_on_the_day_of_the_prompt(clock: Any) -> None:
+    base = backbone(DATED)
+    first = lesson(base, QUERIES, None)
+    prompt = first.start.replaced(first.start.tensors, {"encoding": asdict(first.encoding)})
+    clock.day = 2
+    whole = evaluate._whole(base, TEXT, prompt)
+    assert whole is not None and whole.content_hash == first.text.content_hash
+    today = evaluate._whole(base, TEXT, None)
+    assert today is not None and today.content_hash != first.text.content_hash
+    assert evaluate._whole(backbone(), TEXT, prompt) is not None
