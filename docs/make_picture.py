@@ -25,14 +25,9 @@ Result = dict[str, Any]
 
 def render() -> str:
     """Return the picture."""
-    newest = {(r["system"], r["batch_size"], r["transformers"]): r for r in _lines()}
-    results = list(newest.values())
-    releases = sorted({r["transformers"] for r in results}, key=_release)
-    last = [r for r in results if r["transformers"] == releases[-1]]
-    parts, y = _answers(last, MARGIN + 8)
-    bars, height = _bars(
-        [r for release in releases for r in _shown(results, release, last)], y + 40
-    )
+    results = sorted(_lines(), key=lambda r: _release(r["transformers"]))
+    parts, y = _answers({(r["system"], r["batch_size"]): r["first"] for r in results}, MARGIN + 8)
+    bars, height = _bars(_shown(results), y + 40)
     label = "One command asked three ways, and the share of right calls of each way"
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" role="img" '
@@ -52,16 +47,18 @@ def _release(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in version.split(".")[:2])
 
 
-def _shown(results: list[Result], release: str, newest: str) -> list[Result]:
-    """Return a release's bars: PEFT's of every release, foreword's of the newest."""
-    names = ("PEFT", "foreword") if release == newest else ("PEFT",)
-    found = [r for r in results if r["transformers"] == release and r["system"] in names]
-    return sorted(found, key=lambda r: (names.index(r["system"]), r["batch_size"]))
+def _shown(results: list[Result]) -> list[Result]:
+    """Return the bars: PEFT's under every release, then foreword's under the newest."""
+    kept = {
+        (r["system"], r["transformers"] if r["system"] == "PEFT" else "", r["batch_size"]): r
+        for r in results
+        if r["system"] != "bare"
+    }
+    return sorted(kept.values(), key=lambda r: r["system"] == "foreword")
 
 
-def _answers(last: list[Result], y: int) -> tuple[list[str], int]:
-    """Return one command and what three systems say to it."""
-    said = {(r["system"], r["batch_size"]): r["first"] for r in last}
+def _answers(said: dict[tuple[str, int], Any], y: int) -> tuple[list[str], int]:
+    """Return one command and what three systems say to it, in the newest of their results."""
     order = next(i for i, (_, call, text) in enumerate(said["foreword", 32]) if _same(text, call))
     command, call, _ = said["foreword", 32][order]
     parts = [_text(MARGIN, y, "You say", GREY), _text(180, y, command, INK, 'font-weight="600"')]

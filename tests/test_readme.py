@@ -73,9 +73,11 @@ def test_the_contract_is_a_part_of_the_page() -> None:
 
 def test_the_index_has_every_page_once_and_no_other() -> None:
     index = (ROOT / "docs" / "README.md").read_text()
-    linked = re.findall(r"\]\(([^)#]+\.md)\)", index)
+    linked = re.findall(r"\]\(([^)#]+\.(?:md|ipynb))\)", index)
     pages = {page.name for page in (ROOT / "docs").glob("*.md")} - {"README.md"}
-    assert {link for link in linked if "/" not in link} == pages
+    pages |= {f"cookbook/{page.name}" for page in (ROOT / "docs" / "cookbook").glob("*.ipynb")}
+    pages |= {f"zh/{page.name}" for page in (ROOT / "docs" / "zh").glob("*.md")}
+    assert {link for link in linked if not link.startswith("..")} == pages
     assert len(set(linked)) == len(linked)
 
 
