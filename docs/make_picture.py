@@ -16,7 +16,7 @@ from page import write_or_check
 FOLDER = Path(__file__).parent
 LINES, PICTURE = FOLDER.parent / "benchmarks" / "results" / "padding.jsonl", FOLDER / "picture.svg"
 WIDTH, MARGIN, LINE, MAX_ANSWER = 860, 24, 26, 62
-BAR_LEFT, BAR_WIDTH = 330, 420
+BAR_LEFT, BAR_WIDTH = 390, 350
 INK, GREY, RIGHT, WRONG = "#1f2328", "#59636e", "#1a7f37", "#cf222e"
 MONOSPACE = "ui-monospace, SFMono-Regular, Menlo, Consolas, monospace"
 
@@ -26,7 +26,7 @@ Result = dict[str, Any]
 def render() -> str:
     """Return the picture."""
     results = sorted(_lines(), key=lambda r: _release(r["transformers"]))
-    parts, y = _answers({(r["system"], r["batch_size"]): r["first"] for r in results}, MARGIN + 8)
+    parts, y = _answers({r["system"]: r["first"] for r in results}, MARGIN + 8)
     bars, height = _bars(_shown(results), y + 40)
     label = "One command asked three ways, and the share of right calls of each way"
     return (
@@ -57,19 +57,14 @@ def _shown(results: list[Result]) -> list[Result]:
     return sorted(kept.values(), key=lambda r: r["system"] == "foreword")
 
 
-def _answers(said: dict[tuple[str, int], Any], y: int) -> tuple[list[str], int]:
+def _answers(said: dict[str, Any], y: int) -> tuple[list[str], int]:
     """Return one command and what three systems say to it, in the newest of their results."""
-    order = next(i for i, (_, call, text) in enumerate(said["foreword", 32]) if _same(text, call))
-    command, call, _ = said["foreword", 32][order]
+    order = next(i for i, (_, call, text) in enumerate(said["foreword"]) if _same(text, call))
+    command, call, _ = said["foreword"][order]
     parts = [_text(MARGIN, y, "You say", GREY), _text(180, y, command, INK, 'font-weight="600"')]
-    ways = [
-        ("bare model", ("bare", 32)),
-        ("foreword", ("foreword", 32)),
-        ("stock PEFT", ("PEFT", 32)),
-    ]
-    for name, key in ways:
+    for name, system in (("bare model", "bare"), ("foreword", "foreword"), ("stock PEFT", "PEFT")):
         y += LINE
-        text = said[key][order][2]
+        text = said[system][order][2]
         is_right = _same(text, call)
         parts.append(_text(MARGIN, y, name, GREY))
         shown = " ".join(text.split())
