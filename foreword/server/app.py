@@ -25,7 +25,7 @@ from foreword.server.bodies import BodyRoute
 from foreword.server.catalog import Catalog
 from foreword.server.encoding_threads import EncodingThread, apart
 from foreword.server.engine_thread import Worker
-from foreword.server.fields import place_of
+from foreword.server.fields import place_of, problem_of
 from foreword.server.metrics import ServerMetrics
 from foreword.server.middleware import (
     LOOPBACK,
@@ -191,10 +191,10 @@ def _add_error_handlers(app: FastAPI, state: AppState) -> None:
 
     async def on_invalid(_: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
-        found = [(place_of(one["loc"]), one["msg"]) for one in error.errors()]
-        text = "; ".join(f"{where}: {reason}" for where, reason in found[:4])
+        found = error.errors()
+        text = "; ".join(map(problem_of, found[:4]))
         state.metrics.count_rejected("invalid")
-        return JSONResponse(error_body(text, 400, found[0][0]), 400)
+        return JSONResponse(error_body(text, 400, place_of(found[0]["loc"])), 400)
 
     async def on_http(_: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from foreword.config import EncodingConfig
 from foreword.data.response_reader import NUM_BEFORE, Event
 from foreword.errors import InputError, UnsupportedError
-from foreword.server.fields import place_of
+from foreword.server.fields import problem_of
 from foreword.server.protocol import TokenizeRequest
 from foreword.server.tool_use import AnswerReader, ToolUse, tool_use
 
@@ -39,8 +39,8 @@ def conversation(body: Any) -> TokenizeRequest:
     try:
         return TokenizeRequest.model_validate({"model": body.model, **given})
     except ValidationError as error:
-        found = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        raise InputError(f"{place_of(found['loc'])}: {found['msg']}") from None
+        found = error.errors(include_url=False, include_context=False, include_input=False)
+        raise InputError(problem_of(found[0])) from None
 
 
 def tools_of(
