@@ -7,7 +7,7 @@ training state. Computes no score itself.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -106,6 +106,7 @@ def command(
             data,
             ranks,
             is_instruction=instruction is not None,
+            is_anew=overwrite,
         )
         if ranks.is_main:
             run_file.write(Path(output))
@@ -171,10 +172,13 @@ def base_for(context: "str | SoftPrompt", model: str | None, device: str = "auto
 
 def read_queries(data: str, columns: DataConfig) -> "list[Query]":
     """Return what each row of a data file asks, with its answer if it has one."""
-    from foreword.data.readers import read_rows
+    from foreword.data.examples import read_each
     from foreword.distillation.queries import from_row
 
-    return [from_row(row, source, columns) for source, row in read_rows(Path(data))]
+    def read(row: Mapping[str, Any], source: str, said: Any) -> "Query":
+        return from_row(row, source, columns)
+
+    return read_each(data, read, columns, options.note)
 
 
 def _prepared(
@@ -188,6 +192,7 @@ def _prepared(
     ranks: "Ranks",
     *,
     is_instruction: bool,
+    is_anew: bool,
 ) -> "Lesson":
     """Let the teacher answer, and say what that came to."""
     from foreword.distillation.distill import form_of, prepare
@@ -216,6 +221,7 @@ def _prepared(
             seed=training.seed,
             folder=output,
             is_instruction=is_instruction,
+            is_anew=is_anew,
             on_answer=on_answer,
             on_question=on_question,
         )

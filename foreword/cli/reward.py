@@ -4,9 +4,10 @@ In: a prompt's directory, a data file of questions, a function of the user's. Ou
 directory. Draws no answer itself.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -135,17 +136,15 @@ def read(
 
 def _questions(data: str, columns: DataConfig) -> "list[Question]":
     from foreword.data.columns import as_query
-    from foreword.data.readers import read_rows
-    from foreword.errors import DataError
+    from foreword.data.examples import beside, folder_of, read_each
     from foreword.training.rollouts import Question
 
-    found = [
-        Question(as_query(row, source, columns), source, row)
-        for source, row in read_rows(Path(data))
-    ]
-    if not found:
-        raise DataError(f"{data}: expected rows, found none: add at least one")
-    return found
+    folder = folder_of(data)
+
+    def read(row: Mapping[str, Any], source: str, said: Any) -> "Question":
+        return Question(beside(as_query(row, source, columns), folder), source, row)
+
+    return read_each(data, read, columns, options.note)
 
 
 def check(function: "RewardFunction", questions: "list[Question]") -> None:

@@ -6,6 +6,7 @@ the queries and on unrelated text, the time to the first token and the bytes of 
 expected answers. Draws no table.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,7 +19,7 @@ from foreword.chat import Text
 from foreword.config import DistillConfig, ResamplingConfig
 from foreword.data.row import Row
 from foreword.distillation.teacher import Taught, teach
-from foreword.distillation.unrelated import told_rows
+from foreword.distillation.unrelated import start_token, told_rows
 from foreword.errors import DataError, InputError
 from foreword.evaluation.bootstrap import Score, Share, score, share
 from foreword.evaluation.evaluation import Subject, read_as, room
@@ -27,7 +28,7 @@ from foreword.evaluation.metrics import METRICS, Outcome
 from foreword.prompt.prefix import Prefix
 from foreword.prompt.soft_prompt import SoftPrompt
 from foreword.training.distributed import ALONE, Ranks
-from foreword.training.validation import score_rows
+from foreword.training.validation import score_rows, validate
 
 NUM_TIMED = 5  # queries whose first token is waited for
 WHOLE = "whole text"
@@ -59,7 +60,8 @@ class Cost:
             what stands before being there already.
         cache_bytes: of what stands before a query, for one row.
         num_virtual: P.
-        unrelated: divergence from the bare model on unrelated text, in nats a token.
+        unrelated: divergence from the bare model on unrelated text, in nats a token; NaN where none
+            fits behind some subject.
     """
 
     first_token: float
@@ -77,12 +79,14 @@ class Comparison:
         costs: by the name of the subject, the whole text among them.
         reading: median seconds to the first token where the whole text is read with the query.
         mass: mean share of the teacher's probability that the kept ids hold.
+        start_token: divergence on unrelated text that one start token before it makes.
     """
 
     agreements: Mapping[str, Agreement]
     costs: Mapping[str, Cost]
     reading: float
     mass: float
+    start_token: float
 
 
 def agreement(
@@ -158,7 +162,14 @@ def compare(
     }
     every = [*subjects, whole]
     times = _times(backbone, every, text, queries[:NUM_TIMED], rounds)
-    unrelated = told_rows(backbone, config)
+    left = min(room(backbone, subject.prompts[0]) for subject in every)
+    unrelated = told_rows(backbone, config, left)
+
+    def elsewhere(prompt: SoftPrompt | Prefix | None) -> float:
+        if not unrelated:
+            return math.nan
+        return validate(backbone, prompt, unrelated, config.answer_batch).loss
+
     costs = {}
     for subject in every:
         prefix = _prefix(backbone, subject)
@@ -166,10 +177,11 @@ def compare(
             times[subject.name],
             prefix.num_bytes if prefix is not None else 0,
             prefix.num_virtual_tokens if prefix is not None else 0,
-            score_rows(backbone, prefix, unrelated, config.answer_batch).whole().loss,
+            elsewhere(prefix),
         )
     mass = sum(one.target.mass for one in taught) / len(taught)
-    return Comparison(agreements, costs, times[READING], mass)
+    floor = elsewhere(start_token(backbone))
+    return Comparison(agreements, costs, times[READING], mass, floor)
 
 
 READING = "the whole text, read with the query"

@@ -3,11 +3,14 @@
 In: a backbone, how many rows. Out: rows whose teacher is the model without any prompt. Those that
 are trained on are written by that model itself, from nothing: as many as are wished, each of them
 another, in its languages and kinds of text. Those that tell what a prompt changes are text that
-comes with foreword, and nobody trains on it. Trains nothing.
+comes with foreword, and nobody trains on it. Anything that stands before a text changes it: one
+start token tells how much. Trains nothing.
 """
 
 from collections.abc import Sequence
 from dataclasses import replace
+
+import torch
 
 from foreword import chat
 from foreword.backbone import Backbone
@@ -16,6 +19,7 @@ from foreword.data import encoding
 from foreword.data.row import Row
 from foreword.distillation.teacher import targets_of
 from foreword.evaluation.forgetting import unrelated_text, windows
+from foreword.prompt.soft_prompt import SoftPrompt
 from foreword.training.sampling import drawing_from
 
 WINDOW = 64  # tokens of a row
@@ -23,30 +27,56 @@ NUM_TOLD = 8  # rows that tell
 SOURCE = "unrelated text"
 
 
-def told_rows(backbone: Backbone, config: DistillConfig) -> list[Row]:
-    """Return the rows that tell what a prompt changes, with the targets of the bare model."""
-    size = WINDOW + len(encoding.start_ids(backbone.tokenizer))
+def told_rows(
+    backbone: Backbone, config: DistillConfig, room: int = encoding.NO_LIMIT
+) -> list[Row]:
+    """Return the rows that tell what a prompt changes, with the targets of the bare model; none
+    where `room`, the tokens that fit behind the prompt, is too small for any.
+    """
+    num_start = len(encoding.start_ids(backbone.tokenizer))
+    size = min(WINDOW + num_start, room)
+    if size < num_start + 2:
+        return []
     rows = [row for row in windows(backbone, unrelated_text(), size) if len(row.input_ids) == size]
     return _with_targets(backbone, rows[-NUM_TOLD:], config)
 
 
-def written_rows(backbone: Backbone, count: int, config: DistillConfig, seed: int) -> list[Row]:
+def written_rows(
+    backbone: Backbone,
+    count: int,
+    config: DistillConfig,
+    seed: int,
+    room: int = encoding.NO_LIMIT,
+) -> list[Row]:
     """Return `count` rows of text that the bare model writes, drawn at temperature 1 from a seed,
-    with its targets. Each begins as a text of the tokenizer does.
+    with its targets; none where `room` is too small for any. Each begins as a text of the tokenizer
+    does.
     """
     start = tuple(encoding.start_ids(backbone.tokenizer))
     opening = Row(start or _beginning(backbone), 1, SOURCE)
     rows: list[Row] = []
+    length = min(WINDOW, room - len(opening.input_ids))
+    if length < 2:
+        return []
     with drawing_from(seed, backbone.device):
         while len(rows) < count:
             size = min(config.answer_batch, count - len(rows))
             texts = chat.answer_rows(
                 backbone, None, [opening] * size, [[]] * size,
-                max_new_tokens=WINDOW, do_sample=True, temperature=1.0,
+                max_new_tokens=length, do_sample=True, temperature=1.0,
             )  # fmt: skip
             # Its first token is no label: where nothing stands before it, nothing predicts it.
             rows += [Row((*start, *one.ids), len(one.ids) - 1, SOURCE) for one in texts]
     return _with_targets(backbone, rows, config)
+
+
+def start_token(backbone: Backbone) -> SoftPrompt:
+    """Return a prompt of one start token. What it changes of unrelated text, any prefix changes: a
+    text behind it no longer begins at nothing.
+    """
+    start = encoding.start_ids(backbone.tokenizer) or _beginning(backbone)
+    ids = torch.tensor(start[:1], device=backbone.device)
+    return SoftPrompt.from_embeddings(backbone.embed(ids))
 
 
 def _beginning(backbone: Backbone) -> tuple[int, ...]:

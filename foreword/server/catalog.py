@@ -44,6 +44,7 @@ class ServedModel:
         encoding: how text becomes ids.
         entry: where it lies in the store.
         facts: what the prompt says of itself, and its size.
+        is_spaced: whether a space stood before every answer of its training, and no template.
         stamp: its files as they were when they were read; see `Store.stamp`.
     """
 
@@ -53,6 +54,7 @@ class ServedModel:
     encoding: EncodingConfig = field(default_factory=lambda: chat.encoding_of(None))
     entry: Entry | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
+    is_spaced: bool = False
     stamp: object = None
 
 
@@ -232,7 +234,10 @@ class Catalog:
             "metrics": prompt.facts.get("metrics"),
             "history": prompt.facts.get("history"),
         }
-        return ServedModel(name, label, source, chat.encoding_of(prompt), entry, facts, stamp)
+        encoding, said = chat.encoding_of(prompt), chat.saved_encoding(prompt)
+        is_literal = encoding.row_template is not None or bool(encoding.is_text)
+        is_spaced = is_literal and bool(said.get("is_spaced"))
+        return ServedModel(name, label, source, encoding, entry, facts, is_spaced, stamp)
 
     def _load(self, entry: Entry) -> SoftPrompt:
         assert self.store is not None
