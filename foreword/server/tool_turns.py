@@ -9,7 +9,7 @@ from itertools import groupby
 from typing import Any, Protocol, TypeVar
 
 
-class Turn(Protocol):
+class ToolTurn(Protocol):
     """What is read of a turn."""
 
     role: Any
@@ -17,7 +17,7 @@ class Turn(Protocol):
     tool_call_id: str | None
 
 
-T = TypeVar("T", bound=Turn)
+T = TypeVar("T", bound=ToolTurn)
 
 
 def in_order(turns: Sequence[T]) -> list[T]:
