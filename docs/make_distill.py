@@ -25,7 +25,8 @@ share of its tokens that greedy decoding would say. **Exact** is the share of wh
 **Score** is the task's own: right answers of classes, ROUGE-L elsewhere; where the whole context
 scores low, the teacher is weak, and a score proves little. Seconds are the processor's, of the
 teacher's answers to the queries that are learned from and of all that follows; **teacher** is its
-share of them. A cell is the mean of the seeds that were measured. What is not measured has no line.
+share of them; a busy machine makes them more. **One start token** before a text is what any prefix does
+to unrelated text: it no longer begins at nothing. A cell is the mean of the seeds that were measured. What is not measured has no line.
 """
 COLUMNS = (
     "", "P", "seeds", "steps", "agreement", "exact", "score", "divergence", "unrelated", "kB",
