@@ -22,7 +22,7 @@ import home_commands as demo
 
 from foreword import Backbone, SoftPrompt, TrainConfig, train
 from foreword.chat import answers
-from foreword.cli.train import run
+from foreword.cli.progress import run
 from foreword.demo.home_commands import FEW_INTENTS, exact, home_commands, same_intent
 
 

@@ -123,7 +123,7 @@ WALKS: dict[str, Walk] = {
     ],
     "A saved prompt to a prefix": [
         ("a name or an alias is resolved", "prompt/store.py", "Store.resolve"),
-        ("two files are opened and verified", "prompt/artifact.py", "read"),
+        ("two files are opened and verified", "prompt/stored_prompt.py", "read"),
         ("PEFT's layout becomes tensors by layer", "prompt/peft_format.py", "from_adapter"),
         ("they are a prompt, with what its file says", "prompt/soft_prompt.py",
          "SoftPrompt.load"),

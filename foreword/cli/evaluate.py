@@ -51,17 +51,13 @@ def command(
     if unrelated not in (None, "none") and prompt is None:
         raise InputError("--unrelated says what a prompt forgets: give --prompt, or leave it out")
     early.check(data=[data], prompts=[prompt], model=model)
-    from foreword import chat
     from foreword.data.examples import read_examples
     from foreword.data.readers import check_held_out
-    from foreword.distillation.agreement import WHOLE
-    from foreword.evaluation.evaluation import Subject
-    from foreword.evaluation.forgetting import forgetting, unrelated_text
-    from foreword.named_text import text_prompt
+    from foreword.distillation.queries import read_queries
 
     check_held_out(data)
     whole = distill.context_given(context, None) if context is not None else None
-    given = distill.read_queries(data, columns)[: config.limit] if context is not None else []
+    given = read_queries(data, columns)[: config.limit] if context is not None else []
     queries = [query.asked for query in given]
     try:
         examples = read_examples(data, columns, say=options.note)[: config.limit]
@@ -70,25 +66,35 @@ def command(
             raise
         options.note(f"no task score, only agreement with the whole text: {error}")
         examples = []
-    choice = comparison.metrics_of(config, examples)
+    choices = comparison.choices_in(config, examples)
+    choice = comparison.metrics_of(config, examples, choices)
     if predictions:
         read = (data, options.file_of(instruction), unrelated)
         comparison.check_predictions(predictions, choice.metrics, *read)
     written = options.text_of(instruction, "--instruction") if instruction else None
-    text = None if unrelated == "none" else unrelated_text()
-    if unrelated not in (None, "none"):
-        text = options.text_of(f"@{unrelated}", "--unrelated")
+    is_given = unrelated not in (None, "none")
+    text = options.text_of(f"@{unrelated}", "--unrelated") if is_given else None
+    from foreword import chat
+    from foreword.distillation.agreement import WHOLE
+    from foreword.evaluation.evaluation import Subject
+    from foreword.evaluation.forgetting import forgetting, unrelated_text
+    from foreword.named_text import text_prompt
+
     backbone, soft_prompt = options.load(model, prompt)
     rows = comparison.rows_of_bare(soft_prompt, examples)
     asked = [Subject("bare model", encoding=rows)]
     if written is not None:
         asked.append(Subject("instruction", instruction=written, encoding=rows))
-    text_before = text_prompt(backbone, whole) if isinstance(whole, str) else whole
+    text_before = None if whole is None else distill.as_context(whole)
+    if isinstance(text_before, str):
+        text_before = text_prompt(backbone, text_before)
     chat.check_template(backbone, text_before)
     if text_before is not None:
         asked.append(Subject(WHOLE, prompt=text_before))
     if soft_prompt is not None:
         asked.append(Subject("soft prompt", prompt=soft_prompt))
+    if unrelated is None:
+        text = unrelated_text()
     forgot = None  # first, since it is short: a text that cannot be read costs nothing then
     is_wished = unrelated is not None or not backbone.reads_apart
     if soft_prompt is not None and text is not None and is_wished:
@@ -99,7 +105,7 @@ def command(
         beside = _beside(backbone, text_before, queries, others, config, resampling)
     results = []
     if examples:
-        results = comparison.ask(backbone, asked, examples, choice, config, resampling)
+        results = comparison.ask(backbone, asked, examples, choice, config, resampling, choices)
     try:
         if predictions:
             comparison.write_predictions(predictions, examples, results, choice.metrics)

@@ -8,9 +8,10 @@ torch.
 
 import logging
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from foreword.config import DataConfig
 from foreword.data import media_parts
@@ -18,9 +19,9 @@ from foreword.data.columns import as_examples
 from foreword.data.example import Example as Example
 from foreword.data.example import counted
 from foreword.data.preferences import as_pair
-from foreword.data.problems import all_of
+from foreword.data.problems import collected, none_in
 from foreword.data.readers import read_rows
-from foreword.errors import BlankError, DataError
+from foreword.errors import BlankError
 
 log = logging.getLogger("foreword")
 
@@ -54,30 +55,22 @@ def read_examples(
     folder = Path(path).absolute()
     folder = folder if folder.is_dir() else folder.parent
     said: Counter[str] = Counter()
-    examples: list[Example] = []
-    wrong: list[DataError] = []
-    rows = read_rows(Path(path))
-    try:
-        for source, row in rows:
-            try:
-                if are_pairs:
-                    found = [as_pair(row, source, config, said)]
-                else:
-                    found = as_examples(row, source, config, task_column, said)
-                examples += [_beside(example, folder) for example in found]
-            except BlankError as error:
-                if config.skip_blank:
-                    said["a blank text or answer: left out"] += 1
-                else:
-                    wrong.append(error)
-            except DataError as error:
-                wrong.append(error)
-    except DataError as error:  # the file's own, at its end or where it cannot be read further
-        wrong.append(error)
-    if wrong:
-        raise all_of(wrong)
+
+    def use(source: str, row: Mapping[str, Any]) -> list[Example]:
+        try:
+            if are_pairs:
+                return [as_pair(row, source, config, said)]
+            return as_examples(row, source, config, task_column, said)
+        except BlankError:
+            if not config.skip_blank:
+                raise
+            said["a blank text or answer: left out"] += 1
+            return []
+
+    found = collected(read_rows(Path(path)), use)
+    examples = [_beside(example, folder) for row in found for example in row]
     if not examples:
-        raise DataError(f"{path}: expected rows, found none: add at least one")
+        raise none_in(path)
     for what, count in list(said.items())[:MOST_SAID]:
         say(f"{path}: {what} ({counted(count)})")
     if len(said) > MOST_SAID:
