@@ -59,6 +59,13 @@ ERRORS: dict[int | str, dict[str, Any]] = {
     )
 }
 
+PAGE_FILES = {
+    "/": "index.html",
+    "/page.js": "page.js",
+    "/page.css": "page.css",
+    "/favicon.ico": "favicon.svg",
+}
+
 
 def create_app(
     backbone: Backbone,
@@ -177,7 +184,8 @@ def _add_routes(app: FastAPI) -> None:
     app.get("/ready", responses=ERRORS)(routes.ready)
     app.get("/version", responses=ERRORS)(routes.version)
     app.get("/metrics", response_class=Response, responses=ERRORS)(routes.metrics)
-    for path, file in (("/", "index.html"), ("/page.js", "page.js"), ("/page.css", "page.css")):
+    app.get("/docs", include_in_schema=False)(routes.show_reference)
+    for path, file in PAGE_FILES.items():
         app.get(path, include_in_schema=False)(routes.page_of(file))
 
 
