@@ -1,12 +1,14 @@
 """Seven real tasks: the bare model, text, PEFT and foreword, over three seeds.
 
     python benchmarks/quality.py [--tasks NAME ...] [--systems PART ...] [--seeds 0 1 2]
+    python benchmarks/quality.py --budgets 20 80 320 [--model BASE] [--seeds 0]
     python docs/make_results.py   # writes docs/results.md from what was measured
 
 One model, one processor thread, the same rows for everybody. Each result is one line of
-benchmarks/results/quality.jsonl, and what is there is not measured again: a run that is stopped
-goes on. Validation rows choose instructions and rates, with the first seed; test rows choose
-nothing. Foreword takes its own rates and chooses nothing.
+benchmarks/results/quality.jsonl, of budgets.jsonl where numbers of steps are given, and what is
+there is not measured again: a run that is stopped goes on, and lines that are removed are measured
+afresh. Validation rows choose instructions and rates, with the first seed and at each budget; test
+rows choose nothing. Foreword takes its own rates and chooses nothing.
 """
 
 import argparse
@@ -14,14 +16,15 @@ import gc
 import json
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import stock
 import torch
 from quality_data import TASKS, Task
-from quality_systems import ROWS, SYSTEMS, System, Trained
+from quality_systems import CURVES, ROWS, SYSTEMS, System, Trained
 from transformers.utils import logging
 
 from foreword import Backbone, Example
@@ -30,21 +33,23 @@ from foreword.evaluation.evaluation import Subject, evaluate
 from foreword.evaluation.metrics import METRICS, Outcome
 
 MODEL = "smollm2-135m"
-RESULTS = Path(__file__).parent / "results" / "quality.jsonl"
+RESULTS = Path(__file__).parent / "results"
+POINTS, BUDGETS = RESULTS / "quality.jsonl", RESULTS / "budgets.jsonl"
+CURVE_TASKS = ("topics", "intents", "question types", "home commands")
 NUM_COMPARED = 8  # test rows that stock PEFT answers, too
 LEFT_PADDED = 32  # rows of the batches that PEFT pads
 
 
-def measured() -> list[dict[str, Any]]:
+def measured(file: Path) -> list[dict[str, Any]]:
     """Return every result so far."""
-    lines = RESULTS.read_text().splitlines() if RESULTS.exists() else []
+    lines = file.read_text().splitlines() if file.exists() else []
     return [json.loads(line) for line in lines]
 
 
-def write(result: dict[str, Any]) -> None:
+def write(path: Path, result: dict[str, Any]) -> None:
     """Add one result, in one write."""
-    RESULTS.parent.mkdir(exist_ok=True)
-    with RESULTS.open("a") as file:
+    path.parent.mkdir(exist_ok=True)
+    with path.open("a") as file:
         file.write(json.dumps(result) + "\n")
     print(json.dumps(result), flush=True)
 
@@ -67,12 +72,14 @@ def validated(system: System, trained: Trained, task: Task) -> float:
     return -score(trained, task, first, METRICS["loss"])[0]
 
 
-def choose(backbone: Backbone, task: Task, system: System, seed: int) -> tuple[Any, Trained, Any]:
+def choose(
+    backbone: Backbone, task: Task, system: System, seed: int, num_steps: int
+) -> tuple[Any, Trained, Any]:
     """Return the variant that validation rows like best, what it made, and all their values."""
     made = {}
     values: dict[Any, float] = {}
     for variant in system.variants:
-        made[variant] = system.run(backbone, task, seed, variant)
+        made[variant] = system.run(backbone, task, seed, variant, num_steps)
         values[variant] = validated(system, made[variant], task)
         if values[variant] < max(values.values()):
             del made[variant]  # a merged model is large
@@ -80,15 +87,17 @@ def choose(backbone: Backbone, task: Task, system: System, seed: int) -> tuple[A
     return best, made[best], values
 
 
-def run(backbone: Backbone, task: Task, system: System, seed: int, done: Any) -> None:
-    """Measure one system on one task with one seed."""
+def run(
+    backbone: Backbone, task: Task, system: System, seed: int, num_steps: int, done: Any
+) -> dict[str, Any]:
+    """Measure one system on one task with one seed; `done` are its earlier seeds."""
     started = time.process_time()
-    first = next((d for d in done if d["task"] == task.name and d["system"] == system.name), None)
+    first = next(iter(done), None)
     if len(system.variants) > 1 and first is None:
-        variant, trained, values = choose(backbone, task, system, seed)
+        variant, trained, values = choose(backbone, task, system, seed, num_steps)
     else:
         variant = system.variants[0] if first is None else first["variant"]
-        trained, values = system.run(backbone, task, seed, variant), {}
+        trained, values = system.run(backbone, task, seed, variant, num_steps), {}
     value, answers = score(trained, task, task.test, task.metric)
     result = {
         "task": task.name, "system": system.name, "seed": seed, "variant": variant,
@@ -97,7 +106,7 @@ def run(backbone: Backbone, task: Task, system: System, seed: int, done: Any) ->
     }  # fmt: skip
     if trained.peft is not None:
         result |= compared(trained, task, answers, system.is_padded and seed == 0)
-    write(result | {"whole_seconds": round(time.process_time() - started, 1)})
+    return result | {"whole_seconds": round(time.process_time() - started, 1)}
 
 
 def compared(trained: Trained, task: Task, answers: list[str], is_padded: bool) -> dict[str, Any]:
@@ -124,27 +133,89 @@ def compared(trained: Trained, task: Task, answers: list[str], is_padded: bool) 
 
 def main() -> None:
     """Measure what is missing."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=TASKS)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, help="default: all; four of budgets")
     parser.add_argument("--systems", nargs="+", default=[""], help="parts of their names")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--seeds", nargs="+", type=int, help="default: 0 1 2; of budgets: 0")
+    parser.add_argument("--budgets", nargs="+", type=int, help="steps, instead of the table's own")
+    parser.add_argument("--model", default=MODEL, help="of budgets")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     warnings.simplefilter("ignore")
-    backbone = Backbone.load(MODEL)
-    systems = [s for s in SYSTEMS if any(part in s.name for part in arguments.systems)]
-    for seed in arguments.seeds:
-        for name in arguments.tasks:
-            task = TASKS[name]()
-            for system in systems:
-                done = measured()
-                keys = {(d["task"], d["system"], d["seed"]) for d in done}
-                if (name, system.name, seed) in keys or (seed and not system.is_seeded):
-                    continue
-                run(backbone, task, system, seed, done)
-                gc.collect()
+    points(arguments) if arguments.budgets is None else curves(arguments)
+
+
+def points(arguments: Any) -> None:
+    """Measure the table: every system at its own number of steps."""
+    systems = chosen(SYSTEMS, arguments)
+    wanted = [
+        (seed, name, system)
+        for seed in arguments.seeds or (0, 1, 2)
+        for name in arguments.tasks or TASKS
+        for system in systems
+        if system.is_seeded or not seed
+    ]
+    done = {(d["seed"], d["task"], d["system"]) for d in measured(POINTS)}
+    missing = [(*rest, system) for *rest, system in wanted if (*rest, system.name) not in done]
+    say(len(wanted), len(missing), POINTS)
+    for seed, name, system in missing:
+        earlier = [d for d in measured(POINTS) if (d["task"], d["system"]) == (name, system.name)]
+        result = run(base(MODEL), task_of(name), system, seed, system.num_steps, earlier)
+        write(POINTS, result)
+        gc.collect()
+
+
+def curves(arguments: Any) -> None:
+    """Measure scores against processor seconds: some systems at several numbers of steps."""
+    systems = chosen([s for s in SYSTEMS if s.name in CURVES], arguments)
+    fields = ("model", "task", "system", "steps", "seed")
+    wanted = [
+        (arguments.model, name, system, num_steps, seed)
+        for seed in arguments.seeds or (0,)
+        for num_steps in arguments.budgets
+        for name in arguments.tasks or CURVE_TASKS
+        for system in systems
+    ]
+    done = {tuple(d[field] for field in fields) for d in measured(BUDGETS)}
+    missing = [w for w in wanted if (*w[:2], w[2].name, *w[3:]) not in done]
+    say(len(wanted), len(missing), BUDGETS)
+    for model, name, system, num_steps, seed in missing:
+        key = [model, name, system.name, num_steps]
+        earlier = [d for d in measured(BUDGETS) if [d[field] for field in fields[:4]] == key]
+        result = run(base(model), task_of(name), system, seed, num_steps, earlier)
+        write(BUDGETS, {"model": model, "steps": num_steps} | result)
+        gc.collect()
+
+
+def chosen(systems: Iterable[System], arguments: Any) -> list[System]:
+    """Return the systems that are asked for."""
+    return [s for s in systems if any(part in s.name for part in arguments.systems)]
+
+
+def say(num_wanted: int, num_missing: int, file: Path) -> None:
+    """Say what is there already."""
+    place = f"benchmarks/results/{file.name}"
+    print(
+        f"{num_wanted - num_missing} of {num_wanted} results are in {place}"
+        + ("; remove their lines to measure them afresh" if not num_missing else ""),
+        flush=True,
+    )
+
+
+@cache
+def base(model: str) -> Backbone:
+    """Return the frozen model."""
+    return Backbone.load(model)
+
+
+@cache
+def task_of(name: str) -> Task:
+    """Return a task's rows."""
+    return TASKS[name]()
 
 
 if __name__ == "__main__":

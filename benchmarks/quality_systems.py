@@ -66,30 +66,35 @@ class Trained:
     peft: Any = None
 
 
+Run = Callable[[Backbone, Task, int, Any, int], Trained]
+
+
 @dataclass(frozen=True)
 class System:
     """One line of the table.
 
     Attributes:
         variants: settings among which validation rows choose, with the first seed.
-        run: from backbone, task, seed and the chosen variant to what answers.
+        run: from backbone, task, seed, the chosen variant and a number of steps to what answers.
+        num_steps: of BATCH_SIZE rows, where no budget is given.
         is_seeded: whether another seed gives another result.
         is_padded: whether PEFT also answers in batches that it pads on the left.
     """
 
     name: str
     variants: tuple[Any, ...]
-    run: Callable[[Backbone, Task, int, Any], Trained]
+    run: Run
+    num_steps: int = NUM_STEPS
     is_seeded: bool = True
     is_padded: bool = False
 
 
-def bare(backbone: Backbone, task: Task, seed: int, variant: None) -> Trained:
+def bare(backbone: Backbone, task: Task, seed: int, variant: None, num_steps: int) -> Trained:
     """Ask the model as it is."""
     return Trained(backbone, None)
 
 
-def instructed(backbone: Backbone, task: Task, seed: int, variant: int) -> Trained:
+def instructed(backbone: Backbone, task: Task, seed: int, variant: int, num_steps: int) -> Trained:
     """Put a hand-written instruction into the system turn, or before the text in the user's."""
     instruction = task.instructions[variant % 5]
     if variant >= 5:
@@ -100,7 +105,7 @@ def instructed(backbone: Backbone, task: Task, seed: int, variant: int) -> Train
     return Trained(backbone, _text(backbone, text), num_bytes=len(text.encode()))
 
 
-def few_shot(backbone: Backbone, task: Task, seed: int, variant: int) -> Trained:
+def few_shot(backbone: Backbone, task: Task, seed: int, variant: int, num_steps: int) -> Trained:
     """Put an instruction and demonstrations before the question, as turns."""
     rows = list(task.train)
     random.Random(seed).shuffle(rows)
@@ -113,14 +118,12 @@ def few_shot(backbone: Backbone, task: Task, seed: int, variant: int) -> Trained
     return Trained(backbone, _text(backbone, text), num_bytes=len(text.encode()))
 
 
-def foreword(
-    method: str, num_steps: int = NUM_STEPS
-) -> Callable[[Backbone, Task, int, Any], Trained]:
+def foreword(method: str) -> Run:
     """Train with foreword's defaults; the task's first instruction is the only choice."""
 
     is_from_rows = method == "context-tuning"
 
-    def run(backbone: Backbone, task: Task, seed: int, variant: None) -> Trained:
+    def run(backbone: Backbone, task: Task, seed: int, variant: None, num_steps: int) -> Trained:
         config = TrainConfig(
             method=method,  # type: ignore[arg-type]
             init_text=None if is_from_rows else task.instructions[0],
@@ -170,14 +173,15 @@ def from_rows(model: Any, backbone: Backbone, task: Task) -> Any:
 
 def peft_prompt(
     config: Callable[[Task], Any], start: Callable[[Any, Backbone, Task], Any] = unchanged
-) -> Callable[[Backbone, Task, int, float], Trained]:
+) -> Run:
     """Train a soft prompt with PEFT at a rate; foreword reads the file that PEFT writes.
 
     `start` gives PEFT's model other values to start from.
     """
 
-    def run(backbone: Backbone, task: Task, seed: int, variant: float) -> Trained:
-        model, seconds = _trained(backbone, task, config(task), seed, variant, start)
+    def run(backbone: Backbone, task: Task, seed: int, variant: float, num_steps: int) -> Trained:
+        found = config(task)
+        model, seconds = _trained(backbone, task, found, seed, variant, num_steps, start)
         with tempfile.TemporaryDirectory() as folder:
             model.save_pretrained(folder)
             prompt = SoftPrompt.load(folder)
@@ -188,10 +192,10 @@ def peft_prompt(
     return run
 
 
-def lora(backbone: Backbone, task: Task, seed: int, variant: float) -> Trained:
+def lora(backbone: Backbone, task: Task, seed: int, variant: float, num_steps: int) -> Trained:
     """Train LoRA of rank 8 with PEFT at a rate, and merge it."""
     config = LoraConfig(task_type="CAUSAL_LM", r=8, lora_alpha=16)
-    model, seconds = _trained(backbone, task, config, seed, variant)
+    model, seconds = _trained(backbone, task, config, seed, variant, num_steps)
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
         num_bytes = _size(folder)
@@ -247,7 +251,19 @@ SYSTEMS = (
     System("foreword prompt-tuning", (None,), foreword("prompt-tuning")),
     System("foreword prefix-tuning", (None,), foreword("prefix-tuning")),
     System("foreword context-tuning (default)", (None,), foreword("context-tuning")),
-    System("foreword context-tuning, 80 steps", (None,), foreword("context-tuning", 2 * NUM_STEPS)),
+    System(
+        "foreword context-tuning, 80 steps",
+        (None,),
+        foreword("context-tuning"),
+        num_steps=2 * NUM_STEPS,
+    ),
+)
+# What is measured at several budgets; PEFT's soft prompt is its best one.
+CURVES = (
+    "PEFT prefix tuning, text, best of 2 rates",
+    "PEFT LoRA r=8, best of 2 rates",
+    "foreword prefix-tuning",
+    "foreword context-tuning (default)",
 )
 
 
@@ -257,6 +273,7 @@ def _trained(
     config: Any,
     seed: int,
     rate: float,
+    num_steps: int,
     start: Callable[[Any, Backbone, Task], Any] = unchanged,
 ) -> tuple[Any, float]:
     """Train with transformers' Trainer; return PEFT's model and the processor seconds it took."""
@@ -269,7 +286,7 @@ def _trained(
         model = start(get_peft_model(copy.deepcopy(backbone.model), config), backbone, task)
         trainer = stock.trainer(
             model, backbone.tokenizer, rows, folder, per_device_train_batch_size=BATCH_SIZE,
-            max_steps=NUM_STEPS, learning_rate=rate, seed=seed,
+            max_steps=num_steps, learning_rate=rate, seed=seed,
         )  # fmt: skip
         started = time.process_time()
         trainer.train()
