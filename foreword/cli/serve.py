@@ -17,6 +17,7 @@ from foreword.cli import early, options
 from foreword.cli.console import one_line, texts_as_log
 from foreword.config import ServeConfig, check_keys, checked_key, checked_origin
 from foreword.errors import DependencyError, ForewordError, InputError, UnsupportedError
+from foreword.system_calls import become
 
 if TYPE_CHECKING:
     from foreword.backbone import Backbone
@@ -233,4 +234,4 @@ def _become_vllm(
         directory, model, prompts, config, extra, api_key=api_key, environment=os.environ
     )
     options.errors.print(f"serving {prompts} with vLLM at http://{config.host}:{config.port}")
-    os.execvpe(found.arguments[0], found.arguments, {**os.environ, **found.variables})
+    become(found.arguments, {**os.environ, **found.variables})

@@ -23,6 +23,7 @@ from pathlib import Path
 from foreword.errors import DependencyError, InputError
 from foreword.loading.gguf import ProgressCallback, convert, reader_class, stamp_of, tell
 from foreword.storage import replacing, storage_errors, sync
+from foreword.system_calls import is_path_here
 
 EMBEDDED = "smollm2-135m"
 EMBEDDED_WEIGHTS = "SmolLM2-135M-Instruct's as a Q4_1 GGUF file holds them, unpacked to float32"
@@ -91,7 +92,7 @@ def check_name(model: str) -> None:
         return
     if path.is_file():
         raise InputError(f"model {model} is a file: expected a directory, a .gguf file or a Hub id")
-    if not model or model.startswith(("/", "./", "../", "~")):
+    if not model or is_path_here(model):
         raise InputError(f"model directory {model!r} does not exist; a Hub id looks like org/name")
 
 
@@ -282,7 +283,7 @@ def _remembered_sha256(path: Path, stamp: list[int], progress: ProgressCallback 
     key = hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:16]
     record = cache_folder() / "hashes" / f"{key}.json"
     try:
-        known = json.loads(record.read_text())
+        known = json.loads(record.read_text(encoding="utf-8"))
         if known["stamp"] == stamp:
             return str(known["sha256"])
     except (OSError, ValueError, KeyError, TypeError):
@@ -293,7 +294,7 @@ def _remembered_sha256(path: Path, stamp: list[int], progress: ProgressCallback 
         record.parent.mkdir(parents=True, exist_ok=True)
         entry = {"file": str(path.resolve()), "stamp": stamp, "sha256": digest}
         with replacing(record) as new:
-            new.write_text(json.dumps(entry))
+            new.write_text(json.dumps(entry), encoding="utf-8")
     return digest
 
 

@@ -73,5 +73,5 @@ def write(directory: str | os.PathLike[str], artifact: Artifact) -> None:
             replacing(target / CONFIG_FILE) as config_file,
             replacing(target / TENSOR_FILE) as tensor_file,
         ):
-            config_file.write_text(config, encoding="utf-8")
+            config_file.write_text(config, encoding="utf-8", newline="\n")
             save_file(tensors, tensor_file, metadata=metadata)

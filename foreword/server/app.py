@@ -36,11 +36,7 @@ from foreword.server.middleware import (
 from foreword.server.state import AppState
 from foreword.server.structured_output import Grammars
 from foreword.server.tracing import Tracing
-
-try:
-    import resource
-except ImportError:  # on Windows
-    resource = None  # type: ignore[assignment]
+from foreword.system_calls import max_open_files
 
 SPARE_FILES = 128  # for all that is no connection
 ERRORS: dict[int | str, dict[str, Any]] = {
@@ -136,10 +132,8 @@ def max_requests(config: ServeConfig) -> int:
     which takes one of the files that the process may open.
     """
     wanted = 4 * (config.max_queue + config.max_batch)
-    if resource is None:
-        return wanted
-    num_files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return wanted if num_files < 0 else max(1, min(wanted, num_files - SPARE_FILES))
+    num_files = max_open_files()
+    return wanted if num_files is None else max(1, min(wanted, num_files - SPARE_FILES))
 
 
 @contextlib.asynccontextmanager

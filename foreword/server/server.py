@@ -31,6 +31,7 @@ from foreword.server.engine_thread import Worker
 from foreword.server.middleware import LOOPBACK, AccessMiddleware
 from foreword.server.sockets import listen, not_free
 from foreword.server.tracing import Tracing
+from foreword.system_calls import at_hangup
 
 log = logging.getLogger("foreword.server")
 HEAD_BYTES = 131_072
@@ -121,11 +122,9 @@ class Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen, and read the store again at each SIGHUP, where the system has that signal."""
         await super().startup(sockets)
-        if hasattr(signal, "SIGHUP") and threading.current_thread() is threading.main_thread():
+        if threading.current_thread() is threading.main_thread():
             loop = asyncio.get_running_loop()
-            loop.add_signal_handler(
-                signal.SIGHUP, lambda: loop.run_in_executor(self._reloading, self.reload)
-            )
+            at_hangup(loop, lambda: loop.run_in_executor(self._reloading, self.reload))
 
     def reload(self) -> None:
         """Read the store again, and log what changed; requests under way keep their versions."""

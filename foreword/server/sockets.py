@@ -7,6 +7,7 @@ import errno
 import socket
 
 from foreword.errors import InputError
+from foreword.system_calls import take_port_again
 
 
 def listen(host: str, port: int) -> list[socket.socket]:
@@ -21,7 +22,7 @@ def listen(host: str, port: int) -> list[socket.socket]:
         for family, kind, protocol, _, address in dict.fromkeys(found):
             one = socket.socket(family, kind, protocol)
             sockets.append(one)
-            one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            take_port_again(one)
             if family == socket.AF_INET6:
                 one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
             taken = port or (sockets[0].getsockname()[1] if len(sockets) > 1 else 0)

@@ -46,7 +46,7 @@ def backbone() -> Backbone:
 
 def until(condition: Callable[[], bool]) -> None:
     """Wait for another thread."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300  # a process that starts imports torch
     while not condition():
         assert time.monotonic() < deadline, "it did not happen"
         time.sleep(0.002)
