@@ -33,6 +33,7 @@ HALF_LINES = {
     "lazy": "names that a package imports at first use",
     "notebook": "prompts, results and a bar in a notebook",
     "compat": "supported releases of transformers",
+    "os_calls": "what only some systems have, with a stand-in",
     "storage": "files that appear whole, or not at all",
     "config": "every option once, with its default and help",
     "hub_files": "files of a repository on the Hub, by name",

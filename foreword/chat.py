@@ -5,21 +5,23 @@ as the prompt's training encoded them. Knows no files and prints nothing.
 """
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import StoppingCriteria, TextIteratorStreamer
+from transformers import StoppingCriteria
 
 from foreword.backbone import Backbone
 from foreword.config import EncodingConfig
 from foreword.data import batches, encoding, held_text
 from foreword.data.chat_template import ChatTemplate, Tools
+from foreword.data.detokenizer import TextStream
 from foreword.data.media_parts import Message
 from foreword.data.processor import Media
 from foreword.data.tokenizer_facts import differences
 from foreword.errors import InputError, MismatchError
+from foreword.generation.token_stream import TokenStream
 from foreword.prompt.prefix import Prefix
 from foreword.prompt.soft_prompt import SoftPrompt
 
@@ -201,13 +203,15 @@ def stream(
     max_new_tokens: int = 512,
     **options: Any,
 ) -> Iterator[str]:
-    """Answer one text piece by piece; closing the iterator stops at the next token."""
+    """Answer one text piece by piece: together the text of `answers`, as a server decodes it.
+    Closing the iterator stops at the next token.
+    """
     check_template(backbone, prompt)
     config = config or encoding_of(prompt)
     row = encode_row(backbone, text, config)
     ids = torch.tensor([row.input_ids], device=backbone.device)
-    streamer = TextIteratorStreamer(backbone.tokenizer, skip_prompt=True, skip_special_tokens=True)
-    stop = _Stop()
+    ends = end_tokens(backbone, text, config)
+    streamer, stop = TokenStream(), _Stop()
     failures: list[BaseException] = []
 
     def run() -> None:
@@ -217,7 +221,7 @@ def stream(
                 ids,
                 torch.ones_like(ids),
                 max_new_tokens=max_new_tokens,
-                eos_token_id=end_tokens(backbone, text, config),
+                eos_token_id=ends,
                 pad_token_id=backbone.padding_id,
                 streamer=streamer,
                 stopping_criteria=[stop],
@@ -231,12 +235,24 @@ def stream(
     worker = threading.Thread(target=run, daemon=True)
     worker.start()
     try:
-        yield from (piece for piece in streamer if piece)
+        yield from _pieces(backbone, streamer, ends)
     finally:
         stop.is_set = True
         worker.join()
     if failures:
         raise failures[0]
+
+
+def _pieces(backbone: Backbone, ids: Iterable[int], ends: Sequence[int]) -> Iterator[str]:
+    """Yield the text of ids, up to the first that ends an answer, as soon as it is certain."""
+    text = TextStream(backbone.tokenizer)
+    for one in ids:
+        if one in ends:
+            break
+        if piece := text.put([one]):
+            yield piece
+    if rest := text.end():
+        yield rest
 
 
 def chosen(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -19,8 +19,8 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
 from foreword.errors import ForewordError, InputError, StorageError
-from foreword.system_calls import directory_lock, release_and_remove
-from foreword.system_calls import sync as sync
+from foreword.os_calls import directory_lock, release_and_remove
+from foreword.os_calls import sync as sync
 
 SCRATCH = ".scratch-"
 KEPT = "what was there before is kept"

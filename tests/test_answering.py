@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import tiny_models
 import torch
+from small_tokenizers import BUILDERS
 from tiny_tokenizer import tiny_tokenizer
 
 from foreword import Backbone, SoftPrompt, TrainConfig, answer, stream, train
@@ -131,3 +132,22 @@ def test_the_page_runs(folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     for block in blocks:
         exec(block.replace("smollm2-135m", folder), names)
     assert len(blocks) >= 3 and names["event"].prompt is not None
+
+
+@pytest.mark.parametrize("tokens", BUILDERS)
+def test_pieces_are_the_answer_for_every_way_to_make_a_text_of_tokens(tokens: str) -> None:
+    tokenizer = BUILDERS[tokens]()
+    tokenizer.chat_template, tokenizer.clean_up_tokenization_spaces = None, True
+    count = 0
+    for seed in range(4):
+        model = tiny_models.build(
+            "llama", seed=seed, dtype=torch.float32, vocab_size=len(tokenizer)
+        )
+        base = Backbone(model, tokenizer)
+        ids = base.generate(None, torch.tensor([[5, 6]]), max_new_tokens=24, do_sample=False)
+        model.generation_config.eos_token_id = int(ids[0, 12])  # a token that is text elsewhere
+        for text in ("a b", "hello"):
+            said = answer(base, None, text, max_new_tokens=24)
+            assert "".join(stream(base, None, text, max_new_tokens=24)) == said
+            count += len(said)
+    assert count

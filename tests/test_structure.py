@@ -10,7 +10,7 @@ import foreword
 PACKAGE = Path(foreword.__file__).parent
 # A room, a folder or a module at the top, imports only itself and rooms before it.
 ROOMS = [
-    "errors", "lazy", "notebook", "compat", "system_calls", "storage", "config", "hub_files",
+    "errors", "lazy", "notebook", "compat", "os_calls", "storage", "config", "hub_files",
     "demo", "prompt", "data", "loading", "model", "generation", "verification", "backbone",
     "chat", "answering", "named_text", "llama_cpp", "export", "training", "engine",
     "engine_llama", "evaluation", "distillation", "doctor", "server", "vllm_plugin", "cli",
@@ -173,7 +173,7 @@ def test_every_load_says_whether_code_may_run() -> None:
             assert "trust_remote_code" in named, f"{path}: line {call.lineno}"
 
 
-# What Windows or macOS lacks, or does otherwise; `system_calls` has each with its stand-in.
+# What Windows or macOS lacks, or does otherwise; `os_calls` has each with its stand-in.
 OF_POSIX = {
     "O_NOFOLLOW", "O_NONBLOCK", "O_DIRECTORY", "fsync", "fdatasync", "fork", "killpg", "setsid",
     "getuid", "geteuid", "getgid", "uname", "sched_getaffinity", "execv", "execve", "execvp",
@@ -203,7 +203,7 @@ def of_posix(tree: ast.AST) -> set[str]:
 
 def test_only_one_module_calls_what_posix_alone_has() -> None:
     found = {module_of(path): of_posix(ast.parse(path.read_text("utf-8"))) for path in FILES}
-    assert {"fsync", "fcntl", "resource"} <= found.pop("system_calls")
+    assert {"fsync", "fcntl", "resource"} <= found.pop("os_calls")
     assert not {name: calls for name, calls in found.items() if calls}
 
 

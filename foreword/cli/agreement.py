@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 TITLE = (
     "{count} queries, beside the model behind the whole text; in brackets {confidence:.0%} "
-    "intervals; KL in nats a token, over ids that hold {mass:.1%} of its probability"
+    "intervals; KL in nats a token, over ids that hold {mass:.1%} of its probability; on unrelated "
+    "text one start token makes {floor:.3f}"
 )
 
 
@@ -25,7 +26,12 @@ def table(found: "Comparison", count: int, resampling: ResamplingConfig) -> Tabl
     """Return one row for each subject, and the whole text with its cache kept and without."""
     from foreword.distillation.agreement import WHOLE
 
-    title = TITLE.format(count=count, confidence=resampling.confidence, mass=found.mass)
+    title = TITLE.format(
+        count=count,
+        confidence=resampling.confidence,
+        mass=found.mass,
+        floor=found.start_token,
+    )
     columns = ("subject", "tokens agree", "answers agree", "KL", "KL on unrelated text",
                "first token", "cache")  # fmt: skip
     shown = Table(*columns, title=title)
@@ -59,7 +65,12 @@ def as_dict(found: "Comparison") -> dict[str, Any]:
                 "num_virtual_tokens": cost.num_virtual,
             }
         )
-    return {"results": results, "read_each_time_seconds": found.reading, "mass": found.mass}
+    return {
+        "results": results,
+        "read_each_time_seconds": found.reading,
+        "mass": found.mass,
+        "start_token_divergence": found.start_token,
+    }
 
 
 def said(found: "Agreement") -> str:

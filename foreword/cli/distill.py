@@ -88,7 +88,7 @@ def command(
     options.speak(launch.is_main())
     stop = Stop()
     with claimed(output, folders, resume=resume, overwrite=overwrite, is_main=launch.is_main()):
-        queries = None if data is None else read_queries(data, columns)
+        queries = None if data is None else read_queries(data, columns, options.note)
         written = text if isinstance(text, str) else None
         input_checks.check(written, queries, config, input_checks.form_of(training))
         from foreword.training import distributed

@@ -49,6 +49,7 @@ def show_end(
     what to type next; return it with these numbers among its facts.
     """
     from foreword.distillation.agreement import agreement, first_tokens
+    from foreword.distillation.unrelated import start_token
     from foreword.named_text import holds_text
     from foreword.training.validation import validate
 
@@ -70,8 +71,14 @@ def show_end(
             "divergence": found.divergence.value,
         }
     if lesson.unrelated:
-        elsewhere = validate(backbone, prompt, lesson.unrelated, ranks=ranks).loss
-        options.output.print(f"unrelated text: KL {elsewhere:.3f} from the bare model")
+        elsewhere, floor = (
+            validate(backbone, one, lesson.unrelated, ranks=ranks).loss
+            for one in (prompt, start_token(backbone))
+        )
+        options.output.print(
+            f"unrelated text: KL {elsewhere:.3f} from the bare model; one start token makes "
+            f"{floor:.3f}"
+        )
         facts["unrelated_divergence"] = elsewhere
     whole = sum(backbone.compile(one).num_bytes for one in lesson.teachers)
     own = backbone.compile(prompt).num_bytes

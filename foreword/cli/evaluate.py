@@ -57,7 +57,7 @@ def command(
 
     check_held_out(data)
     whole = distill.context_given(context, None) if context is not None else None
-    given = read_queries(data, columns)[: config.limit] if context is not None else []
+    given = read_queries(data, columns, options.note)[: config.limit] if context is not None else []
     queries = [query.asked for query in given]
     try:
         examples = read_examples(data, columns, say=options.note)[: config.limit]

@@ -20,7 +20,7 @@ from foreword.cli import options
 from foreword.cli.console import one_line
 from foreword.cli.progress_lines import ProgressLines
 from foreword.errors import DependencyError, InputError
-from foreword.system_calls import is_device
+from foreword.os_calls import is_device
 
 if TYPE_CHECKING:
     from foreword.prompt.soft_prompt import SoftPrompt

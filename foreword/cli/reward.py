@@ -108,9 +108,9 @@ def read(
     share = share_of(validation)
     if share is None:
         check_held_out(validation)
-    questions = read_questions(data, columns)
+    questions = read_questions(data, columns, options.note)
     if share is None:
-        return questions, read_questions(validation, columns)
+        return questions, read_questions(validation, columns, options.note)
     if not share:
         return questions, []
     asked = [Example(one.asked, "", one.source) for one in questions]

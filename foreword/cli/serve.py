@@ -17,7 +17,7 @@ from foreword.cli import early, options
 from foreword.cli.console import one_line, texts_as_log
 from foreword.config import ServeConfig, check_keys, checked_key, checked_origin
 from foreword.errors import DependencyError, ForewordError, InputError, UnsupportedError
-from foreword.system_calls import become
+from foreword.os_calls import become
 
 if TYPE_CHECKING:
     from foreword.backbone import Backbone

@@ -78,40 +78,6 @@ def as_examples(
     ]
 
 
-def as_query(
-    row: Mapping[str, Any], source: str = "row", config: DataConfig = _DEFAULT_COLUMNS
-) -> str | tuple[Message, ...]:
-    """Return what a row asks, whatever it answers: a text, or the turns up to the last question.
-
-    Raises:
-        DataError: the row asks nothing; names `source`.
-    """
-    with named(source):
-        columns = _Columns({str(name): value for name, value in row.items()})
-        if any(columns.has(tools) for tools in TOOLS):
-            raise DataError("questions are asked without tools: leave the column of tools out")
-        name = _conversation_column(columns, config)
-        if name is None:
-            names = (config.prompt_column,) if config.prompt_column else QUERIES
-            name = next((one for one in names if columns.has(one)), None)
-        if config.template is not None:
-            return _fill(config.template, columns)
-        if name is None:
-            raise DataError(
-                f"expected a column of {', '.join(map(repr, (*CONVERSATIONS, *QUERIES)))}, found "
-                f"{columns.names()}: name it with --prompt-column"
-            )
-        value = _parsed(columns.take(name, "--prompt-column"), name)
-        if isinstance(value, str):
-            return text_in(value, f"column {name!r}")
-        turns, _ = read_turns(value, f"column {name!r}")
-        while turns and turns[-1]["role"] == "assistant":
-            turns.pop()
-        if not turns:
-            raise DataError(f"expected a question in column {name!r}, found none")
-        return tuple(turns)
-
-
 @dataclass
 class _Columns:
     """A row's columns, and which of them were used."""
@@ -149,6 +115,65 @@ class _Columns:
     def names(self) -> str:
         """The columns' names, for a message."""
         return ", ".join(map(repr, self.row)) or "no columns"
+
+
+def as_query(
+    row: Mapping[str, Any], source: str = "row", config: DataConfig = _DEFAULT_COLUMNS
+) -> str | tuple[Message, ...]:
+    """Return what a row asks, whatever it answers, as training reads it: a text, or the turns up to
+    the last question, behind the row's system turn.
+
+    Raises:
+        DataError: the row asks nothing; names `source`.
+    """
+    with named(source):
+        columns = _Columns({str(name): native(value) for name, value in row.items()})
+        asked = _asked(columns, config)
+    kept = {name: columns.row[name] for name in (*SYSTEM, *TOOLS) if columns.has(name)}
+    # The answer is not looked at: it lets the row be read as one that has one.
+    options = DataConfig(skip_blank=config.skip_blank, learn="last")
+    [example] = as_examples(kept | asked | {"completion": "-"}, source, options)
+    if example.tools:
+        raise DataError(f"{source}: questions are asked without tools: leave that column out")
+    return example.prompt
+
+
+def _asked(columns: _Columns, config: DataConfig) -> dict[str, Any]:
+    """Return the column of a row that asks, as one of a pair."""
+    if config.template is not None:
+        return {"prompt": _fill(config.template, columns)}
+    name = _conversation_column(columns, config)
+    if name is not None:
+        return {"prompt": _open_turns(_parsed(columns.take(name, "--messages-column"), name), name)}
+    name = _question_column(columns, config)
+    value = turns_in(columns.take(name, "--prompt-column"))
+    if name == "instruction" and config.completion_column in (None, "output"):
+        value = _with_input(columns, value)
+    return {"prompt": _open_turns(value, name) if isinstance(value, list) else value}
+
+
+def _open_turns(value: Any, name: str) -> list[Message]:
+    """Return the turns of a conversation up to its last question."""
+    turns, _ = read_turns(value, f"column {name!r}")
+    while turns and turns[-1]["role"] == "assistant":
+        turns.pop()
+    if not turns:
+        raise DataError(f"expected a question in column {name!r}, found none")
+    return turns
+
+
+def _question_column(columns: _Columns, config: DataConfig) -> str:
+    """Return the column that a row's question is in: that of a known pair, where one is whole."""
+    if config.prompt_column is not None:
+        return config.prompt_column
+    pairs = (pair[0] for pair in PAIRS if all(map(columns.has, pair)))
+    null = (name for name in QUERIES if name in columns.row)
+    for name in (*pairs, *filter(columns.has, QUERIES), *null):
+        return name
+    raise DataError(
+        f"expected a column of {', '.join(map(repr, (*CONVERSATIONS, *QUERIES)))}, found "
+        f"{columns.names()}: name it with --prompt-column"
+    )
 
 
 def _examples(columns: _Columns, config: DataConfig) -> list[Example]:
@@ -209,10 +234,17 @@ def _pair(columns: _Columns, config: DataConfig) -> tuple[Any, Any, str]:
         names = _named_pair(columns, config)
     prompt = columns.take(names[0], "--prompt-column")
     completion = columns.take(names[1], "--completion-column")
-    if names == ("instruction", "output") and columns.has("input"):
-        extra = text_in(columns.take("input", ""), "column 'input'")
-        prompt = f"{text_in(prompt, 'column instruction')}\n\n{extra}" if extra else prompt
+    if names == ("instruction", "output"):
+        prompt = _with_input(columns, prompt)
     return prompt, completion, names[0]
+
+
+def _with_input(columns: _Columns, instruction: Any) -> Any:
+    """Return an instruction, and behind it the column of its input, where a row has one."""
+    if not columns.has("input"):
+        return instruction
+    extra = text_in(columns.take("input", ""), "column 'input'")
+    return f"{text_in(instruction, 'column instruction')}\n\n{extra}" if extra else instruction
 
 
 def _named_pair(columns: _Columns, config: DataConfig) -> tuple[str, str]:

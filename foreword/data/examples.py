@@ -11,19 +11,22 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from foreword.config import DataConfig
 from foreword.data import media_parts
 from foreword.data.columns import as_examples
 from foreword.data.example import Example as Example
 from foreword.data.example import counted
+from foreword.data.media_parts import Message
 from foreword.data.preferences import as_pair
-from foreword.data.problems import collected, none_in
+from foreword.data.problems import all_of
 from foreword.data.readers import read_rows
-from foreword.errors import BlankError
+from foreword.errors import BlankError, DataError
 
 log = logging.getLogger("foreword")
+
+T = TypeVar("T")
 
 MOST_SAID = 20  # notes on the rows of one file
 
@@ -52,42 +55,77 @@ def read_examples(
         DataError: the file or some of its rows cannot be used; tells all of them.
         DependencyError: Parquet or a directory, without the extra that reads them.
     """
-    folder = Path(path).absolute()
-    folder = folder if folder.is_dir() else folder.parent
+    folder = folder_of(path)
+
+    def read(row: Mapping[str, Any], source: str, said: Counter[str]) -> list[Example]:
+        if are_pairs:
+            return [_beside(as_pair(row, source, config, said), folder)]
+        found = as_examples(row, source, config, task_column, said)
+        return [_beside(example, folder) for example in found]
+
+    return [one for many in read_each(path, read, config, say) for one in many]
+
+
+def read_each(
+    path: str | Path,
+    read: Callable[[Mapping[str, Any], str, "Counter[str]"], T],
+    config: DataConfig = _DEFAULT_COLUMNS,
+    say: Callable[[str], None] = log.warning,
+) -> list[T]:
+    """Return what a function makes of every row of a data file: of its columns and its place; what
+    it counts is said.
+
+    Raises:
+        DataError: the file or some of its rows cannot be used, or it has none; tells all of them.
+    """
     said: Counter[str] = Counter()
-
-    def use(source: str, row: Mapping[str, Any]) -> list[Example]:
-        try:
-            if are_pairs:
-                return [as_pair(row, source, config, said)]
-            return as_examples(row, source, config, task_column, said)
-        except BlankError:
-            if not config.skip_blank:
-                raise
-            said["a blank text or answer: left out"] += 1
-            return []
-
-    found = collected(read_rows(Path(path)), use)
-    examples = [_beside(example, folder) for row in found for example in row]
-    if not examples:
-        raise none_in(path)
+    found: list[T] = []
+    wrong: list[DataError] = []
+    rows = read_rows(Path(path))
+    try:
+        for source, row in rows:
+            try:
+                found.append(read(row, source, said))
+            except BlankError as error:
+                if config.skip_blank:
+                    said["a blank text or answer: left out"] += 1
+                else:
+                    wrong.append(error)
+            except DataError as error:
+                wrong.append(error)
+    except DataError as error:  # the file's own, at its end or where it cannot be read further
+        wrong.append(error)
+    if wrong:
+        raise all_of(wrong)
+    if not found:
+        raise DataError(f"{path}: expected rows, found none: add at least one")
     for what, count in list(said.items())[:MOST_SAID]:
         say(f"{path}: {what} ({counted(count)})")
     if len(said) > MOST_SAID:
         say(f"{path}: {len(said) - MOST_SAID} more such notes, as of other unused columns")
-    return examples
+    return found
+
+
+def folder_of(path: str | Path) -> Path:
+    """Return the folder at which relative paths in a data file start."""
+    place = Path(path).absolute()
+    return place if place.is_dir() else place.parent
 
 
 def _beside(example: Example, folder: Path) -> Example:
     """Return an example whose relative paths of images and sounds start at its file's folder."""
     if example.rejected is not None:
         example = replace(example, rejected=_beside(example.rejected, folder))
-    if isinstance(example.prompt, str) or not media_parts.has_media(example.prompt):
-        return example
-    turns = tuple(
+    return replace(example, prompt=beside(example.prompt, folder))
+
+
+def beside(prompt: str | tuple[Message, ...], folder: Path) -> str | tuple[Message, ...]:
+    """Return what is asked with its relative paths of images and sounds behind a folder."""
+    if isinstance(prompt, str) or not media_parts.has_media(prompt):
+        return prompt
+    return tuple(
         turn | {"content": [media_parts.beside(part, folder) for part in turn["content"]]}
         if isinstance(turn.get("content"), list)
         else turn
-        for turn in example.prompt
+        for turn in prompt
     )
-    return replace(example, prompt=turns)

@@ -18,7 +18,7 @@ from foreword.chat import Text
 from foreword.config import DistillConfig, ResamplingConfig
 from foreword.data.row import Row
 from foreword.distillation.teacher import Taught, teach
-from foreword.distillation.unrelated import told_rows
+from foreword.distillation.unrelated import start_token, told_rows
 from foreword.errors import DataError, InputError
 from foreword.evaluation.bootstrap import Score, Share, score, share
 from foreword.evaluation.evaluation import Subject, read_as, room
@@ -77,12 +77,14 @@ class Comparison:
         costs: by the name of the subject, the whole text among them.
         reading: median seconds to the first token where the whole text is read with the query.
         mass: mean share of the teacher's probability that the kept ids hold.
+        start_token: divergence on unrelated text that one start token before it makes.
     """
 
     agreements: Mapping[str, Agreement]
     costs: Mapping[str, Cost]
     reading: float
     mass: float
+    start_token: float
 
 
 def agreement(
@@ -159,6 +161,10 @@ def compare(
     every = [*subjects, whole]
     times = _times(backbone, every, text, queries[:NUM_TIMED], rounds)
     unrelated = told_rows(backbone, config)
+
+    def elsewhere(prompt: SoftPrompt | Prefix | None) -> float:
+        return score_rows(backbone, prompt, unrelated, config.answer_batch).whole().loss
+
     costs = {}
     for subject in every:
         prefix = _prefix(backbone, subject)
@@ -166,10 +172,11 @@ def compare(
             times[subject.name],
             prefix.num_bytes if prefix is not None else 0,
             prefix.num_virtual_tokens if prefix is not None else 0,
-            score_rows(backbone, prefix, unrelated, config.answer_batch).whole().loss,
+            elsewhere(prefix),
         )
     mass = sum(one.target.mass for one in taught) / len(taught)
-    return Comparison(agreements, costs, times[READING], mass)
+    floor = elsewhere(start_token(backbone))
+    return Comparison(agreements, costs, times[READING], mass, floor)
 
 
 READING = "the whole text, read with the query"

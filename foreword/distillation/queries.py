@@ -4,7 +4,7 @@ In: rows as mappings, texts or turns. Out: `Query`s, with the row's own answer w
 Knows no model.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Any
 from foreword.config import DataConfig
 from foreword.data.columns import as_examples, as_query
 from foreword.data.example import Example, named
+from foreword.data.examples import log, read_each
 from foreword.data.media_parts import Message
-from foreword.data.problems import collected
-from foreword.data.readers import read_rows
 from foreword.data.turns import read_turns
 from foreword.errors import DataError
 
@@ -52,13 +51,21 @@ def as_queries(
     return [_query(row, f"query {number}", config) for number, row in enumerate(rows, 1)]
 
 
-def read_queries(path: str | Path, config: DataConfig | None = None) -> list[Query]:
+def read_queries(
+    path: str | Path,
+    config: DataConfig | None = None,
+    say: Callable[[str], None] = log.warning,
+) -> list[Query]:
     """Return what each row of a data file asks, with its own answer if it has one.
 
     Raises:
         DataError: the file or some of its rows cannot be used; tells all of them.
     """
-    return collected(read_rows(Path(path)), lambda source, row: from_row(row, source, config))
+
+    def read(row: Mapping[str, Any], source: str, said: Any) -> Query:
+        return from_row(row, source, config)
+
+    return read_each(path, read, config or DataConfig(), say)
 
 
 def from_row(row: Mapping[str, Any], source: str, config: DataConfig | None = None) -> Query:

@@ -3,11 +3,14 @@
 In: a backbone, how many rows. Out: rows whose teacher is the model without any prompt. Those that
 are trained on are written by that model itself, from nothing: as many as are wished, each of them
 another, in its languages and kinds of text. Those that tell what a prompt changes are text that
-comes with foreword, and nobody trains on it. Trains nothing.
+comes with foreword, and nobody trains on it. Anything that stands before a text changes it: one
+start token tells how much. Trains nothing.
 """
 
 from collections.abc import Sequence
 from dataclasses import replace
+
+import torch
 
 from foreword import chat
 from foreword.backbone import Backbone
@@ -16,6 +19,7 @@ from foreword.data import encoding
 from foreword.data.row import Row
 from foreword.distillation.teacher import targets_of
 from foreword.evaluation.forgetting import unrelated_text, windows
+from foreword.prompt.soft_prompt import SoftPrompt
 from foreword.training.sampling import drawing_from
 
 WINDOW = 64  # tokens of a row
@@ -47,6 +51,15 @@ def written_rows(backbone: Backbone, count: int, config: DistillConfig, seed: in
             # Its first token is no label: where nothing stands before it, nothing predicts it.
             rows += [Row((*start, *one.ids), len(one.ids) - 1, SOURCE) for one in texts]
     return _with_targets(backbone, rows, config)
+
+
+def start_token(backbone: Backbone) -> SoftPrompt:
+    """Return a prompt of one start token. What it changes of unrelated text, any prefix changes: a
+    text behind it no longer begins at nothing.
+    """
+    start = encoding.start_ids(backbone.tokenizer) or _beginning(backbone)
+    ids = torch.tensor(start[:1], device=backbone.device)
+    return SoftPrompt.from_embeddings(backbone.embed(ids))
 
 
 def _beginning(backbone: Backbone) -> tuple[int, ...]:

@@ -15,7 +15,7 @@ import numpy as np
 
 from foreword.errors import InputError, ModelError, StorageError, UnsupportedError
 from foreword.llama_cpp import library
-from foreword.system_calls import num_processors
+from foreword.os_calls import num_processors
 
 # Families whose cached keys the tests compare with transformers' own, and whether each head's
 # halves lie as neighbouring pairs there: so does `llama_model_rope_type` tell it.

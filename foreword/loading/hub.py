@@ -22,8 +22,8 @@ from pathlib import Path
 
 from foreword.errors import DependencyError, InputError
 from foreword.loading.gguf import ProgressCallback, convert, reader_class, stamp_of, tell
+from foreword.os_calls import is_path_here
 from foreword.storage import replacing, storage_errors, sync
-from foreword.system_calls import is_path_here
 
 EMBEDDED = "smollm2-135m"
 EMBEDDED_WEIGHTS = "SmolLM2-135M-Instruct's as a Q4_1 GGUF file holds them, unpacked to float32"

@@ -14,9 +14,9 @@ from typing import IO, Any
 
 from foreword.config import EncodingConfig
 from foreword.errors import ArtifactError, InputError
+from foreword.os_calls import open_itself
 from foreword.prompt import history
 from foreword.prompt.peft_format import CONFIG_FILE, TENSOR_FILE, check_config, tensor_names
-from foreword.system_calls import open_itself
 
 FORMAT_VERSION = 1
 METADATA_NAME = "foreword"

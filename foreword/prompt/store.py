@@ -20,11 +20,11 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from foreword.errors import InputError, NotFoundError, StorageError
+from foreword.os_calls import is_device
 from foreword.prompt import name_index
 from foreword.prompt.facts import open_regular, summary
 from foreword.prompt.peft_format import FILES
 from foreword.storage import replace, scratch_directory, storage_errors, sync
-from foreword.system_calls import is_device
 
 NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,62}[A-Za-z0-9_-])?")
 VERSION = re.compile(r"[0-9a-f]{16}")

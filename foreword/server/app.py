@@ -20,6 +20,7 @@ from foreword import chat
 from foreword.backbone import Backbone
 from foreword.config import ServeConfig, checked_origin
 from foreword.errors import ForewordError
+from foreword.os_calls import max_open_files
 from foreword.server import classification, routes
 from foreword.server.bodies import BodyRoute
 from foreword.server.catalog import Catalog
@@ -36,7 +37,6 @@ from foreword.server.middleware import (
 from foreword.server.state import AppState
 from foreword.server.structured_output import Grammars
 from foreword.server.tracing import Tracing
-from foreword.system_calls import max_open_files
 
 SPARE_FILES = 128  # for all that is no connection
 ERRORS: dict[int | str, dict[str, Any]] = {

@@ -10,10 +10,10 @@ import uuid
 from collections.abc import Sequence
 from typing import Any
 
+from foreword.data.token_texts import token_texts
 from foreword.server.response_request import ResponseRequest
 from foreword.server.responses import token_logprobs, usage, wholes
 from foreword.server.streaming import Piece, StreamedAnswer
-from foreword.server.token_texts import token_texts
 from foreword.server.tool_answers import CallsOfAnswers
 from foreword.server.tool_use import ToolUse
 

@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from foreword.data.detokenizer import Place, TextStream
+from foreword.data.token_texts import TokenTexts, token_texts
 from foreword.engine.sampling import Choice
-from foreword.server.detokenizer import Place, TextStream
 from foreword.server.middleware import error_body
 from foreword.server.streaming import Piece, StreamedAnswer
-from foreword.server.token_texts import TokenTexts, token_texts
 from foreword.server.tool_answers import CallsOfAnswers
 from foreword.server.tool_use import ToolUse
 

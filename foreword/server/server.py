@@ -23,6 +23,7 @@ from foreword.engine.engine import Engine
 from foreword.engine.limits import EngineLimits
 from foreword.engine.serving_engine import ServingEngine
 from foreword.errors import ForewordError, InputError
+from foreword.os_calls import at_hangup
 from foreword.prompt.store import Store
 from foreword.server.app import create_app, max_requests
 from foreword.server.catalog import Catalog
@@ -31,7 +32,6 @@ from foreword.server.engine_thread import Worker
 from foreword.server.middleware import LOOPBACK, AccessMiddleware
 from foreword.server.sockets import listen, not_free
 from foreword.server.tracing import Tracing
-from foreword.system_calls import at_hangup
 
 log = logging.getLogger("foreword.server")
 HEAD_BYTES = 131_072

@@ -7,7 +7,7 @@ import errno
 import socket
 
 from foreword.errors import InputError
-from foreword.system_calls import take_port_again
+from foreword.os_calls import take_port_again
 
 
 def listen(host: str, port: int) -> list[socket.socket]:

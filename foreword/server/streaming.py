@@ -13,10 +13,10 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from foreword.data.detokenizer import Place, TextStream
 from foreword.engine.request import Handle, Request
 from foreword.engine.sampling import Choice
 from foreword.errors import ForewordError, ModelError, TooSlowError
-from foreword.server.detokenizer import Place, TextStream
 from foreword.server.engine_thread import Worker
 
 

@@ -3,16 +3,15 @@
 In: the rows of a data file. Out: `Question`s. Imports no torch.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from foreword.config import DataConfig
 from foreword.data.columns import as_query
+from foreword.data.examples import beside, folder_of, log, read_each
 from foreword.data.media_parts import Message
-from foreword.data.problems import collected, none_in
-from foreword.data.readers import read_rows
 
 
 @dataclass(frozen=True)
@@ -30,16 +29,17 @@ class Question:
     columns: Mapping[str, Any]
 
 
-def read_questions(path: str | Path, columns: DataConfig) -> list[Question]:
+def read_questions(
+    path: str | Path, columns: DataConfig, say: Callable[[str], None] = log.warning
+) -> list[Question]:
     """Return the question of each row of a data file; answers are not needed.
 
     Raises:
         DataError: the file or some of its rows cannot be used; tells all of them.
     """
-    found = collected(
-        read_rows(Path(path)),
-        lambda source, row: Question(as_query(row, source, columns), source, row),
-    )
-    if not found:
-        raise none_in(path)
-    return found
+    folder = folder_of(path)
+
+    def read(row: Mapping[str, Any], source: str, said: Any) -> Question:
+        return Question(beside(as_query(row, source, columns), folder), source, row)
+
+    return read_each(path, read, columns, say)

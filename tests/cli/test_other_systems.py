@@ -21,7 +21,7 @@ import torch
 from command_line import FAST
 from typer.testing import CliRunner
 
-from foreword import SoftPrompt, system_calls
+from foreword import SoftPrompt, os_calls
 from foreword.cli import app
 from foreword.cli.progress import folder_name
 from foreword.cli.run_output import claimed
@@ -66,9 +66,9 @@ def windows(monkeypatch: pytest.MonkeyPatch) -> None:
     """
     for name in MODULES:
         monkeypatch.setitem(sys.modules, name, None)
-    monkeypatch.setattr(system_calls, "os", Without(os, *MISSING))
-    monkeypatch.setattr(system_calls, "signal", Without(signal, "SIGHUP"))
-    monkeypatch.setattr(system_calls, "IS_WINDOWS", True)
+    monkeypatch.setattr(os_calls, "os", Without(os, *MISSING))
+    monkeypatch.setattr(os_calls, "signal", Without(signal, "SIGHUP"))
+    monkeypatch.setattr(os_calls, "IS_WINDOWS", True)
     monkeypatch.setattr(shutil, "_use_fd_functions", False)
     opened, synced = os.open, os.fsync
 
@@ -104,7 +104,7 @@ def a_prompt(value: float) -> SoftPrompt:
 def check_names(folder: Path) -> None:
     """Every name that was made is one on Windows, and no two differ in case alone."""
     for path in folder.rglob("*"):
-        assert not FORBIDDEN.search(path.name) and not system_calls.is_device(path.name), path
+        assert not FORBIDDEN.search(path.name) and not os_calls.is_device(path.name), path
         same = [one.name for one in path.parent.iterdir() if one.name.lower() == path.name.lower()]
         assert same == [path.name]
 
@@ -163,7 +163,7 @@ def test_a_file_that_is_replaced_while_it_is_opened_is_refused(
     opened = os.open
     monkeypatch.setattr(os, "open", lambda path, *rest: opened(tmp_path / "other", *rest))
     with pytest.raises(OSError, match="was replaced"):
-        system_calls.open_itself(tmp_path / "asked")
+        os_calls.open_itself(tmp_path / "asked")
 
 
 def test_a_lock_is_held_by_one_and_leaves_nothing(windows: None, tmp_path: Path) -> None:
@@ -199,7 +199,7 @@ def test_a_prompt_is_trained_stored_and_asked(
 @pytest.mark.parametrize("task", ["con", "AUX", "nul.txt", "lpt1", "a:b", "a/b", "ends.", "é "])
 def test_a_tasks_name_makes_a_folders_name(task: str) -> None:
     name = folder_name(task)
-    assert not FORBIDDEN.search(name) and not system_calls.is_device(name)
+    assert not FORBIDDEN.search(name) and not os_calls.is_device(name)
 
 
 PATHS = {
@@ -218,17 +218,17 @@ PATHS = {
 
 @pytest.mark.parametrize("name", PATHS)
 def test_a_path_of_any_system_is_no_hub_id(name: str) -> None:
-    assert system_calls.is_path_here(name) == PATHS[name]
+    assert os_calls.is_path_here(name) == PATHS[name]
     refuses = pytest.raises(InputError, match="does not exist")
     with refuses if PATHS[name] else contextlib.nullcontext():
         hub.check_name(name)
 
 
 def test_counts_are_there_without_the_calls(windows: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert system_calls.num_processors() == os.cpu_count()
-    assert system_calls.max_open_files() is None
+    assert os_calls.num_processors() == os.cpu_count()
+    assert os_calls.max_open_files() is None
     monkeypatch.setattr(os, "cpu_count", lambda: None)
-    assert system_calls.num_processors() == 1
+    assert os_calls.num_processors() == 1
 
 
 def test_a_port_in_use_is_never_shared(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -240,5 +240,5 @@ def test_a_port_in_use_is_never_shared(monkeypatch: pytest.MonkeyPatch) -> None:
             asked.append(option)
 
     monkeypatch.setattr(socket, "SO_EXCLUSIVEADDRUSE", -5, raising=False)
-    system_calls.take_port_again(Recorded())  # type: ignore[arg-type]
+    os_calls.take_port_again(Recorded())  # type: ignore[arg-type]
     assert asked == [(socket.SOL_SOCKET, -5, 1)]

@@ -1,5 +1,7 @@
 """Agreement: subjects beside the model behind the whole text, each number by its definition."""
 
+from dataclasses import replace
+
 import oracle
 import pytest
 import torch
@@ -10,12 +12,13 @@ from foreword.config import DistillConfig, ResamplingConfig
 from foreword.data.encoding import start_ids
 from foreword.distillation import agreement as agreements
 from foreword.distillation.agreement import WHOLE, compare
-from foreword.distillation.unrelated import told_rows, written_rows
+from foreword.distillation.unrelated import start_token, told_rows, written_rows
 from foreword.errors import InputError
 from foreword.evaluation.bootstrap import share
 from foreword.evaluation.evaluation import Subject
 from foreword.evaluation.first_token import median_seconds
 from foreword.named_text import text_prompt
+from foreword.training.validation import score_rows
 
 
 def test_bare_model_and_prompt_are_counted_token_by_token_beside_the_text() -> None:
@@ -85,6 +88,21 @@ def test_times_are_taken_in_turn() -> None:
     calls: list[str] = []
     found = median_seconds({name: lambda n=name: calls.append(n) for name in "ab"}, rounds=2)
     assert calls == ["a", "b"] * 3 and set(found) == {"a", "b"}
+
+
+def test_one_start_token_tells_what_any_prefix_changes() -> None:
+    model = backbone()
+    prompt, known = start_token(model), model.tokenizer
+    ids = (*start_ids(known), known.bos_token_id, known.eos_token_id)
+    start = [next(one for one in ids if one is not None)]
+    assert prompt.num_virtual_tokens == 1
+    for row in told_rows(model, DistillConfig()):
+        plain = replace(row, target=None)
+        in_text = replace(plain, input_ids=(*start, *row.input_ids))
+        losses = [
+            score_rows(model, *pair).whole().loss for pair in ((prompt, [plain]), (None, [in_text]))
+        ]
+        assert losses[0] == pytest.approx(losses[1], abs=1e-6)
 
 
 def test_the_base_writes_the_unrelated_rows_that_are_trained_on() -> None:

@@ -11,9 +11,9 @@ import small_tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from foreword.data.detokenizer import TextStream
 from foreword.engine.sampling import Choice
 from foreword.server import sse
-from foreword.server.detokenizer import TextStream
 from foreword.server.responses import ChatFormatter, CompletionFormatter, prompt_places
 from foreword.server.streaming import Answers, Piece, StreamedAnswer
 

@@ -7,10 +7,10 @@ import small_tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from foreword.data.detokenizer import Place, TextStream
 from foreword.data.encoding import decode
-from foreword.server.detokenizer import Place, TextStream
-from foreword.server.stop_strings import StopStrings
-from foreword.server.token_texts import token_texts
+from foreword.data.stop_strings import StopStrings
+from foreword.data.token_texts import token_texts
 
 TOKENIZERS = {name: build() for name, build in small_tokenizers.BUILDERS.items()}
 NUM_IDS = 300  # a few more than the largest has

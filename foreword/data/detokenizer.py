@@ -9,8 +9,8 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
-from foreword.server.stop_strings import StopStrings
-from foreword.server.token_texts import TokenTexts, token_texts
+from foreword.data.stop_strings import StopStrings
+from foreword.data.token_texts import TokenTexts, token_texts
 
 BROKEN = "\ufffd"
 NUM_BROKEN = 3  # replacement characters that may be the first bytes of one that is not whole yet

@@ -8,8 +8,8 @@ import pytest
 import small_tokenizers
 from tiny_tokenizer import tiny_tokenizer
 
+from foreword.data.detokenizer import TextStream
 from foreword.data.encoding import decode
-from foreword.server.detokenizer import TextStream
 
 TOKENIZER = tiny_tokenizer()
 
