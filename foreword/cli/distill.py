@@ -107,6 +107,7 @@ def command(
             data,
             ranks,
             is_instruction=instruction is not None,
+            is_anew=overwrite,
         )
         if ranks.is_main:
             run_file.write(Path(output))
@@ -176,6 +177,7 @@ def _prepared(
     ranks: "Ranks",
     *,
     is_instruction: bool,
+    is_anew: bool,
 ) -> "Lesson":
     """Let the teacher answer, and say what that came to."""
     from foreword.distillation.distill import form_of, prepare
@@ -204,6 +206,7 @@ def _prepared(
             seed=training.seed,
             folder=output,
             is_instruction=is_instruction,
+            is_anew=is_anew,
             on_answer=on_answer,
             on_question=on_question,
         )

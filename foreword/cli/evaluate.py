@@ -12,7 +12,13 @@ from rich.progress import Progress
 
 from foreword.cli import agreement, comparison, distill, early, options
 from foreword.cli.console import strict_json
-from foreword.config import DataConfig, DistillConfig, EvalConfig, ResamplingConfig
+from foreword.config import (
+    DataConfig,
+    DistillConfig,
+    EncodingConfig,
+    EvalConfig,
+    ResamplingConfig,
+)
 from foreword.errors import DataError, InputError
 
 if TYPE_CHECKING:
@@ -22,6 +28,7 @@ if TYPE_CHECKING:
     from foreword.evaluation.forgetting import Forgetting
     from foreword.evaluation.metrics import MetricChoice
     from foreword.prompt.soft_prompt import SoftPrompt
+    from foreword.prompt.stored_prompt import StoredPrompt
 
 
 @options.from_configs(DataConfig, EvalConfig, ResamplingConfig)
@@ -78,16 +85,13 @@ def command(
     from foreword.distillation.agreement import WHOLE
     from foreword.evaluation.evaluation import Subject
     from foreword.evaluation.forgetting import forgetting, unrelated_text
-    from foreword.named_text import text_prompt
 
     backbone, soft_prompt = options.load(model, prompt)
     rows = comparison.rows_of_bare(soft_prompt, examples)
     asked = [Subject("bare model", encoding=rows)]
     if written is not None:
         asked.append(Subject("instruction", instruction=written, encoding=rows))
-    text_before = None if whole is None else distill.as_context(whole)
-    if isinstance(text_before, str):
-        text_before = text_prompt(backbone, text_before)
+    text_before = _whole(backbone, whole, soft_prompt)
     chat.check_template(backbone, text_before)
     if text_before is not None:
         asked.append(Subject(WHOLE, prompt=text_before))
@@ -111,6 +115,27 @@ def command(
             comparison.write_predictions(predictions, examples, results, choice.metrics)
     finally:  # the scores are shown, whatever becomes of the file
         _show(results, choice, resampling, forgot, as_json, beside, len(queries))
+
+
+def _whole(
+    backbone: "Backbone", context: "str | StoredPrompt | None", prompt: "SoftPrompt | None"
+) -> "SoftPrompt | None":
+    """Return a context as a prompt, on the day of the prompt that it is compared with, where the
+    chat template prints one.
+    """
+    from foreword import chat
+    from foreword.data.template_dates import prints_day
+    from foreword.named_text import text_prompt
+    from foreword.prompt.soft_prompt import SoftPrompt
+
+    if context is None:
+        return None
+    if not isinstance(context, str):
+        return SoftPrompt.from_stored(context)
+    day = chat.encoding_of(prompt).date
+    is_printed = prints_day(backbone.tokenizer, backbone.processor)
+    told = EncodingConfig.saved({"date": day}) if day and is_printed else None
+    return text_prompt(backbone, context, told)
 
 
 def _beside(

@@ -13,7 +13,6 @@ import re
 import sys
 from collections.abc import Callable
 from dataclasses import MISSING, fields
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import typer
@@ -36,6 +35,7 @@ OF_A_PATH = (
 )  # fmt: skip
 HALF_SURROGATE = re.compile("[\ud800-\udfff]")  # bytes of the command line that are not UTF-8
 MAY_BE_EMPTY = ("texts",)
+MOST_CHARS = 100_000_000  # of a text in a file
 WHICH_MODEL = "which model? give --model, or a --prompt, whose base is taken"
 
 Model = Annotated[
@@ -58,18 +58,40 @@ AsJson = Annotated[bool, typer.Option("--json", help="print JSON instead of tabl
 
 
 def text_of(value: str, option: str) -> str:
-    """Return a text, or the text of the file that is named after an @."""
+    """Return a text, or the text of the file that is named after an @.
+
+    Raises:
+        InputError: no such file, or one that is no text, blank or too large.
+    """
     if not value.startswith("@"):
         return value
+    text = file_text(value[1:], option)
+    if not text.strip():
+        raise InputError(f"{option}: {value[1:]} is blank: write a text into it, or leave it out")
+    return text
+
+
+def file_text(path: str, option: str) -> str:
+    """Return the text of a file, without a mark of its byte order.
+
+    Raises:
+        InputError: no such file, or one that is no text or too large.
+    """
     try:
-        return Path(value[1:]).read_text(encoding="utf-8")
+        with open(path, encoding="utf-8-sig") as file:
+            text = file.read(MOST_CHARS + 1)
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{option}: cannot read {value[1:]} as text ({error})") from error
+        raise InputError(f"{option}: cannot read {path} as text ({error})") from error
+    if "\0" in text:
+        raise InputError(f"{option}: cannot read {path} as text (it holds a zero byte)")
+    if len(text) > MOST_CHARS:
+        raise InputError(f"{option}: {path} has more than {MOST_CHARS:,} characters of text")
+    return text
 
 
 def json_of(path: str, option: str) -> Any:
     """Return what a JSON file holds."""
-    text = text_of(f"@{path.removeprefix('@')}", option)
+    text = file_text(path.removeprefix("@"), option)
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:

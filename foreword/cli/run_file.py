@@ -100,7 +100,7 @@ def _read(path: str, known: Mapping[Any, Any]) -> dict[str, Any]:
     import yaml
 
     options.check_text(path, "--config")
-    text = options.text_of(f"@{path.removeprefix('@')}", "--config")
+    text = options.file_text(path.removeprefix("@"), "--config")
     if len(text) > MAX_BYTES:
         raise InputError(f"--config: {path} has {len(text)} characters, at most {MAX_BYTES}")
     try:
@@ -137,16 +137,18 @@ def _value(path: str, key: str, value: Any, parameter: Any) -> Any:
     if isinstance(value, list) and not takes_many:
         raise InputError(f"{where}: expected one value, got a list of {len(value)}")
     for one in many:
-        if isinstance(one, bool) or not isinstance(one, str | int | float):
+        if not isinstance(one, str):
             raise InputError(
                 f"{where}: expected a text or a number, got {one!r:.80}; put a text that YAML "
                 "reads otherwise into quotes, and leave out what keeps its default"
             )
-    return [str(one) for one in many] if takes_many else str(value)
+    return many if takes_many else value
 
 
 def _loader() -> Any:
-    """Return YAML's safe loader, which takes no name twice and dates as the texts that they are."""
+    """Return YAML's safe loader, which takes no name twice, and numbers and dates as the texts that
+    they are: an option reads them as if they were typed, and a name such as 1.10 stays one.
+    """
     import yaml
 
     class Loader(yaml.SafeLoader):
@@ -160,7 +162,8 @@ def _loader() -> Any:
             found: dict[Any, Any] = super().construct_mapping(node, deep)
             return found
 
-    Loader.add_constructor(
-        "tag:yaml.org,2002:timestamp", lambda loader, node: loader.construct_scalar(node)
-    )
+    for kind in ("timestamp", "int", "float"):
+        Loader.add_constructor(
+            f"tag:yaml.org,2002:{kind}", lambda loader, node: loader.construct_scalar(node)
+        )
     return Loader

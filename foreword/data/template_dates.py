@@ -27,6 +27,11 @@ def template_of(reader: Any) -> str | None:
     return template if isinstance(template, str) else None
 
 
+def prints_day(*readers: Any) -> bool:
+    """Return whether the chat template of a tokenizer or a processor prints today's date."""
+    return any(ANY_CALL.search(template_of(reader) or "") for reader in readers)
+
+
 def dated(
     config: EncodingConfig, *readers: Any, recorded: EncodingConfig | None = None
 ) -> EncodingConfig:

@@ -6,6 +6,7 @@ the queries and on unrelated text, the time to the first token and the bytes of 
 expected answers. Draws no table.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -27,7 +28,7 @@ from foreword.evaluation.metrics import METRICS, Outcome
 from foreword.prompt.prefix import Prefix
 from foreword.prompt.soft_prompt import SoftPrompt
 from foreword.training.distributed import ALONE, Ranks
-from foreword.training.validation import score_rows
+from foreword.training.validation import score_rows, validate
 
 NUM_TIMED = 5  # queries whose first token is waited for
 WHOLE = "whole text"
@@ -59,7 +60,8 @@ class Cost:
             what stands before being there already.
         cache_bytes: of what stands before a query, for one row.
         num_virtual: P.
-        unrelated: divergence from the bare model on unrelated text, in nats a token.
+        unrelated: divergence from the bare model on unrelated text, in nats a token; NaN where none
+            fits behind some subject.
     """
 
     first_token: float
@@ -160,10 +162,13 @@ def compare(
     }
     every = [*subjects, whole]
     times = _times(backbone, every, text, queries[:NUM_TIMED], rounds)
-    unrelated = told_rows(backbone, config)
+    left = min(room(backbone, subject.prompts[0]) for subject in every)
+    unrelated = told_rows(backbone, config, left)
 
     def elsewhere(prompt: SoftPrompt | Prefix | None) -> float:
-        return score_rows(backbone, prompt, unrelated, config.answer_batch).whole().loss
+        if not unrelated:
+            return math.nan
+        return validate(backbone, prompt, unrelated, config.answer_batch).loss
 
     costs = {}
     for subject in every:

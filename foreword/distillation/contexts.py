@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from foreword import chat
 from foreword.backbone import Backbone
-from foreword.config import DistillConfig, Form
+from foreword.config import DistillConfig, EncodingConfig, Form
 from foreword.data.media_parts import Message
 from foreword.distillation import input_checks
 from foreword.distillation.parts import about_parts, parts_of, prompts_of, typed
@@ -61,6 +61,7 @@ def read(
     *,
     form: Form = "key_values",
     is_instruction: bool = False,
+    encoding: EncodingConfig | None = None,
 ) -> ReadContext:
     """Return a context that has been read once.
 
@@ -72,6 +73,7 @@ def read(
         config: who asks, and how long queries and answers may be.
         form: of the small prompt.
         is_instruction: whether a text is an instruction.
+        encoding: how a text and its rows are encoded; default: as the bare model is asked today.
 
     Raises:
         UnsupportedError: a text before an encoder, a model that hears, or keys and values of one
@@ -87,7 +89,8 @@ def read(
         found = _of_prompt(backbone, given, queries, num_virtual, form)
     else:
         found = _of_text(backbone, given, queries, num_virtual or NUM_VIRTUAL, config,
-                         is_instruction=is_instruction or not isinstance(given, str))  # fmt: skip
+                         is_instruction=is_instruction or not isinstance(given, str),
+                         encoding=encoding)  # fmt: skip
     started = time.perf_counter()
     for teacher in found.teachers:
         backbone.compile(teacher)
@@ -153,6 +156,7 @@ def _of_text(
     config: DistillConfig,
     *,
     is_instruction: bool,
+    encoding: EncodingConfig | None,
 ) -> ReadContext:
     if backbone.reads_apart:
         raise UnsupportedError(
@@ -168,7 +172,7 @@ def _of_text(
             f"context of {backbone.capabilities.context_length}, and no part of an instruction is "
             "one: shorten it, or give a document as --context"
         )
-    teachers = prompts_of(backbone, text, parts)
+    teachers = prompts_of(backbone, text, parts, encoding)
     length = sum(one.num_virtual_tokens for one in teachers)
     if length <= num_virtual:
         raise InputError(

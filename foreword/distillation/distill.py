@@ -16,7 +16,7 @@ from foreword import chat
 from foreword.backbone import Backbone
 from foreword.config import DistillConfig, EncodingConfig, Form, TrainConfig
 from foreword.data.encoding import Row
-from foreword.distillation import contexts, distractors, embedding_starts
+from foreword.distillation import context_date, contexts, distractors, embedding_starts
 from foreword.distillation.contexts import AnyContext
 from foreword.distillation.input_checks import form_of as form_of
 from foreword.distillation.labels import label_rows, mixed
@@ -29,6 +29,7 @@ from foreword.distillation.self_study import described, study
 from foreword.distillation.starts import begin
 from foreword.distillation.student import student_encoding
 from foreword.distillation.unrelated import told_rows, written_rows
+from foreword.evaluation.evaluation import room
 from foreword.prompt.soft_prompt import SoftPrompt
 from foreword.training.loop import TrainEvent
 from foreword.training.seeds import SeedRun, train_seeds
@@ -93,6 +94,7 @@ def prepare(
     seed: int = 0,
     folder: str | os.PathLike[str] | None = None,
     is_instruction: bool = False,
+    is_anew: bool = False,
     on_answer: Callable[[], object] = lambda: None,
     on_question: Callable[[], object] = lambda: None,
 ) -> Lesson:
@@ -110,6 +112,7 @@ def prepare(
         seed: of what is set aside, and of asking.
         folder: keeps the questions and the teacher's answers, so that none is computed twice.
         is_instruction: whether a text is an instruction, and not a document to ask about.
+        is_anew: whether what the folder holds of something else is replaced.
         on_answer: is called after each answer.
         on_question: is called after each question.
 
@@ -122,8 +125,16 @@ def prepare(
     config = config or DistillConfig()
     asked = None if queries is None else as_queries(queries)
     context = contexts.read(
-        backbone, text, asked, num_virtual, config, form=form, is_instruction=is_instruction
+        backbone,
+        text,
+        asked,
+        num_virtual,
+        config,
+        form=form,
+        is_instruction=is_instruction,
+        encoding=None if is_anew else context_date.encoding_in(folder),
     )
+    context_date.keep(folder, chat.encoding_of(context.teachers[0]))
     teachers, asked, said = context.teachers, context.queries, context.said
     if asked is None:
         found = study(
@@ -134,13 +145,16 @@ def prepare(
             is_instruction=context.is_instruction,
             seed=seed,
             folder=folder,
+            is_anew=is_anew,
             on_question=on_question,
         )
         asked = found.queries
         said.append(described(found, config))
     check_holds_no_text(asked, context.texts)
     places = nearest(backbone, teachers, asked)
-    taught = teach_parts(backbone, teachers, asked, places, config, folder, on_answer)
+    taught = teach_parts(
+        backbone, teachers, asked, places, config, folder, on_answer, is_anew=is_anew
+    )
     check_taught(taught)
     whole = teachers[0]
     student = student_encoding(backbone, whole, [query.asked for query in asked])
@@ -170,7 +184,9 @@ def prepare(
             "prompts"
         )
     count = round(config.unrelated_share * (len(rows) - len(aside)))
-    trained, kept = written_rows(backbone, count, config, seed), told_rows(backbone, config)
+    left = room(backbone, context.num_virtual)
+    trained = written_rows(backbone, count, config, seed, left)
+    kept = told_rows(backbone, config, left)
     is_text = all(row.is_text for row in rows)  # the prompt is asked as its rows are
     trained = [replace(row, is_text=is_text) for row in trained]
     mass = sum(one.target.mass for one in taught) / len(taught)

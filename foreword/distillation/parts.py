@@ -14,7 +14,7 @@ import torch
 
 from foreword import chat
 from foreword.backbone import Backbone
-from foreword.config import DistillConfig
+from foreword.config import DistillConfig, EncodingConfig
 from foreword.data.encoding import Row
 from foreword.data.media_parts import Message
 from foreword.distillation.chunks import cut
@@ -66,12 +66,15 @@ def counting(backbone: Backbone) -> Callable[[str], int]:
 
 
 def prompts_of(
-    backbone: Backbone, text: str | Sequence[Message], parts: Sequence[str] | None
+    backbone: Backbone,
+    text: str | Sequence[Message],
+    parts: Sequence[str] | None,
+    encoding: EncodingConfig | None = None,
 ) -> list[SoftPrompt]:
     """Return a text, or each of its parts, as a prompt."""
     if parts is None:
-        return [text_prompt(backbone, text)]
-    return [text_prompt(backbone, part) for part in parts]
+        return [text_prompt(backbone, text, encoding)]
+    return [text_prompt(backbone, part, encoding) for part in parts]
 
 
 def typed(backbone: Backbone, prompt: SoftPrompt | None, queries: Sequence[Query]) -> list[Query]:
@@ -120,6 +123,8 @@ def teach_parts(
     config: DistillConfig,
     folder: str | os.PathLike[str] | None,
     on_answer: Callable[[], object],
+    *,
+    is_anew: bool = False,
 ) -> list[Taught]:
     """Return what the teacher at each query's place says to it, in the order of the queries; see
     `teacher.teach`.
@@ -133,7 +138,8 @@ def teach_parts(
         place = None if folder is None else Path(folder) / FOLDER
         if place is not None and len(teachers) > 1:
             place /= f"part-{part:03}"
-        for index, one in zip(own, teach(backbone, teacher, asked, config, place), strict=True):
+        answers = teach(backbone, teacher, asked, config, place, is_anew=is_anew)
+        for index, one in zip(own, answers, strict=True):
             found[index] = one
             on_answer()
     return [found[index] for index in range(len(queries))]

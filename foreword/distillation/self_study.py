@@ -66,6 +66,7 @@ def study(
     is_instruction: bool,
     seed: int = 0,
     folder: str | os.PathLike[str] | None = None,
+    is_anew: bool = False,
     on_question: Callable[[], object] = lambda: None,
 ) -> Study:
     """Have questions asked about a text.
@@ -79,6 +80,7 @@ def study(
             instructed, in place of questions about passages.
         seed: of sampling.
         folder: keeps what was said.
+        is_anew: whether what was said there about something else is replaced.
         on_question: is called after each.
 
     Raises:
@@ -86,13 +88,19 @@ def study(
         UnavailableError: the endpoint does not answer.
     """
     plan = planned(passages, list(_kinds(is_instruction)), config.questions)
-    key = _key(backbone, passages, config, is_instruction, seed)
+    key = _key(backbone, teachers, passages, config, is_instruction, seed)
     place = None if folder is None else Path(folder) / FOLDER
     kept = _Kept(backbone, config, is_instruction, chat.reads_turns(backbone, teachers[0]))
     for number, batch in enumerate(batches_of(plan, config.answer_batch)):
         file = None if place is None else place / f"{number:05}.json"
-        if file is not None and file.exists():
-            said = _read(file, key)
+        kept_there = _read(file) if file is not None and file.exists() else None
+        if kept_there is not None and kept_there[0] == key:
+            said = kept_there[1]
+        elif kept_there is not None and not is_anew:
+            raise InputError(
+                f"{place} holds questions about another text, of another base or options: choose "
+                "another --output, or begin anew with --overwrite"
+            )
         else:
             seeds = [_number(f"{seed}/{number}/{index}") for index in range(len(batch))]
             said = _said(backbone, teachers, batch, config, is_instruction, seeds)
@@ -226,13 +234,17 @@ def _number(text: str) -> int:
 
 def _key(
     backbone: Backbone,
+    teachers: Sequence[SoftPrompt],
     passages: Sequence[Passage],
     config: DistillConfig,
     is_instruction: bool,
     seed: int,
 ) -> str:
     """Return what questions have in common: who asks, about what, and how."""
-    own = [backbone.fingerprint(), str(backbone.dtype)] if config.questions_from is None else []
+    own: list[Any] = []
+    if config.questions_from is None:
+        own = [backbone.fingerprint(), str(backbone.dtype), backbone.tokenizer_facts()]
+        own.append([teacher.content_hash for teacher in teachers])
     parts = [
         own,
         [[passage.text, passage.part] for passage in passages],
@@ -251,15 +263,11 @@ def _write(file: Path, key: str, said: list[str]) -> None:
             temporary.write_text(json.dumps({"key": key, "questions": said}), encoding="utf-8")
 
 
-def _read(file: Path, key: str) -> list[str]:
+def _read(file: Path) -> tuple[str, list[str]]:
+    """Return the key under which questions were kept, and the questions."""
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
         known, said = found["key"], [str(one) for one in found["questions"]]
     except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
         raise ArtifactError(f"{file}: damaged ({error}); remove it, and it is made again") from None
-    if known != key:
-        raise InputError(
-            f"{file.parent} holds questions about another text, of another base or options: choose "
-            "another --output, or remove it"
-        )
-    return said
+    return known, said

@@ -18,11 +18,12 @@ from torch import Tensor
 
 from foreword import chat
 from foreword.backbone import Backbone
-from foreword.config import DistillConfig, EncodingConfig
+from foreword.config import DistillConfig
 from foreword.data import batches
 from foreword.data.encoding import Row
 from foreword.data.target import Target, joined, together
-from foreword.errors import ArtifactError, InputError
+from foreword.errors import ArtifactError, DataError, InputError
+from foreword.evaluation.evaluation import room
 from foreword.prompt.prefix import Prefix, PrefixBatch, no_prefixes, same_prefix
 from foreword.prompt.soft_prompt import SoftPrompt
 from foreword.prompt.tensor_file import read_tensors
@@ -43,12 +44,22 @@ class Taught:
     target: Target
 
 
+@dataclass(frozen=True)
+class _Asked:
+    """A query as it stands behind the text, and the ids that end an answer to it."""
+
+    row: Row
+    ends: list[int]
+
+
 def teach(
     backbone: Backbone,
     text: SoftPrompt,
     queries: Sequence[chat.Text],
     config: DistillConfig,
     folder: Path | None = None,
+    *,
+    is_anew: bool = False,
 ) -> Iterator[Taught]:
     """Yield what the model behind the whole text says to each query, in order. Several processes
     of a run share the queries where a folder keeps the answers.
@@ -59,22 +70,32 @@ def teach(
         queries: texts or conversations.
         config: how much is kept of an answer.
         folder: keeps the answers; those that it holds are not computed again.
+        is_anew: whether answers of another teacher or to other queries there are replaced.
 
     Raises:
         InputError: the folder holds answers of another teacher or to other queries.
-        DataError: a query that the text cannot stand before. StorageError: nowhere to write.
+        DataError: a query that the text cannot stand before, or that leaves no room for its answer.
+        StorageError: nowhere to write.
     """
-    key, ranks = _key(backbone, text, queries, config), distributed.join()
+    asked = [_asked(backbone, text, query, config) for query in queries]
+    key, ranks = _key(backbone, text, asked, config), distributed.join()
     prefix, size = backbone.compile(text), config.answer_batch
-    parts = [queries[start : start + size] for start in range(0, len(queries), size)]
+    parts = [asked[start : start + size] for start in range(0, len(asked), size)]
     files = [
         folder / f"{number:05}.safetensors" if folder else None for number in range(len(parts))
     ]
 
-    def answer(part: Sequence[chat.Text], file: Path | None) -> list[Taught]:
+    def answer(part: Sequence[_Asked], file: Path | None) -> list[Taught]:
         if file is not None and file.exists():
-            return _read(file, key)
-        found = _answered(backbone, prefix, chat.encoding_of(text), part, config)
+            known, kept = _read(file)
+            if known == key:
+                return kept
+            if not is_anew:
+                raise InputError(
+                    f"{file.parent} holds answers of another context, base, options or queries: "
+                    "choose another --output, or begin anew with --overwrite"
+                )
+        found = _answered(backbone, prefix, part, config)
         if file is not None:
             _write(file, key, found)
         return found
@@ -163,15 +184,27 @@ def _likeliest(backbone: Backbone, states: Tensor, top_k: int, keep_mass: float)
     return Target(ids, best.values.masked_fill(~is_kept, -torch.inf)[:, :width])
 
 
+def _asked(backbone: Backbone, text: SoftPrompt, query: chat.Text, config: DistillConfig) -> _Asked:
+    """Return a query as it stands behind a text, with room for its answer.
+
+    Raises:
+        DataError: the text cannot stand before it, or there is no room.
+    """
+    encoding = chat.encoding_of(text)
+    row = chat.encode_row(backbone, query, encoding)
+    if len(row.input_ids) + config.answer_tokens > room(backbone, text):
+        raise DataError(
+            f"a query of {len(row.input_ids)} tokens leaves no room for {config.answer_tokens} of "
+            f"an answer: behind {text.num_virtual_tokens} virtual tokens the model's context has "
+            f"{room(backbone, text)}: shorten it, or lower --answer-tokens (eval: --max-new-tokens)"
+        )
+    return _Asked(row, chat.end_tokens(backbone, query, encoding))
+
+
 def _answered(
-    backbone: Backbone,
-    prefix: Prefix,
-    encoding: EncodingConfig,
-    queries: Sequence[chat.Text],
-    config: DistillConfig,
+    backbone: Backbone, prefix: Prefix, asked: Sequence[_Asked], config: DistillConfig
 ) -> list[Taught]:
-    rows = [chat.encode_row(backbone, query, encoding) for query in queries]
-    ends = [chat.end_tokens(backbone, query, encoding) for query in queries]
+    rows, ends = [one.row for one in asked], [one.ends for one in asked]
     answers = chat.answer_rows(backbone, prefix, rows, ends, max_new_tokens=config.answer_tokens)
     whole = [
         replace(row, input_ids=(*row.input_ids, *answer.ids), num_labels=len(answer.ids))
@@ -185,16 +218,16 @@ def _answered(
 
 
 def _key(
-    backbone: Backbone, text: SoftPrompt, queries: Sequence[chat.Text], config: DistillConfig
+    backbone: Backbone, text: SoftPrompt, asked: Sequence[_Asked], config: DistillConfig
 ) -> str:
-    """Return what answers have in common: their teacher, the queries, and how they are kept."""
-    encoding = chat.encoding_of(text)
+    """Return what answers have in common: their teacher, the ids of the queries and of what ends an
+    answer, and how they are kept.
+    """
     parts = [
         json.dumps(backbone.fingerprint(), sort_keys=True),
         str(backbone.dtype),
         text.content_hash,
-        str(encoding),
-        json.dumps([query if isinstance(query, str) else list(query) for query in queries]),
+        json.dumps([[one.row.input_ids, one.ends] for one in asked]),
         f"{config.top_k} {config.keep_mass} {config.answer_tokens} {config.answer_batch}",
     ]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
@@ -213,22 +246,18 @@ def _write(file: Path, key: str, found: Sequence[Taught]) -> None:
             save_file(tensors, temporary, {KEY: key})
 
 
-def _read(file: Path, key: str) -> list[Taught]:
+def _read(file: Path) -> tuple[str, list[Taught]]:
+    """Return the key under which answers were kept, and the answers."""
     try:
         found = read_tensors(file)
         tensors, known = found.tensors, found.metadata[KEY]
     except (OSError, ValueError, LookupError) as error:
         raise ArtifactError(f"{file}: damaged ({error}); remove it, and it is made again") from None
-    if known != key:
-        raise InputError(
-            f"{file.parent} holds answers of another context, base, options or queries: choose "
-            "another --output, or remove it"
-        )
     lengths = tensors["lengths"].tolist()
     answers = tensors["answers"].split(lengths)
     target = Target(tensors["ids"], tensors["log_probabilities"])
     starts = [sum(lengths[:index]) for index in range(len(lengths))]
-    return [
+    return known, [
         Taught(tuple(ids.tolist()), target.part(slice(start, start + length)))
         for ids, start, length in zip(answers, starts, lengths, strict=True)
     ]

@@ -27,26 +27,43 @@ NUM_TOLD = 8  # rows that tell
 SOURCE = "unrelated text"
 
 
-def told_rows(backbone: Backbone, config: DistillConfig) -> list[Row]:
-    """Return the rows that tell what a prompt changes, with the targets of the bare model."""
-    size = WINDOW + len(encoding.start_ids(backbone.tokenizer))
+def told_rows(
+    backbone: Backbone, config: DistillConfig, room: int = encoding.NO_LIMIT
+) -> list[Row]:
+    """Return the rows that tell what a prompt changes, with the targets of the bare model; none
+    where `room`, the tokens that fit behind the prompt, is too small for any.
+    """
+    num_start = len(encoding.start_ids(backbone.tokenizer))
+    size = min(WINDOW + num_start, room)
+    if size < num_start + 2:
+        return []
     rows = [row for row in windows(backbone, unrelated_text(), size) if len(row.input_ids) == size]
     return _with_targets(backbone, rows[-NUM_TOLD:], config)
 
 
-def written_rows(backbone: Backbone, count: int, config: DistillConfig, seed: int) -> list[Row]:
+def written_rows(
+    backbone: Backbone,
+    count: int,
+    config: DistillConfig,
+    seed: int,
+    room: int = encoding.NO_LIMIT,
+) -> list[Row]:
     """Return `count` rows of text that the bare model writes, drawn at temperature 1 from a seed,
-    with its targets. Each begins as a text of the tokenizer does.
+    with its targets; none where `room` is too small for any. Each begins as a text of the tokenizer
+    does.
     """
     start = tuple(encoding.start_ids(backbone.tokenizer))
     opening = Row(start or _beginning(backbone), 1, SOURCE)
     rows: list[Row] = []
+    length = min(WINDOW, room - len(opening.input_ids))
+    if length < 2:
+        return []
     with drawing_from(seed, backbone.device):
         while len(rows) < count:
             size = min(config.answer_batch, count - len(rows))
             texts = chat.answer_rows(
                 backbone, None, [opening] * size, [[]] * size,
-                max_new_tokens=WINDOW, do_sample=True, temperature=1.0,
+                max_new_tokens=length, do_sample=True, temperature=1.0,
             )  # fmt: skip
             # Its first token is no label: where nothing stands before it, nothing predicts it.
             rows += [Row((*start, *one.ids), len(one.ids) - 1, SOURCE) for one in texts]

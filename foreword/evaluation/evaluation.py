@@ -159,7 +159,7 @@ def evaluate(
     found: list[Answer] = []
     if choices:
         picked = _chosen(backbone, subject, asked, choices, config)
-        found = [Answer(one.text, 0, is_finished=True) for one in picked]
+        found = [Answer(one.text.strip(), 0, is_finished=True) for one in picked]
         outcomes = [
             replace(o, confidence=p.confidence) for o, p in zip(outcomes, picked, strict=True)
         ]
@@ -284,6 +284,7 @@ def _rows(backbone: Backbone, subject: Subject, asked: Sequence[Example]) -> lis
     )
     for row in rows:
         backbone.check_row(row)
+        check_begun(row)
         if len(row.input_ids) > limit:
             raise DataError(
                 f"{row.source}: expected at most {limit} tokens for {subject.name}, got "
@@ -292,9 +293,24 @@ def _rows(backbone: Backbone, subject: Subject, asked: Sequence[Example]) -> lis
     return rows
 
 
-def room(backbone: Backbone, prompt: SoftPrompt | Prefix | None) -> int:
-    """Return how many real tokens fit behind a prompt."""
-    num_virtual = prompt.num_virtual_tokens if prompt is not None else 0
+def check_begun(row: Row) -> None:
+    """Refuse a row that is all answer: nothing says how likely its first token is.
+
+    Raises:
+        DataError: names the row.
+    """
+    if row.num_labels >= len(row.input_ids):
+        raise DataError(
+            f"{row.source}: nothing stands before the answer, so that its first token cannot be "
+            "scored: give a text before it, or leave the row out"
+        )
+
+
+def room(backbone: Backbone, prompt: SoftPrompt | Prefix | int | None) -> int:
+    """Return how many real tokens fit behind a prompt, or behind so many virtual tokens."""
+    if isinstance(prompt, SoftPrompt | Prefix):
+        prompt = prompt.num_virtual_tokens
+    num_virtual = prompt or 0
     if backbone.reads_apart or backbone.capabilities.context_length is None:
         return NO_LIMIT  # an encoder and its decoder each have a context of their own
     return backbone.capabilities.context_length - num_virtual

@@ -4,6 +4,7 @@ In: the losses of every answer that may be chosen. Out: the choice and its proba
 probabilities are from the share of right choices. Knows no model.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -52,7 +53,8 @@ def chosen(losses: Sequence[float], choices: Sequence[str]) -> list[Chosen]:
 
 
 def choices_of(option: str, examples: Sequence[Example]) -> tuple[str, ...]:
-    """Return the answers that `--choices` names: those of the data, or some with commas or lines.
+    """Return the answers that `--choices` names: those of the data, or some with commas or lines;
+    with the white space around them that the data has, since rows are written with it.
 
     Raises:
         InputError: fewer than two, or one twice. DataError: an example whose answer is none of
@@ -74,7 +76,18 @@ def choices_of(option: str, examples: Sequence[Example]) -> tuple[str, ...]:
                 f"{example.source}: the answer {example.completion!r} is none of --choices: add "
                 "it, or leave the row out"
             )
-    return found
+    return _as_written(found, [example.completion for example in examples])
+
+
+def _as_written(choices: Sequence[str], answers: Sequence[str]) -> tuple[str, ...]:
+    """Return answers as the data writes them: each as it mostly does there; one that is not there
+    behind a space where all others are.
+    """
+    forms: dict[str, Counter[str]] = {}
+    for text in answers:
+        forms.setdefault(text.strip(), Counter())[text] += 1
+    lead = " " if answers and all(text.startswith(" ") for text in answers) else ""
+    return tuple(forms[one].most_common(1)[0][0] if one in forms else lead + one for one in choices)
 
 
 def _calibration_error(outcomes: Sequence[Outcome], counts: Counts) -> Scores:

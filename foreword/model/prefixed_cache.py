@@ -164,9 +164,11 @@ class PrefixedCache(Cache):
 def known(cache: Any) -> Any:
     """Return the prefixed cache behind a cache that the caller holds, or the cache itself.
 
-    One whose layers the caller has emptied starts anew.
+    One whose layers the caller has emptied, or replaced by none, starts anew.
     """
     found = getattr(cache, MARK, cache)
+    if found is not cache and cache.layers is not found.layers:  # other layers, by the caller
+        found.layers = found.model_cache.layers = cache.layers
     if isinstance(found, PrefixedCache) and found.num_computed and not num_held(found.model_cache):
         found.reset()
     return found

@@ -48,6 +48,7 @@ class ServedModel:
         facts: what the prompt says of itself, and its size.
         created: when the prompt was made, in seconds since 1970; of the bare model and of a prompt
             that does not say it, when it was loaded.
+        is_spaced: whether a space stood before every answer of its training, and no template.
     """
 
     name: str
@@ -57,6 +58,7 @@ class ServedModel:
     entry: Entry | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
     created: int = field(default_factory=lambda: int(time.time()))
+    is_spaced: bool = False
 
 
 class Catalog:
@@ -222,7 +224,10 @@ class Catalog:
             "history": prompt.facts.get("history"),
         }
         created = _seconds_of(prompt.facts.get("created"))
-        return ServedModel(name, label, source, chat.encoding_of(prompt), entry, facts, created)
+        encoding, said = chat.encoding_of(prompt), chat.saved_encoding(prompt)
+        is_literal = encoding.row_template is not None or bool(encoding.is_text)
+        is_spaced = is_literal and bool(said.get("is_spaced"))
+        return ServedModel(name, label, source, encoding, entry, facts, created, is_spaced)
 
     def _load(self, entry: Entry) -> SoftPrompt:
         assert self.store is not None

@@ -20,6 +20,7 @@ from foreword.data.example import Example
 from foreword.data.media_parts import Message
 from foreword.engine import request
 from foreword.errors import InputError
+from foreword.evaluation.evaluation import check_begun
 from foreword.evaluation.label_choice import chosen
 from foreword.server.catalog import ServedModel
 from foreword.server.protocol import ClassifyRequest
@@ -87,11 +88,13 @@ def rows_of(
     prompt: str | Sequence[Message],
     choices: Sequence[str],
 ) -> list[Row]:
-    """Return a row for each answer, encoded as the prompt's training encoded its own.
+    """Return a row for each answer, encoded as the prompt's training encoded its own: behind a
+    space, where all of these were.
 
     Raises:
         InputError: images or sounds, or a text that is longer than a request may be.
-        DataError: a conversation that the template cannot take, or an answer that it cannot close.
+        DataError: a conversation that the template cannot take, an answer that it cannot close, or
+            nothing before it.
     """
     config = replace(served.encoding, max_length=None, truncate=False)
     if isinstance(prompt, str) and config.held_text is not None:
@@ -101,6 +104,9 @@ def rows_of(
     if media is not None:
         raise InputError("messages: choices are read behind text, without images and sounds")
     asked = prompt if isinstance(prompt, str) else tuple(prompt)
-    examples = [Example(asked, text, f"choices[{place}]") for place, text in enumerate(choices)]
+    texts = [f" {one}" if served.is_spaced and not one[:1].isspace() else one for one in choices]
+    examples = [Example(asked, text, f"choices[{place}]") for place, text in enumerate(texts)]
     rows, _ = encoding.encode_examples(examples, backbone.tokenizer, config, encoding.NO_LIMIT)
+    for row in rows:
+        check_begun(row)
     return rows

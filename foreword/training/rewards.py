@@ -10,7 +10,7 @@ import inspect
 import math
 import sys
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from typing import Any
 from foreword.errors import InputError, TrainingError
 
 PROMPTS, COMPLETIONS = "prompts", "completions"
+NO_LIST = (str, bytes, Mapping, Set)
 ANY = inspect.Parameter.VAR_KEYWORD
 
 
@@ -74,16 +75,21 @@ class RewardFunction:
             given = {one.name: given[one.name] for one in wanted if one.name in given}
         try:
             found = self.function(**given)
+            if isinstance(found, Iterator):  # a generator's code runs as it is read
+                found = list(found)
         except Exception as error:
             raise TrainingError(f"--reward {self.name} failed: {_said(error)}") from error
         return self._checked(found, len(answers))
 
     def _checked(self, found: Any, count: int) -> list[float]:
         try:
-            values = [float(value) for value in found]
-        except (TypeError, ValueError) as error:
+            if isinstance(found, NO_LIST):
+                raise TypeError("in no order, or no numbers")
+            values = [_number(value) for value in found]
+        except (TypeError, ValueError, ArithmeticError, RuntimeError) as error:
+            got = " ".join(repr(found).split())
             raise TrainingError(
-                f"--reward {self.name}: expected a list of {count} numbers, got {found!r:.80}"
+                f"--reward {self.name}: expected a list of {count} numbers, got {got:.80}"
             ) from error
         if len(values) != count:
             raise TrainingError(
@@ -124,6 +130,13 @@ def load_reward(spec: str) -> RewardFunction:
             f"--reward {spec}: {name!r} does not say what it takes: wrap it in a function"
         ) from None
     return RewardFunction(spec, function)
+
+
+def _number(value: Any) -> float:
+    """Return a number of any kind; a text is none, whatever it spells."""
+    if isinstance(value, str | bytes):
+        raise TypeError(f"{value!r} is text")
+    return float(value)
 
 
 def _module(place: str) -> Any:

@@ -63,7 +63,7 @@ def _written(model: str, data: str, tmp_path: Path, *more: str) -> dict[str, Any
         ("seed: {a: 1}\n", "seed: expected a text or a number"),
         ("seed:\n", "seed: expected a text or a number, got None"),
         ("seed: [1, 2]\n", "seed: expected one value, got a list of 2"),
-        ("truncate: 3\n", "truncate: expected true or false, got 3"),
+        ("truncate: 3\n", "truncate: expected true or false, got '3'"),
         ("init: yes\n", "put a text that YAML reads otherwise into quotes"),
         ("- seed\n", "must hold lines of the form NAME: VALUE"),
         ("a: [\n", "is no YAML"),
@@ -71,6 +71,9 @@ def _written(model: str, data: str, tmp_path: Path, *more: str) -> dict[str, Any
         ("seed: &a [*a]\n", "expected one value"),
         ("batch-size: 1.5\n", "should be a valid integer"),
         ("batch-size: x\n", "should be a valid integer"),
+        ("batch-size: 0x10\n", "should be a valid integer"),
+        ("batch-size: 1:30\n", "should be a valid integer"),
+        ("learning-rate: .inf\n", ".inf"),
         ("init: nonsense\n", "'nonsense' is not one of"),
         ("help: true\n", "no option 'help'"),
         ("config: other.yaml\n", "no option 'config'"),
@@ -95,3 +98,13 @@ def test_an_argument_is_an_option_of_the_file_too(refused: Any, tmp_path: Path) 
     file = tmp_path / "serve.yaml"
     file.write_text(f"model: {tmp_path / 'none'}\nprompts: {tmp_path / 'nowhere'}\nport: 0\n")
     assert "nowhere" in refused("serve", "--config", str(file))
+
+
+@pytest.mark.parametrize("name", ["1.10", "017", "1_000", "0x1f", "1e5", "2026-01-31", "12:30"])
+def test_a_name_that_looks_like_a_number_stays_a_name(
+    refused: Any, tmp_path: Path, name: str
+) -> None:
+    (tmp_path / "run.yaml").write_text(f"data: {name}\n")
+    output = str(tmp_path / "a")
+    said = refused("train", "--config", str(tmp_path / "run.yaml"), "--output", output)
+    assert f"{name}: no such" in said

@@ -10,6 +10,7 @@ from command_line import FAST
 
 from foreword import config as configs
 from foreword.cli import main, options
+from foreword.errors import InputError
 
 KINDS = [kind for name in dir(configs) if isinstance(kind := getattr(configs, name), type)]
 TEXTS = [
@@ -61,3 +62,25 @@ def test_a_start_text_is_read_from_its_file_and_what_is_cut_is_said(
     ids = backbone.tokenizer("You ", return_tensors="pt").input_ids[0]
     found = SoftPrompt.load(tmp_path / "new").embeddings
     assert (found - backbone.embed(ids)).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("option", ["--instruction", "--context", "--choices", "--init-text"])
+def test_a_file_is_read_as_text_or_refused_by_name(option: str, tmp_path: Path) -> None:
+    def read(content: bytes) -> str:
+        (tmp_path / "text").write_bytes(content)
+        return options.text_of(f"@{tmp_path}/text", option)
+
+    assert read(b"\xef\xbb\xbfone\r\ntwo\r\n") == "one\ntwo\n"  # as editors of Windows write it
+    for content, expected in (
+        (b"", "text is blank"),
+        (b"\xef\xbb\xbf \r\n", "text is blank"),
+        (b"\xff\xfeo\0n\0e\0", "as text"),
+        (b"one\0two", "zero byte"),
+        (b"\x80PNG", "as text"),
+    ):
+        with pytest.raises(InputError, match=f"^{option}: .*{expected}"):
+            read(content)
+    with pytest.raises(InputError, match=f"^{option}: cannot read .* as text .*directory"):
+        options.text_of(f"@{tmp_path}", option)
+    with pytest.raises(InputError, match=f"^{option}: cannot read /dev/zero as text"):
+        options.text_of("@/dev/zero", option)

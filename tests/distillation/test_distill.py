@@ -241,7 +241,7 @@ def test_answers_from_which_nothing_is_learned_are_refused(
     same = teacher.Taught((5, 2), Target(torch.zeros(2, 1, dtype=torch.int64), torch.zeros(2, 1)))
     for taught, expected in ((empty, "answers nothing to any"), (same, "the same answer")):
         monkeypatch.setattr(
-            "foreword.distillation.parts.teach", lambda *a, one=taught: iter([one] * 8)
+            "foreword.distillation.parts.teach", lambda *a, one=taught, **options: iter([one] * 8)
         )
         with pytest.raises(InputError, match=expected):
             lesson_of(backbone())

@@ -75,6 +75,37 @@ def test_choices_come_from_commas_lines_or_the_data() -> None:
         choices_of("bc,a", EXAMPLES)
 
 
+def test_choices_are_written_as_the_answers_of_the_data() -> None:
+    spaced = [
+        Example("x", " yes"),
+        Example("y", " no\n"),
+        Example("z", " yes"),
+        Example("u", " no\n"),
+    ]
+    assert choices_of("data", spaced) == (" yes", " no\n")
+    assert choices_of("no,yes,maybe", spaced) == (" no\n", " yes", " maybe")
+    mixed = [*spaced, Example("v", "yes")]
+    assert choices_of("yes,maybe", mixed[:1] + mixed[-1:] * 2) == ("yes", "maybe")
+    model = backbone()
+    subject = Subject("x", soft_prompt(model), encoding=PLAIN)
+    metrics = [METRICS["loss"], METRICS["exact"]]
+    choices = choices_of("data", spaced)
+    [alone] = evaluate(model, subject, spaced[:1], metrics, SHORT, FAST, choices=choices).outcomes
+    losses = [
+        evaluate(model, subject, [Example("x", text)], metrics[:1], SHORT, FAST).outcomes[0].loss
+        for text in choices
+    ]
+    shares = [math.exp(-loss) for loss in losses]
+    assert alone.confidence == pytest.approx(max(shares) / sum(shares), abs=1e-9)
+
+
+def test_an_answer_with_nothing_before_it_is_refused_by_name() -> None:
+    model = backbone()
+    rows = [Example("", "a", "rows:7"), Example("x", "b", "rows:8")]
+    with pytest.raises(DataError, match=r"^rows:7: nothing stands before the answer"):
+        evaluate(model, Subject("x", encoding=PLAIN), rows, [METRICS["loss"]], SHORT, FAST)
+
+
 def test_options_and_calls_go_with_no_choices() -> None:
     model = backbone()
     with pytest.raises(InputError, match="nothing is generated"):

@@ -245,6 +245,16 @@ def test_a_cache_that_was_reset_begins_with_its_prompts_again(family: str, kind:
     assert all(map(torch.equal, prefix.states.tensors, before))
 
 
+@pytest.mark.parametrize("family", ["llama", "gemma3", "bamba"])
+def test_a_cache_whose_layers_were_taken_away_begins_with_its_prompts_again(family: str) -> None:
+    backbone = Backbone(tiny_models.shared(family))
+    cache = transformers.DynamicCache(config=backbone.model.config)
+    for prompt in (prompt_of(backbone), None, prompt_of(backbone)):
+        first = backbone.generate(prompt, IDS, past_key_values=cache, **GREEDY)
+        assert first[0, 6:].tolist() == oracle.greedy(backbone.model, prompt, IDS[0], 4)
+        cache.layers = transformers.DynamicCache(config=backbone.model.config).layers
+
+
 def test_a_cache_of_a_call_that_failed_inside_the_model(backbone: Backbone) -> None:
     first = begun(backbone)
     whole = with_turn(first.sequences)

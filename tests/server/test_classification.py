@@ -2,16 +2,20 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
 import pytest
-from serving import config, fill, running, tiny_backbone
+from serving import config, fill, running, tiny_backbone, tiny_prompt
 
-from foreword import Example
+from foreword import Example, chat
+from foreword.data.encoding import encode_examples
 from foreword.evaluation.evaluation import Subject, evaluate
 from foreword.evaluation.metrics import METRICS
 from foreword.prompt.store import Store
+from foreword.server.catalog import Catalog
+from foreword.server.classification import rows_of
 from foreword.server.server import Server
 
 CHOICES = ["yes", "no", "blue or red"]
@@ -59,6 +63,27 @@ def test_what_is_measured_is_what_is_served(
     assert list(shares) == CHOICES and sum(shares.values()) == pytest.approx(1)
     assert max(shares.values()) == shares[found["label"]] == found["confidence"]
     assert found["usage"]["completion_tokens"] == 0
+
+
+@pytest.mark.parametrize("is_text", [True, False])
+def test_answers_stand_behind_a_space_where_those_of_training_did(
+    is_text: bool, tmp_path: Path
+) -> None:
+    backbone, store = tiny_backbone(), Store(tmp_path / "store")
+    prompt = tiny_prompt(backbone)
+    prompt.facts["encoding"] = {"is_text": is_text, "is_spaced": True}  # a template may write one
+    prompt.save(tmp_path / "p")
+    store.add("p", tmp_path / "p")
+    catalog = Catalog(backbone, store, "tiny")
+    catalog.load("p")
+    state: Any = SimpleNamespace(worker=SimpleNamespace(engine=SimpleNamespace(max_length=200)))
+    rows = rows_of(backbone, state, catalog.find("p"), "say yes", ["yes", " no"])
+    labels = [backbone.tokenizer.decode(row.input_ids[-row.num_labels :]) for row in rows]
+    assert labels == [" yes<|im_end|>" if is_text else "yes<|im_end|>", " no<|im_end|>"]
+    if is_text:  # as `eval --choices yes,no` measures it on rows of such answers
+        asked = [Example("say yes", text) for text in (" yes", " no")]
+        written, _ = encode_examples(asked, backbone.tokenizer, chat.encoding_of(prompt), 10**6)
+        assert [row.input_ids for row in rows] == [row.input_ids for row in written]
 
 
 @pytest.mark.parametrize(

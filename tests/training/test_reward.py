@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
 import tiny_models
 import torch
@@ -228,12 +229,31 @@ def test_a_reward_that_fails_loses_nothing(tmp_path: Path) -> None:
         ([float("nan")] * 12, "expected finite numbers, got nan"),
         (None, "expected a list of 12 numbers, got None"),
         (["good"] * 12, "expected a list of 12 numbers"),
+        (["1"] * 12, "expected a list of 12 numbers"),
+        ("1" * 12, "expected a list of 12 numbers"),
+        ({float(number) for number in range(12)}, "expected a list of 12 numbers"),
+        ({str(number): 1.0 for number in range(12)}, "expected a list of 12 numbers"),
+        ([10**400] * 12, "expected a list of 12 numbers"),
+        (torch.zeros(12, 2), "expected a list of 12 numbers"),
     ],
 )
 def test_what_is_no_reward_is_said_in_one_line(found: Any, named: str) -> None:
     with pytest.raises(TrainingError, match=named) as failed:
         run(function=RewardFunction("mine:f", lambda completions: found))
     assert "--reward mine:f" in str(failed.value) and "\n" not in str(failed.value)
+
+
+def test_numbers_of_any_kind_are_rewards_and_a_generator_fails_where_it_fails() -> None:
+    for found in ([True, 2], (1, 2.0), torch.tensor([1, 2]), numpy.array([1.0, 2.0]), iter([1, 2])):
+        function = RewardFunction("f", lambda completions, found=found: found)
+        assert function(["x", "y"], ["p", "q"], [{}, {}]) == [1.0, 2.0]
+
+    def told(completions: Any) -> Any:
+        for one in completions:
+            yield len(one) / (one != "q")
+
+    with pytest.raises(TrainingError, match=r"f failed: ZeroDivisionError: .*test_reward.py, line"):
+        RewardFunction("f", told)(["x", "y"], ["p", "q"], [{}, {}])
 
 
 def test_a_function_is_given_what_it_names() -> None:

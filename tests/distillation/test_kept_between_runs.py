@@ -1,0 +1,105 @@
+"""What a distillation keeps: read again on a later day, and replaced where a run begins anew."""
+
+import itertools
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_models
+import torch
+from tiny_tokenizer import CHATML, tiny_tokenizer
+
+from foreword import Backbone, chat
+from foreword.cli import evaluate
+from foreword.config import DistillConfig
+from foreword.data import template_dates
+from foreword.distillation import self_study
+from foreword.distillation.distill import Lesson, prepare
+from foreword.errors import InputError
+
+DATED = "{{ strftime_now('%d %b %Y') }}" + CHATML
+TEXT = "The lamp is red. The door is blue. The cat is called Ann."
+QUERIES: list[Any] = [[{"role": "user", "content": text}] for text in ("a", "b", "c", "d e")]
+CONFIG = DistillConfig(answer_tokens=3, answer_batch=2, top_k=8, questions=8, question_tokens=64)
+
+
+def backbone(template: str = CHATML) -> Backbone:
+    tokenizer = tiny_tokenizer(chat_template=template)
+    model = tiny_models.build("llama", vocab_size=len(tokenizer), max_position_embeddings=1024)
+    return Backbone(model, tokenizer)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Any:
+    class Clock(template_dates.datetime):  # type: ignore[misc,name-defined]
+        day = 1
+
+        @classmethod
+        def now(cls, tz: Any = None) -> Any:
+            return cls(2026, 1, cls.day)
+
+    monkeypatch.setattr(template_dates, "datetime", Clock)
+    return Clock
+
+
+@pytest.fixture
+def questions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a model without sense ask: questions are not what is tested here."""
+    count = itertools.count()
+    said = lambda *args: [f"is it {next(count)} or what?" for _ in args[2]]  # noqa: E731
+    monkeypatch.setattr(self_study, "_said", said)
+
+
+def lesson(base: Backbone, queries: Any, folder: Path | None, **options: Any) -> Lesson:
+    text = options.pop("text", TEXT)
+    return prepare(base, text, queries, 8, CONFIG, folder=folder, **options)
+
+
+@pytest.mark.usefixtures("questions")
+@pytest.mark.parametrize("queries", [QUERIES, None])
+def test_a_run_that_goes_on_another_day_reads_the_same_text(
+    queries: Any, clock: Any, tmp_path: Path
+) -> None:
+    base = backbone(DATED)
+    first = lesson(base, queries, tmp_path)
+    clock.day = 2
+    again = lesson(base, queries, tmp_path)
+    assert again.text.content_hash == first.text.content_hash
+    assert chat.encoding_of(again.text).date == "2026-01-01"
+    assert again.rows == first.rows and again.encoding == first.encoding
+    anew = lesson(base, queries, tmp_path, is_anew=True)
+    assert chat.encoding_of(anew.text).date == "2026-01-02"
+    assert anew.text.content_hash != first.text.content_hash
+
+
+@pytest.mark.usefixtures("questions")
+@pytest.mark.parametrize("queries", [QUERIES, None])
+def test_what_is_of_another_text_is_replaced_only_where_a_run_begins_anew(
+    queries: Any, tmp_path: Path
+) -> None:
+    base, other = backbone(), TEXT.replace("red", "green")
+    lesson(base, queries, tmp_path)
+    with pytest.raises(InputError, match="begin anew with --overwrite"):
+        lesson(base, queries, tmp_path, text=other)
+    replaced = lesson(base, queries, tmp_path, text=other, is_anew=True)
+    kept = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*.*")}
+    again = lesson(base, queries, tmp_path, text=other, is_anew=True)  # what fits is not made anew
+    assert kept == {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*.*")}
+    assert again.rows == replaced.rows and torch.equal(*_starts(again, replaced))
+
+
+def _starts(*lessons: Lesson) -> Any:
+    return [one.start.tensors[0] for one in lessons]
+
+
+def test_eval_reads_the_text_on_the_day_of_the_prompt(clock: Any) -> None:
+    base = backbone(DATED)
+    first = lesson(base, QUERIES, None)
+    prompt = first.start.replaced(first.start.tensors, {"encoding": asdict(first.encoding)})
+    clock.day = 2
+    whole = evaluate._whole(base, TEXT, prompt)
+    assert whole is not None and whole.content_hash == first.text.content_hash
+    today = evaluate._whole(base, TEXT, None)
+    assert today is not None and today.content_hash != first.text.content_hash
+    assert evaluate._whole(backbone(), TEXT, prompt) is not None
