@@ -6,6 +6,7 @@
 # make test-clients     clients of other projects, unmodified, against the server
 # make test-export      the same prompts in other engines' own files, and over llama.cpp
 # make test-newest      the contract on releases newer than constraints.txt, where there are any
+# make site    the pages and the reference of the Python package as a site, in site/
 # make check   format, lint, types, generated pages
 
 PYTHON ?= python3
@@ -15,7 +16,7 @@ export TOKENIZERS_PARALLELISM = false
 # Tiny models gain nothing from a second thread, and several processes lose by it.
 test test-oldest test-newest test-quantized test-vllm test-export test-clients: export OMP_NUM_THREADS = 1
 
-.PHONY: demo browser test test-oldest test-newest test-quantized test-vllm test-export test-clients check format docs clean
+.PHONY: demo browser test test-oldest test-newest test-quantized test-vllm test-export test-clients check format docs site clean
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -137,5 +138,19 @@ docs: $(VENV)/installed
 	$(BIN)/python tests/support/contract_table.py
 	$(BIN)/python tests/support/media_table.py
 
+# The reference is read off the code, not imported: the site's environment holds no foreword and no
+# torch. Any warning, as of a link that leads nowhere, ends the build.
+DOCS_EXTRA = import tomllib; project = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
+  print(*project["optional-dependencies"]["docs"], sep="\n")
+$(VENV)-site/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)-site
+	$(PYTHON) -c '$(DOCS_EXTRA)' > $(VENV)-site/requirements.txt
+	$(VENV)-site/bin/python -m pip install --quiet --constraint constraints.txt \
+	  --requirement $(VENV)-site/requirements.txt
+	touch $@
+
+site: $(VENV)-site/installed
+	NO_MKDOCS_2_WARNING=1 $(VENV)-site/bin/mkdocs build
+
 clean:
-	rm -rf $(VENV) $(VENV)-oldest $(VENV)-newest $(VENV)-quantized $(VENV)-vllm $(VENV)-export $(VENV)-clients .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(VENV)-oldest $(VENV)-newest $(VENV)-quantized $(VENV)-vllm $(VENV)-export $(VENV)-clients $(VENV)-site site .pytest_cache .mypy_cache .ruff_cache

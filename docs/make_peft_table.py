@@ -299,6 +299,7 @@ def render() -> str:
             cells = [_cell(pair.verdicts[form][case]) for case in CASES] if pair.verdicts else []
             parts.append(_line([pair.peft, pair.transformers, *(cells or [pair.error])]))
     error, text = SEED_FAILURE.split("\n\n", 1)
+    text = text.replace(" past_key_values[0][0]", " `past_key_values[0][0]`")  # no link
     return "".join([*parts, NAMES, REPEAT, SEED.format(error=error, text=text)])
 
 

@@ -123,7 +123,8 @@ class Backbone:
                 runs only with `trust_remote_code=True` among them; nobody is asked.
 
         Raises:
-            InputError: no such model. UnsupportedError: a model that cannot be made exact, or that
+            InputError: no such model.
+            UnsupportedError: a model that cannot be made exact, or that
                 needs code of its own.
         """
         source = hub.resolve(model)
@@ -317,6 +318,17 @@ class Backbone:
         With gradients enabled, they reach a prompt whose tensors require one. With an encoder they
         are of the decoder's tokens: `decoder_input_ids`, or `input_ids` where it does not read
         text.
+
+        Args:
+            prompt: as in `generate`.
+            input_ids: `[B, T]`, padded on either side.
+            attention_mask: `[B, T]`; default: no padding.
+            **media: what the processor returns beside ids and mask.
+
+        Raises:
+            MismatchError: a prompt of another base.
+            UnsupportedError: media that the model does not read.
+            InputError: ids that the model does not have, or a mask of another shape.
         """
         num_rows = self.passes.num_rows(input_ids, media)
         if attention_mask is not None and input_ids is not None:

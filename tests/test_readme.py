@@ -57,9 +57,10 @@ def test_the_commands_exist_with_their_options() -> None:
 
 def test_the_index_has_every_page_once_and_no_other() -> None:
     index = (ROOT / "docs" / "README.md").read_text()
-    linked = re.findall(r"\]\(([^)#]+\.md)\)", index)
+    linked = re.findall(r"\]\(([^)#]+\.(?:md|ipynb))\)", index)
     pages = {page.name for page in (ROOT / "docs").glob("*.md")} - {"README.md"}
-    assert {link for link in linked if "/" not in link} == pages
+    pages |= {f"cookbook/{page.name}" for page in (ROOT / "docs" / "cookbook").glob("*.ipynb")}
+    assert {link for link in linked if not link.startswith("..")} == pages
     assert len(set(linked)) == len(linked)
 
 

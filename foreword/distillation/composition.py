@@ -45,7 +45,8 @@ def compose(backbone: Backbone, first: SoftPrompt, second: SoftPrompt) -> SoftPr
         second: any prompt.
 
     Raises:
-        MismatchError: a prompt of another base. InputError: no room for rows behind both.
+        MismatchError: a prompt of another base.
+        InputError: no room for rows behind both.
         UnsupportedError: keys cannot be moved on this model.
     """
     both = first, second

@@ -86,7 +86,12 @@ def score(
 
 
 def difference(score: Score, first: Score, resampling: ResamplingConfig = _DEFAULTS) -> Score:
-    """Return the paired difference of a score from the first one, on the same examples.
+    """Return the paired difference of two scores on the same examples, `score` minus `first`.
+
+    Args:
+        score: of one subject.
+        first: of the subject that it is compared with.
+        resampling: what both scores were computed with.
 
     Raises:
         InputError: scores of other numbers of examples or resamples.

@@ -50,11 +50,18 @@ def vote(
 ) -> Iterator[Vote]:
     """Answer every text by majority; greedy unless `options` of `generate` say otherwise.
 
-    Each prompt gets a text as its own training encoded it; `batch_size` counts rows, so that a
-    batch holds `batch_size // len(prompts)` texts, one at least.
+    Args:
+        backbone: with a tokenizer.
+        prompts: those that vote; each gets a text as its own training encoded it.
+        texts: texts or conversations.
+        batch_size: rows at once, so that a batch holds `batch_size // len(prompts)` texts, one at
+            least.
+        max_new_tokens: longest answer in tokens.
+        **options: of `generate`.
 
     Raises:
-        InputError: no prompts. MismatchError: a prompt of another base.
+        InputError: no prompts.
+        MismatchError: a prompt of another base.
     """
     for found in _batches(backbone, prompts, texts, batch_size, max_new_tokens, options):
         yield from map(majority, found)
@@ -77,8 +84,16 @@ def averaged(
 ) -> Iterator[Answer]:
     """Answer every text greedily from the mean of the prompts' next-token probabilities.
 
+    Args:
+        backbone: with a tokenizer.
+        prompts: those that are averaged; all must encode rows alike.
+        texts: texts or conversations.
+        batch_size: rows at once, one for each prompt and text.
+        max_new_tokens: longest answer in tokens.
+
     Raises:
-        InputError: no prompts, or prompts that encode rows differently. MismatchError: a prompt of
+        InputError: no prompts, or prompts that encode rows differently.
+        MismatchError: a prompt of
             another base.
     """
     check_alike(prompts)

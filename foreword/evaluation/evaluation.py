@@ -124,7 +124,12 @@ def evaluate(
     """Answer every example greedily, compute the loss of its labels, and score both.
 
     Args:
+        backbone: with a tokenizer.
+        subject: what answers: the bare model, an instruction, a prompt, or several prompts.
+        examples: with the answers that are expected; at least one.
+        metrics: what is scored; `choose` finds those that fit the answers.
         config: batches and lengths; its metrics, choices and limit are the caller's business.
+        resampling: of the bootstrap intervals.
         choices: the answers that there are: the likeliest is chosen, and nothing is generated.
         on_answer: called after each answer.
         **options: of `generate`.

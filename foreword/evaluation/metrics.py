@@ -256,7 +256,8 @@ def choose(names: str, expected: Sequence[str], has_calls: bool = False) -> Metr
         has_calls: whether any of the answers calls a tool.
 
     Raises:
-        InputError: an unknown name. DependencyError: one that was asked for needs an extra.
+        InputError: an unknown name.
+        DependencyError: one that was asked for needs an extra.
     """
     if names == "auto" and has_calls:
         return MetricChoice((METRICS["loss"], METRICS["calls"]), "answers call tools")

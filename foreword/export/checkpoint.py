@@ -43,8 +43,10 @@ def export(
         output: a directory that is not there yet.
 
     Raises:
-        InputError: something is there, or keys and values. MismatchError: another base.
-        UnsupportedError: a base or rows that would not be exact. StorageError: no space.
+        InputError: something is there, or keys and values.
+        MismatchError: another base.
+        UnsupportedError: a base or rows that would not be exact.
+        StorageError: no space.
     """
     target = Path(output)
     check_new(target)

@@ -44,8 +44,11 @@ def export(
         output: a file that is not there yet.
 
     Raises:
-        InputError: no GGUF file, something is there, or keys and values. MismatchError: another
-            base. UnsupportedError: a base or rows that would not be exact. StorageError: no space.
+        InputError: no GGUF file, something is there, or keys and values.
+        MismatchError: another
+            base.
+        UnsupportedError: a base or rows that would not be exact.
+        StorageError: no space.
     """
     import gguf
 

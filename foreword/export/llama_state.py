@@ -74,9 +74,12 @@ def export(
         progress: is told in a line of text about each step that takes seconds.
 
     Raises:
-        MismatchError: a prompt of another base. UnsupportedError: a kind of cache or model whose
-            state is not exact. DependencyError: no llama.cpp, or another one.
-        InputError: no GGUF file. StorageError: no space or no permission; nothing is kept.
+        MismatchError: a prompt of another base.
+        UnsupportedError: a kind of cache or model whose
+            state is not exact.
+        DependencyError: no llama.cpp, or another one.
+        InputError: no GGUF file.
+        StorageError: no space or no permission; nothing is kept.
     """
     options = ContextOptions(
         max(256, prompt.num_virtual_tokens), 1, cache_type, has_flash_attention

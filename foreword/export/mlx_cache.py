@@ -30,8 +30,10 @@ def export(prompt: SoftPrompt, model: str, output: str | os.PathLike[str]) -> di
         output: a file that is not there yet, named `.safetensors`.
 
     Raises:
-        InputError: something is there, or another name. MismatchError: another base.
-        UnsupportedError: layers that keep something else. StorageError: no space.
+        InputError: something is there, or another name.
+        MismatchError: another base.
+        UnsupportedError: layers that keep something else.
+        StorageError: no space.
     """
     target = Path(output)
     check_mlx(target)

@@ -206,7 +206,8 @@ class Store:
         Where the current version goes, the newest that is left becomes current.
 
         Raises:
-            NotFoundError: nothing of that name. InputError: an alias points to it, or other files
+            NotFoundError: nothing of that name.
+            InputError: an alias points to it, or other files
                 than the store's own lie in it.
         """
         name, version = split_reference(reference)
@@ -240,7 +241,8 @@ class Store:
         """Let one more name stand for `NAME`, whatever its version, or for one `NAME@VERSION`.
 
         Raises:
-            NotFoundError: no such prompt. InputError: the alias is a prompt's own name.
+            NotFoundError: no such prompt.
+            InputError: the alias is a prompt's own name.
         """
         check_name(alias)
         with self._writing() as scratch:

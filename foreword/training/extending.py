@@ -59,8 +59,11 @@ def register_method(name: str, *, form: Form, learning_rate: float) -> Callable[
 
 
 def register_initializer(name: str) -> Callable[[Initializer], Initializer]:
-    """Return a decorator that lets `--init` and `TrainConfig.init` take a function by name: of the
-    embedding table `[V, H]`, P and a generator; it returns `[P, H]`.
+    """Return a decorator that lets `--init` and `TrainConfig.init` take a function by name. The
+    function gets the embedding table `[V, H]`, P and a generator, and returns `[P, H]`.
+
+    Args:
+        name: of the initializer.
 
     Raises:
         InputError: the name is one of foreword's own.

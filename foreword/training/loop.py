@@ -115,7 +115,8 @@ def train(
 
     Raises:
         DataError: an example that cannot be encoded; names file and line.
-        InputError: nothing to train on, or a state of another run. ArtifactError: a damaged state.
+        InputError: nothing to train on, or a state of another run.
+        ArtifactError: a damaged state.
         MismatchError: `initial` is a prompt of another base.
         TrainingError: a gradient that is zero or, going back notwithstanding, not finite.
         StorageError: the state cannot be written, and the earlier one is kept; or another run has

@@ -59,11 +59,13 @@ PADDING = "wrong p"
 
 HEAD = """# The contract, measured
 
-Every case runs on a tiny random model of each family and is compared with the oracle: one unpadded
-row at a time, explicit positions, no cache, everything computed again. Greedy tokens must be the
-oracle's; logits must agree to 1e-9 in float64, and as far as the number where a family itself
-computes in float32: {inexact}. kimi_k2 is deepseek_v3 with other proportions, llama31 is llama
-with llama3's rotation. The tests run the same cases (`tests/generation/test_contract.py`).
+The contract says that fast equals slow. Here every case runs on a tiny random model of each
+family, and is compared with the slow computation, the *oracle*: one unpadded row at a time,
+explicit positions, no cache, everything computed again. Greedy tokens must be the oracle's.
+Logits must agree to 1e-9 in float64, or, in families that themselves compute in float32
+somewhere, to this number: {inexact}. kimi_k2 is deepseek_v3 with other proportions, and llama31
+is llama with llama3's rotation. The tests run the same cases
+(`tests/generation/test_contract.py`).
 
 Made by `python tests/support/contract_table.py` with {versions}.
 
@@ -74,13 +76,14 @@ A cell is *foreword* / *stock PEFT*.
 - **holds**: the result is the oracle's.
 - **refused**: foreword raises an `UnsupportedError` that says what to use instead.
 - **wrong**: it ran without an exception, and the result is not the oracle's.
-- **wrong** p: wrong because of the padding; the same rows hold one at a time, unpadded.
-- **raises**: an exception; the number leads to it below the table (N stands for any number).
+- **wrong** p: wrong only because of the padding; the same rows are right one at a time, unpadded.
+- **raises**: an exception; its number is explained below the table (N stands for any number).
 
-Stock PEFT gets the same prompt, saved by foreword and loaded with `PeftModel.from_pretrained` on a
-copy of the model, and the same arguments; its `forward` also gets the position ids of the real
-tokens. It keeps prompts in float32, so it runs on the model in float32, against the oracle of that
-model and with logits within 1e-4, or ten times the number above where that is larger.
+Stock PEFT gets the same prompt, which foreword saved and `PeftModel.from_pretrained` loaded on a
+copy of the model, and the same arguments. Its `forward` also gets the position ids of the real
+tokens. PEFT keeps prompts in float32, so it runs on the model in float32 and is compared with the
+oracle of that model. Its logits must agree to 1e-4, or to ten times the number above if that is
+larger.
 
 {counts}
 """
