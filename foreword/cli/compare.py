@@ -62,8 +62,8 @@ def command(
 
         plots.check(png)
     check_held_out(data)
-    examples = read_examples(data, columns, say=options.note)[: config.limit]
-    choices = comparison.choices_in(config, examples)
+    every = read_examples(data, columns, say=options.note)
+    choices, examples = comparison.choices_in(config, every), every[: config.limit]
     choice = comparison.metrics_of(config, examples, choices)
     if ensemble == "vote":
         check_vote(choice.metrics)

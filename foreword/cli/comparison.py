@@ -75,6 +75,10 @@ def ask(
 def choices_in(config: EvalConfig, examples: "Sequence[Example]") -> tuple[str, ...]:
     """Return the answers that --choices names, as they are in a file or on the command line.
 
+    Args:
+        config: the options.
+        examples: all of the data file, whatever --limit leaves.
+
     Raises:
         InputError: fewer than two. DataError: an example whose answer is none of them.
     """
@@ -86,7 +90,7 @@ def choices_in(config: EvalConfig, examples: "Sequence[Example]") -> tuple[str, 
 
 
 def metrics_of(
-    config: EvalConfig, examples: "Sequence[Example]", choices: Sequence[str]
+    config: EvalConfig, examples: "Sequence[Example]", choices: Sequence[str] = ()
 ) -> "MetricChoice":
     """Return the metrics that are asked for, or that fit the answers; with choices also how far
     probabilities are from the share that is right.

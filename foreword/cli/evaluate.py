@@ -67,13 +67,13 @@ def command(
     given = read_queries(data, columns, options.note)[: config.limit] if context is not None else []
     queries = [query.asked for query in given]
     try:
-        examples = read_examples(data, columns, say=options.note)[: config.limit]
+        every = read_examples(data, columns, say=options.note)
     except DataError as error:
         if not queries or predictions:
             raise
         options.note(f"no task score, only agreement with the whole text: {error}")
-        examples = []
-    choices = comparison.choices_in(config, examples)
+        every = []
+    choices, examples = comparison.choices_in(config, every), every[: config.limit]
     choice = comparison.metrics_of(config, examples, choices)
     if predictions:
         read = (data, options.file_of(instruction), unrelated)

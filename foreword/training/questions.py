@@ -22,11 +22,13 @@ class Question:
         asked: a text, or turns up to a question.
         source: where it stands, as "prompts.jsonl:12"; no two have the same.
         columns: the others of its row, by name.
+        told: what the reward function is told was asked, as the row has it; None: `asked`.
     """
 
     asked: str | tuple[Message, ...]
     source: str
     columns: Mapping[str, Any]
+    told: str | tuple[Message, ...] | None = None
 
 
 def read_questions(

@@ -96,7 +96,8 @@ class Rollouts:
         if mine:
             told = [self.questions[whole[number].source] for number in mine]
             texts = [self._text(answers[number]) for number in mine]
-            values = self.reward([one.asked for one in told], texts, [one.columns for one in told])
+            asked = [one.asked if one.told is None else one.told for one in told]
+            values = self.reward(asked, texts, [one.columns for one in told])
             rewards[mine] = torch.tensor(values, dtype=torch.float64)
         ranks.add_up([rewards])
         answers = shared(answers, len(whole), self.config.answer_tokens, ranks)
