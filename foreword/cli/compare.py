@@ -55,23 +55,26 @@ def command(
     early.check(data=[data], prompts=prompts, model=model)
     from foreword.data.examples import read_examples
     from foreword.data.readers import check_held_out
-    from foreword.evaluation.ensembles import check_alike
-    from foreword.evaluation.evaluation import Subject, check_vote, voted
-    from foreword.prompt.soft_prompt import SoftPrompt
+    from foreword.evaluation.metrics import check_vote
 
     if png:
         from foreword.evaluation import plots
 
         plots.check(png)
     check_held_out(data)
-    examples = read_examples(data, columns, say=options.note)[: config.limit]
-    choice = comparison.metrics_of(config, examples)
+    every = read_examples(data, columns, say=options.note)
+    choices, examples = comparison.choices_in(config, every), every[: config.limit]
+    choice = comparison.metrics_of(config, examples, choices)
     if ensemble == "vote":
         check_vote(choice.metrics)
     if predictions:
         read = (data, options.file_of(instruction))
         comparison.check_predictions(predictions, choice.metrics, *read)
     written = options.text_of(instruction, "--instruction") if instruction else None
+    from foreword.evaluation.ensembles import check_alike
+    from foreword.evaluation.evaluation import Subject, voted
+    from foreword.prompt.soft_prompt import SoftPrompt
+
     loaded = {name: SoftPrompt.load(name) for name in prompts}
     backbone, _ = options.load(model, prompts[0])
     for prompt in loaded.values():
@@ -85,7 +88,7 @@ def command(
     if written is not None:
         asked.append(Subject("instruction", instruction=written, encoding=rows))
     asked.append(Subject("bare model", encoding=rows))
-    results = comparison.ask(backbone, asked, examples, choice, config, resampling)
+    results = comparison.ask(backbone, asked, examples, choice, config, resampling, choices)
     if ensemble == "vote":
         members = results[: len(prompts)]
         results.insert(len(prompts), voted(together, members, choice.metrics, resampling))

@@ -20,11 +20,13 @@ from foreword import chat
 from foreword.backbone import Backbone
 from foreword.config import ServeConfig, checked_origin
 from foreword.errors import ForewordError
+from foreword.os_calls import max_open_files
 from foreword.server import classification, routes
 from foreword.server.bodies import BodyRoute
 from foreword.server.catalog import Catalog
 from foreword.server.encoding_threads import EncodingThread, apart
 from foreword.server.engine_thread import Worker
+from foreword.server.fields import place_of, problem_of
 from foreword.server.metrics import ServerMetrics
 from foreword.server.middleware import (
     LOOPBACK,
@@ -36,11 +38,6 @@ from foreword.server.middleware import (
 from foreword.server.state import AppState
 from foreword.server.structured_output import Grammars
 from foreword.server.tracing import Tracing
-
-try:
-    import resource
-except ImportError:  # on Windows
-    resource = None  # type: ignore[assignment]
 
 SPARE_FILES = 128  # for all that is no connection
 ERRORS: dict[int | str, dict[str, Any]] = {
@@ -57,6 +54,13 @@ ERRORS: dict[int | str, dict[str, Any]] = {
         (503, "busy, or the engine is dead"),
         (504, "the answer took too long"),
     )
+}
+
+PAGE_FILES = {
+    "/": "index.html",
+    "/page.js": "page.js",
+    "/page.css": "page.css",
+    "/favicon.ico": "favicon.svg",
 }
 
 
@@ -129,10 +133,8 @@ def max_requests(config: ServeConfig) -> int:
     which takes one of the files that the process may open.
     """
     wanted = 4 * (config.max_queue + config.max_batch)
-    if resource is None:
-        return wanted
-    num_files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return wanted if num_files < 0 else max(1, min(wanted, num_files - SPARE_FILES))
+    num_files = max_open_files()
+    return wanted if num_files is None else max(1, min(wanted, num_files - SPARE_FILES))
 
 
 @contextlib.asynccontextmanager
@@ -177,14 +179,9 @@ def _add_routes(app: FastAPI) -> None:
     app.get("/ready", responses=ERRORS)(routes.ready)
     app.get("/version", responses=ERRORS)(routes.version)
     app.get("/metrics", response_class=Response, responses=ERRORS)(routes.metrics)
-    for path, file in (("/", "index.html"), ("/page.js", "page.js"), ("/page.css", "page.css")):
+    app.get("/docs", include_in_schema=False)(routes.show_reference)
+    for path, file in PAGE_FILES.items():
         app.get(path, include_in_schema=False)(routes.page_of(file))
-
-
-def _where_of(location: Sequence[Any]) -> str:
-    """Return a field's place in a body; what stands in brackets is its kind, not its name."""
-    names = (str(part) for part in location if part != "body")
-    return ".".join(name for name in names if not name.startswith("(")) or "body"
 
 
 def _add_error_handlers(app: FastAPI, state: AppState) -> None:
@@ -196,10 +193,10 @@ def _add_error_handlers(app: FastAPI, state: AppState) -> None:
 
     async def on_invalid(_: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
-        found = [(_where_of(one["loc"]), one["msg"]) for one in error.errors()]
-        text = "; ".join(f"{where}: {reason}" for where, reason in found[:4])
+        found = error.errors()
+        text = "; ".join(map(problem_of, found[:4]))
         state.metrics.count_rejected("invalid")
-        return JSONResponse(error_body(text, 400, found[0][0]), 400)
+        return JSONResponse(error_body(text, 400, place_of(found[0]["loc"])), 400)
 
     async def on_http(_: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)

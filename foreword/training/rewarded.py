@@ -19,8 +19,9 @@ from foreword.errors import InputError
 from foreword.prompt.soft_prompt import SoftPrompt
 from foreword.training.loop import TrainEvent
 from foreword.training.policy import OwnSamples, PolicyGradient
+from foreword.training.questions import Question
 from foreword.training.rewards import RewardFunction
-from foreword.training.rollouts import Question, Rollouts
+from foreword.training.rollouts import Rollouts
 from foreword.training.seeds import SeedRun, train_seeds
 
 AnyQuestion = Question | Mapping[str, Any]
@@ -132,5 +133,5 @@ def _question(backbone: Backbone, start: SoftPrompt, one: AnyQuestion, source: s
         one = Question(as_query(one, source), source, dict(one))
     if isinstance(one.asked, str):
         typed = chat.typed(backbone, start, one.asked)
-        return replace(one, asked=typed if isinstance(typed, str) else tuple(typed))
+        return replace(one, asked=typed if isinstance(typed, str) else tuple(typed), told=one.asked)
     return one

@@ -17,28 +17,13 @@ from foreword import chat
 from foreword.backbone import Backbone
 from foreword.config import EncodingConfig, RewardConfig
 from foreword.data.encoding import decode
-from foreword.data.media_parts import Message
 from foreword.data.row import Row
 from foreword.prompt.prefix import Prefix
 from foreword.prompt.soft_prompt import SoftPrompt
 from foreword.training.distributed import Ranks
+from foreword.training.questions import Question
 from foreword.training.rewards import RewardFunction
 from foreword.training.sampling import drawing_from, seed_of, shared
-
-
-@dataclass(frozen=True)
-class Question:
-    """What is asked, and what the reward function is told of it.
-
-    Attributes:
-        asked: a text, or turns up to a question.
-        source: where it stands, as "prompts.jsonl:12"; no two have the same.
-        columns: the others of its row, by name.
-    """
-
-    asked: str | tuple[Message, ...]
-    source: str
-    columns: Mapping[str, Any]
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,7 +96,8 @@ class Rollouts:
         if mine:
             told = [self.questions[whole[number].source] for number in mine]
             texts = [self._text(answers[number]) for number in mine]
-            values = self.reward([one.asked for one in told], texts, [one.columns for one in told])
+            asked = [one.asked if one.told is None else one.told for one in told]
+            values = self.reward(asked, texts, [one.columns for one in told])
             rewards[mine] = torch.tensor(values, dtype=torch.float64)
         ranks.add_up([rewards])
         answers = shared(answers, len(whole), self.config.answer_tokens, ranks)

@@ -25,9 +25,10 @@ from foreword.training.checkpoint import STATE_FILE, read_state
 from foreword.training.distributed import ALONE
 from foreword.training.packing.packed_decoder import packed
 from foreword.training.policy import OwnSamples, PolicyGradient, advantages
+from foreword.training.questions import Question
 from foreword.training.rewarded import reward
 from foreword.training.rewards import RewardFunction, load_reward
-from foreword.training.rollouts import Question, Rollouts
+from foreword.training.rollouts import Rollouts
 from foreword.training.step import accumulate, detached
 
 QUESTIONS = [
@@ -240,6 +241,22 @@ def test_what_is_no_reward_is_said_in_one_line(found: Any, named: str) -> None:
     with pytest.raises(TrainingError, match=named) as failed:
         run(function=RewardFunction("mine:f", lambda completions: found))
     assert "--reward mine:f" in str(failed.value) and "\n" not in str(failed.value)
+
+
+def test_a_function_is_told_what_was_asked_as_the_row_has_it() -> None:
+    model, seen = backbone(), set[Any]()
+    turns = ({"role": "user", "content": "say b"},)
+
+    def of_prompts(prompts: list[Any], completions: list[str]) -> list[float]:
+        seen.update(one if isinstance(one, str) else one[0]["content"] for one in prompts)
+        seen.update(type(one) for one in prompts)
+        return [float(len(one)) for one in completions]
+
+    rows = [{"prompt": "say a"}, {"prompt": list(turns)}]  # both are turns to the model
+    config = replace(TRAIN, batch_size=2, num_steps=1, eval_every=0)
+    function = RewardFunction("f", of_prompts)
+    *_, last = reward(model, start_of(model), function, rows, CONFIG, config)
+    assert seen == {"say a", "say b", str, tuple} and last.reward is not None
 
 
 def test_numbers_of_any_kind_are_rewards_and_a_generator_fails_where_it_fails() -> None:
