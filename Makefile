@@ -120,6 +120,7 @@ check: $(VENV)/installed
 	$(BIN)/python docs/make_systems.py --check
 	$(BIN)/python docs/make_results.py --check
 	$(BIN)/python docs/make_distill.py --check
+	$(BIN)/python docs/make_picture.py --check
 	$(BIN)/python docs/make_peft_table.py --check
 	$(BIN)/python docs/make_families.py --check
 
@@ -133,6 +134,7 @@ docs: $(VENV)/installed
 	$(BIN)/python docs/make_systems.py
 	$(BIN)/python docs/make_results.py
 	$(BIN)/python docs/make_distill.py
+	$(BIN)/python docs/make_picture.py
 	$(BIN)/python docs/make_peft_table.py
 	$(BIN)/python docs/make_families.py
 	$(BIN)/python tests/support/contract_table.py

@@ -39,6 +39,8 @@ from foreword.training.validation import score_rows
 RESULTS = Path(__file__).parent / "results" / "distill.jsonl"
 RATE, BATCH = 5e-3, 8
 WHOLE, BARE, OURS = "whole context", "bare model", "divergence (default)"
+START = "one start token"
+"""What any prefix does: unrelated text no longer begins at nothing."""
 UNTRAINED: dict[str, dict[str, Any]] = {
     "first P tokens, untrained": "first",
     "tokens at even distances, untrained": "even",
@@ -52,13 +54,25 @@ TRAINED: dict[str, dict[str, Any]] = {
     "hard labels": {},
 }
 PEFT = "PEFT CARTRIDGE example, as many seconds"
-SYSTEMS = (WHOLE, BARE, *UNTRAINED, *TRAINED, PEFT)
+SYSTEMS = (WHOLE, BARE, START, *UNTRAINED, *TRAINED, PEFT)
+
+
+PLAIN_TURNS = (
+    "{{ bos_token }}{% for message in messages %}{% if message.role == 'assistant' %}"
+    "Answer: {{ message.content }}{{ eos_token }}\n\n{% else %}"
+    "{{ message.content }}\n{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}Answer: {% endif %}"
+)
+"""How turns are written for a base that has no chat template."""
 
 
 @cache
 def base(model: str) -> Backbone:
     """Return the frozen model."""
-    return Backbone.load(model)
+    backbone = Backbone.load(model)
+    if backbone.tokenizer.chat_template is None:
+        backbone.tokenizer.chat_template = PLAIN_TURNS
+    return backbone
 
 
 def measured() -> list[dict[str, Any]]:
@@ -98,6 +112,12 @@ def made(arguments: Any, task: Distilled, system: str, size: int, seed: int) -> 
     if system in (WHOLE, BARE):
         prompt = text if system == WHOLE else None
         return {"prompt": prompt, "encoding": chat.encoding_of(prompt)}
+    if system == START:
+        ids = torch.tensor([backbone.tokenizer.bos_token_id])
+        return {
+            "prompt": SoftPrompt.from_embeddings(backbone.embed(ids)),
+            "encoding": chat.encoding_of(None),
+        }
     options: dict[str, Any] = TRAINED.get(system, {"start": UNTRAINED.get(system, "first")})
     lesson, teaching = lesson_of(arguments, task, size, seed, **options)
     found = {"encoding": lesson.encoding, "teacher_seconds": teaching}
@@ -106,7 +126,8 @@ def made(arguments: Any, task: Distilled, system: str, size: int, seed: int) -> 
     started = time.process_time()
     if system == PEFT:
         done = [d for d in measured() if (d["system"], d["size"]) == (OURS, size)]
-        limit = [d["seconds"] for d in done if key(d)[:2] == (arguments.model, arguments.task)]
+        own = (named(arguments.model), arguments.task)
+        limit = [d["seconds"] for d in done if key(d)[:2] == own]
         prompt = cartridge(backbone, text, lesson, size, seed, limit[0])
     else:
         prompt = trained(backbone, lesson, arguments.steps, seed, is_hard=system == "hard labels")
@@ -146,7 +167,7 @@ def run(arguments: Any, name: str, system: str, size: int, seed: int) -> dict[st
             text,
             queries,
             config,
-            cache_folder() / "data" / "taught" / arguments.model / name,
+            cache_folder() / "data" / "taught" / named(arguments.model) / name,
         )
     )
     rows = [
@@ -162,9 +183,12 @@ def run(arguments: Any, name: str, system: str, size: int, seed: int) -> dict[st
         for answer, (_, expected) in zip(answers, task.test, strict=True)
     ]
     prefix = backbone.compile(prompt) if prompt is not None else None
+    if "train_seconds" in found:  # to be looked at again
+        slug = f"{system}-{size}-{seed}".replace(" ", "-")
+        prompt.save(cache_folder() / "data" / "distilled" / named(arguments.model) / name / slug)
     teaching, training = found.get("teacher_seconds", 0.0), found.get("train_seconds", 0.0)
     return {
-        "model": arguments.model, "task": name, "system": system, "size": size, "seed": seed,
+        "model": named(arguments.model), "task": name, "system": system, "size": size, "seed": seed,
         "steps": arguments.steps if training and system != PEFT else 0,
         "context": text.num_virtual_tokens,
         "agreement": whole.agreement, "exact": whole.exact, "divergence": whole.loss,
@@ -173,6 +197,11 @@ def run(arguments: Any, name: str, system: str, size: int, seed: int) -> dict[st
         "bytes": prefix.num_bytes if prefix is not None else 0,
         "teacher_seconds": round(teaching, 1), "seconds": round(teaching + training, 1),
     }  # fmt: skip
+
+
+def named(model: str) -> str:
+    """Return what a model is called in the results: of a file, its name."""
+    return Path(model).name
 
 
 def key(result: dict[str, Any]) -> tuple[Any, ...]:
@@ -200,11 +229,12 @@ def main() -> None:
         for size in arguments.sizes:
             for name in arguments.tasks:
                 for system in systems:
-                    is_text = system in (WHOLE, BARE)
+                    is_text = system in (WHOLE, BARE, START)
                     own = (0, 0) if is_text else (size, seed)
                     known = {key(result) for result in measured()}
-                    has_ours = (arguments.model, name, OURS, size, 0) in known
-                    if (arguments.model, name, system, *own) in known:
+                    model = named(arguments.model)
+                    has_ours = (model, name, OURS, size, 0) in known
+                    if (model, name, system, *own) in known:
                         continue
                     if system == PEFT and not has_ours:
                         continue  # it takes as many seconds as ours took

@@ -1,7 +1,8 @@
 """Many prompts: what a store of ten and one of ten thousand cost to fill, list, load and serve.
 
 Called by `serving.py` where several numbers are given as `--prompts`. One store grows from number
-to number; each operation is timed at that size, over the same few names. Wall clock, in
+to number, with an alias for each prompt; each operation is timed at that size, over the same few
+names. Wall clock, in
 which adding waits for the disk of the temporary directory, or with `--cpu-time` this process's own
 seconds.
 """
@@ -37,11 +38,13 @@ class Costs:
     names_s: float
     start_s: float
     start_kib: float
+    reload_s: float
     load_ms: float
     find_us: float
     list_s: float
     tokens_per_s: float
     unload_us: float
+    remove_ms: float
 
 
 def measure(
@@ -63,11 +66,13 @@ def table(found: dict[int, Costs]) -> str:
         ("names of all, s", lambda c: f"{c.names_s:.3f}"),
         ("start: load all, s", lambda c: f"{c.start_s:.2f}"),
         ("memory of one that is loaded, KiB", lambda c: f"{c.start_kib:.1f}"),
+        ("read the store again, nothing changed, s", lambda c: f"{c.reload_s:.3f}"),
         ("load one again, ms", lambda c: f"{c.load_ms:.1f}"),
         ("find one, µs", lambda c: f"{c.find_us:.1f}"),
         ("list all that are served, s", lambda c: f"{c.list_s:.4f}"),
         ("answers, each behind another, tokens/s", lambda c: f"{c.tokens_per_s:.1f}"),
         ("unload one, µs", lambda c: f"{c.unload_us:.1f}"),
+        ("remove one, ms", lambda c: f"{c.remove_ms:.1f}"),
     ]
     head = " | ".join(f"{size:,} prompts" for size in found)
     lines = [f"| | {head} |", "|---" * (len(found) + 1) + "|"]
@@ -88,6 +93,7 @@ def _fill(store: Store, backbone: Backbone, start: int, end: int, num_virtual: i
             begun = clock()
             store.add(f"prompt-{number}", Path(directory) / "made")
             seconds.append(clock() - begun)
+            store.alias(f"alias-{number}", f"prompt-{number}")
     return statistics.median(seconds[-NUM_TIMED:])
 
 
@@ -100,6 +106,7 @@ def _at_size(
     start_s, refused = _timed(catalog.load_all)
     assert not refused, refused
     kib = (_memory() - before) / size
+    reload_s, _ = _timed(catalog.reload)
     load = statistics.median(_timed(lambda name=name: catalog.load(name))[0] for name in names)
     find = statistics.median(_timed(lambda name=name: catalog.find(name))[0] for name in names)
     list_s, _ = _timed(catalog.all)
@@ -112,9 +119,14 @@ def _at_size(
     seconds, _ = _timed(engine.run)
     new = sum(len(handle.choices) for handle in handles)
     unload = statistics.median(_timed(lambda name=name: catalog.unload(name))[0] for name in names)
+    source = store.resolve(names[0]).path
+    removing = []
+    for number in range(10):
+        store.add(f"gone-{number}", source)
+        removing.append(_timed(lambda name=f"gone-{number}": store.remove(name))[0])
     return Costs(
-        add_seconds * 1e3, names_s, start_s, kib, load * 1e3, find * 1e6, list_s, new / seconds,
-        unload * 1e6,
+        add_seconds * 1e3, names_s, start_s, kib, reload_s, load * 1e3, find * 1e6, list_s,
+        new / seconds, unload * 1e6, statistics.median(removing) * 1e3,
     )  # fmt: skip
 
 

@@ -1,16 +1,22 @@
 """What left padding costs a soft prompt: one prompt, through stock PEFT and through foreword.
 
-    python benchmarks/padding.py [--steps 160] [--prompt DIRECTORY]
+    python benchmarks/padding.py [--steps 160] [--prompt DIRECTORY] [--systems NAME ...]
+        [--commands 96]
+    python docs/make_picture.py   # draws docs/picture.svg from what was measured
 
 Trains an embedding prompt on the demo's home commands (or takes one that was), and answers the same
-held-out commands greedily: row by row, and in left-padded batches of 32, each with stock PEFT and
-with foreword. Both read the same file. Prints the share of exact calls and of right intents.
+held-out commands greedily: bare, and behind the prompt row by row and in left-padded batches of 32,
+with stock PEFT and with foreword. Both read the same file. Each is one line of
+benchmarks/results/padding.jsonl, with the share of exact calls and of right intents, the answers to
+the first commands, and the installed releases.
 """
 
 import argparse
 import copy
+import json
 import sys
 from collections.abc import Callable, Iterator
+from importlib.metadata import version
 from pathlib import Path
 
 import stock
@@ -20,17 +26,22 @@ from transformers.utils import logging
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 import home_commands as demo
 
-from foreword import Backbone, SoftPrompt, TrainConfig, train
+from foreword import Backbone, Prefix, SoftPrompt, TrainConfig, train
 from foreword.chat import answers
-from foreword.cli.train import run
+from foreword.cli.progress import run
 from foreword.demo.home_commands import FEW_INTENTS, exact, home_commands, same_intent
+
+RESULTS = Path(__file__).parent / "results" / "padding.jsonl"
+NUM_SHOWN = 12
 
 
 def main() -> None:
-    """Print the table."""
+    """Measure every system, one line each."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=160)
     parser.add_argument("--prompt", default=None)
+    parser.add_argument("--systems", nargs="+", default=["bare", "PEFT", "foreword"])
+    parser.add_argument("--commands", type=int, default=96, help="held out, to answer")
     arguments = parser.parse_args()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -54,26 +65,47 @@ def main() -> None:
     prompt = SoftPrompt.load(directory)
     peft = PeftModel.from_pretrained(copy.deepcopy(backbone.model), directory).eval()
     prefix = backbone.compile(prompt)
-    texts = [command.text for command in commands.test]
+    test = commands.test[: arguments.commands]
+    texts = [command.text for command in test]
     systems: dict[str, Callable[[int], Iterator[str]]] = {
         "PEFT": lambda size: stock.answers(backbone, peft, texts, demo.ROWS, size, 64),
-        "foreword": lambda size: (
-            answer.text
-            for answer in answers(
-                backbone, prefix, texts, demo.ROWS, batch_size=size, max_new_tokens=64
-            )
-        ),
+        "foreword": lambda size: said(backbone, prefix, texts, size),
     }
-    print(f"{prompt}, {len(texts)} held-out commands, greedy\n")
-    print("| | batch | exact | right intent |\n|---|---|---|---|")
-    for name, answer in systems.items():
-        for batch_size in (1, 32):
-            pairs = list(zip(answer(batch_size), commands.test, strict=True))
-            shares = [
-                sum(metric(text, command.call) for text, command in pairs) / len(pairs)
-                for metric in (exact, same_intent)
-            ]
-            print(f"| {name} | {batch_size} | {shares[0]:.1%} | {shares[1]:.1%} |", flush=True)
+    runs = [("bare", 32, said(backbone, None, texts, 32))]
+    runs += [(name, size, answer(size)) for name, answer in systems.items() for size in (1, 32)]
+    for name, batch_size, answer in runs:
+        if name not in arguments.systems:
+            continue
+        pairs = list(zip(answer, test, strict=True))
+        exact_share, intent_share = (
+            sum(metric(text, command.call) for text, command in pairs) / len(pairs)
+            for metric in (exact, same_intent)
+        )
+        write(
+            {
+                "system": name,
+                "batch_size": batch_size,
+                "commands": len(pairs),
+                "exact": exact_share,
+                "intent": intent_share,
+                "peft": version("peft"),
+                "transformers": version("transformers"),
+                "first": [[c.text, c.call, text] for text, c in pairs[:NUM_SHOWN]],
+            }  # fmt: skip
+        )
+
+
+def said(backbone: Backbone, prefix: Prefix | None, texts: list[str], size: int) -> Iterator[str]:
+    """Answer texts with foreword, in batches."""
+    found = answers(backbone, prefix, texts, demo.ROWS, batch_size=size, max_new_tokens=64)
+    return (answer.text for answer in found)
+
+
+def write(result: dict[str, object]) -> None:
+    """Add one result."""
+    with RESULTS.open("a") as file:
+        file.write(json.dumps(result) + "\n")
+    print(json.dumps(result), flush=True)
 
 
 if __name__ == "__main__":

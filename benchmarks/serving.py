@@ -1,29 +1,30 @@
-"""Serving: the bare model, 64 prompts, and stock PEFT called per request, in one process run.
+"""Serving: the bare model, 64 prompts, stock PEFT, vLLM and llama.cpp, in one table.
 
-    python benchmarks/serving.py [--repeats 3] [--cpu-time] [--vllm URL --vllm-model NAME]
-                                 [--gguf FILE ... --threads N]
+    python benchmarks/serving.py [--repeats 3] [--at-once 1 8 32 --requests 6 16 48] [--cpu-time]
+                                 [--vllm PYTHON] [--gguf FILE ... --threads N] [-- OPTIONS OF VLLM]
     python benchmarks/serving.py --prompts 10 1000 10000   # see many_prompts.py
 
 A closed loop: so many requests are under way at any time, each of a few sentences, and the next one
 comes when one ends. The engine is the server's; nothing is cached between runs but, where "warm" is
 said, the prompts' own states. A first token's time is the mean over the requests: they are equally
-long, end together, and wait for whole steps of the engine, by which a median jumps. Systems take
-turns, so that a noisy machine is noisy for all; figures are medians of the rounds. Where others
-work on the machine too, `--cpu-time` counts this process's own seconds, which tell what the work
-costs but not how long it waits. With `--vllm`, an OpenAI-compatible server at that address gets the
-same requests; with `--gguf`, so does llama.cpp on each of these files, in this process.
+long, end together, and wait for whole steps of the engine, by which a median jumps.
+
+The bare model runs before and after each other system, which is compared with the mean of these
+two: a machine's speed drifts. Figures are medians of the rounds. Where others work on the machine
+too, `--cpu-time` counts the seconds of processor that this process takes, and vLLM's own processes:
+what a run would take on one idle core. With `--vllm`, the Python of an environment with
+`foreword[vllm]`, a server is started there (see vllm.py) and asked over HTTP, with and without
+prompts; with `--gguf`, llama.cpp gets the same requests on each of these files, in this process.
 """
 
 import argparse
+import contextlib
 import copy
 import itertools
-import json
 import statistics
 import tempfile
-import threading
 import time
-import urllib.request
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,6 +32,7 @@ from typing import Any
 
 import many_prompts
 import torch
+import vllm
 from peft import PeftModel
 from transformers.utils import logging
 
@@ -39,9 +41,11 @@ from foreword.engine.engine import Engine
 from foreword.engine.limits import EngineLimits
 from foreword.engine.request import Handle, PromptSource, Request
 from foreword.engine.serving_engine import ServingEngine
+from foreword.prompt.store import Store
 
 clock: Callable[[], float] = time.perf_counter
-TEXT = Path(__file__).parent.parent / "README.md"
+fresh = itertools.count(100)  # ids that no row has begun with
+NUM_FOR_PEFT = 3  # requests, one after the other
 
 
 @dataclass(frozen=True)
@@ -52,15 +56,15 @@ class Run:
     first: float
 
 
+System = Callable[[Sequence[Request], Sequence[Request], int], Run]
+"""Answers bare requests, or the same behind prompts, so many at once."""
+
+
 def requests_for(backbone: Backbone, arguments: argparse.Namespace) -> list[Request]:
     """Return requests of real text, of 20 to 100 tokens, that end by length."""
-    ids = backbone.tokenizer(TEXT.read_text(), verbose=False)["input_ids"]
-    found, start = [], 0
-    for length in itertools.islice(itertools.cycle(range(20, 101, 7)), arguments.requests):
-        start = (start + 37) % (len(ids) - 101)
-        new = arguments.new_tokens
-        found.append(Request(tuple(ids[start : start + length]), max_new_tokens=new))
-    return found
+    arguments = argparse.Namespace(**vars(arguments) | {"requests": max(arguments.requests)})
+    new = arguments.new_tokens
+    return [Request(tuple(row), max_new_tokens=new) for row in vllm.rows_for(backbone, arguments)]
 
 
 def prompts_for(backbone: Backbone, arguments: argparse.Namespace) -> list[SoftPrompt]:
@@ -71,7 +75,7 @@ def prompts_for(backbone: Backbone, arguments: argparse.Namespace) -> list[SoftP
         SoftPrompt.from_embeddings(
             backbone.embed(torch.randint(3, shape[1], shape[:1], generator=generator)).float()
         )
-        for _ in range(arguments.prompts)
+        for _ in range(arguments.prompts[0])
     ]
 
 
@@ -119,104 +123,102 @@ def through_peft(model: Any, requests: Sequence[Request]) -> Run:
     return Run(sum(r.max_new_tokens for r in requests) / seconds, statistics.mean(first))
 
 
-def through_http(url: str, model: str, requests: Sequence[Request], num_at_once: int) -> Run:
-    """Run the same closed loop through an OpenAI-compatible server."""
-    first: list[float] = []
-    lock = threading.Lock()
-
-    def ask(request: Request) -> None:
-        body = {
-            "model": model, "prompt": list(request.ids), "max_tokens": request.max_new_tokens,
-            "temperature": 0, "ignore_eos": True, "stream": True,
-        }  # fmt: skip
-        kind = {"content-type": "application/json"}
-        started, seconds = clock(), None
-        asked = urllib.request.Request(f"{url}/v1/completions", json.dumps(body).encode(), kind)
-        with urllib.request.urlopen(asked) as answer:
-            for line in answer:
-                if line.startswith(b"data: {") and seconds is None:
-                    seconds = clock() - started
-        assert seconds is not None
-        with lock:
-            first.append(seconds)
-
-    begun = clock()
+def through_vllm(
+    client: vllm.Client, names: Sequence[str], requests: Sequence[Request], num_at_once: int
+) -> Run:
+    """Run the same closed loop through vLLM, behind the names in turn."""
+    # Of rows that it has read, vLLM would find the whole, not only virtual tokens.
+    rows = [[next(fresh), *request.ids[1:]] for request in requests]
+    new, clocks = (itertools.repeat(one) for one in (requests[0].max_new_tokens, client.clock))
+    begun = client.clock()
     with ThreadPoolExecutor(num_at_once) as pool:
-        list(pool.map(ask, requests))
+        first = list(pool.map(client.first_token, itertools.cycle(names), rows, new, clocks))
     num_new = sum(request.max_new_tokens for request in requests)
-    return Run(num_new / (clock() - begun), statistics.mean(first))
+    return Run(num_new / (client.clock() - begun), statistics.mean(first))
 
 
-def systems_for(backbone: Backbone, arguments: argparse.Namespace) -> dict[str, Callable[[], Run]]:
-    """Return what is compared."""
-    bare = requests_for(backbone, arguments)
-    prompts = prompts_for(backbone, arguments)
-    cycle = itertools.cycle(map(PromptSource.of, prompts))
-    prompted = [replace(request, prompt=next(cycle)) for request in bare]
-    limits = EngineLimits(max_rows=arguments.at_once)
-    warm = Engine(backbone, limits)
-    for source in map(PromptSource.of, prompts):
-        warm.submit(Request((1,), source, max_new_tokens=0))
-        warm.run()
-    systems = {
-        "bare": lambda: through_engine(Engine(backbone, limits), bare, arguments.at_once),
-        f"{arguments.prompts} prompts, warm": lambda: through_engine(
-            _only_prompts(warm), prompted, arguments.at_once
-        ),
-        f"{arguments.prompts} prompts, cold": lambda: through_engine(
-            Engine(backbone, limits), prompted, arguments.at_once
-        ),
+def own_systems(backbone: Backbone, prompts: Sequence[SoftPrompt]) -> dict[str, System]:
+    """Return the embedded engine with prompts, and stock PEFT with one of them."""
+    warm: dict[int, Engine] = {}
+
+    def fresh_engine(num_at_once: int) -> Engine:
+        return Engine(backbone, EngineLimits(max_rows=num_at_once))
+
+    def warm_engine(num_at_once: int) -> Engine:
+        if num_at_once not in warm:
+            warm[num_at_once] = engine = fresh_engine(num_at_once)
+            for source in map(PromptSource.of, prompts):
+                engine.submit(Request((1,), source, max_new_tokens=0))
+                engine.run()
+        return _only_prompts(warm[num_at_once])
+
+    directory = tempfile.mkdtemp()
+    prompts[0].save(directory)
+    peft = PeftModel.from_pretrained(copy.deepcopy(backbone.model), directory)
+    return {
+        "bare": lambda bare, _, n: through_engine(fresh_engine(n), bare, n),
+        f"{len(prompts)} prompts, warm": lambda _, own, n: through_engine(warm_engine(n), own, n),
+        f"{len(prompts)} prompts, cold": lambda _, own, n: through_engine(fresh_engine(n), own, n),
+        "stock PEFT, per request": lambda bare, _, n: through_peft(peft, bare[:NUM_FOR_PEFT]),
     }
-    if arguments.peft_requests:
-        directory = tempfile.mkdtemp()
-        prompts[0].save(directory)
-        peft = PeftModel.from_pretrained(copy.deepcopy(backbone.model), directory)
-        systems["stock PEFT, per request"] = lambda: through_peft(
-            peft, bare[: arguments.peft_requests]
-        )
-    for file in arguments.gguf:
-        systems |= through_llama_cpp(backbone, file, bare, prompted, arguments)
-    if arguments.vllm:
-        systems["server at --vllm"] = lambda: through_http(
-            arguments.vllm, arguments.vllm_model, bare, arguments.at_once
-        )
-    return systems
 
 
-def through_llama_cpp(
-    backbone: Backbone,
-    file: str,
-    bare: Sequence[Request],
-    prompted: Sequence[Request],
-    arguments: argparse.Namespace,
-) -> dict[str, Callable[[], Run]]:
-    """Return a GGUF file's runs; what is kept of one is not there in the next."""
+def llama_systems(
+    backbone: Backbone, file: str, arguments: argparse.Namespace
+) -> dict[str, System]:
+    """Return llama.cpp on a GGUF file; what is kept of one run is not there in the next."""
     from foreword.engine_llama.engine import LlamaEngine
     from foreword.llama_cpp.model import ContextOptions, LlamaModel
 
-    model, name = LlamaModel(file), Path(file).stem
-    limits = EngineLimits(max_rows=arguments.at_once, max_slots=16384)
+    model, name = LlamaModel(file), f"llama.cpp, {Path(file).stem}"
     options = ContextOptions(
         cache_type="f16" if arguments.flash_attention else "f32",
         has_flash_attention=arguments.flash_attention,
         num_threads=arguments.threads,
     )
 
-    def run(requests: Sequence[Request]) -> Run:
+    def run(requests: Sequence[Request], num_at_once: int) -> Run:
+        limits = EngineLimits(max_rows=num_at_once, max_slots=16384)
         engine = LlamaEngine(model, backbone.capabilities, limits, options)
         try:
             known = {one.prompt.content_hash: one.prompt for one in requests if one.prompt}
             for source in known.values():
                 engine.submit_all([Request((1,), source, max_new_tokens=0)])
             engine.run()
-            return through_engine(engine, requests, arguments.at_once)
+            return through_engine(engine, requests, num_at_once)
         finally:
             engine.close()
 
     return {
-        f"llama.cpp, {name}, bare": lambda: run(bare),
-        f"llama.cpp, {name}, {arguments.prompts} prompts, warm": lambda: run(prompted),
+        f"{name}, bare": lambda bare, _, n: run(bare, n),
+        f"{name}, {arguments.prompts[0]} prompts, warm": lambda _, own, n: run(own, n),
     }
+
+
+@contextlib.contextmanager
+def vllm_systems(backbone: Backbone, arguments: argparse.Namespace) -> Iterator[dict[str, System]]:
+    """Start vLLM; yield it without prompts, and with the same prompts, which it has then seen."""
+    if not arguments.vllm:
+        yield {}
+        return
+    with tempfile.TemporaryDirectory() as directory:
+        given = argparse.Namespace(**vars(arguments) | {"prompts": arguments.prompts[0]})
+        names = vllm.fill(Store(directory), backbone, given)["embeddings"]
+        server = vllm.serving(arguments.model, Path(directory), arguments.extra, arguments.vllm)
+        with server as (url, group):
+
+            def seconds() -> float:
+                return clock() + (vllm.seconds_of(group) if clock is time.process_time else 0.0)
+
+            client = vllm.Client(url, arguments.new_tokens, seconds)
+            for name in ["base", *names]:
+                client.first_token(name, [next(fresh)] * 8)
+            yield {
+                "vLLM, bare": lambda bare, _, n: through_vllm(client, ["base"], bare, n),
+                f"vLLM, {len(names)} prompts, warm": lambda bare, _, n: through_vllm(
+                    client, names, bare, n
+                ),
+            }
 
 
 def _only_prompts(engine: Engine) -> Engine:
@@ -226,23 +228,54 @@ def _only_prompts(engine: Engine) -> Engine:
     return engine
 
 
+def compared(
+    systems: dict[str, System],
+    bare: list[Request],
+    own: list[Request],
+    num_at_once: int,
+    repeats: int,
+) -> list[str]:
+    """Run all systems in turn, the bare model between any two; return a line of each."""
+    base = systems["bare"]
+    yardsticks = [base(bare, own, num_at_once)]
+    runs: dict[str, list[tuple[Run, float, float]]] = {name: [] for name in systems}
+    for _ in range(repeats):
+        for name, system in systems.items():
+            run = system(bare, own, num_at_once)
+            yardsticks.append(base(bare, own, num_at_once))
+            near = yardsticks[-2:]
+            runs[name].append((
+                run,
+                run.speed / statistics.mean(one.speed for one in near),
+                run.first / statistics.mean(one.first for one in near),
+            ))  # fmt: skip
+    lines = []
+    for name, found in runs.items():
+        speed = statistics.median(run.speed for run, *_ in found)
+        first = statistics.median(run.first for run, *_ in found)
+        faster, later = (statistics.median(one[index] for one in found) for index in (1, 2))
+        lines.append(
+            f"| {num_at_once} | {name} | {speed:.1f} | {faster:.2f} | {first:.3f} | {later:.2f} |"
+        )
+    return lines
+
+
 def main() -> None:
-    """Print one line for each system."""
+    """Print one line for each system and number of requests at once."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--at-once", type=int, default=32)
-    parser.add_argument("--requests", type=int, default=96)
+    parser.add_argument("--at-once", type=int, nargs="+", default=[32])
+    parser.add_argument("--requests", type=int, nargs="+", default=[96], help="for each of them")
     parser.add_argument("--new-tokens", type=int, default=48)
     parser.add_argument("--prompts", type=int, nargs="+", default=[64])
     parser.add_argument("--virtual-tokens", type=int, default=32)
-    parser.add_argument("--peft-requests", type=int, default=6)
-    parser.add_argument("--cpu-time", action="store_true", help="not with --vllm")
-    parser.add_argument("--vllm", help="address of another server, as http://127.0.0.1:8000")
-    parser.add_argument("--vllm-model", default="smollm2-135m")
+    parser.add_argument("--cpu-time", action="store_true")
+    parser.add_argument("--vllm", help="the Python of an environment with foreword[vllm]")
     parser.add_argument("--gguf", action="append", default=[], help="for llama.cpp")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="its own")
     parser.add_argument("--flash-attention", action="store_true", help="and an f16 cache")
+    parser.add_argument("extra", nargs="*", help="options of vLLM, after --")
     arguments = parser.parse_args()
     if arguments.cpu_time:
         global clock
@@ -256,29 +289,25 @@ def main() -> None:
         found = many_prompts.measure(backbone, sizes, requests, arguments.virtual_tokens)
         print(many_prompts.table(found))
         return
-    [arguments.prompts] = arguments.prompts
-    systems = systems_for(backbone, arguments)
-    runs: dict[str, list[Run]] = {name: [] for name in systems}
-    for _ in range(arguments.repeats):
-        for name, run in systems.items():
-            runs[name].append(run())
+    bare, prompts = requests_for(backbone, arguments), prompts_for(backbone, arguments)
+    sources = itertools.cycle(map(PromptSource.of, prompts))
+    own = [replace(request, prompt=next(sources)) for request in bare]
     where = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
     print(
         f"{arguments.model}, {backbone.dtype}, {where}, {torch.get_num_threads()} threads"
-        f"{', CPU seconds' if arguments.cpu_time else ''}, {arguments.at_once} requests at once, "
-        f"{arguments.requests} in all, "
+        f"{', CPU seconds' if arguments.cpu_time else ''}, {arguments.requests} requests, "
         f"{arguments.new_tokens} new tokens each, P={arguments.virtual_tokens}, "
         f"median of {arguments.repeats}\n\n"
-        "| system | tokens/s | to bare | first token, s | to bare |\n|---|---|---|---|---|"
+        "| at once | system | tokens/s | to bare | first token, s | to bare |\n"
+        "|---|---|---|---|---|---|"
     )
-    # A machine's speed drifts: each run is compared with the bare model's of its own round.
-    for name, found in runs.items():
-        pairs = list(zip(found, runs["bare"], strict=True))
-        speed = statistics.median(run.speed for run in found)
-        first = statistics.median(run.first for run in found)
-        faster = statistics.median(run.speed / bare.speed for run, bare in pairs)
-        later = statistics.median(run.first / bare.first for run, bare in pairs)
-        print(f"| {name} | {speed:.1f} | {faster:.2f} | {first:.3f} | {later:.2f} |")
+    systems = own_systems(backbone, prompts)
+    for file in arguments.gguf:
+        systems |= llama_systems(backbone, file, arguments)
+    with vllm_systems(backbone, arguments) as others:
+        for n, num in zip(arguments.at_once, arguments.requests, strict=True):
+            lines = compared(systems | others, bare[:num], own[:num], n, arguments.repeats)
+            print("\n".join(lines), flush=True)
 
 
 if __name__ == "__main__":

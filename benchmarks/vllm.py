@@ -94,7 +94,13 @@ class Client:
         self.url, self.new_tokens, self.clock = url, new_tokens, clock
         self._lock = threading.Lock()
 
-    def first_token(self, name: str, row: Sequence[int], new_tokens: int = 1) -> float:
+    def first_token(
+        self,
+        name: str,
+        row: Sequence[int],
+        new_tokens: int = 1,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> float:
         """Stream one answer; return seconds to its first token."""
         body = {
             "model": name, "prompt": list(row), "max_tokens": new_tokens, "temperature": 0,
@@ -104,11 +110,11 @@ class Client:
         asked = urllib.request.Request(
             f"{self.url}/v1/completions", json.dumps(body).encode(), kind
         )
-        started, seconds = time.perf_counter(), None
+        started, seconds = clock(), None
         with urllib.request.urlopen(asked) as answer:
             for line in answer:
                 if line.startswith(b"data: {") and seconds is None:
-                    seconds = time.perf_counter() - started
+                    seconds = clock() - started
         assert seconds is not None
         return seconds
 
@@ -136,12 +142,14 @@ class Client:
 
 
 @contextmanager
-def serving(model: str, store: Path, extra: Sequence[str]) -> Iterator[tuple[str, int]]:
-    """Start a server; yield its address and the group of its processes."""
+def serving(
+    model: str, store: Path, extra: Sequence[str], python: str = sys.executable
+) -> Iterator[tuple[str, int]]:
+    """Start a server in an environment; yield its address and the group of its processes."""
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
         port = one.getsockname()[1]
-    command = [sys.executable, "-m", "foreword", "serve", model, "--engine", "vllm"]
+    command = [python, "-m", "foreword", "serve", model, "--engine", "vllm"]
     command += ["--prompts", str(store), "--port", str(port), "--served-name", "base", "--", *extra]
     log = store / ".log"
     with log.open("w") as file:

@@ -24,8 +24,10 @@ share of its tokens that greedy decoding would say. **Exact** is the share of wh
 **divergence** in nats a token, on these queries and on **unrelated** text beside the bare model.
 **Score** is the task's own: right answers of classes, ROUGE-L elsewhere; where the whole context
 scores low, the teacher is weak, and a score proves little. Seconds are the processor's, of the
-teacher's answers to the queries that are learned from and of all that follows; **teacher** is its
-share of them. A cell is the mean of the seeds that were measured. What is not measured has no line.
+teacher's answers to the queries that are learned from and of all that follows, and a busy machine
+makes them more; **teacher** is its share of them. **One start token** before a text is what any
+prefix does to unrelated text, which no longer begins at nothing. A cell is the mean of the seeds
+that were measured. What is not measured has no line.
 """
 COLUMNS = (
     "", "P", "seeds", "steps", "agreement", "exact", "score", "divergence", "unrelated", "kB",

@@ -25,6 +25,7 @@ DOCS = ROOT / "docs"
 # Pages of the site by their files' places in the repository; others stay where they are.
 MOVED = {
     "README.md": "README.md",  # MkDocs' home
+    "README.zh.md": "zh/README.md",
     "docs/README.md": "pages.md",
     "CHANGELOG.md": "project/changelog.md",
     "CONTRIBUTING.md": "project/contributing.md",

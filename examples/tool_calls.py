@@ -43,8 +43,8 @@ CONFIG = TrainConfig(
     "what was spoken: name, area, floor, domain, device_class, brightness, color, temperature, "
     "item, volume_level.",
     batch_size=8,
-    num_steps=200,
-    eval_every=100,
+    num_steps=80,
+    eval_every=40,
 )
 console = Console(soft_wrap=True)
 

@@ -47,12 +47,28 @@ def test_the_python_lines_run(demo: Path) -> None:
 
 def test_the_commands_exist_with_their_options() -> None:
     lines = [line for block in blocks("") for line in block.splitlines()]
-    commands = [line.split("#")[0].split() for line in lines if line.startswith("foreword ")]
-    assert len(commands) >= 3
+    typed = [line.removeprefix("$ ").split("#")[0].split() for line in lines]
+    commands = [words for words in typed if words[:1] == ["foreword"]]
+    assert len(commands) >= 10
     for _, command, *rest in commands:
-        help_text = CliRunner().invoke(app, [command, "--help"], terminal_width=100).output
+        path = [command, *rest[: command == "prompts"]]
+        help_text = CliRunner().invoke(app, [*path, "--help"], terminal_width=100).output
         options = [word for word in rest if word.startswith("--")]
         assert all(option in help_text for option in options)
+
+
+def test_the_contract_is_a_part_of_the_page() -> None:
+    page = (ROOT / "docs" / "contract.md").read_text()
+    measured = page[page.index("## Key/value prompts") :]
+    _, _, rest = README.partition("<!-- contract")
+    table = rest.partition("<!-- end of contract -->")[0]
+    rows = re.findall(r"^\| (\w[\w ]*) \| (\w+) \| \**(\w+)\** \|$", table, re.MULTILINE)
+    assert len(rows) == 8
+    for case, ours, stock in rows:
+        cell = re.search(rf"^\| {case} \| (\w+) / \**(\w+)", measured, re.MULTILINE)
+        assert cell and cell.groups() == (ours, stock), case
+    versions = re.search(r"PEFT (\S+) with transformers (\d+\.\d+):", README)
+    assert versions and f"transformers {versions[2]}." in page and f"peft {versions[1]}." in page
 
 
 def test_the_index_has_every_page_once_and_no_other() -> None:
@@ -60,11 +76,15 @@ def test_the_index_has_every_page_once_and_no_other() -> None:
     linked = re.findall(r"\]\(([^)#]+\.(?:md|ipynb))\)", index)
     pages = {page.name for page in (ROOT / "docs").glob("*.md")} - {"README.md"}
     pages |= {f"cookbook/{page.name}" for page in (ROOT / "docs" / "cookbook").glob("*.ipynb")}
+    pages |= {f"zh/{page.name}" for page in (ROOT / "docs" / "zh").glob("*.md")}
     assert {link for link in linked if not link.startswith("..")} == pages
     assert len(set(linked)) == len(linked)
 
 
-@pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=lambda page: page.name)
+PAGES = [*ROOT.glob("*.md"), *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_the_links_of_a_page_lead_somewhere(page: Path) -> None:
     for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
         if "://" in link:
@@ -74,6 +94,38 @@ def test_the_links_of_a_page_lead_somewhere(page: Path) -> None:
         assert target.exists(), link
         if anchor and target.suffix == ".md":
             assert anchor in anchors(target), link
+
+
+TRANSLATED = {
+    ROOT / "README.zh.md": ROOT / "README.md",
+    **{page: ROOT / "docs" / page.name for page in (ROOT / "docs" / "zh").glob("*.md")},
+}
+
+
+@pytest.mark.parametrize("page", TRANSLATED, ids=lambda page: str(page.relative_to(ROOT)))
+def test_a_translation_has_the_headings_commands_numbers_and_tables_of_its_page(page: Path) -> None:
+    texts = [one.read_text().partition("<!-- rooms")[0] for one in (page, TRANSLATED[page])]
+    for told in (headings, commands, tables):
+        translated, original = map(told, texts)
+        assert translated == original, told.__name__
+
+
+def headings(text: str) -> list[int]:
+    """Return the levels of the headings."""
+    plain = "".join(text.split("```")[::2])
+    return [len(marks) for marks in re.findall(r"^(#+) ", plain, re.MULTILINE)]
+
+
+def commands(text: str) -> list[str]:
+    """Return what stands in fenced blocks, without comments."""
+    lines = [line for block in text.split("```")[1::2] for line in block.splitlines()]
+    return [line.partition("  # ")[0].rstrip() for line in lines]
+
+
+def tables(text: str) -> list[list[str]]:
+    """Return the numbers of each row of a table."""
+    rows = [line for line in text.splitlines() if line.startswith("|")]
+    return [re.findall(r"\d+(?:[.,]\d+)*", row) for row in rows]
 
 
 def anchors(page: Path) -> set[str]:

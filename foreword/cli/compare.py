@@ -64,8 +64,9 @@ def command(
 
         plots.check(png)
     check_held_out(data)
-    examples = read_examples(data, columns, say=options.note)[: config.limit]
-    choice = comparison.metrics_of(config, examples)
+    every = read_examples(data, columns, say=options.note)
+    choices, examples = comparison.choices_in(config, every), every[: config.limit]
+    choice = comparison.metrics_of(config, examples, choices)
     if ensemble == "vote":
         check_vote(choice.metrics)
     if predictions:
@@ -85,7 +86,7 @@ def command(
     if written is not None:
         asked.append(Subject("instruction", instruction=written, encoding=rows))
     asked.append(Subject("bare model", encoding=rows))
-    results = comparison.ask(backbone, asked, examples, choice, config, resampling)
+    results = comparison.ask(backbone, asked, examples, choice, config, resampling, choices)
     if ensemble == "vote":
         members = results[: len(prompts)]
         results.insert(len(prompts), voted(together, members, choice.metrics, resampling))

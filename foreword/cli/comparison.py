@@ -43,13 +43,13 @@ def ask(
     choice: "MetricChoice",
     config: EvalConfig,
     resampling: ResamplingConfig,
+    choices: "Sequence[str]" = (),
 ) -> "list[Evaluation]":
     """Evaluate every subject on the same examples, and say which metrics were chosen."""
     from foreword.evaluation.evaluation import evaluate
 
     if backbone.weights:
         options.note(f"the weights of {backbone.name} are {backbone.weights}")
-    choices = choices_in(config, examples)
     names = ", ".join(metric.name for metric in choice.metrics)
     options.errors.print(f"metrics: {names} ({choice.reason})")
     results = []
@@ -75,6 +75,10 @@ def ask(
 def choices_in(config: EvalConfig, examples: "Sequence[Example]") -> tuple[str, ...]:
     """Return the answers that --choices names, as they are in a file or on the command line.
 
+    Args:
+        config: the options.
+        examples: all of the data file, whatever --limit leaves.
+
     Raises:
         InputError: fewer than two. DataError: an example whose answer is none of them.
     """
@@ -85,19 +89,21 @@ def choices_in(config: EvalConfig, examples: "Sequence[Example]") -> tuple[str, 
     return choices_of(options.text_of(config.choices, "--choices"), examples)
 
 
-def metrics_of(config: EvalConfig, examples: "Sequence[Example]") -> "MetricChoice":
-    """Return the metrics that are asked for, or that fit the answers; with --choices also how far
+def metrics_of(
+    config: EvalConfig, examples: "Sequence[Example]", choices: "Sequence[str]" = ()
+) -> "MetricChoice":
+    """Return the metrics that are asked for, or that fit the answers; with choices also how far
     probabilities are from the share that is right.
 
     Raises:
-        InputError: a metric that there is not, or choices that do not fit the data.
+        InputError: a metric that there is not.
     """
     from foreword.evaluation.label_choice import CALIBRATION
     from foreword.evaluation.metrics import choose
 
     has_calls = any((example.answer or {}).get("tool_calls") for example in examples)
     found = choose(config.metrics, [example.completion for example in examples], has_calls)
-    if not choices_in(config, examples):
+    if not choices:
         return found
     return replace(found, metrics=(*found.metrics, CALIBRATION))
 

@@ -69,13 +69,14 @@ def command(
     given = distill.read_queries(data, columns)[: config.limit] if context is not None else []
     queries = [query.asked for query in given]
     try:
-        examples = read_examples(data, columns, say=options.note)[: config.limit]
+        every = read_examples(data, columns, say=options.note)
     except DataError as error:
         if not queries or predictions:
             raise
         options.note(f"no task score, only agreement with the whole text: {error}")
-        examples = []
-    choice = comparison.metrics_of(config, examples)
+        every = []
+    choices, examples = comparison.choices_in(config, every), every[: config.limit]
+    choice = comparison.metrics_of(config, examples, choices)
     if predictions:
         read = (data, options.file_of(instruction), unrelated)
         comparison.check_predictions(predictions, choice.metrics, *read)
@@ -104,7 +105,7 @@ def command(
         beside = _beside(backbone, text_before, queries, others, config, resampling)
     results = []
     if examples:
-        results = comparison.ask(backbone, asked, examples, choice, config, resampling)
+        results = comparison.ask(backbone, asked, examples, choice, config, resampling, choices)
     try:
         if predictions:
             comparison.write_predictions(predictions, examples, results, choice.metrics)

@@ -20,11 +20,11 @@ from foreword.backbone import Backbone
 from foreword.compat.transformers_api import ALL_ATTENTION_FUNCTIONS
 from foreword.data.encoding import Row
 from foreword.errors import InputError, UnsupportedError
+from foreword.model.attention_view import own_attention, with_attention
 from foreword.model.decoder import Decoder
 from foreword.model.rotation import Rotation
 from foreword.prompt.prefix import Prefix, same_prefix
 from foreword.prompt.states import States
-from foreword.training.packing.packed_decoder import own_attention, with_attention
 
 NAME = "foreword_observed"  # of the attention that is looked at
 NUM_ROWS = 24  # that ask; more change little
@@ -87,7 +87,7 @@ def matched(
 
 def _observe(backbone: Backbone, decoder: Decoder, text: Prefix, row: Row) -> list[Observed]:
     """Run one row behind the text, and return what each layer's attention was given."""
-    view = decoder.over(with_attention(decoder.model, {}, NAME))
+    view = decoder.over(with_attention(decoder.model, NAME))
     ids = torch.tensor([row.input_ids], device=backbone.device)
     with _recording() as found, torch.no_grad():
         view.hidden(same_prefix(text, 1), ids, None, {})

@@ -50,9 +50,14 @@ class ForwardBatch:
         return max(self.counts)
 
     @property
+    def lengths(self) -> list[int]:
+        """The tokens that each row holds afterwards."""
+        return [start + count for start, count in zip(self.starts, self.counts, strict=True)]
+
+    @property
     def width(self) -> int:
         """W, the slots that attention sees: the most tokens that a row holds afterwards."""
-        return max(start + count for start, count in zip(self.starts, self.counts, strict=True))
+        return max(self.lengths)
 
     @property
     def is_even(self) -> bool:

@@ -15,6 +15,7 @@ from torch import Tensor
 from foreword.backbone import Backbone
 from foreword.compat import transformers_api
 from foreword.engine import sampling
+from foreword.engine.grouped_attention import attending, grouped, groups_of
 from foreword.engine.kv_cache import ForwardBatch, KVCache
 from foreword.engine.request_state import RequestState
 from foreword.engine.sampling import Choice
@@ -37,6 +38,9 @@ class ModelRunner:
     def __init__(self, backbone: Backbone, kv_cache: KVCache) -> None:
         self.backbone, self.kv_cache = backbone, kv_cache
         self._num_failures = 0
+        # Elsewhere, groups of rows would be many small kernels.
+        has_groups = backbone.device.type == "cpu" and backbone.capabilities.attention_patterns
+        self._grouped = grouped(backbone.decoder) if has_groups else backbone.decoder
 
     def run(self, states: list[RequestState], limit: int) -> list[Ready]:
         """Run up to `limit` pending tokens of each request; return those of which none is left, of
@@ -114,8 +118,11 @@ class ModelRunner:
         padded = [one + one[-1:] * (num_new - len(one)) for one in ids]
         positions = current.positions(backbone.device)
         self.kv_cache.begin(current, positions)
-        with transformers_api.grouped_heads(backbone.device.type == "cpu" and num_new > 1):
-            output = backbone.decoder(
+        groups = groups_of(current.lengths)
+        decoder = self._grouped if len(groups) > 1 else backbone.decoder
+        is_cpu = backbone.device.type == "cpu"
+        with transformers_api.grouped_heads(is_cpu and num_new > 1), attending(groups):
+            output = decoder(
                 input_ids=torch.tensor(padded, device=backbone.device),
                 use_cache=True,
                 **self._placed(current, positions),

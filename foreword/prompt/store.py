@@ -20,7 +20,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from foreword.errors import InputError, NotFoundError, StorageError
-from foreword.prompt import name_index
+from foreword.prompt import alias_index, name_index
 from foreword.prompt.facts import open_regular, summary
 from foreword.prompt.peft_format import FILES
 from foreword.storage import replace, scratch_directory, storage_errors, sync
@@ -164,6 +164,14 @@ class Store:
             )
         return entry.path
 
+    def stamp(self, entry: Entry) -> object:
+        """Return what differs once an entry's files are others, at the cost of a look at each."""
+        try:
+            found = [os.lstat(entry.path / file) for file in FILES]
+        except OSError:
+            return object()  # equal to none
+        return [(one.st_mtime_ns, one.st_size, one.st_ino) for one in found]
+
     # Writing ------------------------------------------------------------------------------------
 
     def add(self, name: str, source: str | os.PathLike[str]) -> Entry:
@@ -215,22 +223,25 @@ class Store:
         name, version = split_reference(reference)
         check_name(name)
         with self._writing() as scratch:
-            if not version and self._alias(name) is not None:
+            if not version and (target := self._alias(name)) is not None:
                 (self.directory / ".aliases" / name).unlink()
                 name_index.forget(self.directory, name)
+                alias_index.forget(self.directory, target.partition("@")[0], name)
                 return []
             _refuse_links(self.directory / name)
             gone = [self.resolve(reference)] if version else self.versions(name)
             if not gone and not self.has(name):
                 raise NotFoundError(f"{self.directory / name} is no prompt of the store")
             left = [entry for entry in self.versions(name) if entry not in gone]
-            self._refuse_aliased({str(entry) for entry in gone} | (set() if left else {name}))
+            known = {str(entry) for entry in gone} | (set() if left else {name})
+            self._refuse_aliased(name, known, scratch)
             for entry in gone:
                 _refuse_others(entry.path, FILES)
             if not left:
                 _refuse_others(self.directory / name, ("versions", "current"))
-                known = [entry.version for entry in gone]
-                _refuse_others(self.directory / name / "versions", known)
+                _refuse_others(
+                    self.directory / name / "versions", [entry.version for entry in gone]
+                )
                 os.rename(self.directory / name, scratch / "gone")
                 name_index.forget(self.directory, name)
                 return gone
@@ -258,6 +269,7 @@ class Store:
             folder = self.directory / ".aliases"
             _refuse_links(folder)
             folder.mkdir(exist_ok=True)
+            alias_index.note(self.directory, entry.name, alias)
             self._point(scratch, folder / alias, str(entry) if "@" in reference else entry.name)
         return entry
 
@@ -298,7 +310,8 @@ class Store:
 
     def _check_new(self, name: str, scratch: Path) -> None:
         """Refuse a new name that would be confused with another, here or on another system, and
-        note its spelling; no more than a few files are read, however many names there are.
+        note its spelling; no more than a few files are read, however many names there are, once the
+        store has its indices.
 
         Raises:
             InputError: it differs from a name or an alias in case alone, or it is reserved.
@@ -308,6 +321,7 @@ class Store:
         if not any(is_there) and name.partition(".")[0].lower() in DEVICES:
             raise InputError(f"{name!r} is a device on Windows; choose another name")
         name_index.prepare(self.directory, lambda: self._every(folders), scratch)
+        self._prepare_aliases(scratch)
         other = name_index.noted(self.directory, name)
         if other is None and any(is_there):  # put there by hand, or under another case
             same = [one for one in self._every(folders) if one.lower() == name.lower()]
@@ -325,10 +339,18 @@ class Store:
         replace(new, path)
         sync(path.parent)
 
-    def _refuse_aliased(self, gone: set[str]) -> None:
-        for alias, target in self.aliases().items():
-            if target in gone:
+    def _refuse_aliased(self, name: str, gone: set[str], scratch: Path) -> None:
+        self._prepare_aliases(scratch)
+        for alias in alias_index.noted(self.directory, name):
+            if (target := self._alias(alias)) in gone:
                 raise InputError(f"alias {alias!r} points to {target}; remove the alias first")
+
+    def _prepare_aliases(self, scratch: Path) -> None:
+        def targets() -> dict[str, str]:
+            plain = ((alias, text.partition("@")[0]) for alias, text in self.aliases().items())
+            return {alias: name for alias, name in plain if NAME.fullmatch(name)}
+
+        alias_index.prepare(self.directory, targets, scratch)
 
     def _current(self, name: str) -> str | None:
         word = _read_word(self.directory / name / "current")

@@ -25,6 +25,7 @@ from foreword.server.bodies import BodyRoute
 from foreword.server.catalog import Catalog
 from foreword.server.encoding_threads import EncodingThread, apart
 from foreword.server.engine_thread import Worker
+from foreword.server.fields import place_of, problem_of
 from foreword.server.metrics import ServerMetrics
 from foreword.server.middleware import (
     LOOPBACK,
@@ -181,12 +182,6 @@ def _add_routes(app: FastAPI) -> None:
         app.get(path, include_in_schema=False)(routes.page_of(file))
 
 
-def _where_of(location: Sequence[Any]) -> str:
-    """Return a field's place in a body; what stands in brackets is its kind, not its name."""
-    names = (str(part) for part in location if part != "body")
-    return ".".join(name for name in names if not name.startswith("(")) or "body"
-
-
 def _add_error_handlers(app: FastAPI, state: AppState) -> None:
     async def on_foreword(_: Request, error: Exception) -> Response:
         assert isinstance(error, ForewordError)
@@ -196,10 +191,10 @@ def _add_error_handlers(app: FastAPI, state: AppState) -> None:
 
     async def on_invalid(_: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
-        found = [(_where_of(one["loc"]), one["msg"]) for one in error.errors()]
-        text = "; ".join(f"{where}: {reason}" for where, reason in found[:4])
+        found = error.errors()
+        text = "; ".join(map(problem_of, found[:4]))
         state.metrics.count_rejected("invalid")
-        return JSONResponse(error_body(text, 400, found[0][0]), 400)
+        return JSONResponse(error_body(text, 400, place_of(found[0]["loc"])), 400)
 
     async def on_http(_: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)

@@ -11,7 +11,7 @@ import contextlib
 import logging
 import threading
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from foreword import chat
@@ -45,6 +45,7 @@ class ServedModel:
         entry: where it lies in the store.
         facts: what the prompt says of itself, and its size.
         is_spaced: whether a space stood before every answer of its training, and no template.
+        stamp: its files as they were when they were read; see `Store.stamp`.
     """
 
     name: str
@@ -54,6 +55,7 @@ class ServedModel:
     entry: Entry | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
     is_spaced: bool = False
+    stamp: object = None
 
 
 class Catalog:
@@ -73,13 +75,15 @@ class Catalog:
         self._lock = threading.Lock()
 
     def load_all(self) -> dict[str, str]:
-        """Load every name and alias of the store; return those that are refused, and why."""
+        """Load every name and alias of the store, and read no file of those that are served as it
+        is; return those that are refused, and why.
+        """
         refused: dict[str, str] = {}
         if self.store is None:
             return refused
         for name in [*self.store.names(), *self.store.aliases()]:
             try:
-                self._serve(name)
+                self._serve(name, as_read=True)
             except UnavailableError as error:
                 refused[name] = str(error.__cause__)
             except ForewordError as error:
@@ -96,7 +100,7 @@ class Catalog:
         with _logged(name):
             return self._serve(name)
 
-    def _serve(self, name: str) -> ServedModel:
+    def _serve(self, name: str, as_read: bool = False) -> ServedModel:
         if self.store is None:
             raise NotFoundError("this server has no store of prompts; start it with --prompts")
         if name == self.base.name:
@@ -112,10 +116,20 @@ class Catalog:
             raise NotFoundError(f"the store has no prompt {name!r}") from None
         except (InputError, OSError) as error:
             raise _unavailable(name) from error
-        served = self._read(name, name, entry)
+        served = (self._as_read(name, entry) if as_read else None) or self._read(name, name, entry)
         with self._lock:
             self._served[name] = served
         return served
+
+    def _as_read(self, name: str, entry: Entry) -> ServedModel | None:
+        """Return what is served already of a version's files as they are, under this name."""
+        assert self.store is not None
+        with self._lock:
+            found = [self._served.get(name), self._served.get(entry.name)]
+        known = next((one for one in found if one is not None and one.entry == entry), None)
+        if known is None or known.stamp != self.store.stamp(entry):
+            return None
+        return replace(known, name=name, label=name)
 
     def reload(self) -> dict[str, str]:
         """Serve what the store holds now: new names, current versions, and no longer what is gone.
@@ -202,6 +216,8 @@ class Catalog:
 
     def _read(self, name: str, label: str, entry: Entry) -> ServedModel:
         """Read and check a prompt's files; its values are not kept."""
+        assert self.store is not None
+        stamp = self.store.stamp(entry)
         prompt = self._load(entry)
         self.model.check(prompt)
         if isinstance(self.model, Backbone):
@@ -221,7 +237,7 @@ class Catalog:
         encoding, said = chat.encoding_of(prompt), chat.saved_encoding(prompt)
         is_literal = encoding.row_template is not None or bool(encoding.is_text)
         is_spaced = is_literal and bool(said.get("is_spaced"))
-        return ServedModel(name, label, source, encoding, entry, facts, is_spaced)
+        return ServedModel(name, label, source, encoding, entry, facts, is_spaced, stamp)
 
     def _load(self, entry: Entry) -> SoftPrompt:
         assert self.store is not None

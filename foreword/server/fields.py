@@ -4,7 +4,7 @@ In: JSON values. Out: the same values, or a few errors, however much is wrong wi
 at its first error, a map is not looked into where it is too long. Knows no field by name.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any
 
 from pydantic import (
@@ -58,6 +58,19 @@ def _kind_of_prompt(value: Any) -> str | None:
         return LISTS_OF_IDS
     is_id = isinstance(first, int) and not isinstance(first, bool)
     return IDS if is_id else text_or_list(value)
+
+
+def place_of(location: Sequence[Any]) -> str:
+    """Return a field's place in a body; what stands in brackets is its kind, not its name."""
+    names = (str(part) for part in location if part != "body")
+    return ".".join(name for name in names if not name.startswith("(")) or "body"
+
+
+def problem_of(error: Mapping[str, Any]) -> str:
+    """Return one of pydantic's errors as a line: its field, and what is wrong."""
+    where, reason = place_of(error["loc"]), str(error["msg"])
+    own = reason.removeprefix("Value error, ")
+    return own if where == "body" and own != reason else f"{where}: {own}"
 
 
 def small_map(max_length: int) -> WrapValidator:

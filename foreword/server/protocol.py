@@ -8,7 +8,7 @@ no tokenizer.
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, StringConstraints, Tag, model_validator
+from pydantic import AfterValidator, Field, StringConstraints, Tag, model_validator
 
 from foreword.engine.sampling import Sampling
 from foreword.server.fields import (
@@ -27,6 +27,7 @@ from foreword.server.fields import (
     small_map,
     text_or_list,
 )
+from foreword.server.tool_turns import in_order
 from foreword.server.tools import Calls, ToolChoice, Tools, check_tools
 
 MAX_LOGPROBS = 20
@@ -171,6 +172,7 @@ class ChatMessage(Strict):
     reasoning_content: Text | None = None
     tool_calls: Calls | None = None
     tool_call_id: str | None = Field(None, max_length=200)
+    annotations: Annotated[list[Any], Field(max_length=1000)] | None = None  # of an answer
 
     @model_validator(mode="after")
     def _says_something(self) -> "ChatMessage":
@@ -188,7 +190,8 @@ class ChatMessage(Strict):
 
     def turn(self) -> dict[str, Any]:
         """Return the turn as plain data; a refusal is its text."""
-        plain = self.model_dump(exclude_none=True, exclude={"refusal"})
+        notes: Any = {"refusal": True, "annotations": True, "tool_calls": {"__all__": {"index"}}}
+        plain = self.model_dump(exclude_none=True, exclude=notes)
         if self.tool_calls is not None and not self.tool_calls:
             del plain["tool_calls"]  # templates ask whether there are calls by the key alone
         if self.tool_calls:
@@ -196,7 +199,11 @@ class ChatMessage(Strict):
         return plain if self.refusal is None else plain | {"content": self.refusal}
 
 
-Messages = Annotated[list[ChatMessage], Field(min_length=1, max_length=4096, fail_fast=True)]
+Messages = Annotated[
+    list[ChatMessage],
+    Field(min_length=1, max_length=4096, fail_fast=True),
+    AfterValidator(in_order),
+]
 
 
 class TemplateFields(Strict):
@@ -243,6 +250,11 @@ class ChatRequest(TemplateFields, Common):
     def _go_together(self) -> "ChatRequest":
         if self.top_logprobs is not None and not self.logprobs:
             raise ValueError("top_logprobs needs logprobs: true")
+        most, new = self.max_tokens, self.max_completion_tokens
+        if most is not None and new is not None and most != new:
+            raise ValueError(
+                f"max_tokens is {most} and max_completion_tokens {new}: give one of them"
+            )
         return self
 
     @property

@@ -81,7 +81,7 @@ async def _chat(
     def encode(backbone: Backbone) -> tuple[list[request.Request], ToolUse | None]:
         schema = body.response_format.schema_to_follow if body.response_format else None
         encoding = with_effort(backbone, served.encoding, body.reasoning_effort)
-        use = tool_use(backbone, encoding, body, schema, has_reasoning)
+        use = tool_use(backbone.tokenizer, encoding, body, schema, has_reasoning)
         check_begun(use, body.continue_final_message)
         messages = _loaded(backbone, state.config, body.messages)
         longest = room(state, served)
@@ -143,7 +143,7 @@ async def tokenize(body: TokenizeRequest, http: Request) -> dict[str, Any]:
         if body.messages is None:
             return chat.encode(backbone, body.prompt or "", served.encoding)[0]
         encoding = with_effort(backbone, served.encoding, body.reasoning_effort)
-        use = tool_use(backbone, encoding, body)
+        use = tool_use(backbone.tokenizer, encoding, body)
         check_begun(use, body.continue_final_message)
         messages = _loaded(backbone, state.config, body.messages)
         return _encoded(backbone, messages, encoding, body, use)[0]

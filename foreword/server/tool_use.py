@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from foreword.backbone import Backbone
 from foreword.compat.transformers_api import response_parser
 from foreword.config import EncodingConfig
 from foreword.data.call_format import call_format
@@ -75,7 +74,7 @@ class ToolUse:
 
 
 def tool_use(
-    backbone: Backbone,
+    tokenizer: Any,
     config: EncodingConfig,
     body: ToolRequest,
     text_schema: Mapping[str, Any] | None = None,
@@ -85,7 +84,7 @@ def tool_use(
     its answers is to be read.
 
     Args:
-        backbone: with a tokenizer.
+        tokenizer: of the model.
         config: how rows of the model are encoded.
         body: the request.
         text_schema: what an answer without calls follows; None: any text.
@@ -98,11 +97,11 @@ def tool_use(
     by_response = None
     if text_schema is None and choice in ("auto", "none") and not body.continue_final_message:
         tools = [] if choice == "none" else tools
-        by_response = _response_use(backbone, tools, has_reasoning)
+        by_response = _response_use(tokenizer, tools, has_reasoning)
     if not tools or choice == "none":
         return by_response if has_reasoning else None
     try:
-        form = call_format(backbone.tokenizer, config)
+        form = call_format(tokenizer, config)
     except InputError:
         if by_response is None or body.parallel_tool_calls is False or _has_strict(tools):
             raise
@@ -112,7 +111,7 @@ def tool_use(
         for tool in tools
         if not isinstance(choice, NamedTool) or tool.function.name == choice.function.name
     ]
-    kept = form.special_tokens(backbone.tokenizer)
+    kept = form.special_tokens(tokenizer)
     schemas = {tool.name: tool.schema for tool in callable_}
     is_forced = choice != "auto"
     has_one = isinstance(choice, NamedTool) or body.parallel_tool_calls is False
@@ -133,9 +132,8 @@ def _has_strict(tools: Sequence[Tool]) -> bool:
     return any(tool.function.strict for tool in tools)
 
 
-def _response_use(backbone: Backbone, tools: Sequence[Tool], has_reasoning: bool) -> ToolUse | None:
+def _response_use(tokenizer: Any, tools: Sequence[Tool], has_reasoning: bool) -> ToolUse | None:
     """Return how answers are read by the tokenizer's response template; None where it has none."""
-    tokenizer = backbone.tokenizer
     if response_parser(tokenizer, "", ()) is None:
         return None
     shown = tuple(tool.shown() for tool in tools)

@@ -7,7 +7,7 @@ anything is done with them. Knows no model and no template.
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, StringConstraints, Tag
+from pydantic import Field, StringConstraints, Tag, model_validator
 
 from foreword.data.turns import described
 from foreword.server.fields import TEXT, Strict, Text, one_of, small_map
@@ -26,6 +26,13 @@ class ToolFunction(Strict):
     description: str | None = Field(None, max_length=100_000)
     parameters: Annotated[dict[str, Any], small_map(1000)] | None = None
     strict: bool | None = None
+
+    @model_validator(mode="after")
+    def _has_object(self) -> "ToolFunction":
+        kind = (self.parameters or {}).get("type", "object")
+        if isinstance(kind, str) and kind != "object":
+            raise ValueError(f"parameters: expected a schema of an object, found type {kind!r:.80}")
+        return self
 
     @property
     def schema_to_follow(self) -> dict[str, Any]:
@@ -70,11 +77,12 @@ class CalledFunction(Strict):
 
 
 class CallOfTurn(Strict):
-    """A call in a turn of the assistant."""
+    """A call in a turn of the assistant; the index is a stream's, and the list says the same."""
 
     id: Annotated[str, StringConstraints(max_length=200)]
     type: Literal["function"]
     function: CalledFunction
+    index: int | None = Field(None, ge=0, lt=MAX_TOOLS)
 
 
 def _kind_of_choice(value: Any) -> str | None:

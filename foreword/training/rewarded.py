@@ -132,5 +132,5 @@ def _question(backbone: Backbone, start: SoftPrompt, one: AnyQuestion, source: s
         one = Question(as_query(one, source), source, dict(one))
     if isinstance(one.asked, str):
         typed = chat.typed(backbone, start, one.asked)
-        return replace(one, asked=typed if isinstance(typed, str) else tuple(typed))
+        return replace(one, asked=typed if isinstance(typed, str) else tuple(typed), told=one.asked)
     return one

@@ -34,11 +34,13 @@ class Question:
         asked: a text, or turns up to a question.
         source: where it stands, as "prompts.jsonl:12"; no two have the same.
         columns: the others of its row, by name.
+        told: what the reward function is told was asked, as the row has it; None: `asked`.
     """
 
     asked: str | tuple[Message, ...]
     source: str
     columns: Mapping[str, Any]
+    told: str | tuple[Message, ...] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,7 +113,8 @@ class Rollouts:
         if mine:
             told = [self.questions[whole[number].source] for number in mine]
             texts = [self._text(answers[number]) for number in mine]
-            values = self.reward([one.asked for one in told], texts, [one.columns for one in told])
+            asked = [one.asked if one.told is None else one.told for one in told]
+            values = self.reward(asked, texts, [one.columns for one in told])
             rewards[mine] = torch.tensor(values, dtype=torch.float64)
         ranks.add_up([rewards])
         answers = shared(answers, len(whole), self.config.answer_tokens, ranks)

@@ -135,8 +135,6 @@ _HARMLESS_VALUES: Mapping[str, tuple[Any, ...]] = {
     "chat_template": (None,),
     "chat_template_kwargs": (None, {}),
     "documents": (None, []),
-    "tools": (None, []),
-    "tool_choice": (None, "none"),
     "continue_final_message": (None, False),
     "return_prompt_text": (None, False),
     "reasoning_effort": (None,),

@@ -26,11 +26,13 @@ from vllm.entrypoints.serve.utils.api_utils import validate_json_request
 from vllm.exceptions import GenerationError
 from vllm.inputs.engine import embeds_input, tokens_input
 from vllm.logger import init_logger
+from vllm.sampling_params import StructuredOutputsParams
 
 from foreword.errors import ForewordError, InputError, UnsupportedError
 from foreword.model.base_model import Base, fingerprint_of, shapes_of_config
 from foreword.server.catalog import Catalog, ServedModel
 from foreword.server.middleware import error_body
+from foreword.server.tool_answers import CallsOfAnswers
 from foreword.vllm_plugin import CONNECTOR, NAME, compatibility, connector, settings
 from foreword.vllm_plugin.frontend import Bound, Frontend, Limits
 from foreword.vllm_plugin.metrics import PluginMetrics
@@ -105,7 +107,7 @@ class Plugin:
         catalog = Catalog(base, store, names[0])
         self._metrics = PluginMetrics(names[0])
         self._frontend = Frontend(
-            catalog, Watch(catalog, store, names), copy.deepcopy(tokenizer), _limits(model)
+            catalog, Watch(catalog, store, names), copy.deepcopy(tokenizer), _limits(config)
         )
         await self._frontend.run(self._frontend.watch.look)
         self._tasks.append(asyncio.create_task(self._frontend.follow_forever()))
@@ -141,7 +143,10 @@ class Plugin:
         except ForewordError as error:
             self._metrics.count_rejected()
             return _error(error)
-        rewriter = ResponseRewriter(bound.served.name, bound.num_virtual, len(bound.rows))
+        calls = CallsOfAnswers(bound.use) if bound.use is not None else None
+        rewriter = ResponseRewriter(
+            bound.served.name, bound.num_virtual, len(bound.rows), calls=calls
+        )
         _prepare(body, bound, rewriter, frontend.catalog.base.name)
         token = _bound.set(bound)
         try:
@@ -212,6 +217,11 @@ def _prepare(body: Any, bound: Bound, rewriter: ResponseRewriter, base: str) -> 
     """Change a body to what vLLM's own handler is given."""
     body.model = base
     body.kv_transfer_params = {connector.ORDER: bound.order} if bound.order else None
+    if bound.use is not None:  # shown, held and read by foreword: vLLM is asked for text
+        body.tools, body.tool_choice = None, "none"
+        body.skip_special_tokens = not bound.use.kept
+        if bound.use.grammar is not None:
+            body.structured_outputs = StructuredOutputsParams(grammar=bound.use.grammar)
     if not body.ignore_eos:
         body.stop_token_ids = [*(body.stop_token_ids or ()), *bound.stop_ids]
     if body.stream:
@@ -251,8 +261,9 @@ def _inputs(bound: Bound) -> list[Any]:
     ]
 
 
-def _limits(model: Any) -> Limits:
-    """Return the limits of a model."""
+def _limits(config: Any) -> Limits:
+    """Return the limits of an engine, by vLLM's configuration."""
+    model = config.model_config
     eos = (model.try_get_generation_config() or {}).get("eos_token_id")
     return Limits(
         max_length=model.max_model_len,
@@ -260,6 +271,7 @@ def _limits(model: Any) -> Limits:
         dtype=model.dtype,
         repetition_penalty=model.get_diff_sampling_param().get("repetition_penalty", 1.0),
         end_ids=tuple(eos) if isinstance(eos, list) else (() if eos is None else (eos,)),
+        has_grammars=config.structured_outputs_config.backend == "guidance",
     )
 
 

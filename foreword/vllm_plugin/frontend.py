@@ -20,7 +20,9 @@ from foreword.config import EncodingConfig
 from foreword.data import encoding
 from foreword.errors import InputError, NotFoundError, UnsupportedError
 from foreword.server.catalog import Catalog, ServedModel
+from foreword.server.tool_use import ToolUse
 from foreword.vllm_plugin import compatibility, placeholders, signing
+from foreword.vllm_plugin.conversation import behind, conversation, tools_of
 from foreword.vllm_plugin.store_watcher import LOOK_SECONDS, Watch
 
 log = logging.getLogger("vllm.foreword")
@@ -51,6 +53,7 @@ class Bound:
         num_virtual: P.
         rows: the engine's inputs.
         stop_ids: the ids that end an answer, as at training.
+        use: of tools, in a chat.
         order: what the connector has to load; None for embeddings.
     """
 
@@ -58,6 +61,7 @@ class Bound:
     num_virtual: int
     rows: list[EngineInput] = field(repr=False)
     stop_ids: list[int]
+    use: ToolUse | None = None
     order: dict[str, Any] | None = None
 
 
@@ -71,6 +75,7 @@ class Limits:
         dtype: of the embeddings that it takes.
         repetition_penalty: where a request says none.
         end_ids: the ids at which the model itself ends.
+        has_grammars: whether answers are held to grammars of llguidance.
     """
 
     max_length: int
@@ -78,6 +83,7 @@ class Limits:
     dtype: torch.dtype = torch.float32
     repetition_penalty: float = 1.0
     end_ids: tuple[int, ...] = ()
+    has_grammars: bool = False
 
 
 class Frontend:
@@ -134,7 +140,7 @@ class Frontend:
         compatibility.check_request(body, served.name, is_chat=is_chat)
         num_virtual = served.source.num_virtual_tokens
         most = self.limits.max_length - num_virtual
-        rows, stop_ids = self._encoded(body, served.encoding, is_chat, most)
+        rows, stop_ids, use = self._encoded(body, served.encoding, is_chat, most)
         num_new = self._num_new(body, is_chat)
         for ids in rows:
             compatibility.check_ids(ids, self.limits.vocab_size)
@@ -149,7 +155,7 @@ class Frontend:
                 for ids in rows
             ]
             found = [EngineInput(one.ids, salt, one) for one in spliced]
-            return Bound(served, num_virtual, found, stop_ids)
+            return Bound(served, num_virtual, found, stop_ids, use)
         order = {
             "entry": str(served.entry),
             "content": served.source.content_hash,
@@ -164,21 +170,38 @@ class Frontend:
             )
             for ids in rows
         ]
-        return Bound(served, num_virtual, found, stop_ids, signing.sealed(order))
+        return Bound(served, num_virtual, found, stop_ids, use, signing.sealed(order))
 
     def _encoded(
         self, body: Any, config: EncodingConfig, is_chat: bool, max_tokens: int
-    ) -> tuple[list[list[int]], list[int]]:
-        """Return each row's ids, and the ids at which an answer ends."""
-        given: list[Any] = [_messages_of(body)] if is_chat else _prompts_of(body.prompt)
+    ) -> tuple[list[list[int]], list[int], ToolUse | None]:
+        """Return each row's ids, the ids at which an answer ends, and how tools are used."""
+        if is_chat:
+            return self._encoded_chat(body, config, max_tokens)
+        given = _prompts_of(body.prompt)
         rows = [
             encoding.encode_prompt(one, self.tokenizer, config, max_tokens=max_tokens)
-            if _is_text(one, is_chat)
+            if isinstance(one, str)
             else one
             for one in given
         ]
-        own = encoding.end_ids(given[0] if is_chat else "", self.tokenizer, config)[-1:]
-        return rows, list(dict.fromkeys([*own, *self.limits.end_ids]))
+        return rows, self._ends("", config), None
+
+    def _encoded_chat(
+        self, body: Any, config: EncodingConfig, max_tokens: int
+    ) -> tuple[list[list[int]], list[int], ToolUse | None]:
+        chat = conversation(body)
+        use = tools_of(body, chat, self.tokenizer, config, can_hold=self.limits.has_grammars)
+        tools = use.shown if use is not None else ()
+        turns = [message.turn() for message in chat.messages or []]
+        ids = encoding.encode_prompt(
+            turns, self.tokenizer, config, tools=tools, max_tokens=max_tokens
+        )
+        return [ids], self._ends(turns, config, tools), behind(use, ids, self.tokenizer)
+
+    def _ends(self, given: Any, config: EncodingConfig, tools: Any = ()) -> list[int]:
+        own = encoding.end_ids(given, self.tokenizer, config, tools=tools)[-1:]
+        return list(dict.fromkeys([*own, *self.limits.end_ids]))
 
     def _num_new(self, body: Any, is_chat: bool) -> int | None:
         if is_chat and body.max_completion_tokens is not None:
@@ -200,24 +223,6 @@ class Frontend:
                 self._cached.popitem(last=False)
         self._cached.move_to_end(key)
         return self._cached[key]
-
-
-def _is_text(one: Any, is_chat: bool) -> bool:
-    return is_chat or isinstance(one, str)
-
-
-def _messages_of(body: Any) -> list[dict[str, Any]]:
-    """Return a chat's messages as plain data; text parts only."""
-    found = []
-    for message in body.messages:
-        plain = message if isinstance(message, dict) else message.model_dump(exclude_none=True)
-        content = plain.get("content")
-        if content is not None and not isinstance(content, str):
-            content = [dict(part) for part in content]
-        if plain.get("tool_calls"):
-            raise UnsupportedError("tool calls do not work with a soft prompt; leave them out")
-        found.append({**plain, "content": content})
-    return found
 
 
 def _prompts_of(prompt: Any) -> list[Any]:

@@ -24,6 +24,7 @@ COUNTERPARTS = {
     "max_length": "--max-model-len",
     "drain_seconds": "--shutdown-timeout",
 }
+GRAMMARS = "--structured-outputs-config"
 ALWAYS = ("host", "port", "served_name", "max_queue", "drain_seconds")
 
 
@@ -89,6 +90,8 @@ def command(
     if not _has_option(extra, "--kv-transfer-config"):
         transfer = {"kv_connector": CONNECTOR, "kv_role": "kv_both"}
         arguments += ["--kv-transfer-config", json.dumps(transfer)]
+    if not any(word.startswith(GRAMMARS) for word in extra):  # also --structured-outputs-config.x
+        arguments += [GRAMMARS, json.dumps({"backend": "guidance"})]
     return LaunchCommand([*arguments, *extra], _variables(prompts, api_key, environment or {}))
 
 

@@ -126,5 +126,15 @@ def test_the_command_writes_choices_and_how_sure_they_are(tmp_path: Path) -> Non
     for line in predictions.read_text().splitlines():
         answer = json.loads(line)["answers"]["bare model"]
         assert answer["answer"] in ("bc", "a", "hello") and 1 / 3 <= answer["confidence"] <= 1
+    asked[-1:] = [str(tmp_path / "few.jsonl"), "--limit", "1"]  # the choices stay those of the file
+    CliRunner().invoke(app, asked, catch_exceptions=False)
+    all_of, few = (
+        [
+            json.loads(line)["answers"]["bare model"]["confidence"]
+            for line in file.read_text().splitlines()
+        ]
+        for file in (predictions, tmp_path / "few.jsonl")
+    )
+    assert few == pytest.approx(all_of[:1], abs=1e-4)
     with pytest.raises(DataError, match="none of --choices"):
         CliRunner().invoke(app, [*ask, "--choices", "bc,a"], catch_exceptions=False)

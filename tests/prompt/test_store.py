@@ -443,6 +443,47 @@ def test_a_name_is_added_without_a_list_of_all(
         store.add("THIRD", source)
 
 
+def test_a_name_is_removed_without_reading_the_aliases_of_others(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = saved(tmp_path / "a")
+    for name in ("home", "other"):
+        store.add(name, source)
+    for alias in ("first", "second"):
+        store.alias(alias, "other")
+    store.alias("mine", "home")
+    store.alias("mine", "other")  # from now on
+    looked: list[str] = []
+    real = os.open
+    monkeypatch.setattr(
+        os, "open", lambda path, *a, **k: looked.append(str(path)) or real(path, *a, **k)
+    )
+    listed = os.listdir
+    monkeypatch.setattr(os, "listdir", lambda path: looked.append(str(path)) or listed(path))
+    store.remove("home")
+    aliases = store.directory / ".aliases"
+    assert not {*looked} & {str(aliases), str(aliases / "first"), str(aliases / "second")}
+    with pytest.raises(InputError, match="alias 'first' points to other"):
+        store.remove("other")
+    for alias in ("first", "second", "mine"):
+        store.remove(alias)
+    store.remove("other")
+
+
+def test_a_store_from_before_the_index_of_aliases_gets_one(store: Store, tmp_path: Path) -> None:
+    entry = store.add("home", saved(tmp_path / "a"))
+    store.add("other", tmp_path / "a")
+    store.alias("follows", "home")
+    store.alias("stays", str(entry))
+    shutil.rmtree(store.directory / ".targets")
+    with pytest.raises(InputError, match="points to home"):
+        store.remove("home")
+    store.remove("follows")
+    with pytest.raises(InputError, match="'stays' points to"):
+        store.remove(str(entry))
+    store.remove("other")
+
+
 def test_a_store_from_before_the_index_of_names_gets_one(store: Store, tmp_path: Path) -> None:
     source = saved(tmp_path / "a")
     store.add("home", source)

@@ -142,7 +142,7 @@ def test_vllm_is_given_the_same_ids(
         ({"messages": [{"role": "user", "content": TEXT}]}, True),
     ):
         config = front.catalog.find(name).encoding
-        rows, _ = front._encoded(SimpleNamespace(**fields | body), config, is_chat, 100)
+        rows, *_ = front._encoded(SimpleNamespace(**fields | body), config, is_chat, 100)
         assert rows == [world.ids(name)]
 
 

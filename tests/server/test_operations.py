@@ -1,5 +1,6 @@
 """Operation: reloading the store, log lines, traces, and the examples of dashboards and units."""
 
+import contextlib
 import json
 import logging
 import re
@@ -60,6 +61,31 @@ def test_reloading_serves_what_the_store_holds_now(
     assert "4 names" not in caplog.text and "5 names changed" in caplog.text
 
 
+def test_reloading_reads_what_has_changed_and_nothing_else(
+    backbone: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(tmp_path / "store")
+    fill(store, backbone, tmp_path, "abcd")
+    store.alias("other", "a")
+    read: list[str] = []
+    verify = Store.verify
+    monkeypatch.setattr(
+        Store, "verify", lambda s, entry: read.append(entry.name) or verify(s, entry)
+    )
+    catalog = Server(backbone, store, config()).catalog
+    assert read == ["a", "b", "c", "d"]  # the alias is of a's own files
+    read.clear()
+    assert catalog.reload() == {} and read == []
+    tiny_prompt(backbone, 9).save(tmp_path / "new")
+    store.add("b", tmp_path / "new")
+    file = store.resolve("c").path / "adapter_config.json"
+    file.write_text(file.read_text() + " ")
+    store.alias("other", "d")
+    assert [*catalog.reload()] == ["b", "other", "c"] and read == ["b", "c"]
+    assert catalog.find("other").entry == store.resolve("d")
+    assert catalog.find("other").label == "other"
+
+
 def test_a_store_that_is_away_unloads_nothing(
     backbone: Backbone, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -97,12 +123,16 @@ def test_a_hangup_reloads_while_requests_go_on_and_each_line_is_json(
     store = Store(tmp_path / "store")
     fill(store, backbone, tmp_path, "a")
     support = str(Path(__file__).parents[1] / "support")
-    with subprocess.Popen(
-        [sys.executable, "-c", PROCESS, support, str(store.directory)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
+    with (
+        subprocess.Popen(
+            [sys.executable, "-c", PROCESS, support, str(store.directory)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as process,
+        contextlib.ExitStack() as at_failure,
+    ):
+        at_failure.callback(process.kill)  # else nothing would end it
         assert process.stdout is not None
         address = process.stdout.readline().strip()
         with httpx.Client(base_url=address, timeout=60) as client:

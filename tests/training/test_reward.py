@@ -242,6 +242,22 @@ def test_what_is_no_reward_is_said_in_one_line(found: Any, named: str) -> None:
     assert "--reward mine:f" in str(failed.value) and "\n" not in str(failed.value)
 
 
+def test_a_function_is_told_what_was_asked_as_the_row_has_it() -> None:
+    model, seen = backbone(), set[Any]()
+    turns = ({"role": "user", "content": "say b"},)
+
+    def of_prompts(prompts: list[Any], completions: list[str]) -> list[float]:
+        seen.update(one if isinstance(one, str) else one[0]["content"] for one in prompts)
+        seen.update(type(one) for one in prompts)
+        return [float(len(one)) for one in completions]
+
+    rows = [{"prompt": "say a"}, {"prompt": list(turns)}]  # both are turns to the model
+    config = replace(TRAIN, batch_size=2, num_steps=1, eval_every=0)
+    function = RewardFunction("f", of_prompts)
+    *_, last = reward(model, start_of(model), function, rows, CONFIG, config)
+    assert seen == {"say a", "say b", str, tuple} and last.reward is not None
+
+
 def test_numbers_of_any_kind_are_rewards_and_a_generator_fails_where_it_fails() -> None:
     for found in ([True, 2], (1, 2.0), torch.tensor([1, 2]), numpy.array([1.0, 2.0]), iter([1, 2])):
         function = RewardFunction("f", lambda completions, found=found: found)

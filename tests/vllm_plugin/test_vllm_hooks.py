@@ -25,6 +25,7 @@ NAMES = {
     "vllm.exceptions": ["GenerationError"],
     "vllm.inputs.engine": ["embeds_input", "tokens_input"],
     "vllm.logger": ["init_logger"],
+    "vllm.sampling_params": ["StructuredOutputsParams"],
     "vllm.distributed.kv_transfer.kv_connector.v1.base": [
         "KVConnectorBase_V1", "KVConnectorMetadata",
     ],
@@ -77,7 +78,9 @@ class Front:
 
     async def run(self, work: Any) -> Any:
         served = SimpleNamespace(name="home", label="home", entry="home@1")
-        return SimpleNamespace(served=served, num_virtual=4, rows=[1], order=None, stop_ids=[])
+        return SimpleNamespace(
+            served=served, num_virtual=4, rows=[1], order=None, stop_ids=[], use=None
+        )
 
 
 def answered(vllm: SimpleNamespace, handler: Any) -> tuple[Any, str]:

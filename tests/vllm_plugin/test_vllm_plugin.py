@@ -303,7 +303,7 @@ def test_fields_that_would_touch_virtual_tokens_are_refused(field: str, value: A
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("echo", True), ("tools", [{}]), ("tool_choice", "auto"), ("chat_template", "x"),
+        ("echo", True), ("chat_template", "x"), ("reasoning_effort", "low"),
         ("chat_template_kwargs", {"a": 1}), ("documents", [{}]), ("continue_final_message", True),
         ("add_generation_prompt", False), ("add_special_tokens", True),
     ],

@@ -6,16 +6,13 @@ own layers run, over one row of all tokens; their attention alone is led through
 The model is neither patched nor switched. Knows no loss and no optimizer.
 """
 
-import copy
 import logging
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import Module
 
 from foreword.backbone import Backbone
 from foreword.compat import transformers_api
@@ -23,6 +20,7 @@ from foreword.compat.transformers_api import ALL_ATTENTION_FUNCTIONS, Cache
 from foreword.data.batches import Batch, collate
 from foreword.data.encoding import Row
 from foreword.model import checks, forward
+from foreword.model.attention_view import own_attention, with_attention
 from foreword.model.cache_layers import PassingLayer
 from foreword.model.decoder import Decoder
 from foreword.model.passes import LabelStates
@@ -47,7 +45,7 @@ def packed(backbone: Backbone) -> Backbone:
     if not (isinstance(plain, Decoder) and _may_pack(backbone)):
         return backbone
     try:
-        view = with_attention(backbone.decoder, {})
+        view = with_attention(backbone.decoder, NAME)
         passes = PackedDecoder(plain.model, plain.capabilities, backbone.embed, view)
         reason = _difference(backbone, passes)
     except torch.OutOfMemoryError:
@@ -177,36 +175,6 @@ def _attend(
 
 
 ALL_ATTENTION_FUNCTIONS.register(NAME, _attend)
-
-
-def own_attention(module: Any) -> Any:
-    """Return the attention of a module's own family, in a view that names another."""
-    names = vars(sys.modules[type(module).__module__])
-    table = names.get("ALL_ATTENTION_FUNCTIONS", ALL_ATTENTION_FUNCTIONS)
-    return table.get_interface(module.config.own_attention, names.get("eager_attention_forward"))
-
-
-def with_attention(module: Module, configs: dict[int, Any], name: str = NAME) -> Any:
-    """Return a copy of a tree of modules over the same weights, whose configurations name another
-    attention: by default that of packed sequences.
-    """
-    children = {
-        child_name: child and with_attention(child, configs, name)
-        for child_name, child in module._modules.items()
-    }
-    config = module.__dict__.get("config")
-    if config is None and not children:
-        return module
-    view = copy.copy(module)
-    view.__dict__["_modules"] = children
-    if config is not None:
-        if id(config) not in configs:
-            changed = copy.copy(config)
-            changed.own_attention = config._attn_implementation
-            changed.__dict__["_attn_implementation_internal"] = name
-            configs[id(config)] = changed
-        view.__dict__["config"] = configs[id(config)]
-    return view
 
 
 def _difference(backbone: Backbone, passes: PackedDecoder) -> str | None:
