@@ -26,7 +26,13 @@ LIMITS = {"prompts": 0.7, "wrong": 1.0}
 COMMANDS = {
     "prompts list": "prompts",
     "prompts remove none": "prompts",
+    "prompts add home prompt": "prompts",
     "train --data none.jsonl --output new": "wrong",
+    "train --data bad.jsonl --output new": "wrong",
+    "train --data rows.jsonl --output prompt": "wrong",
+    "reward --prompt prompt --data bad.jsonl --reward a:b --output new": "wrong",
+    "distill --data bad.jsonl --instruction a --output new": "wrong",
+    "eval --data bad.jsonl": "wrong",
     "eval --data none.jsonl": "wrong",
     "generate --prompt ./none text": "wrong",
     "generate --model ./none text": "wrong",
@@ -45,6 +51,18 @@ def seconds(arguments: list[str], folder: str) -> tuple[float, float]:
     return clock, spent
 
 
+def lay_out(folder: Path) -> None:
+    """Make the files that the commands name."""
+    import torch
+
+    from foreword import SoftPrompt
+
+    row = '{"prompt": "a", "completion": "b"}\n'
+    (folder / "rows.jsonl").write_text(row * 20)
+    (folder / "bad.jsonl").write_text(row * 19 + "{\n")
+    SoftPrompt.from_embeddings(torch.ones(32, 576)).save(folder / "prompt")
+
+
 def main(rounds: int) -> None:
     """Measure everything in turn, round by round, and print medians."""
     os.environ["PYTHONPATH"] = os.pathsep.join(
@@ -55,15 +73,16 @@ def main(rounds: int) -> None:
     calls["what generate imports"] = [sys.executable, "-c", GENERATE]
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in calls}
     with tempfile.TemporaryDirectory() as folder:
+        lay_out(Path(folder))
         for _ in range(rounds):
             for name, call in calls.items():
                 found[name].append(seconds(call, folder))
-    print(f"{'':<40} clock  processor  limit")
+    print(f"{'':<68} clock  processor  limit")
     spent = {}
     for name, both in found.items():
         clock, spent[name] = (statistics.median(part) for part in zip(*both, strict=True))
         limit = LIMITS.get(COMMANDS.get(name, ""), "")
-        print(f"{name:<40} {clock:5.2f}  {spent[name]:9.2f}  {limit}")
+        print(f"{name:<68} {clock:5.2f}  {spent[name]:9.2f}  {limit}")
     ratio = spent["what generate imports"] / spent["torch and one model class"]
     print(f"generate's imports: {ratio:.2f} times those of torch and one model class (limit 1.5)")
 

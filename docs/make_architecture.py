@@ -33,6 +33,7 @@ HALF_LINES = {
     "lazy": "names that a package imports at first use",
     "notebook": "prompts, results and a bar in a notebook",
     "compat": "supported releases of transformers",
+    "os_calls": "what only some systems have, with a stand-in",
     "storage": "files that appear whole, or not at all",
     "config": "every option once, with its default and help",
     "hub_files": "files of a repository on the Hub, by name",
@@ -123,7 +124,7 @@ WALKS: dict[str, Walk] = {
     ],
     "A saved prompt to a prefix": [
         ("a name or an alias is resolved", "prompt/store.py", "Store.resolve"),
-        ("two files are opened and verified", "prompt/artifact.py", "read"),
+        ("two files are opened and verified", "prompt/stored_prompt.py", "read"),
         ("PEFT's layout becomes tensors by layer", "prompt/peft_format.py", "from_adapter"),
         ("they are a prompt, with what its file says", "prompt/soft_prompt.py",
          "SoftPrompt.load"),

@@ -19,6 +19,8 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
 from foreword.errors import ForewordError, InputError, StorageError
+from foreword.os_calls import directory_lock, release_and_remove
+from foreword.os_calls import sync as sync
 
 SCRATCH = ".scratch-"
 KEPT = "what was there before is kept"
@@ -132,8 +134,7 @@ def locked(path: Path, taken: str) -> Iterator[None]:
     try:
         yield
     finally:
-        path.unlink(missing_ok=True)
-        lock.release()
+        release_and_remove(lock, path)
 
 
 @contextlib.contextmanager
@@ -175,18 +176,8 @@ def taking_turns(directory: Path) -> Iterator[None]:
 
     Nothing is left in the directory, and a writer that dies holds up nobody.
     """
-    try:
-        import fcntl
-    except ImportError:  # Windows
+    with directory_lock(directory):
         yield
-        return
-    handle = os.open(directory, os.O_RDONLY)
-    try:
-        with contextlib.suppress(OSError):  # a file system without locks
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
 
 
 @contextlib.contextmanager
@@ -206,7 +197,7 @@ def scratch_directory(parent: Path, record: str) -> Iterator[Path]:
     note = parent / record
     _remove_recorded(note)
     scratch = parent / f"{SCRATCH}{secrets.token_hex(16)}"
-    note.write_text(scratch.name)
+    note.write_text(scratch.name, encoding="utf-8")
     try:
         scratch.mkdir()
         yield scratch
@@ -228,15 +219,6 @@ def _remove_recorded(note: Path) -> None:
         shutil.rmtree(scratch, ignore_errors=True)
     if scratch is None or not scratch.is_dir():
         note.unlink()
-
-
-def sync(path: Path) -> None:
-    """Bring a file's bytes, or the names in a directory, to the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 @contextlib.contextmanager

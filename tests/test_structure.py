@@ -10,10 +10,10 @@ import foreword
 PACKAGE = Path(foreword.__file__).parent
 # A room, a folder or a module at the top, imports only itself and rooms before it.
 ROOMS = [
-    "errors", "lazy", "notebook", "compat", "storage", "config", "hub_files", "demo", "prompt",
-    "data", "loading", "model", "generation", "verification", "backbone", "chat", "answering",
-    "named_text", "llama_cpp", "export", "training", "engine", "engine_llama", "evaluation",
-    "distillation", "doctor", "server", "vllm_plugin", "cli",
+    "errors", "lazy", "notebook", "compat", "os_calls", "storage", "config", "hub_files",
+    "demo", "prompt", "data", "loading", "model", "generation", "verification", "backbone",
+    "chat", "answering", "named_text", "llama_cpp", "export", "training", "engine",
+    "engine_llama", "evaluation", "distillation", "doctor", "server", "vllm_plugin", "cli",
 ]  # fmt: skip
 FILES = sorted(PACKAGE.rglob("*.py"))
 
@@ -171,3 +171,78 @@ def test_every_load_says_whether_code_may_run() -> None:
         for call in loads(path):
             named = {word.arg for word in call.keywords}
             assert "trust_remote_code" in named, f"{path}: line {call.lineno}"
+
+
+# What Windows or macOS lacks, or does otherwise; `os_calls` has each with its stand-in.
+OF_POSIX = {
+    "O_NOFOLLOW", "O_NONBLOCK", "O_DIRECTORY", "fsync", "fdatasync", "fork", "killpg", "setsid",
+    "getuid", "geteuid", "getgid", "uname", "sched_getaffinity", "execv", "execve", "execvp",
+    "execvpe", "statvfs", "mkfifo", "SIGKILL", "SIGHUP", "SIGUSR1", "SIGALRM", "setitimer",
+    "SO_REUSEADDR", "SO_REUSEPORT", "AF_UNIX", "add_signal_handler", "getloadavg", "chown",
+}  # fmt: skip
+POSIX_MODULES = {"fcntl", "resource", "pwd", "grp", "termios", "tty", "pty", "posix", "syslog"}
+TEXT_CALLS = {"open": 3, "read_text": 0, "write_text": 1}  # and where an encoding stands
+
+
+def of_posix(tree: ast.AST) -> set[str]:
+    """Return what a module names of POSIX alone, folders of the system among it."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and node.attr in OF_POSIX:
+            found.add(node.attr)
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names} & POSIX_MODULES
+        elif isinstance(node, ast.ImportFrom):
+            found |= {node.module, *(alias.name for alias in node.names)} & (
+                POSIX_MODULES | OF_POSIX
+            )
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            found |= {part for part in ("/proc/", "/dev/", "/tmp/") if node.value.startswith(part)}
+    return found
+
+
+def test_only_one_module_calls_what_posix_alone_has() -> None:
+    found = {module_of(path): of_posix(ast.parse(path.read_text("utf-8"))) for path in FILES}
+    assert {"fsync", "fcntl", "resource"} <= found.pop("os_calls")
+    assert not {name: calls for name, calls in found.items() if calls}
+
+
+def without_encoding(tree: ast.AST) -> set[int]:
+    """Return the lines that read or write text by the system's own encoding."""
+    return {
+        node.lineno
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call)
+        and (place := TEXT_CALLS.get(called(node.func))) is not None
+        and not is_binary(node)
+        and len(node.args) <= place
+        and all(keyword.arg != "encoding" for keyword in node.keywords)
+    }
+
+
+def called(function: ast.expr) -> str:
+    """Return the name of what is called; nothing of calls that read no text by themselves."""
+    if isinstance(function, ast.Name):
+        return function.id if function.id != "read_text" else ""  # a data file's, by its own bytes
+    if not isinstance(function, ast.Attribute):
+        return ""
+    is_other = function.attr == "open" and getattr(function.value, "id", "") in OPENERS
+    return "" if is_other else function.attr
+
+
+def is_binary(call: ast.Call) -> bool:
+    """Return whether a mode such as "rb" is given."""
+    given = [*call.args, *(keyword.value for keyword in call.keywords)]
+    modes = [one.value for one in given if isinstance(one, ast.Constant)]
+    return any(isinstance(mode, str) and {"b"} < set(mode) <= set("rwabx+") for mode in modes)
+
+
+OPENERS = {"os", "Image", "wave", "opener", "gzip", "bz2", "lzma"}  # bytes, or no file
+
+
+def test_every_text_is_read_and_written_as_utf_8() -> None:
+    found = {
+        module_of(path): without_encoding(ast.parse(path.read_text("utf-8"))) for path in FILES
+    }
+    assert not {name: lines for name, lines in found.items() if lines}
+    assert without_encoding(ast.parse("open('a'); Path('b').read_text(); p.write_text('c')")) == {1}

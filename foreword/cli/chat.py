@@ -8,13 +8,19 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from foreword.cli import options
+from foreword.cli.console import one_line
 from foreword.config import SamplingConfig
+from foreword.errors import ForewordError
 
 if TYPE_CHECKING:
     from foreword.backbone import Backbone
     from foreword.prompt.soft_prompt import SoftPrompt
 
-HELP = "/base  the bare model · /prompt  the soft prompt · /clear  forget the conversation · /quit"
+HELP = (
+    "/base  the last question anew, without a prompt · /prompt [NAME]  anew with the prompt, or "
+    "another · /clear  forget the conversation · /quit"
+)
+NO_PROMPT = "no prompt was given; name one: /prompt DIRECTORY"
 
 
 @options.from_configs(SamplingConfig)
@@ -23,7 +29,7 @@ def command(
     prompt: options.PromptDirectory = None,
     model: options.Model = None,
 ) -> None:
-    """Chat, streaming; /base and /prompt switch between the bare model and the prompt.
+    """Chat, streaming; /base and /prompt ask the last question of the bare model and the prompt.
 
     Example: foreword chat --prompt my-prompt
     """
@@ -41,7 +47,7 @@ def command(
 
 
 class Session:
-    """A conversation, and which of the two answers it."""
+    """A conversation, and who answers it: the bare model, or one prompt of several."""
 
     def __init__(self, backbone: "Backbone", prompt: "SoftPrompt | None", sampling: SamplingConfig):
         self.backbone, self.prompt, self.sampling = backbone, prompt, sampling
@@ -56,20 +62,51 @@ class Session:
 
     def take(self, line: str) -> None:
         """Follow a command, or answer a text."""
+        word, _, name = line.partition(" ")
         if line == "/quit":
             self.is_open = False
         elif line == "/base":
-            self.active = None
-        elif line == "/prompt":
-            self.active = self.prompt
-            if self.prompt is None:
-                options.output.print("no prompt was given; start with --prompt DIRECTORY")
+            self.ask_anew(None)
+        elif word == "/prompt":
+            if (prompt := self.found(name.strip())) is not None:
+                self.prompt = prompt
+                self.ask_anew(prompt)
         elif line == "/clear":
             self.turns = []
         elif line.startswith("/"):
             options.output.print(HELP)
         else:
             self.answer(line)
+
+    def found(self, name: str) -> "SoftPrompt | None":
+        """Return the prompt of a directory or a Hub id, the latest one without a name; None where
+        there is none, which is said.
+        """
+        if not name:
+            if self.prompt is None:
+                options.output.print(NO_PROMPT)
+            return self.prompt
+        from foreword import chat
+        from foreword.prompt.soft_prompt import SoftPrompt
+
+        try:
+            prompt = SoftPrompt.load(name)
+            self.backbone.compile(prompt)  # refuses a wrong base by name
+            chat.check_template(self.backbone, prompt)
+        except ForewordError as error:
+            options.output.print(f"error: {one_line(str(error))}")
+            return None
+        return prompt
+
+    def ask_anew(self, prompt: "SoftPrompt | None") -> None:
+        """Let another answer the last question; the turns before it stay as they were, and the
+        answer takes the place of the one that it had.
+        """
+        self.active = prompt
+        if self.turns:
+            question = self.turns[-2]["content"]
+            del self.turns[-2:]
+            self.answer(question)
 
     def answer(self, line: str) -> None:
         """Stream one answer; Ctrl-C stops it and keeps what came."""

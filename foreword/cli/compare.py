@@ -55,9 +55,7 @@ def command(
     early.check(data=[data], prompts=prompts, model=model)
     from foreword.data.examples import read_examples
     from foreword.data.readers import check_held_out
-    from foreword.evaluation.ensembles import check_alike
-    from foreword.evaluation.evaluation import Subject, check_vote, voted
-    from foreword.prompt.soft_prompt import SoftPrompt
+    from foreword.evaluation.metrics import check_vote
 
     if png:
         from foreword.evaluation import plots
@@ -73,6 +71,10 @@ def command(
         read = (data, options.file_of(instruction))
         comparison.check_predictions(predictions, choice.metrics, *read)
     written = options.text_of(instruction, "--instruction") if instruction else None
+    from foreword.evaluation.ensembles import check_alike
+    from foreword.evaluation.evaluation import Subject, voted
+    from foreword.prompt.soft_prompt import SoftPrompt
+
     loaded = {name: SoftPrompt.load(name) for name in prompts}
     backbone, _ = options.load(model, prompts[0])
     for prompt in loaded.values():

@@ -43,7 +43,7 @@ def ask(
     choice: "MetricChoice",
     config: EvalConfig,
     resampling: ResamplingConfig,
-    choices: "Sequence[str]" = (),
+    choices: Sequence[str] = (),
 ) -> "list[Evaluation]":
     """Evaluate every subject on the same examples, and say which metrics were chosen."""
     from foreword.evaluation.evaluation import evaluate
@@ -90,7 +90,7 @@ def choices_in(config: EvalConfig, examples: "Sequence[Example]") -> tuple[str, 
 
 
 def metrics_of(
-    config: EvalConfig, examples: "Sequence[Example]", choices: "Sequence[str]" = ()
+    config: EvalConfig, examples: "Sequence[Example]", choices: Sequence[str] = ()
 ) -> "MetricChoice":
     """Return the metrics that are asked for, or that fit the answers; with choices also how far
     probabilities are from the share that is right.

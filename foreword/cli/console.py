@@ -26,6 +26,7 @@ from foreword.errors import StorageError
 # Marks that turn the direction of the text after them, by which one text can look like another.
 TURNS = {*range(0x202A, 0x202F), *range(0x2066, 0x206A)}
 PLAIN: dict[str, Any] = {"soft_wrap": True, "markup": False, "highlight": False, "emoji": False}
+LEVELS = {"error": logging.ERROR, "warning": logging.WARNING}
 MIN_WIDTH, MAX_WIDTH = 80, 100_000  # of tables in files and pipes
 
 
@@ -65,6 +66,7 @@ class TextConsole(Console):
 
     def __init__(self, *, stderr: bool = False) -> None:
         super().__init__(stderr=stderr, **PLAIN)
+        self.sink: logging.Logger | None = None  # takes texts in the place of the stream
 
     @property
     def stream(self) -> TextIO | None:
@@ -91,14 +93,18 @@ class TextConsole(Console):
             wide.print(*objects, end=end, style=style, **options)
             return
         text = " ".join(objects)
-        if self.is_watched and style is not None:
+        if self.sink is not None:
+            self.sink.log(LEVELS.get(text.partition(":")[0], logging.INFO), "%s", one_line(text))
+        elif self.is_watched and style is not None:
             super().print(Text(visible(text)), end=end, style=style)
         elif not self.quiet:
             self._write((visible(text) if self.is_watched else text) + end)
 
     def status(self, status: Any, **options: Any) -> "TextStatus":
-        """Return a spinner beside a text."""
-        return TextStatus(status, console=self, **options)
+        """Return a spinner beside a text; texts that go to a log have none."""
+        if self.sink is not None:
+            options["console"] = Console(quiet=True)
+        return TextStatus(status, **{"console": self, **options})
 
     def _write(self, text: str) -> None:
         if self.stream is None:
@@ -130,6 +136,16 @@ class VisibleLog(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Print one record."""
         self.console.print(f"note: {one_line(record.getMessage())}")
+
+
+@contextlib.contextmanager
+def texts_as_log(console: TextConsole, log: logging.Logger | None) -> Iterator[None]:
+    """Let what is printed on a console be logged, where there is a log for it."""
+    console.sink = log
+    try:
+        yield
+    finally:
+        console.sink = None
 
 
 @contextlib.contextmanager

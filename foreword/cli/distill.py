@@ -5,17 +5,16 @@ training state. Computes no score itself.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from foreword.cli import distill_report, early, options, run_file
-from foreword.cli.conclusion import end, where_it_goes_on
+from foreword.cli.conclusion import end
 from foreword.cli.progress import Stop
 from foreword.cli.run_output import claimed
-from foreword.cli.train import attend, folders_of, keep_best
+from foreword.cli.seed_runs import Given, folders_of, follow
 from foreword.config import DataConfig, DistillConfig, TrainConfig
 from foreword.errors import ArtifactError, InputError
 
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
     from foreword.distillation.distill import Lesson
     from foreword.distillation.queries import Query
     from foreword.prompt.soft_prompt import SoftPrompt
+    from foreword.prompt.stored_prompt import StoredPrompt
     from foreword.training.distributed import Ranks
     from foreword.training.loop import TrainEvent
 
@@ -81,24 +81,25 @@ def command(
     _check_held_out(config, training, seeds)
     folders = folders_of(output, training, seeds)
     early.check(data=[data], model=model)
-    from foreword.training import distributed, fsdp
+    from foreword.distillation import input_checks
+    from foreword.distillation.queries import read_queries
+    from foreword.training import launch
 
-    ranks, stop = distributed.join(), Stop()
-    options.speak(ranks.is_main)
-    with claimed(
-        output,
-        folders,
-        resume=resume,
-        overwrite=overwrite,
-        is_main=ranks.is_main,
-    ):
-        queries = None if data is None else read_queries(data, columns)
+    options.speak(launch.is_main())
+    stop = Stop()
+    with claimed(output, folders, resume=resume, overwrite=overwrite, is_main=launch.is_main()):
+        queries = None if data is None else read_queries(data, columns, options.note)
+        written = text if isinstance(text, str) else None
+        input_checks.check(written, queries, config, input_checks.form_of(training))
+        from foreword.training import distributed
+
+        ranks = distributed.join()
         # What is spread over the processes is loaded beside them first, and moved layer by layer.
-        place = "cpu" if fsdp.is_asked_for() else "auto"
+        place = "cpu" if launch.is_fsdp_asked_for() else "auto"
         backbone = base_for(text, model, place)
         lesson = _prepared(
             backbone,
-            text,
+            as_context(text),
             queries,
             training,
             config,
@@ -110,18 +111,8 @@ def command(
         )
         if ranks.is_main:
             run_file.write(Path(output))
-        _run(backbone, lesson, DistillRuns(training, output, resume, seeds), stop, ranks)
+        _run(backbone, lesson, training, Given(output, resume, seeds), stop, ranks)
     end(stop, ranks)
-
-
-@dataclass(frozen=True)
-class DistillRuns:
-    """What the command line asks of the runs of `foreword distill`, its rows apart."""
-
-    training: TrainConfig
-    output: str
-    resume: bool
-    seeds: int
 
 
 def _check_held_out(config: DistillConfig, training: TrainConfig, seeds: int) -> None:
@@ -135,13 +126,13 @@ def _check_held_out(config: DistillConfig, training: TrainConfig, seeds: int) ->
             raise InputError(f"{name} goes by held-out queries: give --held-out above 0")
 
 
-def context_given(context: str | None, instruction: str | None) -> "str | SoftPrompt":
+def context_given(context: str | None, instruction: str | None) -> "str | StoredPrompt":
     """Return the text or the prompt that is named by one of two options.
 
     Raises:
         InputError: none or both, or a file that is no text. ArtifactError: no prompt.
     """
-    from foreword.prompt import directories
+    from foreword.prompt import directories, stored_prompt
 
     if (context is None) == (instruction is None):
         raise InputError("give the text by --context FILE or by --instruction")
@@ -150,15 +141,20 @@ def context_given(context: str | None, instruction: str | None) -> "str | SoftPr
     assert context is not None
     if not directories.is_prompts_name(context):
         return options.text_of(f"@{context.removeprefix('@')}", "--context")
-    from foreword.prompt.soft_prompt import SoftPrompt
-
     try:
-        return SoftPrompt.load(context)
+        return stored_prompt.read(context)
     except ArtifactError as error:
         raise ArtifactError(f"--context: no file of text, and as a prompt: {error}") from None
 
 
-def base_for(context: "str | SoftPrompt", model: str | None, device: str = "auto") -> "Backbone":
+def as_context(given: "str | StoredPrompt") -> "str | SoftPrompt":
+    """Return a text as it is, and a prompt with tensors."""
+    from foreword.prompt.soft_prompt import SoftPrompt
+
+    return given if isinstance(given, str) else SoftPrompt.from_stored(given)
+
+
+def base_for(context: "str | StoredPrompt", model: str | None, device: str = "auto") -> "Backbone":
     """Load the base that is to read a context: as named, else a prompt's own.
 
     Raises:
@@ -168,17 +164,6 @@ def base_for(context: "str | SoftPrompt", model: str | None, device: str = "auto
     revision = None if model else base.get("revision")
     backbone, _ = options.load(model or base.get("name") or BASE, None, device, revision)
     return backbone
-
-
-def read_queries(data: str, columns: DataConfig) -> "list[Query]":
-    """Return what each row of a data file asks, with its answer if it has one."""
-    from foreword.data.examples import read_each
-    from foreword.distillation.queries import from_row
-
-    def read(row: Mapping[str, Any], source: str, said: Any) -> "Query":
-        return from_row(row, source, columns)
-
-    return read_each(data, read, columns, options.note)
 
 
 def _prepared(
@@ -232,41 +217,28 @@ def _prepared(
 def _run(
     backbone: "Backbone",
     lesson: "Lesson",
-    given: "DistillRuns",
+    training: TrainConfig,
+    given: Given,
     stop: Stop,
     ranks: "Ranks",
 ) -> None:
     """Train from every seed, keep the best of several, and say what came of it."""
-    from foreword.cli.conclusion import conclude
     from foreword.cli.progress import save
     from foreword.distillation.distill import distill_seeds
 
-    results: dict[int, TrainEvent] = {}
-    for one in distill_seeds(
-        backbone, lesson, given.training, given.seeds, folder=given.output, resume=given.resume
-    ):
-        place = str(one.folder)
-        if given.seeds > 1:
-            options.output.print(f"seed {one.seed}:")
-        if given.resume:
-            options.errors.print(where_it_goes_on(place, one.resumed_after))
-        last = attend(one.events, place, stop, ranks, None)
-        if stop.signal or last is None or last.prompt is None:
-            if ranks.is_main:
-                conclude(last, place, stop)
-            return
-        results[one.seed] = last
-    if given.seeds > 1 and ranks.is_main:
-        keep_best(results, given.output)
-    [best] = best_of(results)
-    prompt = distill_report.show_end(backbone, lesson, best, given.output, ranks)
+    runs = distill_seeds(
+        backbone, lesson, training, given.seeds, folder=given.output, resume=given.resume
+    )
+    if not (results := follow(runs, given, stop, ranks, concludes=False)):
+        return
+    prompt = distill_report.show_end(backbone, lesson, best_of(results), given.output, ranks)
     if ranks.is_main:
         save(prompt, {}, given.output)
 
 
-def best_of(results: "Mapping[int, TrainEvent]") -> "list[SoftPrompt]":
+def best_of(results: "Mapping[int, TrainEvent]") -> "SoftPrompt":
     """Return the best prompt by validation of several seeds, or the only one."""
     from foreword.training.seeds import spread
 
     prompts = {seed: event.prompt for seed, event in results.items() if event.prompt is not None}
-    return list(prompts.values()) if len(prompts) == 1 else [spread(prompts).best]
+    return next(iter(prompts.values())) if len(prompts) == 1 else spread(prompts).best

@@ -1,11 +1,11 @@
 """Early checks: whether what a command names is there, before anything slow is imported.
 
 In: data, a model, prompts, as they were typed. Out: nothing, or the error that reading them would
-end in. Imports no torch, reads no row and downloads nothing.
+end in. Imports no torch, reads no row and downloads nothing; a prompt's files are read as a whole.
 """
 
+import os
 from collections.abc import Iterable
-from pathlib import Path
 
 
 def check(
@@ -14,7 +14,7 @@ def check(
     prompts: Iterable[str | None] = (),
     model: str | None = None,
 ) -> None:
-    """Refuse paths that are not there, and directories that hold no prompt.
+    """Refuse paths that are not there, and directories that hold no prompt, or a damaged one.
 
     Raises:
         DataError: no such data. ArtifactError: no such prompt. InputError: no such model.
@@ -31,12 +31,9 @@ def check(
 
 
 def _check_prompt(prompt: str) -> None:
+    """Read a prompt of this machine; a Hub id is looked into when it is loaded."""
+    from foreword.prompt import stored_prompt
     from foreword.prompt.directories import is_prompts_name
-    from foreword.prompt.facts import read_config
-    from foreword.prompt.peft_format import CONFIG_FILE
 
-    path = Path(prompt)
-    # A folder with a prompt's own folder in it, and a Hub id, are looked into when they are read.
-    is_outer = any(any(path.glob(f"{'*/' * depth}{CONFIG_FILE}")) for depth in (1, 2))
-    if path.is_dir() and not is_outer or not is_prompts_name(prompt):
-        read_config(path)
+    if os.path.isdir(prompt) or not is_prompts_name(prompt):
+        stored_prompt.read(prompt, say=lambda _: None)

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from foreword.evaluation.forgetting import Forgetting
     from foreword.evaluation.metrics import MetricChoice
     from foreword.prompt.soft_prompt import SoftPrompt
+    from foreword.prompt.stored_prompt import StoredPrompt
 
 
 @options.from_configs(DataConfig, EvalConfig, ResamplingConfig)
@@ -57,16 +58,13 @@ def command(
     if unrelated not in (None, "none") and prompt is None:
         raise InputError("--unrelated says what a prompt forgets: give --prompt, or leave it out")
     early.check(data=[data], prompts=[prompt], model=model)
-    from foreword import chat
     from foreword.data.examples import read_examples
     from foreword.data.readers import check_held_out
-    from foreword.distillation.agreement import WHOLE
-    from foreword.evaluation.evaluation import Subject
-    from foreword.evaluation.forgetting import forgetting, unrelated_text
+    from foreword.distillation.queries import read_queries
 
     check_held_out(data)
     whole = distill.context_given(context, None) if context is not None else None
-    given = distill.read_queries(data, columns)[: config.limit] if context is not None else []
+    given = read_queries(data, columns, options.note)[: config.limit] if context is not None else []
     queries = [query.asked for query in given]
     try:
         every = read_examples(data, columns, say=options.note)
@@ -81,9 +79,13 @@ def command(
         read = (data, options.file_of(instruction), unrelated)
         comparison.check_predictions(predictions, choice.metrics, *read)
     written = options.text_of(instruction, "--instruction") if instruction else None
-    text = None if unrelated == "none" else unrelated_text()
-    if unrelated not in (None, "none"):
-        text = options.text_of(f"@{unrelated}", "--unrelated")
+    is_given = unrelated not in (None, "none")
+    text = options.text_of(f"@{unrelated}", "--unrelated") if is_given else None
+    from foreword import chat
+    from foreword.distillation.agreement import WHOLE
+    from foreword.evaluation.evaluation import Subject
+    from foreword.evaluation.forgetting import forgetting, unrelated_text
+
     backbone, soft_prompt = options.load(model, prompt)
     rows = comparison.rows_of_bare(soft_prompt, examples)
     asked = [Subject("bare model", encoding=rows)]
@@ -95,6 +97,8 @@ def command(
         asked.append(Subject(WHOLE, prompt=text_before))
     if soft_prompt is not None:
         asked.append(Subject("soft prompt", prompt=soft_prompt))
+    if unrelated is None:
+        text = unrelated_text()
     forgot = None  # first, since it is short: a text that cannot be read costs nothing then
     is_wished = unrelated is not None or not backbone.reads_apart
     if soft_prompt is not None and text is not None and is_wished:
@@ -114,7 +118,7 @@ def command(
 
 
 def _whole(
-    backbone: "Backbone", context: "str | SoftPrompt | None", prompt: "SoftPrompt | None"
+    backbone: "Backbone", context: "str | StoredPrompt | None", prompt: "SoftPrompt | None"
 ) -> "SoftPrompt | None":
     """Return a context as a prompt, on the day of the prompt that it is compared with, where the
     chat template prints one.
@@ -122,9 +126,12 @@ def _whole(
     from foreword import chat
     from foreword.data.template_dates import prints_day
     from foreword.named_text import text_prompt
+    from foreword.prompt.soft_prompt import SoftPrompt
 
+    if context is None:
+        return None
     if not isinstance(context, str):
-        return context
+        return SoftPrompt.from_stored(context)
     day = chat.encoding_of(prompt).date
     is_printed = prints_day(backbone.tokenizer, backbone.processor)
     told = EncodingConfig.saved({"date": day}) if day and is_printed else None

@@ -6,6 +6,7 @@ are used there. Knows no file format.
 
 import os
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -17,6 +18,7 @@ from foreword.errors import InputError
 if TYPE_CHECKING:
     from foreword.export.llama_state import StateFile
     from foreword.prompt.soft_prompt import SoftPrompt
+    from foreword.prompt.stored_prompt import StoredPrompt
 
 Target = Literal["checkpoint", "gguf", "llama-state", "mlx"]
 
@@ -67,16 +69,17 @@ def command(
     named = _named(prompt)
     if len(named) > 1 and to not in ("checkpoint", "gguf"):
         raise InputError(f"--to {to} takes one --prompt, got {len(named)}")
-    early.check(prompts=named.values())
-    from transformers.utils import logging
-
-    from foreword.prompt.soft_prompt import SoftPrompt
-
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    prompts = {name: SoftPrompt.load(source) for name, source in named.items()}
     if to != "llama-state" and server is not None:
         raise InputError("--server is of --to llama-state: leave it out")
+    early.check(model=model)
+    from foreword.prompt import stored_prompt
+
+    stored = {name: stored_prompt.read(source) for name, source in named.items()}
+    _check(to, stored, model, output, server)
+    options.quiet()
+    from foreword.prompt.soft_prompt import SoftPrompt
+
+    prompts = {name: SoftPrompt.from_stored(one) for name, one in stored.items()}
     if to in ("checkpoint", "gguf"):
         _vocabulary(to, prompts, model, output)
         return
@@ -85,6 +88,27 @@ def command(
         _mlx(loaded, model, output)
         return
     _llama_state(loaded, model, output, cache_type, flash_attention, server, slot)
+
+
+def _check(
+    to: Target,
+    prompts: "Mapping[str, StoredPrompt]",
+    model: str,
+    output: str,
+    server: str | None,
+) -> None:
+    """Refuse what the target does not take, before anything slow is imported."""
+    from foreword.export import targets
+    from foreword.loading import hub
+
+    if to in ("checkpoint", "gguf"):
+        targets.check_forms({name: one.form for name, one in prompts.items()})
+        targets.check_new(output)
+    if to in ("gguf", "llama-state"):
+        hub.check_gguf(model)
+    if to == "mlx":
+        targets.check_mlx(output)
+    targets.check_server(server)
 
 
 def _named(prompts: list[str]) -> dict[str, str]:
@@ -161,8 +185,6 @@ def _llama_state(
     """Write the state of a sequence, and say how it is restored, or restore it."""
     from foreword.export import llama_server, llama_state
 
-    if server is not None and not server.startswith(("http://", "https://")):
-        raise InputError(f"--server: {server!r:.80} is no address; expected http://HOST:PORT")
     with options.errors.status(f"reading {model}") as status:
         written = llama_state.export(
             prompt,

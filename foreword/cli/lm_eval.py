@@ -30,11 +30,11 @@ def command(context: typer.Context) -> None:
     """
     if importlib.util.find_spec("lm_eval") is None:
         raise DependencyError("the harness is an extra: pip install 'foreword[lm-eval]'")
-    importlib.import_module("foreword.evaluation.lm_eval")  # registers the model
     given = list(context.args)
     is_named = any(word == "--model" or word.startswith("--model=") for word in given)
     sys.argv = ["lm-eval", "run", *([] if is_named else ["--model", "foreword"]), *given]
     _check_options()
+    importlib.import_module("foreword.evaluation.lm_eval")  # registers the model
     try:
         importlib.import_module("lm_eval.__main__").cli_evaluate()
     except (ValueError, TypeError, OSError) as error:

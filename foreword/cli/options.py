@@ -246,32 +246,42 @@ def load(
     revision: str | None = None,
 ) -> "tuple[Backbone, SoftPrompt | None]":
     """Load the prompt, if any, and its base model, and show what takes long."""
-    early.check(prompts=[prompt_directory], model=model)
+    early.check(model=model)
     if not model and not prompt_directory:
         raise InputError(WHICH_MODEL)
-    from transformers.utils import logging
-
-    from foreword import chat
-    from foreword.backbone import Backbone
     from foreword.loading import hub
-    from foreword.prompt.soft_prompt import SoftPrompt
+    from foreword.prompt import stored_prompt
 
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    prompt = SoftPrompt.load(prompt_directory) if prompt_directory else None
-    base = (prompt.facts.get("base") or {}) if prompt else {}
+    stored = stored_prompt.read(prompt_directory) if prompt_directory else None
+    base = (stored.facts.get("base") or {}) if stored else {}
     name = model or base.get("name")
     if not name:
         raise InputError(f"{WHICH_MODEL}; the prompt's file does not name its base")
+    early.check(model=name)
     with errors.status(f"loading {name}") as status:
+        quiet()
+        from foreword import chat
+        from foreword.backbone import Backbone
+        from foreword.prompt.soft_prompt import SoftPrompt
+
         hub.resolve(name, progress=status.update)
         backbone = Backbone.load(
             name, device=device, revision=revision if model else base.get("revision")
         )
-    if prompt and "fingerprint" not in base:
+    if stored is None:
+        return backbone, None
+    if "fingerprint" not in base:
         errors.print(
             "note: the prompt does not record its base; that it is this model is unchecked"
         )
-    if prompt:
-        chat.check_template(backbone, prompt)
+    prompt = SoftPrompt.from_stored(stored)
+    chat.check_template(backbone, prompt)
     return backbone, prompt
+
+
+def quiet() -> None:
+    """Let transformers say only what is wrong."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()

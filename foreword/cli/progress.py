@@ -20,6 +20,7 @@ from foreword.cli import options
 from foreword.cli.console import one_line
 from foreword.cli.progress_lines import ProgressLines
 from foreword.errors import DependencyError, InputError
+from foreword.os_calls import is_device
 
 if TYPE_CHECKING:
     from foreword.prompt.soft_prompt import SoftPrompt
@@ -78,6 +79,8 @@ def folder_name(task: str) -> str:
         InputError: no file system takes one as long.
     """
     name = quote(task, safe="").replace(".", "%2E")
+    if is_device(name):
+        name = f"%{ord(name[0]):02X}{name[1:]}"
     if len(name) > MAX_NAME:
         raise InputError(
             f"--task-column: a task's name must make a folder's name of at most {MAX_NAME} "

@@ -15,8 +15,8 @@ from foreword.cli.console import one_line, strict_json
 from foreword.errors import ForewordError, InputError, NotFoundError
 
 if TYPE_CHECKING:
-    from foreword.prompt.soft_prompt import SoftPrompt
     from foreword.prompt.store import Entry, Store
+    from foreword.prompt.stored_prompt import StoredPrompt
 
 app = typer.Typer(
     help="Keep named, versioned prompts in a directory: add, list, alias, roll back; push one.",
@@ -82,8 +82,7 @@ def add_command(
 
     Example: foreword prompts add support --text @system.txt --model smollm2-135m
     """
-    from foreword.prompt import directories
-    from foreword.prompt.soft_prompt import SoftPrompt
+    from foreword.prompt import directories, stored_prompt
     from foreword.prompt.store import check_free
 
     check_free(name)
@@ -96,7 +95,7 @@ def add_command(
     if model is not None:
         raise InputError("--model reads a --text or --messages; a prompt names its own base")
     with directories.plain_files(source) as found:
-        SoftPrompt.load(found)  # refuses what is not a prompt, with the reason
+        stored_prompt.read(found)  # refuses what is not a prompt, with the reason
         entry = _store(prompts).add(name, found)
     options.output.print(f"added {entry}")
 
@@ -107,7 +106,7 @@ def _add_text(
     """Put a text under a name; return the entry and what to know of it."""
     from tempfile import TemporaryDirectory
 
-    from foreword.named_text import text_prompt
+    from foreword.data import held_text
 
     if model is None:
         raise InputError("a text is read by a model: give --model, the base that will serve it")
@@ -115,7 +114,10 @@ def _add_text(
         value: Any = options.text_of(text, "--text")
     else:
         value = options.json_of(str(messages), "--messages")
+    value = held_text.checked(value)
     backbone, _ = options.load(model, None)
+    from foreword.named_text import text_prompt
+
     prompt = text_prompt(backbone, value)
     with TemporaryDirectory() as folder:
         prompt.save(folder)
@@ -142,10 +144,9 @@ def compose_command(
     """
     from tempfile import TemporaryDirectory
 
-    from foreword import compose
-    from foreword.prompt.store import check_free
+    from foreword.prompt.store import check_free, check_name
 
-    check_free(name)
+    check_free(check_name(name))
     store = _store(prompts)
     pair = [_prompt(store, reference) for reference in (first, second)]
     base = pair[0].facts.get("base") or {}
@@ -153,7 +154,10 @@ def compose_command(
         raise InputError("which model? give --model; the first prompt does not name its base")
     revision = None if model else base.get("revision")
     backbone, _ = options.load(model or base["name"], None, revision=revision)
-    prompt = compose(backbone, *pair)
+    from foreword import compose
+    from foreword.prompt.soft_prompt import SoftPrompt
+
+    prompt = compose(backbone, *(SoftPrompt.from_stored(one) for one in pair))
     with TemporaryDirectory() as folder:
         prompt.save(folder)
         entry = store.add(name, folder)
@@ -161,9 +165,9 @@ def compose_command(
     options.output.print(f"added {entry}: {sizes} virtual tokens, one behind the other")
 
 
-def _prompt(store: "Store", reference: str) -> "SoftPrompt":
+def _prompt(store: "Store", reference: str) -> "StoredPrompt":
     """Return a prompt by its name in the store, where there is such a name, else by its place."""
-    from foreword.prompt.soft_prompt import SoftPrompt
+    from foreword.prompt import stored_prompt
 
     try:
         entry = store.resolve(reference)
@@ -173,8 +177,8 @@ def _prompt(store: "Store", reference: str) -> "SoftPrompt":
     except InputError:  # no name, but a directory or a Hub id
         pass
     else:
-        return SoftPrompt.load(store.verify(entry))
-    return SoftPrompt.load(reference)
+        return stored_prompt.read(store.verify(entry))
+    return stored_prompt.read(reference)
 
 
 @app.command("add-all")
@@ -187,7 +191,7 @@ def add_all_command(
 
     Example: foreword prompts add-all runs/*
     """
-    from foreword.prompt.soft_prompt import SoftPrompt
+    from foreword.prompt import stored_prompt
     from foreword.prompt.store import check_free, check_name
 
     names: dict[str, str] = {}
@@ -196,7 +200,7 @@ def add_all_command(
         check_free(check_name(name))
         if name in names:
             raise InputError(f"{source} and {names[name]} are both called {name}: add one by name")
-        SoftPrompt.load(source)
+        stored_prompt.read(source)
         names[name] = source
     store = _store(prompts)
     for name, source in names.items():

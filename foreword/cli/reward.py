@@ -4,28 +4,22 @@ In: a prompt's directory, a data file of questions, a function of the user's. Ou
 directory. Draws no answer itself.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from foreword.cli import early, options, run_file
-from foreword.cli.conclusion import conclude, end, where_it_goes_on
+from foreword.cli.conclusion import end
 from foreword.cli.progress import Stop
 from foreword.cli.run_output import claimed
-from foreword.cli.train import attend, check_for_seeds, folders_of, keep_best, share_of
+from foreword.cli.seed_runs import Given, check_validation, folders_of, follow, share_of
 from foreword.config import AUTO, DataConfig, RewardConfig, TrainConfig
 from foreword.errors import InputError
 
 if TYPE_CHECKING:
-    from foreword.backbone import Backbone
-    from foreword.prompt.soft_prompt import SoftPrompt
-    from foreword.training.distributed import Ranks
-    from foreword.training.loop import TrainEvent
+    from foreword.training.questions import Question
     from foreword.training.rewards import RewardFunction
-    from foreword.training.rollouts import Question
 
 
 @options.from_configs(DataConfig, RewardConfig, TrainConfig)
@@ -64,47 +58,42 @@ def command(
     """
     if training.learning_rate == AUTO:
         raise InputError("--learning-rate auto goes by losses of labels: give a number")
-    if seeds > 1:
-        check_for_seeds(validation, None)
-    if training.patience and share_of(validation) == 0:
-        raise InputError("--patience counts validations: give --validation rows, or leave it out")
+    check_validation(validation, training, seeds)
     folders = folders_of(output, training, seeds)
     held_out = validation if share_of(validation) is None else None
     early.check(data=[data, held_out], prompts=[prompt], model=model)
-    from foreword.training import distributed
+    from foreword.training import launch
     from foreword.training.rewards import load_reward
 
-    ranks, stop = distributed.join(), Stop()
-    options.speak(ranks.is_main)
-    with claimed(
-        output,
-        folders,
-        resume=resume,
-        overwrite=overwrite,
-        is_main=ranks.is_main,
-    ):
+    options.speak(launch.is_main())
+    stop = Stop()
+    with claimed(output, folders, resume=resume, overwrite=overwrite, is_main=launch.is_main()):
         questions = read(data, validation, columns, training.seed)
         function = load_reward(reward)
         for part in questions:
             check(function, part)
+        from foreword.training import distributed
+        from foreword.training.rewarded import reward_seeds
+
+        ranks = distributed.join()
         backbone, start = options.load(model, prompt)
         assert start is not None
         if ranks.is_main:
             run_file.write(Path(output))
-        given = RewardRuns(config, training, output, resume, seeds)
-        run_all(backbone, start, function, questions, given, stop, ranks)
+        runs = reward_seeds(
+            backbone,
+            start,
+            function,
+            questions[0],
+            config,
+            training,
+            seeds,
+            validation=questions[1],
+            folder=output,
+            resume=resume,
+        )
+        follow(runs, Given(output, resume, seeds), stop, ranks)
     end(stop, ranks)
-
-
-@dataclass(frozen=True)
-class RewardRuns:
-    """What the command line asks of the runs of `foreword reward`, its questions apart."""
-
-    config: RewardConfig
-    training: TrainConfig
-    output: str
-    resume: bool
-    seeds: int
 
 
 def read(
@@ -114,15 +103,14 @@ def read(
     from foreword.data.example import Example
     from foreword.data.readers import check_held_out
     from foreword.data.validation_split import split_examples
+    from foreword.training.questions import read_questions
 
     share = share_of(validation)
     if share is None:
         check_held_out(validation)
-    elif not 0 <= share < 1:
-        raise InputError(f"--validation must be a file or a share in [0, 1), got {validation}")
-    questions = _questions(data, columns)
+    questions = read_questions(data, columns, options.note)
     if share is None:
-        return questions, _questions(validation, columns)
+        return questions, read_questions(validation, columns, options.note)
     if not share:
         return questions, []
     asked = [Example(one.asked, "", one.source) for one in questions]
@@ -134,61 +122,8 @@ def read(
     )
 
 
-def _questions(data: str, columns: DataConfig) -> "list[Question]":
-    from foreword.data.columns import as_query
-    from foreword.data.examples import beside, folder_of, read_each
-    from foreword.training.rollouts import Question
-
-    folder = folder_of(data)
-
-    def read(row: Mapping[str, Any], source: str, said: Any) -> "Question":
-        return Question(beside(as_query(row, source, columns), folder), source, row)
-
-    return read_each(data, read, columns, options.note)
-
-
 def check(function: "RewardFunction", questions: "list[Question]") -> None:
     """Refuse a reward function that wants a column which some row has not."""
     if questions:
         shared = set.intersection(*(set(one.columns) for one in questions))
         function.check(sorted(shared))
-
-
-def run_all(
-    backbone: "Backbone",
-    start: "SoftPrompt",
-    function: "RewardFunction",
-    questions: "tuple[list[Question], list[Question]]",
-    given: RewardRuns,
-    stop: Stop,
-    ranks: "Ranks",
-) -> None:
-    """Train from every seed, and keep the best of several."""
-    from foreword.training.rewarded import reward_seeds
-
-    results: dict[int, TrainEvent] = {}
-    for one in reward_seeds(
-        backbone,
-        start,
-        function,
-        questions[0],
-        given.config,
-        given.training,
-        given.seeds,
-        validation=questions[1],
-        folder=given.output,
-        resume=given.resume,
-    ):
-        place = str(one.folder)
-        if given.seeds > 1:
-            options.output.print(f"seed {one.seed}:")
-        if given.resume:
-            options.errors.print(where_it_goes_on(place, one.resumed_after))
-        last = attend(one.events, place, stop, ranks, None)
-        if ranks.is_main:
-            conclude(last, place, stop)
-        if last is None or stop.signal:
-            return
-        results[one.seed] = last
-    if given.seeds > 1 and ranks.is_main:
-        keep_best(results, given.output)

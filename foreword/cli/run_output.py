@@ -83,9 +83,9 @@ def _found(folder: Path, *, goes_on: bool) -> str | None:
     from foreword.training.folders import STATE_FILE
 
     if _has_state(folder) and not goes_on:
-        from foreword.training.checkpoint import read_state
+        from foreword.training.state_file import read_progress
 
-        progress = read_state(folder / STATE_FILE).progress()
+        progress = read_progress(folder / STATE_FILE)
         if progress.is_finished:
             return f"{folder} holds a finished run of {progress.step} steps; {ANEW}"
         return (

@@ -6,20 +6,25 @@ or vLLM's. Knows no route.
 
 import contextlib
 import json
+import logging
 import os
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
 import typer
 
 from foreword.cli import early, options
-from foreword.cli.console import one_line
+from foreword.cli.console import one_line, texts_as_log
 from foreword.config import ServeConfig, check_keys, checked_key, checked_origin
-from foreword.errors import InputError, UnsupportedError
+from foreword.errors import DependencyError, ForewordError, InputError, UnsupportedError
+from foreword.os_calls import become
 
 if TYPE_CHECKING:
     from foreword.backbone import Backbone
     from foreword.engine.serving_engine import ServingEngine
     from foreword.prompt.store import Store
+
+SERVED_BY = ("fastapi", "pydantic", "uvicorn", "prometheus_client", "llguidance")
 
 
 @options.from_configs(ServeConfig)
@@ -81,26 +86,63 @@ def command(
         raise InputError(
             f"{' '.join(engine_options)}: only --engine llama.cpp and vllm take further options"
         )
-    try:
-        from foreword.server import tracing
-        from foreword.server.logs import log_to_stderr
-        from foreword.server.server import Server, listen, serve, warnings_for
-    except ImportError as error:
-        from foreword.errors import DependencyError
+    if engine == "llama.cpp":
+        _check_llama(model, engine_options or [])
+    _check_extra()
+    with _logged(config):
+        _serve(config, model, store, engine, engine_options or [], (api_key, admin_key), origins)
 
-        raise DependencyError(
-            f"serving needs {error.name}; install it: pip install 'foreword[serve]'"
-        ) from None
+
+@contextlib.contextmanager
+def _logged(config: ServeConfig) -> Iterator[None]:
+    """Write the server's log; as JSON, also what else is said on standard error.
+
+    Raises:
+        Exit: what ended the command has been logged.
+    """
+    from foreword.server.logs import log_to_stderr
+
+    is_json = config.log_format == "json"
+    log = logging.getLogger("foreword.server")
+    with log_to_stderr(config.log_format), texts_as_log(options.errors, log if is_json else None):
+        try:
+            yield
+        except ForewordError as error:
+            if not is_json:
+                raise
+            options.errors.print(f"error: {error}")
+            raise typer.Exit(error.exit_code) from None
+
+
+def _serve(
+    config: ServeConfig,
+    model: str,
+    store: "Store | None",
+    engine: str,
+    words: list[str],
+    keys: tuple[str | None, str | None],
+    origins: list[str],
+) -> None:
+    """Listen, load, and serve until the end."""
+    from foreword.server.sockets import listen
+
     with contextlib.ExitStack() as until_end:
         sockets = [until_end.enter_context(one) for one in listen(config.host, config.port)]
-        until_end.enter_context(log_to_stderr(config.log_format))
+        from transformers.utils import logging as own_log
+
+        from foreword.server import tracing
+        from foreword.server.server import Server, serve, warnings_for
+
+        if config.log_format == "json":
+            own_log.disable_default_handler()  # it writes text
+            own_log.enable_propagation()
         traces = tracing.from_environment()
-        backbone, runner = _on_engine(engine, model, config, engine_options or [])
+        backbone, runner = _on_engine(engine, model, config, words)
         server = Server(
-            backbone, store, config, engine=runner, api_key=api_key, admin_key=admin_key,
+            backbone, store, config, engine=runner, api_key=keys[0], admin_key=keys[1],
             origins=origins, tracing=traces,
         )  # fmt: skip
-        for line in warnings_for(config, api_key):
+        for line in warnings_for(config, keys[0]):
             options.errors.print(f"warning: {line}")
         for name, reason in server.refused.items():
             options.errors.print(f"not served: {name}: {one_line(reason)}")
@@ -118,12 +160,37 @@ def _on_engine(
     if engine == "foreword":
         return options.load(model, None)[0], None
     from foreword.engine_llama import launch
+    from foreword.engine_llama.words import context_options
     from foreword.server.server import limits_of
 
-    chosen = launch.context_options(words)
+    chosen = context_options(words)
     with options.errors.status(f"loading {model}") as status:
         limits = limits_of(config, launch.BATCH_TOKENS)
         return launch.launch(model, limits, chosen, status.update)
+
+
+def _check_extra() -> None:
+    """Refuse to serve without the packages of the extra.
+
+    Raises:
+        DependencyError: names the first that is missing.
+    """
+    import importlib.util
+
+    for package in SERVED_BY:
+        if importlib.util.find_spec(package) is None:
+            raise DependencyError(
+                f"serving needs {package}; install it: pip install 'foreword[serve]'"
+            )
+
+
+def _check_llama(model: str, words: list[str]) -> None:
+    """Refuse what llama.cpp does not take, before it is loaded."""
+    from foreword.engine_llama.words import context_options
+    from foreword.loading.hub import check_gguf
+
+    context_options(words)
+    check_gguf(model)
 
 
 def _given(value: str | None, variable: str) -> str | None:
@@ -167,4 +234,4 @@ def _become_vllm(
         directory, model, prompts, config, extra, api_key=api_key, environment=os.environ
     )
     options.errors.print(f"serving {prompts} with vLLM at http://{config.host}:{config.port}")
-    os.execvpe(found.arguments[0], found.arguments, {**os.environ, **found.variables})
+    become(found.arguments, {**os.environ, **found.variables})

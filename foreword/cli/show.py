@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from foreword.evaluation.inspection import LayerNorms, Nearest, TokenNorms
     from foreword.evaluation.plots import Panel
     from foreword.prompt.prefix import Prefix
+    from foreword.prompt.stored_prompt import StoredPrompt
 
 NEAREST = 3
 MOST_NEAREST = 100  # a table of more is not read
@@ -61,20 +62,27 @@ def command(
         raise InputError(f"--nearest must be from 1 to {MOST_NEAREST}, got {nearest}")
     if nearest != NEAREST and model is None and text is None:
         raise InputError("--nearest looks into the vocabulary of a model: give --model, too")
-    early.check(prompts=[directory, prompt, other], model=model)
+    early.check(prompts=[other], model=model)
+    from foreword.prompt import stored_prompt
+
+    name = str(directory or prompt)
+    stored = stored_prompt.read(name)
+    if png and stored.form == "embeddings" and (model, other, text) == (None, None, None):
+        raise InputError("nothing to draw; give --model, --with or --input")
+    said = options.text_of(text, "--input") if text is not None else None
     if png:
         from foreword.evaluation import plots
 
         plots.check(png)
-    view = View(str(directory or prompt), model, text is not None)
+    view = View(name, stored, model, text is not None)
     if view.backbone is not None and view.prompt.form == "embeddings":
         view.show_tokens(nearest)
     if view.prompt.form == "key_values":
         view.show_layers()
     if other is not None:
         view.show_likeness(other)
-    if text is not None:
-        view.show_attention(options.text_of(text, "--input"))
+    if said is not None:
+        view.show_attention(said)
     try:
         if png:
             view.draw(png)
@@ -88,11 +96,11 @@ def command(
 class View:
     """What is known of a prompt: a report for JSON, tables for the terminal, panels to draw."""
 
-    def __init__(self, directory: str, model: str | None, is_eager: bool):
+    def __init__(self, directory: str, stored: "StoredPrompt", model: str | None, is_eager: bool):
         from foreword.prompt.soft_prompt import SoftPrompt
 
         self.directory = directory
-        self.prompt = SoftPrompt.load(directory)
+        self.prompt = SoftPrompt.from_stored(stored)
         self.report = self.prompt.outline()
         self.num_plain = len(self.report)
         self.tables: list[Table | str] = []
@@ -180,8 +188,6 @@ class View:
         """Draw every panel into one picture."""
         from foreword.evaluation import plots
 
-        if not self.panels:
-            raise InputError("nothing to draw; give --model, --with or --input")
         plots.draw_panels(path, self.panels)
 
     def print(self) -> None:

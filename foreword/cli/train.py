@@ -1,7 +1,7 @@
 """`foreword train`: from a data file to a soft prompt."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from foreword.cli import early, options, run_file
-from foreword.cli.conclusion import conclude, end, kept, where_it_goes_on
+from foreword.cli.conclusion import end
 from foreword.cli.console import one_line
-from foreword.cli.progress import Stop, Trackers, check_trackers, folder_name, run, save
+from foreword.cli.progress import Stop, check_trackers, folder_name
 from foreword.cli.run_output import claimed
+from foreword.cli.seed_runs import Given, check_validation, folders_of, follow, share_of
 from foreword.config import DataConfig, EncodingConfig, ObjectiveConfig, TrainConfig
-from foreword.errors import InputError
 
 if TYPE_CHECKING:
     from foreword.backbone import Backbone
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from foreword.prompt.soft_prompt import SoftPrompt
     from foreword.training.checkpoint import StoredState
     from foreword.training.distributed import Ranks
-    from foreword.training.loop import TrainEvent
 
 
 @options.from_configs(DataConfig, EncodingConfig, TrainConfig, ObjectiveConfig)
@@ -75,59 +74,45 @@ def command(
     Example: foreword train --data rows.jsonl --output my-prompt
     Many devices: accelerate launch -m foreword train ... (the same options)
     """
-    if seeds > 1:
-        check_for_seeds(validation, curves)
-    if config.patience and share_of(validation) == 0:
-        raise InputError("--patience counts validations: give --validation rows, or leave it out")
+    check_validation(validation, config, seeds, curves)
+    goal.check(config, has_start=init_prompt is not None)
     folders = folders_of(output, config, seeds)
     held_out = validation if share_of(validation) is None else None
     early.check(data=[data, held_out], prompts=[init_prompt], model=model)
     from foreword.evaluation import plots
-    from foreword.training import distributed
-    from foreword.training.preference import objective_of
+    from foreword.training import launch
 
-    objective_of(goal).check(config, has_start=init_prompt is not None)
-    ranks = distributed.join()
-    options.speak(ranks.is_main)
+    options.speak(launch.is_main())
     stop = Stop()
-    with claimed(
-        output,
-        folders,
-        resume=resume,
-        overwrite=overwrite,
-        is_main=ranks.is_main,
-    ):
+    with claimed(output, folders, resume=resume, overwrite=overwrite, is_main=launch.is_main()):
         if curves:
             plots.check(curves, "--curves")
-        if track:
-            check_trackers(track)
         examples = read(data, validation, columns, config, goal)
         for task in {example.task for part in examples for example in part}:
             folder_name(task)  # before hours of training, not at the first save
-        given = Given(
-            model, config, encoding, goal, init_prompt, output, resume, seeds, curves, track
-        )
-        run_all(given, examples, stop, ranks)
+        if track:
+            check_trackers(track)
+        from foreword.training import distributed
+
+        ranks = distributed.join()
+        asked = TrainCall(model, config, encoding, goal, init_prompt)
+        run_all(asked, Given(output, resume, seeds, curves, track), examples, stop, ranks)
     end(stop, ranks)
 
 
 @dataclass(frozen=True)
-class Given:
-    """What the command line asks of the runs of `foreword train`, its rows apart."""
+class TrainCall:
+    """What `foreword train` is to learn, its rows apart."""
 
     model: str
     config: TrainConfig
     encoding: EncodingConfig
     goal: ObjectiveConfig
     init_prompt: str | None
-    output: str
-    resume: bool
-    seeds: int
-    curves: str | None
-    track: str | None
 
 
 def run_all(
+    asked: TrainCall,
     given: Given,
     examples: "tuple[Sequence[Example], Sequence[Example]]",
     stop: Stop,
@@ -135,120 +120,52 @@ def run_all(
 ) -> None:
     """Run every seed in turn, and keep the best of several; examples are to train on, held out."""
     from foreword.data.template_dates import dated
-    from foreword.training import fsdp
+    from foreword.training import launch
     from foreword.training.preference import objective_of
     from foreword.training.seeds import train_seeds
 
     # What is spread over the processes is loaded beside them first, and moved layer by layer.
-    backbone, _ = options.load(given.model, None, device="cpu" if fsdp.is_asked_for() else "auto")
+    place = "cpu" if launch.is_fsdp_asked_for() else "auto"
+    backbone, _ = options.load(asked.model, None, device=place)
     if backbone.weights:
         options.note(f"the weights of {backbone.name} are {backbone.weights}")
-    stored = _stored(given) if given.resume else None
+    stored = _stored(given, asked.config) if given.resume else None
     encoding = dated(
-        stored.going_on(given.encoding) if stored else given.encoding,
+        stored.going_on(asked.encoding) if stored else asked.encoding,
         backbone.tokenizer,
         backbone.processor,
         recorded=stored.encoding() if stored else None,
     )
     rows, held_out = (
-        encode(backbone, part, given.config, encoding, name)
+        encode(backbone, part, asked.config, encoding, name)
         for part, name in zip(examples, ("training", "validation"), strict=True)
     )
     if ranks.is_main:
         run_file.write(Path(given.output))
-    results: dict[int, TrainEvent] = {}
-    for one in train_seeds(
+    runs = train_seeds(
         backbone,
         rows,
-        given.config,
+        asked.config,
         given.seeds,
         validation=held_out,
         encoding_config=encoding,
-        initial=_initial(given.init_prompt),
+        initial=_initial(asked.init_prompt),
         folder=given.output,
         resume=given.resume,
-        objective=objective_of(given.goal),
-    ):
-        place = str(one.folder)
-        if given.seeds > 1:
-            options.output.print(f"seed {one.seed}:")
-        if given.resume:
-            options.errors.print(where_it_goes_on(place, one.resumed_after))
-        trackers = Trackers(given.track, place, asdict(one.config)) if given.track else None
-        last = attend(one.events, place, stop, ranks, trackers)
-        if ranks.is_main:
-            conclude(last, place, stop, given.curves)
-        if last is None or stop.signal:
-            return
-        results[one.seed] = last
-    if given.seeds > 1 and ranks.is_main:
-        keep_best(results, given.output)
+        objective=objective_of(asked.goal),
+    )
+    follow(runs, given, stop, ranks)
 
 
-def _stored(given: Given) -> "StoredState | None":
+def _stored(given: Given, config: TrainConfig) -> "StoredState | None":
     """Return the state of the first of the runs that go on; None where none has begun."""
     from foreword.training.checkpoint import read_state
     from foreword.training.folders import STATE_FILE
 
-    for folder in folders_of(given.output, given.config, given.seeds):
+    for folder in folders_of(given.output, config, given.seeds):
         if (folder / STATE_FILE).exists():
             return read_state(folder / STATE_FILE)
     return None
-
-
-def folders_of(output: str, config: TrainConfig, seeds: int) -> list[Path]:
-    """Return the folder of each seed's run."""
-    from foreword.training.folders import folder_of, seeds_of
-
-    found = [folder_of(output, one.seed, seeds) for one in seeds_of(config, seeds)]
-    return [folder for folder in found if folder is not None]
-
-
-def attend(
-    events: "Iterator[TrainEvent]",
-    output: str,
-    stop: Stop,
-    ranks: "Ranks",
-    trackers: Trackers | None,
-) -> "TrainEvent | None":
-    """Follow one run to its end; of a failure, say what it leaves behind.
-
-    Raises:
-        TrainingError, StorageError: the run cannot go on.
-    """
-    from foreword.errors import StorageError, TrainingError
-
-    try:
-        last = run(events, output, stop, ranks, trackers)
-    except (TrainingError, StorageError) as error:
-        raise type(error)(f"{error}{kept(output)}") from error
-    if trackers is not None:
-        trackers.close()
-    return last
-
-
-def check_for_seeds(validation: str, curves: str | None) -> None:
-    """Refuse several seeds where nothing could choose between them.
-
-    Raises:
-        InputError: no validation rows, or one picture for several runs.
-    """
-    if share_of(validation) == 0:
-        raise InputError("--seeds keeps the best by validation: give --validation rows")
-    if curves is not None:
-        raise InputError("--curves draws one run: leave it out with --seeds, or use --track")
-
-
-def keep_best(results: "Mapping[int, TrainEvent]", output: str) -> None:
-    """Write the best prompt of several seeds, and say how far apart they are."""
-    from shlex import quote
-
-    from foreword.training.seeds import spread
-
-    prompts = {seed: event.prompt for seed, event in results.items() if event.prompt is not None}
-    found = spread(prompts)
-    save(found.best, results[found.best_seed].task_prompts, output)
-    options.output.print(f"{found}\nits prompt is saved to {quote(output)}")
 
 
 def read(
@@ -276,17 +193,7 @@ def read(
     examples = reading(data)
     if share is None:
         return examples, reading(validation)
-    if not 0 <= share < 1:
-        raise InputError(f"--validation must be a file or a share in [0, 1), got {validation}")
     return split_examples(examples, share, config.seed) if share else (examples, [])
-
-
-def share_of(validation: str) -> float | None:
-    """Return the share of rows to hold out; None where a file is named."""
-    try:
-        return float(validation)
-    except ValueError:
-        return None
 
 
 def encode(

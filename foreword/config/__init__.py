@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from foreword.config.objective import ObjectiveConfig as ObjectiveConfig
     from foreword.config.objective import ObjectiveName as ObjectiveName
     from foreword.config.objective import RewardConfig as RewardConfig
+    from foreword.config.objective import check_for_pairs as check_for_pairs
     from foreword.config.sampling import COLDEST as COLDEST
     from foreword.config.sampling import SamplingConfig as SamplingConfig
     from foreword.config.serving import MAX_SERVED_NAME as MAX_SERVED_NAME
@@ -57,7 +58,7 @@ __getattr__, __dir__ = lazy_names(
     encoding="Opening BEFORE EncodingConfig",
     training="Form Initialization MethodName FORMS RATES NUM_VIRTUAL_TOKENS NUM_DEMONSTRATED "
     "RELATIVE TrainConfig",
-    objective="ObjectiveName ObjectiveConfig RewardConfig",
+    objective="ObjectiveName ObjectiveConfig RewardConfig check_for_pairs",
     distillation="DistillStart DistillConfig",
     sampling="COLDEST SamplingConfig",
     evaluation="EvalConfig ResamplingConfig",

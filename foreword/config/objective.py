@@ -5,6 +5,7 @@ from typing import Literal
 
 from foreword.config.checks import above_zero, at_least_one, check_types, not_negative
 from foreword.config.declaring import option
+from foreword.config.training import TrainConfig
 from foreword.errors import InputError
 
 ObjectiveName = Literal["likelihood", "dpo", "dpo-norm"]
@@ -31,6 +32,41 @@ class ObjectiveConfig:
         above_zero(self, "beta")
         if self.beta is not None and self.objective == "likelihood":
             raise InputError(f"--beta {self.beta:g} is of --objective dpo: give that, too")
+
+    def check(self, config: TrainConfig, *, has_start: bool) -> None:
+        """Refuse a run that the objective is not defined for.
+
+        Args:
+            config: the options of the run.
+            has_start: whether there is a prompt to start from.
+
+        Raises:
+            InputError: names the option.
+        """
+        if self.objective != "likelihood":
+            check_for_pairs(self.objective, config, has_start=has_start)
+
+
+def check_for_pairs(objective: str, config: TrainConfig, *, has_start: bool) -> None:
+    """Refuse a run on pairs of answers without a prompt to compare with, and methods that rows of
+    one answer need.
+
+    Raises:
+        InputError: names the option.
+    """
+    name = f"--objective {objective}"
+    if not has_start and config.init == "text" and not config.init_text:
+        raise InputError(
+            f"{name} changes what a prompt already says, and keeps to it: say where it starts, "
+            "with --init-prompt DIR or --init-text 'an instruction'"
+        )
+    if config.method == "multitask":
+        raise InputError(f"{name} trains one prompt: leave --method multitask out")
+    if not has_start and config.method == "context-tuning" and not config.init_text:
+        raise InputError(
+            f"{name} reads two answers to the same, and context-tuning would show one of them "
+            "to the other: use --method prefix-tuning, or --init-text"
+        )
 
 
 @dataclass(frozen=True)

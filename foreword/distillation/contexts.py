@@ -12,12 +12,12 @@ from dataclasses import dataclass, replace
 from foreword import chat
 from foreword.backbone import Backbone
 from foreword.config import DistillConfig, EncodingConfig, Form
-from foreword.data import held_text
-from foreword.data.media_parts import Message, has_media
+from foreword.data.media_parts import Message
+from foreword.distillation import input_checks
 from foreword.distillation.parts import about_parts, parts_of, prompts_of, typed
 from foreword.distillation.queries import Query, text_of
 from foreword.distillation.self_study import room_for
-from foreword.errors import DataError, InputError, UnsupportedError
+from foreword.errors import InputError, UnsupportedError
 from foreword.prompt.soft_prompt import SoftPrompt
 from foreword.prompt.states import States, attention_part
 
@@ -82,9 +82,9 @@ def read(
             longer than P. DataError: what is no text, or holds more. MismatchError: a prompt of
             another base.
     """
-    if queries is not None and len(queries) < 2:
-        raise InputError(f"expected at least 2 queries to learn from, got {len(queries)}: add some")
-    _check_rows(backbone, queries or ())
+    text = None if isinstance(given, SoftPrompt) else given
+    input_checks.check(text, queries, config, form)
+    _check_encoder(backbone)
     if isinstance(given, SoftPrompt):
         found = _of_prompt(backbone, given, queries, num_virtual, form)
     else:
@@ -99,20 +99,17 @@ def read(
     return replace(found, seconds=time.perf_counter() - started)
 
 
-def _check_rows(backbone: Backbone, queries: Sequence[Query]) -> None:
-    """Refuse rows that hold more than text, which the teacher's answers are not taught behind.
+def _check_encoder(backbone: Backbone) -> None:
+    """Refuse a model that hears each row.
 
     Raises:
-        UnsupportedError: a model that hears each row. DataError: a query with images or sounds.
+        UnsupportedError: queries are text.
     """
     encoder = backbone.capabilities.encoder
     if encoder is not None and not encoder.reads_text:
         raise UnsupportedError(
             f"{backbone.capabilities.model_type}: its encoder hears each row, and queries are text"
         )
-    for query in queries:
-        if not isinstance(query.asked, str) and has_media(query.asked):
-            raise DataError(f"{query.source}: holds images or sounds, and only text is distilled")
 
 
 def _check_has_length(backbone: Backbone, teacher: SoftPrompt) -> None:
@@ -139,8 +136,7 @@ def _of_prompt(
 ) -> ReadContext:
     backbone.check(prompt)
     chat.check_template(backbone, prompt)
-    if queries is None:
-        raise InputError("a prompt holds no text to ask about: give queries (--data)")
+    assert queries is not None
     length, is_frozen = prompt.num_virtual_tokens, prompt.form == "key_values"
     is_changed = is_frozen and form == "embeddings"
     num_virtual = num_virtual or (length if is_changed else NUM_VIRTUAL)
@@ -167,9 +163,6 @@ def _of_text(
             f"{backbone.capabilities.model_type}: a text cannot stand before an encoder's rows as "
             "a prompt: train one, and give that as the context"
         )
-    held_text.checked(list(text) if isinstance(text, tuple) else text)
-    if "\0" in text_of(text):
-        raise InputError("the text holds a zero byte: give the text of the file, not the file")
     asked = None if queries is None else typed(backbone, None, queries)
     room = room_for(backbone, config, asked, is_instruction=is_instruction)
     parts = parts_of(backbone, text, room)

@@ -14,10 +14,11 @@ from typing import Any
 
 from foreword import chat
 from foreword.backbone import Backbone
-from foreword.config import FORMS, DistillConfig, EncodingConfig, Form, TrainConfig
+from foreword.config import DistillConfig, EncodingConfig, Form, TrainConfig
 from foreword.data.encoding import Row
 from foreword.distillation import context_date, contexts, distractors, embedding_starts
 from foreword.distillation.contexts import AnyContext
+from foreword.distillation.input_checks import form_of as form_of
 from foreword.distillation.labels import label_rows, mixed
 from foreword.distillation.on_policy import OnPolicy, questions_of
 from foreword.distillation.parts import counting, nearest, teach_parts
@@ -122,8 +123,6 @@ def prepare(
             not answer.
     """
     config = config or DistillConfig()
-    embedding_starts.check(config.start, form)
-    distractors.check(config, form)
     asked = None if queries is None else as_queries(queries)
     context = contexts.read(
         backbone,
@@ -208,11 +207,6 @@ def prepare(
         whole, start, [*learned, *trained], held_out, kept, student, mass, num_kept,
         context.seconds, tuple(one.asked for one in asked), config, teachers, places, said, beside,
     )  # fmt: skip
-
-
-def form_of(config: TrainConfig) -> Form:
-    """Return what a run learns: what it says, else keys and values."""
-    return FORMS[config.method] if config.method is not None else config.form or "key_values"
 
 
 def distill(

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Self
 
 from foreword.backbone import Backbone
-from foreword.config import DistillConfig, Form
 from foreword.data.batches import Batch
 from foreword.data.encoding import Row
 from foreword.distillation.composition import rotations_for
@@ -35,20 +34,6 @@ class Beside:
 
     states: States
     is_before: bool
-
-
-def check(config: DistillConfig, form: Form) -> None:
-    """Refuse what distractors do not go with, before any work.
-
-    Raises:
-        InputError: names the option.
-    """
-    if config.distractors is None:
-        return
-    if form == "embeddings":
-        raise InputError("--distractors stand beside keys and values: leave out --form embeddings")
-    if config.on_policy:
-        raise InputError("--distractors and --on-policy exclude each other: leave one of them out")
 
 
 def read_distractors(backbone: Backbone, folder: str, room: int) -> dict[str, Beside]:

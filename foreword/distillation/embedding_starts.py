@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from foreword.backbone import Backbone
-from foreword.config import DistillStart, Form
+from foreword.config import DistillStart
 from foreword.data.encoding import Row
+from foreword.distillation.input_checks import check_start
 from foreword.distillation.starts import NAMED, even_places
 from foreword.errors import InputError
 from foreword.prompt.soft_prompt import SoftPrompt
@@ -21,19 +22,6 @@ from foreword.training.validation import validate
 
 OF_TOKENS: tuple[DistillStart, ...] = ("first", "even")
 NUM_ROWS = 24  # that starts are compared on
-
-
-def check(start: DistillStart | None, form: Form) -> None:
-    """Refuse a start that embeddings cannot have, before any work.
-
-    Raises:
-        InputError: names the others.
-    """
-    if form == "embeddings" and start == "attention":
-        raise InputError(
-            "--start attention matches keys and values, and --form embeddings has none: use first, "
-            "even or vocabulary"
-        )
 
 
 def begin(
@@ -76,7 +64,7 @@ def start_of(
     backbone: Backbone, context: SoftPrompt, num_virtual: int, start: DistillStart, seed: int = 0
 ) -> SoftPrompt:
     """Return the prompt that a distillation starts from; takes and raises what `begin` does."""
-    check(start, "embeddings")
+    check_start(start, "embeddings")
     if start == "vocabulary":
         table = backbone.embed(torch.arange(backbone.capabilities.vocab_size))
         generator = torch.Generator().manual_seed(seed)

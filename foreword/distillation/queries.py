@@ -4,17 +4,21 @@ In: rows as mappings, texts or turns. Out: `Query`s, with the row's own answer w
 Knows no model.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from foreword.chat import Text
 from foreword.config import DataConfig
 from foreword.data.columns import as_examples, as_query
 from foreword.data.example import Example, named
+from foreword.data.examples import log, read_each
 from foreword.data.media_parts import Message
 from foreword.data.turns import read_turns
 from foreword.errors import DataError
+
+if TYPE_CHECKING:
+    from foreword.chat import Text
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,7 @@ class Query:
 
 
 def as_queries(
-    rows: Sequence["Query | Mapping[str, Any] | Text"], config: DataConfig | None = None
+    rows: "Sequence[Query | Mapping[str, Any] | Text]", config: DataConfig | None = None
 ) -> list[Query]:
     """Return rows as queries: mappings as rows of a data file, texts and turns as they are.
 
@@ -45,6 +49,23 @@ def as_queries(
         DataError: a row that asks nothing.
     """
     return [_query(row, f"query {number}", config) for number, row in enumerate(rows, 1)]
+
+
+def read_queries(
+    path: str | Path,
+    config: DataConfig | None = None,
+    say: Callable[[str], None] = log.warning,
+) -> list[Query]:
+    """Return what each row of a data file asks, with its own answer if it has one.
+
+    Raises:
+        DataError: the file or some of its rows cannot be used; tells all of them.
+    """
+
+    def read(row: Mapping[str, Any], source: str, said: Any) -> Query:
+        return from_row(row, source, config)
+
+    return read_each(path, read, config or DataConfig(), say)
 
 
 def from_row(row: Mapping[str, Any], source: str, config: DataConfig | None = None) -> Query:
@@ -64,7 +85,9 @@ def from_row(row: Mapping[str, Any], source: str, config: DataConfig | None = No
     return Query(asked, source, own if asks_the_same else None)
 
 
-def _query(row: Query | Mapping[str, Any] | Text, source: str, config: DataConfig | None) -> Query:
+def _query(
+    row: "Query | Mapping[str, Any] | Text", source: str, config: DataConfig | None
+) -> Query:
     if isinstance(row, Query):
         return row
     if isinstance(row, Mapping):
@@ -93,7 +116,7 @@ def check_holds_no_text(queries: Sequence[Query], texts: Sequence[str]) -> None:
             )
 
 
-def text_of(asked: Text | str | Sequence[Message]) -> str:
+def text_of(asked: "Text | str | Sequence[Message]") -> str:
     """Return all that a text or turns say, as one text."""
     if isinstance(asked, str):
         return asked

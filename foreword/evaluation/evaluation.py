@@ -25,7 +25,7 @@ from foreword.evaluation import ensembles
 from foreword.evaluation.answered_calls import answered_calls, expected_calls
 from foreword.evaluation.bootstrap import Score, score
 from foreword.evaluation.label_choice import Chosen, chosen
-from foreword.evaluation.metrics import METRICS, Metric, Outcome
+from foreword.evaluation.metrics import METRICS, Metric, Outcome, check_vote
 from foreword.prompt.prefix import Prefix
 from foreword.prompt.soft_prompt import SoftPrompt
 from foreword.training.loss import score_labels
@@ -250,21 +250,6 @@ def voted(
     members = tuple(p for result in results for p in result.subject.prompts if p is not None)
     seconds = sum(result.seconds for result in results)
     return Evaluation(Subject(name, members=members), scores, answers, outcomes, seconds)
-
-
-def check_vote(metrics: Sequence[Metric]) -> None:
-    """Refuse a vote where no metric needs answers: none are generated then.
-
-    Raises:
-        InputError: there is none.
-    """
-    if all(metric.needs_loss for metric in metrics):
-        raise InputError(
-            "a vote is taken over answers, and the metrics read none: add exact or another metric "
-            "of answers (--metrics), or take --ensemble average"
-        )
-    if any(metric.needs_calls for metric in metrics):
-        raise InputError("a vote is taken over texts, and answers call tools: compare the prompts")
 
 
 def read_as(backbone: Backbone, subject: Subject, prompt: Text) -> Any:

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 from foreword.data.examples import Example
 from foreword.errors import DataError, InputError
@@ -45,6 +44,8 @@ def chosen(losses: Sequence[float], choices: Sequence[str]) -> list[Chosen]:
             answer to the first example.
         choices: the answers.
     """
+    import torch
+
     table = -torch.tensor(losses, dtype=torch.float64).view(-1, len(choices))
     best = table.argmax(-1).tolist()
     shares = table.softmax(-1).tolist()

@@ -274,6 +274,21 @@ def choose(names: str, expected: Sequence[str], has_calls: bool = False) -> Metr
     return MetricChoice(tuple(METRICS[name] for name in wanted), "as asked")
 
 
+def check_vote(metrics: Sequence[Metric]) -> None:
+    """Refuse a vote where no metric needs answers: none are generated then.
+
+    Raises:
+        InputError: there is none.
+    """
+    if all(metric.needs_loss for metric in metrics):
+        raise InputError(
+            "a vote is taken over answers, and the metrics read none: add exact or another metric "
+            "of answers (--metrics), or take --ensemble average"
+        )
+    if any(metric.needs_calls for metric in metrics):
+        raise InputError("a vote is taken over texts, and answers call tools: compare the prompts")
+
+
 def _chosen(expected: Sequence[str]) -> MetricChoice:
     names, reason = _fitting(expected)
     missing = [name for name in names if not _has_extra(name)]

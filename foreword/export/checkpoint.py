@@ -20,8 +20,9 @@ from torch import Tensor
 from transformers import AutoTokenizer
 
 from foreword.backbone import Backbone
-from foreword.errors import InputError, UnsupportedError
+from foreword.errors import UnsupportedError
 from foreword.export import chat_templates, vocabulary_rows
+from foreword.export.targets import check_new
 from foreword.export.vocabulary_rows import Plan
 from foreword.loading import checkpoint, hub
 from foreword.prompt.soft_prompt import SoftPrompt
@@ -48,8 +49,7 @@ def export(
         StorageError: no space.
     """
     target = Path(output)
-    if os.path.lexists(target):
-        raise InputError(f"{target} is there already: choose another --output")
+    check_new(target)
     config = checkpoint.load_config(hub.resolve(model), model)
     dtype = getattr(config.get_text_config(decoder=True), "dtype", None) or torch.float32
     backbone = Backbone.load(model, dtype=dtype, device="cpu")

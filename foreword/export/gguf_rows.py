@@ -16,10 +16,12 @@ import torch
 from transformers import AutoTokenizer
 
 from foreword.backbone import Backbone
-from foreword.errors import InputError, UnsupportedError
+from foreword.errors import UnsupportedError
 from foreword.export import chat_templates, vocabulary_rows
 from foreword.export.checkpoint import facts_of, tokenizer_with
+from foreword.export.targets import check_new
 from foreword.export.vocabulary_rows import Plan
+from foreword.loading import hub
 from foreword.prompt.soft_prompt import SoftPrompt
 from foreword.storage import replacing, storage_errors
 
@@ -51,10 +53,8 @@ def export(
     import gguf
 
     source, target = Path(model).expanduser(), Path(output)
-    if source.suffix.lower() != ".gguf":
-        raise InputError(f"{model}: --to gguf needs the base as a .gguf file")
-    if os.path.lexists(target):
-        raise InputError(f"{target} is there already: choose another --output")
+    hub.check_gguf(source)
+    check_new(target)
     backbone = Backbone.load(model, device="cpu")
     vocabulary_rows.check(backbone, prompts)
     reader = gguf.GGUFReader(source)

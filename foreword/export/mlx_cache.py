@@ -15,7 +15,8 @@ from safetensors.torch import save_file
 
 from foreword import chat
 from foreword.backbone import Backbone
-from foreword.errors import InputError, UnsupportedError
+from foreword.errors import UnsupportedError
+from foreword.export.targets import check_mlx
 from foreword.prompt.soft_prompt import SoftPrompt
 from foreword.storage import replacing, storage_errors
 
@@ -35,10 +36,7 @@ def export(prompt: SoftPrompt, model: str, output: str | os.PathLike[str]) -> di
         StorageError: no space.
     """
     target = Path(output)
-    if target.suffix != ".safetensors":
-        raise InputError(f"{target}: mlx-lm reads a prompt cache by its name; end it .safetensors")
-    if os.path.lexists(target):
-        raise InputError(f"{target} is there already: choose another --output")
+    check_mlx(target)
     backbone = Backbone.load(model, device="cpu")
     backbone.check(prompt)
     _refuse_other_caches(backbone)

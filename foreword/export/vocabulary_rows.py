@@ -15,9 +15,9 @@ from torch import Tensor
 
 from foreword.backbone import Backbone
 from foreword.errors import InputError, UnsupportedError
+from foreword.export.targets import check_forms
 from foreword.named_text import holds_text
 from foreword.prompt.soft_prompt import SoftPrompt
-from foreword.prompt.store import check_free, check_name
 
 # Tokens that a base keeps for later: nothing in its text ever becomes one of them.
 RESERVED = re.compile(
@@ -70,15 +70,8 @@ def check(backbone: Backbone, prompts: Mapping[str, SoftPrompt]) -> None:
         InputError: a name that is none, or keys and values. MismatchError: another base.
         UnsupportedError: names the part of the base.
     """
-    if not prompts:
-        raise InputError("no prompt is named: give --prompt")
+    check_forms({name: prompt.form for name, prompt in prompts.items()})
     for name, prompt in prompts.items():
-        check_free(check_name(name))
-        if prompt.form != "embeddings":
-            raise InputError(
-                f"{name} holds keys and values, which no token of a vocabulary can stand for; "
-                "learn embeddings from it: foreword distill --context PROMPT --form embeddings"
-            )
         backbone.check(prompt)
         if holds_text(prompt):
             raise InputError(

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from foreword.backbone import Backbone
-from foreword.errors import InputError, UnsupportedError
+from foreword.errors import UnsupportedError
 from foreword.loading import checkpoint, hub
 from foreword.loading.gguf import ProgressCallback
 from foreword.model.base_model import fingerprint_of
@@ -59,8 +59,7 @@ def unloaded(
         InputError: no GGUF file. UnsupportedError: a family that is not exact.
     """
     path = Path(gguf).expanduser()
-    if path.suffix.lower() != ".gguf":
-        raise InputError(f"{gguf}: llama.cpp reads a .gguf file; give the base as one")
+    hub.check_gguf(path)
     return UnloadedBackbone(hub.resolve(str(path), progress), str(gguf))
 
 

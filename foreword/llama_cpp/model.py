@@ -8,13 +8,14 @@ copy of numbers. Models whose cache is more than keys and values of every token 
 import ctypes
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from foreword.errors import InputError, ModelError, StorageError, UnsupportedError
 from foreword.llama_cpp import library
+from foreword.os_calls import num_processors
 
 # Families whose cached keys the tests compare with transformers' own, and whether each head's
 # halves lie as neighbouring pairs there: so does `llama_model_rope_type` tell it.
@@ -49,7 +50,7 @@ class ContextOptions:
     num_sequences: int = 1
     cache_type: str = "f32"
     has_flash_attention: bool = False
-    num_threads: int = max(1, len(os.sched_getaffinity(0)))
+    num_threads: int = field(default_factory=num_processors)
     batch_tokens: int = 512
 
     def __post_init__(self) -> None:

@@ -28,7 +28,7 @@ from transformers import (
 
 from foreword.compat.transformers_api import code_refused
 from foreword.errors import ForewordError, InputError, UnsupportedError
-from foreword.loading import processor
+from foreword.loading import hub, processor
 from foreword.loading.gguf import first_line
 
 OWN_CODE = (
@@ -173,7 +173,7 @@ def load_config(
     with load_errors(name, "configuration"):
         described, _ = PretrainedConfig.get_config_dict(source, revision=revision)
         if not described:
-            raise InputError(f"{name}: it has no config.json that can be read, so it is no model")
+            raise InputError(f"{name}: {hub.NO_CONFIG}")
         if is_trusted or described.get("model_type") in CONFIG_MAPPING:
             # Code of its own, if it has any, is not needed where transformers knows the type.
             return AutoConfig.from_pretrained(

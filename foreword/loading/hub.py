@@ -22,6 +22,7 @@ from pathlib import Path
 
 from foreword.errors import DependencyError, InputError
 from foreword.loading.gguf import ProgressCallback, convert, reader_class, stamp_of, tell
+from foreword.os_calls import is_path_here
 from foreword.storage import replacing, storage_errors, sync
 
 EMBEDDED = "smollm2-135m"
@@ -37,6 +38,7 @@ _WHEEL_GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea3737281
 # Part of the name of every converted directory: raise it when a conversion comes out different.
 _CONVERTER = "c1"
 
+NO_CONFIG = "it has no config.json that can be read, so it is no model"
 NOTHING_KEPT = "nothing was kept; or set FOREWORD_CACHE to a directory that can be written"
 
 
@@ -80,12 +82,28 @@ def check_name(model: str) -> None:
         InputError: says what is expected.
     """
     path = Path(os.path.expanduser(model))
-    if path.suffix.lower() == ".gguf" or (model and path.is_dir()):
+    if model and path.is_dir():
+        if path.suffix.lower() != ".gguf" and not (path / "config.json").exists():
+            raise InputError(f"{model}: {NO_CONFIG}")
+        return
+    if path.suffix.lower() == ".gguf":
+        if not path.exists():
+            raise InputError(f"model file {model} does not exist")
         return
     if path.is_file():
         raise InputError(f"model {model} is a file: expected a directory, a .gguf file or a Hub id")
-    if not model or model.startswith(("/", "./", "../", "~")):
+    if not model or is_path_here(model):
         raise InputError(f"model directory {model!r} does not exist; a Hub id looks like org/name")
+
+
+def check_gguf(model: str | os.PathLike[str]) -> None:
+    """Refuse what llama.cpp does not read, by its name.
+
+    Raises:
+        InputError: names it.
+    """
+    if Path(model).suffix.lower() != ".gguf":
+        raise InputError(f"{model}: llama.cpp reads a .gguf file; give the base as one")
 
 
 def embedded_model(progress: ProgressCallback | None = None) -> Path:
@@ -265,7 +283,7 @@ def _remembered_sha256(path: Path, stamp: list[int], progress: ProgressCallback 
     key = hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:16]
     record = cache_folder() / "hashes" / f"{key}.json"
     try:
-        known = json.loads(record.read_text())
+        known = json.loads(record.read_text(encoding="utf-8"))
         if known["stamp"] == stamp:
             return str(known["sha256"])
     except (OSError, ValueError, KeyError, TypeError):
@@ -276,7 +294,7 @@ def _remembered_sha256(path: Path, stamp: list[int], progress: ProgressCallback 
         record.parent.mkdir(parents=True, exist_ok=True)
         entry = {"file": str(path.resolve()), "stamp": stamp, "sha256": digest}
         with replacing(record) as new:
-            new.write_text(json.dumps(entry))
+            new.write_text(json.dumps(entry), encoding="utf-8")
     return digest
 
 

@@ -141,7 +141,7 @@ def _files_of(model: str, revision: str | None) -> dict[str, Path]:
         return Path(found) if found else None
 
     if index := path_of(INDEX):
-        places = json.loads(index.read_text())["weight_map"]
+        places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         return {name: index.parent / file for name, file in places.items()}
     single = path_of("model.safetensors")
     if single is None:

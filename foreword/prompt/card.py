@@ -1,16 +1,15 @@
 """Model card: what a prompt's own facts say of it, as the README.md of a repository on the Hub.
 
-In: a prompt, PEFT's configuration of it, where it is to lie. Out: Markdown with a YAML header.
+In: a prompt as its files say it, and where it is to lie. Out: Markdown with a YAML header.
 Says only what is in the facts; a base that is a path of this machine is not named.
 """
 
 import os
-from collections.abc import Mapping
 from typing import Any
 
 from foreword.hub_files import REPOSITORY
 from foreword.prompt.peft_format import EMBEDDING_TYPES, ENCODER_TASK, OWN_TYPE
-from foreword.prompt.soft_prompt import SoftPrompt
+from foreword.prompt.stored_prompt import StoredPrompt
 
 _FORMS = {"embeddings": "embeddings", "key_values": "keys and values of every layer"}
 
@@ -47,22 +46,19 @@ prompt, without an exception; `foreword doctor` says what is known of the instal
 """
 
 
-def model_card(
-    prompt: SoftPrompt, config: Mapping[str, Any], repository: str, license: str | None = None
-) -> str:
+def model_card(prompt: StoredPrompt, repository: str, license: str | None = None) -> str:
     """Return the card of a prompt.
 
     Args:
-        prompt: as it was loaded.
-        config: PEFT's configuration in its directory.
+        prompt: as its files say it.
         repository: where it is to lie, as owner/name.
         license: as the Hub calls it; None: not said.
     """
     from huggingface_hub import ModelCardData
 
-    base = prompt.facts.get("base") or {}
+    base, config = prompt.facts.get("base") or {}, prompt.config
     is_stock = config.get("peft_type") != OWN_TYPE
-    tags = ["foreword", "soft-prompt", _kind(config, prompt)] + (["peft"] if is_stock else [])
+    tags = ["foreword", "soft-prompt", _kind(prompt)] + (["peft"] if is_stock else [])
     header = ModelCardData(
         base_model=base.get("name") if is_hub_id(base.get("name")) else None,
         library_name="foreword",
@@ -80,7 +76,7 @@ def model_card(
         is_encoder = config.get("task_type") == ENCODER_TASK
         auto_class = "AutoModelForSeq2SeqLM" if is_encoder else "AutoModelForCausalLM"
         use += _WITH_PEFT.format(**names, auto_class=auto_class)
-    rows = "\n".join(f"| {name} | {value} |" for name, value in _facts(prompt, config).items())
+    rows = "\n".join(f"| {name} | {value} |" for name, value in _facts(prompt).items())
     return (
         f"---\n{header.to_yaml()}\n---\n\n# {repository.partition('/')[2]}\n\n"
         f"A soft prompt of {prompt.num_virtual_tokens} virtual tokens, trained in front of a "
@@ -111,13 +107,13 @@ def _base_in_code(name: str | None) -> str:
     return _UNKNOWN if name is None or is_local(name) else _plain(name)
 
 
-def _kind(config: Mapping[str, Any], prompt: SoftPrompt) -> str:
+def _kind(prompt: StoredPrompt) -> str:
     """Return the tag of a prompt's kind."""
-    is_embeddings = config.get("peft_type") in EMBEDDING_TYPES or prompt.form == "embeddings"
+    is_embeddings = prompt.config.get("peft_type") in EMBEDDING_TYPES or prompt.form == "embeddings"
     return "prompt-tuning" if is_embeddings else "prefix-tuning"
 
 
-def _facts(prompt: SoftPrompt, config: Mapping[str, Any]) -> dict[str, str]:
+def _facts(prompt: StoredPrompt) -> dict[str, str]:
     """Return what is known of a prompt, each fact with its name."""
     facts = prompt.facts
     base, training = facts.get("base") or {}, facts.get("training") or {}
@@ -129,7 +125,7 @@ def _facts(prompt: SoftPrompt, config: Mapping[str, Any]) -> dict[str, str]:
         "base model": "a local model" if is_local(name) else name or "not recorded",
         "revision of the base": base.get("revision"),
         "virtual tokens": prompt.num_virtual_tokens,
-        "form": f"{_FORMS[prompt.form]} ({config.get('peft_type')})",
+        "form": f"{_FORMS[prompt.form]} ({prompt.config.get('peft_type')})",
         "size": size,
         "method": facts.get("method"),
         "objective": training.get("objective"),

@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from foreword import hub_files
@@ -24,12 +24,13 @@ MAX_DEPTH = 2  # as checkpoint-300/default
 _HUB_ID = re.compile(rf"(?:hub:/{{0,2}})?({hub_files.REPOSITORY.pattern})(?:@([\w./-]+))?")
 
 
-def find(prompt: str | os.PathLike[str]) -> Path:
+def find(prompt: str | os.PathLike[str], say: Callable[[str], object] = log.warning) -> Path:
     """Return the directory of a prompt's files.
 
     Args:
         prompt: a directory; one that holds a prompt in a folder, which is said; or, where there is
             no such path, a Hub id, as `owner/name` or `owner/name@revision`.
+        say: is told of such a folder.
 
     Returns:
         the directory; where nothing is found in a path, the path itself.
@@ -39,11 +40,11 @@ def find(prompt: str | os.PathLike[str]) -> Path:
     """
     path = Path(prompt)
     if os.path.isdir(path):
-        return _inside(path)
+        return _inside(path, say)
     match = _HUB_ID.fullmatch(os.fspath(prompt))
     if match is None or os.path.lexists(path):
         return path
-    return _downloaded(match[1], match[2])
+    return _downloaded(match[1], match[2], say)
 
 
 def is_prompts_name(value: str) -> bool:
@@ -92,13 +93,13 @@ def plain_files(prompt: str | os.PathLike[str]) -> Iterator[Path]:
             yield copies
 
 
-def _inside(directory: Path) -> Path:
+def _inside(directory: Path, say: Callable[[str], object]) -> Path:
     """Return a directory, or the only one with a prompt in it."""
     for depth in range(MAX_DEPTH + 1):
         found = _prompts(directory, depth)
         if len(found) == 1:
             if depth:
-                log.warning("%s: reads the prompt in %s", directory, found[0])
+                say(f"{directory}: reads the prompt in {found[0]}")
             return directory / found[0]
         if found:
             raise ArtifactError(
@@ -124,13 +125,13 @@ def _by_number(name: str) -> tuple[str, int]:
     return (name[: digits.start()], int(digits[0])) if digits else (name, -1)
 
 
-def _downloaded(repository: str, revision: str | None) -> Path:
+def _downloaded(repository: str, revision: str | None, say: Callable[[str], object]) -> Path:
     for names in (FILES, [f"*/{name}" for name in FILES]):  # the second only without the first
         try:
             folder = hub_files.download(repository, "model", names, revision)
         except InputError as error:
             raise ArtifactError(f"no such directory here, and on the Hub {error}") from error
-        found = _inside(folder)
+        found = _inside(folder, say)
         if (found / CONFIG_FILE).exists():
             return found
     raise ArtifactError(

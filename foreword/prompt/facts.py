@@ -14,6 +14,7 @@ from typing import IO, Any
 
 from foreword.config import EncodingConfig
 from foreword.errors import ArtifactError, InputError
+from foreword.os_calls import open_itself
 from foreword.prompt import history
 from foreword.prompt.peft_format import CONFIG_FILE, TENSOR_FILE, check_config, tensor_names
 
@@ -315,7 +316,7 @@ def open_regular(path: Path) -> IO[bytes]:
         InputError: missing, a link, a device, too large.
     """
     try:
-        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        handle = open_itself(path)
     except OSError as error:
         reason = "is a symbolic link" if path.is_symlink() else f"cannot be read ({error.strerror})"
         raise InputError(f"{path} {reason}; expected a soft prompt's own file") from None

@@ -26,7 +26,7 @@ def noted(directory: Path, name: str) -> str | None:
 def note(directory: Path, name: str, scratch: Path) -> None:
     """Note a spelling, synced; `scratch` is a directory of the same file system."""
     new = scratch / "name"
-    new.write_text(name + "\n")
+    new.write_text(name + "\n", encoding="utf-8")
     replace(new, _place(directory, name))
     sync(directory / FOLDER)
 
@@ -51,7 +51,7 @@ def prepare(directory: Path, names: Callable[[], Iterable[str]], scratch: Path) 
     new = scratch / "names"
     new.mkdir()
     for name in names():
-        (new / name.lower()).write_text(name + "\n")
+        (new / name.lower()).write_text(name + "\n", encoding="utf-8")
     sync(new)
     os.rename(new, folder)
     sync(directory)

@@ -1,10 +1,10 @@
 """PEFT's format: a prompt's tensors as a PEFT adapter, and back.
 
 In: what a prompt is made of, and its base. Out: PEFT's configuration, and the tensors as PEFT lays
-them out in its file; from these, checked, what a prompt is made of. Layers whose states differ in
+them out in its file; from these, as arrays, what a prompt is made of. Layers whose states differ in
 shape or kind have no layout in PEFT: they become tensors `foreword.0`, `foreword.1`, ... under a
 type that PEFT refuses. No other module knows PEFT's keys. Reads and writes no file, and imports no
-torch before it has tensors.
+torch before it writes tensors.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,6 +16,7 @@ from foreword.config import Form
 from foreword.errors import ArtifactError
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from torch import Tensor
 
 CONFIG_FILE = "adapter_config.json"
@@ -48,13 +49,13 @@ class Parts:
 
     Attributes:
         form: "embeddings" or "key_values".
-        tensors: one `[P, H]`, or all layers' tensors in a row.
+        tensors: one `[P, H]`, or all layers' tensors in a row; arrays where they were read.
         counts: tensors of each layer; none for embeddings.
         num_virtual_tokens: P.
     """
 
     form: Form
-    tensors: Sequence["Tensor"]
+    tensors: Sequence[Any]
     counts: tuple[int, ...]
     num_virtual_tokens: int
 
@@ -165,8 +166,10 @@ def check_config(config: Any, path: Path) -> None:
             raise ArtifactError(f"{path}: {name} is {shown}, expected a string or null")
 
 
-def check_tensors(config: Config, tensors: dict[str, "Tensor"], where: Path) -> list["Tensor"]:
-    """Return an adapter's tensors, without what PEFT keeps and never uses.
+def check_tensors(
+    config: Config, tensors: "dict[str, NDArray[Any]]", where: Path
+) -> "list[NDArray[Any]]":
+    """Return an adapter's tensors, as arrays, without what PEFT keeps and never uses.
 
     Raises:
         ArtifactError: shapes that are no prompt's, or not those that the configuration tells.
@@ -176,9 +179,9 @@ def check_tensors(config: Config, tensors: dict[str, "Tensor"], where: Path) -> 
         # PEFT keeps a second half for the decoder, which it never uses.
         (tensor,) = tensors.values()
         if type(expected) is int and tensor.ndim and tensor.shape[0] == 2 * expected:
-            tensors = {TENSOR_NAME: tensor[:expected].clone()}
+            tensors = {TENSOR_NAME: tensor[:expected].copy()}
     for name, tensor in tensors.items():
-        if tensor.ndim not in ((2, 3) if is_own else (2,)) or not tensor.numel():
+        if tensor.ndim not in ((2, 3) if is_own else (2,)) or not tensor.size:
             wanted = "2 or 3 dimensions" if is_own else "one row for each virtual token"
             raise ArtifactError(
                 f"{where / TENSOR_FILE}: {name} has shape {list(tensor.shape)}, expected {wanted}"
@@ -191,7 +194,7 @@ def check_tensors(config: Config, tensors: dict[str, "Tensor"], where: Path) -> 
     return list(tensors.values())
 
 
-def from_adapter(config: Config, tensors: Sequence["Tensor"], where: Path) -> Parts:
+def from_adapter(config: Config, tensors: "Sequence[NDArray[Any]]", where: Path) -> Parts:
     """Return what a prompt is made of, from an adapter whose files were checked one by one.
 
     Raises:
@@ -228,7 +231,7 @@ def foreign_facts(config: Config) -> dict[str, Any]:
     return {"base": base, "method": config["peft_type"]}
 
 
-def _unflatten(config: Config, tensor: "Tensor", where: Path) -> list["Tensor"]:
+def _unflatten(config: Config, tensor: "NDArray[Any]", where: Path) -> "list[NDArray[Any]]":
     """Undo `_flat`: `[P, L * 2 * N * D]` to keys and values `[N, P, D]`, layer by layer."""
     needed = ("num_layers", "num_attention_heads", "token_dim")
     values = [value for name in needed if isinstance(value := config.get(name), int) and value > 0]
@@ -244,5 +247,5 @@ def _unflatten(config: Config, tensor: "Tensor", where: Path) -> list["Tensor"]:
             f"{where}: prompt_embeddings has {tensor.shape[1]} columns, expected num_layers * 2 * "
             f"token_dim = {layers * 2 * width} with token_dim a multiple of {heads} heads"
         )
-    blocks = tensor.view(tensor.shape[0], layers * 2, heads, width // heads)
-    return [blocks[:, index].transpose(0, 1).contiguous() for index in range(layers * 2)]
+    blocks = tensor.reshape(tensor.shape[0], layers * 2, heads, width // heads)
+    return [blocks[:, index].swapaxes(0, 1).copy() for index in range(layers * 2)]

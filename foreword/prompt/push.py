@@ -4,7 +4,6 @@ In: a prompt's directory, a repository's id. Out: the repository with those thre
 else of the directory leaves the machine. What is uploaded is a copy that was loaded and verified.
 """
 
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +11,10 @@ from typing import Any
 
 from foreword.errors import InputError
 from foreword.hub_files import REPOSITORY, hub_problem
+from foreword.prompt import stored_prompt
 from foreword.prompt.card import is_local, model_card
 from foreword.prompt.directories import own_files
-from foreword.prompt.peft_format import CONFIG_FILE, FILES
-from foreword.prompt.soft_prompt import SoftPrompt
+from foreword.prompt.peft_format import FILES
 
 CARD_FILE = "README.md"
 
@@ -60,11 +59,10 @@ def push(
     """
     if not REPOSITORY.fullmatch(repository):
         raise InputError(f"{repository!r} is not the id of a repository: expected owner/name")
-    SoftPrompt.load(prompt)  # refuses what is not a prompt by its own path
+    stored_prompt.read(prompt)  # refuses what is not a prompt by its own path
     with own_files(prompt) as folder:
-        loaded = SoftPrompt.load(folder)
-        config = json.loads((folder / CONFIG_FILE).read_text("utf-8"))
-        card = model_card(loaded, config, repository, license)
+        loaded = stored_prompt.read(folder)
+        card = model_card(loaded, repository, license)
         (folder / CARD_FILE).write_text(card, "utf-8")
         url = None if is_dry_run else _upload(folder, repository, is_private)
     name = (loaded.facts.get("base") or {}).get("name")

@@ -6,10 +6,8 @@ saved and loaded, in PEFT's format where it has one. Knows no model: a backbone 
 `SoftPrompt` to a prefix.
 """
 
-import hashlib
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,11 +15,13 @@ from torch import Tensor
 
 from foreword import notebook
 from foreword.config import Form
-from foreword.errors import ArtifactError, FormError, InputError
-from foreword.prompt import artifact, directories, history, peft_format
+from foreword.errors import FormError, InputError
+from foreword.prompt import artifact, history, peft_format, stored_prompt
 from foreword.prompt.artifact import Artifact
+from foreword.prompt.layout import hash_with, layout_of
 from foreword.prompt.peft_format import Parts
 from foreword.prompt.states import KeyValues, States, regroup, row_major
+from foreword.prompt.stored_prompt import BFLOAT16, Array, StoredPrompt
 
 
 class SoftPrompt:
@@ -135,11 +135,7 @@ class SoftPrompt:
     @property
     def layout(self) -> dict[str, Any]:
         """The arguments of `SoftPrompt` beside tensors and facts, as plain data."""
-        return {
-            "form": self.form,
-            "counts": list(self.counts),
-            "num_virtual_tokens": self.num_virtual_tokens,
-        }
+        return layout_of(self.form, self.counts, self.num_virtual_tokens)
 
     @property
     def embeddings(self) -> Tensor:
@@ -173,11 +169,7 @@ class SoftPrompt:
         """SHA-256 of the values, and of their layout where they do not tell it, as P of recurrent
         states: equal prompts have equal hashes, and a trained one has another.
         """
-        values = artifact.content_hash(self.tensors)
-        are_pairs = set(self.counts) == {2} and all(tensor.ndim == 3 for tensor in self.tensors)
-        if self.form == "embeddings" or are_pairs:
-            return values
-        return hashlib.sha256(f"{values} {self.layout}".encode()).hexdigest()
+        return hash_with(artifact.content_hash(self.tensors), self.tensors, self.layout)
 
     def trainable(self, dtype: torch.dtype = torch.float32) -> "SoftPrompt":
         """Return a copy whose tensors are leaves that take a gradient, in `dtype`."""
@@ -235,24 +227,18 @@ class SoftPrompt:
             ArtifactError: missing, truncated or hostile files, NaN, or not a soft prompt (LoRA);
                 a folder of several prompts; a Hub id that cannot be downloaded.
         """
-        directory = directories.find(directory)
-        stored = artifact.read(directory)
-        parts = peft_format.from_adapter(stored.config, stored.tensors, Path(directory))
-        try:
-            prompt = cls(
-                parts.form,
-                parts.tensors,
-                counts=parts.counts,
-                num_virtual_tokens=parts.num_virtual_tokens,
-            )
-        except InputError as error:
-            raise ArtifactError(f"{directory}: {error}") from None
-        expected = stored.facts.get("content_hash")
-        if expected is not None and expected != artifact.content_hash(prompt.tensors):
-            raise ArtifactError(
-                f"{directory}: the values do not match their recorded hash; the file was changed"
-            )
-        prompt.facts = stored.facts or peft_format.foreign_facts(stored.config)
+        return cls.from_stored(stored_prompt.read(directory))
+
+    @classmethod
+    def from_stored(cls, stored: StoredPrompt) -> "SoftPrompt":
+        """Return a prompt that was read from its files."""
+        prompt = cls(
+            stored.form,
+            [_as_tensor(array) for array in stored.arrays],
+            counts=stored.counts,
+            num_virtual_tokens=stored.num_virtual_tokens,
+        )
+        prompt.facts = stored.facts
         return prompt
 
     def outline(self) -> dict[str, Any]:
@@ -291,6 +277,12 @@ class SoftPrompt:
         return (
             f"SoftPrompt({self.form}, P={self.num_virtual_tokens}, {self.num_parameters:,} numbers)"
         )
+
+
+def _as_tensor(array: Array) -> Tensor:
+    """Return a tensor over the memory of an array."""
+    tensor = torch.from_numpy(array)
+    return tensor.view(torch.bfloat16) if array.dtype == BFLOAT16 else tensor
 
 
 def _check_values(tensors: list[Tensor], what: str) -> None:

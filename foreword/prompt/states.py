@@ -12,7 +12,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from foreword.errors import FormError, InputError
+from foreword.errors import FormError
+from foreword.prompt.layout import attention_part as attention_part
+from foreword.prompt.layout import grouped
 
 LayerState = tuple[Tensor, ...]
 """Keys and values where the layer attends, then window and state of each recurrence."""
@@ -98,11 +100,6 @@ PrefixStates = States | DeferredPrompt
 """What rows start from."""
 
 
-def attention_part(layer: LayerState) -> LayerState:
-    """Return a layer's keys and values, or nothing where it keeps none."""
-    return layer[:2] if layer and layer[0].ndim == 3 else ()
-
-
 def recurrent_part(layer: LayerState) -> LayerState:
     """Return a layer's windows `[C, K]`, each followed by its recurrent state if it has one."""
     return layer[len(attention_part(layer)) :]
@@ -123,33 +120,4 @@ def regroup(
     Raises:
         InputError: a layer that is no known state, layers that differ in P, or no P at all.
     """
-    layers, start = [], 0
-    for index, count in enumerate(counts):
-        layer = tuple(tensors[start : start + count])
-        _check_layer(index, layer, count)
-        layers.append(layer)
-        start += count
-    if start != len(tensors) or not layers:
-        raise InputError(f"expected {start} tensors in {len(layers)} layers, got {len(tensors)}")
-    lengths = {tensor.shape[1] for layer in layers for tensor in attention_part(layer)}
-    if num_virtual_tokens is not None:
-        lengths.add(num_virtual_tokens)
-    if len(lengths) > 1:
-        raise InputError(f"layers differ in virtual tokens: {sorted(lengths)}; expected one P")
-    if not lengths:
-        raise InputError("recurrent states alone do not tell P; give num_virtual_tokens")
-    return States(tuple(layers), lengths.pop())
-
-
-def _check_layer(index: int, layer: LayerState, count: int) -> None:
-    dimensions = [tensor.ndim for tensor in layer]
-    rest = dimensions[2:] if dimensions[:2] == [3, 3] else dimensions
-    # A window has two dimensions; at most one recurrent state of three follows it.
-    is_known = not rest or (rest[0] == 2 and "33" not in "".join(map(str, rest)))
-    is_whole = len(layer) == count and all(tensor.numel() for tensor in layer)
-    if not (is_known and is_whole and set(rest) <= {2, 3}):
-        shapes = [list(tensor.shape) for tensor in layer]
-        raise InputError(
-            f"layer {index}: expected keys and values [N, P, D], or a window [C, K] with its "
-            f"recurrent state, or both, got {shapes}"
-        )
+    return States(*grouped(tensors, counts, num_virtual_tokens))

@@ -20,6 +20,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from foreword.errors import InputError, NotFoundError, StorageError
+from foreword.os_calls import is_device
 from foreword.prompt import alias_index, name_index
 from foreword.prompt.facts import open_regular, summary
 from foreword.prompt.peft_format import FILES
@@ -32,9 +33,6 @@ LOCK_SECONDS = 60.0
 RECORD = ".foreword-scratch"
 MAX_SUGGESTED = 20  # names in an error
 BARE = "base"  # how metrics call the bare model
-# What Windows keeps for devices, whatever follows a dot.
-PORTS = {f"{port}{number}" for port in ("com", "lpt") for number in range(10)}
-DEVICES = {"con", "prn", "aux", "nul", *PORTS}
 
 
 @dataclass(frozen=True)
@@ -318,7 +316,7 @@ class Store:
         """
         folders = (self.directory, self.directory / ".aliases")
         is_there = [os.path.lexists(folder / name) for folder in folders]
-        if not any(is_there) and name.partition(".")[0].lower() in DEVICES:
+        if not any(is_there) and is_device(name):
             raise InputError(f"{name!r} is a device on Windows; choose another name")
         name_index.prepare(self.directory, lambda: self._every(folders), scratch)
         self._prepare_aliases(scratch)
@@ -335,7 +333,7 @@ class Store:
     def _point(self, scratch: Path, path: Path, word: str) -> None:
         """Replace a file of one word, whole and synced."""
         new = scratch / "word"
-        new.write_text(word + "\n")
+        new.write_text(word + "\n", encoding="utf-8")
         replace(new, path)
         sync(path.parent)
 

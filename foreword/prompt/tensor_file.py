@@ -1,28 +1,44 @@
 """Tensor files: a safetensors file, read once into memory.
 
-In: a path. Out: its metadata and its tensors. They share nothing with the file: what was checked is
-what is used, whatever becomes of the file afterwards. No pickle is ever read. Knows no prompt.
+In: a path. Out: its metadata, and its tensors or, without torch, NumPy arrays. They share nothing
+with the file: what was checked is what is used, whatever becomes of the file afterwards. No pickle
+is ever read. Knows no prompt.
 """
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
-from safetensors import SafetensorError
-from safetensors.torch import load
-from torch import Tensor
+from safetensors import SafetensorError, deserialize
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+T = TypeVar("T")
 
 MAX_HEADER_BYTES = 100_000_000  # as safetensors has it
 METADATA = "__metadata__"
+# The kinds of numbers that prompts are made of; NumPy has no bfloat16, whose bits it keeps.
+ARRAY_TYPES = {"F16": "<f2", "BF16": "<u2", "F32": "<f4", "F64": "<f8"}
 
 
 @dataclass(frozen=True, eq=False)
 class TensorFile:
     """What a safetensors file held when it was read: tensors by name, and texts by name."""
 
-    tensors: dict[str, Tensor]
+    tensors: dict[str, "Tensor"]
+    metadata: dict[str, str]
+
+
+@dataclass(frozen=True, eq=False)
+class ArrayFile:
+    """The same without torch: arrays by name, bfloat16 as its bits in `uint16`."""
+
+    arrays: dict[str, "NDArray[Any]"]
     metadata: dict[str, str]
 
 
@@ -37,6 +53,57 @@ def read_tensors(
         ValueError: truncated, larger than it says or than the memory, or not a safetensors file.
         OSError: it cannot be read.
     """
+    from safetensors.torch import load
+
+    content, metadata = _read(path, check, max_header_bytes)
+    return TensorFile(_decoded(load, content), metadata)
+
+
+def read_arrays(
+    path: Path,
+    check: Callable[[list[str]], None] | None = None,
+    max_header_bytes: int = MAX_HEADER_BYTES,
+) -> ArrayFile:
+    """Read a file of floating point numbers of 16, 32 or 64 bits as `read_tensors` does.
+
+    Raises:
+        ValueError, OSError: as `read_tensors`. TypeError: names another kind of numbers.
+    """
+    import numpy as np
+
+    content, metadata = _read(path, check, max_header_bytes)
+    arrays = {}
+    for name, part in _decoded(deserialize, content):
+        if part["dtype"] not in ARRAY_TYPES:
+            raise TypeError(part["dtype"])
+        flat = np.frombuffer(part["data"], dtype=ARRAY_TYPES[part["dtype"]])
+        arrays[name] = flat.reshape(part["shape"])
+    return ArrayFile(arrays, metadata)
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """Return what a file says beside its tensors, which are not read.
+
+    Raises:
+        ValueError: truncated, larger than it says, or not a safetensors file.
+        OSError: it cannot be read.
+    """
+    with path.open("rb") as file:
+        start = _read_start(file, MAX_HEADER_BYTES)
+        header = _parse(start)
+        try:
+            expected = len(start) + _num_bytes(header)
+        except (LookupError, TypeError):
+            raise ValueError("its header does not say where its tensors lie") from None
+        if (found := file.seek(0, os.SEEK_END)) != expected:
+            raise ValueError(f"{found:,} bytes, expected {expected:,}")
+    return header.get(METADATA) or {}
+
+
+def _read(
+    path: Path, check: Callable[[list[str]], None] | None, max_header_bytes: int
+) -> tuple[bytes, dict[str, str]]:
+    """Return all bytes of a file, and its metadata."""
     with path.open("rb") as file:
         start = _read_start(file, max_header_bytes)
         header = _parse(start)
@@ -48,11 +115,14 @@ def read_tensors(
             raise ValueError("it is larger than the memory") from None
         except (LookupError, TypeError):
             raise ValueError("its header does not say where its tensors lie") from None
+    return content, header.get(METADATA) or {}
+
+
+def _decoded(decode: Callable[[bytes], T], content: bytes) -> T:
     try:
-        tensors = load(content)
+        return decode(content)
     except (SafetensorError, LookupError, AttributeError, TypeError) as error:
         raise ValueError(str(error)) from None
-    return TensorFile(tensors, header.get(METADATA) or {})
 
 
 def _num_bytes(header: dict[str, Any]) -> int:

@@ -20,6 +20,7 @@ from foreword import chat
 from foreword.backbone import Backbone
 from foreword.config import ServeConfig, checked_origin
 from foreword.errors import ForewordError
+from foreword.os_calls import max_open_files
 from foreword.server import classification, routes
 from foreword.server.bodies import BodyRoute
 from foreword.server.catalog import Catalog
@@ -38,11 +39,6 @@ from foreword.server.state import AppState
 from foreword.server.structured_output import Grammars
 from foreword.server.tracing import Tracing
 
-try:
-    import resource
-except ImportError:  # on Windows
-    resource = None  # type: ignore[assignment]
-
 SPARE_FILES = 128  # for all that is no connection
 ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"description": text, "content": {"application/json": {}}}
@@ -58,6 +54,13 @@ ERRORS: dict[int | str, dict[str, Any]] = {
         (503, "busy, or the engine is dead"),
         (504, "the answer took too long"),
     )
+}
+
+PAGE_FILES = {
+    "/": "index.html",
+    "/page.js": "page.js",
+    "/page.css": "page.css",
+    "/favicon.ico": "favicon.svg",
 }
 
 
@@ -130,10 +133,8 @@ def max_requests(config: ServeConfig) -> int:
     which takes one of the files that the process may open.
     """
     wanted = 4 * (config.max_queue + config.max_batch)
-    if resource is None:
-        return wanted
-    num_files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return wanted if num_files < 0 else max(1, min(wanted, num_files - SPARE_FILES))
+    num_files = max_open_files()
+    return wanted if num_files is None else max(1, min(wanted, num_files - SPARE_FILES))
 
 
 @contextlib.asynccontextmanager
@@ -178,7 +179,8 @@ def _add_routes(app: FastAPI) -> None:
     app.get("/ready", responses=ERRORS)(routes.ready)
     app.get("/version", responses=ERRORS)(routes.version)
     app.get("/metrics", response_class=Response, responses=ERRORS)(routes.metrics)
-    for path, file in (("/", "index.html"), ("/page.js", "page.js"), ("/page.css", "page.css")):
+    app.get("/docs", include_in_schema=False)(routes.show_reference)
+    for path, file in PAGE_FILES.items():
         app.get(path, include_in_schema=False)(routes.page_of(file))
 
 

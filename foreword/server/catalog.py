@@ -10,8 +10,10 @@ wrong with it is told without paths, and in the log with them. Knows no HTTP.
 import contextlib
 import logging
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from typing import Any, Protocol
 
 from foreword import chat
@@ -44,6 +46,8 @@ class ServedModel:
         encoding: how text becomes ids.
         entry: where it lies in the store.
         facts: what the prompt says of itself, and its size.
+        created: when the prompt was made, in seconds since 1970; of the bare model and of a prompt
+            that does not say it, when it was loaded.
         is_spaced: whether a space stood before every answer of its training, and no template.
         stamp: its files as they were when they were read; see `Store.stamp`.
     """
@@ -54,6 +58,7 @@ class ServedModel:
     encoding: EncodingConfig = field(default_factory=lambda: chat.encoding_of(None))
     entry: Entry | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
+    created: int = field(default_factory=lambda: int(time.time()))
     is_spaced: bool = False
     stamp: object = None
 
@@ -234,10 +239,11 @@ class Catalog:
             "metrics": prompt.facts.get("metrics"),
             "history": prompt.facts.get("history"),
         }
+        created = _seconds_of(prompt.facts.get("created"))
         encoding, said = chat.encoding_of(prompt), chat.saved_encoding(prompt)
         is_literal = encoding.row_template is not None or bool(encoding.is_text)
         is_spaced = is_literal and bool(said.get("is_spaced"))
-        return ServedModel(name, label, source, encoding, entry, facts, is_spaced, stamp)
+        return ServedModel(name, label, source, encoding, entry, facts, created, is_spaced, stamp)
 
     def _load(self, entry: Entry) -> SoftPrompt:
         assert self.store is not None
@@ -249,6 +255,15 @@ class Catalog:
     def _load_again(self, entry: Entry) -> SoftPrompt:
         with _logged(str(entry)):
             return self._load(entry)
+
+
+def _seconds_of(moment: str | None) -> int:
+    """Return a recorded moment in seconds since 1970; now, where none is."""
+    with contextlib.suppress(TypeError, ValueError, OverflowError, OSError):
+        found = datetime.fromisoformat(moment or "")
+        seconds = int((found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp())
+        return max(0, seconds)
+    return int(time.time())
 
 
 def _unavailable(name: str) -> UnavailableError:

@@ -1,7 +1,8 @@
 """Logging: the server's log lines on standard error, as text or as one JSON object each.
 
-In: records of the loggers `foreword` and `uvicorn.error`. Out: lines that hold no users' text. A
-call's record brings its numbers as `fields`, which are keys of its own in JSON.
+In: records of the loggers `foreword` and `uvicorn.error`; as JSON, of all others and of Python's
+warnings, too, so that every line is an object. Out: lines that hold no users' text. A call's record
+brings its numbers as `fields`, which are keys of its own in JSON.
 """
 
 import contextlib
@@ -59,9 +60,15 @@ def log_to_stderr(form: LogFormat = "text") -> Iterator[None]:
         logger.setLevel(logging.INFO)
         logger.addHandler(handler)
         logger.propagate = False
+    if form == "json":
+        logging.getLogger().addHandler(handler)
+        logging.captureWarnings(True)
     try:
         yield
     finally:
+        if form == "json":
+            logging.captureWarnings(False)
+            logging.getLogger().removeHandler(handler)
         for logger, level, propagate in before:
             logger.setLevel(level)
             logger.removeHandler(handler)

@@ -30,8 +30,8 @@ AsgiMessage = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[AsgiMessage]]
 Send = Callable[[AsgiMessage], Awaitable[None]]
 
-# The page is static, and probes carry no key.
-OPEN = ("/", "/page.js", "/page.css", "/health", "/ready")
+# The pages hold nothing of users or prompts, and probes carry no key.
+OPEN = ("/", "/page.js", "/page.css", "/favicon.ico", "/docs", "/health", "/ready")
 # Whatever the load, these are answered.
 PROBES = ("/health", "/ready", "/metrics")
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "CONNECT", "TRACE")

@@ -23,7 +23,7 @@ from foreword.data.response_reader import NUM_BEFORE
 from foreword.engine import request
 from foreword.errors import InputError
 from foreword.prompt import history
-from foreword.server import message_media
+from foreword.server import message_media, reference
 from foreword.server.catalog import ServedModel
 from foreword.server.output_items import ResponseFormatter
 from foreword.server.protocol import (
@@ -46,7 +46,13 @@ from foreword.server.tool_use import ToolUse, check_begun, tool_use
 LONG_TEXT = 32_768  # characters: longer ones take the tokenizer tens of milliseconds
 PAGE = Path(__file__).parent / "page"
 OUTLINE_POINTS = 60  # of a curve in a list: many prompts are listed at once
-PAGE_KINDS = {"index.html": "text/html", "page.js": "text/javascript", "page.css": "text/css"}
+PAGE_KINDS = {
+    "index.html": "text/html",
+    "page.js": "text/javascript",
+    "page.css": "text/css",
+    "favicon.svg": "image/svg+xml",
+}
+POLICY = {"content-security-policy": "default-src 'self'; frame-ancestors 'none'"}
 
 
 async def chat_completions(body: ChatRequest, http: Request) -> Response:
@@ -237,12 +243,17 @@ async def metrics(http: Request) -> Response:
 def page_of(file: str) -> Callable[[], Awaitable[Response]]:
     """Return the handler of one file of the page."""
     content = (PAGE / file).read_bytes()
-    policy = {"content-security-policy": "default-src 'self'; frame-ancestors 'none'"}
 
     async def page() -> Response:
-        return Response(content, media_type=PAGE_KINDS[file], headers=policy)
+        return Response(content, media_type=PAGE_KINDS[file], headers=POLICY)
 
     return page
+
+
+async def show_reference(http: Request) -> Response:
+    """Return the page of all routes and their fields."""
+    text = reference.page_of(http.app.openapi())
+    return Response(text, media_type="text/html", headers=POLICY)
 
 
 def num_virtual(served: ServedModel) -> int:
@@ -305,7 +316,7 @@ def _card(state: AppState, served: ServedModel) -> dict[str, Any]:
     card: dict[str, Any] = {
         "id": served.name,
         "object": "model",
-        "created": 0,
+        "created": served.created,
         "owned_by": "foreword",
         "root": str(served.entry) if served.entry is not None else served.name,
         "parent": state.catalog.base.name if served.source is not None else None,

@@ -6,7 +6,6 @@ an error. Does not know what a request asks for.
 """
 
 import asyncio
-import errno
 import functools
 import logging
 import signal
@@ -24,12 +23,14 @@ from foreword.engine.engine import Engine
 from foreword.engine.limits import EngineLimits
 from foreword.engine.serving_engine import ServingEngine
 from foreword.errors import ForewordError, InputError
+from foreword.os_calls import at_hangup
 from foreword.prompt.store import Store
 from foreword.server.app import create_app, max_requests
 from foreword.server.catalog import Catalog
 from foreword.server.connections import Connection, ConnectionBounds, check_all
 from foreword.server.engine_thread import Worker
 from foreword.server.middleware import LOOPBACK, AccessMiddleware
+from foreword.server.sockets import listen, not_free
 from foreword.server.tracing import Tracing
 
 log = logging.getLogger("foreword.server")
@@ -113,7 +114,7 @@ class Server(uvicorn.Server):
         except OSError as error:
             if self.started:
                 raise
-            raise _not_free(self.options.host, self.options.port, error) from error
+            raise not_free(self.options.host, self.options.port, error) from error
         finally:
             for one in sockets:
                 one.close()
@@ -121,11 +122,9 @@ class Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen, and read the store again at each SIGHUP, where the system has that signal."""
         await super().startup(sockets)
-        if hasattr(signal, "SIGHUP") and threading.current_thread() is threading.main_thread():
+        if threading.current_thread() is threading.main_thread():
             loop = asyncio.get_running_loop()
-            loop.add_signal_handler(
-                signal.SIGHUP, lambda: loop.run_in_executor(self._reloading, self.reload)
-            )
+            at_hangup(loop, lambda: loop.run_in_executor(self._reloading, self.reload))
 
     def reload(self) -> None:
         """Read the store again, and log what changed; requests under way keep their versions."""
@@ -165,44 +164,6 @@ class Server(uvicorn.Server):
         """Where it listens, once it has started."""
         host, port = self.servers[0].sockets[0].getsockname()[:2]
         return f"http://{host}:{port}"
-
-
-def listen(host: str, port: int) -> list[socket.socket]:
-    """Return sockets that are bound to a host's addresses, one for each; port 0 takes a free one.
-
-    Raises:
-        InputError: the port is taken or not allowed, or there is no such host.
-    """
-    sockets: list[socket.socket] = []
-    try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        for family, kind, protocol, _, address in dict.fromkeys(found):
-            one = socket.socket(family, kind, protocol)
-            sockets.append(one)
-            one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if family == socket.AF_INET6:
-                one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            taken = port or (sockets[0].getsockname()[1] if len(sockets) > 1 else 0)
-            try:
-                one.bind((address[0], taken, *address[2:]))
-            except OSError as error:
-                # A host's name may stand for an address that this machine does not have now.
-                if error.errno != errno.EADDRNOTAVAIL or len(found) == 1:
-                    raise
-                sockets.remove(one)
-                one.close()
-        if not sockets:
-            raise OSError(errno.EADDRNOTAVAIL, "no such address on this machine")
-    except (OSError, ValueError) as error:  # a name that is none at all is a ValueError
-        for one in sockets:
-            one.close()
-        raise _not_free(host, port, error) from error
-    return sockets
-
-
-def _not_free(host: str, port: int, error: OSError | ValueError) -> InputError:
-    reason = getattr(error, "strerror", None) or str(error)
-    return InputError(f"cannot listen at {host}:{port} ({reason}): see --host and --port")
 
 
 def serve(server: Server, sockets: list[socket.socket] | None = None) -> int:

@@ -8,7 +8,7 @@ pickle, and nothing in it is executed.
 import contextlib
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from foreword.config import BEFORE, EncodingConfig
 from foreword.data.tokenizer_facts import NAMES, NUM_DIGITS
-from foreword.errors import ArtifactError, InputError
+from foreword.errors import InputError
 from foreword.model.fingerprint import as_known_to
 from foreword.prompt.history import History, ValidationPoint
 from foreword.prompt.soft_prompt import SoftPrompt
@@ -27,8 +27,11 @@ from foreword.prompt.tensor_file import read_tensors
 from foreword.training.folders import STATE_FILE as STATE_FILE
 from foreword.training.methods.method import Method, restored, task_prompts
 from foreword.training.objective import LIKELIHOOD
+from foreword.training.state_file import METADATA_NAME as METADATA_NAME
+from foreword.training.state_file import STATE_VERSION as STATE_VERSION
+from foreword.training.state_file import Progress as Progress
+from foreword.training.state_file import damage_named, facts_in
 
-STATE_VERSION = 2
 ENVIRONMENT = "environment"  # of a run's identity: what may change between its processes
 LATER = ("the base's dtype", *NAMES.values())  # unknown to states of release 0.1
 # What such runs began without.
@@ -38,38 +41,8 @@ NEWER = (
 )  # fmt: skip
 BASE = "the base model"  # of a run's identity: its fingerprint
 OBJECTIVE = "the objective"  # of a run's identity
-METADATA_NAME = "foreword_training_state"
 
 CPU = torch.device("cpu")
-
-
-@dataclass
-class Progress:
-    """The numbers of a run, as plain data.
-
-    Attributes:
-        step: finished optimizer steps.
-        micro_batch_size: rows per forward pass; smaller than asked for where memory ran out.
-        rate_scale: what the schedule's learning rate is multiplied by.
-        num_returns: how often the run went back to a good point.
-        good_step: the step of that point.
-        good_level: the loss there, in nats; None before the first step.
-        seconds: that the steps took, those of earlier processes included.
-        latest: seconds that the latest step took.
-        is_finished: no step is left, or the run was stopped early.
-        scale_exponent: of the loss scale, over a base in float16; see `loss_scale`.
-    """
-
-    step: int = 0
-    micro_batch_size: int = 1
-    rate_scale: float = 1.0
-    num_returns: int = 0
-    good_step: int = 0
-    good_level: float | None = None
-    seconds: float = 0.0
-    latest: float = 0.0
-    is_finished: bool = False
-    scale_exponent: int = 12
 
 
 @dataclass(frozen=True, eq=False)
@@ -226,14 +199,8 @@ def read_state(path: Path) -> StoredState:
     """
     with damage_named(path):
         found = read_tensors(path)
-        facts = json.loads(found.metadata[METADATA_NAME])
-        if facts["version"] == STATE_VERSION:
-            tensors = {name: row_major(value) for name, value in found.tensors.items()}
-            return StoredState(path, facts, tensors)
-    raise ArtifactError(
-        f"{path}: state version {facts['version']!r}, expected {STATE_VERSION}; go on with the "
-        "release of foreword that wrote it"
-    )
+        tensors = {name: row_major(value) for name, value in found.tensors.items()}
+    return StoredState(path, facts_in(found.metadata, path), tensors)
 
 
 def _as_known_to(theirs: str, ours: str) -> str:
@@ -241,18 +208,6 @@ def _as_known_to(theirs: str, ours: str) -> str:
     with contextlib.suppress(ValueError, TypeError):
         return json.dumps(as_known_to(json.loads(theirs), json.loads(ours)), sort_keys=True)
     return ours
-
-
-@contextlib.contextmanager
-def damage_named(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, ValueError, LookupError, TypeError, AttributeError,
-            RecursionError, RuntimeError) as error:  # fmt: skip
-        raise ArtifactError(
-            f"{path}: not a training state of foreword, or a damaged one ({error!r}); remove it "
-            "and begin anew"
-        ) from None
 
 
 def results_of(

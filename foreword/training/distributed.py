@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from foreword.errors import InputError, TrainingError
+from foreword.training import launch
 
 T = TypeVar("T")
 
@@ -102,11 +103,11 @@ ALONE = Ranks()
 
 def join() -> Ranks:
     """Join the other processes of a launcher's run; alone, be the only one."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1 and not _is_joined():
+    if launch.num_processes() == 1 and not _is_joined():
         return ALONE
     from accelerate import PartialState
 
-    asked = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
+    asked = os.environ.get("ACCELERATE_USE_CPU", "").lower() in launch.YES
     state = PartialState(cpu=asked or not torch.accelerator.is_available())
     return Ranks(state.process_index, state.num_processes, state.device)
 

@@ -13,23 +13,14 @@ from torch import Tensor
 from foreword.config import FORMS, RATES, Form, Initialization
 from foreword.config.extensions import register
 from foreword.prompt.soft_prompt import SoftPrompt
+from foreword.training.methods.method import Method
 
 OWN_METHODS = frozenset(FORMS)
 OWN_INITIALIZERS = frozenset(Initialization.__args__)  # type: ignore[attr-defined]
 
 
-class NewMethod(Protocol):
-    """What a class that is registered as a method has; see `methods.method.Method`.
-
-    Attributes:
-        tensors: leaves that take a gradient, in a fixed order.
-        constants: further tensors that the prompt is computed from, and that never change.
-        facts: what the prompt says of itself.
-    """
-
-    tensors: list[Tensor]
-    constants: list[Tensor]
-    facts: dict[str, Any]
+class NewMethod(Method, Protocol):
+    """What a class that is registered as a method has, beside what every method has."""
 
     @classmethod
     def begin(cls, start: SoftPrompt, dtype: torch.dtype, seed: int) -> Self:
@@ -44,13 +35,6 @@ class NewMethod(Protocol):
         facts: Mapping[str, Any],
     ) -> Self:
         """Return the method that a training state holds."""
-
-    @property
-    def layout(self) -> dict[str, Any]:
-        """Plain data from which `restored` builds the method, given its tensors."""
-
-    def prompt(self) -> SoftPrompt:
-        """Return the prompt as it is now, with gradient to the tensors."""
 
 
 Initializer = Callable[[Tensor, int, torch.Generator], Tensor]

@@ -7,7 +7,6 @@ reduced. The model's own layers are spread, too: afterwards it serves this run o
 """
 
 import copy
-import os
 from typing import Any
 
 import torch
@@ -18,11 +17,6 @@ from foreword.model.decoder import Decoder
 from foreword.model.encoder_decoder import EncoderDecoder
 from foreword.prompt.states import States
 from foreword.training.gradient_checkpointing import layers_of
-
-
-def is_asked_for() -> bool:
-    """Return whether the launcher was told to use FSDP (`accelerate launch --use_fsdp`)."""
-    return os.environ.get("ACCELERATE_USE_FSDP", "").lower() in ("1", "true", "yes")
 
 
 def sharded(backbone: Backbone, device: torch.device) -> Backbone:

@@ -21,11 +21,10 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from foreword.backbone import Backbone
-from foreword.config import ObjectiveConfig, TrainConfig
+from foreword.config import ObjectiveConfig, TrainConfig, check_for_pairs
 from foreword.data.batches import Batch
 from foreword.data.row import Row, every
 from foreword.data.target import in_order_of_labels
-from foreword.errors import InputError
 from foreword.training.distributed import Ranks
 from foreword.training.loss import LabelScores
 from foreword.training.objective import LIKELIHOOD, NAME, Objective, Prompts
@@ -63,19 +62,7 @@ class Preference:
         Raises:
             InputError: names the option.
         """
-        name = f"--objective {self.identity[NAME]}"
-        if not has_start and config.init == "text" and not config.init_text:
-            raise InputError(
-                f"{name} changes what a prompt already says, and keeps to it: say where it starts, "
-                "with --init-prompt DIR or --init-text 'an instruction'"
-            )
-        if config.method == "multitask":
-            raise InputError(f"{name} trains one prompt: leave --method multitask out")
-        if not has_start and config.method == "context-tuning" and not config.init_text:
-            raise InputError(
-                f"{name} reads two answers to the same, and context-tuning would show one of them "
-                "to the other: use --method prefix-tuning, or --init-text"
-            )
+        check_for_pairs(self.identity[NAME], config, has_start=has_start)
 
     def size(self, rows: Sequence[Row]) -> float:
         """Return how many pairs there are."""

@@ -19,8 +19,9 @@ from foreword.errors import InputError
 from foreword.prompt.soft_prompt import SoftPrompt
 from foreword.training.loop import TrainEvent
 from foreword.training.policy import OwnSamples, PolicyGradient
+from foreword.training.questions import Question
 from foreword.training.rewards import RewardFunction
-from foreword.training.rollouts import Question, Rollouts
+from foreword.training.rollouts import Rollouts
 from foreword.training.seeds import SeedRun, train_seeds
 
 AnyQuestion = Question | Mapping[str, Any]

@@ -17,30 +17,13 @@ from foreword import chat
 from foreword.backbone import Backbone
 from foreword.config import EncodingConfig, RewardConfig
 from foreword.data.encoding import decode
-from foreword.data.media_parts import Message
 from foreword.data.row import Row
 from foreword.prompt.prefix import Prefix
 from foreword.prompt.soft_prompt import SoftPrompt
 from foreword.training.distributed import Ranks
+from foreword.training.questions import Question
 from foreword.training.rewards import RewardFunction
 from foreword.training.sampling import drawing_from, seed_of, shared
-
-
-@dataclass(frozen=True)
-class Question:
-    """What is asked, and what the reward function is told of it.
-
-    Attributes:
-        asked: a text, or turns up to a question.
-        source: where it stands, as "prompts.jsonl:12"; no two have the same.
-        columns: the others of its row, by name.
-        told: what the reward function is told was asked, as the row has it; None: `asked`.
-    """
-
-    asked: str | tuple[Message, ...]
-    source: str
-    columns: Mapping[str, Any]
-    told: str | tuple[Message, ...] | None = None
 
 
 @dataclass(frozen=True, eq=False)

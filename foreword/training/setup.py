@@ -21,7 +21,7 @@ from foreword.errors import InputError
 from foreword.prompt.peft_format import FILES
 from foreword.prompt.soft_prompt import SoftPrompt
 from foreword.storage import locked, remove_leftovers, storage_errors
-from foreword.training import distributed, fsdp, lr_search, start
+from foreword.training import distributed, fsdp, launch, lr_search, start
 from foreword.training.checkpoint import OBJECTIVE, StoredState, read_state
 from foreword.training.compile_layers import with_compiled_layers
 from foreword.training.distributed import Ranks
@@ -104,7 +104,7 @@ def prepare(
     identity[OBJECTIVE] = objective.identity
     backbone = for_training(backbone, config, ranks)
     run = Run(backbone, rows, held_out, config, ranks, identity, file, source, objective)
-    if source is not None and fsdp.is_asked_for():
+    if source is not None and launch.is_fsdp_asked_for():
         raise InputError(
             "answers that are drawn in training are of different lengths in each process, and a "
             "sharded base needs all in step: run without sharding, or without --on-policy"
@@ -144,7 +144,7 @@ def for_training(backbone: Backbone, config: TrainConfig, ranks: Ranks) -> Backb
         backbone = with_compiled_layers(backbone)
     if config.gradient_checkpointing:
         backbone = with_gradient_checkpointing(backbone)
-    if fsdp.is_asked_for():
+    if launch.is_fsdp_asked_for():
         backbone = fsdp.sharded(backbone, ranks.device)
     return backbone if config.compile_layers else packed_decoder.packed(backbone)
 

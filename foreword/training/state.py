@@ -19,10 +19,11 @@ from torch import Tensor
 from foreword.prompt.history import History, ValidationPoint
 from foreword.prompt.soft_prompt import SoftPrompt
 from foreword.storage import replacing, storage_errors
-from foreword.training import checkpoint, guards
+from foreword.training import guards
 from foreword.training.checkpoint import Progress, StoredState, results_of, with_metrics
 from foreword.training.methods.method import Method, task_prompts
 from foreword.training.run import Run
+from foreword.training.state_file import METADATA_NAME, STATE_VERSION, damage_named
 
 Point = dict[str, Tensor]  # the leaves' values and the optimizer's moments at one step
 
@@ -151,7 +152,7 @@ class TrainState:
         tensors["history.losses"] = torch.tensor(self.history.losses, dtype=torch.float64)
         tensors["history.rates"] = torch.tensor(self.history.rates, dtype=torch.float64)
         facts = {
-            "version": checkpoint.STATE_VERSION,
+            "version": STATE_VERSION,
             "identity": identity,
             "method": self.method.layout,
             "prompt": self.prompt.layout,
@@ -164,7 +165,7 @@ class TrainState:
         with storage_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             with replacing(path) as file:
-                save_file(tensors, file, metadata={checkpoint.METADATA_NAME: json.dumps(facts)})
+                save_file(tensors, file, metadata={METADATA_NAME: json.dumps(facts)})
 
     def save_for(self, run: Run) -> None:
         """Write everything to the file of a run that has one, in its first process."""
@@ -198,7 +199,7 @@ class TrainState:
         Raises:
             ArtifactError: the file lacks something.
         """
-        with checkpoint.damage_named(stored.path):
+        with damage_named(stored.path):
             self._restore(stored.part("now"))
             self.good = stored.part("good")
             self.progress, self.history = stored.progress(), stored.history()

@@ -123,7 +123,7 @@ class Plugin:
         return {
             "id": served.name,
             "object": "model",
-            "created": 0,
+            "created": served.created,
             "owned_by": "foreword",
             "root": str(served.entry),
             "parent": frontend.catalog.base.name,

@@ -1,5 +1,6 @@
 """The command line, end to end on a tiny model: files in, prompt and one-line errors out."""
 
+import copy
 import importlib.util
 import json
 import os
@@ -7,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from tiny_tokenizer import tiny_tokenizer
 from typer.testing import CliRunner
 
 from foreword import Backbone, Row, SoftPrompt, TrainConfig, train
-from foreword.chat import answers, encode, encoding_of
+from foreword.chat import answers, encode, encoding_of, typed
 from foreword.cli import app, chat, main
 from foreword.cli.progress import run
 from foreword.config import SamplingConfig
@@ -254,6 +256,69 @@ def test_chat_switches_between_base_and_prompt(trained: str) -> None:
         text="hello\n/base\nhello\n/prompt\n/what\n/quit\n",
     )  # fmt: skip
     assert "prompt> " in said and "base> " in said and said.count(chat.HELP) == 2
+    assert said.count(" s]") == 4  # two texts, and two that are asked anew
+
+
+def test_chat_asks_the_last_question_anew_with_the_turns_before_it(
+    trained: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each is asked what the other was, and the later conversation goes by the latest answer."""
+    from foreword import chat as texts
+
+    asked: list[tuple[bool, Any]] = []
+
+    def stream(backbone: Any, prompt: Any, text: Any, *rest: Any, **more: Any) -> Iterator[str]:
+        asked.append((prompt is not None, copy.deepcopy(text)))
+        yield f"answer {len(asked)}"
+
+    monkeypatch.setattr(texts, "stream", stream)
+    monkeypatch.setattr(texts, "reads_turns", lambda *of: True)
+    prompt = SoftPrompt.load(trained)
+    session = chat.Session(None, prompt, SamplingConfig())  # type: ignore[arg-type]
+    session.take("/base")
+    session.take("/prompt")
+    assert not asked  # there is no question yet
+    for line in ("one", "two", "/base", "three", "/prompt"):
+        session.take(line)
+    turns = [
+        {"role": role, "content": content}
+        for content, role in (
+            ("one", "user"), ("answer 1", "assistant"), ("two", "user"), ("answer 3", "assistant"),
+            ("three", "user"),
+        )
+    ]  # fmt: skip
+    assert asked == [
+        (True, turns[:1]),
+        (True, turns[:3]),
+        (False, turns[:3]),
+        (False, turns),
+        (True, turns),
+    ]
+    assert session.turns[-1]["content"] == "answer 5" and len(session.turns) == 6
+
+
+def test_chat_asks_another_prompt_by_its_name(
+    trained: str, model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    backbone = Backbone.load(model)
+    other = SoftPrompt.load(trained)
+    other.tensors = [tensor * 2 for tensor in other.tensors]
+    other.save(tmp_path / "other")
+    session = chat.Session(backbone, None, SamplingConfig(max_new_tokens=4))
+    session.take("hello")
+    session.take("/prompt")
+    session.take(f"/prompt {tmp_path / 'none'}")
+    assert session.active is None and len(session.turns) == 2
+    said = capsys.readouterr().out
+    assert chat.NO_PROMPT in said and "none: no such directory" in said
+    for name in (trained, tmp_path / "other"):
+        session.take(f"/prompt {name}")
+        prompt = SoftPrompt.load(name)
+        [found] = answers(
+            backbone, prompt, [typed(backbone, prompt, "hello")], encoding_of(prompt),
+            max_new_tokens=4,
+        )  # fmt: skip
+        assert session.turns[-1]["content"] == found.text and len(session.turns) == 2
 
 
 def test_chat_forgets_on_clear(trained: str, model: str) -> None:

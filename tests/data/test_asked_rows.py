@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 
-from foreword.cli import distill, reward
 from foreword.config import DataConfig
 from foreword.data.columns import as_examples, as_query
+from foreword.distillation.queries import read_queries
 from foreword.errors import DataError
+from foreword.training.questions import read_questions
 
 USER, SYSTEM = {"role": "user", "content": "Good?"}, {"role": "system", "content": "Be brief."}
 ANSWER = {"role": "assistant", "content": "yes"}
@@ -65,7 +66,7 @@ def test_what_asks_nothing_is_refused_by_name(row: dict[str, Any], expected: str
         as_query(row, "rows.jsonl:1")
 
 
-@pytest.mark.parametrize("read", [distill.read_queries, reward._questions])
+@pytest.mark.parametrize("read", [read_queries, read_questions])
 def test_blank_questions_are_left_out_where_asked_and_all_others_are_named(
     read: Any, tmp_path: Path
 ) -> None:
@@ -82,5 +83,5 @@ def test_blank_questions_are_left_out_where_asked_and_all_others_are_named(
 def test_images_of_questions_lie_beside_their_file(tmp_path: Path) -> None:
     turn = {"role": "user", "content": [{"type": "image", "path": "cat.png"}]}
     (tmp_path / "rows.jsonl").write_text(json.dumps({"messages": [turn]}))
-    [found] = reward._questions(str(tmp_path / "rows.jsonl"), DataConfig())
+    [found] = read_questions(str(tmp_path / "rows.jsonl"), DataConfig())
     assert found.asked[0]["content"][0]["path"] == str(tmp_path / "cat.png")

@@ -17,8 +17,8 @@ from foreword.config import EvalConfig, ResamplingConfig
 from foreword.data.columns import as_examples
 from foreword.data.tool_calls import ToolCall
 from foreword.errors import DataError, InputError
-from foreword.evaluation.evaluation import Subject, check_vote, evaluate
-from foreword.evaluation.metrics import METRICS, Outcome, choose, same_calls
+from foreword.evaluation.evaluation import Subject, evaluate
+from foreword.evaluation.metrics import METRICS, Outcome, check_vote, choose, same_calls
 
 FAST = ResamplingConfig(num_resamples=20)
 TOOLS = [{"type": "function", "function": {"name": name}} for name in ("f", "g")]

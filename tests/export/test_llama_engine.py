@@ -23,6 +23,7 @@ from foreword.engine.request import PromptSource, Request
 from foreword.engine.sampling import Sampling
 from foreword.engine_llama import launch
 from foreword.engine_llama.engine import LlamaEngine
+from foreword.engine_llama.words import context_options
 from foreword.errors import BusyError, InputError, ModelError, UnsupportedError
 from foreword.llama_cpp.model import ContextOptions, LlamaContext
 from foreword.prompt.store import Store
@@ -292,13 +293,13 @@ def test_the_server_serves_names_over_it(backbone: Backbone, gguf: Path, tmp_pat
 
 
 def test_options_after_the_dashes() -> None:
-    found = launch.context_options(["--cache-type=f16", "--flash-attention", "--threads", "3"])
+    found = context_options(["--cache-type=f16", "--flash-attention", "--threads", "3"])
     assert (found.cache_type, found.has_flash_attention, found.num_threads) == ("f16", True, 3)
     with pytest.raises(UnsupportedError, match="q8_0"):
-        launch.context_options(["--cache-type", "q8_0"])
+        context_options(["--cache-type", "q8_0"])
     for words in (["--threads"], ["--threads", "0"], ["--other"], ["--threads", "²"]):
         with pytest.raises(InputError):
-            launch.context_options(words)
+            context_options(words)
 
 
 def test_more_rows_than_sequences_are_refused(gguf: Path) -> None:

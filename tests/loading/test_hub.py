@@ -349,9 +349,16 @@ def test_directory_resolves_to_itself(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
     Path("mine").mkdir()
+    for folder in (tmp_path, tmp_path / "mine"):
+        (folder / "config.json").write_text("{}", encoding="utf-8")
     assert hub.resolve("mine") == "mine"
     assert hub.resolve(str(tmp_path)) == str(tmp_path)
     assert hub.resolve("~/mine") == str(tmp_path / "mine")
+
+
+def test_directory_without_a_configuration_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"has no config\.json"):
+        hub.resolve(str(tmp_path))
 
 
 @pytest.mark.parametrize("name", ["", "./none", "../none", "/none/here", "~/none", "none.gguf"])

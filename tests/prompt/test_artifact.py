@@ -24,7 +24,7 @@ from torch import Tensor
 
 from foreword import SoftPrompt
 from foreword.errors import ArtifactError, InputError, StorageError
-from foreword.prompt import artifact
+from foreword.prompt import artifact, facts, stored_prompt
 from foreword.prompt.peft_format import CONFIG_FILE, TENSOR_FILE, TENSOR_NAME
 
 EMBEDDINGS = torch.arange(24.0).view(3, 8)
@@ -89,7 +89,7 @@ CONFIGS = {
     "not JSON": ("{", "not readable as JSON"),
     "not text": ("\x00", "not readable as JSON"),
     "not an object": ("[]", "expected a JSON object, got list"),
-    "huge": (" " * (artifact.MAX_CONFIG_BYTES + 1), "larger than"),
+    "huge": (" " * (facts.MAX_CONFIG_BYTES + 1), "larger than"),
     "deeply nested": ("[" * 100_000, "not readable as JSON"),
     "a number of 5000 digits": ('{"x": ' + "1" * 5000 + "}", "not readable as JSON"),
     "no type": ({}, "peft_type is None"),
@@ -141,8 +141,8 @@ TENSORS = {
         {TENSOR_NAME: EMBEDDINGS, "base_model.lm_head.weight": EMBEDDINGS.clone()},
         "holds 'base_model.lm_head.weight' beside the prompt",
     ),
-    "integers": ({TENSOR_NAME: EMBEDDINGS.long()}, "got torch.int64"),
-    "8-bit floats": ({TENSOR_NAME: EMBEDDINGS.to(torch.float8_e4m3fn)}, "got torch.float8_e4m3fn"),
+    "integers": ({TENSOR_NAME: EMBEDDINGS.long()}, "got I64"),
+    "8-bit floats": ({TENSOR_NAME: EMBEDDINGS.to(torch.float8_e4m3fn)}, "got F8_E4M3"),
     "1-D": ({TENSOR_NAME: EMBEDDINGS[0]}, "has shape [8]"),
     "3-D": ({TENSOR_NAME: EMBEDDINGS[None]}, "has shape [1, 3, 8]"),
     "no rows": ({TENSOR_NAME: EMBEDDINGS[:0]}, "has shape [0, 8]"),
@@ -219,7 +219,7 @@ def test_what_a_header_names_is_looked_up_once(tmp_path: Path) -> None:
     own = [Counted(f"foreword.{index}") for index in range(300)]
     foreign(tmp_path, tensors={f"t{index}": torch.ones(1) for index in range(300)})
     with pytest.raises(ArtifactError, match=r"no tensor 'foreword\.0'; found 't0', 't1'"):
-        artifact._read_tensors(tmp_path, list(own))
+        stored_prompt._read_arrays(tmp_path, list(own))
     assert Counted.num_compared < 3_000
 
 

@@ -16,7 +16,7 @@ from transformers import DynamicCache
 
 from foreword import Backbone, SoftPrompt
 from foreword.compat.transformers_api import GENERATE_CACHE
-from foreword.prompt import artifact
+from foreword.prompt import stored_prompt
 
 pytestmark = [
     # PEFT asks transformers by old names whether it checkpoints and what it has cached, and warns
@@ -89,8 +89,14 @@ def test_a_loaded_prompt_is_saved_again_the_same(tmp_path: Path) -> None:
     first = SoftPrompt.from_embeddings(torch.randn(3, 8), facts=FACTS)
     first.save(tmp_path / "first")
     SoftPrompt.load(tmp_path / "first").save(tmp_path / "second")
-    assert artifact.read(tmp_path / "second").config == artifact.read(tmp_path / "first").config
-    assert artifact.read(tmp_path / "second").facts == artifact.read(tmp_path / "first").facts
+    assert (
+        stored_prompt.read(tmp_path / "second").config
+        == stored_prompt.read(tmp_path / "first").config
+    )
+    assert (
+        stored_prompt.read(tmp_path / "second").facts
+        == stored_prompt.read(tmp_path / "first").facts
+    )
     assert SoftPrompt.load(tmp_path / "second").content_hash == first.content_hash
 
 

@@ -46,7 +46,7 @@ def backbone() -> Backbone:
 
 def until(condition: Callable[[], bool]) -> None:
     """Wait for another thread."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300  # a process that starts imports torch
     while not condition():
         assert time.monotonic() < deadline, "it did not happen"
         time.sleep(0.002)
@@ -842,12 +842,16 @@ def test_a_dead_engine_ends_the_process_with_an_error() -> None:
     assert process.wait(120) == 1 and process.stdout and not process.stdout.close()
 
 
-def test_the_command_serves_a_store(tmp_path: Path, backbone: Backbone) -> None:
+def test_the_command_serves_a_store_and_all_that_it_says_is_json(
+    tmp_path: Path, backbone: Backbone
+) -> None:
     backbone.model.float().save_pretrained(tmp_path / "model")
     serving.TOKENIZER.save_pretrained(tmp_path / "model")
     backbone.model.double()
     SoftPrompt.from_embeddings(torch.zeros(3, 32)).save(tmp_path / "p")
     Store(tmp_path / "store").add("mine", tmp_path / "p")
+    SoftPrompt.from_embeddings(torch.zeros(3, 8)).save(tmp_path / "p")
+    Store(tmp_path / "store").add("wide", tmp_path / "p")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -855,7 +859,7 @@ def test_the_command_serves_a_store(tmp_path: Path, backbone: Backbone) -> None:
     options = [str(tmp_path / "model"), "--prompts", str(tmp_path / "store"), "--port", str(port)]
     environment = os.environ | {"FOREWORD_API_KEY": "secret", "FOREWORD_ADMIN_KEY": "root"}
     process = subprocess.Popen(
-        [*command, *options, "--served-name", "base"],
+        [*command, *options, "--served-name", "base", "--log-format", "json"],
         env=environment, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert process.stderr is not None
@@ -881,4 +885,21 @@ def test_the_command_serves_a_store(tmp_path: Path, backbone: Backbone) -> None:
     assert process.wait(120) == 0
     reader.join(10)
     process.stderr.close()
-    assert any("serving base, mine" in line for line in lines)
+    said = [json.loads(line) for line in lines]
+    assert all(
+        one["logger"] in ("foreword.server", "foreword.access", "uvicorn.error") for one in said
+    )
+    texts = [one.get("message", "") for one in said]
+    assert any("serving base, mine at http" in text for text in texts)
+    assert any("not served: wide" in text for text in texts)
+
+
+def test_what_ends_a_server_before_it_serves_is_json_too() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        result = CliRunner().invoke(app, ["serve", "tiny", "--port", port, "--log-format", "json"])
+    assert result.exit_code == 2
+    [line] = [json.loads(line) for line in result.stderr.splitlines()]
+    assert line["level"] == "ERROR" and f"cannot listen at 127.0.0.1:{port}" in line["message"]

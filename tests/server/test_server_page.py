@@ -11,7 +11,7 @@ from typing import Any
 
 import httpx
 import pytest
-from serving import config, expected, fill, running, tiny_backbone
+from serving import config, expected, fill, running, tiny_backbone, tiny_prompt
 
 from foreword.prompt.store import Store
 from foreword.server.routes import PAGE, PAGE_KINDS
@@ -153,6 +153,46 @@ def test_a_wrong_key_is_told_and_the_right_one_opens(browser: Browser) -> None:
         assert browser.text("#bare h2") == "tiny"
 
 
+def test_pages_fit_a_narrow_window(browser: Browser, tmp_path: Path) -> None:
+    backbone, store = tiny_backbone(), Store(tmp_path / "store")
+    fill(store, backbone, tmp_path)
+    tiny_prompt(backbone, 5).save(tmp_path / "long")
+    store.add("n" * 64, tmp_path / "long")
+    width = {"width": 320, "height": 600, "deviceScaleFactor": 1, "mobile": True}
+    command = {"cmd": "Emulation.setDeviceMetricsOverride", "params": width}
+    browser.send("POST", f"{browser.path}/goog/cdp/execute", command)
+    try:
+        with running(Server(backbone, store, config())) as address:
+            for page, rows in (("/", 3), ("/docs", 20)):
+                browser.open(address + page)
+                browser.until(f"document.querySelectorAll('tbody tr').length >= {rows}")
+                sizes = "return [document.documentElement.scrollWidth, window.innerWidth]"
+                assert browser.run(sizes) == [320, 320], page
+    finally:
+        browser.send(
+            "POST", f"{browser.path}/goog/cdp/execute",
+            {"cmd": "Emulation.clearDeviceMetricsOverride", "params": {}},
+        )  # fmt: skip
+
+
+def test_the_reference_names_every_route_and_field_and_needs_no_key() -> None:
+    server = Server(tiny_backbone(), None, config(), api_key="secret")
+    with running(server) as address, httpx.Client(base_url=address) as client:
+        page = client.get("/docs")
+        assert page.status_code == 200 and page.headers["content-type"].startswith("text/html")
+        described = client.get("/openapi.json", headers={"authorization": "Bearer secret"}).json()
+        for path, methods in described["paths"].items():
+            for method in methods:
+                assert f"<h2>{method.upper()} {path}</h2>" in page.text
+        for field in ("messages", "temperature", "logprobs", "choices"):
+            assert f'<td data-name="field">{field}</td>' in page.text
+        assert "script" not in page.text and "http:" not in page.text
+        icon = client.get("/favicon.ico")
+        assert icon.status_code == 200 and icon.headers["content-type"] == "image/svg+xml"
+        assert all("/favicon.ico" in client.get(path).text for path in ("/", "/docs"))
+
+
 def test_the_page_names_no_outside_address() -> None:
     for file in PAGE_KINDS:
-        assert not re.search(r"https?:|//[a-z]+\.", (PAGE / file).read_text()), file
+        text = (PAGE / file).read_text().replace("http://www.w3.org/2000/svg", "")  # a name
+        assert not re.search(r"https?:|//[a-z]+\.", text), file

@@ -25,9 +25,10 @@ from foreword.training.checkpoint import STATE_FILE, read_state
 from foreword.training.distributed import ALONE
 from foreword.training.packing.packed_decoder import packed
 from foreword.training.policy import OwnSamples, PolicyGradient, advantages
+from foreword.training.questions import Question
 from foreword.training.rewarded import reward
 from foreword.training.rewards import RewardFunction, load_reward
-from foreword.training.rollouts import Question, Rollouts
+from foreword.training.rollouts import Rollouts
 from foreword.training.step import accumulate, detached
 
 QUESTIONS = [

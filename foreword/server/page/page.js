@@ -65,6 +65,8 @@ function row(card) {
   const line = document.createElement("tr");
   for (const cell of cells) line.appendChild(document.createElement("td")).textContent = cell;
   line.appendChild(document.createElement("td")).append(prompt.history ? curve(prompt.history) : "no history");
+  const names = document.querySelectorAll("th");
+  line.childNodes.forEach((cell, index) => { cell.dataset.name = names[index].textContent; });
   return line;
 }
 
