@@ -286,21 +286,22 @@ def render() -> str:
 HEAD = """\
 # Families
 
-Every class that transformers {release} registers for causal language models, image-text models,
-encoder-decoder models and speech-to-text models, tried behind a prompt. A tiny model of each class
-is built from its own default configuration in float64 (windows of eight tokens, a layer of each
-kind, random weights) and compared with the class's own forward pass over one unpadded row, without
-a cache: one row, padded and mixed rows, generation, a static cache, chunked prefill, two turns,
-keys and values, gradients. Image-text and speech models read text alone here.
+This page lists every class that transformers {release} registers for causal language models,
+image-text models, encoder-decoder models and speech-to-text models, and says whether it works
+behind a prompt. A tiny model of each class is built from the class's default configuration in
+float64 (windows of eight tokens, a layer of each kind, random weights). It is compared with its
+own forward pass over one unpadded row, without a cache, in these cases: one row, padded and
+mixed rows, generation, a static cache, chunked prefill, two turns, keys and values, gradients.
+Image-text and speech models read only text here.
 
-`holds` means equal in all of them, by at most the difference that is shown, as a share of the
-logits' spread. "by slot": padded and mixed rows run one length at a time, since the class places
-tokens by their slots in the cache. "its window unused": its code never reads the window that its
+`holds` means that all of these are equal, up to the difference that is shown, as a share of the
+logits' spread. "by slot": the class places tokens by their slots in the cache, so padded and mixed
+rows run one length at a time. "its window unused": its code never reads the window that its
 configuration names. "without a static cache": that cache is refused. A class that does not hold is
 refused by name when a model of it is loaded, before anything is generated.
 
-Written by `python docs/make_families.py` (torch {torch}, CPU). The same code proves a class that
-the tests do not cover when a model of it is loaded, with that model's own options.
+The page is written by `python docs/make_families.py` (torch {torch}, CPU). The same code proves a
+class that the tests do not cover when a model of it is loaded, with that model's own options.
 
 """
 

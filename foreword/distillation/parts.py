@@ -101,14 +101,19 @@ def nearest(
     if len(teachers) == 1:
         return [0] * len(queries)
     found = [query.part or 0 for query in queries]
-    open_ones = [index for index, query in enumerate(queries) if query.part is None]
+    configs = [chat.encoding_of(teacher) for teacher in teachers]
+    ids = [[chat.encode(backbone, query.asked, one)[0] for query in queries] for one in configs]
+    # Nothing tells how likely a first token is: a query of one token is about the first part.
+    open_ones = [
+        number
+        for number, query in enumerate(queries)
+        if query.part is None and all(len(own[number]) > 1 for own in ids)
+    ]
     if not open_ones:
         return found
     losses = []
-    for teacher in teachers:
-        config = chat.encoding_of(teacher)
-        ids = [chat.encode(backbone, queries[index].asked, config)[0] for index in open_ones]
-        rows = [Row.from_ids(one[:1], one[1:]) for one in ids]
+    for teacher, own in zip(teachers, ids, strict=True):
+        rows = [Row.from_ids(own[number][:1], own[number][1:]) for number in open_ones]
         losses.append(score_rows(backbone, teacher, rows).losses)
     for index, part in zip(open_ones, torch.stack(losses).argmin(0).tolist(), strict=True):
         found[index] = part

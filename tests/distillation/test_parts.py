@@ -83,6 +83,17 @@ def test_a_query_without_a_part_goes_where_the_model_expects_it_most() -> None:
         assert losses[part] == min(losses)
 
 
+def test_a_query_of_one_token_is_about_the_first_part() -> None:
+    tokenizer = tiny_tokenizer(chat_template=None)
+    model = Backbone(tiny_models.build("llama", vocab_size=len(tokenizer)), tokenizer)
+    parts = ("The lamp is red.", "Bears eat honey.")
+    texts = [text_prompt(model, text) for text in parts]
+    teachers = [one.replaced(one.tensors, {"encoding": {"is_text": True}}) for one in texts]
+    assert nearest(model, teachers, as_queries(["a", "b"])) == [0, 0]
+    alone = nearest(model, teachers, as_queries(["honey?"]))
+    assert nearest(model, teachers, as_queries(["a", "honey?"])) == [0, *alone]
+
+
 def test_what_fits_in_no_part_is_refused() -> None:
     with pytest.raises(InputError, match="leave no room for the text: give shorter queries or"):
         prepare(small(64), LONG, QUERIES, 8, replace(CONFIG, answer_tokens=60))

@@ -23,14 +23,15 @@ FORMS = {"embeddings": "Embedding prompts", "key_values": "Key/value prompts"}
 HEAD = """# The contract with images and sounds, measured
 
 Every case runs on a tiny random model of each family, with its own towers, and is compared with the
-oracle: one unpadded row at a time, read by the model's own code behind ids of text, whose
-embeddings the prompt takes the place of; no cache, everything computed again. Greedy tokens must be
-the oracle's; logits must agree to 1e-9 in float64 ({inexact}).
+oracle: the model's own code reads one unpadded row at a time behind a few ids of text, and the
+prompt replaces the embeddings of these ids; no cache, everything computed again. Greedy tokens must
+be the oracle's. Logits must agree to 1e-9 in float64 ({inexact}).
 
 Made by `python tests/support/media_table.py` with {versions}.
 **holds**: the result is the oracle's.
-**refused**: an `UnsupportedError` says what to use instead. Stock PEFT is not in these tables: it
-gives the model embeddings, which leaves images without their positions and sounds unread.
+**refused**: an `UnsupportedError` says what to use instead. Stock PEFT is not in these tables,
+because it gives the model embeddings: images then have no positions of their own, and sounds are
+not read.
 
 {count}
 """
