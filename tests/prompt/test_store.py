@@ -378,7 +378,7 @@ def test_an_add_looks_at_no_other_prompt(
         opened: list[Path] = []
         real = os.open
         with monkeypatch.context() as patch:
-            patch.setattr(os, "open", lambda path, *rest: opened.append(path) or real(path, *rest))
+            patch.setattr(os, "open", lambda p, *a, **k: opened.append(p) or real(p, *a, **k))
             store.add(name, tmp_path / "a")
         return len(opened)
 
