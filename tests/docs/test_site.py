@@ -29,6 +29,10 @@ def test_the_navigation_is_the_index_of_the_pages() -> None:
     assert pages <= set(listed) and len(set(listed)) == len(listed)
 
 
+def test_no_page_outside_of_the_folder_is_shown_as_code() -> None:
+    assert not [source for source in site_hooks.linked_code() if source.endswith(".md")]
+
+
 def test_links_lead_from_page_to_page() -> None:
     def led(link: str, source: str) -> str:
         return site_hooks.linked(f"[x]({link})", source).removeprefix("[x](").removesuffix(")")
