@@ -28,6 +28,7 @@ from foreword.distillation.rows import check_taught, set_aside, taught_row
 from foreword.distillation.self_study import described, study
 from foreword.distillation.starts import begin
 from foreword.distillation.student import student_encoding
+from foreword.distillation.teacher import Taught
 from foreword.distillation.unrelated import told_rows, written_rows
 from foreword.evaluation.evaluation import room
 from foreword.prompt.soft_prompt import SoftPrompt
@@ -156,57 +157,90 @@ def prepare(
         backbone, teachers, asked, places, config, folder, on_answer, is_anew=is_anew
     )
     check_taught(taught)
-    whole = teachers[0]
+    pairs = list(zip(asked, taught, strict=True))
+    whole, num_virtual = teachers[0], context.num_virtual
     student = student_encoding(backbone, whole, [query.asked for query in asked])
-    rows = [
-        taught_row(backbone, query.asked, one, student, query.source)
-        for query, one in zip(asked, taught, strict=True)
-    ]
-    own = label_rows(backbone, asked, student, context.num_virtual, config.labels)
+    rows = _rows(backbone, pairs, student)
+    aside = set_aside(rows, [query.group for query in asked], config.held_out, seed)
+    held_out = [rows[index] for index in sorted(aside)]
+    own = label_rows(backbone, asked, student, num_virtual, config.labels)
     if own:
         said.append(
             f"{len(own)} of {len(asked)} rows have an answer, which weighs {config.labels:g}"
         )
-    aside = set_aside(rows, [query.group for query in asked], config.held_out, seed)
-    held_out = [rows[index] for index in sorted(aside)]
-    learned: list[Row] = []
-    for index, row in enumerate(rows):
-        if index not in aside:
-            learned += mixed(row, own.get(index))
+    learned = [
+        one
+        for index, row in enumerate(rows)
+        if index not in aside
+        for one in mixed(row, own.get(index))
+    ]
     beside: dict[str, distractors.Beside] = {}
     if config.distractors is not None:
-        longest = context.num_virtual + max(len(row.input_ids) for row in rows)
-        beside = distractors.read_distractors(backbone, config.distractors, longest)
-        learned = distractors.placed(learned, list(beside), config.distractor_share, seed)
-        num_beside = sum(bool(row.task) for row in learned)
-        said.append(
-            f"{num_beside} of {len(learned)} rows stand beside one of {len(beside) // 2} other "
-            "prompts"
-        )
+        longest = num_virtual + max(len(row.input_ids) for row in rows)
+        learned, beside = _beside(backbone, learned, longest, config, seed, said)
     count = round(config.unrelated_share * (len(rows) - len(aside)))
-    left = room(backbone, context.num_virtual)
-    trained = written_rows(backbone, count, config, seed, left)
-    kept = told_rows(backbone, config, left)
-    is_text = all(row.is_text for row in rows)  # the prompt is asked as its rows are
-    trained = [replace(row, is_text=is_text) for row in trained]
-    mass = sum(one.target.mass for one in taught) / len(taught)
-    num_kept = sum(one.target.num_kept for one in taught) / len(taught)
+    trained, kept = _unrelated(backbone, count, rows, num_virtual, config, seed)
     if form == "embeddings":
         start, sentence = embedding_starts.begin(
-            backbone, whole, context.num_virtual, config.start, learned, seed
+            backbone, whole, num_virtual, config.start, learned, seed
         )
     else:
-        behind = [
-            taught_row(backbone, query.asked, one, chat.encoding_of(whole), query.source)
-            for index, (query, one) in enumerate(zip(asked, taught, strict=True))
-            if config.start in (None, "attention") and index not in aside and not places[index]
+        is_matched = config.start in (None, "attention")
+        own_queries = [
+            pair
+            for index, pair in enumerate(pairs)
+            if is_matched and index not in aside and not places[index]
         ]
-        start, sentence = begin(backbone, whole, context.num_virtual, config.start, behind, seed)
+        behind = _rows(backbone, own_queries, chat.encoding_of(whole))
+        start, sentence = begin(backbone, whole, num_virtual, config.start, behind, seed)
     said.append(sentence)
+    mass = sum(one.target.mass for one in taught) / len(taught)
+    num_kept = sum(one.target.num_kept for one in taught) / len(taught)
     return Lesson(
         whole, start, [*learned, *trained], held_out, kept, student, mass, num_kept,
         context.seconds, tuple(one.asked for one in asked), config, teachers, places, said, beside,
     )  # fmt: skip
+
+
+def _rows(
+    backbone: Backbone, pairs: Sequence[tuple[Query, Taught]], encoding: EncodingConfig
+) -> list[Row]:
+    """Return queries with what they were taught, as rows of an encoding."""
+    return [taught_row(backbone, query.asked, one, encoding, query.source) for query, one in pairs]
+
+
+def _beside(
+    backbone: Backbone,
+    learned: list[Row],
+    longest: int,
+    config: DistillConfig,
+    seed: int,
+    said: list[str],
+) -> tuple[list[Row], dict[str, distractors.Beside]]:
+    """Place a share of the rows beside other prompts; return the rows, and these prompts."""
+    assert config.distractors is not None
+    beside = distractors.read_distractors(backbone, config.distractors, longest)
+    learned = distractors.placed(learned, list(beside), config.distractor_share, seed)
+    num_beside = sum(bool(row.task) for row in learned)
+    said.append(
+        f"{num_beside} of {len(learned)} rows stand beside one of {len(beside) // 2} other prompts"
+    )
+    return learned, beside
+
+
+def _unrelated(
+    backbone: Backbone,
+    count: int,
+    rows: Sequence[Row],
+    num_virtual: int,
+    config: DistillConfig,
+    seed: int,
+) -> tuple[list[Row], list[Row]]:
+    """Return rows of unrelated text to train on, asked as the others, and those that tell."""
+    left = room(backbone, num_virtual)
+    is_text = all(row.is_text for row in rows)
+    written = written_rows(backbone, count, config, seed, left)
+    return [replace(row, is_text=is_text) for row in written], told_rows(backbone, config, left)
 
 
 def distill(
