@@ -85,8 +85,8 @@ def answer(
     config = SamplingConfig(**sampling)
     if batch_size < 1:
         raise InputError(f"batch_size must be at least 1, got {batch_size}")
-    is_one = isinstance(texts, str) or (bool(texts) and isinstance(texts[0], Mapping))
-    given: Sequence[Any] = [texts] if is_one else texts
+    is_one = _is_text(texts)
+    given: Sequence[Any] = [texts] if is_one else _several(texts)
     prefix = _prefix(backbone, prompt)
     asked = [chat.typed(backbone, prompt, one) if isinstance(one, str) else one for one in given]
     found = chat.answers(backbone, prefix, asked, batch_size=batch_size, **config.options())
@@ -106,9 +106,33 @@ def stream(
     Takes what `answer` takes, and raises what it raises, before the first piece.
     """
     config = SamplingConfig(**sampling)
+    [text] = _several([text])
     prefix = _prefix(backbone, prompt)
     asked = chat.typed(backbone, prompt, text) if isinstance(text, str) else text
     return chat.stream(backbone, prefix, asked, **config.options())
+
+
+def _is_text(value: Any) -> bool:
+    """Return whether a value is one text, or one conversation."""
+    if isinstance(value, str):
+        return True
+    return isinstance(value, Sequence) and bool(value) and isinstance(value[0], Mapping)
+
+
+def _several(texts: Any) -> Sequence[Any]:
+    """Return texts and conversations.
+
+    Raises:
+        InputError: something else, or something else among them.
+    """
+    is_list = isinstance(texts, Sequence)
+    wrong = [one for one in texts if not _is_text(one)] if is_list else [texts]
+    if wrong:
+        raise InputError(
+            "expected a text, a conversation (a list of messages with role and content), or a list "
+            f"of either, got {type(wrong[0]).__name__}"
+        )
+    return texts  # type: ignore[no-any-return]
 
 
 def _prefix(backbone: Backbone, prompt: SoftPrompt | Prefix | None) -> Prefix | None:

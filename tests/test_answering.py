@@ -122,6 +122,15 @@ def test_a_pipeline_of_transformers_is_told_what_to_call(backbone: Backbone) -> 
     assert bare("a", max_new_tokens=2)
 
 
+@pytest.mark.parametrize("texts", [3, None, ["a", 3], {"role": "user"}, [["a"]], b"a"])
+def test_what_is_no_text_is_refused(backbone: Backbone, texts: Any) -> None:
+    with pytest.raises(InputError, match="expected a text, a conversation"):
+        answer(backbone, None, texts)
+    if not isinstance(texts, list):
+        with pytest.raises(InputError, match="expected a text, a conversation"):
+            stream(backbone, None, texts)
+
+
 def test_the_page_runs(folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     page = (Path(__file__).parents[1] / "docs" / "python.md").read_text()
     parts = [part.partition("\n") for part in page.split("```")[1::2]]

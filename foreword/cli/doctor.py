@@ -4,12 +4,16 @@ In: a model and a prompt, or neither. Out: findings as lines or JSON, and their 
 nothing itself.
 """
 
-from typing import Annotated
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from foreword.cli import early, options
 from foreword.cli.console import one_line
+
+if TYPE_CHECKING:
+    from foreword.doctor import Finding
 
 
 def command(
@@ -25,21 +29,39 @@ def command(
     early.check(prompts=[prompt], model=model)
     from foreword import doctor
 
-    findings = doctor.environment()
-    if model or prompt:
-        backbone, soft_prompt = options.load(model, prompt)
-        with options.errors.status("testing the model"):
-            findings += doctor.capabilities_findings(backbone)
-            findings += doctor.self_test(backbone, soft_prompt)
-            if prompt:
-                findings += doctor.peft_findings(backbone, prompt)
+    findings: list[Finding] = []
+    for part in _parts(model, prompt):
+        findings += part
+        if not as_json:
+            _say(part)
     if as_json:
         options.output.print(doctor.as_json(findings))
     else:
-        for finding in findings:
-            said = one_line(f"{finding.name}: {finding.detail}")
-            options.output.print(f"{finding.status:<8} {said}")
-            if finding.cure:
-                options.output.print(f"{'':<8} → {one_line(finding.cure)}")
         options.output.print(f"\n{doctor.SEED_FAILURE}")
     raise typer.Exit(doctor.exit_status(findings))
+
+
+def _parts(model: str | None, prompt: str | None) -> "Iterator[list[Finding]]":
+    """Yield the findings, those of each part as soon as they are there."""
+    from foreword import doctor
+
+    yield doctor.environment()
+    if not (model or prompt):
+        return
+    backbone, soft_prompt = options.load(model, prompt)
+    yield doctor.capabilities_findings(backbone)
+    with options.errors.status("testing the model"):
+        found = doctor.self_test(backbone, soft_prompt)
+    yield found
+    if prompt:
+        with options.errors.status("testing stock PEFT"):
+            found = doctor.peft_findings(backbone, prompt)
+        yield found
+
+
+def _say(findings: "list[Finding]") -> None:
+    for finding in findings:
+        said = one_line(f"{finding.name}: {finding.detail}")
+        options.output.print(f"{finding.status:<8} {said}")
+        if finding.cure:
+            options.output.print(f"{'':<8} → {one_line(finding.cure)}")

@@ -271,12 +271,26 @@ def load(
     if stored is None:
         return backbone, None
     if "fingerprint" not in base:
+        errors.print(_unchecked(base.get("name"), name), markup=False)
+    if "encoding" not in stored.facts:
         errors.print(
-            "note: the prompt does not record its base; that it is this model is unchecked"
+            "note: the prompt does not say how its rows were written; a text is asked as the bare "
+            "model is"
         )
     prompt = SoftPrompt.from_stored(stored)
     chat.check_template(backbone, prompt)
     return backbone, prompt
+
+
+def _unchecked(recorded: str | None, name: str) -> str:
+    """Say that no more than the name of a prompt's base, if that, tells whether it is this one."""
+    if recorded is None:
+        return "note: the prompt does not record its base; that it is this model is unchecked"
+    other = "" if recorded == name else f", and is used with {name!r}"
+    return (
+        f"note: the prompt names its base, {recorded!r}{other}; it records no fingerprint, so that "
+        "it is this model is unchecked"
+    )
 
 
 def quiet() -> None:

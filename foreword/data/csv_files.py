@@ -51,7 +51,11 @@ def _problem(cells: list[str], count: int, source: str) -> DataError | None:
     if len(cells) != count:
         return DataError(
             f"{source}: expected {count} cells as in the header, found {len(cells)}: "
-            "put quotes around a cell that holds a separator"
+            + (
+                "put quotes around a cell that holds a separator"
+                if len(cells) > count
+                else "fill in the missing ones, or close the quotes of the row before"
+            )
         )
     return _spaced_quotes(cells, source)
 

@@ -193,7 +193,26 @@ def _pair_rooms(backbone: Backbone, config: TrainConfig) -> tuple[int, int]:
     )
 
 
-MOST_NAMED = 5  # validation rows
+MOST_NAMED = 5  # rows
+
+
+def contradicted(rows: Sequence[Row]) -> str | None:
+    """Say which rows ask what an earlier row asks and answer it in another way."""
+    first: dict[tuple[int, ...], Row] = {}
+    found = []
+    for row in rows:
+        if row.media is None and row.target is None:
+            known = first.setdefault(row.input_ids[: -row.num_labels], row)
+            if known.input_ids != row.input_ids:
+                found.append(row.source)
+    if not found:
+        return None
+    more = f" and {len(found) - MOST_NAMED} more" if len(found) > MOST_NAMED else ""
+    return (
+        f"{len(found)} of {len(rows)} training rows have the prompt of an earlier row and another "
+        f"answer: it can learn no more than how often each is given "
+        f"({', '.join(found[:MOST_NAMED])}{more})"
+    )
 
 
 def overlap(rows: Sequence[Row], held_out: Sequence[Row]) -> str | None:

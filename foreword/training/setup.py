@@ -31,7 +31,7 @@ from foreword.training.gradient_checkpointing import with_gradient_checkpointing
 from foreword.training.objective import LIKELIHOOD, Objective
 from foreword.training.packing import packed_decoder
 from foreword.training.reference import log_probabilities, with_reference
-from foreword.training.rows import AnyExample, check_tasks, encode_rows, overlap
+from foreword.training.rows import AnyExample, check_tasks, contradicted, encode_rows, overlap
 from foreword.training.run import RowSource, Run
 from foreword.training.state import TrainState
 
@@ -117,7 +117,9 @@ def prepare(
         method = start.bound(stored.method(backbone.device), initial, rows, run.config)
         notices = [notice] if (notice := stored.changed_environment(identity)) else []
     else:
-        notices += [*said, *([found] if (found := overlap(rows, held_out)) else [])]
+        is_labelled = objective.has_answers and not is_paired
+        doubts = contradicted(rows) if is_labelled else None, overlap(rows, held_out)
+        notices += [*said, *(one for one in doubts if one)]
         method = start.begin(backbone, initial, rows, run.config)
         notices += start.unused_text(backbone, run.config) if initial is None else []
         method.facts = describe(backbone, run.config, encoding_config, rows)

@@ -16,6 +16,7 @@ import pytest
 import tiny_models
 import torch
 from command_line import FAST, QUICK
+from safetensors.torch import load_file, save_file
 from tiny_tokenizer import tiny_tokenizer
 from typer.testing import CliRunner
 
@@ -621,3 +622,32 @@ def test_a_text_is_distilled_from_several_seeds_at_a_rate_that_is_found(
     facts = SoftPrompt.load(output).facts
     assert facts["training"]["probe"] and facts["metrics"]["seeds"]["best"] in (0, 1)
     assert facts["distilled"]["on_policy"] == 0.5 and 0 <= facts["distilled"]["agreement"] <= 1
+
+
+def test_what_a_prompt_of_peft_does_not_tell_is_said(model: str, tmp_path: Path) -> None:
+    folder = tmp_path / "adapter"
+    SoftPrompt.from_embeddings(torch.ones(2, 32)).save(folder)
+    file = folder / "adapter_model.safetensors"
+    save_file(load_file(file), file)  # as PEFT writes it: without facts
+    config = json.loads((folder / "adapter_config.json").read_text())
+    for name, expected in (
+        (None, "does not record its base"),
+        (model, ""),
+        ("other/one", "and is"),
+    ):
+        config["base_model_name_or_path"] = name
+        (folder / "adapter_config.json").write_text(json.dumps(config))
+        asked = (
+            "generate",
+            "--model",
+            model,
+            "--prompt",
+            str(folder),
+            "a",
+            "--max-new-tokens",
+            "1",
+        )
+        said = " ".join(invoke(*asked).split())
+        assert "does not say how its rows were written" in said
+        assert "that it is this model is unchecked" in said and expected in said
+        assert (f"names its base, {name!r}" in said) == (name is not None)

@@ -29,6 +29,18 @@ def test_every_problem_is_told_at_once(tmp_path: Path) -> None:
         assert f"rows.jsonl:{line}: " in said, line
 
 
+def test_what_several_rows_have_is_said_once(tmp_path: Path) -> None:
+    rows = [GOOD, {"x": 1}, {"prompt": "a", "completion": 1.5}, {"x": 2}, {"x": 3}]
+    path = written(tmp_path / "rows.jsonl", rows)
+    with pytest.raises(DataError) as found:
+        read_examples(path)
+    said, places = str(found.value), ", ".join(f"{path}:{line}" for line in (2, 4, 5))
+    assert (
+        said.startswith(f"4 problems: {places}: expected column") and said.count("found 'x'") == 1
+    )
+    assert f"; {path}:3: " in said
+
+
 def test_one_problem_reads_as_it_did(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"^[^ ]*rows.jsonl:2: expected one object per line"):
         read_examples(written(tmp_path / "rows.jsonl", [GOOD, "{"]))
@@ -40,13 +52,14 @@ def test_of_many_the_first_ten_and_a_count(tmp_path: Path) -> None:
         read_examples(path)
     said = str(found.value)
     assert said.startswith("25 problems: ") and said.endswith("; and 15 more")
-    assert "rows.jsonl:10: " in said and "rows.jsonl:11: " not in said and "\n" not in said
+    assert "rows.jsonl:10: " in said and "rows.jsonl:11" not in said and "\n" not in said
 
 
 def test_a_table_too(tmp_path: Path) -> None:
     path = tmp_path / "rows.csv"
     path.write_text("prompt,completion\na,b\nc\nd,e,f\ng,h\n")
-    with pytest.raises(DataError, match=r"2 problems: .*rows.csv:3: expected 2 .*rows.csv:4: "):
+    missing, beyond = r"rows.csv:3: expected 2 .*fill in", r"rows.csv:4: expected 2 .*put quotes"
+    with pytest.raises(DataError, match=rf"2 problems: .*{missing}.*{beyond}"):
         read_examples(path)
 
 

@@ -14,7 +14,7 @@ from foreword import Backbone, Row, SoftPrompt, TrainConfig, train
 from foreword.config import DataConfig, EncodingConfig, SamplingConfig
 from foreword.data.columns import as_examples
 from foreword.errors import DataError, InputError
-from foreword.training.rows import encode_rows, overlap
+from foreword.training.rows import contradicted, encode_rows, overlap
 
 ROWS = [Row.from_ids([5, 6, 7], [8]), Row.from_ids([5, 6], [9])]
 CONFIG = TrainConfig(num_virtual_tokens=2, init="vocabulary", num_steps=1, learning_rate=0.1)
@@ -56,6 +56,16 @@ def test_validation_rows_that_are_trained_on_are_counted() -> None:
     assert said == [overlap(ROWS, held_out)]
     assert said[0].startswith("2 of 3 validation rows have the prompt of a training row, 1 of them")
     assert overlap(ROWS, held_out[2:]) is None
+
+
+def test_rows_that_answer_the_same_in_two_ways_are_counted() -> None:
+    backbone = Backbone(tiny_models.build("llama", dtype=torch.float32))
+    rows = [Row.from_ids([5, 6], [answer], f"r:{answer}") for answer in (4, 7, 4, 8)]
+    (event,) = train(backbone, rows, CONFIG)
+    said = [notice for notice in event.notices if "another answer" in notice]
+    assert said == [contradicted(rows)]
+    assert said[0].startswith("2 of 4 training rows") and said[0].endswith("(r:7, r:8)")
+    assert contradicted([rows[0], rows[2]]) is None
 
 
 def test_named_columns_are_the_ones_that_are_read() -> None:
