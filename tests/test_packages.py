@@ -75,7 +75,8 @@ def own_files(*folders: str) -> set[str]:
     """Return the files of folders, without what running them leaves behind."""
     found = (path for folder in folders for path in (ROOT / folder).rglob("*") if path.is_file())
     names = {path.relative_to(ROOT).as_posix() for path in found}
-    return {name for name in names if "__pycache__" not in name and "/." not in name}
+    left_behind = ("__pycache__", ".egg-info/", "/.")
+    return {name for name in names if not any(part in name for part in left_behind)}
 
 
 def test_the_wheel_holds_the_package_and_nothing_else(built: Path) -> None:

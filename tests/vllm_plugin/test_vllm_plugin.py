@@ -639,6 +639,7 @@ def test_serve_becomes_vllm(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     started = []
     monkeypatch.setattr(versions, "check_vllm", lambda: None)
     monkeypatch.setattr(os, "execvpe", lambda *found: started.append(found) or sys.exit(0))
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     words = str(tmp_path), "--engine", "vllm", "--prompts", "store", "--api-key", "k"
     assert run(*words, "--", "--tensor-parallel-size", "2").exit_code == 0
     ((program, arguments, variables),) = started
@@ -649,6 +650,7 @@ def test_serve_becomes_vllm(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
 
 def test_serve_says_that_vllm_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     installed(monkeypatch, transformers="5.19.0")
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     result = run(str(tmp_path), "--engine", "vllm", "--prompts", "store")
     assert isinstance(result.exception, DependencyError)
 
