@@ -38,7 +38,7 @@ def show_start(backbone: "Backbone", lesson: "Lesson", source: str | None, ranks
         found = agreement(backbone, lesson.start, lesson.held_out, ranks=ranks)
         options.output.print(
             f"start: {lesson.start.num_virtual_tokens} virtual tokens, untrained; on "
-            f"{len(lesson.held_out)} held-out queries {said(found)}"
+            f"{_held_out(lesson)} {said(found)}"
         )
 
 
@@ -64,7 +64,7 @@ def show_end(
     }
     if lesson.held_out:
         found = agreement(backbone, prompt, lesson.held_out, ranks=ranks)
-        options.output.print(f"{len(lesson.held_out)} held-out queries: {said(found)}")
+        options.output.print(f"{_held_out(lesson)}: {said(found)}")
         facts |= {
             "agreement": found.tokens.value,
             "exact": found.answers.value,
@@ -103,6 +103,12 @@ def show_end(
             f"{quote(backbone.name)} --output DIRECTORY"
         )
     return prompt.replaced(prompt.tensors, prompt.facts | {"distilled": facts})
+
+
+def _held_out(lesson: "Lesson") -> str:
+    """Return in words how many queries were set aside."""
+    count = len(lesson.held_out)
+    return f"{count} held-out {'query' if count == 1 else 'queries'}"
 
 
 def _tokens_of(lesson: "Lesson") -> str:
