@@ -1,7 +1,7 @@
 """Problems: all that is wrong with the rows of a file, in one error.
 
-In: errors of single rows. Out: one error that says the first of them, what several rows have once
-with the places of all, and counts the rest. Knows no file.
+In: errors of single rows. Out: one error that says the first of them, what several rows have only
+once, and counts the rest. Knows no file.
 """
 
 from collections.abc import Sequence
@@ -16,13 +16,13 @@ def all_of(errors: Sequence[DataError]) -> DataError:
     problems = tuple(one for error in errors for one in error.problems or (str(error),))
     if len(problems) == 1:
         return errors[0]
-    places: dict[str, list[str]] = {}
+    said, known = list[str](), set[str]()
     for one in problems[:MOST_SAID]:
         place, _, what = one.partition(": ")
-        places.setdefault(what, []).append(place)
-    said = "; ".join(f"{', '.join(where)}: {what}" for what, where in places.items())
+        said.append(f"{place}: the same" if what in known else one)
+        known.add(what)
     rest = len(problems) - MOST_SAID
     more = f"; and {rest} more" if rest > 0 else ""
-    found = DataError(f"{len(problems)} problems: {said}{more}")
+    found = DataError(f"{len(problems)} problems: {'; '.join(said)}{more}")
     found.problems = problems
     return found
