@@ -11,7 +11,6 @@ processor: of the teacher's answers to the training queries, and of what comes a
 """
 
 import argparse
-import json
 import time
 import warnings
 from collections.abc import Sequence
@@ -23,6 +22,7 @@ from typing import Any
 import torch
 from distill_data import CONTEXTS, Distilled
 from distill_peft import cartridge
+from recorded import FOLDER, measured, write
 from transformers.utils import logging
 
 from foreword import Backbone, SoftPrompt, chat
@@ -36,7 +36,7 @@ from foreword.named_text import text_prompt
 from foreword.training.loop import train
 from foreword.training.validation import score_rows
 
-RESULTS = Path(__file__).parent / "results" / "distill.jsonl"
+RESULTS = FOLDER / "distill.jsonl"
 RATE, BATCH = 5e-3, 8
 WHOLE, BARE, OURS = "whole context", "bare model", "divergence (default)"
 START = "one start token"
@@ -75,20 +75,6 @@ def base(model: str) -> Backbone:
     return backbone
 
 
-def measured() -> list[dict[str, Any]]:
-    """Return every result so far."""
-    lines = RESULTS.read_text().splitlines() if RESULTS.exists() else []
-    return [json.loads(line) for line in lines]
-
-
-def write(result: dict[str, Any]) -> None:
-    """Add one result, in one write."""
-    RESULTS.parent.mkdir(exist_ok=True)
-    with RESULTS.open("a") as file:
-        file.write(json.dumps(result) + "\n")
-    print(json.dumps(result), flush=True)
-
-
 def asked(queries: Sequence[str]) -> list[Any]:
     """Return queries as turns."""
     return [[{"role": "user", "content": query}] for query in queries]
@@ -125,7 +111,7 @@ def made(arguments: Any, task: Distilled, system: str, size: int, seed: int) -> 
         return found | {"prompt": lesson.start}
     started = time.process_time()
     if system == PEFT:
-        done = [d for d in measured() if (d["system"], d["size"]) == (OURS, size)]
+        done = [d for d in measured(RESULTS) if (d["system"], d["size"]) == (OURS, size)]
         own = (named(arguments.model), arguments.task)
         limit = [d["seconds"] for d in done if key(d)[:2] == own]
         prompt = cartridge(backbone, text, lesson, size, seed, limit[0])
@@ -156,8 +142,6 @@ def run(arguments: Any, name: str, system: str, size: int, seed: int) -> dict[st
     """Measure one system on test queries."""
     arguments.task = name
     backbone, task = base(arguments.model), CONTEXTS[name]()
-    found = made(arguments, task, system, size, seed)
-    prompt, encoding = found["prompt"], found["encoding"]
     queries = asked([query for query, _ in task.test])
     config = DistillConfig(answer_tokens=task.max_new_tokens)
     text = text_prompt(backbone, list(task.context))
@@ -170,6 +154,8 @@ def run(arguments: Any, name: str, system: str, size: int, seed: int) -> dict[st
             cache_folder() / "data" / "taught" / named(arguments.model) / name,
         )
     )
+    found = made(arguments, task, system, size, seed)
+    prompt, encoding = found["prompt"], found["encoding"]
     rows = [
         taught_row(backbone, *pair, encoding, "test") for pair in zip(queries, taught, strict=True)
     ]
@@ -231,14 +217,14 @@ def main() -> None:
                 for system in systems:
                     is_text = system in (WHOLE, BARE, START)
                     own = (0, 0) if is_text else (size, seed)
-                    known = {key(result) for result in measured()}
+                    known = {key(result) for result in measured(RESULTS)}
                     model = named(arguments.model)
                     has_ours = (model, name, OURS, size, 0) in known
                     if (model, name, system, *own) in known:
                         continue
                     if system == PEFT and not has_ours:
                         continue  # it takes as many seconds as ours took
-                    write(run(arguments, name, system, *own))
+                    write(RESULTS, run(arguments, name, system, *own))
 
 
 if __name__ == "__main__":

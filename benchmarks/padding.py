@@ -13,7 +13,6 @@ the first commands, and the installed releases.
 
 import argparse
 import copy
-import json
 import sys
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
@@ -21,6 +20,7 @@ from pathlib import Path
 
 import stock
 from peft import PeftModel
+from recorded import FOLDER, write
 from transformers.utils import logging
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
@@ -31,7 +31,7 @@ from foreword.chat import answers
 from foreword.cli.progress import run
 from foreword.demo.home_commands import FEW_INTENTS, exact, home_commands, same_intent
 
-RESULTS = Path(__file__).parent / "results" / "padding.jsonl"
+RESULTS = FOLDER / "padding.jsonl"
 NUM_SHOWN = 12
 
 
@@ -82,6 +82,7 @@ def main() -> None:
             for metric in (exact, same_intent)
         )
         write(
+            RESULTS,
             {
                 "system": name,
                 "batch_size": batch_size,
@@ -91,7 +92,7 @@ def main() -> None:
                 "peft": version("peft"),
                 "transformers": version("transformers"),
                 "first": [[c.text, c.call, text] for text, c in pairs[:NUM_SHOWN]],
-            }  # fmt: skip
+            },  # fmt: skip
         )
 
 
@@ -99,13 +100,6 @@ def said(backbone: Backbone, prefix: Prefix | None, texts: list[str], size: int)
     """Answer texts with foreword, in batches."""
     found = answers(backbone, prefix, texts, demo.ROWS, batch_size=size, max_new_tokens=64)
     return (answer.text for answer in found)
-
-
-def write(result: dict[str, object]) -> None:
-    """Add one result."""
-    with RESULTS.open("a") as file:
-        file.write(json.dumps(result) + "\n")
-    print(json.dumps(result), flush=True)
 
 
 if __name__ == "__main__":

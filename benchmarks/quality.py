@@ -13,7 +13,6 @@ rows choose nothing. Foreword takes its own rates and chooses nothing.
 
 import argparse
 import gc
-import json
 import time
 import warnings
 from collections.abc import Iterable, Sequence
@@ -25,6 +24,7 @@ import stock
 import torch
 from quality_data import TASKS, Task
 from quality_systems import CURVES, ROWS, SYSTEMS, System, Trained
+from recorded import FOLDER, measured, write
 from transformers.utils import logging
 
 from foreword import Backbone, Example
@@ -33,25 +33,10 @@ from foreword.evaluation.evaluation import Subject, evaluate
 from foreword.evaluation.metrics import METRICS, Outcome
 
 MODEL = "smollm2-135m"
-RESULTS = Path(__file__).parent / "results"
-POINTS, BUDGETS = RESULTS / "quality.jsonl", RESULTS / "budgets.jsonl"
+POINTS, BUDGETS = FOLDER / "quality.jsonl", FOLDER / "budgets.jsonl"
 CURVE_TASKS = ("topics", "intents", "question types", "home commands")
 NUM_COMPARED = 8  # test rows that stock PEFT answers, too
 LEFT_PADDED = 32  # rows of the batches that PEFT pads
-
-
-def measured(file: Path) -> list[dict[str, Any]]:
-    """Return every result so far."""
-    lines = file.read_text().splitlines() if file.exists() else []
-    return [json.loads(line) for line in lines]
-
-
-def write(path: Path, result: dict[str, Any]) -> None:
-    """Add one result, in one write."""
-    path.parent.mkdir(exist_ok=True)
-    with path.open("a") as file:
-        file.write(json.dumps(result) + "\n")
-    print(json.dumps(result), flush=True)
 
 
 def score(
