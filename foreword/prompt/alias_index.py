@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from foreword.errors import InputError
+from foreword.prompt import index_folder
 from foreword.storage import sync
 
 FOLDER = ".targets"
@@ -47,16 +47,10 @@ def prepare(directory: Path, targets: Callable[[], Mapping[str, str]], scratch: 
     Raises:
         InputError: a link stands where the index belongs.
     """
-    folder = directory / FOLDER
-    if folder.is_symlink():
-        raise InputError(f"{folder} is a symbolic link; the aliases of a store must lie in itself")
-    if folder.is_dir():
-        return
-    new = scratch / "targets"
-    new.mkdir()
-    for alias, name in targets().items():
-        (new / name).mkdir(exist_ok=True)
-        (new / name / alias).touch()
-    sync(new)
-    os.rename(new, folder)
-    sync(directory)
+
+    def fill(new: Path) -> None:
+        for alias, name in targets().items():
+            (new / name).mkdir(exist_ok=True)
+            (new / name / alias).touch()
+
+    index_folder.prepare(directory / FOLDER, scratch, "aliases", fill)

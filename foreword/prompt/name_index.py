@@ -5,11 +5,10 @@ their case: one small file for each, called as the name in small letters. What i
 where that name is still there, which the caller looks up. Knows nothing of prompts.
 """
 
-import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from foreword.errors import InputError
+from foreword.prompt import index_folder
 from foreword.storage import replace, sync
 
 FOLDER = ".names"
@@ -43,18 +42,12 @@ def prepare(directory: Path, names: Callable[[], Iterable[str]], scratch: Path) 
     Raises:
         InputError: a link stands where the index belongs.
     """
-    folder = directory / FOLDER
-    if folder.is_symlink():
-        raise InputError(f"{folder} is a symbolic link; the names of a store must lie in itself")
-    if folder.is_dir():
-        return
-    new = scratch / "names"
-    new.mkdir()
-    for name in names():
-        (new / name.lower()).write_text(name + "\n", encoding="utf-8")
-    sync(new)
-    os.rename(new, folder)
-    sync(directory)
+
+    def fill(new: Path) -> None:
+        for name in names():
+            (new / name.lower()).write_text(name + "\n", encoding="utf-8")
+
+    index_folder.prepare(directory / FOLDER, scratch, "names", fill)
 
 
 def _place(directory: Path, name: str) -> Path:

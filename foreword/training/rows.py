@@ -207,11 +207,9 @@ def contradicted(rows: Sequence[Row]) -> str | None:
                 found.append(row.source)
     if not found:
         return None
-    more = f" and {len(found) - MOST_NAMED} more" if len(found) > MOST_NAMED else ""
     return (
         f"{len(found)} of {len(rows)} training rows have the prompt of an earlier row and another "
-        f"answer: it can learn no more than how often each is given "
-        f"({', '.join(found[:MOST_NAMED])}{more})"
+        f"answer: it can learn no more than how often each is given ({_named(found)})"
     )
 
 
@@ -224,9 +222,13 @@ def overlap(rows: Sequence[Row], held_out: Sequence[Row]) -> str | None:
     asked = [row.source for row in texts if row.input_ids[: -row.num_labels] in before]
     if not asked:
         return None
-    more = f" and {len(asked) - MOST_NAMED} more" if len(asked) > MOST_NAMED else ""
     return (
         f"{len(asked)} of {len(held_out)} validation rows have the prompt of a training row, "
-        f"{same} of them with the same answer: what they measure was trained on "
-        f"({', '.join(asked[:MOST_NAMED])}{more})"
+        f"{same} of them with the same answer: what they measure was trained on ({_named(asked)})"
     )
+
+
+def _named(sources: Sequence[str]) -> str:
+    """Return where the first of some rows stand, and how many more there are."""
+    rest = len(sources) - MOST_NAMED
+    return ", ".join(sources[:MOST_NAMED]) + (f" and {rest} more" if rest > 0 else "")
