@@ -124,8 +124,7 @@ class Backbone:
 
         Raises:
             InputError: no such model.
-            UnsupportedError: a model that cannot be made exact, or that
-                needs code of its own.
+            UnsupportedError: a model that cannot be made exact, or that needs code of its own.
         """
         source = hub.resolve(model)
         place = _device(device)

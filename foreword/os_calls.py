@@ -15,8 +15,8 @@ from pathlib import Path, PureWindowsPath
 from typing import Any, NoReturn
 
 IS_WINDOWS = os.name == "nt"
-PORTS = (f"{kind}{number}" for kind in ("com", "lpt") for number in range(10))
-DEVICES = {"con", "prn", "aux", "nul", *PORTS}  # on Windows, with any ending
+PORTS = {f"{kind}{number}" for kind in ("com", "lpt") for number in range(10)}
+DEVICES = {"con", "prn", "aux", "nul"} | PORTS  # on Windows, with any ending
 HERE = ("/", "./", "../", "~")
 
 

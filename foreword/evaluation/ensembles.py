@@ -93,8 +93,7 @@ def averaged(
 
     Raises:
         InputError: no prompts, or prompts that encode rows differently.
-        MismatchError: a prompt of
-            another base.
+        MismatchError: a prompt of another base.
     """
     check_alike(prompts)
     mean = LogitsProcessorList([_Mean(len(prompts))])

@@ -75,8 +75,7 @@ def export(
 
     Raises:
         MismatchError: a prompt of another base.
-        UnsupportedError: a kind of cache or model whose
-            state is not exact.
+        UnsupportedError: a kind of cache or model whose state is not exact.
         DependencyError: no llama.cpp, or another one.
         InputError: no GGUF file.
         StorageError: no space or no permission; nothing is kept.

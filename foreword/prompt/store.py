@@ -215,8 +215,7 @@ class Store:
 
         Raises:
             NotFoundError: nothing of that name.
-            InputError: an alias points to it, or other files
-                than the store's own lie in it.
+            InputError: an alias points to it, or other files than the store's own lie in it.
         """
         name, version = split_reference(reference)
         check_name(name)

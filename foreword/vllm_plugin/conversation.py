@@ -30,9 +30,8 @@ def conversation(body: Any) -> TokenizeRequest:
         InputError: says what is wrong, and where.
     """
     given = {name: _plain(getattr(body, name, None)) for name in FIELDS}
-    if (
-        not given["tools"] and given["tool_choice"] == "none"
-    ):  # what vLLM takes where nothing is said
+    # What vLLM takes where nothing is said.
+    if not given["tools"] and given["tool_choice"] == "none":
         del given["tool_choice"]
     if given["parallel_tool_calls"] is True:
         del given["parallel_tool_calls"]
