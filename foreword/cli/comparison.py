@@ -6,14 +6,13 @@ no score itself.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from foreword.cli import options
 from foreword.cli.console import one_line, strict_json
+from foreword.cli.counted import counted
 from foreword.config import EncodingConfig, EvalConfig, ResamplingConfig
 from foreword.errors import InputError
 from foreword.storage import check_file, write_file
@@ -26,14 +25,6 @@ if TYPE_CHECKING:
     from foreword.evaluation.evaluation import Evaluation, Subject
     from foreword.evaluation.metrics import Metric, MetricChoice
     from foreword.prompt.soft_prompt import SoftPrompt
-
-
-COLUMNS = (
-    TextColumn("{task.description}", markup=False),
-    BarColumn(),
-    TextColumn("{task.percentage:>3.0f}%", markup=False),
-    TimeRemainingColumn(),
-)
 
 
 def ask(
@@ -53,10 +44,8 @@ def ask(
     names = ", ".join(metric.name for metric in choice.metrics)
     options.errors.print(f"metrics: {names} ({choice.reason})")
     results = []
-    with Progress(*COLUMNS, console=options.errors, transient=True) as progress:
-        for subject in subjects:
-            task = progress.add_task(one_line(subject.name), total=len(examples))
-            advance = partial(progress.advance, task)
+    for subject in subjects:
+        with counted(subject.name, len(examples)) as count:
             results.append(
                 evaluate(
                     backbone,
@@ -66,7 +55,7 @@ def ask(
                     config,
                     resampling,
                     choices=choices,
-                    on_answer=advance,
+                    on_answer=count,
                 )
             )
     return results

@@ -12,6 +12,8 @@ import logging
 import math
 import os
 import sys
+import threading
+import time
 import unicodedata
 import warnings
 from collections.abc import Iterator
@@ -21,6 +23,7 @@ from rich.console import Console
 from rich.status import Status
 from rich.text import Text
 
+from foreword.cli.progress_lines import SECONDS_BETWEEN, duration
 from foreword.errors import StorageError
 
 # Marks that turn the direction of the text after them, by which one text can look like another.
@@ -101,10 +104,10 @@ class TextConsole(Console):
             self._write((visible(text) if self.is_watched else text) + end)
 
     def status(self, status: Any, **options: Any) -> "TextStatus":
-        """Return a spinner beside a text; texts that go to a log have none."""
+        """Return a spinner beside a text; where no terminal shows one, a line now and then."""
         if self.sink is not None:
             options["console"] = Console(quiet=True)
-        return TextStatus(status, **{"console": self, **options})
+        return TextStatus(status, self, **{"console": self, **options})
 
     def _write(self, text: str) -> None:
         if self.stream is None:
@@ -164,14 +167,34 @@ def warnings_on(console: TextConsole) -> Iterator[None]:
 
 
 class TextStatus(Status):
-    """A spinner whose text is shown as it is."""
+    """A spinner whose text is shown as it is. Where no terminal shows it, the console is given the
+    text as a line every 30 seconds, with the time so far.
+    """
 
-    def __init__(self, status: Any, **options: Any) -> None:
+    def __init__(self, status: Any, says: TextConsole, **options: Any) -> None:
         super().__init__(_as_text(status), **options)
+        self._says, self._is_over = says, threading.Event()
 
     def update(self, status: Any = None, **options: Any) -> None:
         """Show another text."""
         super().update(None if status is None else _as_text(status), **options)
+
+    def start(self) -> None:
+        """Begin to show the text."""
+        super().start()
+        if self._says.sink is not None or not self._says.is_watched:
+            self._is_over.clear()
+            threading.Thread(target=self._say_lines, daemon=True).start()
+
+    def stop(self) -> None:
+        """Show it no more."""
+        self._is_over.set()
+        super().stop()
+
+    def _say_lines(self) -> None:
+        started = time.monotonic()
+        while not self._is_over.wait(SECONDS_BETWEEN):
+            self._says.print(f"{self.status}, {duration(time.monotonic() - started)} so far")
 
 
 def _as_text(status: Any) -> Text:

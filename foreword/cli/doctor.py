@@ -20,6 +20,12 @@ def command(
     model: options.Model = None,
     prompt: options.PromptDirectory = None,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+    cache_error: Annotated[
+        bool,
+        typer.Option(
+            "--cache-error", help="explain KeyError 'Cache only has 0 layers', wherever it came up"
+        ),
+    ] = False,
 ) -> None:
     """Check versions, and with a model whether cached generation equals the slow obvious
     computation.
@@ -36,8 +42,10 @@ def command(
             _say(part)
     if as_json:
         options.output.print(doctor.as_json(findings))
-    else:
+    elif cache_error or any(doctor.SEED_ERROR in finding.detail for finding in findings):
         options.output.print(f"\n{doctor.SEED_FAILURE}")
+    else:
+        options.output.print(f"\n{doctor.SEED_ERROR}?\nforeword doctor --cache-error explains it")
     raise typer.Exit(doctor.exit_status(findings))
 
 

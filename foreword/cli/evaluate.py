@@ -4,14 +4,13 @@ In: a prompt, a data file. Out: tables or JSON, and where asked for a file of pr
 no score itself.
 """
 
-from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.progress import Progress
 
 from foreword.cli import agreement, comparison, distill, early, options
 from foreword.cli.console import strict_json
+from foreword.cli.counted import counted
 from foreword.config import (
     DataConfig,
     DistillConfig,
@@ -150,17 +149,8 @@ def _beside(
     from foreword.distillation.agreement import compare
 
     kept = DistillConfig(answer_tokens=config.max_new_tokens, answer_batch=config.batch_size)
-    with Progress(*comparison.COLUMNS, console=options.errors, transient=True) as progress:
-        task = progress.add_task("the whole text answers", total=len(queries))
-        return compare(
-            backbone,
-            text,
-            queries,
-            subjects,
-            kept,
-            resampling,
-            on_answer=partial(progress.advance, task),
-        )
+    with counted("the whole text answers", len(queries)) as count:
+        return compare(backbone, text, queries, subjects, kept, resampling, on_answer=count)
 
 
 def _show(

@@ -16,13 +16,14 @@ if TYPE_CHECKING:
     from foreword.doctor.model_report import capabilities_findings as capabilities_findings
     from foreword.doctor.selftest import self_test as self_test
     from foreword.doctor.stock_peft import peft_findings as peft_findings
+    from foreword.doctor.versions import SEED_ERROR as SEED_ERROR
     from foreword.doctor.versions import SEED_FAILURE as SEED_FAILURE
     from foreword.doctor.versions import environment as environment
     from foreword.doctor.versions import judge_peft as judge_peft
 
 __getattr__, __dir__ = lazy_names(
     __name__,
-    versions="SEED_FAILURE environment judge_peft",
+    versions="SEED_ERROR SEED_FAILURE environment judge_peft",
     finding="Finding as_json exit_status",
     model_report="capabilities_findings",
     stock_peft="peft_findings",

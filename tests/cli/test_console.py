@@ -7,6 +7,7 @@ import math
 import os
 import subprocess
 import sys
+import time
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,7 +20,7 @@ from rich.table import Table
 from typer.testing import CliRunner
 
 from foreword import SoftPrompt
-from foreword.cli import app, commands, comparison, main, options, progress
+from foreword.cli import app, commands, comparison, console, counted, main, options, progress
 from foreword.cli.chat import Session
 from foreword.cli.console import VisibleLog, strict_json, visible
 from foreword.config import ResamplingConfig, SamplingConfig
@@ -119,7 +120,7 @@ def test_names_of_subjects_are_shown_as_they_are(
     assert said.count(":key: [bold]\\x1b[31m") == 2 and "\x1b" not in said
 
 
-@pytest.mark.parametrize("columns", [progress.COLUMNS, comparison.COLUMNS])
+@pytest.mark.parametrize("columns", [progress.COLUMNS, counted.COLUMNS])
 def test_progress_shows_names_as_they_are(columns: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     shown = terminal(monkeypatch)
     with Progress(*columns, console=options.errors) as bar:
@@ -134,6 +135,45 @@ def test_a_spinner_shows_texts_as_they_are(monkeypatch: pytest.MonkeyPatch) -> N
         assert status.renderable.text.plain == "loading [bold]:key:\\x1b[31m"  # type: ignore[union-attr]
         status.update("then [red]:key:\x07")
         assert status.renderable.text.plain == "then [red]:key:\\x07"  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("counts", [False, True])
+def test_where_there_is_no_terminal_work_says_now_and_then_how_far_it_is(
+    counts: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(console, "SECONDS_BETWEEN", 0.01)
+    shown = ""
+
+    def until(text: str) -> None:
+        nonlocal shown
+        for _ in range(500):
+            shown += capsys.readouterr().err
+            if text in shown:
+                return
+            time.sleep(0.01)
+        raise AssertionError(f"{text!r} is not in {shown!r}")
+
+    if counts:
+        with counted.counted("the text answers", 2) as count:
+            until("the text answers: 0 of 2, 0:00:00 so far\n")
+            count()
+            until("the text answers: 1 of 2, 0:00:00 so far\n")
+    else:
+        with options.errors.status("reading [a]") as status:
+            until("reading [a], 0:00:00 so far\n")
+            status.update("writing")
+            until("writing, 0:00:00 so far\n")
+    capsys.readouterr()
+    time.sleep(0.05)
+    assert not capsys.readouterr().err  # it is over
+
+
+def test_short_work_says_nothing_where_there_is_no_terminal(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with options.errors.status("reading"), counted.counted("the text answers", 1) as count:
+        count()
+    assert not capsys.readouterr().err
 
 
 @pytest.fixture

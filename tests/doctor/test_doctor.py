@@ -12,8 +12,10 @@ import pytest
 import tiny_models
 import torch
 from tiny_tokenizer import tiny_tokenizer
+from typer.testing import CliRunner
 
 from foreword import Backbone, SoftPrompt, doctor
+from foreword.cli import app
 from foreword.doctor import Finding, trials, versions
 from foreword.doctor.peft_releases import Pair, measured_pairs, nearest_pair, release
 from foreword.doctor.stock_peft import CASES
@@ -334,3 +336,17 @@ def test_the_json_holds_the_findings_and_the_exit_status() -> None:
         "name": "b", "status": "wrong", "detail": "broken", "cure": "mend it",
     }  # fmt: skip
     assert doctor.exit_status([Finding("a", "warning", "odd")]) == 0
+
+
+@pytest.mark.parametrize(("detail", "given", "explains"), [
+    ("in order", [], False),
+    ("in order", ["--cache-error"], True),
+    (f"generating raises {doctor.SEED_ERROR}", [], True),
+])  # fmt: skip
+def test_the_error_of_the_cache_is_explained_to_those_who_met_it(
+    detail: str, given: list[str], explains: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor, "environment", lambda: [doctor.Finding("peft", "ok", detail)])
+    said = CliRunner().invoke(app, ["doctor", *given]).stdout
+    assert (doctor.SEED_FAILURE in said) is explains
+    assert doctor.SEED_ERROR in said and (explains or "doctor --cache-error" in said)
