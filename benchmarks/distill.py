@@ -59,11 +59,11 @@ SYSTEMS = (WHOLE, BARE, START, *UNTRAINED, *TRAINED, PEFT)
 
 PLAIN_TURNS = (
     "{{ bos_token }}{% for message in messages %}{% if message.role == 'assistant' %}"
-    "Answer: {{ message.content }}{{ eos_token }}\n\n{% else %}"
+    "Answer:\n{{ message.content }}{{ eos_token }}{% else %}"
     "{{ message.content }}\n{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}Answer: {% endif %}"
+    "{% if add_generation_prompt %}Answer:\n{% endif %}"
 )
-"""How turns are written for a base that has no chat template."""
+"""How turns are written for a base that has no chat template; a blank line ends each answer."""
 
 
 @cache
@@ -72,6 +72,7 @@ def base(model: str) -> Backbone:
     backbone = Backbone.load(model)
     if backbone.tokenizer.chat_template is None:
         backbone.tokenizer.chat_template = PLAIN_TURNS
+        backbone.tokenizer.eos_token = "\n\n"
     return backbone
 
 
@@ -81,14 +82,29 @@ def asked(queries: Sequence[str]) -> list[Any]:
 
 
 def lesson_of(arguments: Any, task: Distilled, size: int, seed: int, **options: Any) -> Any:
-    """Return what is taught, and the processor seconds that the teacher took."""
-    started = time.process_time()
+    """Return what is taught, and the processor seconds that the teacher took.
+
+    The teacher's answers are kept and asked for once; what they took then counts each time.
+    """
+    folder = cache_folder() / "data" / "learned" / named(arguments.model) / arguments.task
+    cost = folder / f"seconds-{arguments.queries}"
+    started = answered = time.process_time()
+
+    def on_answer() -> None:
+        nonlocal answered
+        answered = time.process_time()
+
     config = DistillConfig(answer_tokens=task.max_new_tokens, **options)
     queries = asked(task.train[: arguments.queries])
     found = distill.prepare(
-        base(arguments.model), list(task.context), queries, size, config, seed=seed
-    )
-    return found, time.process_time() - started
+        base(arguments.model), list(task.context), queries, size, config,
+        seed=seed, folder=folder, on_answer=on_answer,
+    )  # fmt: skip
+    seconds = time.process_time() - started
+    if not cost.exists():
+        cost.write_text(str(answered - started), encoding="utf-8")
+        return found, seconds
+    return found, seconds - (answered - started) + float(cost.read_text(encoding="utf-8"))
 
 
 def made(arguments: Any, task: Distilled, system: str, size: int, seed: int) -> dict[str, Any]:

@@ -1,0 +1,212 @@
+"""What might make the default better: one change at a time, judged by validation rows.
+
+    python benchmarks/candidates.py [--tasks NAME ...] [--changes PART ...] [--seeds 0] [--steps 80]
+
+Each result is one line of benchmarks/results/candidates.jsonl, and what is there is not measured
+again. Everything trains on the same rows in the same order with foreword's default, but for its one
+change. The validation rows are 150 that nobody trains on; those of home commands are of sentence
+templates that are not in training. Test rows are not touched.
+"""
+
+import argparse
+import random
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+import torch
+from defaults import quiet
+from quality import CURVE_TASKS, MODEL
+from quality_data import TASKS, Task
+from quality_systems import ROWS
+from recorded import FOLDER, measured, write
+
+from foreword import Backbone, Example, SoftPrompt, TrainConfig, train
+from foreword.config import NUM_DEMONSTRATED, DistillConfig, EvalConfig
+from foreword.data.encoding import encode_examples
+from foreword.demo.home_commands import FEW_INTENTS, home_commands
+from foreword.distillation.unrelated import written_rows
+from foreword.evaluation.evaluation import Subject, evaluate
+from foreword.evaluation.metrics import METRICS
+from foreword.training.methods.context import Context
+
+RESULTS = FOLDER / "candidates.jsonl"
+NUM_VALIDATION, BATCH_SIZE, MAX_LENGTH = 150, 8, 2048
+Trained = Callable[[Backbone, Sequence[Example], TrainConfig], SoftPrompt]
+
+
+def plain(backbone: Backbone, rows: Sequence[Any], config: TrainConfig) -> SoftPrompt:
+    """Train as foreword does by itself."""
+    *_, last = train(backbone, list(rows), config, encoding_config=ROWS)
+    return last.prompt  # type: ignore[return-value]
+
+
+def wide(backbone: Backbone, rows: Sequence[Example], config: TrainConfig) -> SoftPrompt:
+    """Start from twice as many demonstrations."""
+    return plain(backbone, rows, replace(config, num_virtual_tokens=2 * NUM_DEMONSTRATED))
+
+
+def covering(backbone: Backbone, rows: Sequence[Example], config: TrainConfig) -> SoftPrompt:
+    """Start from rows whose answers hold as many different tokens as fit, not from the first."""
+    encoded, _ = encode_examples(list(rows), backbone.tokenizer, ROWS, MAX_LENGTH)
+    seen, left, chosen = set[int](), NUM_DEMONSTRATED, list[int]()
+    while True:
+        gains = {
+            index: len({*row.input_ids[-row.num_labels :]} - seen) / len(row.input_ids)
+            for index, row in enumerate(encoded)
+            if len(row.input_ids) <= left and index not in chosen
+        }
+        if not gains:
+            break
+        best = max(gains, key=lambda index: gains[index])
+        seen |= {*encoded[best].input_ids[-encoded[best].num_labels :]}
+        left -= len(encoded[best].input_ids)
+        chosen.append(best)
+    rest = [row for index, row in enumerate(rows) if index not in chosen]
+    return plain(backbone, [*(rows[index] for index in chosen), *rest], config)
+
+
+def averaged(backbone: Backbone, rows: Sequence[Example], config: TrainConfig) -> SoftPrompt:
+    """Take the mean of the prompts after each of the last fifth of the steps."""
+    config = replace(config, eval_every=1)
+    events = train(backbone, list(rows), config, encoding_config=ROWS)
+    count, total = config.num_steps // 5, None  # type: ignore[operator]
+    for event in events:
+        if event.step > event.num_steps - count:
+            assert event.prompt is not None
+            parts = [tensor.detach().clone() for tensor in event.prompt.tensors]
+            total = parts if total is None else [a + b for a, b in zip(total, parts, strict=True)]
+            last = event.prompt
+    return last.replaced([tensor / count for tensor in total])  # type: ignore[union-attr]
+
+
+def unrelated(backbone: Backbone, rows: Sequence[Example], config: TrainConfig) -> SoftPrompt:
+    """Let one row in nine be text at which the prompt is to change nothing."""
+    encoded, _ = encode_examples(list(rows), backbone.tokenizer, ROWS, MAX_LENGTH)
+    written = written_rows(backbone, 60, DistillConfig(), config.seed)
+    repeated = [written[index % 60] for index in range(len(rows) // BATCH_SIZE)]
+    return plain(backbone, [*encoded, *repeated], replace(config, batch_size=BATCH_SIZE + 1))
+
+
+def hiding(draw: Callable[[Context, random.Random], set[int]]) -> Trained:
+    """Hide virtual tokens that are drawn for each row and step from that row."""
+
+    def run(backbone: Backbone, rows: Sequence[Example], config: TrainConfig) -> SoftPrompt:
+        with _hidden(draw, config.seed):
+            return plain(backbone, rows, config)
+
+    return run
+
+
+@contextmanager
+def _hidden(draw: Callable[[Context, random.Random], set[int]], seed: int) -> Iterator[None]:
+    own, chance = Context.unseen, random.Random(seed)
+
+    def unseen(self: Context, batch: Any) -> Any:
+        found = own(self, batch)
+        if found is None:
+            found = torch.zeros(len(batch.input_ids), self.shape["num_virtual_tokens"]).bool()
+        for row in found:
+            row[[*draw(self, chance)]] = True
+        return found
+
+    Context.unseen = unseen  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        Context.unseen = own  # type: ignore[method-assign]
+
+
+def tokens(share: float) -> Callable[[Context, random.Random], set[int]]:
+    """Draw tokens one by one, never the first."""
+
+    def draw(method: Context, chance: random.Random) -> set[int]:
+        return {
+            slot for slot in range(1, method.shape["num_virtual_tokens"]) if chance.random() < share
+        }
+
+    return draw
+
+
+def whole_rows(share: float) -> Callable[[Context, random.Random], set[int]]:
+    """Draw whole demonstrations, never the first token."""
+
+    def draw(method: Context, chance: random.Random) -> set[int]:
+        drawn = [slots for slots in method.own.values() if chance.random() < share]
+        return {slot for slots in drawn for slot in slots if slot}
+
+    return draw
+
+
+CHANGES: dict[str, Trained] = {
+    "none": plain,
+    "covering demonstrations": covering,
+    "192 virtual tokens": wide,
+    "dropout of tokens, 0.05": hiding(tokens(0.05)),
+    "dropout of tokens, 0.1": hiding(tokens(0.1)),
+    "dropout of demonstrations, 0.2": hiding(whole_rows(0.2)),
+    "mean of the last fifth of the steps": averaged,
+    "unrelated text as the bare model": unrelated,
+}
+
+
+@cache
+def rows_of(name: str) -> tuple[Task, tuple[Example, ...], tuple[Example, ...]]:
+    """Return a task, the rows that train, and the rows that judge."""
+    task = TASKS[name]()
+    if name == "home commands":
+        found = home_commands(1200, NUM_VALIDATION, 0, intents=FEW_INTENTS)
+        held_out = tuple(Example(one.text, one.call) for one in found.validation)
+        return task, task.train, held_out
+    count = NUM_VALIDATION - len(task.validation)
+    return task, task.train[:-count], (*task.validation, *task.train[-count:])
+
+
+def run(backbone: Backbone, name: str, change: str, num_steps: int, seed: int) -> dict[str, Any]:
+    """Train with one change; return what it came to."""
+    task, rows, held_out = rows_of(name)
+    config = TrainConfig(
+        method="context-tuning", num_virtual_tokens=NUM_DEMONSTRATED, batch_size=BATCH_SIZE,
+        num_steps=num_steps, eval_every=0, seed=seed,
+    )  # fmt: skip
+    started = time.process_time()
+    prompt = CHANGES[change](backbone, rows, config)
+    seconds = time.process_time() - started
+    asked = EvalConfig(batch_size=16, max_new_tokens=task.max_new_tokens)
+    metrics = (METRICS["loss"], task.metric)
+    found = evaluate(backbone, Subject("", prompt, encoding=ROWS), held_out, metrics, asked)
+    loss, score = (found.scores[metric.name].value for metric in metrics)
+    return {
+        "task": name, "change": change, "steps": num_steps, "seed": seed,
+        "loss": loss, "score": score, "seconds": round(seconds, 1),
+    }  # fmt: skip
+
+
+def main() -> None:
+    """Measure what is missing."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--tasks", nargs="+", default=CURVE_TASKS, choices=TASKS)
+    parser.add_argument("--changes", nargs="+", default=[""], help="parts of their names")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--steps", nargs="+", type=int, default=[80])
+    arguments = parser.parse_args()
+    quiet()
+    backbone = Backbone.load(MODEL)
+    fields = ("task", "change", "steps", "seed")
+    for seed in arguments.seeds:
+        for num_steps in arguments.steps:
+            for change in CHANGES:
+                for name in arguments.tasks:
+                    is_wanted = any(part in change for part in arguments.changes)
+                    known = [tuple(one[field] for field in fields) for one in measured(RESULTS)]
+                    if is_wanted and (name, change, num_steps, seed) not in known:
+                        write(RESULTS, run(backbone, name, change, num_steps, seed))
+
+
+if __name__ == "__main__":
+    main()
