@@ -1,6 +1,7 @@
 """Preference optimization on made pairs: terse answers are chosen, verbose ones rejected.
 
     OMP_NUM_THREADS=1 python benchmarks/preferences.py [--objectives dpo dpo-norm] [--rates ...]
+        [--chosen-weights 0 1]
 
 The questions are made here, and so are both answers, which say the same. The prompt starts as a
 plain system turn. For the start and for each run: the share of greedy answers to questions that
@@ -14,6 +15,7 @@ import argparse
 import random
 import time
 from collections.abc import Iterator
+from itertools import product
 from typing import Any
 
 import torch
@@ -84,6 +86,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--objectives", nargs="+", default=["dpo", "dpo-norm"])
     parser.add_argument("--rates", nargs="+", type=float, default=[3e-3, 1e-2, 3e-2])
+    parser.add_argument("--chosen-weights", nargs="+", type=float, default=[0.0])
     parser.add_argument("--steps", type=int, default=20)
     arguments = parser.parse_args()
     quiet()
@@ -95,26 +98,26 @@ def main() -> None:
     start = SoftPrompt.from_states(backbone.compile(embeddings).states)
     print(f"{len(rows)} pairs, {len(held_out)} held out; {len(ids)} virtual tokens", flush=True)
     print("start:", measured(backbone, start, start, held_out), flush=True)
-    for name in arguments.objectives:
-        for rate in arguments.rates:
-            began = time.process_time()
-            config = TrainConfig(
-                batch_size=8, num_steps=arguments.steps, eval_every=0, learning_rate=rate
-            )
-            *_, last = train(
-                backbone,
-                [{key: row[key] for key in ("prompt", "chosen", "rejected")} for row in rows],
-                config,
-                validation=held_out,
-                encoding_config=ROWS,
-                initial=start,
-                objective=objective_of(ObjectiveConfig(name)),
-            )
-            seconds = time.process_time() - began
-            assert last.prompt is not None and last.validation is not None
-            found = measured(backbone, last.prompt, start, held_out)
-            ahead = f"{last.validation.preferred:.0%} ahead"
-            print(f"{name}, {rate:g}: {found}, {ahead}, {seconds:.0f} s", flush=True)
+    lists = (arguments.objectives, arguments.rates, arguments.chosen_weights)
+    for name, rate, weight in product(*lists):
+        began = time.process_time()
+        config = TrainConfig(
+            batch_size=8, num_steps=arguments.steps, eval_every=0, learning_rate=rate
+        )
+        *_, last = train(
+            backbone,
+            [{key: row[key] for key in ("prompt", "chosen", "rejected")} for row in rows],
+            config,
+            validation=held_out,
+            encoding_config=ROWS,
+            initial=start,
+            objective=objective_of(ObjectiveConfig(name, chosen_weight=weight)),
+        )
+        seconds = time.process_time() - began
+        assert last.prompt is not None and last.validation is not None
+        found = measured(backbone, last.prompt, start, held_out)
+        ahead = f"{last.validation.preferred:.0%} ahead"
+        print(f"{name}, {rate:g}, {weight:g}: {found}, {ahead}, {seconds:.0f} s", flush=True)
 
 
 def measured(

@@ -5,10 +5,11 @@
 
 `json`: sentences about a person; the reward is 1 for one JSON object with a name, an age and a
 city of the right types and nothing else, and less for less. The prompt starts as a system turn that
-asks for it. `home`: spoken home commands; the parser says which call it makes of the command, and
-the reward is 1 for that call, 0.4 for another one of the same intent, 0.1 for any JSON object. In
-both, a few steps on labelled rows come first; no label is seen after that. A line for each step,
-and the share of right greedy answers to held-out questions before and after.
+asks for it and four answered examples, of which two are answered in prose, so that the model does
+this or that. `home`: spoken home commands; the parser says which call it makes of the command, and
+the reward is 1 for that call, 0.4 for another one of the same intent, 0.1 for any JSON object. A
+few steps on labelled rows come first; no label is seen after that. A line for each step, and the
+share of right greedy answers to held-out questions before and after.
 """
 
 import argparse
@@ -31,6 +32,7 @@ from foreword.demo.home_commands import (
     parser,
     same_intent,
 )
+from foreword.named_text import text_prompt
 from foreword.training.rewarded import reward
 from foreword.training.rewards import RewardFunction
 
@@ -46,6 +48,7 @@ SENTENCES = (
     "My friend {name} from {city} turned {age} last week.",
     "{age} years ago {name} was born in {city}.",
 )
+PROSE = "The name is {name}, the age is {age}, and the city is {city}."
 TOKENS = 40  # of the longest answer
 SHAPE = {"name": str, "age": int, "city": str}
 
@@ -107,10 +110,9 @@ def main() -> None:
     options.add_argument("--rate", type=float, default=1e-2)
     options.add_argument("--kl", type=float, default=0.0)
     options.add_argument("--algorithm", default="rloo")
-    options.add_argument("--labelled-steps", type=int)
+    options.add_argument("--labelled-steps", type=int, default=40, help="of home, before rewards")
     options.add_argument("--held-out", type=int, default=48)
     given = options.parse_args()
-    given.labelled_steps = given.labelled_steps or {"json": 6, "home": 40}[given.task]
     quiet()
     backbone, began = Backbone.load("smollm2-135m"), time.process_time()
     if given.task == "json":
@@ -122,8 +124,9 @@ def main() -> None:
         algorithm=given.algorithm, group=given.group, kl=given.kl, answer_tokens=TOKENS
     )
     training = TrainConfig(
-        batch_size=given.batch, num_steps=given.steps, eval_every=0, learning_rate=given.rate
-    )
+        form="key_values", batch_size=given.batch, num_steps=given.steps, eval_every=0,
+        learning_rate=given.rate,
+    )  # fmt: skip
     events = reward(
         backbone, start, RewardFunction(given.task, function), questions, config, training
     )
@@ -135,19 +138,22 @@ def main() -> None:
 
 
 def json_task(backbone: Backbone, given: Any) -> tuple[SoftPrompt, Any, Any, Any]:
-    """Return a prompt of few labelled steps, sentences alone, held-out ones, the reward."""
+    """Return a prompt of contradicting examples, sentences alone, held-out ones, the reward."""
     rows = people(given.held_out + 320)
-    held_out, labelled, questions = (
-        rows[: given.held_out], rows[given.held_out :][:64], rows[given.held_out + 64 :]
+    held_out, shown, questions = (
+        rows[: given.held_out], rows[given.held_out :][:4], rows[given.held_out + 4 :]
     )  # fmt: skip
-    config = TrainConfig(
-        form="key_values", batch_size=8, num_steps=given.labelled_steps, eval_every=0,
-        init_text=SYSTEM_TURN.format(ASKED),
-    )  # fmt: skip
-    *_, last = train(backbone, labelled, config, encoding_config=ROWS)
-    assert last.prompt is not None
+    for index in (1, 2):
+        value = json.loads(shown[index]["completion"])
+        shown[index] = shown[index] | {"completion": PROSE.format(**value)}
+    turns: list[Any] = [{"role": "system", "content": ASKED}]
+    for row in shown:
+        turns += [
+            {"role": "user", "content": row["prompt"]},
+            {"role": "assistant", "content": row["completion"]},
+        ]
     asked = [[{"prompt": row["prompt"]} for row in part] for part in (questions, held_out)]
-    return last.prompt, *asked, of_schema
+    return text_prompt(backbone, turns), *asked, of_schema
 
 
 def home_task(backbone: Backbone, given: Any) -> tuple[SoftPrompt, Any, Any, Any]:

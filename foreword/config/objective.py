@@ -26,12 +26,18 @@ class ObjectiveConfig:
         "of dpo and dpo-norm: the less, the farther from that start; default: 0.1, and 5 for "
         "dpo-norm",
     )
+    chosen_weight: float = option(
+        0.0,
+        "of dpo and dpo-norm: weight of the loss of the chosen answers themselves, at a mean token",
+    )
 
     def __post_init__(self) -> None:
         check_types(self)
         above_zero(self, "beta")
-        if self.beta is not None and self.objective == "likelihood":
-            raise InputError(f"--beta {self.beta:g} is of --objective dpo: give that, too")
+        not_negative(self, "chosen_weight")
+        for name, value in (("--beta", self.beta), ("--chosen-weight", self.chosen_weight)):
+            if value and self.objective == "likelihood":
+                raise InputError(f"{name} {value:g} is of --objective dpo: give that, too")
 
     def check(self, config: TrainConfig, *, has_start: bool) -> None:
         """Refuse a run that the objective is not defined for.

@@ -169,9 +169,11 @@ class StoredState:
                 ours = _as_known_to(theirs, ours)
             if isinstance(ours, dict) and isinstance(theirs, dict):
                 differing += [
-                    f"--{option.replace('_', '-')} was {theirs.get(option)!r}, is {value!r}"
-                    for option, value in ours.items()
-                    if theirs.get(option) != value and (option in theirs or option not in NEWER)
+                    f"--{option.replace('_', '-')} was {_said(theirs, option)}, is "
+                    f"{_said(ours, option)}"
+                    for option in {**ours, **theirs}
+                    if theirs.get(option) != ours.get(option)
+                    and (option in theirs or option not in NEWER)
                 ]
             elif ours != theirs:
                 differing.append(f"{name} differ (expected {_short(theirs)}, got {_short(ours)})")
@@ -189,6 +191,10 @@ class StoredState:
         if not changed:
             return None
         return f"{', '.join(changed)}: the run goes on, its last bits may differ"
+
+
+def _said(options: Mapping[str, Any], name: str) -> str:
+    return repr(options[name]) if name in options else "not given"
 
 
 def read_state(path: Path) -> StoredState:

@@ -9,6 +9,7 @@ r(y) = log q(y | x) - log p(y | x), a step lessens the mean over pairs of
     -log sigmoid(beta * (r(w) / |w| - r(l) / |l|))    dpo-norm, |y| labels of y, its end included:
                                                       Lambert et al. 2024 (arXiv:2411.15124)
 
+and, where that has a weight a, - a * log q(w | x) / |w|: Pang et al. 2024 (arXiv:2404.19733), eq. 1.
 A reference costs no second model: it is the same weights behind another prompt.
 """
 
@@ -40,10 +41,12 @@ class Preference:
     Attributes:
         beta: how far a preference may move the prompt from the reference: less, the farther.
         is_normalized: whether an answer's log probability is that of a mean label.
+        chosen_weight: of the preferred answers' own loss, at a mean label, beside it.
     """
 
     beta: float = BETAS["dpo"]
     is_normalized: bool = False
+    chosen_weight: float = 0.0
 
     has_pairs: ClassVar[bool] = True
     has_answers: ClassVar[bool] = True
@@ -54,7 +57,10 @@ class Preference:
     @property
     def identity(self) -> dict[str, Any]:
         """What a run that goes on must have in common."""
-        return {NAME: "dpo-norm" if self.is_normalized else "dpo", "beta": self.beta}
+        found = {NAME: "dpo-norm" if self.is_normalized else "dpo", "beta": self.beta}
+        if self.chosen_weight:
+            found["chosen_weight"] = self.chosen_weight
+        return found
 
     def check(self, config: TrainConfig, *, has_start: bool) -> None:
         """Refuse a run without a prompt to compare with, and methods that rows of one answer need.
@@ -74,10 +80,11 @@ class Preference:
         known = scores.losses.new_tensor(reference)
         if reference:
             known = known[in_order_of_labels(scores.rows).to(known.device)]
-        ahead = scores.losses.new_zeros(len(batch.rows))
-        ahead = ahead.index_add(0, scores.rows, -scores.losses - known)
-        num_labels = ahead.new_tensor([row.num_labels for row in batch.rows])
-        return self._losses(self.margins(ahead.view(2, -1), num_labels.view(2, -1))).sum()
+        by_row = torch.stack([scores.losses, known])
+        losses, known = by_row.new_zeros(2, len(batch.rows)).index_add(1, scores.rows, by_row)
+        num_labels = losses.new_tensor([row.num_labels for row in batch.rows]).view(2, -1)
+        margins = self.margins((-losses - known).view(2, -1), num_labels)
+        return self._losses(margins, losses.view(2, -1)[0] / num_labels[0]).sum()
 
     def margins(self, ahead: Tensor, num_labels: Tensor) -> Tensor:
         """Return how far the preferred answer of each of n pairs is ahead of the other, in nats.
@@ -90,8 +97,11 @@ class Preference:
         ahead = ahead / num_labels if self.is_normalized else ahead
         return ahead[0] - ahead[1]
 
-    def _losses(self, margins: Tensor) -> Tensor:
-        return -logsigmoid(self.beta * margins)
+    def _losses(self, margins: Tensor, chosen: Tensor) -> Tensor:
+        """Return the loss of each pair; `chosen` is that of a mean label of its preferred
+        answer.
+        """
+        return -logsigmoid(self.beta * margins) + self.chosen_weight * chosen
 
     def is_flat(self, rows: Sequence[Row]) -> bool:
         """Return False: of two answers, one is better."""
@@ -113,9 +123,10 @@ class Preference:
         known = torch.tensor([sum(row.reference) for row in answers], dtype=torch.float64)
         both = torch.stack([-scores.losses - known, scores.num_labels]).view(2, -1, 2)
         margins = self.margins(*both.transpose(1, 2))
+        chosen = (scores.losses / scores.num_labels)[::2]
         return replace(
             scores.part(slice(None, None, 2)).whole(),
-            loss=self._losses(margins).mean().item(),
+            loss=self._losses(margins, chosen).mean().item(),
             preferred=(margins > 0).double().mean().item(),
         )
 
@@ -125,4 +136,4 @@ def objective_of(config: ObjectiveConfig) -> Objective:
     if config.objective == "likelihood":
         return LIKELIHOOD
     beta = BETAS[config.objective] if config.beta is None else config.beta
-    return Preference(beta, config.objective == "dpo-norm")
+    return Preference(beta, config.objective == "dpo-norm", config.chosen_weight)

@@ -30,7 +30,8 @@ from foreword.training.preference import Preference, objective_of
 from foreword.training.reference import log_probabilities, with_reference
 from foreword.training.step import accumulate, detached
 
-OBJECTIVES = [Preference(0.3), Preference(2.0, is_normalized=True)]
+PLAIN = [Preference(0.3), Preference(2.0, is_normalized=True)]
+OBJECTIVES = [*PLAIN, *(replace(one, chosen_weight=0.7) for one in PLAIN)]
 PAIRS = [
     replace(row, rejected=Row.from_ids(row.input_ids[: -row.num_labels], other.tolist()))
     for row, other in zip(ROWS, (tiny_models.ids(n, seed=n) for n in (2, 6, 1, 4)), strict=True)
@@ -60,6 +61,7 @@ def obvious(model: Any, prompt: SoftPrompt, start: SoftPrompt, how: Preference) 
             ratio = said(model, prompt, row).sum() - reference
             ahead.append(ratio / row.num_labels if how.is_normalized else ratio)
         losses.append(-torch.log(1 / (1 + torch.exp(-how.beta * (ahead[0] - ahead[1])))))
+        losses[-1] = losses[-1] - how.chosen_weight * said(model, prompt, pair).mean()
     return torch.stack(losses).mean()
 
 
@@ -116,7 +118,7 @@ def curves(events: list[TrainEvent]) -> list[tuple[Any, ...]]:
     return [(e.step, e.loss, e.gradient_norm, e.learning_rate, e.validation) for e in events]
 
 
-@pytest.mark.parametrize("how", OBJECTIVES)
+@pytest.mark.parametrize("how", PLAIN)
 def test_the_preferred_answers_come_ahead_from_an_even_start(how: Preference) -> None:
     backbone = Backbone(tiny_models.build("llama"))
     config = replace(CONFIG, num_steps=40, batch_size=4, warmup_share=0.0)
@@ -169,10 +171,24 @@ def test_a_run_is_not_gone_on_with_by_another_objective(tmp_path: Path) -> None:
     run(Preference(0.3))
     with pytest.raises(InputError, match="--beta was 0.3, is 0.5"):
         run(Preference(0.5))
+    with pytest.raises(InputError, match="--chosen-weight was not given, is 0.2"):
+        run(Preference(0.3, chosen_weight=0.2))
     with pytest.raises(InputError, match="--objective was 'dpo', is 'dpo-norm'"):
         run(Preference(0.3, is_normalized=True))
     with pytest.raises(InputError, match="--objective was 'dpo', is 'likelihood'"):
         run(LIKELIHOOD)
+
+
+def test_a_run_is_not_gone_on_with_without_the_weight_that_it_began_with(tmp_path: Path) -> None:
+    backbone = Backbone(tiny_models.build("llama", dtype=torch.float32))
+
+    def run(how: Preference) -> Any:
+        events = train(backbone, PAIRS, CONFIG, checkpoint=tmp_path, resume=True, objective=how)
+        return events_until(events, 1)
+
+    run(Preference(0.3, chosen_weight=0.2))
+    with pytest.raises(InputError, match="--chosen-weight was 0.2, is not given"):
+        run(Preference(0.3))
 
 
 def test_options_become_an_objective() -> None:
@@ -180,8 +196,13 @@ def test_options_become_an_objective() -> None:
     assert objective_of(ObjectiveConfig("dpo")) == Preference(0.1)
     assert objective_of(ObjectiveConfig("dpo-norm")) == Preference(5.0, is_normalized=True)
     assert objective_of(ObjectiveConfig("dpo", beta=0.4)) == Preference(0.4)
+    assert objective_of(ObjectiveConfig("dpo", chosen_weight=1)) == Preference(chosen_weight=1)
     with pytest.raises(InputError, match="--beta 0.4 is of --objective dpo"):
         ObjectiveConfig(beta=0.4)
+    with pytest.raises(InputError, match="--chosen-weight 1 is of --objective dpo"):
+        ObjectiveConfig(chosen_weight=1)
+    with pytest.raises(InputError, match="chosen.weight"):
+        ObjectiveConfig("dpo", chosen_weight=-1)
 
 
 @pytest.mark.parametrize(
