@@ -5,30 +5,28 @@ intervals. Draws no table and writes no file.
 """
 
 import logging
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
-
 from foreword import chat, notebook
 from foreword.backbone import Backbone
 from foreword.chat import Answer, Text
 from foreword.config import EncodingConfig, EvalConfig, ResamplingConfig
-from foreword.data import batches, encoding
+from foreword.data import encoding
 from foreword.data.encoding import NO_LIMIT, Row
 from foreword.data.examples import Example
 from foreword.errors import DataError, InputError
 from foreword.evaluation import ensembles
 from foreword.evaluation.answered_calls import answered_calls, expected_calls
 from foreword.evaluation.bootstrap import Score, score
+from foreword.evaluation.choice_losses import choice_losses
 from foreword.evaluation.label_choice import Chosen, chosen
+from foreword.evaluation.losses import mixed_losses
 from foreword.evaluation.metrics import METRICS, Metric, Outcome, check_vote
 from foreword.prompt.prefix import Prefix
 from foreword.prompt.soft_prompt import SoftPrompt
-from foreword.training.loss import score_labels
 
 log = logging.getLogger("foreword")
 
@@ -193,8 +191,8 @@ def _chosen(
     """Return the likeliest of some answers to each example, as its rows are encoded."""
     every = [replace(one, completion=text, answer=None) for one in asked for text in choices]
     rows = _rows(backbone, subject, every)
-    losses = mixed_losses(backbone, subject.prompts, rows, config)
-    return chosen([loss for loss, _ in losses], choices)
+    losses = choice_losses(backbone, subject.prompts, rows, len(choices), config)
+    return chosen(losses, choices)
 
 
 def _check_answers(examples: Sequence[Example], metrics: Sequence[Metric]) -> None:
@@ -319,41 +317,3 @@ def room(backbone: Backbone, prompt: SoftPrompt | Prefix | int | None) -> int:
     if backbone.reads_apart or backbone.capabilities.context_length is None:
         return NO_LIMIT  # an encoder and its decoder each have a context of their own
     return backbone.capabilities.context_length - num_virtual
-
-
-def label_losses(
-    backbone: Backbone,
-    prompt: SoftPrompt | Prefix | None,
-    rows: Sequence[Row],
-    config: EvalConfig = _DEFAULTS,
-) -> list[tuple[float, int]]:
-    """Return for each row the summed loss of its labels, in nats, and their number."""
-    return mixed_losses(backbone, (prompt,), rows, config)
-
-
-def mixed_losses(
-    backbone: Backbone,
-    prompts: Sequence[SoftPrompt | Prefix | None],
-    rows: Sequence[Row],
-    config: EvalConfig = _DEFAULTS,
-) -> list[tuple[float, int]]:
-    """Return the same for the mean of the prompts' probabilities of each label."""
-    order = sorted(range(len(rows)), key=lambda index: len(rows[index].input_ids))
-    found: dict[int, tuple[float, int]] = {}
-    for start in range(0, len(rows), config.batch_size):
-        part = order[start : start + config.batch_size]
-        batch = batches.collate([rows[index] for index in part], backbone.padding_id)
-        with torch.no_grad():
-            scores = [
-                score_labels(backbone, backbone.batch_of(prompt, len(part)), batch)
-                for prompt in prompts
-            ]
-        losses = torch.stack([one.losses.double().cpu() for one in scores])
-        mixed = math.log(len(prompts)) - (-losses).logsumexp(dim=0)
-        sums = torch.zeros(len(part), dtype=torch.float64)
-        sums.index_add_(0, scores[0].rows.cpu(), mixed)
-        found |= {
-            index: (total, rows[index].num_labels)
-            for index, total in zip(part, sums.tolist(), strict=True)
-        }
-    return [found[index] for index in range(len(rows))]

@@ -14,7 +14,8 @@ from foreword.data import encoding
 from foreword.data.encoding import Row
 from foreword.errors import InputError, UnsupportedError
 from foreword.evaluation.bootstrap import Score, difference, score
-from foreword.evaluation.evaluation import label_losses, room
+from foreword.evaluation.evaluation import room
+from foreword.evaluation.losses import label_losses
 from foreword.evaluation.metrics import METRICS, Outcome
 from foreword.prompt.prefix import Prefix
 from foreword.prompt.soft_prompt import SoftPrompt

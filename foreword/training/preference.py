@@ -9,7 +9,8 @@ r(y) = log q(y | x) - log p(y | x), a step lessens the mean over pairs of
     -log sigmoid(beta * (r(w) / |w| - r(l) / |l|))    dpo-norm, |y| labels of y, its end included:
                                                       Lambert et al. 2024 (arXiv:2411.15124)
 
-and, where that has a weight a, - a * log q(w | x) / |w|: Pang et al. 2024 (arXiv:2404.19733), eq. 1.
+and, with a weight a, - a * log q(w | x) / |w|: Pang et al. 2024 (arXiv:2404.19733), eq. 1.
+
 A reference costs no second model: it is the same weights behind another prompt.
 """
 

@@ -13,8 +13,9 @@ from foreword import Backbone, EncodingConfig, Example, Row, SoftPrompt, TrainCo
 from foreword.data.batches import collate
 from foreword.errors import InputError
 from foreword.evaluation.ensembles import averaged, vote
-from foreword.evaluation.evaluation import Subject, evaluate, label_losses
+from foreword.evaluation.evaluation import Subject, evaluate
 from foreword.evaluation.forgetting import forgetting
+from foreword.evaluation.losses import label_losses
 from foreword.training.loss import score_labels
 from foreword.training.start import initial_prompt
 from foreword.training.validation import validate

@@ -10,7 +10,7 @@ import torch
 from tiny_tokenizer import tiny_tokenizer
 
 from foreword import Backbone, Row, SoftPrompt, TrainConfig, chat
-from foreword.evaluation.evaluation import label_losses
+from foreword.evaluation.losses import label_losses
 from foreword.training.loop import train
 
 NUM_ROWS = 13  # a size that no other tensor has

@@ -18,7 +18,7 @@ from foreword.data.batches import collate
 from foreword.engine import sampling
 from foreword.engine.sampling import Sampler, Sampling
 from foreword.evaluation import ensembles
-from foreword.evaluation.evaluation import label_losses
+from foreword.evaluation.losses import label_losses
 from foreword.model.embedding_scale import applied_scale
 from foreword.training import initializers, loss_scale, step
 from foreword.training.checkpoint import STATE_FILE, read_state
