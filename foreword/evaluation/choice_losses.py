@@ -13,6 +13,7 @@ from foreword.backbone import Backbone
 from foreword.config import EvalConfig
 from foreword.data.row import Row
 from foreword.evaluation.losses import mixed_losses
+from foreword.model.decoder import Decoder
 from foreword.prompt.prefix import Prefix
 from foreword.prompt.soft_prompt import SoftPrompt
 
@@ -63,6 +64,8 @@ def num_shared(rows: Sequence[Row]) -> int:
 def _read(backbone: Backbone, prompt: SoftPrompt | Prefix | None, ids: torch.Tensor) -> Prefix:
     """Return the state after a prompt and the leading ids `[1, T]`, as a prefix."""
     [prefix] = backbone.batch_of(prompt, 1).prefixes
+    passes = backbone.passes
+    assert isinstance(passes, Decoder)  # of an encoder, rows are scored whole
     with torch.no_grad():
-        states, _ = backbone.passes.prefill_row(prefix, ids, {})  # type: ignore[union-attr]
+        states, _ = passes.prefill_row(prefix, ids, {})
     return Prefix(states, "a question")
