@@ -2,6 +2,7 @@
 
     python benchmarks/distill.py [--model smollm2-135m] [--tasks NAME ...] [--systems PART ...]
         [--sizes 32 64] [--seeds 0] [--queries 240] [--steps 160]
+    python benchmarks/distill.py --first-token [--model ...] [--tasks ...] [--sizes ...]
     python docs/make_distill.py   # writes docs/results-distill.md from what was measured
 
 One processor thread. Each result is one line of benchmarks/results/distill.jsonl, and what is there
@@ -28,6 +29,7 @@ from transformers.utils import logging
 from foreword import Backbone, SoftPrompt, chat
 from foreword.config import DistillConfig, TrainConfig
 from foreword.distillation import distill
+from foreword.distillation.agreement import first_tokens
 from foreword.distillation.rows import taught_row
 from foreword.distillation.teacher import teach
 from foreword.distillation.unrelated import told_rows
@@ -36,7 +38,7 @@ from foreword.named_text import text_prompt
 from foreword.training.loop import train
 from foreword.training.validation import score_rows
 
-RESULTS = FOLDER / "distill.jsonl"
+RESULTS, FIRST_TOKENS = FOLDER / "distill.jsonl", FOLDER / "distill-first-token.jsonl"
 RATE, BATCH = 5e-3, 8
 WHOLE, BARE, OURS = "whole context", "bare model", "divergence (default)"
 START = "one start token"
@@ -201,6 +203,22 @@ def run(arguments: Any, name: str, system: str, size: int, seed: int) -> dict[st
     }  # fmt: skip
 
 
+def first_token(arguments: Any, name: str, size: int) -> dict[str, Any]:
+    """Measure the time to the first token: side by side, of queries alone. Whatever a prompt of P
+    virtual tokens was trained to say, it takes the same time, so these are the context's first P.
+    """
+    backbone, task = base(arguments.model), CONTEXTS[name]()
+    text = text_prompt(backbone, list(task.context))
+    prompt = SoftPrompt.from_embeddings(text.embeddings[:size], facts=text.facts)
+    queries = asked([query for query, _ in task.test])
+    times = first_tokens(backbone, text, prompt, queries)
+    found = dict(zip(("read", "kept", "prompt"), times, strict=True))
+    return {
+        "model": named(arguments.model), "task": name, "size": size,
+        "context": text.num_virtual_tokens, **found,
+    }  # fmt: skip
+
+
 def named(model: str) -> str:
     """Return what a model is called in the results: of a file, its name."""
     return Path(model).name
@@ -219,6 +237,7 @@ def main() -> None:
     parser.add_argument("--systems", nargs="+", default=[""], help="parts of their names")
     parser.add_argument("--sizes", nargs="+", type=int, default=[32, 64])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--first-token", action="store_true", help="measure that alone")
     parser.add_argument("--queries", type=int, default=240, help="to learn from")
     parser.add_argument("--steps", type=int, default=160, help=f"of {BATCH} rows")
     arguments = parser.parse_args()
@@ -226,6 +245,13 @@ def main() -> None:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     warnings.simplefilter("ignore")
+    if arguments.first_token:
+        for name in arguments.tasks:
+            for size in arguments.sizes:
+                known = [(d["model"], d["task"], d["size"]) for d in measured(FIRST_TOKENS)]
+                if (named(arguments.model), name, size) not in known:
+                    write(FIRST_TOKENS, first_token(arguments, name, size))
+        return
     systems = [s for s in SYSTEMS if any(part in s for part in arguments.systems)]
     for seed in arguments.seeds:
         for size in arguments.sizes:

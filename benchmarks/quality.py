@@ -35,24 +35,28 @@ from foreword.evaluation.metrics import METRICS, Outcome
 MODEL = "smollm2-135m"
 POINTS, BUDGETS = FOLDER / "quality.jsonl", FOLDER / "budgets.jsonl"
 CURVE_TASKS = ("topics", "intents", "question types", "home commands")
+CLASSES = ("topics", "intents", "question types", "physics", "sarcasm")  # tasks of labels
 NUM_COMPARED = 8  # test rows that stock PEFT answers, too
 LEFT_PADDED = 32  # rows of the batches that PEFT pads
 
 
 def score(
-    trained: Trained, task: Task, examples: Sequence[Example], metric: Any
+    trained: Trained, task: Task, examples: Sequence[Example], metric: Any, *, chooses: bool = False
 ) -> tuple[float, list[str]]:
-    """Answer examples greedily; return the share that the metric gives, and the answers."""
+    """Answer examples greedily, or by the likeliest label; return the share that the metric gives,
+    and the answers.
+    """
     config = EvalConfig(batch_size=16, max_new_tokens=task.max_new_tokens)
     subject = Subject("", trained.prompt, encoding=trained.encoding)
-    result = evaluate(trained.backbone, subject, examples, (metric,), config)
+    labels = sorted({row.completion for row in task.train}) if chooses else ()
+    result = evaluate(trained.backbone, subject, examples, (metric,), config, choices=labels)
     return result.scores[metric.name].value, [answer.text for answer in result.answers]
 
 
 def validated(system: System, trained: Trained, task: Task) -> float:
     """Return how well a variant does on validation rows; more is better."""
     if not system.is_seeded:  # text is judged by its answers, as a person would
-        return score(trained, task, task.validation, task.metric)[0]
+        return score(trained, task, task.validation, task.metric, chooses=system.chooses)[0]
     first = [Example(e.prompt, e.completion.splitlines()[0]) for e in task.validation]
     return -score(trained, task, first, METRICS["loss"])[0]
 
@@ -83,7 +87,7 @@ def run(
     else:
         variant = system.variants[0] if first is None else first["variant"]
         trained, values = system.run(backbone, task, seed, variant, num_steps), {}
-    value, answers = score(trained, task, task.test, task.metric)
+    value, answers = score(trained, task, task.test, task.metric, chooses=system.chooses)
     result = {
         "task": task.name, "system": system.name, "seed": seed, "variant": variant,
         "validation": values, "score": value, "seconds": round(trained.seconds, 1),
@@ -142,7 +146,7 @@ def points(arguments: Any) -> None:
         for seed in arguments.seeds or (0, 1, 2)
         for name in arguments.tasks or TASKS
         for system in systems
-        if system.is_seeded or not seed
+        if (system.is_seeded or not seed) and (name in CLASSES or not system.chooses)
     ]
     done = {(d["seed"], d["task"], d["system"]) for d in measured(POINTS)}
     missing = [(*rest, system) for *rest, system in wanted if (*rest, system.name) not in done]

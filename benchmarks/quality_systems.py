@@ -79,6 +79,7 @@ class System:
         num_steps: of BATCH_SIZE rows, where no budget is given.
         is_seeded: whether another seed gives another result.
         is_padded: whether PEFT also answers in batches that it pads on the left.
+        chooses: whether the likeliest of the task's labels is the answer, and not free text.
     """
 
     name: str
@@ -87,6 +88,7 @@ class System:
     num_steps: int = NUM_STEPS
     is_seeded: bool = True
     is_padded: bool = False
+    chooses: bool = False
 
 
 def bare(backbone: Backbone, task: Task, seed: int, variant: None, num_steps: int) -> Trained:
@@ -233,6 +235,15 @@ SYSTEMS = (
     System("bare model", (None,), bare, is_seeded=False),
     System("best of 5 instructions in 2 places", tuple(range(10)), instructed, is_seeded=False),
     System("few-shot in context", (0,), few_shot),
+    System("bare model, likeliest label", (None,), bare, is_seeded=False, chooses=True),
+    System(
+        "best of 5 instructions in 2 places, likeliest label",
+        tuple(range(10)),
+        instructed,
+        is_seeded=False,
+        chooses=True,
+    ),
+    System("few-shot in context, likeliest label", (0,), few_shot, chooses=True),
     System("PEFT prompt tuning, defaults", (5e-5,), peft_prompt(random_prompt)),
     System(
         "PEFT prompt tuning, text, best of 4 rates",
