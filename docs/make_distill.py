@@ -3,13 +3,20 @@
 import json
 import statistics
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from page import write_or_check
 
 FOLDER = Path(__file__).parent
-LINES = FOLDER.parent / "benchmarks" / "results" / "distill.jsonl"
+RESULTS = FOLDER.parent / "benchmarks" / "results"
+LINES, FIRST_TOKENS = RESULTS / "distill.jsonl", RESULTS / "distill-first-token.jsonl"
+TEXT = RESULTS / "distill-head.md"
+OURS, WHOLE, HARD, START = (
+    "divergence (default)", "whole context", "hard labels", "one start token",
+)  # fmt: skip
+SIZE = 32  # P of the table in short
 HEAD = """\
 # What a distilled context keeps
 
@@ -39,7 +46,51 @@ def render() -> str:
     """Return the page: a table for each model and task."""
     results = [json.loads(line) for line in LINES.read_text().splitlines()]
     groups = dict.fromkeys((r["model"], r["task"]) for r in results)
-    return HEAD + "".join(_table(results, *group) for group in groups)
+    parts = [HEAD, TEXT.read_text(), "\n", _in_short(results, groups), _first_tokens()]
+    return "".join(parts) + "".join(_table(results, *group) for group in groups)
+
+
+def _in_short(results: list[dict[str, Any]], groups: Iterable[tuple[str, str]]) -> str:
+    """Return a line for each context: the default beside the whole context and hard labels."""
+    columns = (
+        "", "tokens", "fewer", "agreement", "of hard labels", "score", "of the whole",
+        "unrelated", "of hard labels", "of one start token", "of the whole",
+    )  # fmt: skip
+    lines = _row(columns) + _row(["---"] * len(columns))
+    for model, task in groups:
+        own = [r for r in results if (r["model"], r["task"]) == (model, task)]
+        found = {
+            name: [r for r in own if r["system"] == name and r["size"] in (0, SIZE)]
+            for name in (OURS, WHOLE, HARD, START)
+        }
+        if not found[OURS]:
+            continue
+        tokens = own[0]["context"]
+        cells = [f"{task}, {model}", f"{tokens:,}", f"{tokens / SIZE:.0f}x"]
+        cells += [_mean(found[name], "agreement", ".1%") for name in (OURS, HARD)]
+        cells += [_mean(found[name], "score", ".1%") for name in (OURS, WHOLE)]
+        cells += [_mean(found[name], "unrelated", ".2f") for name in (OURS, HARD, START, WHOLE)]
+        lines += _row(cells)
+    return lines
+
+
+def _mean(found: list[dict[str, Any]], name: str, form: str) -> str:
+    return f"{statistics.mean(r[name] for r in found):{form}}" if found else ""
+
+
+def _first_tokens() -> str:
+    """Return the table of first tokens, in milliseconds."""
+    if not FIRST_TOKENS.exists():
+        return ""
+    columns = ("ms", "P", "read each time", "its cache kept", "behind the prompt", "of the cache")
+    lines = f"\n## The first token\n\n{_row(columns)}{_row(['---'] * len(columns))}"
+    for line in FIRST_TOKENS.read_text().splitlines():
+        found = json.loads(line)
+        times = [f"{1000 * found[name]:,.0f}" for name in ("read", "kept", "prompt")]
+        share = f"{found['prompt'] / found['kept']:.2f}"
+        title = f"{found['task']}, {found['model']}, {found['context']} tokens"
+        lines += _row([title, str(found["size"]), *times, share])
+    return lines
 
 
 def _table(results: list[dict[str, Any]], model: str, task: str) -> str:

@@ -161,13 +161,12 @@ class ModelRunner:
 
     def _report(self, state: RequestState, hidden: Tensor) -> list[Choice]:
         """Return the log-probability of each id that followed those of this pass, if asked for."""
-        num_top = state.handle.request.num_prompt_logprobs
-        following = state.handle.request.ids[
-            state.num_computed + 1 : state.num_computed + 1 + len(hidden)
-        ]
+        request, before = state.handle.request, state.num_computed + 1
+        first = max(before, request.logprobs_from)
+        following, num_top = request.ids[first : before + len(hidden)], request.num_prompt_logprobs
         if num_top is None or not following:
             return []
-        logits = self.backbone.head(hidden[: len(following)])
+        logits = self.backbone.head(hidden[first - before :][: len(following)])
         chosen = torch.tensor(following, device=logits.device)
         return sampling.report(logits, chosen, num_top)
 

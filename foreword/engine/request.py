@@ -61,6 +61,7 @@ class Request:
         stop_ids: the answer ends with "stop" at one of these, which it includes.
         constraint: what a grammar allows.
         num_prompt_logprobs: likeliest ids to report at each of `ids`; None reports nothing.
+        logprobs_from: the first of `ids` that is reported; those before need not run again.
         media: what the placeholders among `ids` stand for; such a request is served alone.
         listener: told of each choice and of the end, in the engine's thread; it must not wait.
     """
@@ -72,6 +73,7 @@ class Request:
     stop_ids: frozenset[int] = frozenset()
     constraint: Constraint | None = None
     num_prompt_logprobs: int | None = None
+    logprobs_from: int = 1
     media: Media | None = None
     listener: "Callable[[Handle], None] | None" = None
 
@@ -85,7 +87,7 @@ class Handle:
         finish_reason: why it ended; None while it goes on.
         error: what went wrong, where the reason is "error".
         num_reused: tokens of the request that did not have to be read again.
-        prompt_logprobs: of each of the request's ids after the first, if asked for.
+        prompt_logprobs: of each of the request's ids from `logprobs_from` on, if asked for.
     """
 
     def __init__(self, request: Request, call: object = None) -> None:

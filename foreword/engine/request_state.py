@@ -56,10 +56,12 @@ class RequestState:
 
     def num_usable(self, num_known: int) -> int:
         """Return how many of so many known leading ids need not run: all but the last, whose logits
-        choose the first new one, and none where their log-probabilities are asked for.
+        choose the first new one, and fewer where log-probabilities of given ids are asked for.
         """
-        asks = self.handle.request.num_prompt_logprobs is not None
-        return 0 if asks else min(num_known, len(self.ids) - 1)
+        request, most = self.handle.request, len(self.ids) - 1
+        if request.num_prompt_logprobs is not None:
+            most = min(most, request.logprobs_from - 1)
+        return min(num_known, most)
 
     def begin_at(self, num_computed: int) -> None:
         """Take so many leading ids as computed: their row holds them."""
@@ -86,6 +88,7 @@ class RequestState:
         return (
             self.content_hash == other.content_hash
             and ours.num_prompt_logprobs == theirs.num_prompt_logprobs
+            and ours.logprobs_from == theirs.logprobs_from
             and ours.ids == theirs.ids
             and ours.media is theirs.media
         )

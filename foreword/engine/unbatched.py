@@ -96,9 +96,12 @@ def serve(backbone: Backbone, handle: Handle, pause: Callable[[], None]) -> None
     media = request.media.tensors if request.media is not None else {}
     prefix = backbone.compile(request.prompt.load()) if request.prompt is not None else None
     ids = torch.tensor([request.ids], device=backbone.device)
-    if request.num_prompt_logprobs is not None and len(request.ids) > 1:
-        logits = backbone.logits(prefix, ids, **media)[0, :-1]
-        handle.prompt_logprobs = sampling.report(logits, ids[0, 1:], request.num_prompt_logprobs)
+    first = request.logprobs_from
+    if request.num_prompt_logprobs is not None and len(request.ids) > first:
+        logits = backbone.logits(prefix, ids, **media)[0, first - 1 : -1]
+        handle.prompt_logprobs = sampling.report(
+            logits, ids[0, first:], request.num_prompt_logprobs
+        )
     if request.max_new_tokens == 0:
         handle.end("length")
         return

@@ -326,13 +326,14 @@ class LlamaEngine:
 
     def _report(self, state: LlamaRequest, logits: np.ndarray) -> None:
         """Note the log-probability of each given id that follows those of this pass."""
-        start = state.num_computed
-        following = state.handle.request.ids[start + 1 : start + 1 + len(logits)]
+        request, before = state.handle.request, state.num_computed + 1
+        first = max(before, request.logprobs_from)
+        following = request.ids[first : before + len(logits)]
         if following:
             state.handle.prompt_logprobs += sampling.report(
-                torch.from_numpy(logits[: len(following)]),
+                torch.from_numpy(logits[first - before :][: len(following)]),
                 torch.tensor(following),
-                state.handle.request.num_prompt_logprobs or 0,
+                request.num_prompt_logprobs or 0,
             )
 
     def _with_duplicates(

@@ -20,6 +20,7 @@ from foreword.data.example import Example
 from foreword.data.media_parts import Message
 from foreword.engine import request
 from foreword.errors import InputError
+from foreword.evaluation.choice_losses import MIN_SHARED, num_shared
 from foreword.evaluation.evaluation import check_begun
 from foreword.evaluation.label_choice import chosen
 from foreword.server.catalog import ServedModel
@@ -47,23 +48,39 @@ async def classify(body: ClassifyRequest, http: Request) -> dict[str, Any]:
         deadline,
     )
     requests = [
-        request.Request(row.input_ids, served.source, max_new_tokens=0, num_prompt_logprobs=0)
+        request.Request(
+            row.input_ids,
+            served.source,
+            max_new_tokens=0,
+            num_prompt_logprobs=0,
+            logprobs_from=len(row.input_ids) - row.num_labels,
+        )
         for row in rows
     ]
     for one in requests:
         state.worker.engine.check(one)
-    answers = Answers(
-        state.worker, state.backbone.tokenizer, (), state.config.request_seconds, deadline=deadline
-    )
-    answers.submit(requests)
-    try:
-        await collected(http, answers)
-    finally:
-        answers.cancel()
-        note(http, {"model": served.name, "soft_prompt": served.label, "choices": len(requests)})
+    shared = rows[0].input_ids[: num_shared(rows)]
+    asked = [requests]
+    if len(shared) >= MIN_SHARED and state.config.cache_bytes:
+        # The question is read once, and its state kept: every answer goes on from it.
+        asked.insert(0, [request.Request(shared, served.source, max_new_tokens=0)])
+    note(http, {"model": served.name, "soft_prompt": served.label, "choices": len(requests)})
+    for part in asked:
+        answers = Answers(
+            state.worker,
+            state.backbone.tokenizer,
+            (),
+            state.config.request_seconds,
+            deadline=deadline,
+        )
+        answers.submit(part)
+        try:
+            await collected(http, answers)
+        finally:
+            answers.cancel()
     losses = [
-        -sum(choice.logprob or 0.0 for choice in answer.handle.prompt_logprobs[-row.num_labels :])
-        for answer, row in zip(answers.answers, rows, strict=True)
+        -sum(choice.logprob or 0.0 for choice in answer.handle.prompt_logprobs)
+        for answer in answers.answers
     ]
     [found] = chosen(losses, body.choices)
     return {

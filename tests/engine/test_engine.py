@@ -752,3 +752,19 @@ def test_a_recurrent_row_keeps_none_of_the_models_habits() -> None:
 def test_a_model_with_an_encoder_is_not_served() -> None:
     with pytest.raises(UnsupportedError, match="models with an encoder are not served"):
         Engine(Backbone(seq2seq_models.build("t5")))
+
+
+@pytest.mark.parametrize("chunk_tokens", [5, 64])
+def test_log_probabilities_from_an_id_on_let_those_before_it_be_reused(chunk_tokens: int) -> None:
+    engine = engine_of(chunk_tokens=chunk_tokens)
+    whole = engine.submit(request(None, ids_of(12), num_prompt_logprobs=1))
+    engine.run()
+    parts = [
+        engine.submit(request(None, ids_of(12), num_prompt_logprobs=1, logprobs_from=first))
+        for first in (8, 11, 12)
+    ]
+    engine.run()
+    for part, first in zip(parts, (8, 11, 12), strict=True):
+        assert part.num_reused == first - 1 and part.ids == whole.ids
+        expected_ones = [one.logprob for one in whole.prompt_logprobs[first - 1 :]]
+        assert [one.logprob for one in part.prompt_logprobs] == pytest.approx(expected_ones)

@@ -65,6 +65,31 @@ def test_what_is_measured_is_what_is_served(
     assert found["usage"]["completion_tokens"] == 0
 
 
+def test_a_question_is_read_once_for_all_answers(served: Served) -> None:
+    engine = served.server.worker.engine
+    long = [{"role": "user", "content": "tell me whether it is yes or no " * 5}]
+    alone = {
+        label: served.classify(messages=long, choices=[label, "x"]).json() for label in CHOICES
+    }
+    before = engine.num_prompt_tokens - engine.num_reused_tokens
+    other = [{"role": "user", "content": "say at once whether it is yes or no " * 5}]
+    served.classify(messages=other)
+    num_read = engine.num_prompt_tokens - engine.num_reused_tokens - before
+    rows = [
+        len(chat.encode(served.backbone, other, chat.encoding_of(served.prompts["a"]))[0])
+        for _ in CHOICES
+    ]
+    assert rows[0] > 40 and num_read < rows[0] + 40
+    found = served.classify(messages=long).json()
+    shares = {one["label"]: one["probability"] for one in found["probabilities"]}
+    odds = {
+        label: one["probabilities"][0]["probability"] / one["probabilities"][1]["probability"]
+        for label, one in alone.items()
+    }
+    for label in CHOICES:
+        assert shares[label] == pytest.approx(odds[label] / sum(odds.values()), rel=1e-4)
+
+
 @pytest.mark.parametrize("is_text", [True, False])
 def test_answers_stand_behind_a_space_where_those_of_training_did(
     is_text: bool, tmp_path: Path
