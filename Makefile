@@ -121,6 +121,7 @@ check: $(VENV)/installed
 	$(BIN)/python docs/make_results.py --check
 	$(BIN)/python docs/make_distill.py --check
 	$(BIN)/python docs/make_picture.py --check
+	$(BIN)/python docs/make_curves.py --check
 	$(BIN)/python docs/make_peft_table.py --check
 	$(BIN)/python docs/make_families.py --check
 
@@ -135,6 +136,7 @@ docs: $(VENV)/installed
 	$(BIN)/python docs/make_results.py
 	$(BIN)/python docs/make_distill.py
 	$(BIN)/python docs/make_picture.py
+	$(BIN)/python docs/make_curves.py
 	$(BIN)/python docs/make_peft_table.py
 	$(BIN)/python docs/make_families.py
 	$(BIN)/python tests/support/contract_table.py

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from make_curves import section
 from page import write_or_check
 
 FOLDER = Path(__file__).parent
@@ -27,6 +28,7 @@ def render() -> str:
     tasks, systems = _names(results, "task"), _names(results, "system")
     parts = [TEXT.read_text(), "\n## Scores\n\n", _overview(results, tasks, systems)]
     parts += ["\n## What was to be reached\n\n", _reached(results, tasks, systems)]
+    parts += [section()]
     parts += ["\n## Padding on the left\n\n", _padding(results)]
     parts += [f"\n## {task[0].upper()}{task[1:]}\n\n{_detail(results, task)}" for task in tasks]
     return "".join(parts)

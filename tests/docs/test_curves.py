@@ -1,0 +1,57 @@
+"""Curves of budgets: where one overtakes another, and how soon a score is reached."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "docs"))
+import make_curves
+
+
+def line(system: str, steps: int, seconds: float, score: float, seed: int = 0) -> dict[str, Any]:
+    return {
+        "model": "m", "task": "a & b", "system": system, "steps": steps, "seed": seed,
+        "seconds": seconds, "score": score,
+    }  # fmt: skip
+
+
+@pytest.fixture
+def two_curves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own, theirs = make_curves.DEFAULT, make_curves.LORA
+    found = [
+        line(own, 20, 10, 0.5), line(own, 80, 40, 0.6, 0), line(own, 80, 40, 0.8, 1),
+        line(theirs, 20, 20, 0.3), line(theirs, 80, 80, 0.75),
+    ]  # fmt: skip
+    monkeypatch.setattr(make_curves, "LINES", tmp_path / "budgets.jsonl")
+    make_curves.LINES.write_text("\n".join(map(json.dumps, found)))
+
+
+def test_the_section_says_where_lora_is_ahead_and_how_soon_its_score_is_reached(
+    two_curves: None,
+) -> None:
+    said = make_curves.section()
+    assert "| a & b, m | foreword context-tuning (default) | 50.0% | 70.0% | 10 / 40 |" in said
+    assert "LoRA is ahead at 80 steps; the default does not reach LoRA's score" in said
+    make_curves.LINES.write_text(
+        make_curves.LINES.read_text().replace('"score": 0.75', '"score": 0.6')
+    )
+    # Halfway between .5 and .7 is halfway between 10 and 40 seconds over their logarithm: 20.
+    assert "LoRA is never ahead; the default has LoRA's score of 80 steps in 0.25" in (
+        make_curves.section()
+    )
+
+
+def test_the_picture_is_xml_with_a_point_for_each_mean(two_curves: None) -> None:
+    root = ElementTree.fromstring(make_curves.picture())
+    assert len(root.findall("{http://www.w3.org/2000/svg}circle")) == 4
+
+
+def test_nothing_is_said_where_nothing_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(make_curves, "LINES", tmp_path / "none.jsonl")
+    assert make_curves.section() == ""
