@@ -57,6 +57,7 @@ def check_endpoint(url: str) -> None:
     try:
         parts = urlsplit(url)
         is_one = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        (parts.hostname or "").encode("idna")  # as a socket asks for it
     except ValueError:
         parts, is_one = urlsplit(""), False
     plain = url.isascii() and url.isprintable() and " " not in url

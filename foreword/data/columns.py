@@ -118,10 +118,20 @@ class _Columns:
 
 
 def as_query(
-    row: Mapping[str, Any], source: str = "row", config: DataConfig = _DEFAULT_COLUMNS
-) -> str | tuple[Message, ...]:
-    """Return what a row asks, whatever it answers, as training reads it: a text, or the turns up to
-    the last question, behind the row's system turn.
+    row: Mapping[str, Any],
+    source: str = "row",
+    config: DataConfig = _DEFAULT_COLUMNS,
+    said: "Counter[str] | None" = None,
+) -> Example:
+    """Return what a row asks, whatever it answers, as training reads it: an example whose prompt is
+    a text, or the turns up to the last question, behind the row's system turn; its completion says
+    nothing.
+
+    Args:
+        row: columns by name.
+        source: where the row stands, as "rows.jsonl:12".
+        config: names columns.
+        said: counts, in words, what of the row was not used or was guessed.
 
     Raises:
         DataError: the row asks nothing; names `source`.
@@ -129,13 +139,22 @@ def as_query(
     with named(source):
         columns = _Columns({str(name): native(value) for name, value in row.items()})
         asked = _asked(columns, config)
+        fields = _fields(columns, config)
+    if said is not None:
+        said.update(columns.said)
     kept = {name: columns.row[name] for name in (*SYSTEM, *TOOLS) if columns.has(name)}
     # The answer is not looked at: it lets the row be read as one that has one.
     options = DataConfig(skip_blank=config.skip_blank, learn="last")
     [example] = as_examples(kept | asked | {"completion": "-"}, source, options)
     if example.tools:
         raise DataError(f"{source}: questions are asked without tools: leave that column out")
-    return example.prompt
+    return replace(example, fields=fields if isinstance(example.prompt, str) else ())
+
+
+def has_answer(row: Mapping[str, Any], config: DataConfig = _DEFAULT_COLUMNS) -> bool:
+    """Whether a row holds something in a column that answers are read from."""
+    names = (config.completion_column, config.label_column, *(pair[1] for pair in PAIRS))
+    return any(name is not None and row.get(name) is not None for name in names)
 
 
 def _asked(columns: _Columns, config: DataConfig) -> dict[str, Any]:
@@ -147,7 +166,8 @@ def _asked(columns: _Columns, config: DataConfig) -> dict[str, Any]:
         return {"prompt": _open_turns(_parsed(columns.take(name, "--messages-column"), name), name)}
     name = _question_column(columns, config)
     value = turns_in(columns.take(name, "--prompt-column"))
-    if name == "instruction" and config.completion_column in (None, "output"):
+    is_none_named = config.prompt_column is None and config.completion_column is None
+    if name == "instruction" and (is_none_named or config.completion_column == "output"):
         value = _with_input(columns, value)
     return {"prompt": _open_turns(value, name) if isinstance(value, list) else value}
 
@@ -166,6 +186,10 @@ def _question_column(columns: _Columns, config: DataConfig) -> str:
     """Return the column that a row's question is in: that of a known pair, where one is whole."""
     if config.prompt_column is not None:
         return config.prompt_column
+    if config.completion_column is not None:  # the same as training reads before that answer
+        name, _ = _named_pair(columns, config)
+        if columns.has(name):
+            return name
     pairs = (pair[0] for pair in PAIRS if all(map(columns.has, pair)))
     null = (name for name in QUERIES if name in columns.row)
     for name in (*pairs, *filter(columns.has, QUERIES), *null):

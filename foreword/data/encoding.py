@@ -282,7 +282,7 @@ def _encode_whole(
     is_plain = _begins_plain(prompt, config)
     text = RowText(tokenizer, config, processor, example.tools)
     with named(example.source):
-        _check(example, text)
+        _check_fields(example.prompt, example.fields, text)
         expanded_ids: list[int] | None = None
         whole = text.whole(prompt)
         if isinstance(prompt, str) or not media_parts.has_media(prompt):
@@ -315,7 +315,7 @@ def _encode_pair(
 ) -> Row:
     text = RowText(tokenizer, config)
     with named(example.source):
-        _check(example, text)
+        _check_fields(example.prompt, example.fields, text)
         if example.is_beyond_text:
             raise DataError(
                 "the answer holds a call of tools or reasoning, which a decoder behind an encoder "
@@ -336,14 +336,33 @@ def _encode_pair(
     return replace(row, task=example.task, is_text=_begins_plain(example.prompt, config))
 
 
-def _check(example: Example, text: RowText) -> None:
+def check_fields(
+    prompt: str | Sequence[Message],
+    fields: Sequence[str],
+    tokenizer: "PreTrainedTokenizerBase",
+    config: EncodingConfig,
+) -> None:
     """Refuse a template with special tokens whose columns spell some, too: nothing tells the two
     apart once it is filled.
+
+    Args:
+        prompt: the filled template.
+        fields: texts that it was filled with.
+        tokenizer: knows the special tokens.
+        config: how the prompt is encoded.
+
+    Raises:
+        DataError: a column spells one.
     """
-    prompt, config = example.prompt, text.config
+    if fields:
+        _check_fields(prompt, fields, RowText(tokenizer, config))
+
+
+def _check_fields(prompt: str | Sequence[Message], fields: Sequence[str], text: RowText) -> None:
+    config = text.config
     if not isinstance(prompt, str) or config.special_tokens or config.row_template is not None:
         return
-    if text.is_filled(prompt) and any(map(text.special.spells, example.fields)):
+    if text.is_filled(prompt) and any(map(text.special.spells, fields)):
         raise DataError(
             "a column spells a special token inside a --template that begins with one: leave it "
             "out, or give --special-tokens"

@@ -18,7 +18,6 @@ from foreword.errors import DataError, InputError
 
 CHOSEN, REJECTED = "chosen", "rejected"
 _DEFAULT_COLUMNS = DataConfig()
-_LAST = DataConfig(learn="last")
 
 
 def as_pair(
@@ -51,7 +50,8 @@ def as_pair(
             )
         prompt = config.prompt_column or "prompt"
         parts = [_parts(columns, name, prompt) for name in (CHOSEN, REJECTED)]
-    better, worse = (as_examples(part, source, _LAST)[0] for part in parts)
+    last = DataConfig(learn="last", skip_blank=config.skip_blank)
+    better, worse = (as_examples(part, source, last)[0] for part in parts)
     with named(source):
         _check_pair(better, worse)
     if said is not None:

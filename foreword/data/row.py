@@ -6,7 +6,7 @@ In: ids. Out: a `Row`. Knows no text and no tokenizer.
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import Self, SupportsIndex
 
 from foreword.data.processor import Media
 from foreword.data.target import Target
@@ -72,7 +72,14 @@ class Row:
     def from_ids(
         cls, prompt_ids: Sequence[int], completion_ids: Sequence[int], source: str = "ids"
     ) -> Self:
-        """A row of ids that are used as they are: no end token is added."""
+        """A row of ids that are used as they are: no end token is added.
+
+        Raises:
+            DataError: one that is no whole number.
+        """
+        for one in (*prompt_ids, *completion_ids):
+            if not isinstance(one, SupportsIndex) or isinstance(one, bool):
+                raise DataError(f"{source}: expected token ids, got {one!r:.80}")
         return cls((*prompt_ids, *completion_ids), len(completion_ids), source)
 
 

@@ -27,7 +27,10 @@ from foreword.prompt.states import States
 log = logging.getLogger("foreword")
 
 METHOD = "composed"
-OF_ROWS = ("row_template", "chat_template", "opening", "held_text", "special_tokens", "is_text")
+OF_ROWS = (
+    "row_template", "chat_template", "opening", "start_token", "held_text", "special_tokens",
+    "is_text", "plain", "date",
+)  # fmt: skip
 
 
 def compose(backbone: Backbone, first: SoftPrompt, second: SoftPrompt) -> SoftPrompt:

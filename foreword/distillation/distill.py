@@ -15,7 +15,9 @@ from typing import Any
 from foreword import chat
 from foreword.backbone import Backbone
 from foreword.config import DistillConfig, EncodingConfig, Form, TrainConfig
+from foreword.data import encoding
 from foreword.data.encoding import Row
+from foreword.data.example import named
 from foreword.distillation import context_date, contexts, distractors, embedding_starts
 from foreword.distillation.contexts import AnyContext
 from foreword.distillation.input_checks import form_of as form_of
@@ -152,6 +154,10 @@ def prepare(
         asked = found.queries
         said.append(described(found, config))
     check_holds_no_text(asked, context.texts)
+    written = chat.encoding_of(teachers[0])
+    for query in asked:
+        with named(query.source):
+            encoding.check_fields(query.asked, query.fields, backbone.tokenizer, written)
     places = nearest(backbone, teachers, asked)
     taught = teach_parts(
         backbone, teachers, asked, places, config, folder, on_answer, is_anew=is_anew

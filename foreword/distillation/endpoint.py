@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
+from foreword.config.addresses import checked_key
 from foreword.errors import InputError, UnavailableError
 
 KEY = "FOREWORD_QUESTIONS_KEY"
@@ -23,6 +24,7 @@ SECONDS = 60.0  # that a call waits for the server
 TRIES = 3
 PAUSE = 0.5  # seconds before the second try; then twice as long
 MAX_BYTES = 1_000_000
+CHUNK = 1 << 16  # bytes that are read at once
 AT_ONCE = 4  # calls
 AGAIN = (408, 429, 500, 502, 503, 504)
 
@@ -78,25 +80,32 @@ class ChatEndpoint:
                 why = f"status {error.code}: {_said(error)}"
                 if error.code not in AGAIN:
                     raise InputError(f"--questions-from {self.url}: {why}") from None
+            except UnicodeError as error:
+                raise InputError(f"--questions-from {self.url}: no host has this name") from error
             except (OSError, http.client.HTTPException) as error:
                 why = str(getattr(error, "reason", None) or error) or type(error).__name__
             if attempt + 1 < TRIES:
                 time.sleep(PAUSE * 2**attempt)
         raise UnavailableError(
-            f"--questions-from {self.url}: no answer in {TRIES} tries ({why}); the questions that "
-            "it has answered are kept: try again with --resume"
+            f"--questions-from {self.url}: no answer in {TRIES} tries ({why}); try again with "
+            "--resume: what it has answered before is kept, but for the newest --answer-batch"
         )
 
     def _send(self, body: bytes) -> bytes:
         headers = {"Content-Type": "application/json"}
-        if key := os.environ.get(KEY, "").strip():
-            headers["Authorization"] = f"Bearer {key}"
+        if os.environ.get(KEY, "").strip():
+            headers["Authorization"] = f"Bearer {checked_key(KEY, os.environ[KEY])}"
         request = urllib.request.Request(
             f"{self.url.rstrip('/')}/chat/completions", body, headers, method="POST"
         )
         opener = urllib.request.build_opener(_NoRedirect)
+        deadline = time.monotonic() + SECONDS
         with opener.open(request, timeout=SECONDS) as response:
-            found: bytes = response.read(MAX_BYTES + 1)
+            found = b""
+            while part := response.read1(min(CHUNK, MAX_BYTES + 1 - len(found))):
+                found += part
+                if time.monotonic() > deadline:
+                    raise TimeoutError(f"its answer took more than {SECONDS:g} s")
             if len(found) <= MAX_BYTES and response.length:
                 raise http.client.IncompleteRead(found, response.length)
         return found
@@ -105,9 +114,12 @@ class ChatEndpoint:
         try:
             if len(body) > MAX_BYTES:
                 raise ValueError(f"more than {MAX_BYTES} bytes")
-            content = json.loads(body)["choices"][0]["message"]["content"]
+            choice = json.loads(body)["choices"][0]
+            content = choice["message"]["content"]
             if not isinstance(content, str | None):
                 raise ValueError("its content is no text")
+            if choice.get("finish_reason") == "length":
+                return ""  # half a question is none
         except (ValueError, LookupError, TypeError, RecursionError) as error:
             raise UnavailableError(
                 f"--questions-from {self.url}: expected a chat completion, got something else "

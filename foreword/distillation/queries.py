@@ -4,13 +4,14 @@ In: rows as mappings, texts or turns. Out: `Query`s, with the row's own answer w
 Knows no model.
 """
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from foreword.config import DataConfig
-from foreword.data.columns import as_examples, as_query
+from foreword.data.columns import as_examples, as_query, has_answer
 from foreword.data.example import Example, named
 from foreword.data.examples import log, read_each
 from foreword.data.media_parts import Message
@@ -31,6 +32,7 @@ class Query:
         own: the query with the answer that its row gives; None without.
         group: what is set aside together, as the passage that a question is about; None: the query.
         part: the number of the part of the text that it is about; None: any.
+        fields: texts of columns that a template was filled with, to make what is asked.
     """
 
     asked: str | tuple[Message, ...]
@@ -38,6 +40,7 @@ class Query:
     own: Example | None = None
     group: str | None = None
     part: int | None = None
+    fields: tuple[str, ...] = ()
 
 
 def as_queries(
@@ -63,26 +66,41 @@ def read_queries(
     """
 
     def read(row: Mapping[str, Any], source: str, said: Any) -> Query:
-        return from_row(row, source, config)
+        return from_row(row, source, config, said)
 
     return read_each(path, read, config or DataConfig(), say)
 
 
-def from_row(row: Mapping[str, Any], source: str, config: DataConfig | None = None) -> Query:
+def from_row(
+    row: Mapping[str, Any],
+    source: str,
+    config: DataConfig | None = None,
+    said: "Counter[str] | None" = None,
+) -> Query:
     """Return one row of a data file as a query, with its own answer if it has one.
+
+    Args:
+        row: columns by name.
+        source: where the row stands.
+        config: names columns.
+        said: counts, in words, what of the row was not used or was guessed.
 
     Raises:
         DataError: the row asks nothing; names `source`.
     """
-    config = config or DataConfig()
-    asked = as_query(row, source, config)
+    config, of_pair = config or DataConfig(), Counter[str]()
+    query = as_query(row, source, config)
+    asked, plain = query.prompt, Query(query.prompt, source, fields=query.fields)
     try:
-        examples = as_examples(row, source, config)
-    except DataError:
-        return Query(asked, source)  # a question without an answer, as most are
-    own = examples[-1]
+        own = as_examples(row, source, config, said=of_pair)[-1]
+    except DataError as error:  # a question without an answer, as most are
+        if said is not None and has_answer(row, config):
+            said[f"an answer is not used: {str(error).removeprefix(f'{source}: ')}"] += 1
+        return plain
+    if said is not None:
+        said.update(of_pair)
     asks_the_same = own.prompt == asked or own.prompt == ({"role": "user", "content": asked},)
-    return Query(asked, source, own if asks_the_same else None)
+    return replace(plain, own=own if asks_the_same else None)
 
 
 def _query(
@@ -96,6 +114,10 @@ def _query(
         if not row.strip():
             raise DataError(f"{source}: expected a question, found a blank text")
         return Query(row, source)
+    if not isinstance(row, Sequence) or isinstance(row, bytes):
+        raise DataError(
+            f"{source}: expected a text, turns, or a row of columns, got {type(row).__name__}"
+        )
     with named(source):
         return Query(tuple(read_turns(list(row), "the query")[0]), source)
 

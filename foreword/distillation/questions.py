@@ -34,6 +34,9 @@ _MARK = re.compile(
     r"^(?:[-*#>\u2022]+\s*|\(?\d{1,3}[.):]\s+|\*\*|(?:question|request|message|query|user|q)\s*\d*\s*[:.]\s*)+",
     re.IGNORECASE,
 )
+_ANNOUNCED = re.compile(
+    r"(?:sure|certainly|of course|okay|ok|here(?:'s|\u2019s| is| are))\b[^?]*$", re.IGNORECASE
+)
 _QUOTES = "\"'`*\u201c\u201d\u201e\u00ab\u00bb "
 
 
@@ -67,9 +70,11 @@ def question_in(said: str, is_message: bool, is_chat: bool) -> str:
     """Return the question in what a model said: the first line that is more than an announcement,
     or for a message all of it; without marks of a list and quotes around it.
     """
+    said, is_thought, after = said.rpartition("</think>")
+    said = after if is_thought or "<think>" not in after else ""  # thoughts that did not end
     lines = [line.strip() for line in said.strip().splitlines()]
     lines = [line for line in lines if line]
-    while len(lines) > 1 and lines[0].endswith(":"):
+    while len(lines) > 1 and (lines[0].endswith(":") or _ANNOUNCED.match(lines[0])):
         del lines[0]
     if not lines:
         return ""

@@ -164,9 +164,11 @@ def _steps(run: Run, state: TrainState, notices: list[str]) -> Iterator[TrainEve
         state.set_rate(rate)
         started = time.perf_counter()
         try:
-            rows = _rows(run, state)
-            loss, norm = step_that_fits(run, state, rows, notices)  # 1. the step
-            state.record(loss, rate, time.perf_counter() - started)
+            rows, norm = list[Row](), math.nan
+            if not _is_unvalidated(run, state):  # as where a reward function failed
+                rows = _rows(run, state)
+                loss, norm = step_that_fits(run, state, rows, notices)  # 1. the step
+                state.record(loss, rate, time.perf_counter() - started)
             if run.objective.has_floor:
                 guards.check_level(state.history.losses, state.progress.good_level)
             result = _validate_if_due(run, state)  # 2. what it came to
@@ -188,6 +190,13 @@ def _steps(run: Run, state: TrainState, notices: list[str]) -> Iterator[TrainEve
             if not is_saved:
                 state.save_for(run)
             raise
+
+
+def _is_unvalidated(run: Run, state: TrainState) -> bool:
+    """Whether the latest step was taken, and what validates it was not."""
+    step, validations = state.progress.step, state.history.validations
+    is_known = any(one.step == step for one in validations)
+    return step > 0 and bool(run.held_out) and run.is_due(step) and not is_known
 
 
 def _rows(run: Run, state: TrainState) -> list[Row]:
@@ -228,7 +237,11 @@ def _validate_if_due(run: Run, state: TrainState) -> Validation | None:
         return None
     size = state.progress.micro_batch_size
     prompts = task_prompts(state.method) or state.prompt
-    result = run.objective.validate(run.backbone, prompts, run.held_out, size, run.ranks)
+    try:
+        result = run.objective.validate(run.backbone, prompts, run.held_out, size, run.ranks)
+    except ForewordError:  # the step is not lost
+        state.save_for(run)
+        raise
     if not math.isfinite(result.loss):
         raise DivergedError(f"the validation loss is {result.loss:.4g}; lower --learning-rate")
     state.validated(result.facts)

@@ -14,6 +14,7 @@ and, with a weight a, - a * log q(w | x) / |w|: Pang et al. 2024 (arXiv:2404.197
 A reference costs no second model: it is the same weights behind another prompt.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
@@ -27,6 +28,7 @@ from foreword.config import ObjectiveConfig, TrainConfig, check_for_pairs
 from foreword.data.batches import Batch
 from foreword.data.row import Row, every
 from foreword.data.target import in_order_of_labels
+from foreword.errors import InputError
 from foreword.training.distributed import Ranks
 from foreword.training.loss import LabelScores
 from foreword.training.objective import LIKELIHOOD, NAME, Objective, Prompts
@@ -48,6 +50,13 @@ class Preference:
     beta: float = BETAS["dpo"]
     is_normalized: bool = False
     chosen_weight: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name, lowest in (("beta", "above 0"), ("chosen_weight", "0 or more")):
+            value = getattr(self, name)
+            is_number = isinstance(value, int | float) and math.isfinite(value)
+            if not is_number or value < 0 or (value == 0 and name == "beta"):
+                raise InputError(f"{name}: expected a number {lowest}, got {value!r}")
 
     has_pairs: ClassVar[bool] = True
     has_answers: ClassVar[bool] = True

@@ -23,12 +23,14 @@ class Question:
         source: where it stands, as "prompts.jsonl:12"; no two have the same.
         columns: the others of its row, by name.
         told: what the reward function is told was asked, as the row has it; None: `asked`.
+        fields: texts of columns that a template was filled with, to make what is asked.
     """
 
     asked: str | tuple[Message, ...]
     source: str
     columns: Mapping[str, Any]
     told: str | tuple[Message, ...] | None = None
+    fields: tuple[str, ...] = ()
 
 
 def read_questions(
@@ -42,6 +44,7 @@ def read_questions(
     folder = folder_of(path)
 
     def read(row: Mapping[str, Any], source: str, said: Any) -> Question:
-        return Question(beside(as_query(row, source, columns), folder), source, row)
+        found = as_query(row, source, columns)
+        return Question(beside(found.prompt, folder), source, row, fields=found.fields)
 
     return read_each(path, read, columns, say)

@@ -13,6 +13,7 @@ from typing import Any
 from foreword import chat
 from foreword.backbone import Backbone
 from foreword.config import RewardConfig, TrainConfig
+from foreword.data import encoding
 from foreword.data.columns import as_query
 from foreword.data.row import Row
 from foreword.errors import InputError
@@ -86,13 +87,16 @@ def reward_seeds(
     resume: bool = False,
 ) -> Iterator[SeedRun]:
     """Yield the run of each of `count` seeds in turn; see `reward` and `train_seeds`."""
+    chat.check_template(backbone, start)
     asked, held_out = (
         [_question(backbone, start, one, f"{name} {number}") for number, one in enumerate(part, 1)]
         for name, part in (("question", questions), ("validation question", validation))
     )
     known = {one.source: one for one in (*asked, *held_out)}
-    encoding = chat.encoding_of(start)
-    rollouts = Rollouts(backbone, known, encoding, function, config)
+    if len(known) < len(asked) + len(held_out):
+        raise InputError("two questions have one source: give each of them its own")
+    saved = chat.encoding_of(start)
+    rollouts = Rollouts(backbone, known, saved, function, config)
     rows = rollouts.rows([*asked, *held_out])
     _check_room(backbone, start, rows, config)
     return train_seeds(
@@ -101,7 +105,7 @@ def reward_seeds(
         training,
         count,
         validation=rows[len(asked) :],
-        encoding_config=encoding,
+        encoding_config=saved,
         initial=start,
         folder=folder,
         resume=resume,
@@ -129,8 +133,13 @@ def _check_room(
 
 def _question(backbone: Backbone, start: SoftPrompt, one: AnyQuestion, source: str) -> Question:
     """Return what a row asks, as the rows of the prompt's training were asked."""
-    if not isinstance(one, Question):
-        one = Question(as_query(one, source), source, dict(one))
+    if isinstance(one, Mapping):
+        one = Question(as_query(one, source).prompt, source, {str(k): v for k, v in one.items()})
+    elif not isinstance(one, Question):
+        raise InputError(
+            f"{source}: expected a row of columns with a prompt, got {type(one).__name__}"
+        )
+    encoding.check_fields(one.asked, one.fields, backbone.tokenizer, chat.encoding_of(start))
     if isinstance(one.asked, str):
         typed = chat.typed(backbone, start, one.asked)
         return replace(one, asked=typed if isinstance(typed, str) else tuple(typed), told=one.asked)

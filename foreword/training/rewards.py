@@ -7,7 +7,6 @@ each answer. What goes wrong in such a function is one line. Knows no model and 
 import importlib
 import importlib.util
 import inspect
-import math
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
@@ -19,6 +18,7 @@ from foreword.errors import InputError, TrainingError
 
 PROMPTS, COMPLETIONS = "prompts", "completions"
 NO_LIST = (str, bytes, Mapping, Set)
+LARGEST = 1e30  # beyond which sums of squares are no float32 numbers
 ANY = inspect.Parameter.VAR_KEYWORD
 
 
@@ -77,7 +77,7 @@ class RewardFunction:
             found = self.function(**given)
             if isinstance(found, Iterator):  # a generator's code runs as it is read
                 found = list(found)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise TrainingError(f"--reward {self.name} failed: {_said(error)}") from error
         return self._checked(found, len(answers))
 
@@ -86,8 +86,8 @@ class RewardFunction:
             if isinstance(found, NO_LIST):
                 raise TypeError("in no order, or no numbers")
             values = [_number(value) for value in found]
-        except (TypeError, ValueError, ArithmeticError, RuntimeError) as error:
-            got = " ".join(repr(found).split())
+        except Exception as error:  # what is returned is the user's code, too
+            got = " ".join(_shown(found).split())
             raise TrainingError(
                 f"--reward {self.name}: expected a list of {count} numbers, got {got:.80}"
             ) from error
@@ -96,8 +96,11 @@ class RewardFunction:
                 f"--reward {self.name}: expected a number for each of {count} answers, got "
                 f"{len(values)}"
             )
-        if wrong := [value for value in values if not math.isfinite(value)]:
-            raise TrainingError(f"--reward {self.name}: expected finite numbers, got {wrong[0]}")
+        if wrong := [value for value in values if not abs(value) <= LARGEST]:
+            raise TrainingError(
+                f"--reward {self.name}: expected finite numbers of at most {LARGEST:g}, got "
+                f"{wrong[0]}"
+            )
         return values
 
     def _parameters(self) -> list[inspect.Parameter]:
@@ -118,7 +121,7 @@ def load_reward(spec: str) -> RewardFunction:
         )
     try:
         module = _module(place)
-    except Exception as error:  # whatever the user's module raises
+    except (Exception, SystemExit) as error:  # whatever the user's module raises
         raise InputError(f"--reward {spec}: cannot import {place}: {_said(error)}") from error
     function = getattr(module, name, None)
     if not callable(function):
@@ -153,7 +156,14 @@ def _module(place: str) -> Any:
     return module
 
 
-def _said(error: Exception) -> str:
+def _shown(value: Any) -> str:
+    try:
+        return repr(value)
+    except Exception:
+        return f"a {type(value).__name__}"
+
+
+def _said(error: BaseException) -> str:
     """Return an error in one line, with the place in the user's code that raised it."""
     frames = traceback.extract_tb(error.__traceback__)
     line = str(error).strip().partition("\n")[0]

@@ -47,7 +47,10 @@ class Rollouts:
     @property
     def identity(self) -> dict[str, Any]:
         """What a run that goes on must have in common, as plain data."""
-        told = [[one.source, dict(one.columns)] for one in self.questions.values()]
+        told = [
+            [one.source, {str(name): value for name, value in one.columns.items()}]
+            for one in self.questions.values()
+        ]
         digest = hashlib.sha256(json.dumps(told, default=str, sort_keys=True).encode())
         config = self.config
         names = ("group", "answer_tokens", "answer_batch")

@@ -74,7 +74,12 @@ def encode_rows(
             else:
                 texts += as_examples(example, source, task_column=task, said=counts)
         elif isinstance(example, Example):
-            texts.append(example)
+            texts.append(_checked(example))
+        elif not isinstance(example, Row):
+            raise InputError(
+                f"example {number}: expected columns by name, an Example or a Row, got "
+                f"{type(example).__name__} (of a DataFrame give df.to_dict('records'))"
+            )
     said = [f"{what} ({counted(count)})" for what, count in counts.items()]
     rows = [row for row in examples if isinstance(row, Row)]
     if texts:
@@ -98,6 +103,22 @@ def encode_rows(
         if backbone.reads_apart:
             _check_pair(backbone, row, config)
     return rows, said
+
+
+def _checked(example: Example) -> Example:
+    """Refuse an example whose parts are not what they should be.
+
+    Raises:
+        InputError: names it.
+    """
+    is_asked = isinstance(example.prompt, str | tuple | list)
+    if not is_asked or not isinstance(example.completion, str):
+        wrong = example.completion if is_asked else example.prompt
+        raise InputError(
+            f"{example.source}: expected an Example of a text or turns and a text, got "
+            f"{type(wrong).__name__}"
+        )
+    return example
 
 
 def encode_texts(
@@ -134,6 +155,10 @@ def _paired(row: Row, rejected: Row) -> Row:
         raise DataError(
             f"{row.source}: too long, and its two answers leave room for different parts of what "
             "is before them: shorten it, or drop the row"
+        )
+    if row.input_ids == rejected.input_ids and row.media is None:
+        raise DataError(
+            f"{row.source}: 'chosen' and 'rejected' become the same tokens: drop the row"
         )
     return replace(row, rejected=rejected)
 

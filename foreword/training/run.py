@@ -105,7 +105,10 @@ class Run:
     def rows_behind(self, prompt: SoftPrompt, step: int) -> list[Row]:
         """Return the rows after `step` steps, made by the source where it is its turn."""
         rows = self.rows_of(step)
-        if self.source is None or step < self.num_steps - round(self.source.share * self.num_steps):
+        if self.source is None:
+            return rows
+        num_made = max(1, round(self.source.share * self.num_steps))
+        if step < self.num_steps - num_made:
             return rows
         return self.source.rows(prompt, rows, step, self.ranks)
 

@@ -71,6 +71,12 @@ def prepare(
     """
     if resume and file is None:
         raise InputError("resume needs checkpoint, the directory that holds the training state")
+    for name, given, kind in (
+        ("config", config, TrainConfig), ("encoding_config", encoding_config, EncodingConfig),
+    ):  # fmt: skip
+        if not isinstance(given, kind):
+            raise InputError(f"{name}: expected a {kind.__name__}, got {type(given).__name__}")
+    examples, validation = list(examples), list(validation)  # read twice
     objective.check(config, has_start=initial is not None)
     is_open = config.is_start_open and initial is None
     share = 1.0 if config.learning_rate is not None else objective.rate_share

@@ -33,7 +33,16 @@ ROWS: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"a": "Good?", "b": "yes", "system": "S"}, {"prompt_column": "a", "completion_column": "b"}),
     ({"a": "Good?", "b": "yes", "system": "S"}, {"template": "{a}!", "label_column": "b"}),
     ({"talk": [USER, ANSWER], "system": "Be brief."}, {"messages_column": "talk"}),
-]
+    # The answer alone is named: what is asked is what training reads before it.
+    ({"messages": [USER], "summary": "yes", "text": "raw"}, {"completion_column": "summary"}),
+    ({"prompt": "Good?", "summary": "yes", "question": "a", "answer": "b"},
+     {"completion_column": "summary"}),
+    ({"prompt": "Good?", "s": "yes", "text": "a", "label": "b"}, {"completion_column": "s"}),
+    ({"instruction": "Translate", "input": "cat", "completion": "yes"},
+     {"prompt_column": "instruction"}),
+    ({"instruction": "Translate", "input": "cat", "output": "yes"},
+     {"prompt_column": "instruction", "completion_column": "output"}),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("row", "options"), ROWS)
@@ -41,7 +50,8 @@ def test_a_row_asks_what_training_reads_before_its_last_answer(
     row: dict[str, Any], options: dict[str, Any]
 ) -> None:
     config = DataConfig(**options)
-    assert as_query(row, "rows.jsonl:1", config) == as_examples(row, config=config)[-1].prompt
+    found, learned = as_query(row, "rows.jsonl:1", config), as_examples(row, config=config)[-1]
+    assert (found.prompt, found.fields) == (learned.prompt, learned.fields)
 
 
 @pytest.mark.parametrize("row", [ROWS[1][0], ROWS[6][0], ROWS[8][0], ROWS[11][0]])
@@ -85,3 +95,14 @@ def test_images_of_questions_lie_beside_their_file(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text(json.dumps({"messages": [turn]}))
     [found] = read_questions(str(tmp_path / "rows.jsonl"), DataConfig())
     assert found.asked[0]["content"][0]["path"] == str(tmp_path / "cat.png")
+
+
+def test_a_question_says_what_training_says_of_its_row(tmp_path: Path) -> None:
+    rows = [{"question": "a", "contxt": "b", "answer": "c"}, {"prompt": "q", "completion": 1.5}]
+    path, said = tmp_path / "rows.jsonl", list[str]()
+    path.write_text("\n".join(map(json.dumps, rows)))
+    first, second = read_queries(str(path), DataConfig(), said.append)
+    assert first.own is not None and second.own is None
+    for expected in ("'question' and 'answer' are read as a pair", "'contxt' is not used",
+                     "an answer is not used: "):  # fmt: skip
+        assert any(expected in one for one in said), said

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -83,7 +84,9 @@ def test_the_server_of_this_project_asks(tmp_path: Path) -> None:
         body = {"model": "tiny", "max_tokens": 9, "temperature": 1, "seed": 6}
         body["messages"] = [{"role": "user", "content": "Why?"}]
         answer = httpx.post(f"{address}/v1/chat/completions", json=body).json()
-        assert found[1] == answer["choices"][0]["message"]["content"]
+        [choice] = answer["choices"]
+        is_cut = choice["finish_reason"] == "length"  # half a question is none
+        assert found[1] == ("" if is_cut else choice["message"]["content"])
         with pytest.raises(InputError, match=r"--questions-from http.*: status 404: .*none"):
             ChatEndpoint(f"{address}/v1", "none").ask(["What?"], 9, [5])
 
@@ -128,7 +131,7 @@ def test_a_server_that_is_busy_is_asked_again() -> None:
     ("reply", "error", "expected", "count"),
     [
         ((500, {}, b'{"error": {"message": "out\\nof order"}}'), UnavailableError,
-         r"no answer in 3 tries \(status 500: out of order\); the questions that .* --resume", 3),
+         r"no answer in 3 tries \(status 500: out of order\); try again with --resume", 3),
         ((401, {}, b'{"error": {"message": "wrong key"}}'), InputError, "401: wrong key", 1),
         ((302, {"Location": "http://127.0.0.1:1/"}, b""), InputError, "status 302", 1),
         ((404, {}, b"x" * 10_000), InputError, "status 404: x{200}$", 1),
@@ -195,3 +198,50 @@ def test_addresses_that_are_none_are_refused(url: str) -> None:
         asking("http://me:secret@host/v1")
     with pytest.raises(InputError, match="go together"):
         DistillConfig(questions_from="http://host/v1")
+
+
+def test_a_question_that_was_cut_is_none() -> None:
+    body = {"choices": [{"message": {"content": "Which of the"}, "finish_reason": "length"}]}
+    with replying(lambda *_: (200, {}, json.dumps(body).encode())) as url:
+        assert ChatEndpoint(url, "tiny").ask(["What?"], 9, [5]) == [""]
+
+
+@pytest.mark.parametrize("key", ["sk-secret\nx", "\u043a\u043b\u044e\u0447"])
+def test_a_key_that_no_header_can_carry_is_refused_and_not_shown(
+    key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FOREWORD_QUESTIONS_KEY", key)
+    with pytest.raises(InputError, match="FOREWORD_QUESTIONS_KEY: expected printable") as refused:
+        ChatEndpoint("http://127.0.0.1:9/v1", "tiny").ask(["What?"], 9, [5])
+    assert key not in str(refused.value)
+
+
+@pytest.mark.parametrize("host", ["a..b", ".x", "a" * 300])
+def test_a_host_that_cannot_be_named_is_refused(host: str) -> None:
+    with pytest.raises(InputError, match="--questions-from"):
+        asking(f"http://{host}/v1")
+    with pytest.raises(InputError, match="--questions-from"):
+        ChatEndpoint(f"http://{host}/v1", "tiny").ask(["What?"], 9, [5])
+
+
+def test_an_answer_that_trickles_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(endpoint, "SECONDS", 0.3)
+    monkeypatch.setattr(endpoint, "TRIES", 1)
+    is_over = threading.Event()
+
+    def trickle() -> None:
+        connection, _ = server.accept()
+        with connection, contextlib.suppress(OSError):
+            connection.recv(65536)
+            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 5000\r\n\r\n")
+            while not is_over.wait(0.02):
+                connection.sendall(b" ")
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        thread = threading.Thread(target=trickle)
+        thread.start()
+        url = f"http://127.0.0.1:{server.getsockname()[1]}/v1"
+        with pytest.raises(UnavailableError, match=r"took more than 0\.3 s"):
+            ChatEndpoint(url, "tiny").ask(["What?"], 9, [5])
+        is_over.set()
+        thread.join()

@@ -164,6 +164,12 @@ def test_questions_about_another_text_are_refused(
         ("  \n ", False, ""),
         ("Hello,\n\nmy lamp is broken.\nAnn", True, "Hello,\nmy lamp is broken.\nAnn"),
         ("2024 was a good year, why?", False, "2024 was a good year, why?"),
+        ("<think>The user wants\na question.</think>\n\nWhat is red?", False, "What is red?"),
+        ("The user wants one.</think>What is red?", False, "What is red?"),
+        ("<think>The user wants", False, ""),
+        ("Sure, here's one.\n\nWhat is red?", False, "What is red?"),
+        ("Okay, is it red?\nWhy?", False, "Okay, is it red?"),
+        ("Sure.", False, "Sure."),
     ],
 )
 def test_the_question_is_what_was_said_without_what_stands_around_it(
