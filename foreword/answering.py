@@ -83,10 +83,10 @@ def answer(
             prompt was trained on.
     """
     config = SamplingConfig(**sampling)
-    if batch_size < 1:
-        raise InputError(f"batch_size must be at least 1, got {batch_size}")
+    if not isinstance(batch_size, int) or batch_size < 1:
+        raise InputError(f"batch_size must be a whole number of at least 1, got {batch_size!r}")
     is_one = _is_text(texts)
-    given: Sequence[Any] = [texts] if is_one else _several(texts)
+    given = _several([texts] if is_one else texts)
     prefix = _prefix(backbone, prompt)
     asked = [chat.typed(backbone, prompt, one) if isinstance(one, str) else one for one in given]
     found = chat.answers(backbone, prefix, asked, batch_size=batch_size, **config.options())
@@ -132,7 +132,29 @@ def _several(texts: Any) -> Sequence[Any]:
             "expected a text, a conversation (a list of messages with role and content), or a list "
             f"of either, got {type(wrong[0]).__name__}"
         )
+    for number, text in enumerate(texts, 1):
+        for place, message in enumerate(() if isinstance(text, str) else text, 1):
+            if (expected := _lacks(message)) is not None:
+                raise InputError(f"text {number}, message {place}: expected {expected}")
     return texts  # type: ignore[no-any-return]
+
+
+def _lacks(message: Any) -> str | None:
+    """Return what a message should be and is not."""
+    if not isinstance(message, Mapping):
+        return f"a message with role and content, got {type(message).__name__}"
+    if not isinstance(message.get("role"), str):
+        return f"a role, got {message.get('role')!r:.80}"
+    content = message.get("content")
+    if isinstance(content, str) or (content is None and set(message) - {"role", "content"}):
+        return None
+    if not isinstance(content, list) or not content:
+        return f"content of text or of parts, got {content!r:.80}"
+    for part in content:
+        is_typed = isinstance(part, Mapping) and isinstance(part.get("type"), str)
+        if not is_typed or (part["type"] == "text" and not isinstance(part.get("text"), str)):
+            return f"parts with a type, and texts in those of type 'text', got {part!r:.80}"
+    return None
 
 
 def _prefix(backbone: Backbone, prompt: SoftPrompt | Prefix | None) -> Prefix | None:

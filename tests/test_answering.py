@@ -160,3 +160,30 @@ def test_pieces_are_the_answer_for_every_way_to_make_a_text_of_tokens(tokens: st
             assert "".join(stream(base, None, text, max_new_tokens=24)) == said
             count += len(said)
     assert count
+
+
+@pytest.mark.parametrize(
+    ("conversation", "expected"),
+    [
+        ([{"role": "user"}], "message 1: expected content"),
+        ([{"role": "user", "content": None}], "message 1: expected content"),
+        ([{"content": "a"}], "message 1: expected a role"),
+        ([{"role": "user", "content": 5}], "message 1: expected content"),
+        ([{"role": "user", "content": "a"}, "b"], "message 2: expected a message"),
+        ([{"role": "user", "content": ["a"]}], "message 1: expected parts"),
+        ([{"role": "user", "content": [{"type": "text"}]}], "message 1: expected parts"),
+    ],
+)
+def test_what_is_no_message_is_refused_by_its_place(
+    backbone: Backbone, conversation: Any, expected: str
+) -> None:
+    for ask in (
+        lambda: answer(backbone, None, conversation),
+        lambda: answer(backbone, None, ["a", conversation]),
+        lambda: stream(backbone, None, conversation),
+    ):
+        with pytest.raises(InputError, match=expected):
+            ask()
+    for size in (1.5, "2", 0):
+        with pytest.raises(InputError, match="batch_size"):
+            answer(backbone, None, "a", batch_size=size)  # type: ignore[call-overload]

@@ -149,8 +149,11 @@ class ChatTemplate:
             raise InputError("the tokenizer has no chat template for messages: use --row-template")
         if not messages:
             raise DataError("expected at least one message, found none")
-        plain = [self._plain(message, number) for number, message in enumerate(messages, 1)]
-        tools = [self._hidden(tool) for tool in self.tools]
+        try:
+            plain = [self._plain(message, number) for number, message in enumerate(messages, 1)]
+            tools = [self._hidden(tool) for tool in self.tools]
+        except RecursionError:
+            raise DataError("a message or a tool holds values too deep in each other") from None
         try:
             text = self.tokenizer.apply_chat_template(
                 plain,

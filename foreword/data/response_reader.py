@@ -16,7 +16,7 @@ from foreword.errors import DataError
 NUM_BEFORE = 256  # ids before an answer that its reader sees: all that a template writes of it
 CONTENT, CALLS = "content", "tool_calls"
 REASONING = ("reasoning_content", "reasoning", "thinking")
-_FAILURES = (ValueError, KeyError, TypeError, AttributeError)
+_FAILURES = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
 
 
 class Thought(NamedTuple):

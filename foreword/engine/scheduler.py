@@ -73,6 +73,11 @@ class Scheduler:
         """
         for request in requests:
             self.check(request)
+        if len(requests) > self.limits.max_waiting:
+            raise InputError(
+                f"{len(requests)} answers in one call, of {self.limits.max_waiting} at most that "
+                "may wait: ask for fewer"
+            )
         call = object()
         handles = [Handle(request, call) for request in requests]
         with self._lock:

@@ -27,7 +27,7 @@ from foreword.server.catalog import ServedModel
 from foreword.server.protocol import ClassifyRequest
 from foreword.server.responses import usage
 from foreword.server.routes import LONG_TEXT, room
-from foreword.server.serving import collected
+from foreword.server.serving import collected, fields_of
 from foreword.server.state import AppState, note, state_of
 from foreword.server.streaming import Answers
 
@@ -64,7 +64,6 @@ async def classify(body: ClassifyRequest, http: Request) -> dict[str, Any]:
     if len(shared) >= MIN_SHARED and state.config.cache_bytes:
         # The question is read once, and its state kept: every answer goes on from it.
         asked.insert(0, [request.Request(shared, served.source, max_new_tokens=0)])
-    note(http, {"model": served.name, "soft_prompt": served.label, "choices": len(requests)})
     for part in asked:
         answers = Answers(
             state.worker,
@@ -78,6 +77,10 @@ async def classify(body: ClassifyRequest, http: Request) -> dict[str, Any]:
             await collected(http, answers)
         finally:
             answers.cancel()
+            fields = fields_of(answers, 1, started)
+            told = {"model": served.name, "soft_prompt": served.label, "choices": len(requests)}
+            note(http, told | fields)
+    state.metrics.count_finished(served.label, fields)
     losses = [
         -sum(choice.logprob or 0.0 for choice in answer.handle.prompt_logprobs)
         for answer in answers.answers
@@ -124,6 +127,11 @@ def rows_of(
     texts = [f" {one}" if served.is_spaced and not one[:1].isspace() else one for one in choices]
     examples = [Example(asked, text, f"choices[{place}]") for place, text in enumerate(texts)]
     rows, _ = encoding.encode_examples(examples, backbone.tokenizer, config, encoding.NO_LIMIT)
-    for row in rows:
+    known: dict[tuple[int, ...], str] = {}
+    for row, choice in zip(rows, choices, strict=True):
         check_begun(row)
+        if (other := known.setdefault(row.input_ids, choice)) != choice:
+            raise InputError(
+                f"choices: {other!r:.80} and {choice!r:.80} become the same tokens: leave one out"
+            )
     return rows

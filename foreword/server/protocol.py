@@ -24,9 +24,9 @@ from foreword.server.fields import (
     Strict,
     Text,
     one_of,
-    small_map,
     text_or_list,
 )
+from foreword.server.schema_form import WrittenSchema
 from foreword.server.tool_turns import in_order
 from foreword.server.tools import Calls, ToolChoice, Tools, check_tools
 
@@ -46,7 +46,7 @@ class JsonSchema(Strict):
     """A named JSON schema."""
 
     name: str = Field(max_length=200)
-    schema_: Annotated[dict[str, Any], small_map(1000)] = Field(alias="schema")
+    schema_: WrittenSchema = Field(alias="schema")
     description: str | None = Field(None, max_length=10_000)
     strict: bool | None = None
 

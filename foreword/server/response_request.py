@@ -26,11 +26,11 @@ from foreword.server.fields import (
     Strict,
     Text,
     one_of,
-    small_map,
     text_or_list,
 )
 from foreword.server.input_items import InputItem, messages_of
 from foreword.server.protocol import MAX_LOGPROBS, ChatRequest, Effort, HarmlessText
+from foreword.server.schema_form import WrittenSchema
 from foreword.server.tools import MAX_TOOLS, OBJECT, ToolName
 
 LOGPROBS = "message.output_text.logprobs"
@@ -73,7 +73,7 @@ class TextFormat(Strict):
 
     type: Literal["text", "json_object", "json_schema"]
     name: str | None = Field(None, max_length=200)
-    schema_: Annotated[dict[str, Any], small_map(1000)] | None = Field(None, alias="schema")
+    schema_: WrittenSchema | None = Field(None, alias="schema")
     description: str | None = Field(None, max_length=10_000)
     strict: bool | None = None
 
@@ -117,7 +117,7 @@ class FunctionTool(Strict):
     type: Literal["function"]
     name: ToolName
     description: str | None = Field(None, max_length=100_000)
-    parameters: Annotated[dict[str, Any], small_map(1000)] | None = None
+    parameters: WrittenSchema | None = None
     strict: bool | None = None
 
     def chat_tool(self) -> dict[str, Any]:

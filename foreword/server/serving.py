@@ -100,7 +100,7 @@ async def reply(
     has_logprobs = body.num_logprobs is not None
 
     def end() -> None:
-        fields = _fields_of(answers, body.n, started)
+        fields = fields_of(answers, body.n, started)
         note(http, {"model": served.name, "soft_prompt": served.label, **fields})
         state.metrics.count_finished(served.label, fields)
 
@@ -148,7 +148,7 @@ async def _until_disconnected(http: Request) -> None:
         pass
 
 
-def _fields_of(answers: Answers, copies: int, started: float) -> dict[str, Any]:
+def fields_of(answers: Answers, copies: int, started: float) -> dict[str, Any]:
     """Return the numbers of a call for the log and the metrics; no text."""
     counted = usage(answers.answers, copies)
     first = answers.first_token_at

@@ -7,16 +7,19 @@ request's body.
 import asyncio
 import contextlib
 import json
+import logging
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from fastapi.responses import StreamingResponse
 
-from foreword.errors import ForewordError
+from foreword.errors import ForewordError, ModelError
+from foreword.server.middleware import failure
 from foreword.server.output_items import ResponseFormatter
 from foreword.server.responses import ChatFormatter, CompletionFormatter
 from foreword.server.streaming import Answers, Piece
 
+log = logging.getLogger("foreword.server")
 Formatter = ChatFormatter | CompletionFormatter | ResponseFormatter
 MANY_TOKENS = 32  # of one chunk: with their likeliest ids, more take milliseconds to write
 
@@ -42,6 +45,10 @@ async def events(
     except ForewordError as error:
         on_error(error)
         yield _event(formatter.failure(str(error), error.http_status))
+    except Exception as error:  # the client is told, as where nothing is streamed
+        log.exception("a stream failed")
+        on_error(ModelError(failure(error)))
+        yield _event(formatter.failure(failure(error), 500))
     if formatter.end:
         yield formatter.end
 

@@ -5,8 +5,10 @@ request. A schema that cannot be followed is refused before the request begins. 
 """
 
 import json
+import re
 import threading
 from collections.abc import Callable
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,8 @@ from foreword.errors import InputError
 from foreword.server.closed_schema import closed
 
 MAX_SCHEMA_BYTES = 65536
+MAX_MULTIPLE = 10_000  # states of a grammar of numbers
+MULTIPLE = re.compile(r'"multipleOf":\s*(-?[0-9][0-9.eE+-]*)')
 # As json.dumps writes: where any whitespace is allowed, small models never stop writing it.
 FORM: Any = {"whitespace_flexible": False, "key_separator": ": ", "item_separator": ", "}
 
@@ -94,6 +98,7 @@ class Grammars:
 
         if len(text) > MAX_SCHEMA_BYTES:
             raise InputError(f"{field}: a schema of more than {MAX_SCHEMA_BYTES} bytes")
+        _check_multiples(field, text)
         try:
             tokenizer = self._analyse()
             matcher = LLMatcher(tokenizer, read(text), log_level=0)
@@ -110,6 +115,25 @@ class Grammars:
             if self._analysed is None:
                 self._analysed = from_tokenizer(self._tokenizer, eos_token=self._stop_ids or None)
             return self._analysed
+
+
+def _check_multiples(field: str, text: str) -> None:
+    """Refuse `multipleOf` of large numbers: a grammar has a state for each remainder.
+
+    Raises:
+        InputError: the numbers of a schema, multiplied, are too many.
+    """
+    product = 1
+    for found in MULTIPLE.findall(text):
+        parts = Decimal(found).as_tuple()
+        digits = int("".join(map(str, parts.digits)))
+        assert isinstance(parts.exponent, int)  # JSON has no infinity
+        product *= digits * 10 ** min(max(parts.exponent, 0), 9)
+        if product > MAX_MULTIPLE:
+            raise InputError(
+                f"{field}: multipleOf, all multiplied and decimals as whole numbers, may be "
+                f"{MAX_MULTIPLE} at most: check it in the answer"
+            )
 
 
 def _line(reason: object) -> str:

@@ -10,7 +10,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, StringConstraints, Tag, model_validator
 
 from foreword.data.turns import described
-from foreword.server.fields import TEXT, Strict, Text, one_of, small_map
+from foreword.server.fields import TEXT, Strict, Text, one_of
+from foreword.server.schema_form import WrittenSchema
 
 MAX_TOOLS = 128
 MAX_TOOLS_BYTES = 131_072  # of all descriptions of a request together, as JSON
@@ -24,7 +25,7 @@ class ToolFunction(Strict):
 
     name: ToolName
     description: str | None = Field(None, max_length=100_000)
-    parameters: Annotated[dict[str, Any], small_map(1000)] | None = None
+    parameters: WrittenSchema | None = None
     strict: bool | None = None
 
     @model_validator(mode="after")

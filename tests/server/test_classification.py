@@ -131,3 +131,25 @@ def test_what_cannot_be_classified_is_refused(
 ) -> None:
     found = served.classify(**body)
     assert found.status_code == status and said in found.json()["error"]["message"], found.text
+
+
+@pytest.mark.parametrize("choices", [["no", "no<|im_end|>"], ["yes", "no", "no<|im_end|>"]])
+def test_choices_that_become_the_same_tokens_are_refused(
+    served: Served, choices: list[str]
+) -> None:
+    end = served.backbone.tokenizer.eos_token
+    asked = [one.replace("<|im_end|>", end) for one in choices]
+    found = served.classify(messages=TURNS, choices=asked)
+    assert found.status_code == 400 and "become the same tokens" in found.json()["error"]["message"]
+
+
+def test_a_classification_is_counted(served: Served) -> None:
+    def counted() -> float:
+        lines = served.http.get("/metrics").text.splitlines()
+        [found] = [x for x in lines if x.startswith("foreword:prompt_tokens_total") and '"a"' in x]
+        return float(found.split()[-1])
+
+    served.classify(messages=TURNS)
+    before = counted()
+    used = served.classify(messages=TURNS).json()["usage"]["prompt_tokens"]
+    assert counted() == before + used

@@ -1,0 +1,83 @@
+"""Malformed JSON schemas are refused by their place, wherever a request holds one."""
+
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from foreword.errors import InputError
+from foreword.server.protocol import JsonSchema
+from foreword.server.response_request import FunctionTool, TextFormat
+from foreword.server.schema_form import well_formed
+from foreword.server.structured_output import _check_multiples
+from foreword.server.tools import ToolFunction
+
+WRONG: list[tuple[Any, str]] = [
+    ({"properties": ["a"]}, "properties: expected schemas by name"),
+    ({"properties": {"a": {}}, "required": 5}, "required: expected a list of names"),
+    ({"properties": {"a": {}}, "required": [["x"]]}, "required: expected a list of names"),
+    ({"definitions": {"a": {"properties": ["q"]}}}, "definitions.a.properties: expected schemas"),
+    ({"properties": {"a": {"type": 5}}}, "properties.a.type: expected the name of a type"),
+    ({"properties": {"a": {"type": [[]]}}}, "properties.a.type: expected the name of a type"),
+    ({"properties": {"a": {"enum": 5}}}, "properties.a.enum: expected a list of values"),
+    ({"properties": {"a": {"enum": "abc"}}}, "properties.a.enum: expected a list of values"),
+    ({"properties": {"a": {"anyOf": 5}}}, "properties.a.anyOf: expected a list of schemas"),
+    ({"properties": {"a": {"anyOf": [3]}}}, r"properties.a.anyOf\[0\]: expected a schema"),
+    ({"properties": {"a": {"items": "b"}}}, "properties.a.items: expected a schema"),
+    ({"properties": {"a": {"$ref": 3}}}, r"properties.a.\$ref: expected text"),
+    ({"properties": {"a": {"minLength": -1}}}, "properties.a.minLength: expected a number of 0"),
+    ({"properties": {"a": {"maximum": "5"}}}, "properties.a.maximum: expected a number"),
+]
+RIGHT: list[Any] = [
+    {},
+    {"type": ["string", "null"], "properties": {"a": True, "b": {"items": [{}, False]}}},
+    {"$defs": {"a": {"enum": [1, None]}}, "$ref": "#/$defs/a", "required": []},
+    {"properties": {"type": {"const": 5}, "required": {"minimum": 0.5, "minItems": 2.0}}},
+    {"anything": 5, "default": [], "examples": "x"},
+]
+
+
+@pytest.mark.parametrize(("schema", "expected"), WRONG)
+def test_what_is_no_schema_is_named(schema: Any, expected: str) -> None:
+    for make in (
+        lambda: JsonSchema(name="x", schema=schema),
+        lambda: ToolFunction(name="f", parameters=schema),
+        lambda: FunctionTool(type="function", name="f", parameters=schema),
+        lambda: TextFormat(type="json_schema", name="x", schema=schema),
+    ):
+        with pytest.raises(ValidationError, match=expected):
+            make()
+
+
+@pytest.mark.parametrize("schema", RIGHT)
+def test_schemas_pass_as_they_are(schema: Any) -> None:
+    assert well_formed(schema) is schema
+
+
+def test_a_schema_as_deep_as_a_body_may_be_is_read() -> None:
+    schema: Any = {}
+    for _ in range(5000):
+        schema = {"items": schema}
+    assert well_formed(schema) is schema
+
+
+@pytest.mark.parametrize(
+    ("text", "is_right"),
+    [
+        ('{"multipleOf": 5}', True),
+        ('{"multipleOf": 0.01}', True),
+        ('{"multipleOf": 999983}', False),
+        ('{"multipleOf": 1e6}', False),
+        ('{"multipleOf":1e400}', False),
+        ('{"allOf": [{"multipleOf": 997}, {"multipleOf": 991}]}', False),
+        ('{"const": "\\"multipleOf\\": 999983"}', True),
+    ],
+)
+def test_grammars_of_many_remainders_are_refused_before_they_are_made(
+    text: str, is_right: bool
+) -> None:
+    if is_right:
+        _check_multiples("response_format", text)
+        return
+    with pytest.raises(InputError, match="response_format: multipleOf"):
+        _check_multiples("response_format", text)
