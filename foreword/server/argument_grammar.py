@@ -52,12 +52,13 @@ class ArgumentGrammar:
         Raises:
             InputError: a schema that says more than can be held here.
         """
+        self._check_values(tool, schema)
         known, needed = schema.get("properties") or {}, schema.get("required") or []
         if more := sorted(schema.keys() - _OF_TOOL - _SILENT) or sorted({*needed} - known.keys()):
             raise _not_held(f"{tool}: the chat template writes arguments one by one", more[0])
         parts = []
         for name, own in known.items():
-            if self._form.between.strip() in name or name != name.strip():
+            if not name or self._form.between.strip() in name or name != name.strip():
                 raise InputError(f"tools: {tool}: an argument called {name!r} cannot be written")
             value = self._argument(f"{tool}.{name}", own, schema)
             begun = self._literal(f"{self._form.opening}{name}{self._form.between}")
@@ -81,6 +82,29 @@ class ArgumentGrammar:
             ways.append(self._json({**schema, "type": others}, tuple(others), root))
         return f"({' | '.join(ways)})"
 
+    def _check_values(self, place: str, schema: Any) -> None:
+        """Refuse a text, anywhere in what a schema allows by name, at which a reader would end.
+
+        Raises:
+            InputError: names the argument.
+        """
+        end, left = self._form.closing.strip(), [schema]
+        while left:
+            one = left.pop()
+            if isinstance(one, str) and end in one:
+                raise InputError(
+                    f"tools: {place}: {one!r:.80} holds {end!r}, which ends an argument in this "
+                    "chat template: leave it out"
+                )
+            if isinstance(one, Mapping):
+                left += [
+                    value
+                    for key, value in one.items()
+                    if key not in _SILENT or key in ("$defs", "definitions")
+                ]
+            elif isinstance(one, list):
+                left += one
+
     def _json(
         self, schema: Mapping[str, Any], types: tuple[str, ...], root: Mapping[str, Any]
     ) -> str:
@@ -102,6 +126,8 @@ class ArgumentGrammar:
         said = schema.get("enum") or ([schema["const"]] if "const" in schema else None)
         if said is not None:
             texts = [json.dumps(one, ensure_ascii=False) for one in said if isinstance(one, str)]
+            if not texts:
+                raise InputError(f"tools: {place}: a text, and none of its values is one")
             return f"({' | '.join(texts)}) {self._literal(close)}"
         end = close.strip()
         before = close[: close.index(end)]

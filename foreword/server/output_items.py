@@ -12,7 +12,7 @@ from typing import Any
 
 from foreword.data.token_texts import token_texts
 from foreword.server.response_request import ResponseRequest
-from foreword.server.responses import token_logprobs, usage, wholes
+from foreword.server.responses import token_logprobs, usage
 from foreword.server.streaming import Piece, StreamedAnswer
 from foreword.server.tool_answers import CallsOfAnswers
 from foreword.server.tool_use import ToolUse
@@ -44,8 +44,12 @@ class ResponseFormatter:
         return [self._of_response("created"), self._of_response("in_progress")]
 
     def chunks(self, piece: Piece, logprobs: bool) -> list[Event]:
-        """Return the events of a piece."""
-        reason, self._has_logprobs = piece.answer.finish_reason, logprobs
+        """Return the events of a piece, as it comes."""
+        return self._put(piece, logprobs, piece.answer.finish_reason)
+
+    def _put(self, piece: Piece, logprobs: bool, reason: str | None) -> list[Event]:
+        """Return the events of a piece; `reason` is why the answer ends with it."""
+        self._has_logprobs = logprobs
         if logprobs:
             self._waiting += token_logprobs(self._texts, piece.choices, piece.places)
         events = []
@@ -81,9 +85,11 @@ class ResponseFormatter:
     def body(
         self, answers: Sequence[StreamedAnswer], pieces: Sequence[Piece], logprobs: bool
     ) -> Event:
-        """Return the whole answer."""
-        one = wholes(answers, pieces)[0]
-        self.chunks(Piece(one.answer, one.text, tuple(one.choices), tuple(one.places)), logprobs)
+        """Return the whole answer: what the last event of its stream would say."""
+        for number, piece in enumerate(pieces, 1):
+            self._put(
+                piece, logprobs, piece.answer.finish_reason if number == len(pieces) else None
+            )
         whole: Event = self.closing(answers, True)[-1]["response"]
         return whole
 
