@@ -113,12 +113,16 @@ class InputItem(Strict):
 
 
 def messages_of(items: Sequence[InputItem]) -> list[dict[str, Any]]:
-    """Return items as chat messages: calls belong to the answer that they stand right behind."""
+    """Return items as chat messages: calls belong to the answer that they stand right behind, and
+    so does its text behind a call.
+    """
     messages: list[dict[str, Any]] = []
     for item in items:
-        turn = item.turn()
-        if item.type == "function_call" and messages and messages[-1]["role"] == "assistant":
-            messages[-1].setdefault("tool_calls", []).extend(turn["tool_calls"])
+        turn, last = item.turn(), messages[-1] if messages else {"role": "system"}
+        if item.type == "function_call" and last["role"] == "assistant":
+            last.setdefault("tool_calls", []).extend(turn["tool_calls"])
+        elif turn["role"] == "assistant" and "tool_calls" in last:
+            last["content"] = (last.get("content") or "") + turn["content"]
         else:
             messages.append(turn)
     return messages

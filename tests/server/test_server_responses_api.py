@@ -17,6 +17,7 @@ from foreword import Backbone
 from foreword.errors import ModelError
 from foreword.prompt.store import Store
 from foreword.server import routes
+from foreword.server.input_items import InputItem, messages_of
 from foreword.server.server import Server
 from foreword.server.streaming import Answers
 
@@ -268,3 +269,20 @@ def test_a_template_that_knows_an_effort_is_given_it(
     texts = [world.backbone.tokenizer.decode(one.ids) for one in asked]
     assert texts[0] == texts[1] == texts[2].replace("medium", effort, 1)
     assert texts[0].startswith(f"\n{effort}\n")
+
+
+def test_text_behind_a_call_belongs_to_the_same_answer() -> None:
+    call = {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"}
+    items = [
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": "ab"},
+        call,
+        {"role": "assistant", "content": [{"type": "output_text", "text": " and more"}]},
+        call | {"call_id": "d"},
+        {"type": "function_call_output", "call_id": "c", "output": "1"},
+        {"role": "assistant", "content": "done"},
+    ]
+    found = messages_of([InputItem.model_validate(item) for item in items])
+    assert [turn["role"] for turn in found] == ["user", "assistant", "tool", "assistant"]
+    assert found[1]["content"] == "ab and more"
+    assert [one["id"] for one in found[1]["tool_calls"]] == ["c", "d"]
