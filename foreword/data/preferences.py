@@ -14,7 +14,7 @@ from foreword.config import DataConfig
 from foreword.data.columns import SYSTEM, TOOLS, as_examples, turns_in
 from foreword.data.example import Example, named
 from foreword.data.turns import native
-from foreword.errors import DataError, InputError
+from foreword.errors import BlankError, DataError, InputError
 
 CHOSEN, REJECTED = "chosen", "rejected"
 _DEFAULT_COLUMNS = DataConfig()
@@ -44,11 +44,14 @@ def as_pair(
         columns = {str(name): native(value) for name, value in row.items()}
         columns = {name: value for name, value in columns.items() if value is not None}
         if missing := [name for name in (CHOSEN, REJECTED) if name not in columns]:
-            raise DataError(
+            is_null = all(name in row for name in missing)
+            raise (BlankError if is_null else DataError)(
                 f"expected columns 'prompt', {CHOSEN!r} and {REJECTED!r}, found "
                 f"{', '.join(map(repr, columns)) or 'no columns'}: {missing[0]!r} is missing"
             )
         prompt = config.prompt_column or "prompt"
+        if prompt in row and row[prompt] is None and config.skip_blank:
+            raise BlankError(f"expected column {prompt!r}, found null")
         parts = [_parts(columns, name, prompt) for name in (CHOSEN, REJECTED)]
     last = DataConfig(learn="last", skip_blank=config.skip_blank)
     better, worse = (as_examples(part, source, last)[0] for part in parts)

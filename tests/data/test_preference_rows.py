@@ -1,5 +1,6 @@
 """Preference pairs: the columns that datasets have them in, and one line for each bad row."""
 
+import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -91,3 +92,12 @@ def test_images_beside_a_file_are_found_for_both_answers(tmp_path: Path) -> None
     assert found.rejected is not None and found.rejected.prompt == found.prompt
     [part] = found.prompt[0]["content"]  # type: ignore[index]
     assert part["path"] == str(tmp_path / "a.png")
+
+
+def test_blank_pairs_are_left_out_where_asked(tmp_path: Path) -> None:
+    whole = {"prompt": "Hi?", "chosen": "Yes.", "rejected": "No."}
+    blank = [whole | {name: value} for name in whole for value in (None, " ")]
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("\n".join(json.dumps(row) for row in [whole, *blank]))
+    found = read_examples(str(path), DataConfig(skip_blank=True), are_pairs=True)
+    assert [one.prompt for one in found] == ["Hi?"]
