@@ -118,7 +118,8 @@ def messages_of(items: Sequence[InputItem]) -> list[dict[str, Any]]:
     """
     messages: list[dict[str, Any]] = []
     for item in items:
-        turn, last = item.turn(), messages[-1] if messages else {"role": "system"}
+        turn = item.turn()
+        last: dict[str, Any] = messages[-1] if messages else {"role": "system"}
         if item.type == "function_call" and last["role"] == "assistant":
             last.setdefault("tool_calls", []).extend(turn["tool_calls"])
         elif turn["role"] == "assistant" and "tool_calls" in last:
