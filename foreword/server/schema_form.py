@@ -4,6 +4,7 @@ In: a JSON schema of a request. Out: the same, or an error that names the place.
 is the grammar's business. Knows no grammar library.
 """
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any
 
@@ -24,6 +25,10 @@ COUNTS = {
     "minProperties",
 }  # fmt: skip
 NUMBERS = {"exclusiveMaximum", "exclusiveMinimum", "maximum", "minimum", "multipleOf"}
+MAX_PATTERN = 10_000
+PIECES = re.compile(
+    r"\\.|\[(?:\\.|[^\]\\])*\]|\{(?P<least>\d+)(?:,(?P<most>\d*))?\}|.", re.DOTALL | re.ASCII
+)
 MAX_PLACE = 100  # characters of a place in a message
 
 
@@ -57,9 +62,44 @@ def _parts(place: str, key: str, value: Any) -> Iterator[tuple[str, Any]]:
     elif key in NAMED:
         if not isinstance(value, Mapping):
             raise _wrong(place, "schemas by name", value)
+        if key == "patternProperties":
+            for name in value:
+                _check_size(place, str(name))
         yield from ((f"{place}.{name}", one) for name, one in value.items())
+    elif key == "pattern" and isinstance(value, str):
+        _check_size(place, value)
     elif not _is_right(key, value):
         raise _wrong(place, _expected(key), value)
+
+
+def _check_size(place: str, pattern: str) -> None:
+    if (size := pattern_size(pattern)) > MAX_PATTERN:
+        raise ValueError(
+            f"{place}: expected a pattern of at most {MAX_PATTERN} characters, repetitions written "
+            f"out, got {size}"
+        )
+
+
+def pattern_size(pattern: str) -> int:
+    """Return how many characters and classes of characters a regular expression has, each as often
+    as a `{m,n}` behind it or around it lets it stand; what a grammar of it takes grows with that.
+    """
+    sizes, last = [0], 0  # of the open groups, the newest last; of what a repetition would repeat
+    for found in PIECES.finditer(pattern):
+        piece, most = found[0], found["most"] or found["least"]
+        if piece == "(":
+            sizes.append(0)
+            last = 0
+        elif piece == ")" and len(sizes) > 1:
+            last = sizes.pop()
+            sizes[-1] += last
+        elif most is not None:
+            sizes[-1] += last * (min(int(most[:9]), 10**9) - 1) if int(most[:9]) else 0
+            last *= max(1, int(most[:9]))
+        elif piece not in ("*", "+", "?", "|"):
+            last = 1
+            sizes[-1] += 1
+    return sum(sizes)
 
 
 def _is_right(key: str, value: Any) -> bool:

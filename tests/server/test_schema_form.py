@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from foreword.errors import InputError
 from foreword.server.protocol import JsonSchema
 from foreword.server.response_request import FunctionTool, TextFormat
-from foreword.server.schema_form import well_formed
+from foreword.server.schema_form import pattern_size, well_formed
 from foreword.server.structured_output import _check_multiples
 from foreword.server.tools import ToolFunction
 
@@ -47,6 +47,36 @@ def test_what_is_no_schema_is_named(schema: Any, expected: str) -> None:
     ):
         with pytest.raises(ValidationError, match=expected):
             make()
+
+
+@pytest.mark.parametrize(
+    ("pattern", "size"),
+    [
+        ("", 0),
+        ("abc", 3),
+        (r"a\(b", 3),
+        ("[a-z]{1,20}", 20),
+        ("[(){9}]{2}", 2),
+        ("(ab{3}){4}", 16),
+        ("((a{10}){10}){100}", 10_000),
+        ("a{2,}b", 3),
+        ("(a|b)*c?", 3),
+        ("^(a{1000}){1000}$", 1_000_002),
+        (r"\d{3}-\d{4}", 8),
+        ("a{99999999999999999999}", 999_999_999),
+        (")a(", 2),
+    ],
+)
+def test_a_pattern_counts_its_repetitions(pattern: str, size: int) -> None:
+    assert pattern_size(pattern) == size
+
+
+@pytest.mark.parametrize(
+    "schema", [{"pattern": "(a{200}){200}"}, {"patternProperties": {"(a{200}){200}": {}}}]
+)
+def test_patterns_without_bound_are_refused(schema: Any) -> None:
+    with pytest.raises(ValueError, match="at most 10000 characters, repetitions written out"):
+        well_formed({"properties": {"a": schema}})
 
 
 @pytest.mark.parametrize("schema", RIGHT)
