@@ -191,6 +191,14 @@ def _chosen(
     """Return the likeliest of some answers to each example, as its rows are encoded."""
     every = [replace(one, completion=text, answer=None) for one in asked for text in choices]
     rows = _rows(backbone, subject, every)
+    for start in range(0, len(rows), len(choices)):
+        known: dict[tuple[int, ...], str] = {}
+        for row, text in zip(rows[start : start + len(choices)], choices, strict=True):
+            if (other := known.setdefault(row.input_ids, text)) != text:
+                raise DataError(
+                    f"{row.source}: the choices {other!r:.80} and {text!r:.80} become the same "
+                    "tokens: leave one out"
+                )
     losses = choice_losses(backbone, subject.prompts, rows, len(choices), config)
     return chosen(losses, choices)
 

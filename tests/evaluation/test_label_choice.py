@@ -106,6 +106,13 @@ def test_an_answer_with_nothing_before_it_is_refused_by_name() -> None:
         evaluate(model, Subject("x", encoding=PLAIN), rows, [METRICS["loss"]], SHORT, FAST)
 
 
+def test_choices_that_become_the_same_tokens_are_refused() -> None:
+    model = backbone()
+    twice = ("a", f"a{model.tokenizer.eos_token}", "bc")
+    with pytest.raises(DataError, match="'a' and 'a.*' become the same tokens"):
+        evaluate(model, Subject("x", encoding=PLAIN), EXAMPLES, [METRICS["exact"]], choices=twice)
+
+
 def test_options_and_calls_go_with_no_choices() -> None:
     model = backbone()
     with pytest.raises(InputError, match="nothing is generated"):
