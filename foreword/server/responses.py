@@ -165,6 +165,9 @@ def token_logprobs(
     ]
 
 
+MARK = "\u2e3b"  # a text that no template holds
+
+
 class CompletionFormatter:
     """Formats plain completions; with `echo`, the prompt and its logprobs come first."""
 
@@ -173,9 +176,14 @@ class CompletionFormatter:
     kept: frozenset[int] = frozenset()
 
     def __init__(
-        self, model: str, tokenizer: Any, copies: int, echoed: Sequence[str] | None
+        self,
+        model: str,
+        tokenizer: Any,
+        copies: int,
+        echoed: Sequence[str] | None,
+        around: Sequence[int] = (),
     ) -> None:
-        self.tokenizer, self.copies, self.echoed = tokenizer, copies, echoed
+        self.tokenizer, self.copies, self.echoed, self.around = tokenizer, copies, echoed, around
         self.texts = token_texts(tokenizer)
         self._begun: set[int] = set()  # answers whose prompt was told
         self.head = {
@@ -253,7 +261,8 @@ class CompletionFormatter:
             choices = [Choice(request.ids[0]), *answer.handle.prompt_logprobs, *choices]
             given = [_finite(choice.logprob) for choice in answer.handle.prompt_logprobs]
             values = [None, *given, *values]
-            moved = [*prompt_places(request.ids, self._echo(answer), self.tokenizer), *moved]
+            text = self._echo(answer)
+            moved = [*prompt_places(request.ids, text, self.tokenizer, self.around), *moved]
         pairs = list(zip(choices, moved, strict=True))
         tops: list[dict[str, float] | None] = [
             _top(self.texts, choice, place.is_first) for choice, place in pairs
@@ -268,15 +277,26 @@ class CompletionFormatter:
         }
 
 
-def prompt_places(ids: Sequence[int], text: str, tokenizer: Any) -> list[Place]:
+def prompt_places(
+    ids: Sequence[int], text: str, tokenizer: Any, around: Sequence[int] = ()
+) -> list[Place]:
     """Return where a prompt's tokens stand in the text that was given for it.
 
     What an encoding adds around the text stands at its start or at its end.
+
+    Args:
+        ids: of the prompt.
+        text: that was given.
+        tokenizer: of the model.
+        around: ids of `MARK`, encoded as the text is: they tell where it begins, though what stands
+            before it may hold the same text.
     """
     for keeps_special in (False, True):
         stream = TextStream(tokenizer, keeps_special=keeps_special)
         decoded = stream.put(ids) + stream.end()
-        if (start := decoded.find(text)) >= 0:
+        other = TextStream(tokenizer, keeps_special=keeps_special)
+        before = max(0, (other.put(around) + other.end()).find(MARK))
+        if (start := decoded.find(text, before if text != decoded else 0)) >= 0:
             break
     start = max(0, start)
     return [

@@ -36,7 +36,7 @@ from foreword.server.protocol import (
     TokenizeRequest,
 )
 from foreword.server.response_request import ResponseRequest
-from foreword.server.responses import ChatFormatter, CompletionFormatter
+from foreword.server.responses import MARK, ChatFormatter, CompletionFormatter
 from foreword.server.serving import Encoded, check_choices, reply, requests_of
 from foreword.server.sse import Formatter
 from foreword.server.state import AppState, note, state_of
@@ -116,7 +116,7 @@ async def completions(body: CompletionRequest, http: Request) -> Response:
     prompts = body.prompts
     check_choices(state, body, len(prompts))
 
-    def encode(backbone: Backbone) -> tuple[list[request.Request], list[str]]:
+    def encode(backbone: Backbone) -> tuple[list[request.Request], list[str], Sequence[int]]:
         encoded: list[Encoded] = [
             chat.encode(backbone, one, served.encoding, room(state, served))
             if isinstance(one, str)
@@ -130,12 +130,14 @@ async def completions(body: CompletionRequest, http: Request) -> Response:
         limit = body.max_tokens if body.max_tokens is not None else 16
         requests = requests_of(state, body, served, encoded, stop_ids, limit)
         texts = [_text_of(backbone, one) for one in prompts] if body.echo else []
-        return requests, [text for text in texts for _ in range(body.n)]
+        is_told = body.echo and any(isinstance(one, str) for one in prompts)
+        around = chat.encode(backbone, MARK, served.encoding)[0] if is_told else []
+        return requests, [text for text in texts for _ in range(body.n)], around
 
     is_slow = sum(map(len, prompts)) > LONG_TEXT
-    requests, texts = await state.encode_with(encode, is_slow, deadline)
+    requests, texts, around = await state.encode_with(encode, is_slow, deadline)
     echoed = texts if body.echo else None
-    formatter = CompletionFormatter(served.name, state.backbone.tokenizer, body.n, echoed)
+    formatter = CompletionFormatter(served.name, state.backbone.tokenizer, body.n, echoed, around)
     return await reply(http, body, served, requests, formatter, deadline)
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from foreword.data.detokenizer import TextStream
 from foreword.engine.sampling import Choice
 from foreword.server import sse
-from foreword.server.responses import ChatFormatter, CompletionFormatter, prompt_places
+from foreword.server.responses import MARK, ChatFormatter, CompletionFormatter, prompt_places
 from foreword.server.streaming import Answers, Piece, StreamedAnswer
 
 TOKENIZERS = {name: build() for name, build in small_tokenizers.BUILDERS.items()}
@@ -143,6 +143,16 @@ def test_a_prompts_tokens_stand_in_the_text_that_was_given() -> None:
     assert offsets == [0, 0, 0, 0, 0, 1, 2, 2, 2]
     shown = [place.offset for place in prompt_places(ids, BYTES.decode(ids), BYTES)]
     assert shown == [0, *range(7, 15)]
+
+
+@pytest.mark.parametrize("text", ["s", "er", "user", "a"])
+def test_a_prompts_text_is_found_where_the_template_holds_the_same(text: str) -> None:
+    def ids(inner: str) -> list[int]:
+        return [BYTES.bos_token_id, *BYTES(f"user\n{inner}\nassistant")["input_ids"]]
+
+    offsets = [place.offset for place in prompt_places(ids(text), text, BYTES, ids(MARK))]
+    size = len(text)
+    assert offsets == [*[0] * 6, *range(size), *[size] * 10]
 
 
 def test_many_logprobs_decode_each_token_once(monkeypatch: pytest.MonkeyPatch) -> None:
