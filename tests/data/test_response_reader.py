@@ -92,3 +92,10 @@ def test_text_that_is_certain_does_not_wait() -> None:
 
 def test_a_tokenizer_without_a_response_template_has_no_parser() -> None:
     assert response_parser(tiny_tokenizer(), BEGUN, ()) is None
+
+
+def test_a_call_that_is_too_deep_to_read_is_text() -> None:
+    said = "<tool_call>" + "[" * 1100
+    reader = ResponseReader(response_parser(TOKENIZER, BEGUN, TOOLS), {"f"})
+    found = [*reader.put(said), *reader.end()]
+    assert "".join(one for one in found if isinstance(one, str)).count("[") == 1100

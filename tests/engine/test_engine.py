@@ -644,8 +644,12 @@ def test_a_full_queue_refuses() -> None:
 
 def test_a_queue_takes_all_of_several_requests_or_none() -> None:
     engine = engine_of(max_waiting=2)
-    with pytest.raises(BusyError, match="0 requests wait already, of 2 at most"):
-        engine.submit_all([request(None, ids_of(4))] * 3)
+    with pytest.raises(InputError, match="3 answers in one call, of 2 at most"):
+        engine.submit_all([request(None, ids_of(4))] * 3)  # it would never be served
+    engine.submit(request(None, ids_of(4)))
+    with pytest.raises(BusyError, match="1 requests wait already, of 2 at most"):
+        engine.submit_all([request(None, ids_of(4))] * 2)
+    engine.run()
     with pytest.raises(InputError, match="at least one id"):
         engine.submit_all([request(None, ids_of(4)), request(None, ())])
     assert not engine.num_waiting
