@@ -24,7 +24,7 @@ from foreword.engine.sampling import Sampling
 from foreword.engine_llama import launch
 from foreword.engine_llama.engine import LlamaEngine
 from foreword.engine_llama.words import context_options
-from foreword.errors import BusyError, InputError, ModelError, UnsupportedError
+from foreword.errors import InputError, ModelError, UnsupportedError
 from foreword.llama_cpp.model import ContextOptions, LlamaContext
 from foreword.prompt.store import Store
 from foreword.server.server import Server
@@ -143,7 +143,7 @@ def test_stops_and_limits(backbone: Backbone, engine: LlamaEngine) -> None:
     ):
         with pytest.raises(InputError, match=message):
             engine.submit(wrong)
-    with pytest.raises(BusyError, match="wait already"):
+    with pytest.raises(InputError, match="answers in one call"):
         engine.submit_all([request(None, ids)] * (LIMITS.max_waiting + 1))
 
 
