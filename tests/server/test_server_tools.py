@@ -378,7 +378,7 @@ def test_tools_of_a_plain_text_are_not_counted(worlds: dict[str, World]) -> None
                 ],
                 "tool_choice": "required",
             },
-            "^Error code: 400 .*tools: ",
+            r"^Error code: 400 - tools\.0\.function\.parameters: type: expected the name of a type",
         ),
         (
             "hermes",
