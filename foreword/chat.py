@@ -7,7 +7,7 @@ as the prompt's training encoded them. Knows no files and prints nothing.
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from transformers import StoppingCriteria
@@ -26,6 +26,13 @@ from foreword.prompt.prefix import Prefix
 from foreword.prompt.soft_prompt import SoftPrompt
 
 Text = str | Sequence[Message]
+
+
+class OfTokenizer(Protocol):
+    """A model with a tokenizer, by which rows are written."""
+
+    def tokenizer_facts(self) -> Mapping[str, Any] | None:
+        """Return what tells its tokenizer from another; None where none is known."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +64,7 @@ def encoding_of(prompt: SoftPrompt | Prefix | None) -> EncodingConfig:
     return EncodingConfig.saved(saved_encoding(prompt))
 
 
-def check_template(backbone: Backbone, prompt: SoftPrompt | Prefix | None) -> None:
+def check_template(backbone: OfTokenizer, prompt: SoftPrompt | Prefix | None) -> None:
     """Refuse a chat template that is not the one by which the rows of a prompt's training were
     written; rows of plain text and of a row template need none.
 

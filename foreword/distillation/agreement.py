@@ -143,12 +143,15 @@ def compare(
 
     Raises:
         DataError: a query that the text cannot stand before, or that leaves no room for its answer.
+        MismatchError: a prompt of another base, or of another chat template.
     """
+    for one in (text, *(prompt for subject in subjects for prompt in subject.prompts)):
+        chat.check_template(backbone, one)
     whole = Subject(WHOLE, prompt=text)
     asked = [read_as(backbone, whole, query) for query in queries]
     taught = []
-    for one in teach(backbone, text, asked, config):
-        taught.append(one)
+    for answered in teach(backbone, text, asked, config):
+        taught.append(answered)
         on_answer()
     agreements = {
         subject.name: agreement(

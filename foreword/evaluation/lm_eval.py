@@ -59,6 +59,7 @@ class ForewordLM(TemplateLM):
 
     Raises:
         InputError: neither base nor prompt, or an argument that is not one of these.
+        MismatchError: a prompt of another base, or encoding=own behind another chat template.
         UnsupportedError: an encoder-decoder.
     """
 
@@ -107,6 +108,8 @@ class ForewordLM(TemplateLM):
             )
         self.prefix = self.backbone.compile(self.prompt) if self.prompt else None
         self.tokenizer = self.backbone.tokenizer
+        if encoding == "own":
+            chat.check_template(self.backbone, self.prompt)
         self.config = chat.encoding_of(self.prompt) if encoding == "own" else None
         self.is_spaced: bool | None = chat.saved_encoding(self.prompt).get("is_spaced")
         self.batch_size, self.max_gen_toks = int(batch_size), max_gen_toks

@@ -44,7 +44,7 @@ def export(
 
     Raises:
         InputError: something is there, or keys and values.
-        MismatchError: another base.
+        MismatchError: another base, or behind another chat template.
         UnsupportedError: a base or rows that would not be exact.
         StorageError: no space.
     """

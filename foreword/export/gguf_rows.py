@@ -45,7 +45,7 @@ def export(
 
     Raises:
         InputError: no GGUF file, something is there, or keys and values.
-        MismatchError: another base.
+        MismatchError: another base, or behind another chat template.
         UnsupportedError: a base or rows that would not be exact.
         StorageError: no space.
     """

@@ -75,7 +75,7 @@ def export(
         progress: is told in a line of text about each step that takes seconds.
 
     Raises:
-        MismatchError: a prompt of another base.
+        MismatchError: a prompt of another base, or behind another chat template.
         UnsupportedError: a kind of cache or model whose state is not exact.
         DependencyError: no llama.cpp, or another one.
         InputError: no GGUF file, or something is there.
@@ -91,6 +91,7 @@ def export(
     if isinstance(prompt, Prefix):
         prompt = SoftPrompt.from_states(prompt.cached, facts=prompt.facts)
     backbone.check(prompt)
+    chat.check_template(backbone, prompt)
     num_virtual = prompt.num_virtual_tokens
     ids = list(placeholder_ids(backbone.tokenizer, prompt.content_hash, num_virtual))
     of_base: dict[str, Any] = {
