@@ -38,7 +38,7 @@ class StateFile:
         path: the slot file.
         sidecar: what it belongs to, as JSON.
         template: the chat template that begins with the prompt's ids; None where the base has no
-            template, or would put a token before them.
+            template, or llama.cpp puts a token before or behind every text of it.
         facts: what the sidecar says.
     """
 
@@ -109,11 +109,11 @@ def export(
         "base": of_base,
         "written_with": f"{library.PACKAGE} {library.release()}",
     }
-    text = _template(backbone, prompt, ids)
-    template = template_path if text is not None else None
     model = LlamaModel(Path(gguf).expanduser())
-    of_base["meta"] = model.described  # what llama-server says of its model
     try:
+        of_base["meta"] = model.described  # what llama-server says of its model
+        text = None if model.adds_tokens else _template(backbone, prompt, ids)
+        template = template_path if text is not None else None
         context = LlamaContext(model, options)
         try:
             sequence_state.fill(context, 0, prompt)
@@ -197,7 +197,7 @@ def _template(backbone: Backbone, prompt: SoftPrompt, ids: Sequence[int]) -> str
     None where there is none.
     """
     tokenizer = backbone.tokenizer
-    if not tokenizer.chat_template or getattr(tokenizer, "add_bos_token", False):
+    if not tokenizer.chat_template:
         return None
     try:
         written = chat_templates.body(backbone, chat.encoding_of(prompt), "the prompt")

@@ -246,6 +246,31 @@ def test_the_template_begins_with_the_ids(llama: tuple[Backbone, Path], folder: 
     assert found == [*written.ids, *plain]
 
 
+@pytest.mark.parametrize(
+    ("pre", "adds_start", "has_template"),
+    [
+        ("gpt-2", None, True),
+        ("gpt-2", True, False),
+        ("llama-bpe", None, False),  # llama.cpp puts the start token there by itself
+        ("llama-bpe", True, False),
+        ("llama-bpe", False, True),
+    ],
+)
+def test_no_template_where_llama_cpp_puts_a_token_before_the_ids(
+    pre: str, adds_start: bool | None, has_template: bool, tmp_path: Path
+) -> None:
+    model = tiny_models.build(
+        "llama", dtype=torch.float32, vocab_size=len(TOKENIZER), eos_token_id=2
+    )
+    path = gguf_models.write(
+        tmp_path / "base.gguf", model, TOKENIZER, pre=pre, adds_start=adds_start
+    )
+    prompt = prompts(Backbone(model, TOKENIZER, name="tiny"))["embeddings"]
+    written = llama_state.export(prompt, path, tmp_path / "a.bin")
+    assert (written.template is not None) == has_template
+    assert (tmp_path / "a.bin.jinja").exists() == has_template
+
+
 def test_the_template_writes_rows_as_they_stand_behind_the_prompt(
     llama: tuple[Backbone, Path], folder: Path
 ) -> None:

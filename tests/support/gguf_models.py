@@ -28,9 +28,13 @@ def write(
     tokenizer: Any,
     kind: Kind = Kind.F32,
     pre: str = "gpt-2",
+    adds_start: bool | None = False,
     family: str | None = None,
 ) -> Path:
-    """Write a model and its byte-level tokenizer; matrices in `kind`, all else in float32."""
+    """Write a model and its byte-level tokenizer; matrices in `kind`, all else in float32.
+
+    `adds_start`: what the file says of a start token before every text; None: nothing.
+    """
     config = model.config
     family = family or FAMILIES[config.model_type]
     writer = gguf.GGUFWriter(path, family)
@@ -51,6 +55,8 @@ def write(
         writer.add_sliding_window(config.sliding_window)
     writer.add_vocab_size(config.vocab_size)
     _add_tokenizer(writer, tokenizer, pre)
+    if adds_start is not None:
+        writer.add_add_bos_token(adds_start)
     architecture = next(a for a, name in gguf.MODEL_ARCH_NAMES.items() if name == family)
     names = gguf.get_tensor_name_map(architecture, config.num_hidden_layers)
     for name, tensor in model.state_dict().items():
@@ -92,6 +98,5 @@ def _add_tokenizer(writer: gguf.GGUFWriter, tokenizer: Any, pre: str) -> None:
     writer.add_token_merges([m if isinstance(m, str) else " ".join(m) for m in merges])
     writer.add_bos_token_id(tokenizer.bos_token_id)
     writer.add_eos_token_id(tokenizer.eos_token_id)
-    writer.add_add_bos_token(False)
     if tokenizer.chat_template:
         writer.add_chat_template(tokenizer.chat_template)
