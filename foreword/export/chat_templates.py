@@ -5,7 +5,6 @@ takes the prompt that the variable `prompt` names, the first one where none is n
 model for "base". It is compared with foreword's own ids before anything is kept.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,7 +15,7 @@ from foreword.data import encoding
 from foreword.data.chat_template import ChatTemplate
 from foreword.data.template_dates import on_day
 from foreword.errors import UnsupportedError
-from foreword.export.held_turns import template_behind
+from foreword.export.held_turns import literal, template_behind
 from foreword.export.vocabulary_rows import NamedRows
 
 CONVERSATIONS: tuple[tuple[dict[str, str], ...], ...] = (
@@ -41,10 +40,8 @@ def combined(backbone: Backbone, prompts: Sequence[NamedRows]) -> str:
     for place, one in enumerate(prompts):
         config = chat.encoding_of(one.prompt)
         unnamed = " or prompt is not defined" if place == 0 else ""
-        parts.append(
-            f"{{%- {'el' if place else ''}if prompt == {json.dumps(one.name)}{unnamed} %}}"
-        )
-        parts.append(f"{{{{- {json.dumps(''.join(one.tokens))} }}}}")
+        parts.append(f"{{%- {'el' if place else ''}if prompt == {literal(one.name)}{unnamed} %}}")
+        parts.append(f"{{{{- {literal(''.join(one.tokens))} }}}}")
         parts.append(body(backbone, config, one.name))
     if tokenizer.chat_template:
         parts.append('{%- elif prompt == "base" %}' + str(tokenizer.chat_template))
@@ -107,7 +104,7 @@ def body(backbone: Backbone, config: EncodingConfig, name: str) -> str:
     written = on_day(text, config.date)
     if config.held_text is not None:
         written = template_behind(backbone, config, written, opened)
-    more = f"{{%- if add_generation_prompt %}}{{{{- {json.dumps(opened)} }}}}{{%- endif %}}"
+    more = f"{{%- if add_generation_prompt %}}{{{{- {literal(opened)} }}}}{{%- endif %}}"
     return written + (more if opened else "")
 
 
@@ -123,5 +120,5 @@ def _of_row(tokenizer: Any, config: EncodingConfig) -> str:
         "{%- if messages | length != 1 or messages[0]['role'] != 'user' %}"
         "{{- raise_exception('this prompt takes one message of a user') }}{%- endif %}"
         + written
-        % (json.dumps(spelled + before), json.dumps(after))
+        % (literal(spelled + before), literal(after))
     )

@@ -93,7 +93,9 @@ def test_rows_are_written_as_the_prompt_was_trained(tmp_path: Path) -> None:
     backbone = Backbone.load(name)
     own = "{{- '<<' ~ messages[-1]['content'] ~ '>>' }}{%- if add_generation_prompt %}!{% endif %}"
     prompts = {
-        "row": prompt_of(backbone, 1, row_template="Q: {prompt}\nA: {x}", is_text=True),
+        "row": prompt_of(
+            backbone, 1, row_template="Q\\u: {prompt}\nA: {x} \U0001f642é", is_text=True
+        ),
         "own": prompt_of(backbone, 2, chat_template=own, opening="generation", is_text=False),
     }
     checkpoint.export(prompts, name, tmp_path / "out")
