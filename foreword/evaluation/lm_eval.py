@@ -21,6 +21,7 @@ from foreword.data import batches, encoding
 from foreword.data.encoding import Row
 from foreword.data.examples import Example
 from foreword.errors import DependencyError, InputError, UnsupportedError
+from foreword.evaluation.losses import check_losses
 from foreword.prompt.soft_prompt import SoftPrompt
 from foreword.training.loss import score_labels
 
@@ -221,6 +222,7 @@ class ForewordLM(TemplateLM):
             assert scores.is_best is not None
             is_greedy = bool(scores.is_best[own].all())
             results.append((-scores.losses[own].double().sum().item(), is_greedy))
+        check_losses(self.backbone, [found for found, _ in results], [row.source for row in rows])
         return results
 
     def loglikelihood_rolling(
