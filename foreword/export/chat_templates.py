@@ -34,9 +34,10 @@ def combined(backbone: Backbone, prompts: Sequence[NamedRows]) -> str:
     """Return the template of all prompts.
 
     Raises:
-        UnsupportedError: a prompt without one.
+        UnsupportedError: a prompt without one, or a base with several.
     """
     tokenizer, parts = backbone.tokenizer, []
+    check_single(backbone)
     for place, one in enumerate(prompts):
         config = chat.encoding_of(one.prompt)
         unnamed = " or prompt is not defined" if place == 0 else ""
@@ -50,6 +51,20 @@ def combined(backbone: Backbone, prompts: Sequence[NamedRows]) -> str:
         f'{{%- else %}}{{{{- raise_exception("no such prompt; there is {names}") }}}}{{%- endif %}}'
     )
     return "".join(parts)
+
+
+def check_single(backbone: Backbone) -> None:
+    """Refuse a tokenizer with several chat templates, of which a request chooses one.
+
+    Raises:
+        UnsupportedError: names them.
+    """
+    known = backbone.tokenizer.chat_template
+    if isinstance(known, Mapping):
+        raise UnsupportedError(
+            f"{backbone.name} has several chat templates ({', '.join(map(str, known))}), and an "
+            "exported model has one: use foreword's server, or a base whose tokenizer has one"
+        )
 
 
 def check(
@@ -89,6 +104,8 @@ def body(backbone: Backbone, config: EncodingConfig, name: str) -> str:
     tokenizer = backbone.tokenizer
     if config.row_template is not None or config.is_text:
         return _of_row(tokenizer, config)
+    if config.chat_template is None:
+        check_single(backbone)
     text = config.chat_template or tokenizer.chat_template
     if not text:
         raise UnsupportedError(

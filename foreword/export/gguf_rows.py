@@ -127,6 +127,9 @@ class _Copy:
             if name in (SUPPRESSED, OWN):
                 continue
             is_list = field.types[0] == kinds.ARRAY
+            if is_list and len(field.types) == 1:  # empty, which the package does not write
+                _check_dispensable(name)
+                continue
             value = changes.get(name, field.contents())
             if name.endswith(".vocab_size"):
                 value = plan.num_tokens
@@ -192,3 +195,16 @@ class _Copy:
             return self.changed[name]
         tensor = self.tensors[name]
         return tensor.data, tensor.tensor_type
+
+
+def _check_dispensable(name: str) -> None:
+    """Refuse to leave out a fact that says more than who made the file.
+
+    Raises:
+        UnsupportedError: names it.
+    """
+    if not name.startswith("general."):
+        raise UnsupportedError(
+            f"the GGUF file has an empty list {name}, which cannot be copied: convert the base "
+            "again"
+        )

@@ -137,6 +137,27 @@ def test_a_row_of_means_is_never_the_greedy_choice() -> None:
     assert (logits.argmax(-1) < 50).all()
 
 
+def test_a_generation_config_that_transformers_would_not_save_is_kept(tmp_path: Path) -> None:
+    name = saved("llama", tmp_path / "base")
+    path = tmp_path / "base" / "generation_config.json"
+    path.write_text(json.dumps({"eos_token_id": 2, "temperature": 0.6, "top_p": 0.9}))
+    checkpoint.export({"home": prompt_of(Backbone.load(name))}, name, tmp_path / "out")
+    found = json.loads((tmp_path / "out" / "generation_config.json").read_text())
+    assert (found["eos_token_id"], found["temperature"], found["top_p"]) == (2, 0.6, 0.9)
+    assert len(found["suppress_tokens"]) == 5 and "do_sample" not in found
+
+
+def test_a_base_with_several_chat_templates_is_refused_by_name(tmp_path: Path) -> None:
+    name = saved("llama", tmp_path / "base")
+    tokenizer = AutoTokenizer.from_pretrained(name)
+    tokenizer.chat_template = {"default": tokenizer.chat_template, "rag": "x"}
+    tokenizer.save_pretrained(name)
+    prompt = prompt_of(Backbone.load(name), row_template="{prompt}")
+    with pytest.raises(UnsupportedError, match=r"several chat templates \(default, rag\)"):
+        checkpoint.export({"home": prompt}, name, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_half_precision_stays_what_it_is(tmp_path: Path) -> None:
     name = saved("llama", tmp_path / "base")
     AutoModelForCausalLM.from_pretrained(name, dtype=torch.bfloat16).save_pretrained(name)

@@ -21,7 +21,7 @@ from foreword import Backbone, SoftPrompt
 from foreword.chat import encode, encoding_of
 from foreword.data.encoding import decode
 from foreword.distillation.student import student_encoding
-from foreword.errors import InputError
+from foreword.errors import InputError, UnsupportedError
 from foreword.export import gguf_rows
 from foreword.named_text import text_prompt
 
@@ -124,6 +124,21 @@ def test_a_quantized_table_says_what_it_said_and_the_rows_are_not_rounded(tmp_pa
     head = new[gguf_rows.HEAD]
     assert head.tensor_type == old[gguf_rows.TABLE].tensor_type
     assert np.array_equal(head.data[: len(said)], old[gguf_rows.TABLE].data)
+
+
+@pytest.mark.parametrize("key", ["general.tags", "tokenizer.ggml.odd"])
+def test_an_empty_list_is_left_out_or_refused_by_name(key: str, tmp_path: Path) -> None:
+    tokenizer = tiny_tokenizer()
+    model = tiny_models.build("llama", dtype=torch.float32, vocab_size=len(tokenizer))
+    base = gguf_models.write(tmp_path / "base.gguf", model, tokenizer, empty=key)
+    prompts = {"home": prompt_of(Backbone.load(str(base)))}
+    if key.startswith("general."):
+        gguf_rows.export(prompts, str(base), tmp_path / "out.gguf")
+        assert key not in facts_of(tmp_path / "out.gguf")
+        return
+    with pytest.raises(UnsupportedError, match=f"an empty list {key}"):
+        gguf_rows.export(prompts, str(base), tmp_path / "out.gguf")
+    assert not (tmp_path / "out.gguf").exists()
 
 
 @pytest.mark.parametrize("kind", ["there", "no gguf", "keys"])
