@@ -177,7 +177,13 @@ def _mlx(prompt: "SoftPrompt", model: str, output: str) -> None:
     facts: dict[str, Any] = mlx_cache.export(prompt, model, output)
     options.output.print(
         f"wrote {output}: keys and values of {facts['virtual_tokens']} tokens\n"
-        f"mlx_lm.generate --model MODEL --prompt-cache-file {shlex.quote(output)} --prompt 'TEXT'"
+        "from mlx_lm import generate, load\n"
+        "from mlx_lm.models.cache import load_prompt_cache\n"
+        f"model, tokenizer = load({model!r})\n"
+        "ids = [...]  # of a row, written as the prompt's training wrote it\n"
+        f"cache = load_prompt_cache({output!r})  # again for every row\n"
+        "print(generate(model, tokenizer, ids, prompt_cache=cache))",
+        markup=False,
     )
 
 
