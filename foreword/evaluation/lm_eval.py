@@ -17,13 +17,13 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 from foreword import chat
 from foreword.backbone import Backbone
 from foreword.config import EncodingConfig
-from foreword.data import batches, encoding
+from foreword.data import encoding
 from foreword.data.encoding import Row
 from foreword.data.examples import Example
 from foreword.errors import DependencyError, InputError, UnsupportedError
 from foreword.evaluation.losses import check_losses
 from foreword.prompt.soft_prompt import SoftPrompt
-from foreword.training.loss import score_labels
+from foreword.training.loss import score_states
 
 try:
     import lm_eval.models  # noqa: F401  a registry that is not empty would not load these itself
@@ -198,30 +198,33 @@ class ForewordLM(TemplateLM):
         return results
 
     def _row(self, context: list[int], labels: list[int]) -> Row:
-        """Return a request as a row, cut at its start where it does not fit."""
+        """Return a request as a row, cut at its start where it does not fit; its last token is not
+        read, and may stand behind the context.
+        """
         if not labels:
             raise InputError("a request has no token to score; every continuation needs one")
-        if len(labels) >= self.room:
-            raise InputError(f"a continuation of {len(labels)} tokens; at most {self.room - 1} fit")
-        ids = [*context, *labels]
-        if len(ids) > self.room:
-            log.warning("cutting the start of a context: %d tokens, %d fit", len(ids), self.room)
-        row = Row(tuple(ids[-self.room :]), len(labels), "request")
+        if len(labels) > self.room:
+            raise InputError(f"a continuation of {len(labels)} tokens; at most {self.room} fit")
+        ids, limit = [*context, *labels], self.room + 1
+        if len(ids) > limit:
+            log.warning("cutting the start of a context: %d tokens, %d fit", len(ids), limit)
+        row = Row(tuple(ids[-limit:]), len(labels), "request")
         self.backbone.check_row(row)
         return row
 
     def _score(self, rows: list[Row]) -> list[tuple[float, bool]]:
-        batch = batches.collate(rows, self.backbone.padding_id)
-        with torch.no_grad():
-            scores = score_labels(
-                self.backbone, self.backbone.batch_of(self.prefix, len(rows)), batch
-            )
+        read = [list(row.input_ids[:-1]) for row in rows]
+        ids, mask = (
+            one.to(self.backbone.device) for one in chat.left_padded(read, self.backbone.padding_id)
+        )
         results = []
-        for index in range(len(rows)):
-            own = scores.rows == index
-            assert scores.is_best is not None
-            is_greedy = bool(scores.is_best[own].all())
-            results.append((-scores.losses[own].double().sum().item(), is_greedy))
+        with torch.no_grad():
+            prefixes = self.backbone.batch_of(self.prefix, len(rows))
+            hidden = self.backbone.hidden(prefixes, ids, mask)
+            for row, states in zip(rows, hidden, strict=True):
+                labels = torch.tensor(row.input_ids[-row.num_labels :], device=states.device)
+                losses, is_best = score_states(self.backbone, states[-row.num_labels :], labels)
+                results.append((-losses.double().sum().item(), bool(is_best.all())))
         check_losses(self.backbone, [found for found, _ in results], [row.source for row in rows])
         return results
 
@@ -235,7 +238,7 @@ class ForewordLM(TemplateLM):
             windows = get_rolling_token_windows(
                 token_list=self.tok_encode(text),
                 prefix_token=self.prefix_token_id,
-                max_seq_len=self.room - 1,
+                max_seq_len=self.room,
                 context_len=1,
             )
             pairs = [(None, *make_disjoint_window(window)) for window in windows]

@@ -117,6 +117,26 @@ def test_the_bare_model_scores_as_the_harness_own(folder: Path) -> None:
             assert flat == pytest.approx(expected, abs=1e-5)
 
 
+@pytest.mark.parametrize("length", [14, 15, 16, 17, 40])
+def test_texts_as_long_as_the_context_score_as_the_harness_own(folder: Path, length: int) -> None:
+    from lm_eval.models.huggingface import HFLM
+
+    from foreword.evaluation.lm_eval import ForewordLM
+
+    theirs = HFLM(str(folder / "model"), dtype="float64", device="cpu", max_length=16)
+    model = ForewordLM(str(folder / "model"), dtype="float64", device="cpu")
+    passes = model.backbone.passes
+    short = replace(passes, capabilities=replace(passes.capabilities, context_length=16))
+    model.backbone = model.backbone.with_passes(short)
+    text = ("abcdefghijklmnopqrstuvwxyz" * 2)[:length]
+    rolled, pair = [asked(text)], [asked(text, "xy")]
+    expected = theirs.loglikelihood_rolling(rolled, disable_tqdm=True)
+    assert model.loglikelihood_rolling(rolled) == pytest.approx(expected, abs=1e-6)
+    [(expected_pair, _)] = theirs.loglikelihood(pair, disable_tqdm=True)
+    [(found, _)] = model.loglikelihood(pair, disable_tqdm=True)
+    assert found == pytest.approx(expected_pair, abs=1e-6)
+
+
 def _flat(value: Any) -> list[float]:
     if isinstance(value, list | tuple):
         return [x for item in value for x in _flat(item)]
@@ -168,9 +188,9 @@ def test_long_texts_are_rolled_window_by_window_behind_the_prompt(folder: Path) 
     text = "abcdefghijklmnopqrstuvwxyz"
     (found,) = model.loglikelihood_rolling([asked(text)])
     ids = [model.tokenizer.bos_token_id, *model.tokenizer(text).input_ids]
-    assert model.room == 11  # ten tokens are read, and one more is predicted
-    expected = slow(folder, ids[:11], 10)[0] + slow(folder, ids[10:21], 10)[0]
-    expected += slow(folder, ids[-11:], 6)[0]
+    assert model.room == 11  # eleven tokens are read, and one more is predicted
+    expected = slow(folder, ids[:12], 11)[0] + slow(folder, ids[11:23], 11)[0]
+    expected += slow(folder, ids[-12:], 4)[0]
     assert found == pytest.approx(expected, abs=1e-6)
 
 
