@@ -84,8 +84,8 @@ class ForewordLM(TemplateLM):
             )
         if encoding not in ("raw", "own"):
             raise InputError(f"encoding must be raw or own, got {encoding!r}")
-        if not str(batch_size).isdigit() or int(batch_size) < 1:
-            raise InputError(f"batch_size must be a number of rows, got {batch_size!r}")
+        batch_size = _count("batch_size", batch_size, "rows")
+        max_gen_toks = _count("max_gen_toks", max_gen_toks, "tokens")
         precision = dtype if dtype == "auto" else getattr(torch, dtype, None)
         if not isinstance(precision, str | torch.dtype):
             raise InputError(f"dtype must be auto or one of torch's, as float32, got {dtype!r}")
@@ -113,7 +113,7 @@ class ForewordLM(TemplateLM):
             chat.check_template(self.backbone, self.prompt)
         self.config = chat.encoding_of(self.prompt) if encoding == "own" else None
         self.is_spaced: bool | None = chat.saved_encoding(self.prompt).get("is_spaced")
-        self.batch_size, self.max_gen_toks = int(batch_size), max_gen_toks
+        self.batch_size, self.max_gen_toks = batch_size, max_gen_toks
 
     @property
     def room(self) -> int:
@@ -269,8 +269,9 @@ class ForewordLM(TemplateLM):
     def _generate(self, contexts: list[str], options: dict[str, Any]) -> Iterator[str]:
         until = options.pop("until", None) or []
         stops = [stop for stop in ([until] if isinstance(until, str) else until) if stop]
-        num_new = int(options.pop("max_gen_toks", options.pop("max_new_tokens", self.max_gen_toks)))
-        options.setdefault("do_sample", float(options.get("temperature") or 0) > 0)
+        most = options.pop("max_gen_toks", options.pop("max_new_tokens", self.max_gen_toks))
+        num_new = _count("max_gen_toks", most, "tokens")
+        options.setdefault("do_sample", _temperature(options.get("temperature")) > 0)
         if not options["do_sample"]:
             options = {name: value for name, value in options.items() if name not in SAMPLING}
         rows = [Row(tuple(self._context(context, num_new)), 1, "request") for context in contexts]
@@ -306,12 +307,38 @@ class ForewordLM(TemplateLM):
             ids = self.tok_encode(context)
         else:
             ids, _ = chat.encode(self.backbone, self._asked(context), self.config)
+        if not ids:
+            raise InputError("a request asks to go on from an empty text: give each a context")
         limit = self.room - num_new
         if limit < 1:
             raise InputError(f"max_gen_toks={num_new} leaves no room; at most {self.room - 1} fit")
         if len(ids) > limit:
             log.warning("cutting the start of a context: %d tokens, %d fit", len(ids), limit)
         return ids[-limit:]
+
+
+def _count(name: str, value: Any, of: str) -> int:
+    """Return an argument as a number of something, one or more.
+
+    Raises:
+        InputError: it is none.
+    """
+    written = str(value)
+    if not (written.isascii() and written.isdigit()) or int(written) < 1:
+        raise InputError(f"{name} must be a number of {of}, got {value!r}")
+    return int(written)
+
+
+def _temperature(value: Any) -> float:
+    """Return a temperature; none is 0.
+
+    Raises:
+        InputError: no number.
+    """
+    try:
+        return float(value or 0)
+    except (TypeError, ValueError):
+        raise InputError(f"temperature must be a number, got {value!r}") from None
 
 
 class _Until(StoppingCriteria):

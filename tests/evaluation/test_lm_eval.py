@@ -255,10 +255,31 @@ def test_wrong_arguments_are_named() -> None:
         ForewordLM(encoding="chat")
     with pytest.raises(InputError, match="number of rows, got 'auto'"):
         ForewordLM(batch_size="auto")
+    for wrong in ("\u00b2", "0", "-1", "1.5"):
+        with pytest.raises(InputError, match=f"number of rows, got '{wrong}'"):
+            ForewordLM(batch_size=wrong)
+    with pytest.raises(InputError, match="max_gen_toks must be a number of tokens, got 'abc'"):
+        ForewordLM(max_gen_toks="abc")  # type: ignore[arg-type]
     with pytest.raises(InputError, match="one of torch's, as float32, got 'nn'"):
         ForewordLM(dtype="nn")
     with pytest.raises(InputError, match="base=MODEL"):
         ForewordLM()
+
+
+@pytest.mark.parametrize(
+    ("context", "options", "said"),
+    [
+        ("a", {"max_gen_toks": "abc"}, "max_gen_toks must be a number of tokens, got 'abc'"),
+        ("a", {"max_gen_toks": 0}, "max_gen_toks must be a number of tokens, got 0"),
+        ("a", {"temperature": "abc"}, "temperature must be a number, got 'abc'"),
+        ("", {"max_gen_toks": 2}, "go on from an empty text"),
+    ],
+)
+def test_wrong_options_of_a_generation_are_named(
+    folder: Path, context: str, options: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(InputError, match=said):
+        loaded(folder).generate_until([asked(context, options)])
 
 
 def test_the_command_registers_the_model_and_passes_everything_on(
