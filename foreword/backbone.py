@@ -225,14 +225,7 @@ class Backbone:
         """
         _check_kind(prompt)
         self._check_base(prompt)
-        recorded = prompt.facts.get("tokenizer")
-        if recorded and (
-            found := tokenizer_facts.differences(recorded, self.tokenizer_facts(), "vocabulary")
-        ):
-            raise MismatchError(
-                f"the prompt was trained with another tokenizer than that of {self.name}: "
-                f"{found[0]} differs; load the tokenizer of its training"
-            )
+        tokenizer_facts.check_vocabulary(prompt.facts, self.tokenizer_facts(), self.name)
 
     def compile(self, prompt: SoftPrompt | Prefix) -> Prefix:
         """Compute a prompt's prefix: what the model's cache holds after its virtual tokens.

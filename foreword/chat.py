@@ -7,10 +7,10 @@ as the prompt's training encoded them. Knows no files and prints nothing.
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from transformers import StoppingCriteria
+from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria
 
 from foreword.backbone import Backbone
 from foreword.config import EncodingConfig
@@ -26,6 +26,14 @@ from foreword.prompt.prefix import Prefix
 from foreword.prompt.soft_prompt import SoftPrompt
 
 Text = str | Sequence[Message]
+OTHER_DTYPE = "load the base in float32 or bfloat16 instead of float16, or train the prompt again"
+
+
+class OfTokenizer(Protocol):
+    """A model with a tokenizer, by which rows are written."""
+
+    def tokenizer_facts(self) -> Mapping[str, Any] | None:
+        """Return what tells its tokenizer from another; None where none is known."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +65,7 @@ def encoding_of(prompt: SoftPrompt | Prefix | None) -> EncodingConfig:
     return EncodingConfig.saved(saved_encoding(prompt))
 
 
-def check_template(backbone: Backbone, prompt: SoftPrompt | Prefix | None) -> None:
+def check_template(backbone: OfTokenizer, prompt: SoftPrompt | Prefix | None) -> None:
     """Refuse a chat template that is not the one by which the rows of a prompt's training were
     written; rows of plain text and of a row template need none.
 
@@ -257,10 +265,12 @@ def _pieces(backbone: Backbone, ids: Iterable[int], ends: Sequence[int]) -> Iter
 
 def chosen(options: Mapping[str, Any]) -> dict[str, Any]:
     """Return how ids are chosen: greedily unless `options` of `generate` say otherwise, and drawn
-    from all ids where they name no `top_k`: transformers would take 50.
+    from all ids where they name no `top_k`: transformers would take 50. Logits that are not finite
+    are refused.
     """
     drawn = {"top_k": 0} if options.get("do_sample") else {}
-    return {"do_sample": False, **drawn, **options}
+    own = LogitsProcessorList([_Finite(), *(options.get("logits_processor") or ())])
+    return {"do_sample": False, **drawn, **options, "logits_processor": own}
 
 
 def encode(
@@ -325,6 +335,17 @@ def end_tokens(
     known = backbone.model.generation_config.eos_token_id
     model_ends = known if isinstance(known, list) else [known]
     return list(dict.fromkeys([*own, *(end for end in model_ends if end is not None)]))
+
+
+class _Finite(LogitsProcessor):
+    """Refuses logits of which none is the largest number."""
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        if not scores.amax(-1).isfinite().all():
+            raise InputError(
+                f"the model's logits are not finite, so that there is no next token; {OTHER_DTYPE}"
+            )
+        return scores
 
 
 class _Stop(StoppingCriteria):

@@ -55,7 +55,8 @@ def command(
         str | None,
         typer.Option(
             help="address of a running llama-server whose --slot-save-path is the output's "
-            "directory: restore the file there and check that it is used"
+            "directory: restore the file there (written unless it is there) and check that it is "
+            "used"
         ),
     ] = None,
     slot: Annotated[int, typer.Option(min=0, max=1023, help="slot to restore into")] = 0,
@@ -106,9 +107,16 @@ def _check(
         targets.check_new(output)
     if to in ("gguf", "llama-state"):
         hub.check_gguf(model)
+    if to == "llama-state" and not _is_written(output, server):
+        targets.check_state(output)
     if to == "mlx":
         targets.check_mlx(output)
     targets.check_server(server)
+
+
+def _is_written(output: str, server: str | None) -> bool:
+    """Return whether a state is there, which a server is to restore."""
+    return server is not None and os.path.lexists(output)
 
 
 def _named(prompts: list[str]) -> dict[str, str]:
@@ -169,7 +177,13 @@ def _mlx(prompt: "SoftPrompt", model: str, output: str) -> None:
     facts: dict[str, Any] = mlx_cache.export(prompt, model, output)
     options.output.print(
         f"wrote {output}: keys and values of {facts['virtual_tokens']} tokens\n"
-        f"mlx_lm.generate --model MODEL --prompt-cache-file {shlex.quote(output)} --prompt 'TEXT'"
+        "from mlx_lm import generate, load\n"
+        "from mlx_lm.models.cache import load_prompt_cache\n"
+        f"model, tokenizer = load({model!r})\n"
+        "ids = [...]  # of a row, written as the prompt's training wrote it\n"
+        f"cache = load_prompt_cache({output!r})  # again for every row\n"
+        "print(generate(model, tokenizer, ids, prompt_cache=cache))",
+        markup=False,
     )
 
 
@@ -185,18 +199,15 @@ def _llama_state(
     """Write the state of a sequence, and say how it is restored, or restore it."""
     from foreword.export import llama_server, llama_state
 
-    with options.errors.status(f"reading {model}") as status:
-        written = llama_state.export(
-            prompt,
-            model,
-            output,
-            cache_type=cache_type,
-            has_flash_attention=flash_attention,
-            progress=status.update,
-        )
-    options.errors.print(f"wrote {written.path}, {written.sidecar.name} beside it")
+    of_cache: Any = {"cache_type": cache_type, "has_flash_attention": flash_attention}
+    if _is_written(output, server):
+        llama_state.check_written(prompt, model, output, **of_cache)
+    else:
+        with options.errors.status(f"reading {model}") as status:
+            written = llama_state.export(prompt, model, output, progress=status.update, **of_cache)
+        options.errors.print(f"wrote {written.path}, {written.sidecar.name} beside it")
     if server is not None:
-        found = llama_server.restore(server, written.path, slot=slot)
+        found = llama_server.restore(server, output, slot=slot)
         options.output.print(f"{server}: slot {slot} answers behind {found} tokens of its cache")
         return
     options.output.print(_how_to_use(written, model, cache_type, slot, flash=flash_attention))

@@ -9,6 +9,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from foreword.errors import MismatchError
+
 NAMES = {"vocabulary": "the tokenizer's vocabulary", "chat_template": "the chat template"}
 NUM_DIGITS = 12  # of a hash, in a message
 
@@ -38,6 +40,19 @@ def differences(
         for name, then, now in pairs
         if None not in (then, now) and then != now
     ]
+
+
+def check_vocabulary(facts: Mapping[str, Any], ours: Mapping[str, Any] | None, name: str) -> None:
+    """Refuse a prompt, by its facts, that was trained with another vocabulary than a model's.
+
+    Raises:
+        MismatchError: names the model, and both hashes.
+    """
+    if found := differences(facts.get("tokenizer"), ours, "vocabulary"):
+        raise MismatchError(
+            f"the prompt was trained with another tokenizer than that of {name}: "
+            f"{found[0]} differs; load the tokenizer of its training"
+        )
 
 
 def _hash(text: str) -> str:

@@ -24,6 +24,7 @@ from foreword.errors import DataError, InputError
 from foreword.evaluation.bootstrap import Score, Share, score, share
 from foreword.evaluation.evaluation import Subject, read_as, room
 from foreword.evaluation.first_token import ROUNDS, median_seconds
+from foreword.evaluation.losses import check_losses
 from foreword.evaluation.metrics import METRICS, Outcome
 from foreword.prompt.prefix import Prefix
 from foreword.prompt.soft_prompt import SoftPrompt
@@ -100,11 +101,12 @@ def agreement(
     """Return how close a prompt, or the bare model, comes to the teacher on rows with targets.
 
     Raises:
-        InputError: no rows.
+        InputError: no rows, or a model whose numbers are not finite.
     """
     if not rows:
         raise InputError("no queries to compare on; give at least one")
     found = score_rows(backbone, prompt, rows, batch_size, ranks)
+    check_losses(backbone, found.losses.tolist(), [row.source for row in rows])
     mean = METRICS["loss"]  # a mean over tokens, whatever is summed of them
     labels = [int(count) for count in found.num_labels.tolist()]
 
@@ -143,12 +145,15 @@ def compare(
 
     Raises:
         DataError: a query that the text cannot stand before, or that leaves no room for its answer.
+        MismatchError: a prompt of another base, or of another chat template.
     """
+    for one in (text, *(prompt for subject in subjects for prompt in subject.prompts)):
+        chat.check_template(backbone, one)
     whole = Subject(WHOLE, prompt=text)
     asked = [read_as(backbone, whole, query) for query in queries]
     taught = []
-    for one in teach(backbone, text, asked, config):
-        taught.append(one)
+    for answered in teach(backbone, text, asked, config):
+        taught.append(answered)
         on_answer()
     agreements = {
         subject.name: agreement(

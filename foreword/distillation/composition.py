@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from foreword.backbone import Backbone
-from foreword.chat import saved_encoding
+from foreword.chat import check_template, saved_encoding
 from foreword.distillation.student import student_encoding
 from foreword.errors import InputError, UnsupportedError
 from foreword.model.decoder import Decoder
@@ -48,13 +48,14 @@ def compose(backbone: Backbone, first: SoftPrompt, second: SoftPrompt) -> SoftPr
         second: any prompt.
 
     Raises:
-        MismatchError: a prompt of another base.
+        MismatchError: a prompt of another base, or a second one of another chat template.
         InputError: no room for rows behind both.
         UnsupportedError: keys cannot be moved on this model.
     """
     both = first, second
     for prompt in both:
         backbone.check(prompt)
+    check_template(backbone, second)
     sizes = [prompt.num_virtual_tokens for prompt in both]
     context = backbone.capabilities.context_length
     if context is not None and sum(sizes) + 2 > context:

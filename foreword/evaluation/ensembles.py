@@ -61,7 +61,7 @@ def vote(
 
     Raises:
         InputError: no prompts.
-        MismatchError: a prompt of another base.
+        MismatchError: a prompt of another base, or of another chat template.
     """
     for found in _batches(backbone, prompts, texts, batch_size, max_new_tokens, options):
         yield from map(majority, found)
@@ -93,7 +93,7 @@ def averaged(
 
     Raises:
         InputError: no prompts, or prompts that encode rows differently.
-        MismatchError: a prompt of another base.
+        MismatchError: a prompt of another base, or of another chat template.
     """
     check_alike(prompts)
     mean = LogitsProcessorList([_Mean(len(prompts))])
@@ -127,6 +127,8 @@ def _batches(
     """Yield, for each batch of texts, every prompt's answers to each."""
     if not prompts:
         raise InputError("an ensemble needs at least one prompt")
+    for prompt in prompts:
+        chat.check_template(backbone, prompt)
     size = max(1, batch_size // len(prompts))
     for start in range(0, len(texts), size):
         part = texts[start : start + size]

@@ -134,9 +134,12 @@ def evaluate(
 
     Raises:
         InputError: no examples, members that encode rows differently, or options for members.
+        MismatchError: a prompt of another base, or of another chat template.
         DataError: an example that does not fit the model's context.
     """
     ensembles.check_alike(subject.members)
+    for prompt in subject.prompts:
+        chat.check_template(backbone, prompt)
     if subject.members and any(example.tools for example in examples):
         raise InputError("members answer together without tools: evaluate each prompt alone")
     if subject.members and options:

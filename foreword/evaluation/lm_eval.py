@@ -17,12 +17,13 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 from foreword import chat
 from foreword.backbone import Backbone
 from foreword.config import EncodingConfig
-from foreword.data import batches, encoding
+from foreword.data import encoding
 from foreword.data.encoding import Row
 from foreword.data.examples import Example
 from foreword.errors import DependencyError, InputError, UnsupportedError
+from foreword.evaluation.losses import check_losses
 from foreword.prompt.soft_prompt import SoftPrompt
-from foreword.training.loss import score_labels
+from foreword.training.loss import score_states
 
 try:
     import lm_eval.models  # noqa: F401  a registry that is not empty would not load these itself
@@ -59,6 +60,7 @@ class ForewordLM(TemplateLM):
 
     Raises:
         InputError: neither base nor prompt, or an argument that is not one of these.
+        MismatchError: a prompt of another base, or encoding=own behind another chat template.
         UnsupportedError: an encoder-decoder.
     """
 
@@ -82,8 +84,8 @@ class ForewordLM(TemplateLM):
             )
         if encoding not in ("raw", "own"):
             raise InputError(f"encoding must be raw or own, got {encoding!r}")
-        if not str(batch_size).isdigit() or int(batch_size) < 1:
-            raise InputError(f"batch_size must be a number of rows, got {batch_size!r}")
+        batch_size = _count("batch_size", batch_size, "rows")
+        max_gen_toks = _count("max_gen_toks", max_gen_toks, "tokens")
         precision = dtype if dtype == "auto" else getattr(torch, dtype, None)
         if not isinstance(precision, str | torch.dtype):
             raise InputError(f"dtype must be auto or one of torch's, as float32, got {dtype!r}")
@@ -107,9 +109,11 @@ class ForewordLM(TemplateLM):
             )
         self.prefix = self.backbone.compile(self.prompt) if self.prompt else None
         self.tokenizer = self.backbone.tokenizer
+        if encoding == "own":
+            chat.check_template(self.backbone, self.prompt)
         self.config = chat.encoding_of(self.prompt) if encoding == "own" else None
         self.is_spaced: bool | None = chat.saved_encoding(self.prompt).get("is_spaced")
-        self.batch_size, self.max_gen_toks = int(batch_size), max_gen_toks
+        self.batch_size, self.max_gen_toks = batch_size, max_gen_toks
 
     @property
     def room(self) -> int:
@@ -194,30 +198,34 @@ class ForewordLM(TemplateLM):
         return results
 
     def _row(self, context: list[int], labels: list[int]) -> Row:
-        """Return a request as a row, cut at its start where it does not fit."""
+        """Return a request as a row, cut at its start where it does not fit; its last token is not
+        read, and may stand behind the context.
+        """
         if not labels:
             raise InputError("a request has no token to score; every continuation needs one")
-        if len(labels) >= self.room:
-            raise InputError(f"a continuation of {len(labels)} tokens; at most {self.room - 1} fit")
-        ids = [*context, *labels]
-        if len(ids) > self.room:
-            log.warning("cutting the start of a context: %d tokens, %d fit", len(ids), self.room)
-        row = Row(tuple(ids[-self.room :]), len(labels), "request")
+        if len(labels) > self.room:
+            raise InputError(f"a continuation of {len(labels)} tokens; at most {self.room} fit")
+        ids, limit = [*context, *labels], self.room + 1
+        if len(ids) > limit:
+            log.warning("cutting the start of a context: %d tokens, %d fit", len(ids), limit)
+        row = Row(tuple(ids[-limit:]), len(labels), "request")
         self.backbone.check_row(row)
         return row
 
     def _score(self, rows: list[Row]) -> list[tuple[float, bool]]:
-        batch = batches.collate(rows, self.backbone.padding_id)
-        with torch.no_grad():
-            scores = score_labels(
-                self.backbone, self.backbone.batch_of(self.prefix, len(rows)), batch
-            )
+        read = [list(row.input_ids[:-1]) for row in rows]
+        ids, mask = (
+            one.to(self.backbone.device) for one in chat.left_padded(read, self.backbone.padding_id)
+        )
         results = []
-        for index in range(len(rows)):
-            own = scores.rows == index
-            assert scores.is_best is not None
-            is_greedy = bool(scores.is_best[own].all())
-            results.append((-scores.losses[own].double().sum().item(), is_greedy))
+        with torch.no_grad():
+            prefixes = self.backbone.batch_of(self.prefix, len(rows))
+            hidden = self.backbone.hidden(prefixes, ids, mask)
+            for row, states in zip(rows, hidden, strict=True):
+                labels = torch.tensor(row.input_ids[-row.num_labels :], device=states.device)
+                losses, is_best = score_states(self.backbone, states[-row.num_labels :], labels)
+                results.append((-losses.double().sum().item(), bool(is_best.all())))
+        check_losses(self.backbone, [found for found, _ in results], [row.source for row in rows])
         return results
 
     def loglikelihood_rolling(
@@ -230,7 +238,7 @@ class ForewordLM(TemplateLM):
             windows = get_rolling_token_windows(
                 token_list=self.tok_encode(text),
                 prefix_token=self.prefix_token_id,
-                max_seq_len=self.room - 1,
+                max_seq_len=self.room,
                 context_len=1,
             )
             pairs = [(None, *make_disjoint_window(window)) for window in windows]
@@ -261,8 +269,9 @@ class ForewordLM(TemplateLM):
     def _generate(self, contexts: list[str], options: dict[str, Any]) -> Iterator[str]:
         until = options.pop("until", None) or []
         stops = [stop for stop in ([until] if isinstance(until, str) else until) if stop]
-        num_new = int(options.pop("max_gen_toks", options.pop("max_new_tokens", self.max_gen_toks)))
-        options.setdefault("do_sample", float(options.get("temperature") or 0) > 0)
+        most = options.pop("max_gen_toks", options.pop("max_new_tokens", self.max_gen_toks))
+        num_new = _count("max_gen_toks", most, "tokens")
+        options.setdefault("do_sample", _temperature(options.get("temperature")) > 0)
         if not options["do_sample"]:
             options = {name: value for name, value in options.items() if name not in SAMPLING}
         rows = [Row(tuple(self._context(context, num_new)), 1, "request") for context in contexts]
@@ -298,12 +307,38 @@ class ForewordLM(TemplateLM):
             ids = self.tok_encode(context)
         else:
             ids, _ = chat.encode(self.backbone, self._asked(context), self.config)
+        if not ids:
+            raise InputError("a request asks to go on from an empty text: give each a context")
         limit = self.room - num_new
         if limit < 1:
             raise InputError(f"max_gen_toks={num_new} leaves no room; at most {self.room - 1} fit")
         if len(ids) > limit:
             log.warning("cutting the start of a context: %d tokens, %d fit", len(ids), limit)
         return ids[-limit:]
+
+
+def _count(name: str, value: Any, of: str) -> int:
+    """Return an argument as a number of something, one or more.
+
+    Raises:
+        InputError: it is none.
+    """
+    written = str(value)
+    if not (written.isascii() and written.isdigit()) or int(written) < 1:
+        raise InputError(f"{name} must be a number of {of}, got {value!r}")
+    return int(written)
+
+
+def _temperature(value: Any) -> float:
+    """Return a temperature; none is 0.
+
+    Raises:
+        InputError: no number.
+    """
+    try:
+        return float(value or 0)
+    except (TypeError, ValueError):
+        raise InputError(f"temperature must be a number, got {value!r}") from None
 
 
 class _Until(StoppingCriteria):

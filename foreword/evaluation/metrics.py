@@ -275,12 +275,12 @@ def choose(names: str, expected: Sequence[str], has_calls: bool = False) -> Metr
 
 
 def check_vote(metrics: Sequence[Metric]) -> None:
-    """Refuse a vote where no metric needs answers: none are generated then.
+    """Refuse a vote where no metric is of answers: a vote has no losses and no confidence.
 
     Raises:
         InputError: there is none.
     """
-    if all(metric.needs_loss for metric in metrics):
+    if all(metric.needs_loss or metric.needs_confidence for metric in metrics):
         raise InputError(
             "a vote is taken over answers, and the metrics read none: add exact or another metric "
             "of answers (--metrics), or take --ensemble average"

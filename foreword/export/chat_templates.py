@@ -5,7 +5,6 @@ takes the prompt that the variable `prompt` names, the first one where none is n
 model for "base". It is compared with foreword's own ids before anything is kept.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,7 +15,7 @@ from foreword.data import encoding
 from foreword.data.chat_template import ChatTemplate
 from foreword.data.template_dates import on_day
 from foreword.errors import UnsupportedError
-from foreword.export.held_turns import template_behind
+from foreword.export.held_turns import literal, template_behind
 from foreword.export.vocabulary_rows import NamedRows
 
 CONVERSATIONS: tuple[tuple[dict[str, str], ...], ...] = (
@@ -35,16 +34,15 @@ def combined(backbone: Backbone, prompts: Sequence[NamedRows]) -> str:
     """Return the template of all prompts.
 
     Raises:
-        UnsupportedError: a prompt without one.
+        UnsupportedError: a prompt without one, or a base with several.
     """
     tokenizer, parts = backbone.tokenizer, []
+    check_single(backbone)
     for place, one in enumerate(prompts):
         config = chat.encoding_of(one.prompt)
         unnamed = " or prompt is not defined" if place == 0 else ""
-        parts.append(
-            f"{{%- {'el' if place else ''}if prompt == {json.dumps(one.name)}{unnamed} %}}"
-        )
-        parts.append(f"{{{{- {json.dumps(''.join(one.tokens))} }}}}")
+        parts.append(f"{{%- {'el' if place else ''}if prompt == {literal(one.name)}{unnamed} %}}")
+        parts.append(f"{{{{- {literal(''.join(one.tokens))} }}}}")
         parts.append(body(backbone, config, one.name))
     if tokenizer.chat_template:
         parts.append('{%- elif prompt == "base" %}' + str(tokenizer.chat_template))
@@ -53,6 +51,20 @@ def combined(backbone: Backbone, prompts: Sequence[NamedRows]) -> str:
         f'{{%- else %}}{{{{- raise_exception("no such prompt; there is {names}") }}}}{{%- endif %}}'
     )
     return "".join(parts)
+
+
+def check_single(backbone: Backbone) -> None:
+    """Refuse a tokenizer with several chat templates, of which a request chooses one.
+
+    Raises:
+        UnsupportedError: names them.
+    """
+    known = backbone.tokenizer.chat_template
+    if isinstance(known, Mapping):
+        raise UnsupportedError(
+            f"{backbone.name} has several chat templates ({', '.join(map(str, known))}), and an "
+            "exported model has one: use foreword's server, or a base whose tokenizer has one"
+        )
 
 
 def check(
@@ -92,6 +104,8 @@ def body(backbone: Backbone, config: EncodingConfig, name: str) -> str:
     tokenizer = backbone.tokenizer
     if config.row_template is not None or config.is_text:
         return _of_row(tokenizer, config)
+    if config.chat_template is None:
+        check_single(backbone)
     text = config.chat_template or tokenizer.chat_template
     if not text:
         raise UnsupportedError(
@@ -107,7 +121,7 @@ def body(backbone: Backbone, config: EncodingConfig, name: str) -> str:
     written = on_day(text, config.date)
     if config.held_text is not None:
         written = template_behind(backbone, config, written, opened)
-    more = f"{{%- if add_generation_prompt %}}{{{{- {json.dumps(opened)} }}}}{{%- endif %}}"
+    more = f"{{%- if add_generation_prompt %}}{{{{- {literal(opened)} }}}}{{%- endif %}}"
     return written + (more if opened else "")
 
 
@@ -123,5 +137,5 @@ def _of_row(tokenizer: Any, config: EncodingConfig) -> str:
         "{%- if messages | length != 1 or messages[0]['role'] != 'user' %}"
         "{{- raise_exception('this prompt takes one message of a user') }}{%- endif %}"
         + written
-        % (json.dumps(spelled + before), json.dumps(after))
+        % (literal(spelled + before), literal(after))
     )

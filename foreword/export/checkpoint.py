@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from tokenizers import AddedToken
 from torch import Tensor
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, GenerationConfig
 
 from foreword.backbone import Backbone
 from foreword.errors import UnsupportedError
@@ -44,7 +44,7 @@ def export(
 
     Raises:
         InputError: something is there, or keys and values.
-        MismatchError: another base.
+        MismatchError: another base, or behind another chat template.
         UnsupportedError: a base or rows that would not be exact.
         StorageError: no space.
     """
@@ -71,7 +71,7 @@ def export(
             written = AutoTokenizer.from_pretrained(scratch, trust_remote_code=False)
             chat_templates.check(written, backbone, plan.prompts, {"tokenize": True})
             facts["head"] = _change(backbone.model, plan, torch.cat(rows))
-            backbone.model.save_pretrained(scratch)
+            _save(backbone.model, scratch)
             _complete_config(scratch / "config.json")
             text = json.dumps(facts, indent=1) + "\n"
             (scratch / SIDECAR).write_text(text, encoding="utf-8")
@@ -149,6 +149,18 @@ def _change(model: Any, plan: Plan, rows: Tensor) -> str:
     if plan.num_tokens > num_old:
         return f"{own}; rows of new tokens are the mean of all others, never the greedy choice"
     return f"{own}, unchanged: these tokens are as likely as they are in the base"
+
+
+def _save(model: Any, directory: Path) -> None:
+    """Write a model with its generation config as it is: transformers loads, and does not save, one
+    that names how to draw without asking to.
+    """
+    own, model.generation_config = model.generation_config, GenerationConfig()
+    try:
+        model.save_pretrained(directory)
+    finally:
+        model.generation_config = own
+    own.to_json_file(directory / "generation_config.json")
 
 
 def _untie(model: Any) -> None:

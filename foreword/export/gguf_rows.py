@@ -28,7 +28,10 @@ from foreword.storage import replacing, storage_errors
 CONTROL = 3  # llama.cpp's type of a token that no text spells
 TABLE, HEAD = "token_embd.weight", "output.weight"
 TOKENS, TYPES, SCORES = (f"tokenizer.ggml.{name}" for name in ("tokens", "token_type", "scores"))
-TEMPLATE, START = "tokenizer.chat_template", "tokenizer.ggml.add_bos_token"
+TEMPLATE = "tokenizer.chat_template"
+# What llama.cpp puts around every text. A file that does not say it leaves it to llama.cpp, which
+# goes by the kind of tokenizer.
+AROUND = tuple(f"tokenizer.ggml.add_{name}_token" for name in ("bos", "eos", "sep"))
 SUPPRESSED = "tokenizer.ggml.suppress_tokens"
 OWN = "foreword.prompts"  # what the sidecar of a checkpoint says, as JSON
 
@@ -45,7 +48,7 @@ def export(
 
     Raises:
         InputError: no GGUF file, something is there, or keys and values.
-        MismatchError: another base.
+        MismatchError: another base, or behind another chat template.
         UnsupportedError: a base or rows that would not be exact.
         StorageError: no space.
     """
@@ -95,8 +98,8 @@ class _Copy:
     def change(self, plan: Plan, template: str, rows: np.ndarray, facts: Mapping[str, Any]) -> None:
         """Copy all facts but those that the tokens change, and lay out the changed tensors."""
         changes: dict[str, Any] = {TEMPLATE: template, OWN: json.dumps(facts)}
-        if START in self.reader.fields:
-            changes[START] = False  # the start stands in the template, behind the prompt's tokens
+        # The start stands in the template, behind the prompt's tokens.
+        changes |= dict.fromkeys(AROUND, False)
         for key, added in ((TOKENS, None), (TYPES, CONTROL), (SCORES, 0.0)):
             if key not in self.reader.fields:
                 continue
@@ -124,6 +127,9 @@ class _Copy:
             if name in (SUPPRESSED, OWN):
                 continue
             is_list = field.types[0] == kinds.ARRAY
+            if is_list and len(field.types) == 1:  # empty, which the package does not write
+                _check_dispensable(name)
+                continue
             value = changes.get(name, field.contents())
             if name.endswith(".vocab_size"):
                 value = plan.num_tokens
@@ -133,6 +139,9 @@ class _Copy:
         for name in (TEMPLATE, OWN):
             if name not in self.reader.fields or name == OWN:
                 self.writer.add_string(name, changes[name])
+        for name in AROUND:
+            if name not in self.reader.fields:
+                self.writer.add_bool(name, changes[name])
         self.writer.add_key_value(SUPPRESSED, suppressed, kinds.ARRAY, kinds.INT32)
 
     def _change_table(self, plan: Plan, rows: np.ndarray) -> None:
@@ -186,3 +195,16 @@ class _Copy:
             return self.changed[name]
         tensor = self.tensors[name]
         return tensor.data, tensor.tensor_type
+
+
+def _check_dispensable(name: str) -> None:
+    """Refuse to leave out a fact that says more than who made the file.
+
+    Raises:
+        UnsupportedError: names it.
+    """
+    if not name.startswith("general."):
+        raise UnsupportedError(
+            f"the GGUF file has an empty list {name}, which cannot be copied: convert the base "
+            "again"
+        )

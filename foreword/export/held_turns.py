@@ -16,6 +16,10 @@ from foreword.data.chat_template import ChatTemplate
 from foreword.data.held_text import SYSTEM, HeldText
 from foreword.errors import UnsupportedError
 
+OTHERWISE = (
+    "this conversation does not begin with the text that the prompt's tokens stand for, so the "
+    "answer would not be the same: leave out what changes its beginning"
+)
 PROBES = ("a", "\u0416")  # texts that begin alike in no tokenizer
 
 
@@ -34,21 +38,32 @@ def template_behind(backbone: Backbone, config: EncodingConfig, body: str, opene
     template = ChatTemplate(backbone.tokenizer, given=config.chat_template)
     held = held_text.held_text_of(config, template)
     assert held is not None and not isinstance(held.value, str)
-    length = _num_characters(backbone, config, held, body, opened)
+    known = _held_beginning(backbone, config, held, body, opened)
     # Literals around the body keep the white space that it begins with.
     return (
         _before(held, template)
         + "{%- set rendered %}{{- '' }}"
         + body
-        + f"{{%- endset %}}{{{{- rendered[{length}:] }}}}"
+        + "{%- endset %}"
+        + f"{{%- if rendered[:{len(known)}] != {literal(known)} %}}"
+        + f"{{{{- raise_exception({literal(OTHERWISE)}) }}}}{{%- endif %}}"
+        + f"{{{{- rendered[{len(known)}:] }}}}"
     )
 
 
-def _num_characters(
+def literal(value: Any) -> str:
+    """Return a value as templates write it: characters as they are, since escapes of more than
+    four digits mean something else there.
+    """
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _held_beginning(
     backbone: Backbone, config: EncodingConfig, held: HeldText, body: str, opened: str
-) -> int:
-    """Return the length of the text that every row begins with and the prompt stands for."""
-    tokenizer, texts, ids = backbone.tokenizer, [], []
+) -> str:
+    """Return the text that every row begins with and the prompt stands for."""
+    texts: list[str] = []
+    tokenizer, ids = backbone.tokenizer, []
     for probe in PROBES:
         turns = [{"role": "user", "content": probe}]
         written: Any = tokenizer.apply_chat_template(
@@ -63,7 +78,7 @@ def _num_characters(
     for length in range(alike, 0, -1):
         rest = [tokenizer(text[length:], add_special_tokens=False).input_ids for text in texts]
         if rest == ids:
-            return length
+            return texts[0][:length]
     raise UnsupportedError(
         f"the tokenizer of {backbone.name} does not end a token where the prompt's turns end, so "
         "that no template can leave them out; use foreword's server"
@@ -78,25 +93,23 @@ def _before(held: HeldText, template: ChatTemplate) -> str:
     """
     assert not isinstance(held.value, str)
     turns = [{"role": turn["role"], "content": turn["content"]} for turn in held.value]
-    is_own = f"messages[0]['role'] in {json.dumps(list(SYSTEM))}"
+    is_own = f"messages[0]['role'] in {literal(list(SYSTEM))}"
     if not held_text.is_system_turn(held.value):
         said = "the prompt holds the beginning of the conversation: leave the system turn out"
-        refused = (
-            f"{{%- if {is_own} %}}{{{{- raise_exception({json.dumps(said)}) }}}}{{%- endif %}}"
-        )
-        return refused + f"{{%- set messages = {json.dumps(turns)} + messages %}}"
+        refused = f"{{%- if {is_own} %}}{{{{- raise_exception({literal(said)}) }}}}{{%- endif %}}"
+        return refused + f"{{%- set messages = {literal(turns)} + messages %}}"
     if not template.shows_system_turn():
         raise UnsupportedError(
             "the base's chat template has no system turn, so that the prompt stands within the "
             "first question; use foreword's server"
         )
     [turn] = turns
-    text = json.dumps(turn["content"] + "\n\n")
-    part = json.dumps([{"type": "text", "text": turn["content"]}])
+    text = literal(turn["content"] + "\n\n")
+    part = literal([{"type": "text", "text": turn["content"]}])
     own = "messages[0]['content']"
     return (
         f"{{%- if {is_own} %}}"
         f"{{%- set told = {text} ~ {own} if {own} is string else {part} + {own} %}}"
         "{%- set messages = [{'role': messages[0]['role'], 'content': told}] + messages[1:] %}"
-        f"{{%- else %}}{{%- set messages = {json.dumps(turns)} + messages %}}{{%- endif %}}"
+        f"{{%- else %}}{{%- set messages = {literal(turns)} + messages %}}{{%- endif %}}"
     )

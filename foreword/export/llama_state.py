@@ -19,6 +19,7 @@ from foreword import chat
 from foreword.backbone import Backbone
 from foreword.errors import InputError, UnsupportedError
 from foreword.export import chat_templates
+from foreword.export.targets import check_state, state_files
 from foreword.llama_cpp import base, library, sequence_state
 from foreword.llama_cpp.model import ContextOptions, LlamaContext, LlamaModel
 from foreword.loading.gguf import ProgressCallback
@@ -37,7 +38,7 @@ class StateFile:
         path: the slot file.
         sidecar: what it belongs to, as JSON.
         template: the chat template that begins with the prompt's ids; None where the base has no
-            template, or would put a token before them.
+            template, or llama.cpp puts a token before or behind every text of it.
         facts: what the sidecar says.
     """
 
@@ -68,27 +69,29 @@ def export(
     Args:
         prompt: the prompt.
         gguf: the base's file.
-        output: the slot file; beside it appear `.json` and `.jinja`.
+        output: the slot file; beside it appear `.json` and `.jinja`; none of them is there yet.
         cache_type: "f16" or "f32", as the server's `--cache-type-k` and `--cache-type-v`.
         has_flash_attention: as the server's `--flash-attn`.
         progress: is told in a line of text about each step that takes seconds.
 
     Raises:
-        MismatchError: a prompt of another base.
+        MismatchError: a prompt of another base, or behind another chat template.
         UnsupportedError: a kind of cache or model whose state is not exact.
         DependencyError: no llama.cpp, or another one.
-        InputError: no GGUF file.
+        InputError: no GGUF file, or something is there.
         StorageError: no space or no permission; nothing is kept.
     """
+    check_state(output)
     options = ContextOptions(
         max(256, prompt.num_virtual_tokens), 1, cache_type, has_flash_attention
     )
     library.load()
-    path = Path(output)
+    path, sidecar, template_path = state_files(output)
     backbone = base.unloaded(gguf, progress)
     if isinstance(prompt, Prefix):
         prompt = SoftPrompt.from_states(prompt.cached, facts=prompt.facts)
     backbone.check(prompt)
+    chat.check_template(backbone, prompt)
     num_virtual = prompt.num_virtual_tokens
     ids = list(placeholder_ids(backbone.tokenizer, prompt.content_hash, num_virtual))
     of_base: dict[str, Any] = {
@@ -106,17 +109,17 @@ def export(
         "base": of_base,
         "written_with": f"{library.PACKAGE} {library.release()}",
     }
-    text = _template(backbone, prompt, ids)
-    template = path.with_name(path.name + ".jinja") if text is not None else None
-    sidecar = path.with_name(path.name + ".json")
     model = LlamaModel(Path(gguf).expanduser())
-    of_base["meta"] = model.described  # what llama-server says of its model
     try:
+        of_base["meta"] = model.described  # what llama-server says of its model
+        text = None if model.adds_tokens else _template(backbone, prompt, ids)
+        template = template_path if text is not None else None
         context = LlamaContext(model, options)
         try:
             sequence_state.fill(context, 0, prompt)
             with contextlib.ExitStack() as files:  # all are whole before one of them appears
                 files.enter_context(storage_errors(path, NOTHING_KEPT))
+                path.parent.mkdir(parents=True, exist_ok=True)
                 described = json.dumps(facts, indent=1) + "\n"
                 files.enter_context(replacing(sidecar)).write_text(described, encoding="utf-8")
                 if template is not None and text is not None:
@@ -127,6 +130,33 @@ def export(
     finally:
         model.close()
     return StateFile(path, sidecar, template, facts)
+
+
+def check_written(
+    prompt: SoftPrompt,
+    gguf: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    *,
+    cache_type: str = "f16",
+    has_flash_attention: bool = True,
+) -> None:
+    """Refuse a state that is there unless `export` would write it again.
+
+    Raises:
+        InputError: names what differs.
+    """
+    written = read_facts(output)
+    expected = {
+        "content_hash": (prompt.content_hash, written.get("content_hash")),
+        "base": (base.sha256_of(gguf), written["base"]["sha256"]),
+        "cache_type": (cache_type, written.get("cache_type")),
+        "flash_attention": (has_flash_attention, written.get("flash_attention")),
+    }
+    if found := [name for name, (one, other) in expected.items() if one != other]:
+        raise InputError(
+            f"{Path(output)} is there already, and is another state (they differ in "
+            f"{', '.join(found)}): choose another --output"
+        )
 
 
 def placeholder_ids(tokenizer: Any, content_hash: str, num_virtual: int) -> Iterator[int]:
@@ -167,7 +197,7 @@ def _template(backbone: Backbone, prompt: SoftPrompt, ids: Sequence[int]) -> str
     None where there is none.
     """
     tokenizer = backbone.tokenizer
-    if not tokenizer.chat_template or getattr(tokenizer, "add_bos_token", False):
+    if not tokenizer.chat_template:
         return None
     try:
         written = chat_templates.body(backbone, chat.encoding_of(prompt), "the prompt")

@@ -31,7 +31,7 @@ def export(prompt: SoftPrompt, model: str, output: str | os.PathLike[str]) -> di
 
     Raises:
         InputError: something is there, or another name.
-        MismatchError: another base.
+        MismatchError: another base, or behind another chat template.
         UnsupportedError: layers that keep something else.
         StorageError: no space.
     """
@@ -39,6 +39,7 @@ def export(prompt: SoftPrompt, model: str, output: str | os.PathLike[str]) -> di
     check_mlx(target)
     backbone = Backbone.load(model, device="cpu")
     backbone.check(prompt)
+    chat.check_template(backbone, prompt)
     _refuse_other_caches(backbone)
     states = backbone.compile(prompt).cached
     number = states.num_virtual_tokens

@@ -26,6 +26,22 @@ def check_new(output: str | os.PathLike[str]) -> None:
         raise InputError(f"{Path(output)} is there already: choose another --output")
 
 
+def state_files(output: str | os.PathLike[str]) -> tuple[Path, Path, Path]:
+    """Return the files of a llama.cpp state: itself, what it belongs to, its chat template."""
+    path = Path(output)
+    return path, path.with_name(path.name + ".json"), path.with_name(path.name + ".jinja")
+
+
+def check_state(output: str | os.PathLike[str]) -> None:
+    """Refuse to write a llama.cpp state over what is there.
+
+    Raises:
+        InputError: something is, under its name or one of those beside it.
+    """
+    for path in state_files(output):
+        check_new(path)
+
+
 def check_mlx(output: str | os.PathLike[str]) -> None:
     """Refuse the name of a prompt cache that mlx-lm would not read, or that is taken.
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from foreword import chat
 from foreword.backbone import Backbone
 from foreword.errors import InputError, UnsupportedError
 from foreword.export.targets import check_forms
@@ -67,12 +68,13 @@ def check(backbone: Backbone, prompts: Mapping[str, SoftPrompt]) -> None:
     """Refuse prompts that cannot be rows of the vocabulary exactly, and bases that can have none.
 
     Raises:
-        InputError: a name that is none, or keys and values. MismatchError: another base.
-        UnsupportedError: names the part of the base.
+        InputError: a name that is none, or keys and values. MismatchError: another base, or another
+            chat template. UnsupportedError: names the part of the base.
     """
     check_forms({name: prompt.form for name, prompt in prompts.items()})
     for name, prompt in prompts.items():
         backbone.check(prompt)
+        chat.check_template(backbone, prompt)
         if holds_text(prompt):
             raise InputError(
                 f"{name} is a text under a name, whose rows begin without it: write the text "

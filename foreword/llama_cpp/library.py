@@ -109,6 +109,7 @@ class BatchStruct(ctypes.Structure):
 
 
 _P, _I, _SIZE, _TEXT = ctypes.c_void_p, ctypes.c_int32, ctypes.c_size_t, ctypes.c_char_p
+_B = ctypes.c_bool
 _DECLARED: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "llama_backend_init": (None, ()),
     "llama_log_set": (None, (_LogFunction, _P)),
@@ -129,6 +130,9 @@ _DECLARED: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "llama_model_has_encoder": (ctypes.c_bool, (_P,)),
     "llama_model_meta_val_str": (_I, (_P, _TEXT, _TEXT, _SIZE)),
     "llama_vocab_n_tokens": (_I, (_P,)),
+    "llama_vocab_get_add_bos": (_B, (_P,)),
+    "llama_vocab_get_add_eos": (_B, (_P,)),
+    "llama_vocab_get_add_sep": (_B, (_P,)),
     "llama_init_from_model": (_P, (_P, ContextParams)),
     "llama_free": (None, (_P,)),
     "llama_n_ctx": (ctypes.c_uint32, (_P,)),

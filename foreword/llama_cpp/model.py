@@ -118,6 +118,20 @@ class LlamaModel:
         return int(self._call.llama_vocab_n_tokens(vocabulary))
 
     @property
+    def adds_tokens(self) -> bool:
+        """Whether llama.cpp puts a token before or behind every text by itself, as the file says
+        or, where it says nothing, as llama.cpp does with a tokenizer of its kind.
+        """
+        call = self._call
+        vocabulary = call.llama_model_get_vocab(self.pointer)
+        asked = (
+            call.llama_vocab_get_add_bos,
+            call.llama_vocab_get_add_eos,
+            call.llama_vocab_get_add_sep,
+        )
+        return any(one(vocabulary) for one in asked)
+
+    @property
     def described(self) -> dict[str, int]:
         """Sizes by the names that llama-server gives them at `/v1/models`."""
         return {

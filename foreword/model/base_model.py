@@ -16,6 +16,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from foreword.config import Form
+from foreword.data.tokenizer_facts import check_vocabulary
 from foreword.errors import MismatchError, UnsupportedError
 from foreword.model.fingerprint import (
     NUM_NUMBERS,
@@ -44,6 +45,7 @@ class Base:
         shapes: heads and sizes of each layer's keys and values.
         fingerprint: as `compute_fingerprint` makes it; empty where the checkpoint cannot be read.
         reasons: why a form is refused; None where it is served.
+        tokenizer: what tells the tokenizer of its rows from another; None where none is known.
     """
 
     name: str
@@ -51,6 +53,7 @@ class Base:
     shapes: Shapes
     fingerprint: dict[str, Any] = field(default_factory=dict)
     reasons: Mapping[Form, str | None] = field(default_factory=dict)
+    tokenizer: Mapping[str, Any] | None = None
 
     def check(self, prompt: SoftPrompt) -> None:
         """Refuse a prompt of another base, or of a form that is not served.
@@ -67,8 +70,13 @@ class Base:
             )
         if self.fingerprint:
             check_fingerprint(prompt.facts, self.fingerprint, self.name)
+        check_vocabulary(prompt.facts, self.tokenizer, self.name)
         if reason := self.reasons.get(prompt.form):
             raise UnsupportedError(f"prompts as {prompt.form}: {reason}")
+
+    def tokenizer_facts(self) -> Mapping[str, Any] | None:
+        """Return what tells its tokenizer from another."""
+        return self.tokenizer
 
 
 def shapes_of_config(config: Any) -> Shapes:

@@ -17,7 +17,6 @@ from datetime import UTC, datetime
 from typing import Any, Protocol
 
 from foreword import chat
-from foreword.backbone import Backbone
 from foreword.config import EncodingConfig
 from foreword.engine.request import PromptSource
 from foreword.errors import ForewordError, InputError, NotFoundError, UnavailableError
@@ -33,6 +32,9 @@ class CheckedBase(Protocol):
 
     def check(self, prompt: SoftPrompt) -> None:
         """Refuse a prompt that was made for another model."""
+
+    def tokenizer_facts(self) -> Mapping[str, Any] | None:
+        """Return what tells its tokenizer from another; None where none is known."""
 
 
 @dataclass(frozen=True)
@@ -225,8 +227,7 @@ class Catalog:
         stamp = self.store.stamp(entry)
         prompt = self._load(entry)
         self.model.check(prompt)
-        if isinstance(self.model, Backbone):
-            chat.check_template(self.model, prompt)
+        chat.check_template(self.model, prompt)
         source = PromptSource(
             prompt.content_hash, prompt.num_virtual_tokens, lambda: self._load_again(entry)
         )

@@ -60,6 +60,17 @@ def score_labels(backbone: Backbone, prefixes: PrefixBatch, batch: Batch) -> Lab
     return LabelScores(losses, torch.cat(found) if found else None, rows)
 
 
+def score_states(backbone: Backbone, states: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the losses of labels `[N]` and whether each is the first choice, without gradient,
+    from the states before them `[N, H]`.
+    """
+    size = max(1, MAX_LOGITS // backbone.capabilities.vocab_size)
+    with torch.no_grad():
+        parts = zip(states.split(size), labels.split(size), strict=True)
+        losses, best = zip(*(_score(backbone, *part, None) for part in parts), strict=True)
+    return torch.cat(losses), torch.cat(best)
+
+
 def _split(target: Target, size: int, count: int) -> list[Target]:
     return [target.part(slice(part * size, (part + 1) * size)) for part in range(count)]
 

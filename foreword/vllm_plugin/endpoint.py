@@ -28,6 +28,7 @@ from vllm.inputs.engine import embeds_input, tokens_input
 from vllm.logger import init_logger
 from vllm.sampling_params import StructuredOutputsParams
 
+from foreword.data.tokenizer_facts import tokenizer_facts
 from foreword.errors import ForewordError, InputError, UnsupportedError
 from foreword.model.base_model import Base, fingerprint_of, shapes_of_config
 from foreword.server.catalog import Catalog, ServedModel
@@ -102,6 +103,7 @@ class Plugin:
             shapes_of_config(model.hf_text_config),
             await asyncio.to_thread(_fingerprint, model),
             compatibility.forms_of(setup, CONNECTOR),
+            tokenizer_facts(tokenizer),
         )
         store = settings.store_of(config)
         catalog = Catalog(base, store, names[0])

@@ -199,6 +199,10 @@ CASES: dict[str, tuple[int, str]] = {
     "export --to gguf --prompt good --model model --output new.gguf": (2, "a .gguf file"),
     "export --to llama-state --prompt good --model model --output new": (2, "a .gguf file"),
     "export --to checkpoint --prompt good --model model --output other": (2, "there already"),
+    "export --to llama-state --prompt good --model base.gguf --output rows.jsonl": (
+        2,
+        "rows.jsonl is there already",
+    ),
     **of_models("export --to checkpoint --prompt good --output new"),
     "serve ./none": (2, "'./none' does not exist"),
     "serve folder": (2, "folder: it has no config.json"),

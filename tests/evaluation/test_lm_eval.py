@@ -117,6 +117,26 @@ def test_the_bare_model_scores_as_the_harness_own(folder: Path) -> None:
             assert flat == pytest.approx(expected, abs=1e-5)
 
 
+@pytest.mark.parametrize("length", [14, 15, 16, 17, 40])
+def test_texts_as_long_as_the_context_score_as_the_harness_own(folder: Path, length: int) -> None:
+    from lm_eval.models.huggingface import HFLM
+
+    from foreword.evaluation.lm_eval import ForewordLM
+
+    theirs = HFLM(str(folder / "model"), dtype="float64", device="cpu", max_length=16)
+    model = ForewordLM(str(folder / "model"), dtype="float64", device="cpu")
+    passes = model.backbone.passes
+    short = replace(passes, capabilities=replace(passes.capabilities, context_length=16))
+    model.backbone = model.backbone.with_passes(short)
+    text = ("abcdefghijklmnopqrstuvwxyz" * 2)[:length]
+    rolled, pair = [asked(text)], [asked(text, "xy")]
+    expected = theirs.loglikelihood_rolling(rolled, disable_tqdm=True)
+    assert model.loglikelihood_rolling(rolled) == pytest.approx(expected, abs=1e-6)
+    [(expected_pair, _)] = theirs.loglikelihood(pair, disable_tqdm=True)
+    [(found, _)] = model.loglikelihood(pair, disable_tqdm=True)
+    assert found == pytest.approx(expected_pair, abs=1e-6)
+
+
 def _flat(value: Any) -> list[float]:
     if isinstance(value, list | tuple):
         return [x for item in value for x in _flat(item)]
@@ -168,9 +188,9 @@ def test_long_texts_are_rolled_window_by_window_behind_the_prompt(folder: Path) 
     text = "abcdefghijklmnopqrstuvwxyz"
     (found,) = model.loglikelihood_rolling([asked(text)])
     ids = [model.tokenizer.bos_token_id, *model.tokenizer(text).input_ids]
-    assert model.room == 11  # ten tokens are read, and one more is predicted
-    expected = slow(folder, ids[:11], 10)[0] + slow(folder, ids[10:21], 10)[0]
-    expected += slow(folder, ids[-11:], 6)[0]
+    assert model.room == 11  # eleven tokens are read, and one more is predicted
+    expected = slow(folder, ids[:12], 11)[0] + slow(folder, ids[11:23], 11)[0]
+    expected += slow(folder, ids[-12:], 4)[0]
     assert found == pytest.approx(expected, abs=1e-6)
 
 
@@ -235,10 +255,31 @@ def test_wrong_arguments_are_named() -> None:
         ForewordLM(encoding="chat")
     with pytest.raises(InputError, match="number of rows, got 'auto'"):
         ForewordLM(batch_size="auto")
+    for wrong in ("\u00b2", "0", "-1", "1.5"):
+        with pytest.raises(InputError, match=f"number of rows, got '{wrong}'"):
+            ForewordLM(batch_size=wrong)
+    with pytest.raises(InputError, match="max_gen_toks must be a number of tokens, got 'abc'"):
+        ForewordLM(max_gen_toks="abc")  # type: ignore[arg-type]
     with pytest.raises(InputError, match="one of torch's, as float32, got 'nn'"):
         ForewordLM(dtype="nn")
     with pytest.raises(InputError, match="base=MODEL"):
         ForewordLM()
+
+
+@pytest.mark.parametrize(
+    ("context", "options", "said"),
+    [
+        ("a", {"max_gen_toks": "abc"}, "max_gen_toks must be a number of tokens, got 'abc'"),
+        ("a", {"max_gen_toks": 0}, "max_gen_toks must be a number of tokens, got 0"),
+        ("a", {"temperature": "abc"}, "temperature must be a number, got 'abc'"),
+        ("", {"max_gen_toks": 2}, "go on from an empty text"),
+    ],
+)
+def test_wrong_options_of_a_generation_are_named(
+    folder: Path, context: str, options: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(InputError, match=said):
+        loaded(folder).generate_until([asked(context, options)])
 
 
 def test_the_command_registers_the_model_and_passes_everything_on(

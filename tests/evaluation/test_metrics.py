@@ -11,7 +11,16 @@ from foreword.config import ResamplingConfig
 from foreword.errors import DependencyError, InputError
 from foreword.evaluation import bootstrap, metrics
 from foreword.evaluation.bootstrap import difference, score
-from foreword.evaluation.metrics import METRICS, Outcome, choose, row_metric, same_json, same_label
+from foreword.evaluation.label_choice import CALIBRATION
+from foreword.evaluation.metrics import (
+    METRICS,
+    Outcome,
+    check_vote,
+    choose,
+    row_metric,
+    same_json,
+    same_label,
+)
 
 FAST = ResamplingConfig(num_resamples=200)
 LABELS = [Outcome(e, a) for e, a in ("aa", "ab", "bb", "bb", "ca", "cc", "ac", "b?")]
@@ -166,3 +175,10 @@ def test_a_missing_extra_is_said_and_only_a_wish_for_it_fails(
 def test_any_function_of_two_texts_is_a_metric() -> None:
     longer = row_metric("longer", lambda answer, expected: len(answer) > len(expected))
     assert score(longer, [Outcome("a", "bb"), Outcome("a", "b")], FAST).value == 0.5
+
+
+def test_a_vote_needs_a_metric_of_answers() -> None:
+    check_vote([METRICS["loss"], METRICS["exact"]])
+    for none in ([METRICS["loss"]], [METRICS["loss"], CALIBRATION]):
+        with pytest.raises(InputError, match="the metrics read none"):
+            check_vote(none)

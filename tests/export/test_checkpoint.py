@@ -93,7 +93,9 @@ def test_rows_are_written_as_the_prompt_was_trained(tmp_path: Path) -> None:
     backbone = Backbone.load(name)
     own = "{{- '<<' ~ messages[-1]['content'] ~ '>>' }}{%- if add_generation_prompt %}!{% endif %}"
     prompts = {
-        "row": prompt_of(backbone, 1, row_template="Q: {prompt}\nA: {x}", is_text=True),
+        "row": prompt_of(
+            backbone, 1, row_template="Q\\u: {prompt}\nA: {x} \U0001f642é", is_text=True
+        ),
         "own": prompt_of(backbone, 2, chat_template=own, opening="generation", is_text=False),
     }
     checkpoint.export(prompts, name, tmp_path / "out")
@@ -133,6 +135,27 @@ def test_a_row_of_means_is_never_the_greedy_choice() -> None:
     head, hidden = torch.randn(50, 16), torch.randn(1000, 16)
     logits = hidden @ torch.cat([head, losing_row(head)[None].float()]).T
     assert (logits.argmax(-1) < 50).all()
+
+
+def test_a_generation_config_that_transformers_would_not_save_is_kept(tmp_path: Path) -> None:
+    name = saved("llama", tmp_path / "base")
+    path = tmp_path / "base" / "generation_config.json"
+    path.write_text(json.dumps({"eos_token_id": 2, "temperature": 0.6, "top_p": 0.9}))
+    checkpoint.export({"home": prompt_of(Backbone.load(name))}, name, tmp_path / "out")
+    found = json.loads((tmp_path / "out" / "generation_config.json").read_text())
+    assert (found["eos_token_id"], found["temperature"], found["top_p"]) == (2, 0.6, 0.9)
+    assert len(found["suppress_tokens"]) == 5 and "do_sample" not in found
+
+
+def test_a_base_with_several_chat_templates_is_refused_by_name(tmp_path: Path) -> None:
+    name = saved("llama", tmp_path / "base")
+    tokenizer = AutoTokenizer.from_pretrained(name)
+    tokenizer.chat_template = {"default": tokenizer.chat_template, "rag": "x"}
+    tokenizer.save_pretrained(name)
+    prompt = prompt_of(Backbone.load(name), row_template="{prompt}")
+    with pytest.raises(UnsupportedError, match=r"several chat templates \(default, rag\)"):
+        checkpoint.export({"home": prompt}, name, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_half_precision_stays_what_it_is(tmp_path: Path) -> None:

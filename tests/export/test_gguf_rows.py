@@ -21,7 +21,7 @@ from foreword import Backbone, SoftPrompt
 from foreword.chat import encode, encoding_of
 from foreword.data.encoding import decode
 from foreword.distillation.student import student_encoding
-from foreword.errors import InputError
+from foreword.errors import InputError, UnsupportedError
 from foreword.export import gguf_rows
 from foreword.named_text import text_prompt
 
@@ -36,13 +36,19 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
-def base_of(folder: Path, kind: Kind = Kind.F32, **changes: Any) -> tuple[Backbone, Path]:
+def base_of(
+    folder: Path,
+    kind: Kind = Kind.F32,
+    pre: str = "gpt-2",
+    adds_start: bool | None = False,
+    **changes: Any,
+) -> tuple[Backbone, Path]:
     """Write a tiny model as GGUF; return it as foreword loads it."""
     tokenizer = tiny_tokenizer()
     model = tiny_models.build(
         "llama", dtype=torch.float32, vocab_size=len(tokenizer), eos_token_id=2, **changes
     )
-    path = gguf_models.write(folder / "base.gguf", model, tokenizer, kind)
+    path = gguf_models.write(folder / "base.gguf", model, tokenizer, kind, pre, adds_start)
     return Backbone.load(str(path)), path
 
 
@@ -78,7 +84,7 @@ def test_all_else_in_the_file_stays_as_it_is(is_tied: bool, tmp_path: Path) -> N
     changed = {gguf_rows.TOKENS, gguf_rows.TYPES, gguf_rows.SCORES, gguf_rows.TEMPLATE}
     for name, value in before.items():
         if name not in changed and not name.startswith("GGUF.") and "vocab_size" not in name:
-            assert after[name] == value or name == gguf_rows.START
+            assert after[name] == value or name in gguf_rows.AROUND
     old, new = (
         {one.name: one for one in gguf.GGUFReader(path).tensors}
         for path in (base, tmp_path / "out.gguf")
@@ -88,6 +94,16 @@ def test_all_else_in_the_file_stays_as_it_is(is_tied: bool, tmp_path: Path) -> N
         assert np.array_equal(new[name].data[: len(tensor.data)], tensor.data)
     rows = torch.tensor(new[gguf_rows.TABLE].data[num_old : num_old + P])
     assert torch.equal(rows, prompts["home"].embeddings.float())
+
+
+@pytest.mark.parametrize("adds_start", [True, False, None])
+def test_nothing_stands_before_the_prompt_whatever_the_base_says(
+    adds_start: bool | None, tmp_path: Path
+) -> None:
+    backbone, base = base_of(tmp_path, pre="llama-bpe", adds_start=adds_start)
+    gguf_rows.export({"home": prompt_of(backbone)}, str(base), tmp_path / "out.gguf")
+    after = facts_of(tmp_path / "out.gguf")
+    assert [after[name] for name in gguf_rows.AROUND] == [False, False, False]
 
 
 def test_a_quantized_table_says_what_it_said_and_the_rows_are_not_rounded(tmp_path: Path) -> None:
@@ -110,6 +126,21 @@ def test_a_quantized_table_says_what_it_said_and_the_rows_are_not_rounded(tmp_pa
     assert np.array_equal(head.data[: len(said)], old[gguf_rows.TABLE].data)
 
 
+@pytest.mark.parametrize("key", ["general.tags", "tokenizer.ggml.odd"])
+def test_an_empty_list_is_left_out_or_refused_by_name(key: str, tmp_path: Path) -> None:
+    tokenizer = tiny_tokenizer()
+    model = tiny_models.build("llama", dtype=torch.float32, vocab_size=len(tokenizer))
+    base = gguf_models.write(tmp_path / "base.gguf", model, tokenizer, empty=key)
+    prompts = {"home": prompt_of(Backbone.load(str(base)))}
+    if key.startswith("general."):
+        gguf_rows.export(prompts, str(base), tmp_path / "out.gguf")
+        assert key not in facts_of(tmp_path / "out.gguf")
+        return
+    with pytest.raises(UnsupportedError, match=f"an empty list {key}"):
+        gguf_rows.export(prompts, str(base), tmp_path / "out.gguf")
+    assert not (tmp_path / "out.gguf").exists()
+
+
 @pytest.mark.parametrize("kind", ["there", "no gguf", "keys"])
 def test_what_cannot_be_exported_is_refused(kind: str, tmp_path: Path) -> None:
     backbone, base = base_of(tmp_path)
@@ -126,15 +157,45 @@ def test_what_cannot_be_exported_is_refused(kind: str, tmp_path: Path) -> None:
     assert not output.exists() or output.read_text() == "mine"
 
 
-def ask(address: str, body: dict[str, Any]) -> dict[str, Any]:
+def ask(address: str, body: dict[str, Any], path: str = "v1/chat/completions") -> dict[str, Any]:
     sent = urllib.request.Request(
-        f"{address}/v1/chat/completions",
+        f"{address}/{path}",
         json.dumps(body).encode(),
         {"Content-Type": "application/json"},
     )
     with urllib.request.urlopen(sent, timeout=60) as answer:
         found: dict[str, Any] = json.load(answer)
         return found
+
+
+def served_by(xllamacpp: Any, path: Path) -> Any:
+    """Return an unmodified llama-server in this process."""
+    params = xllamacpp.CommonParams()
+    params.model.path, params.n_ctx, params.n_parallel = str(path), 512, 2
+    params.use_jinja, params.warmup = True, False
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
+    return xllamacpp.Server(params)
+
+
+@pytest.mark.parametrize("adds_start", [True, False, None])
+def test_stock_llama_server_reads_nothing_before_the_prompt(
+    adds_start: bool | None, tmp_path: Path
+) -> None:
+    xllamacpp = pytest.importorskip("xllamacpp", reason="make test-export has llama.cpp")
+    # llama.cpp itself puts a start token before texts of such a tokenizer.
+    backbone, base = base_of(tmp_path, pre="llama-bpe", adds_start=adds_start)
+    prompt = prompt_of(backbone)
+    facts = gguf_rows.export({"home": prompt}, str(base), tmp_path / "out.gguf")
+    server = served_by(xllamacpp, tmp_path / "out.gguf")
+    turns = [{"role": "user", "content": "say a"}]
+    asked = {"messages": turns, "max_tokens": 1}
+    text = ask(server.listening_address, asked, "apply-template")["prompt"]
+    body = {"content": text, "add_special": True, "parse_special": True}
+    found = ask(server.listening_address, body, "tokenize")["tokens"]
+    ids = encode(backbone, turns, encoding_of(prompt))[0]
+    assert found == [*facts["prompts"][0]["ids"], *ids]
+    used = ask(server.listening_address, asked)["usage"]
+    assert used["prompt_tokens"] == len(found)
 
 
 def test_stock_llama_server_answers_a_chat_request_as_the_oracle(tmp_path: Path) -> None:
@@ -146,11 +207,7 @@ def test_stock_llama_server_answers_a_chat_request_as_the_oracle(tmp_path: Path)
     }  # fmt: skip
     named = {name: one for name, one in prompts.items() if one is not None}
     gguf_rows.export(named, str(base), tmp_path / "out.gguf")
-    params = xllamacpp.CommonParams()
-    params.model.path, params.n_ctx, params.n_parallel = str(tmp_path / "out.gguf"), 512, 2
-    params.use_jinja, params.warmup = True, False
-    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
-    server = xllamacpp.Server(params)
+    server = served_by(xllamacpp, tmp_path / "out.gguf")
     for text, before in (("say a", []), ("what is longer?", []), ("say b", SYSTEM)):
         turns = [*before, {"role": "user", "content": text}]
         for name, prompt in prompts.items():

@@ -9,7 +9,7 @@ from test_checkpoint import saved
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from foreword import Backbone, DistillConfig, SoftPrompt, TrainConfig, chat, distill
-from foreword.errors import UnsupportedError
+from foreword.errors import DataError, UnsupportedError
 from foreword.export import checkpoint
 
 ASKED: list[Any] = [[{"role": "user", "content": f"{word} {n}?"}] for n, word in enumerate("abcd")]
@@ -79,6 +79,30 @@ def test_several_parts_of_an_own_system_turn_are_told_apart_from_the_held_one(
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
     written = tokenizer.apply_chat_template(OWN, tokenize=False)
     assert "\n\nBe brief." in written and "system\n-" not in written
+
+
+@pytest.mark.parametrize("turns", [ANSWERED[1:] + ASKED[0], [*ASKED[0], *ASKED[1], *OWN]])
+def test_a_row_that_begins_otherwise_is_refused_as_foreword_does(
+    turns: list[Any], tmp_path: Path
+) -> None:
+    # Writes nothing of an opening turn of the assistant's, and more where turns follow one another.
+    odd = (
+        "{%- if messages | length > 3 %}{{ 'many ' }}{% endif %}"
+        "{% for message in messages %}{{ '<|im_start|>' ~ message['role'] ~ '\n' ~ "
+        "message['content'] ~ (' ' if messages[2] is defined and messages[2]['role'] == 'assistant'"
+        " else '') ~ '<|im_end|>' ~ '\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    )
+    name = with_template(saved("llama", tmp_path / "base"), odd)
+    backbone = Backbone.load(name)
+    prompt = student_of(backbone, ANSWERED)
+    assert chat.encoding_of(prompt).held_text is not None
+    checkpoint.export({"home": prompt}, name, tmp_path / "out")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    with pytest.raises(DataError, match="does not begin with the text"):
+        chat.encode(backbone, turns, chat.encoding_of(prompt))
+    with pytest.raises(Exception, match="does not begin with the text"):
+        tokenizer.apply_chat_template(turns, add_generation_prompt=True)
 
 
 def test_an_instruction_that_stands_within_a_question_is_refused(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from foreword.errors import (
     UnavailableError,
     UnsupportedError,
 )
-from foreword.export import llama_server, llama_state
+from foreword.export import llama_server, llama_state, targets
 from foreword.llama_cpp import library, sequence_state
 from foreword.llama_cpp.model import ContextOptions, LlamaContext, LlamaModel
 
@@ -123,7 +123,11 @@ def test_a_restored_state_answers_as_the_oracle(family: str, form: str, folder: 
     model = LlamaModel(gguf)
     for cache_type, has_flash, tolerance in (("f32", False, 1e-4), ("f16", True, 0.05)):
         written = llama_state.export(
-            prompt, gguf, folder / "a.bin", cache_type=cache_type, has_flash_attention=has_flash
+            prompt,
+            gguf,
+            folder / f"{family}-{form}-{cache_type}.bin",
+            cache_type=cache_type,
+            has_flash_attention=has_flash,
         )
         context = LlamaContext(model, ContextOptions(256, 2, cache_type, has_flash))
         assert restored(context, written.path) == written.ids
@@ -143,7 +147,11 @@ def test_the_file_is_laid_out_as_described(llama: tuple[Backbone, Path], folder:
     prompt = prompts(backbone)["key_values"]
     for cache_type, has_flash, dtype in (("f32", False, "<f4"), ("f16", True, "<f2")):
         written = llama_state.export(
-            prompt, gguf, folder / "b.bin", cache_type=cache_type, has_flash_attention=has_flash
+            prompt,
+            gguf,
+            folder / f"b-{cache_type}.bin",
+            cache_type=cache_type,
+            has_flash_attention=has_flash,
         )
         data = written.path.read_bytes()
         head = struct.unpack_from(f"<III{P}i", data)
@@ -238,6 +246,31 @@ def test_the_template_begins_with_the_ids(llama: tuple[Backbone, Path], folder: 
     assert found == [*written.ids, *plain]
 
 
+@pytest.mark.parametrize(
+    ("pre", "adds_start", "has_template"),
+    [
+        ("gpt-2", None, True),
+        ("gpt-2", True, False),
+        ("llama-bpe", None, False),  # llama.cpp puts the start token there by itself
+        ("llama-bpe", True, False),
+        ("llama-bpe", False, True),
+    ],
+)
+def test_no_template_where_llama_cpp_puts_a_token_before_the_ids(
+    pre: str, adds_start: bool | None, has_template: bool, tmp_path: Path
+) -> None:
+    model = tiny_models.build(
+        "llama", dtype=torch.float32, vocab_size=len(TOKENIZER), eos_token_id=2
+    )
+    path = gguf_models.write(
+        tmp_path / "base.gguf", model, TOKENIZER, pre=pre, adds_start=adds_start
+    )
+    prompt = prompts(Backbone(model, TOKENIZER, name="tiny"))["embeddings"]
+    written = llama_state.export(prompt, path, tmp_path / "a.bin")
+    assert (written.template is not None) == has_template
+    assert (tmp_path / "a.bin.jinja").exists() == has_template
+
+
 def test_the_template_writes_rows_as_they_stand_behind_the_prompt(
     llama: tuple[Backbone, Path], folder: Path
 ) -> None:
@@ -279,14 +312,48 @@ def test_what_does_not_belong_is_refused(
         llama_state.export(huge, gguf, output)
     with pytest.raises(InputError, match="reads a .gguf file"):
         llama_state.export(prompt, folder, output)
+    (folder / "a file").write_text("")
     with pytest.raises(StorageError, match="nothing was kept"):
-        llama_state.export(prompt, gguf, folder / "missing" / "a.bin")
+        llama_state.export(prompt, gguf, folder / "a file" / "a.bin")
     assert not list(folder.glob("*refused*"))
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     library.load.cache_clear()
     with pytest.raises(DependencyError, match=r"pip install 'foreword\[llama\]'"):
         llama_state.export(prompt, gguf, output)
     library.load.cache_clear()
+
+
+@pytest.mark.parametrize("ending", ["", ".json", ".jinja"])
+def test_nothing_that_is_there_is_written_over(
+    llama: tuple[Backbone, Path], tmp_path: Path, ending: str
+) -> None:
+    backbone, gguf = llama
+    there = tmp_path / f"there.bin{ending}"
+    there.write_text("mine")
+    prompt = prompts(backbone)["key_values"]
+    for ask in (
+        lambda: llama_state.export(prompt, gguf, tmp_path / "there.bin"),
+        lambda: targets.check_state(tmp_path / "there.bin"),  # what the command asks first
+    ):
+        with pytest.raises(InputError, match=f"there.bin{ending} is there already"):
+            ask()
+    assert there.read_text() == "mine" and list(tmp_path.iterdir()) == [there]
+    with pytest.raises(InputError, match=r"llama.gguf is there already"):
+        llama_state.export(prompt, gguf, gguf)
+
+
+def test_a_state_that_is_there_is_restored_only_where_it_would_be_written_again(
+    llama: tuple[Backbone, Path], tmp_path: Path
+) -> None:
+    backbone, gguf = llama
+    one, other = prompts(backbone).values()
+    output = tmp_path / "new" / "folder" / "there.bin"
+    llama_state.export(one, gguf, output)
+    llama_state.check_written(one, gguf, output)
+    with pytest.raises(InputError, match=r"another state \(they differ in content_hash\)"):
+        llama_state.check_written(other, gguf, output)
+    with pytest.raises(InputError, match="they differ in cache_type, flash_attention"):
+        llama_state.check_written(one, gguf, output, cache_type="f32", has_flash_attention=False)
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from test_checkpoint import prompt_of, saved
 
 from foreword import Backbone, SoftPrompt
 from foreword.chat import encode
+from foreword.cli import export as export_command
 from foreword.config import EncodingConfig
 from foreword.errors import InputError, MismatchError, UnsupportedError
 from foreword.export import checkpoint, mlx_cache
@@ -61,6 +62,21 @@ def test_what_cannot_be_exported_is_refused(kind: str, tmp_path: Path) -> None:
     with pytest.raises(error):
         mlx_cache.export(prompt, name, output)
     assert not output.exists() or output.read_text() == "mine"
+
+
+def test_the_command_prints_python_that_reads_the_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = saved("llama", tmp_path / "base")
+    prompt = prompts_of(Backbone.load(name))["keys"]
+    output = str(tmp_path / "it's [p].safetensors")
+    capsys.readouterr()
+    export_command._mlx(prompt, name, output)
+    first, *lines = capsys.readouterr().out.splitlines()
+    assert first.startswith(f"wrote {output}: ")
+    compile("\n".join(lines), "printed", "exec")
+    assert f"load_prompt_cache({output!r})" in "\n".join(lines)
+    assert f"load({name!r})" in "\n".join(lines)
 
 
 def greedy(model: Any, ids: list[int], cache: Any, num_new: int) -> list[int]:

@@ -5,12 +5,14 @@ converter does, since llama.cpp rotates neighbouring pairs there.
 """
 
 import json
+import struct
 from pathlib import Path
 from typing import Any
 
 import gguf
 import numpy as np
 from gguf import GGMLQuantizationType as Kind
+from gguf import GGUFValueType as ValueType
 
 FAMILIES = {
     "llama": "llama",
@@ -22,18 +24,33 @@ FAMILIES = {
 PERMUTED = ("llama", "mistral")
 
 
+class _Writer(gguf.GGUFWriter):
+    """Writes empty lists too, as other converters do."""
+
+    def _pack_val(self, val: Any, vtype: Any, *args: Any, **kwargs: Any) -> bytes:
+        if vtype == ValueType.ARRAY and not val:
+            return struct.pack("<IIQ", ValueType.ARRAY, ValueType.STRING, 0)
+        return bytes(super()._pack_val(val, vtype, *args, **kwargs))
+
+
 def write(
     path: Path,
     model: Any,
     tokenizer: Any,
     kind: Kind = Kind.F32,
     pre: str = "gpt-2",
+    adds_start: bool | None = False,
+    empty: str | None = None,
     family: str | None = None,
 ) -> Path:
-    """Write a model and its byte-level tokenizer; matrices in `kind`, all else in float32."""
+    """Write a model and its byte-level tokenizer; matrices in `kind`, all else in float32.
+
+    `adds_start`: what the file says of a start token before every text; None: nothing. `empty`: a
+    key of an empty list.
+    """
     config = model.config
     family = family or FAMILIES[config.model_type]
-    writer = gguf.GGUFWriter(path, family)
+    writer = _Writer(path, family)
     heads = config.num_attention_heads
     size = getattr(config, "head_dim", None) or config.hidden_size // heads
     writer.add_context_length(config.max_position_embeddings)
@@ -51,6 +68,10 @@ def write(
         writer.add_sliding_window(config.sliding_window)
     writer.add_vocab_size(config.vocab_size)
     _add_tokenizer(writer, tokenizer, pre)
+    if adds_start is not None:
+        writer.add_add_bos_token(adds_start)
+    if empty is not None:
+        writer.add_key_value(empty, [], ValueType.ARRAY, ValueType.STRING)
     architecture = next(a for a, name in gguf.MODEL_ARCH_NAMES.items() if name == family)
     names = gguf.get_tensor_name_map(architecture, config.num_hidden_layers)
     for name, tensor in model.state_dict().items():
@@ -92,6 +113,5 @@ def _add_tokenizer(writer: gguf.GGUFWriter, tokenizer: Any, pre: str) -> None:
     writer.add_token_merges([m if isinstance(m, str) else " ".join(m) for m in merges])
     writer.add_bos_token_id(tokenizer.bos_token_id)
     writer.add_eos_token_id(tokenizer.eos_token_id)
-    writer.add_add_bos_token(False)
     if tokenizer.chat_template:
         writer.add_chat_template(tokenizer.chat_template)
