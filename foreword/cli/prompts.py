@@ -168,14 +168,17 @@ def compose_command(
 def _prompt(store: "Store", reference: str) -> "StoredPrompt":
     """Return a prompt by its name in the store, where there is such a name, else by its place."""
     from foreword.prompt import stored_prompt
+    from foreword.prompt.store import NAME
 
     try:
         entry = store.resolve(reference)
     except NotFoundError:
         if not os.path.isdir(reference):
             raise
-    except InputError:  # no name, but a directory or a Hub id
-        pass
+    except InputError:
+        name = reference.partition("@")[0]
+        if not os.path.isdir(reference) and NAME.fullmatch(name) and store.has(name):
+            raise  # else it is no name, but a directory or a Hub id
     else:
         return stored_prompt.read(store.verify(entry))
     return stored_prompt.read(reference)
@@ -191,7 +194,9 @@ def add_all_command(
 
     Example: foreword prompts add-all runs/*
     """
-    from foreword.prompt import stored_prompt
+    from contextlib import ExitStack
+
+    from foreword.prompt import directories, stored_prompt
     from foreword.prompt.store import check_free, check_name
 
     names: dict[str, str] = {}
@@ -200,11 +205,18 @@ def add_all_command(
         check_free(check_name(name))
         if name in names:
             raise InputError(f"{source} and {names[name]} are both called {name}: add one by name")
-        stored_prompt.read(source)
         names[name] = source
-    store = _store(prompts)
-    for name, source in names.items():
-        options.output.print(f"added {store.add(name, source)}")
+    with ExitStack() as found:
+        places = {
+            name: found.enter_context(directories.plain_files(source))
+            for name, source in names.items()
+        }
+        for place in places.values():
+            stored_prompt.read(place)
+        store = _store(prompts)
+        store.check_all(names)
+        for name, place in places.items():
+            options.output.print(f"added {store.add(name, place)}")
 
 
 @app.command("remove")
@@ -252,9 +264,12 @@ def use_command(
     Example: foreword prompts use home@3fa9c2d1
     """
     store = _store(prompts)
-    before = store.resolve(reference.partition("@")[0])
+    before = None
+    with contextlib.suppress(InputError):  # what is damaged is mended
+        before = store.resolve(reference.partition("@")[0])
     entry = store.use(reference)
-    was = "it was already" if entry == before else f"instead of {before.version}"
+    instead = f"instead of {before.version}" if before is not None else "instead of none"
+    was = "it was already" if entry == before else instead
     options.output.print(f"current: {entry}, {was}")
 
 

@@ -122,7 +122,9 @@ class Store:
         """
         name, version = split_reference(reference)
         alias = self._alias(check_name(name))
-        if alias is not None and not version:
+        if alias is not None:
+            if version:
+                raise InputError(f"{name!r} is an alias of {alias}: name a version of the prompt")
             name, version = split_reference(alias)
             check_name(name)
         if not version:
@@ -181,11 +183,8 @@ class Store:
             InputError: not a name that a prompt may have, or the directory is not a prompt's.
             StorageError: no space, no permission, or another writer holds the lock.
         """
-        check_name(name)
         with self._writing() as scratch:
-            if self._alias(name) is not None:
-                raise InputError(f"{name!r} is an alias; remove it first or choose another name")
-            self._check_new(name, scratch)
+            self._check_free(name, scratch)
             versions = self.directory / name / "versions"
             _refuse_links(self.directory / name, versions)
             new = scratch / "new"
@@ -246,6 +245,27 @@ class Store:
                 self._point(scratch, self.directory / name / "current", left[-1].version)
             os.rename(gone[0].path, scratch / "gone")
         return gone
+
+    def check_all(self, names: Iterable[str]) -> None:
+        """Refuse names before any of them is added.
+
+        Raises:
+            InputError: not a name that a prompt may have here, or two that differ in case alone.
+        """
+        known: dict[str, str] = {}
+        with self._writing() as scratch:
+            for name in names:
+                self._check_free(name, scratch)
+                if (other := known.setdefault(name.lower(), name)) != name:
+                    raise InputError(
+                        f"{name!r} differs from {other!r} in case alone; choose another name"
+                    )
+
+    def _check_free(self, name: str, scratch: Path) -> None:
+        check_name(name)
+        if self._alias(name) is not None:
+            raise InputError(f"{name!r} is an alias; remove it first or choose another name")
+        self._check_new(name, scratch)
 
     def alias(self, alias: str, reference: str) -> Entry:
         """Let one more name stand for `NAME`, whatever its version, or for one `NAME@VERSION`.

@@ -661,4 +661,27 @@ def test_the_commands_roll_back_and_add_many_at_once(tmp_path: Path) -> None:
     saved(tmp_path / "more" / "home", 5)
     both = (str(tmp_path / "runs" / "home"), str(tmp_path / "more" / "home"))
     assert "both called home" in invoke("add-all", *both, fails=True)
+    for name, said in (("HOME", "in case alone"), ("a", "'a' is an alias"), ("T", "in case alone")):
+        saved(tmp_path / "wrong" / name, 6)
+        both = (str(tmp_path / "new" / "t"), str(tmp_path / "wrong" / name))
+        saved(tmp_path / "new" / "t", 7)
+        assert said in invoke("add-all", *both, fails=True)
     assert Store(directory).names() == ["garden", "home"]
+    # A prompt that lies one level down is added as `add` adds it.
+    saved(tmp_path / "nest" / "inner", 8)
+    assert "added nest@" in invoke("add-all", str(tmp_path / "nest"))
+
+
+def test_a_damaged_current_version_is_told_and_mended_by_another(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store")
+    first = store.add("t", saved(tmp_path / "1", 1))
+    store.alias("z", "t")
+    (tmp_path / "store" / "t" / "current").write_text("none\n")
+    place = ("--prompts", str(tmp_path / "store"))
+    for reference, said in (("t", "names no version"), ("t@zzzz", "is not a version")):
+        with pytest.raises(InputError, match=said):
+            invoke("compose", "both", reference, reference, "--model", "m", *place)
+    assert "instead of none" in invoke("use", str(first), *place)
+    assert store.resolve("t") == first
+    with pytest.raises(InputError, match="'z' is an alias of t: name a version of the prompt"):
+        invoke("show", f"z@{first.version}", *place)
