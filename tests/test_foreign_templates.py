@@ -2,7 +2,7 @@
 rows, and taken where none is needed.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import gguf_models
 import pytest
 import tiny_models
 import torch
+from own_cache import cache as cache
 from tiny_tokenizer import tiny_tokenizer
 
 from foreword import Backbone, Example, SoftPrompt, chat
@@ -28,13 +29,6 @@ from foreword.server.catalog import Catalog
 EXAMPLES = [Example("a", "b", "rows:1")]
 LOSS = (METRICS["loss"],)
 Route = Callable[[Backbone, SoftPrompt, Path], Any]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("FOREWORD_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
 
 
 @pytest.fixture(scope="module")

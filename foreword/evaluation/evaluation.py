@@ -16,13 +16,14 @@ from foreword.chat import Answer, Text
 from foreword.config import EncodingConfig, EvalConfig, ResamplingConfig
 from foreword.data import encoding
 from foreword.data.encoding import NO_LIMIT, Row
+from foreword.data.example import named
 from foreword.data.examples import Example
 from foreword.errors import DataError, InputError
 from foreword.evaluation import ensembles
 from foreword.evaluation.answered_calls import answered_calls, expected_calls
 from foreword.evaluation.bootstrap import Score, score
 from foreword.evaluation.choice_losses import choice_losses
-from foreword.evaluation.label_choice import Chosen, chosen
+from foreword.evaluation.label_choice import Chosen, check_different, chosen
 from foreword.evaluation.losses import mixed_losses
 from foreword.evaluation.metrics import METRICS, Metric, Outcome, check_vote
 from foreword.prompt.prefix import Prefix
@@ -195,13 +196,8 @@ def _chosen(
     every = [replace(one, completion=text, answer=None) for one in asked for text in choices]
     rows = _rows(backbone, subject, every)
     for start in range(0, len(rows), len(choices)):
-        known: dict[tuple[int, ...], str] = {}
-        for row, text in zip(rows[start : start + len(choices)], choices, strict=True):
-            if (other := known.setdefault(row.input_ids, text)) != text:
-                raise DataError(
-                    f"{row.source}: the choices {other!r:.80} and {text!r:.80} become the same "
-                    "tokens: leave one out"
-                )
+        with named(rows[start].source):
+            check_different(rows[start : start + len(choices)], choices)
     losses = choice_losses(backbone, subject.prompts, rows, len(choices), config)
     return chosen(losses, choices)
 

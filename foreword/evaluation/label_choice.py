@@ -7,12 +7,16 @@ probabilities are from the share of right choices. Knows no model.
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from foreword.data.examples import Example
 from foreword.errors import DataError, InputError
 from foreword.evaluation.metrics import Counts, Metric, Outcome, Scores, exact, same_label
+
+if TYPE_CHECKING:
+    from foreword.data.row import Row
 
 FROM_DATA = "data"
 NUM_BINS = 10
@@ -50,6 +54,24 @@ def chosen(losses: Sequence[float], choices: Sequence[str]) -> list[Chosen]:
     best = table.argmax(-1).tolist()
     shares = table.softmax(-1).tolist()
     return [Chosen(choices[i], tuple(row)) for i, row in zip(best, shares, strict=True)]
+
+
+def check_different(rows: "Sequence[Row]", choices: Sequence[str]) -> None:
+    """Refuse choices of which two become the same row: nothing tells them apart.
+
+    Args:
+        rows: of one question, a row for each choice.
+        choices: the answers.
+
+    Raises:
+        DataError: names both.
+    """
+    known: dict[tuple[int, ...], str] = {}
+    for row, choice in zip(rows, choices, strict=True):
+        if (other := known.setdefault(row.input_ids, choice)) != choice:
+            raise DataError(
+                f"choices: {other!r:.80} and {choice!r:.80} become the same tokens: leave one out"
+            )
 
 
 def choices_of(option: str, examples: Sequence[Example]) -> tuple[str, ...]:

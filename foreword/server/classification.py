@@ -22,7 +22,7 @@ from foreword.engine import request
 from foreword.errors import InputError
 from foreword.evaluation.choice_losses import MIN_SHARED, num_shared
 from foreword.evaluation.evaluation import check_begun
-from foreword.evaluation.label_choice import chosen
+from foreword.evaluation.label_choice import check_different, chosen
 from foreword.server.catalog import ServedModel
 from foreword.server.protocol import ClassifyRequest
 from foreword.server.responses import usage
@@ -127,11 +127,7 @@ def rows_of(
     texts = [f" {one}" if served.is_spaced and not one[:1].isspace() else one for one in choices]
     examples = [Example(asked, text, f"choices[{place}]") for place, text in enumerate(texts)]
     rows, _ = encoding.encode_examples(examples, backbone.tokenizer, config, encoding.NO_LIMIT)
-    known: dict[tuple[int, ...], str] = {}
-    for row, choice in zip(rows, choices, strict=True):
+    for row in rows:
         check_begun(row)
-        if (other := known.setdefault(row.input_ids, choice)) != choice:
-            raise InputError(
-                f"choices: {other!r:.80} and {choice!r:.80} become the same tokens: leave one out"
-            )
+    check_different(rows, choices)
     return rows

@@ -2,7 +2,6 @@
 
 import json
 import urllib.request
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import pytest
 import tiny_models
 import torch
 from gguf import GGMLQuantizationType as Kind
+from own_cache import cache as cache
 from tiny_tokenizer import tiny_tokenizer
 
 from foreword import Backbone, SoftPrompt
@@ -27,13 +27,6 @@ from foreword.named_text import text_prompt
 
 SYSTEM = [{"role": "system", "content": "Be brief."}]
 P, NUM_NEW = 5, 8
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("FOREWORD_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
 
 
 def base_of(

@@ -14,6 +14,7 @@ import serving
 import tiny_models
 import torch
 from gguf import GGMLQuantizationType as Kind
+from own_cache import cache as cache
 from tiny_tokenizer import tiny_tokenizer
 
 from foreword import Backbone, SoftPrompt
@@ -33,13 +34,6 @@ pytest.importorskip("xllamacpp")
 TOKENIZER = tiny_tokenizer()
 LIMITS = EngineLimits(max_rows=8, max_slots=1024, chunk_tokens=16)
 NUM_NEW = 6
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("FOREWORD_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
 
 
 @pytest.fixture(scope="module")

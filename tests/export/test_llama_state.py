@@ -15,6 +15,7 @@ import oracle
 import pytest
 import tiny_models
 import torch
+from own_cache import cache as cache
 from tiny_tokenizer import tiny_tokenizer
 
 from foreword import Backbone, SoftPrompt, chat, text_prompt
@@ -36,14 +37,6 @@ xllamacpp = pytest.importorskip("xllamacpp")
 TOKENIZER = tiny_tokenizer()
 P, NUM_NEW = 5, 8
 IDS = [40, 71, 9, 88, 13, 60, 21]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Converted files in a folder of the tests' own."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("FOREWORD_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
 
 
 @pytest.fixture(scope="module")
