@@ -28,6 +28,7 @@ from foreword import Backbone, Example, SoftPrompt, TrainConfig, train
 from foreword.config import NUM_DEMONSTRATED, DistillConfig, EvalConfig
 from foreword.data.encoding import encode_examples
 from foreword.demo.home_commands import FEW_INTENTS, home_commands
+from foreword.distillation.starts import start_of
 from foreword.distillation.unrelated import written_rows
 from foreword.evaluation.evaluation import Subject, evaluate
 from foreword.evaluation.metrics import METRICS
@@ -67,6 +68,31 @@ def covering(backbone: Backbone, rows: Sequence[Example], config: TrainConfig) -
         chosen.append(best)
     rest = [row for index, row in enumerate(rows) if index not in chosen]
     return plain(backbone, [*(rows[index] for index in chosen), *rest], config)
+
+
+def matched(backbone: Backbone, rows: Sequence[Example], config: TrainConfig) -> SoftPrompt:
+    """Start from eight times as many demonstrations, by attention matching; they do not train."""
+    encoded, _ = encode_examples(list(rows), backbone.tokenizer, ROWS, MAX_LENGTH)
+    ids, count = list[int](), 0
+    while len(ids) + len(encoded[count].input_ids) <= 8 * NUM_DEMONSTRATED:
+        ids += encoded[count].input_ids
+        count += 1
+    text = SoftPrompt.from_embeddings(backbone.embed(torch.tensor(ids)))
+    rest = encoded[count:]
+    start = start_of(backbone, text, NUM_DEMONSTRATED, "attention", rest)
+    *_, last = train(backbone, rest, config, initial=start)
+    return last.prompt  # type: ignore[return-value]
+
+
+def leaving_out(backbone: Backbone, rows: Sequence[Example], config: TrainConfig) -> SoftPrompt:
+    """Add each question once more without a tenth of its words: wordings that nobody wrote."""
+    chance = random.Random(config.seed)
+    shorter = []
+    for row in rows:
+        words = str(row.prompt).split(" ")
+        kept = [word for word in words if chance.random() >= 0.1] or words
+        shorter.append(Example(" ".join(kept), row.completion))
+    return plain(backbone, [*rows, *shorter], config)
 
 
 def averaged(backbone: Backbone, rows: Sequence[Example], config: TrainConfig) -> SoftPrompt:
@@ -145,6 +171,8 @@ CHANGES: dict[str, Trained] = {
     "none": plain,
     "covering demonstrations": covering,
     "192 virtual tokens": wide,
+    "8 times the demonstrations, matched": matched,
+    "questions with words left out": leaving_out,
     "dropout of tokens, 0.05": hiding(tokens(0.05)),
     "dropout of tokens, 0.1": hiding(tokens(0.1)),
     "dropout of demonstrations, 0.2": hiding(whole_rows(0.2)),
