@@ -10,6 +10,7 @@ token of its own answer. Snell et al. 2022 (arXiv:2209.15189); Eyuboglu et al. 2
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from statistics import fmean
 from typing import Any
 
 from foreword import chat
@@ -138,7 +139,7 @@ def prepare(
         encoding=None if is_anew else context_date.encoding_in(folder),
     )
     context_date.keep(folder, chat.encoding_of(context.teachers[0]))
-    teachers, asked, said = context.teachers, context.queries, context.said
+    teachers, said, asked = context.teachers, context.said, context.queries
     if asked is None:
         found = study(
             backbone,
@@ -153,22 +154,17 @@ def prepare(
         )
         asked = found.queries
         said.append(described(found, config))
-    check_holds_no_text(asked, context.texts)
-    written = chat.encoding_of(teachers[0])
-    for query in asked:
-        with named(query.source):
-            encoding.check_fields(query.asked, query.fields, backbone.tokenizer, written)
+    _check_queries(backbone, asked, context)
     places = nearest(backbone, teachers, asked)
     taught = teach_parts(
         backbone, teachers, asked, places, config, folder, on_answer, is_anew=is_anew
     )
     check_taught(taught)
-    pairs = list(zip(asked, taught, strict=True))
     whole, num_virtual = teachers[0], context.num_virtual
     student = student_encoding(backbone, whole, [query.asked for query in asked])
+    pairs = list(zip(asked, taught, strict=True))
     rows = _rows(backbone, pairs, student)
     aside = set_aside(rows, [query.group for query in asked], config.held_out, seed)
-    held_out = [rows[index] for index in sorted(aside)]
     own = label_rows(backbone, asked, student, num_virtual, config.labels)
     if own:
         said.append(
@@ -191,21 +187,55 @@ def prepare(
             backbone, whole, num_virtual, config.start, learned, seed
         )
     else:
-        is_matched = config.start in (None, "attention")
-        own_queries = [
+        trains = [
             pair
             for index, pair in enumerate(pairs)
-            if is_matched and index not in aside and not places[index]
+            if index not in aside and not places[index]  # asked behind the first part
         ]
-        behind = _rows(backbone, own_queries, chat.encoding_of(whole))
-        start, sentence = begin(backbone, whole, num_virtual, config.start, behind, seed)
+        start, sentence = _start(backbone, whole, num_virtual, config, trains, seed)
     said.append(sentence)
-    mass = sum(one.target.mass for one in taught) / len(taught)
-    num_kept = sum(one.target.num_kept for one in taught) / len(taught)
     return Lesson(
-        whole, start, [*learned, *trained], held_out, kept, student, mass, num_kept,
-        context.seconds, tuple(one.asked for one in asked), config, teachers, places, said, beside,
-    )  # fmt: skip
+        text=whole,
+        start=start,
+        rows=[*learned, *trained],
+        held_out=[rows[index] for index in sorted(aside)],
+        unrelated=kept,
+        encoding=student,
+        mass=fmean(one.target.mass for one in taught),
+        num_kept=fmean(one.target.num_kept for one in taught),
+        seconds=context.seconds,
+        queries=tuple(query.asked for query in asked),
+        config=config,
+        teachers=teachers,
+        places=places,
+        said=said,
+        beside=beside,
+    )
+
+
+def _check_queries(
+    backbone: Backbone, asked: Sequence[Query], context: contexts.ReadContext
+) -> None:
+    """Refuse queries that hold the text itself, and those that its encoding cannot write."""
+    check_holds_no_text(asked, context.texts)
+    written = chat.encoding_of(context.teachers[0])
+    for query in asked:
+        with named(query.source):
+            encoding.check_fields(query.asked, query.fields, backbone.tokenizer, written)
+
+
+def _start(
+    backbone: Backbone,
+    whole: SoftPrompt,
+    num_virtual: int,
+    config: DistillConfig,
+    pairs: Sequence[tuple[Query, Taught]],
+    seed: int,
+) -> tuple[SoftPrompt, str]:
+    """Return the keys and values to start from, and a sentence on them; pairs may be matched."""
+    is_matched = config.start in (None, "attention")
+    behind = _rows(backbone, pairs if is_matched else (), chat.encoding_of(whole))
+    return begin(backbone, whole, num_virtual, config.start, behind, seed)
 
 
 def _rows(
