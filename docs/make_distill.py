@@ -34,7 +34,7 @@ scores low, the teacher is weak, and a score proves little. Seconds are the proc
 teacher's answers to the queries that are learned from and of all that follows, and a busy machine
 makes them more; **teacher** is its share of them. **One start token** before a text is what any
 prefix does to unrelated text, which no longer begins at nothing. A cell is the mean of the seeds
-that were measured. What is not measured has no line.
+that were measured, with their standard deviation behind it. What is not measured has no line.
 """
 COLUMNS = (
     "", "P", "seeds", "steps", "agreement", "exact", "score", "divergence", "unrelated", "kB",
@@ -67,15 +67,24 @@ def _in_short(results: list[dict[str, Any]], groups: Iterable[tuple[str, str]]) 
             continue
         tokens = own[0]["context"]
         cells = [f"{task}, {model}", f"{tokens:,}", f"{tokens / SIZE:.0f}x"]
-        cells += [_mean(found[name], "agreement", ".1%") for name in (OURS, HARD)]
-        cells += [_mean(found[name], "score", ".1%") for name in (OURS, WHOLE)]
-        cells += [_mean(found[name], "unrelated", ".2f") for name in (OURS, HARD, START, WHOLE)]
+        cells += [_share(found[name], "agreement") for name in (OURS, HARD)]
+        cells += [_share(found[name], "score") for name in (OURS, WHOLE)]
+        cells += [_nats(found[name]) for name in (OURS, HARD, START, WHOLE)]
         lines += _row(cells)
     return lines
 
 
-def _mean(found: list[dict[str, Any]], name: str, form: str) -> str:
-    return f"{statistics.mean(r[name] for r in found):{form}}" if found else ""
+def _share(found: list[dict[str, Any]], name: str) -> str:
+    """Return a mean in percent, with the deviation where several seeds were measured."""
+    values = [r[name] for r in found]
+    if not values:
+        return ""
+    behind = f" ± {100 * statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.1%}{behind}"
+
+
+def _nats(found: list[dict[str, Any]]) -> str:
+    return f"{statistics.mean(r['unrelated'] for r in found):.2f}" if found else ""
 
 
 def _first_tokens() -> str:
@@ -117,9 +126,7 @@ def _line(found: list[dict[str, Any]]) -> str:
             str(first["size"] or ""),
             str(len(found)) if first["size"] else "",
             str(first["steps"] or ""),
-            f"{mean('agreement'):.1%}",
-            f"{mean('exact'):.1%}",
-            f"{mean('score'):.1%}",
+            *(_share(found, name) for name in ("agreement", "exact", "score")),
             f"{mean('divergence'):.3f}",
             f"{mean('unrelated'):.3f}",
             f"{mean('bytes') / 1000:,.0f}",
