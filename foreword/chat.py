@@ -86,9 +86,9 @@ def check_template(backbone: OfTokenizer, prompt: SoftPrompt | Prefix | None) ->
 
 def reads_turns(backbone: Backbone, prompt: SoftPrompt | Prefix | None) -> bool:
     """Return whether a text is one turn of a conversation, as the rows of a prompt's training were:
-    no row template, no plain text, and a tokenizer with a chat template.
+    no row template, no text that was plain, and a tokenizer with a chat template.
     """
-    if saved_encoding(prompt).get("is_text"):
+    if saved_encoding(prompt).get("is_text", False) is not False:  # None: some of them were plain
         return False
     config = encoding_of(prompt)
     return config.row_template is None and has_template(backbone, config)

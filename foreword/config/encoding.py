@@ -62,7 +62,7 @@ class EncodingConfig:
     is_text: bool | None = fact(
         None,
         "whether the rows were plain text, without a template of any kind; a text is asked so, and "
-        "so is a message",
+        "so is a message; where only some were, each is asked as it is given",
     )
     held_text: str | None = fact(
         None, "what the virtual tokens hold in place of every row's beginning, as JSON"

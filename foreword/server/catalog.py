@@ -242,7 +242,7 @@ class Catalog:
         }
         created = _seconds_of(prompt.facts.get("created"))
         encoding, said = chat.encoding_of(prompt), chat.saved_encoding(prompt)
-        is_literal = encoding.row_template is not None or bool(encoding.is_text)
+        is_literal = encoding.row_template is not None or said.get("is_text", False) is not False
         is_spaced = is_literal and bool(said.get("is_spaced"))
         return ServedModel(name, label, source, encoding, entry, facts, created, is_spaced, stamp)
 

@@ -124,7 +124,9 @@ def rows_of(
     if media is not None:
         raise InputError("messages: choices are read behind text, without images and sounds")
     asked = prompt if isinstance(prompt, str) else tuple(prompt)
-    texts = [f" {one}" if served.is_spaced and not one[:1].isspace() else one for one in choices]
+    is_literal = isinstance(prompt, str) or bool(config.is_text or config.row_template)
+    is_spaced = served.is_spaced and is_literal
+    texts = [f" {one}" if is_spaced and not one[:1].isspace() else one for one in choices]
     examples = [Example(asked, text, f"choices[{place}]") for place, text in enumerate(texts)]
     rows, _ = encoding.encode_examples(examples, backbone.tokenizer, config, encoding.NO_LIMIT)
     for row in rows:

@@ -34,13 +34,21 @@ def describe(
         "tokenizer": backbone.tokenizer_facts(),
         "method": config.resolved().method,
         "embedding_scale": "as the model's embedding module returns them",
-        "encoding": asdict(encoding_config)
-        | {
-            "is_text": all(row.is_text for row in rows),
-            "is_spaced": _are_spaced(backbone.tokenizer, rows),
-        },
+        "encoding": asdict(encoding_config) | _kind(backbone, rows),
         "training": asdict(config) | {"num_rows": len(rows)},
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _kind(backbone: Backbone, rows: Sequence[Row]) -> dict[str, bool | None]:
+    """Return whether rows are plain text, None where only some are, and whether their answers begin
+    with a space: those of the plain ones, where only some are.
+    """
+    plain = [row for row in rows if row.is_text]
+    is_text = len(plain) == len(rows) if plain else False
+    return {
+        "is_text": is_text or (None if plain else False),
+        "is_spaced": _are_spaced(backbone.tokenizer, plain or rows),
     }
 
 

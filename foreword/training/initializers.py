@@ -6,7 +6,7 @@ against 34 %).
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -69,11 +69,21 @@ def _num_shared(answers: Sequence[Sequence[int]]) -> int:
     return next((n for n, ids in enumerate(backwards) if len(set(ids)) > 1), min(map(len, answers)))
 
 
-def demonstrations(rows: Sequence[Sequence[int]], num_virtual: int) -> list[tuple[int, int]]:
-    """Choose rows to put one after another as the P virtual tokens: the first that fit, whole.
+def demonstrations(
+    rows: Sequence[Sequence[int]],
+    num_virtual: int,
+    are_akin: Callable[[int, int], bool] = lambda index, other: False,
+) -> list[tuple[int, int]]:
+    """Choose rows to put one after another as the P virtual tokens: the first that fit, whole, none
+    of which is akin to another.
 
     What is left before them is filled with the end of the next rows, their answers, cut at the
     start.
+
+    Args:
+        rows: ids.
+        num_virtual: P.
+        are_akin: whether one of two rows, by their places, shows what the other is to say.
 
     Returns:
         for each virtual token the row and the position in it.
@@ -82,19 +92,24 @@ def demonstrations(rows: Sequence[Sequence[int]], num_virtual: int) -> list[tupl
         InputError: no row fits whole.
     """
     chosen: list[list[tuple[int, int]]] = []
-    left, used = num_virtual, set()
+    left, used = num_virtual, list[int]()
+
+    def is_new(index: int) -> bool:
+        return not any(are_akin(index, other) for other in used)
+
     for index, row in enumerate(rows):
-        if len(row) <= left:
+        if len(row) <= left and is_new(index):
             chosen.append([(index, position) for position in range(len(row))])
             left -= len(row)
-            used.add(index)
+            used.append(index)
     if not chosen:
         shortest = min(map(len, rows), default=0)
         raise InputError(
             f"--init demonstrations: the shortest row has {shortest} tokens and does not fit into "
             f"{num_virtual} virtual tokens: raise --num-virtual-tokens"
         )
-    others = [index for index in range(len(rows)) if index not in used] or list(range(len(rows)))
+    others = [index for index in range(len(rows)) if index not in used]
+    others = [index for index in others if is_new(index)] or others or list(range(len(rows)))
     for index in itertools.cycle(others):
         if not left:
             break

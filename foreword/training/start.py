@@ -15,6 +15,7 @@ from foreword.backbone import Backbone
 from foreword.config import AUTO, NUM_DEMONSTRATED, RATES, RELATIVE, TrainConfig, extensions
 from foreword.data import encoding
 from foreword.data.encoding import Row
+from foreword.data.row import every
 from foreword.errors import InputError, UnsupportedError
 from foreword.model import checks
 from foreword.prompt.soft_prompt import SoftPrompt
@@ -31,6 +32,7 @@ from foreword.training.state import TrainState
 
 KINDS: dict[str, Kind] = {"residual": "residual", "prefix-projection": "projection"}
 PROJECTION_SIZE = 512  # Li and Liang 2021, table to text
+MOST_CLOSING = 4  # tokens that a chat template writes behind an answer
 MIN_DIFFERENT = 16  # rows, for a prompt that starts from some of them without being told to
 NUM_ROWS_OF_SCALE = 1024  # of the embedding table, evenly spaced; more say the same to three digits
 
@@ -96,7 +98,16 @@ def in_form(backbone: Backbone, prompt: SoftPrompt, config: TrainConfig) -> Soft
 def _demonstrations(rows: Sequence[Row], config: TrainConfig) -> list[tuple[int, int]]:
     if any(row.media is not None for row in rows):
         raise InputError("--init demonstrations takes rows of text; use --init text")
-    return initializers.demonstrations([row.input_ids for row in rows], config.num_virtual)
+
+    def are_akin(index: int, other: int) -> bool:  # parts of one conversation
+        first, second = rows[index], rows[other]
+        is_same = first.input_ids == second.input_ids
+        return not is_same and (
+            _answers(first.input_ids, second) or _answers(second.input_ids, first)
+        )
+
+    ids = [row.input_ids for row in rows]
+    return initializers.demonstrations(ids, config.num_virtual, are_akin)
 
 
 def settled(config: TrainConfig, initial: SoftPrompt | None) -> tuple[TrainConfig, list[str]]:
@@ -231,8 +242,9 @@ def begin(
 def bound(
     method: Method, initial: SoftPrompt | None, rows: Sequence[Row], config: TrainConfig
 ) -> Method:
-    """Tell a method whose demonstrations its prompt holds: a function of rows and options. A given
-    prompt to start from holds none.
+    """Tell a method from which rows it hides which demonstrations: those in which the row's own
+    answer stands, its own and longer parts of the same conversation. This is a function of rows and
+    options. A given prompt to start from holds none.
     """
     config = config.resolved()
     is_from_rows = initial is None and config.init == "demonstrations"
@@ -244,11 +256,28 @@ def bound(
             f"only ({rows[0].source}), so that nothing is left to learn from: give different "
             "rows, or --init-text"
         )
-    own: dict[tuple[int, ...], list[int]] = {}
+    shown: dict[tuple[int, ...], list[int]] = {}
     for slot, (row, _) in enumerate(_demonstrations(rows, config)):
-        own.setdefault(rows[row].input_ids, []).append(slot)
+        shown.setdefault(rows[row].input_ids, []).append(slot)
+    own: dict[tuple[int, ...], list[int]] = {}
+    for row in rows:
+        slots = [slot for ids in shown if _answers(ids, row) for slot in shown[ids]]
+        own |= dict.fromkeys((one.input_ids for one in every([row]) if slots), slots)
     bind(method, own)
     return method
+
+
+def _answers(demonstration: Sequence[int], row: Row) -> bool:
+    """Return whether a row's answer stands in a demonstration: whether that is the row, or begins
+    with it, but for what closes the answer, which may be written otherwise where a conversation
+    goes on.
+    """
+    ids, num_asked = row.input_ids, len(row.input_ids) - row.num_labels
+    if not num_asked:
+        return tuple(demonstration) == ids
+    size = max(num_asked + 1, len(ids) - MOST_CLOSING)
+    is_same = size <= len(demonstration) and demonstration[size - 1] == ids[size - 1]
+    return is_same and tuple(demonstration[:size]) == ids[:size]
 
 
 def _inputs(backbone: Backbone, config: TrainConfig) -> Tensor:

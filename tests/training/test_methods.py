@@ -27,7 +27,7 @@ from foreword.training.checkpoint import METADATA_NAME, STATE_FILE, read_state
 from foreword.training.initializers import demonstrations, label_embeddings
 from foreword.training.methods.context import Context
 from foreword.training.methods.method import Method, prefill, task_prompts
-from foreword.training.start import begin, initial_prompt
+from foreword.training.start import _demonstrations, begin, initial_prompt
 from foreword.training.step import _backward, accumulate, detached
 
 ROWS = [
@@ -512,3 +512,27 @@ def test_rows_without_a_task_are_refused(backbone: Backbone) -> None:
     rows = [Row.from_ids([3, 4], [5], "rows.jsonl:1")]
     with pytest.raises(InputError, match="rows.jsonl:1 names no task: give --task-column"):
         list(train(backbone, rows, config("multitask")))
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (1, 0, 2), (2, 1, 0)])
+def test_a_row_sees_no_demonstration_in_which_its_answer_stands(
+    exact: Backbone, order: tuple[int, ...]
+) -> None:
+    """As in a conversation of several answers, whose later rows hold the earlier ones."""
+    rows = [
+        Row.from_ids([5, 6], [7, 2]),
+        Row.from_ids([5, 6, 7, 2, 3, 8, 9], [10, 2]),
+        Row.from_ids([5, 11], [12, 2]),
+    ]
+    given, options = [rows[index] for index in order], config("context-tuning")
+    method = begin(exact, None, given, options)
+    assert isinstance(method, Context)
+    places = _demonstrations(given, options)
+    for row in given:
+        hidden = method.unseen(collate([row], 0))
+        assert hidden is not None
+        seen = [slot for slot in range(len(places)) if not hidden[0, slot]]
+        assert seen  # something is left to learn from
+        shown = [given[places[slot][0]].input_ids[places[slot][1]] for slot in seen]
+        text, asked = " ".join(map(str, shown)), " ".join(map(str, row.input_ids[:-1]))
+        assert asked not in text

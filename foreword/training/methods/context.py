@@ -2,7 +2,7 @@
 
 In: such a prompt, and which of its virtual tokens belong to which row. Out: leaves for all tokens
 but the first, which stays as it is: attention rests on it. While a row is trained on, it does not
-see its own demonstration, in which its answer stands. Lu et al. 2025 (CT-KV, arXiv:2507.04221); the
+see the demonstrations in which its answer stands. Lu et al. 2025 (CT-KV, arXiv:2507.04221); the
 frozen first token is of Eyuboglu et al. 2025 (arXiv:2506.06266). Their token dropout is left out.
 """
 
@@ -28,7 +28,7 @@ class Context:
         facts: what the prompt says of itself.
 
     Attributes:
-        own: for the ids of a row that is a demonstration, its virtual tokens.
+        own: for the ids of a row, the virtual tokens of demonstrations that hold its answer.
     """
 
     name = "context"
@@ -81,8 +81,8 @@ class Context:
         return SoftPrompt(facts=self.facts, tensors=tensors, **self.shape)
 
     def unseen(self, batch: Batch) -> Tensor | None:
-        """Return `[B, P]`: the tokens of each row's own demonstration, or None where no row has
-        one.
+        """Return `[B, P]`: the tokens of the demonstrations that hold a row's own answer, or None
+        where none does.
         """
         hidden = torch.zeros(len(batch.input_ids), self.shape["num_virtual_tokens"]).bool()
         for row, (ids, mask) in enumerate(zip(batch.input_ids, batch.attention_mask, strict=True)):
