@@ -45,15 +45,17 @@ def plain(backbone: Backbone, rows: Sequence[Any], config: TrainConfig) -> SoftP
     return last.prompt  # type: ignore[return-value]
 
 
-def wide(backbone: Backbone, rows: Sequence[Example], config: TrainConfig) -> SoftPrompt:
-    """Start from twice as many demonstrations."""
-    return plain(backbone, rows, replace(config, num_virtual_tokens=2 * NUM_DEMONSTRATED))
+def wide(num_virtual: int, run: Trained = plain) -> Trained:
+    """Start from more demonstrations."""
+    return lambda backbone, rows, config: run(
+        backbone, rows, replace(config, num_virtual_tokens=num_virtual)
+    )
 
 
 def covering(backbone: Backbone, rows: Sequence[Example], config: TrainConfig) -> SoftPrompt:
     """Start from rows whose answers hold as many different tokens as fit, not from the first."""
     encoded, _ = encode_examples(list(rows), backbone.tokenizer, ROWS, MAX_LENGTH)
-    seen, left, chosen = set[int](), NUM_DEMONSTRATED, list[int]()
+    seen, left, chosen = set[int](), config.num_virtual, list[int]()
     while True:
         gains = {
             index: len({*row.input_ids[-row.num_labels :]} - seen) / len(row.input_ids)
@@ -170,7 +172,9 @@ def whole_rows(share: float) -> Callable[[Context, random.Random], set[int]]:
 CHANGES: dict[str, Trained] = {
     "none": plain,
     "covering demonstrations": covering,
-    "192 virtual tokens": wide,
+    "192 virtual tokens": wide(192),
+    "384 virtual tokens": wide(384),
+    "192 virtual tokens, covering demonstrations": wide(192, covering),
     "8 times the demonstrations, matched": matched,
     "questions with words left out": leaving_out,
     "dropout of tokens, 0.05": hiding(tokens(0.05)),

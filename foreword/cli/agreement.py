@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from foreword.evaluation.bootstrap import Score, Share
 
 TITLE = (
-    "{count} queries, beside the model behind the whole text; in brackets {confidence:.0%} "
+    "{count} queries, beside the model behind the whole text; in brackets {confidence:g}% "
     "intervals; KL in nats a token, over ids that hold {mass:.1%} of its probability; on unrelated "
     "text one start token makes {floor:.3f}"
 )
@@ -28,7 +28,7 @@ def table(found: "Comparison", count: int, resampling: ResamplingConfig) -> Tabl
 
     title = TITLE.format(
         count=count,
-        confidence=resampling.confidence,
+        confidence=100 * resampling.confidence,
         mass=found.mass,
         floor=found.start_token,
     )

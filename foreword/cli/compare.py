@@ -81,13 +81,16 @@ def command(
         backbone.compile(prompt)  # refuses a wrong base by name, before anything runs
     rows = comparison.rows_of_bare(loaded[prompts[0]], examples)
     asked = [Subject(name, prompt=prompt) for name, prompt in loaded.items()]
-    together = f"{ensemble} of {len(prompts)}"
+    together, told, bare = (
+        comparison.unused(name, loaded)
+        for name in (f"{ensemble} of {len(prompts)}", "instruction", "bare model")
+    )
     if ensemble == "average":
         check_alike(list(loaded.values()))
         asked.append(Subject(together, members=tuple(loaded.values())))
     if written is not None:
-        asked.append(Subject("instruction", instruction=written, encoding=rows))
-    asked.append(Subject("bare model", encoding=rows))
+        asked.append(Subject(told, instruction=written, encoding=rows))
+    asked.append(Subject(bare, encoding=rows))
     results = comparison.ask(backbone, asked, examples, choice, config, resampling, choices)
     if ensemble == "vote":
         members = results[: len(prompts)]

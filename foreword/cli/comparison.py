@@ -4,7 +4,7 @@ In: subjects and examples. Out: a progress line, tables, JSON, and a file of pre
 no score itself.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -111,6 +111,13 @@ def rows_of_bare(
     return EncodingConfig(chat_template=own.chat_template, opening=own.opening, date=own.date)
 
 
+def unused(name: str, taken: "Container[str]") -> str:
+    """Return the name of a subject that is no prompt; none of the prompts is called so."""
+    while name in taken:
+        name = f"{name} (no prompt)"
+    return name
+
+
 def shown(score: "Score", metric: "Metric", *, is_difference: bool = False) -> str:
     """Return a score with its interval: shares in percent, differences of shares in points."""
     scale, digits = (100, 1) if metric.is_share else (1, 3)
@@ -138,7 +145,7 @@ def scores_table(
 ) -> Table:
     """Return one row for each subject."""
     count, share = len(results[0].outcomes), resampling.confidence
-    title = f"{count} examples; in brackets {share:.0%} bootstrap intervals"
+    title = f"{count} examples; in brackets {100 * share:g}% bootstrap intervals"
     table = Table("subject", *(metric.name for metric in metrics), "seconds", title=title)
     for result in results:
         scores = [_cell(result.scores, metric) for metric in metrics]

@@ -42,12 +42,13 @@ def parts_of(backbone: Backbone, text: str | Sequence[Message], room: int) -> li
     count = counting(backbone)
     if count(text) + room <= context:
         return None
-    if context - room < count("") + SMALLEST:
+    frame = count("")
+    if context - room < frame + SMALLEST:
         raise InputError(
             f"queries and answers need {room} tokens of the model's context of {context} and leave "
             "no room for the text: give shorter queries or lower --answer-tokens"
         )
-    return cut(text, context - room, count)
+    return cut(text, context - room - frame, lambda part: count(part) - frame)
 
 
 def counting(backbone: Backbone) -> Callable[[str], int]:

@@ -15,6 +15,7 @@ from foreword.data.columns import as_examples, as_query, has_answer
 from foreword.data.example import Example, named
 from foreword.data.examples import log, read_each
 from foreword.data.media_parts import Message
+from foreword.data.several import several
 from foreword.data.turns import read_turns
 from foreword.errors import DataError
 
@@ -49,9 +50,11 @@ def as_queries(
     """Return rows as queries: mappings as rows of a data file, texts and turns as they are.
 
     Raises:
+        InputError: one text, and not several.
         DataError: a row that asks nothing.
     """
-    return [_query(row, f"query {number}", config) for number, row in enumerate(rows, 1)]
+    given = several("queries", rows, "texts, conversations or rows of data")
+    return [_query(row, f"query {number}", config) for number, row in enumerate(given, 1)]
 
 
 def read_queries(

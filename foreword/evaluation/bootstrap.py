@@ -32,6 +32,8 @@ class Score:
         high: the other end.
         samples: the value on each resample, `[R]`.
         num_examples: that the value is computed on.
+        num_needed: as few examples as can be beyond chance: where all of fewer differ to one side,
+            a sign test is not beyond the confidence.
     """
 
     value: float
@@ -39,6 +41,7 @@ class Score:
     high: float
     samples: NDArray[np.float64] = field(repr=False, compare=False)
     num_examples: int = 0
+    num_needed: int = 2
 
     @property
     def has_interval(self) -> bool:
@@ -47,8 +50,11 @@ class Score:
 
     @property
     def excludes_zero(self) -> bool:
-        """Whether the interval of a difference lies wholly above or below zero."""
-        return self.has_interval and not self.low <= 0 <= self.high
+        """Whether the interval of a difference lies wholly above or below zero, and there are
+        enough examples for that to mean anything.
+        """
+        is_enough = self.num_examples >= self.num_needed
+        return is_enough and self.has_interval and not self.low <= 0 <= self.high
 
     def as_dict(self) -> dict[str, float | None]:
         """Return value and interval, ready for JSON."""
@@ -111,10 +117,12 @@ def share(count: int, total: int, confidence: float = _DEFAULTS.confidence) -> S
     1927), which has a width also where all say yes or none does.
 
     Raises:
-        InputError: a total of nothing.
+        InputError: a total of nothing, or a count that is no part of it.
     """
     if total < 1:
         raise InputError("no examples to take a share of; give at least one")
+    if not 0 <= count <= total:
+        raise InputError(f"expected a count of 0 to {total}, got {count}")
     z = NormalDist().inv_cdf((1 + confidence) / 2)
     value, square = count / total, z * z / total
     middle = (value + square / 2) / (1 + square)
@@ -140,4 +148,5 @@ def _with_interval(
         return Score(value, float("nan"), float("nan"), samples, num_rows)
     tail = (1 - resampling.confidence) / 2
     low, high = np.quantile(samples, [tail, 1 - tail])
-    return Score(value, float(low), float(high), samples, num_rows)
+    needed = 1 + math.ceil(-math.log2(1 - resampling.confidence))
+    return Score(value, float(low), float(high), samples, num_rows, needed)

@@ -19,6 +19,7 @@ from transformers import LogitsProcessor, LogitsProcessorList
 from foreword import chat
 from foreword.backbone import Backbone
 from foreword.chat import Answer, Text
+from foreword.data.several import several
 from foreword.errors import InputError
 from foreword.prompt.prefix import Prefix
 from foreword.prompt.soft_prompt import SoftPrompt
@@ -60,7 +61,7 @@ def vote(
         **options: of `generate`.
 
     Raises:
-        InputError: no prompts.
+        InputError: no prompts, or one text, and not several.
         MismatchError: a prompt of another base, or of another chat template.
     """
     for found in _batches(backbone, prompts, texts, batch_size, max_new_tokens, options):
@@ -125,8 +126,11 @@ def _batches(
     options: dict[str, Any],
 ) -> Iterator[list[tuple[Answer, ...]]]:
     """Yield, for each batch of texts, every prompt's answers to each."""
+    texts = several("texts", texts, "texts or conversations")
     if not prompts:
         raise InputError("an ensemble needs at least one prompt")
+    if batch_size < 1:
+        raise InputError(f"batch_size must be at least 1, got {batch_size}")
     for prompt in prompts:
         chat.check_template(backbone, prompt)
     size = max(1, batch_size // len(prompts))

@@ -18,14 +18,15 @@ from foreword.data import encoding
 from foreword.data.encoding import NO_LIMIT, Row
 from foreword.data.example import named
 from foreword.data.examples import Example
+from foreword.data.several import several
 from foreword.errors import DataError, InputError
 from foreword.evaluation import ensembles
 from foreword.evaluation.answered_calls import answered_calls, expected_calls
 from foreword.evaluation.bootstrap import Score, score
 from foreword.evaluation.choice_losses import choice_losses
-from foreword.evaluation.label_choice import Chosen, check_different, chosen
+from foreword.evaluation.label_choice import Chosen, check_different, checked_choices, chosen
 from foreword.evaluation.losses import mixed_losses
-from foreword.evaluation.metrics import METRICS, Metric, Outcome, check_vote
+from foreword.evaluation.metrics import Metric, Outcome, check_vote, metrics_of
 from foreword.prompt.prefix import Prefix
 from foreword.prompt.soft_prompt import SoftPrompt
 
@@ -86,6 +87,7 @@ class Evaluation:
         answers: in the order of the examples; none where no metric needs them.
         outcomes: in the order of the examples.
         seconds: for all examples.
+        answering_seconds: of these, for answers alone.
     """
 
     subject: Subject
@@ -93,11 +95,12 @@ class Evaluation:
     answers: tuple[Answer, ...]
     outcomes: tuple[Outcome, ...]
     seconds: float
+    answering_seconds: float = 0.0
 
     @property
     def tokens_per_second(self) -> float:
         """Generated tokens, over all rows of a batch."""
-        return sum(answer.num_tokens for answer in self.answers) / max(self.seconds, 1e-9)
+        return sum(one.num_tokens for one in self.answers) / max(self.answering_seconds, 1e-9)
 
     def _repr_html_(self) -> str:
         rows = [
@@ -112,7 +115,7 @@ def evaluate(
     backbone: Backbone,
     subject: Subject,
     examples: Sequence[Example],
-    metrics: Sequence[Metric] = (METRICS["loss"], METRICS["exact"]),
+    metrics: Sequence[Metric | str] | str = ("loss", "exact"),
     config: EvalConfig = _DEFAULTS,
     resampling: ResamplingConfig = _RESAMPLING,
     *,
@@ -126,7 +129,7 @@ def evaluate(
         backbone: with a tokenizer.
         subject: what answers: the bare model, an instruction, a prompt, or several prompts.
         examples: with the answers that are expected; at least one.
-        metrics: what is scored; `choose` finds those that fit the answers.
+        metrics: what is scored, or its name; "auto" for those that fit the answers.
         config: batches and lengths; its metrics, choices and limit are the caller's business.
         resampling: of the bootstrap intervals.
         choices: the answers that there are: the likeliest is chosen, and nothing is generated.
@@ -134,10 +137,15 @@ def evaluate(
         **options: of `generate`.
 
     Raises:
-        InputError: no examples, members that encode rows differently, or options for members.
+        InputError: no examples, members that encode rows differently, options for members, or
+            options where nothing is generated; an argument of another kind.
         MismatchError: a prompt of another base, or of another chat template.
         DataError: an example that does not fit the model's context.
     """
+    examples = _checked(examples)
+    has_calls = any((example.answer or {}).get("tool_calls") for example in examples)
+    metrics = metrics_of(metrics, [example.completion for example in examples], has_calls)
+    choices = checked_choices(choices, examples)
     ensembles.check_alike(subject.members)
     for prompt in subject.prompts:
         chat.check_template(backbone, prompt)
@@ -145,8 +153,10 @@ def evaluate(
         raise InputError("members answer together without tools: evaluate each prompt alone")
     if subject.members and options:
         raise InputError(f"members answer greedily; leave out {', '.join(options)}")
-    if not examples:
-        raise InputError("no examples to evaluate on; give at least one")
+    if given := {"batch_size", "max_new_tokens"} & options.keys():
+        raise InputError(f"{', '.join(sorted(given))}: give it in config, an EvalConfig")
+    if options and all(metric.needs_loss for metric in metrics):
+        raise InputError(f"nothing is generated for a loss: leave out {', '.join(options)}")
     _check_answers(examples, metrics)
     if choices and (options or any(example.is_beyond_text for example in examples)):
         raise InputError("choices are texts, and nothing is generated: leave out calls and options")
@@ -164,6 +174,7 @@ def evaluate(
         pairs = zip(outcomes, losses, strict=True)
         outcomes = [replace(o, loss=loss, num_labels=labels) for o, (loss, labels) in pairs]
     found: list[Answer] = []
+    answering = time.perf_counter()
     if choices:
         picked = _chosen(backbone, subject, asked, choices, config)
         found = [Answer(one.text.strip(), 0, is_finished=True) for one in picked]
@@ -175,6 +186,7 @@ def evaluate(
             found.append(answer)
             if on_answer:
                 on_answer()
+    answering = time.perf_counter() - answering
     if found:
         outcomes = [replace(o, answer=a.text) for o, a in zip(outcomes, found, strict=True)]
     if any(metric.needs_calls for metric in metrics):
@@ -182,7 +194,17 @@ def evaluate(
         outcomes = [replace(o, calls=calls) for o, calls in zip(outcomes, called, strict=True)]
     scores = {metric.name: score(metric, outcomes, resampling) for metric in metrics}
     seconds = time.perf_counter() - started
-    return Evaluation(subject, scores, tuple(found), tuple(outcomes), seconds)
+    return Evaluation(subject, scores, tuple(found), tuple(outcomes), seconds, answering)
+
+
+def _checked(examples: Any) -> list[Example]:
+    found = several("examples", examples, "Examples")
+    if not found:
+        raise InputError("no examples to evaluate on; give at least one")
+    for number, one in enumerate(found, 1):
+        if not isinstance(one, Example):
+            raise InputError(f"example {number}: expected an Example, got {type(one).__name__}")
+    return found
 
 
 def _chosen(

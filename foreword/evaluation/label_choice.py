@@ -7,13 +7,14 @@ probabilities are from the share of right choices. Knows no model.
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from foreword.data.examples import Example
+from foreword.data.several import several
 from foreword.errors import DataError, InputError
-from foreword.evaluation.metrics import Counts, Metric, Outcome, Scores, exact, same_label
+from foreword.evaluation.metrics import Counts, Metric, Outcome, Scores, same_label
 
 if TYPE_CHECKING:
     from foreword.data.row import Row
@@ -92,13 +93,41 @@ def choices_of(option: str, examples: Sequence[Example]) -> tuple[str, ...]:
         raise InputError(
             f"--choices: expected two different answers or more, got {', '.join(found) or 'none'}"
         )
+    check_expected(found, examples)
+    return _as_written(found, [example.completion for example in examples])
+
+
+def check_expected(choices: Sequence[str], examples: Sequence[Example]) -> None:
+    """Refuse an example whose answer cannot be chosen.
+
+    Raises:
+        DataError: names it.
+    """
+    known = {one.strip() for one in choices}
     for example in examples:
-        if not any(exact(example.completion, one) for one in found):
+        if example.completion.strip() not in known:
             raise DataError(
                 f"{example.source}: the answer {example.completion!r} is none of --choices: add "
                 "it, or leave the row out"
             )
-    return _as_written(found, [example.completion for example in examples])
+
+
+def checked_choices(given: Any, examples: Sequence[Example]) -> tuple[str, ...]:
+    """Return the answers that may be chosen; () where none are given.
+
+    Raises:
+        InputError: one text, fewer than two, or one twice. DataError: an example whose answer is
+            none of them.
+    """
+    found = tuple(several("choices", given, "answers"))
+    if not found:
+        return ()
+    if wrong := [one for one in found if not isinstance(one, str)]:
+        raise InputError(f"choices: expected texts, got {wrong[0]!r:.80}")
+    if len({one.strip() for one in found}) < max(2, len(found)):
+        raise InputError(f"choices: expected two different answers or more, got {found!r:.200}")
+    check_expected(found, examples)
+    return found
 
 
 def _as_written(choices: Sequence[str], answers: Sequence[str]) -> tuple[str, ...]:

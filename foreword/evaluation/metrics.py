@@ -12,6 +12,8 @@ import importlib.util
 import json
 import re
 import statistics
+import sys
+import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
@@ -20,6 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from foreword.data.several import several
 from foreword.data.tool_calls import ToolCall
 from foreword.errors import DependencyError, InputError
 
@@ -30,7 +33,8 @@ INSTALL = "pip install 'foreword[eval]'"
 MAX_CLASSES = 50  # distinct answers that still count as classes
 MAX_LABEL_WORDS = 5
 IDEOGRAPHS = r"\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
-WORD = re.compile(f"[{IDEOGRAPHS}]|[^\\W_{IDEOGRAPHS}]+")
+QUOTES = "\"'`“”„‘’‚«»‹›「」『』"
+STOPS = ".!。．！"
 MIN_LONG_WORDS = 8  # answers longer than this, in the median, are compared by overlap
 
 
@@ -113,11 +117,13 @@ def exact(answer: str, expected: str) -> bool:
 
 
 def label_of(text: str) -> str:
-    """Return a class name as it is compared: without case, white space, quotes and final stop."""
-    whole = text.strip().casefold()
+    """Return a class name as it is compared: without case, white space, quotes and final stop, of
+    any script, and composed (Unicode's NFC).
+    """
+    whole = unicodedata.normalize("NFC", text.strip().casefold())
     name, before = whole, ""
     while name != before:
-        name, before = name.strip().strip("\"'`").rstrip(".!"), name
+        name, before = name.strip().strip(QUOTES).rstrip(STOPS), name
     return name or whole
 
 
@@ -166,12 +172,14 @@ def same_calls(outcome: Outcome) -> bool:
 def rouge_l(answer: str, expected: str) -> float:
     """Return ROUGE-L (F-measure): the longest common subsequence of words, in their order.
 
-    Words are runs of letters and digits of any script, without case; a Chinese or Japanese
-    character is one.
+    Words are runs of letters and digits of any script with their marks, without case; a Chinese or
+    Japanese character is one. Texts without any word are compared as they are.
 
     Raises:
         DependencyError: the extra `eval` is not installed.
     """
+    if not words_of(answer) and not words_of(expected):
+        return float(exact(answer, expected))
     return float(_rouge_scorer().score(expected, answer)["rougeL"].fmeasure)
 
 
@@ -199,7 +207,23 @@ class _WordTokenizer:
 
     def tokenize(self, text: str) -> list[str]:
         """Return the words of a text."""
-        return WORD.findall(text.lower())
+        return words_of(text)
+
+
+def words_of(text: str) -> list[str]:
+    """Return the words of a text, in lower case and composed (Unicode's NFC)."""
+    return _word().findall(unicodedata.normalize("NFC", text.lower()))
+
+
+@functools.cache
+def _word() -> re.Pattern[str]:
+    """Return what finds a word. Python's `\\w` holds letters, and not the marks that stand on them,
+    as vowels do in Hindi.
+    """
+    every = map(chr, range(sys.maxunicode + 1))
+    marks = "".join(one for one in every if unicodedata.category(one)[0] == "M")
+    letter = f"[^\\W_{IDEOGRAPHS}]"
+    return re.compile(f"[{IDEOGRAPHS}][{marks}]*|{letter}(?:{letter}|[{marks}])*")
 
 
 @functools.cache
@@ -272,6 +296,24 @@ def choose(names: str, expected: Sequence[str], has_calls: bool = False) -> Metr
     for name in wanted:
         _check_extra(name)
     return MetricChoice(tuple(METRICS[name] for name in wanted), "as asked")
+
+
+def metrics_of(given: Any, expected: Sequence[str], has_calls: bool = False) -> tuple[Metric, ...]:
+    """Return metrics that are given as such, or by their names: "loss,exact", ["loss", "exact"], or
+    "auto", see `choose`.
+
+    Raises:
+        InputError: none of both. DependencyError: one needs an extra.
+    """
+    if isinstance(given, str):
+        return choose(given, expected, has_calls).metrics
+    found = several("metrics", given, "metrics or their names")
+    for one in found:
+        if not isinstance(one, str | Metric):
+            raise InputError(f"metrics: expected metrics or their names, got {type(one).__name__}")
+    if not found:
+        raise InputError(f"metrics: expected some of {', '.join(METRICS)}, got none")
+    return tuple(choose(one, expected).metrics[0] if isinstance(one, str) else one for one in found)
 
 
 def check_vote(metrics: Sequence[Metric]) -> None:

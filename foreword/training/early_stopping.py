@@ -24,7 +24,7 @@ def worsening(
         else ""
     )
     if patience and len(worse) >= patience:
-        return f"{seen}, the {len(worse)}th without a better one: stopped, the best is kept", True
+        return f"{seen}, with no better one in {len(worse)}: stopped, the best is kept", True
     if not patience and len(worse) == NUM_WORSE:
         return f"{seen}: the best is kept, the run goes on; --patience would end it", False
     return None, False

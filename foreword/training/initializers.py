@@ -64,9 +64,10 @@ def label_embeddings(
 
 
 def _num_shared(answers: Sequence[Sequence[int]]) -> int:
-    """Return how many tokens all answers end with."""
+    """Return how many tokens all answers end with, and each of them has another before."""
     backwards = zip(*(reversed(answer) for answer in answers), strict=False)
-    return next((n for n, ids in enumerate(backwards) if len(set(ids)) > 1), min(map(len, answers)))
+    most = max(min(map(len, answers)) - 1, 0)
+    return next((n for n, ids in enumerate(backwards) if len(set(ids)) > 1 or n == most), most)
 
 
 def demonstrations(

@@ -159,13 +159,14 @@ def _steps(run: Run, state: TrainState, notices: list[str]) -> Iterator[TrainEve
     if state.progress.is_finished:
         yield _event(run, state, math.nan, (), tuple(notices), prompt=state.result())
     while not state.progress.is_finished:
-        point = state.point_if_due()
+        is_taken = _is_unvalidated(run, state)  # as where a reward function failed
+        point = None if is_taken else state.point_if_due()
         rate = run.rate_of(state.progress.step) * state.progress.rate_scale
         state.set_rate(rate)
         started = time.perf_counter()
         try:
             rows, norm = list[Row](), math.nan
-            if not _is_unvalidated(run, state):  # as where a reward function failed
+            if not is_taken:
                 rows = _rows(run, state)
                 loss, norm = step_that_fits(run, state, rows, notices)  # 1. the step
                 state.record(loss, rate, time.perf_counter() - started)

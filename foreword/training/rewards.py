@@ -4,6 +4,7 @@ In: `module:function`, prompts, answers, the other columns of their rows. Out: a
 each answer. What goes wrong in such a function is one line. Knows no model and no tokens.
 """
 
+import copy
 import importlib
 import importlib.util
 import inspect
@@ -62,14 +63,15 @@ class RewardFunction:
         Args:
             prompts: what each answers, as a text or turns.
             answers: texts.
-            rows: the other columns of the row of each.
+            rows: the other columns of the row of each; the function gets copies.
 
         Raises:
             TrainingError: the function fails, or returns something else.
         """
         names = dict.fromkeys(name for row in rows for name in row)
-        given: dict[str, Any] = {name: [row.get(name) for row in rows] for name in names}
-        given |= {PROMPTS: list(prompts), COMPLETIONS: list(answers)}
+        # Copies: the function may change what it is given, and the next call gets the rows as read.
+        given = {name: [copy.deepcopy(row.get(name)) for row in rows] for name in names}
+        given |= {PROMPTS: [copy.deepcopy(one) for one in prompts], COMPLETIONS: list(answers)}
         wanted = self._parameters()
         if all(one.kind is not ANY for one in wanted):
             given = {one.name: given[one.name] for one in wanted if one.name in given}

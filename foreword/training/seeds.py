@@ -98,21 +98,23 @@ class Spread:
     Attributes:
         best_seed: that of the lowest validation loss.
         best: its prompt, with this spread among its metrics.
-        losses: validation loss of each seed, in nats.
-        exact: share of validation rows that each seed answers right.
+        measures: what validation said, by its name in `Validation`, of each seed.
     """
 
     best_seed: int
     best: SoftPrompt
-    losses: Mapping[int, float]
-    exact: Mapping[int, float]
+    measures: Mapping[str, Mapping[int, float]]
 
     def __str__(self) -> str:
-        loss, exact = _summary(self.losses), _summary(self.exact)
+        name = "reward" if "reward" in self.measures else "loss"
+        share = "preferred" if "preferred" in self.measures else "exact"
+        each = self.measures[name]
+        value, right = _summary(each), _summary(self.measures[share])
         return (
-            f"{len(self.losses)} seeds: validation loss {loss['mean']:.3f} +- "
-            f"{loss['deviation']:.3f}, exact {exact['mean']:.1%} +- {exact['deviation']:.1%}; "
-            f"the best is seed {self.best_seed}, loss {self.losses[self.best_seed]:.3f}"
+            f"{len(each)} seeds: validation {name} {value['mean']:.3f} +- "
+            f"{value['deviation']:.3f}, {'of 1 or more' if name == 'reward' else share} "
+            f"{right['mean']:.1%} +- {right['deviation']:.1%}; "
+            f"the best is seed {self.best_seed}, {name} {each[self.best_seed]:.3f}"
         )
 
 
@@ -128,13 +130,13 @@ def spread(results: Mapping[int, SoftPrompt]) -> Spread:
         if validation is None:
             raise InputError("--seeds keeps the best by validation: give --validation rows")
         found[seed] = validation
-    losses = {seed: one["loss"] for seed, one in found.items()}
-    exact = {seed: one["exact"] for seed, one in found.items()}
-    best_seed = min(losses, key=lambda seed: (losses[seed], seed))
+    best_seed = min(found, key=lambda seed: (found[seed]["loss"], seed))
+    names = [name for name in found[best_seed] if all(name in one for one in found.values())]
+    measures = {name: {seed: one[name] for seed, one in found.items()} for name in names}
     best = results[best_seed].detached()
-    seeds = {"best": best_seed, "loss": _summary(losses), "exact": _summary(exact)}
-    best.facts["metrics"] = best.facts["metrics"] | {"seeds": seeds}
-    return Spread(best_seed, best, losses, exact)
+    summaries = {name: _summary(values) for name, values in measures.items()}
+    best.facts["metrics"] = best.facts["metrics"] | {"seeds": {"best": best_seed} | summaries}
+    return Spread(best_seed, best, measures)
 
 
 def _summary(values: Mapping[int, float]) -> dict[str, Any]:

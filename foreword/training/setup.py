@@ -16,6 +16,7 @@ from torch import Tensor
 from foreword.backbone import Backbone
 from foreword.config import AUTO, EncodingConfig, TrainConfig
 from foreword.data.row import every
+from foreword.data.several import several
 from foreword.data.template_dates import dated
 from foreword.errors import InputError
 from foreword.prompt.peft_format import FILES
@@ -76,7 +77,12 @@ def prepare(
     ):  # fmt: skip
         if not isinstance(given, kind):
             raise InputError(f"{name}: expected a {kind.__name__}, got {type(given).__name__}")
-    examples, validation = list(examples), list(validation)  # read twice
+    examples = several("examples", examples, "rows")  # read twice
+    validation = several("validation", validation, "rows")
+    if isinstance(objective, str) or not hasattr(objective, "summed"):
+        raise InputError(
+            f"objective: expected an objective such as Preference(), got {objective!r:.80}"
+        )
     objective.check(config, has_start=initial is not None)
     is_open = config.is_start_open and initial is None
     share = 1.0 if config.learning_rate is not None else objective.rate_share

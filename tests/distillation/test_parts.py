@@ -1,6 +1,7 @@
 """Texts that are longer than the model's context, and queries that are refused."""
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from tiny_tokenizer import tiny_tokenizer
 from foreword import Backbone, SoftPrompt, chat, distill
 from foreword.distillation.chunks import cut
 from foreword.distillation.distill import prepare
-from foreword.distillation.parts import nearest
+from foreword.distillation.parts import counting, nearest, parts_of
 from foreword.distillation.queries import Query, as_queries
 from foreword.errors import DataError, InputError
 from foreword.named_text import text_prompt
@@ -34,6 +35,18 @@ def held(prompt: SoftPrompt) -> str:
     """Return the text that a prompt says it holds."""
     [turn] = json.loads(chat.encoding_of(prompt).held_text or "")
     return str(turn["content"])
+
+
+@pytest.mark.parametrize("count", [40, 300])
+def test_parts_are_as_few_as_fit(count: int) -> None:
+    """What a template adds is there once in a part, and not with each of its lines."""
+    model, text = small(), "\n".join(f"line {n}" for n in range(count))
+    parts = parts_of(model, text, 60)
+    assert parts is not None and "".join(parts) == text
+    size = counting(model)
+    frame, room = size(""), model.capabilities.context_length - 60  # type: ignore[operator]
+    assert all(size(part) <= room for part in parts)
+    assert len(parts) <= 1 + math.ceil((size(text) - frame) / (room - frame))
 
 
 def test_pieces_are_the_text_and_keep_to_the_limit() -> None:

@@ -108,7 +108,7 @@ def test_an_answer_with_nothing_before_it_is_refused_by_name() -> None:
 
 def test_choices_that_become_the_same_tokens_are_refused() -> None:
     model = backbone()
-    twice = ("a", f"a{model.tokenizer.eos_token}", "bc")
+    twice = ("a", f"a{model.tokenizer.eos_token}", "bc", "hello")
     with pytest.raises(DataError, match="'a' and 'a.*' become the same tokens"):
         evaluate(model, Subject("x", encoding=PLAIN), EXAMPLES, [METRICS["exact"]], choices=twice)
 

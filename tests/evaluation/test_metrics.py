@@ -74,6 +74,14 @@ def test_rouge_l_knows_the_words_of_any_script() -> None:
     assert metrics.rouge_l("Привет, мир", "привет мир") == 1.0
     assert metrics.rouge_l("größe über", "größe unter") == pytest.approx(0.5)
     assert metrics.rouge_l("你好世界", "你好") == pytest.approx(2 * 0.5 / 1.5)
+    # Marks belong to the letter that they stand on, written as one character or two.
+    assert metrics.rouge_l("कि", "का") == 0.0 and metrics.rouge_l("हिन्दी में", "हिन्दी") > 0.6
+    assert metrics.words_of("हिन्दी में पानी") == ["हिन्दी", "में", "पानी"]
+    assert (
+        metrics.rouge_l("cafe\u0301", "café") == 1.0 and metrics.rouge_l("cafe\u0301", "cafe") == 0
+    )
+    assert metrics.words_of("can't_do 1️⃣ a1") == ["can", "t", "do", "1️⃣", "a1"]
+    assert metrics.rouge_l("...", " ...") == 1.0 and metrics.rouge_l("...", "!") == 0.0
 
 
 def test_macro_f1_is_scikit_learns_over_the_expected_classes() -> None:
@@ -131,6 +139,19 @@ def test_a_difference_is_paired_by_examples() -> None:
     # Only four rows differ: unpaired, both would sway by some thirty points.
     assert paired.low >= 0 and paired.high <= 0.2 and one.high - one.low > 0.2
     assert not difference(one, one, FAST).excludes_zero
+
+
+@pytest.mark.parametrize(("confidence", "enough"), [(0.9, 5), (0.95, 6), (0.999, 11)])
+def test_few_examples_are_never_beyond_chance(confidence: float, enough: int) -> None:
+    """Where all of n differ to one side, a sign test gives 2 ** (1 - n)."""
+    resampling = ResamplingConfig(num_resamples=50, confidence=confidence)
+    for count in (2, enough - 1, enough, enough + 1):
+        right, wrong = (
+            score(METRICS["exact"], [Outcome("x", said)] * count, resampling) for said in "xy"
+        )
+        found = difference(right, wrong, resampling)
+        assert found.excludes_zero is (count >= enough)
+        assert found.excludes_zero is (2 ** (1 - count) <= 1 - confidence + 1e-12)
 
 
 def test_scores_of_other_examples_are_not_paired() -> None:

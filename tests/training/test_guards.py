@@ -138,7 +138,7 @@ def test_patience_ends_the_run_and_keeps_the_best(backbone: Backbone) -> None:
     events = list(train(backbone, ROWS, config, validation=held_out))
     losses = [event.validation.loss for event in events]
     assert len(events) < 30 and min(losses[-2:]) > min(losses)
-    assert "the 2th without a better one: stopped, the best is kept" in events[-1].notices[0]
+    assert "with no better one in 2: stopped, the best is kept" in events[-1].notices[0]
     assert events[-1].prompt.facts["metrics"]["validation"]["loss"] == min(losses)
 
 

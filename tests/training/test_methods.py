@@ -353,6 +353,9 @@ def test_labels_start_as_their_own_tokens() -> None:
     found = label_embeddings(table, [[1, 2, 9], [3, 9], [1, 2, 9]], 4, torch.Generator())
     assert torch.equal(found[0], table[[1, 2]].mean(0)) and torch.equal(found[1], table[3])
     assert found.shape == (4, 4)
+    # One answer ends as the whole of another: what is left tells them apart.
+    found = label_embeddings(table, [[5, 1], [7, 5, 1]], 4, torch.Generator())
+    assert torch.equal(found[0], table[5]) and torch.equal(found[1], table[[7, 5]].mean(0))
 
 
 def test_labels_are_refused_where_answers_are_no_classes(backbone: Backbone) -> None:

@@ -222,6 +222,40 @@ def test_a_reward_that_fails_loses_nothing(tmp_path: Path) -> None:
     assert curves(rest) == curves(whole)[3:]
 
 
+def test_a_validation_that_fails_leaves_the_good_point_as_it_was(tmp_path: Path) -> None:
+    events = run(tmp_path / "calm", save_every=1)
+    calls: list[int] = []
+
+    def failing(completions: list[str], letter: list[str]) -> list[float]:
+        calls.append(1)
+        if len(calls) == 3:  # the validation of step 2
+            raise ValueError("away")
+        return of_even(completions, letter)
+
+    with pytest.raises(TrainingError):
+        run(tmp_path / "left", function=RewardFunction("test:of_even", failing), save_every=1)
+    run(tmp_path / "left", save_every=1)
+    states = [read_state(tmp_path / name / STATE_FILE) for name in ("calm", "left")]
+    whole, resumed = (one.progress() for one in states)
+    assert events and resumed.good_step == whole.good_step
+    assert resumed.good_level == pytest.approx(whole.good_level, nan_ok=True)
+
+
+def test_a_function_that_changes_what_it_is_given_changes_nothing_else() -> None:
+    rows = [{"keys": ["x", "y"], "turns": [{"role": "user"}]}] * 3
+
+    def popping(prompts: Any, completions: list[str], keys: list[list[str]]) -> list[float]:
+        found = [float(len(one)) for one in keys]
+        for one in (*keys, *prompts):
+            one.pop()
+        return found
+
+    function, prompts = RewardFunction("test:popping", popping), [[{"role": "user"}]] * 3
+    for _ in range(2):
+        assert function(prompts, ["a", "b", "c"], rows) == [2.0, 2.0, 2.0]
+    assert rows[0]["keys"] == ["x", "y"] and prompts[0] == [{"role": "user"}]
+
+
 @pytest.mark.parametrize(
     ("found", "named"),
     [

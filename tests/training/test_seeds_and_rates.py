@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import shlex
 from pathlib import Path
 from typing import Any
@@ -185,6 +186,19 @@ def test_a_spread_keeps_the_best_and_knows_the_others() -> None:
     assert (seeds["loss"]["mean"], seeds["loss"]["deviation"]) == (2.0, 1.0)
     assert seeds["exact"]["mean"] == pytest.approx(0.7)
     assert "3 seeds: validation loss 2.000 +- 1.000" in str(found)
+
+
+def test_a_spread_says_what_the_objective_is_about() -> None:
+    kinds = {
+        "reward": ({"reward": 0.25, "loss": -0.25, "exact": 0.1}, "reward 0.250 .*of 1 or more 10"),
+        "preferred": ({"preferred": 0.75, "loss": 0.5, "exact": 0.1}, "loss 0.500 .*preferred 75"),
+    }
+    for name, (validation, said) in kinds.items():
+        prompt = validated(0.0, 0.0)
+        prompt.facts["metrics"]["validation"] = validation
+        found = spread({0: prompt, 1: prompt})
+        assert re.search(said, str(found))
+        assert found.best.facts["metrics"]["seeds"][name]["mean"] == validation[name]
 
 
 def test_seeds_need_a_validation_and_a_number() -> None:
