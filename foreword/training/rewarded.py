@@ -6,7 +6,7 @@ are the model's own answers, and the objective is that of `policy`. Prints nothi
 """
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -85,6 +85,7 @@ def reward_seeds(
     validation: Sequence[AnyQuestion] = (),
     folder: str | os.PathLike[str] | None = None,
     resume: bool = False,
+    clear: Callable[[], object] | None = None,
 ) -> Iterator[SeedRun]:
     """Yield the run of each of `count` seeds in turn; see `reward` and `train_seeds`."""
     chat.check_template(backbone, start)
@@ -111,6 +112,7 @@ def reward_seeds(
         resume=resume,
         source=lambda seed: OwnSamples(rollouts, start, seed),
         objective=PolicyGradient(rollouts),
+        clear=clear,
     )
 
 
