@@ -5,12 +5,13 @@ training state. Computes no score itself.
 """
 
 from collections.abc import Mapping
-from pathlib import Path
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from foreword.cli import distill_report, early, options, run_file
+from foreword.cli import distill_report, early, options
+from foreword.cli.clearing import clear
 from foreword.cli.conclusion import end
 from foreword.cli.progress import Stop
 from foreword.cli.run_output import claimed
@@ -109,9 +110,8 @@ def command(
             is_instruction=instruction is not None,
             is_anew=overwrite,
         )
-        if ranks.is_main:
-            run_file.write(Path(output))
-        _run(backbone, lesson, training, Given(output, resume, seeds), stop, ranks)
+        given = Given(output, resume, overwrite, seeds)
+        _run(backbone, lesson, training, given, stop, ranks)
     end(stop, ranks)
 
 
@@ -207,6 +207,7 @@ def _prepared(
             folder=output,
             is_instruction=is_instruction,
             is_anew=is_anew,
+            on_begin=partial(clear, output, keeps_answers=True) if is_anew else lambda: None,
             on_answer=on_answer,
             on_question=on_question,
         )

@@ -4,12 +4,11 @@ In: a prompt's directory, a data file of questions, a function of the user's. Ou
 directory. Draws no answer itself.
 """
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from foreword.cli import early, options, run_file
+from foreword.cli import early, options
 from foreword.cli.conclusion import end
 from foreword.cli.progress import Stop
 from foreword.cli.run_output import claimed
@@ -78,8 +77,7 @@ def command(
         ranks = distributed.join()
         backbone, start = options.load(model, prompt)
         assert start is not None
-        if ranks.is_main:
-            run_file.write(Path(output))
+        given = Given(output, resume, overwrite, seeds)
         runs = reward_seeds(
             backbone,
             start,
@@ -91,8 +89,9 @@ def command(
             validation=questions[1],
             folder=output,
             resume=resume,
+            clear=given.clear,
         )
-        follow(runs, Given(output, resume, seeds), stop, ranks)
+        follow(runs, given, stop, ranks)
     end(stop, ranks)
 
 

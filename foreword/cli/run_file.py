@@ -20,6 +20,7 @@ from foreword.errors import InputError
 from foreword.storage import replacing, storage_errors
 
 NAME = "run.yaml"
+MARK = "# foreword "  # at the beginning of such a file
 PARAMETER = "run_file"
 SECRET = ("api_key", "admin_key")
 OF_ONE_CALL = ("resume", "overwrite", "plot", PARAMETER)
@@ -74,13 +75,21 @@ def write(folder: Path) -> None:
         for key, value in values.items()
         if value is not None and value != [] and key not in left_out
     }
-    text = f"# foreword {command} --config {NAME}\n" + yaml.safe_dump(
+    text = f"{MARK}{command} --config {NAME}\n" + yaml.safe_dump(
         kept, sort_keys=False, allow_unicode=True
     )
     with storage_errors(folder / NAME):
         folder.mkdir(parents=True, exist_ok=True)
         with replacing(folder / NAME) as temporary:
             Path(temporary).write_text(text, encoding="utf-8")
+
+
+def is_own(file: Path) -> bool:
+    """Return whether a file was written beside a run."""
+    try:
+        return file.read_bytes().startswith(MARK.encode())
+    except OSError:
+        return False
 
 
 def _take(context: typer.Context, value: str | None) -> str | None:

@@ -3,12 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from foreword.cli import early, options, run_file
+from foreword.cli import early, options
 from foreword.cli.conclusion import end
 from foreword.cli.console import one_line
 from foreword.cli.progress import Stop, check_trackers, folder_name
@@ -96,7 +95,9 @@ def command(
 
         ranks = distributed.join()
         asked = TrainCall(model, config, encoding, goal, init_prompt)
-        run_all(asked, Given(output, resume, seeds, curves, track), examples, stop, ranks)
+        run_all(
+            asked, Given(output, resume, overwrite, seeds, curves, track), examples, stop, ranks
+        )
     end(stop, ranks)
 
 
@@ -140,8 +141,6 @@ def run_all(
         encode(backbone, part, asked.config, encoding, name)
         for part, name in zip(examples, ("training", "validation"), strict=True)
     )
-    if ranks.is_main:
-        run_file.write(Path(given.output))
     runs = train_seeds(
         backbone,
         rows,
@@ -153,6 +152,7 @@ def run_all(
         folder=given.output,
         resume=given.resume,
         objective=objective_of(asked.goal),
+        clear=given.clear,
     )
     follow(runs, given, stop, ranks)
 
