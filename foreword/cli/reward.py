@@ -112,13 +112,11 @@ def read(
         return questions, read_questions(validation, columns, options.note)
     if not share:
         return questions, []
-    asked = [Example(one.asked, "", one.source) for one in questions]
-    kept, _ = split_examples(asked, share, seed)
-    sources = {one.source for one in kept}
-    return (
-        [one for one in questions if one.source in sources],
-        [one for one in questions if one.source not in sources],
+    asked = [Example(one.asked, "", str(number)) for number, one in enumerate(questions)]
+    kept, aside = (
+        [questions[int(one.source)] for one in part] for part in split_examples(asked, share, seed)
     )
+    return kept, aside
 
 
 def check(function: "RewardFunction", questions: "list[Question]") -> None:

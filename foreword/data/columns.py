@@ -4,6 +4,7 @@ In: a row's columns and the options that name them. Out: `Example`s, and a count
 used. A null counts as not given. Problems are `DataError`s that name the row. Knows no tokenizer.
 """
 
+import hashlib
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -72,10 +73,17 @@ def as_examples(
         said.update([*columns.said, *(f"column {name!r} is not used" for name in columns.unused())])
     if len(examples) == 1:
         return examples
+    conversation = f"{source} {_digest(row)}"  # a place that is given need not be one row's only
     return [
-        replace(example, source=f"{source} answer {number}", conversation=source)
+        replace(example, source=f"{source} answer {number}", conversation=conversation)
         for number, example in enumerate(examples, 1)
     ]
+
+
+def _digest(row: Mapping[str, Any]) -> str:
+    """Return what tells a row from others."""
+    parts = sorted((str(name), str(value)) for name, value in row.items())
+    return hashlib.sha256(repr(parts).encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
 @dataclass

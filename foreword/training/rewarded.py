@@ -93,9 +93,12 @@ def reward_seeds(
         [_question(backbone, start, one, f"{name} {number}") for number, one in enumerate(part, 1)]
         for name, part in (("question", questions), ("validation question", validation))
     )
-    known = {one.source: one for one in (*asked, *held_out)}
-    if len(known) < len(asked) + len(held_out):
-        raise InputError("two questions have one source: give each of them its own")
+    known: dict[str, Question] = {}
+    for one in (*asked, *held_out):
+        if known.setdefault(one.source, one) is not one:
+            raise InputError(
+                f"two questions have one source, {one.source!r:.200}: give each of them its own"
+            )
     saved = chat.encoding_of(start)
     rollouts = Rollouts(backbone, known, saved, function, config)
     rows = rollouts.rows([*asked, *held_out])

@@ -1,4 +1,4 @@
-"""--overwrite begins anew: nothing of an earlier run is taken for this one's, nor lost too early."""
+"""--overwrite begins anew: nothing old is taken for the new run's, nor lost too early."""
 
 import json
 from collections.abc import Callable

@@ -114,7 +114,7 @@ def test_jsonl_lines_are_counted_through_blank_lines_crlf_and_bom(tmp_path: Path
 def test_json_rows_stand_on_the_line_that_they_start_on(tmp_path: Path) -> None:
     content = f"\n[ {PAIR}, {PAIR}\n,\n{json.dumps(json.loads(PAIR), indent=1)},\n {PAIR}]\n"
     rows = read(tmp_path, "rows.json", content)
-    assert [row.source.rpartition(":")[2] for row in rows] == ["2", "2", "4", "8"]
+    assert [row.source.rpartition(":")[2] for row in rows] == ["2 (row 1)", "2 (row 2)", "4", "8"]
 
 
 def test_csv_rows_stand_on_the_physical_line_that_they_start_on(tmp_path: Path) -> None:
