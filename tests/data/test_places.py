@@ -32,7 +32,7 @@ WRITTEN = {
     "indented": lambda rows: json.dumps(rows, indent=2),
     "a line each": lambda rows: "[" + ",\n".join(map(json.dumps, rows)) + "]",
     "two on a line": lambda rows: (
-        f"[{json.dumps(rows[0])}, {json.dumps(rows[1])},\n" + ",\n".join(map(json.dumps, rows[2:])) + "]"
+        f"[{json.dumps(rows[0])}, " + ",\n".join(map(json.dumps, rows[1:])) + "]"
     ),
     "in an object": lambda rows: json.dumps({"data": rows}),
     "columns": lambda rows: json.dumps({name: [row[name] for row in rows] for name in rows[0]}),
