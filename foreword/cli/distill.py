@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from foreword.cli import distill_report, early, options
+from foreword.cli import distill_report, early, options, unused_options
 from foreword.cli.clearing import clear
 from foreword.cli.conclusion import end
 from foreword.cli.progress import Stop
@@ -75,10 +75,8 @@ def command(
     Example: foreword distill --context home --form embeddings --data queries.jsonl --output home-e
     """
     text = context_given(context, instruction)
-    if data is not None and config.questions_from is not None:
-        raise InputError("--data has the queries, and --questions-from asks them: give one")
-    if data is None and config.labels:
-        raise InputError(f"--labels {config.labels:g} is for rows with answers: give --data")
+    unused_options.check_distill(columns, config, has_data=data is not None)
+    training.check_one_prompt("distill")
     _check_held_out(config, training, seeds)
     folders = folders_of(output, training, seeds)
     early.check(data=[data], model=model)

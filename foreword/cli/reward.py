@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from foreword.cli import early, options
+from foreword.cli import early, options, unused_options
 from foreword.cli.conclusion import end
 from foreword.cli.progress import Stop
 from foreword.cli.run_output import claimed
@@ -57,6 +57,8 @@ def command(
     """
     if training.learning_rate == AUTO:
         raise InputError("--learning-rate auto goes by losses of labels: give a number")
+    training.check_one_prompt("reward")
+    unused_options.check_reward(columns)
     check_validation(validation, training, seeds)
     folders = folders_of(output, training, seeds)
     held_out = validation if share_of(validation) is None else None

@@ -75,6 +75,7 @@ def command(
     """
     check_validation(validation, config, seeds, curves)
     goal.check(config, has_start=init_prompt is not None)
+    encoding.check_given()
     folders = folders_of(output, config, seeds)
     held_out = validation if share_of(validation) is None else None
     early.check(data=[data, held_out], prompts=[init_prompt], model=model)
@@ -87,6 +88,8 @@ def command(
         if curves:
             plots.check(curves, "--curves")
         examples = read(data, validation, columns, config, goal)
+        every = (example for part in examples for example in part)
+        encoding.check_given(has_turns=any(not isinstance(one.prompt, str) for one in every))
         for task in {example.task for part in examples for example in part}:
             folder_name(task)  # before hours of training, not at the first save
         if track:

@@ -41,6 +41,7 @@ TOOLS = ("tools", "functions")
 
 MEND = "fill it in, drop the row, or leave out all such rows with --skip-blank"
 
+_BRACES = re.compile(r"\{([^{}]+)\}")
 _DEFAULT_COLUMNS = DataConfig()
 
 
@@ -61,8 +62,9 @@ def as_examples(
         said: counts, in words, what of the row was not used or was guessed.
 
     Raises:
-        DataError: the row cannot be used; names `source`.
+        DataError: the row cannot be used; names `source`. InputError: nothing names its answer.
     """
+    config.check_answers()
     with named(source):
         columns = _Columns({str(name): native(value) for name, value in row.items()})
         examples = [replace(found, source=source) for found in _examples(columns, config)]
@@ -335,6 +337,12 @@ def _fill(template: str, columns: _Columns) -> str:
             return str(cell)
         return text_in(cell, f"column {found[1]!r}")
 
+    for inside in _BRACES.findall(template):
+        if columns.has(inside) and not TEMPLATE_FIELD.fullmatch(f"{{{inside}}}"):
+            raise DataError(
+                f"--template: {{{inside}}} has the name of a column, and a field takes letters, "
+                "digits, spaces and _ . - only: rename the column"
+            )
     return TEMPLATE_FIELD.sub(value, template)
 
 

@@ -88,6 +88,7 @@ def reward_seeds(
     clear: Callable[[], object] | None = None,
 ) -> Iterator[SeedRun]:
     """Yield the run of each of `count` seeds in turn; see `reward` and `train_seeds`."""
+    training.check_one_prompt("reward")
     chat.check_template(backbone, start)
     asked, held_out = (
         [_question(backbone, start, one, f"{name} {number}") for number, one in enumerate(part, 1)]
