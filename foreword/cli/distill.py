@@ -14,7 +14,7 @@ from foreword.cli import distill_report, early, options, unused_options
 from foreword.cli.clearing import clear
 from foreword.cli.conclusion import end
 from foreword.cli.progress import Stop
-from foreword.cli.run_output import claimed
+from foreword.cli.run_output import check_apart, claimed
 from foreword.cli.seed_runs import Given, folders_of, follow
 from foreword.config import DataConfig, DistillConfig, TrainConfig
 from foreword.errors import ArtifactError, InputError
@@ -80,6 +80,8 @@ def command(
     _check_held_out(config, training, seeds)
     folders = folders_of(output, training, seeds)
     early.check(data=[data], model=model)
+    reads = {"--data": data, "--context": context, "--distractors": config.distractors}
+    check_apart(output, reads | {"--model": model})
     from foreword.distillation import input_checks
     from foreword.distillation.queries import read_queries
     from foreword.training import launch

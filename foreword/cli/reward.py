@@ -11,7 +11,7 @@ import typer
 from foreword.cli import early, options, unused_options
 from foreword.cli.conclusion import end
 from foreword.cli.progress import Stop
-from foreword.cli.run_output import claimed
+from foreword.cli.run_output import check_apart, claimed
 from foreword.cli.seed_runs import Given, check_validation, folders_of, follow, share_of
 from foreword.config import AUTO, DataConfig, RewardConfig, TrainConfig
 from foreword.errors import InputError
@@ -63,6 +63,8 @@ def command(
     folders = folders_of(output, training, seeds)
     held_out = validation if share_of(validation) is None else None
     early.check(data=[data, held_out], prompts=[prompt], model=model)
+    reads = {"--data": data, "--validation": held_out, "--prompt": prompt}
+    check_apart(output, reads | {"--model": model})
     from foreword.training import launch
     from foreword.training.rewards import load_reward
 

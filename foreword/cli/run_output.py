@@ -7,7 +7,7 @@ the command ends, or a refusal that says what is there. Knows no model and takes
 import contextlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from foreword.errors import InputError
@@ -18,7 +18,39 @@ LOCK_FILE = ".output.lock"
 PICKLE = "adapter_model.bin"  # of an adapter that PEFT wrote without safetensors
 INNER = ("seeds", "tasks")  # folders of an output, with one for each seed or task
 TAKEN = "{}: another run writes to it; wait for its end, or choose another --output"
+OF_PROMPTS = "--distractors"  # reads the prompts in all folders of one
 ANEW = "choose another --output, or begin anew with --overwrite"
+
+
+def check_apart(output: str, reads: Mapping[str, str | None]) -> None:
+    """Refuse an output in which a command reads, too: what it writes there it would read the next
+    time, and what it begins anew it would remove.
+
+    Args:
+        output: what the user named.
+        reads: what is read, by the option that names it.
+
+    Raises:
+        InputError: the output is a folder that is read, or holds one, or lies in one of prompts.
+    """
+    from foreword.data.readers import folder_read
+
+    target = Path(os.path.realpath(output))
+    for option, given in reads.items():
+        if given is None or (folder := folder_read(given)) is None:
+            continue
+        place, how = Path(os.path.realpath(folder)), None
+        if place == target:
+            how = "is"
+        elif target in place.parents:
+            how = "holds"
+        elif place in target.parents and option == OF_PROMPTS:
+            how = "lies in"
+        if how is not None:
+            raise InputError(
+                f"--output {output} {how} the folder that {option} reads, {folder}: choose another "
+                "--output"
+            )
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ from foreword.cli import early, options
 from foreword.cli.conclusion import end
 from foreword.cli.console import one_line
 from foreword.cli.progress import Stop, check_trackers, folder_name
-from foreword.cli.run_output import claimed
+from foreword.cli.run_output import check_apart, claimed
 from foreword.cli.seed_runs import Given, check_validation, folders_of, follow, share_of
 from foreword.config import DataConfig, EncodingConfig, ObjectiveConfig, TrainConfig
 
@@ -79,6 +79,8 @@ def command(
     folders = folders_of(output, config, seeds)
     held_out = validation if share_of(validation) is None else None
     early.check(data=[data, held_out], prompts=[init_prompt], model=model)
+    reads = {"--data": data, "--validation": held_out, "--init-prompt": init_prompt}
+    check_apart(output, reads | {"--model": model})
     from foreword.evaluation import plots
     from foreword.training import launch
 
