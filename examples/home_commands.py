@@ -45,9 +45,11 @@ from foreword.errors import InputError
 from foreword.evaluation.evaluation import Evaluation, Subject, evaluate
 from foreword.evaluation.metrics import row_metric
 from foreword.loading import hub
+from foreword.training.folders import STATE_FILE
 
 MODEL = "smollm2-135m"
 FOLDER = Path("runs/home-commands")
+STATE = FOLDER / "state" / STATE_FILE
 SYSTEM_TURN = "<|im_start|>system\n{}<|im_end|>\n"
 # A row is the user's turn alone: the soft prompt stands where the system turn stood.
 ROWS = EncodingConfig(row_template="<|im_start|>user\n{prompt}<|im_end|>\n<|im_start|>assistant\n")
@@ -124,8 +126,9 @@ def begin(
             config,
             validation=examples["validation"],
             encoding_config=ROWS,
-            checkpoint=FOLDER / "state",
+            checkpoint=STATE.parent,
             resume=resume,
+            clear=None if resume else partial(STATE.unlink, missing_ok=True),
         )
 
     try:

@@ -5,15 +5,16 @@ training state. Computes no score itself.
 """
 
 from collections.abc import Mapping
-from pathlib import Path
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from foreword.cli import distill_report, early, options, run_file
+from foreword.cli import distill_report, early, options, unused_options
+from foreword.cli.clearing import clear
 from foreword.cli.conclusion import end
 from foreword.cli.progress import Stop
-from foreword.cli.run_output import claimed
+from foreword.cli.run_output import check_apart, claimed
 from foreword.cli.seed_runs import Given, folders_of, follow
 from foreword.config import DataConfig, DistillConfig, TrainConfig
 from foreword.errors import ArtifactError, InputError
@@ -74,13 +75,13 @@ def command(
     Example: foreword distill --context home --form embeddings --data queries.jsonl --output home-e
     """
     text = context_given(context, instruction)
-    if data is not None and config.questions_from is not None:
-        raise InputError("--data has the queries, and --questions-from asks them: give one")
-    if data is None and config.labels:
-        raise InputError(f"--labels {config.labels:g} is for rows with answers: give --data")
+    unused_options.check_distill(columns, config, has_data=data is not None)
+    training.check_one_prompt("distill")
     _check_held_out(config, training, seeds)
     folders = folders_of(output, training, seeds)
     early.check(data=[data], model=model)
+    reads = {"--data": data, "--context": context, "--distractors": config.distractors}
+    check_apart(output, reads | {"--model": model})
     from foreword.distillation import input_checks
     from foreword.distillation.queries import read_queries
     from foreword.training import launch
@@ -109,9 +110,8 @@ def command(
             is_instruction=instruction is not None,
             is_anew=overwrite,
         )
-        if ranks.is_main:
-            run_file.write(Path(output))
-        _run(backbone, lesson, training, Given(output, resume, seeds), stop, ranks)
+        given = Given(output, resume, overwrite, seeds)
+        _run(backbone, lesson, training, given, stop, ranks)
     end(stop, ranks)
 
 
@@ -207,6 +207,7 @@ def _prepared(
             folder=output,
             is_instruction=is_instruction,
             is_anew=is_anew,
+            on_begin=partial(clear, output, keeps_answers=True) if is_anew else lambda: None,
             on_answer=on_answer,
             on_question=on_question,
         )

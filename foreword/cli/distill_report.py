@@ -94,8 +94,7 @@ def show_end(
         f"saved to {output}\n\n"
         f"try it:   foreword chat --prompt {quote(output)}\n"
         f"serve:    foreword prompts add NAME {quote(output)}\n"
-        f"measure:  foreword eval --prompt {quote(output)} --context "
-        f"{'FILE' if is_text else 'PROMPT'} --data FILE"
+        f"measure:  foreword eval --prompt {quote(output)}{_beside(lesson)} --data FILE"
     )
     if prompt.form == "embeddings":
         options.output.print(
@@ -103,6 +102,15 @@ def show_end(
             f"{quote(backbone.name)} --output DIRECTORY"
         )
     return prompt.replaced(prompt.tensors, prompt.facts | {"distilled": facts})
+
+
+def _beside(lesson: "Lesson") -> str:
+    """Return the option of `eval` for the context, where the model can read it as a whole."""
+    from foreword.named_text import holds_text
+
+    if len(lesson.teachers) > 1:
+        return ""
+    return f" --context {'FILE' if holds_text(lesson.text) else 'PROMPT'}"
 
 
 def _held_out(lesson: "Lesson") -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from foreword.cli import agreement, comparison, distill, early, options
+from foreword.cli import agreement, comparison, distill, early, options, unused_options
 from foreword.cli.console import strict_json
 from foreword.cli.counted import counted
 from foreword.config import (
@@ -18,7 +18,7 @@ from foreword.config import (
     EvalConfig,
     ResamplingConfig,
 )
-from foreword.errors import DataError, InputError
+from foreword.errors import InputError
 
 if TYPE_CHECKING:
     from foreword.backbone import Backbone
@@ -67,9 +67,10 @@ def command(
     queries = [query.asked for query in given]
     try:
         every = read_examples(data, columns, say=options.note)
-    except DataError as error:
+    except InputError as error:
         if not queries or predictions:
             raise
+        unused_options.check_without_answers(config)
         options.note(f"no task score, only agreement with the whole text: {error}")
         every = []
     choices, examples = comparison.choices_in(config, every), every[: config.limit]

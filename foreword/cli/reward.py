@@ -4,15 +4,14 @@ In: a prompt's directory, a data file of questions, a function of the user's. Ou
 directory. Draws no answer itself.
 """
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from foreword.cli import early, options, run_file
+from foreword.cli import early, options, unused_options
 from foreword.cli.conclusion import end
 from foreword.cli.progress import Stop
-from foreword.cli.run_output import claimed
+from foreword.cli.run_output import check_apart, claimed
 from foreword.cli.seed_runs import Given, check_validation, folders_of, follow, share_of
 from foreword.config import AUTO, DataConfig, RewardConfig, TrainConfig
 from foreword.errors import InputError
@@ -58,10 +57,14 @@ def command(
     """
     if training.learning_rate == AUTO:
         raise InputError("--learning-rate auto goes by losses of labels: give a number")
+    training.check_one_prompt("reward")
+    unused_options.check_reward(columns)
     check_validation(validation, training, seeds)
     folders = folders_of(output, training, seeds)
     held_out = validation if share_of(validation) is None else None
     early.check(data=[data, held_out], prompts=[prompt], model=model)
+    reads = {"--data": data, "--validation": held_out, "--prompt": prompt}
+    check_apart(output, reads | {"--model": model})
     from foreword.training import launch
     from foreword.training.rewards import load_reward
 
@@ -78,8 +81,7 @@ def command(
         ranks = distributed.join()
         backbone, start = options.load(model, prompt)
         assert start is not None
-        if ranks.is_main:
-            run_file.write(Path(output))
+        given = Given(output, resume, overwrite, seeds)
         runs = reward_seeds(
             backbone,
             start,
@@ -91,8 +93,9 @@ def command(
             validation=questions[1],
             folder=output,
             resume=resume,
+            clear=given.clear,
         )
-        follow(runs, Given(output, resume, seeds), stop, ranks)
+        follow(runs, given, stop, ranks)
     end(stop, ranks)
 
 
@@ -113,13 +116,11 @@ def read(
         return questions, read_questions(validation, columns, options.note)
     if not share:
         return questions, []
-    asked = [Example(one.asked, "", one.source) for one in questions]
-    kept, _ = split_examples(asked, share, seed)
-    sources = {one.source for one in kept}
-    return (
-        [one for one in questions if one.source in sources],
-        [one for one in questions if one.source not in sources],
+    asked = [Example(one.asked, "", str(number)) for number, one in enumerate(questions)]
+    kept, aside = (
+        [questions[int(one.source)] for one in part] for part in split_examples(asked, share, seed)
     )
+    return kept, aside
 
 
 def check(function: "RewardFunction", questions: "list[Question]") -> None:

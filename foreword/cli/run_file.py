@@ -1,14 +1,16 @@
 """Run file: a command's options in a YAML file, read by `--config` and written beside a run.
 
-In: a file with one line for each option, under its own name. Out: the values that the command line
-leaves open, as if they had been typed; and such a file of what a run was given. Options that are
-typed, and variables of the environment, come before the file's. Knows no option by name.
+In: a file with one line for each option, under the name of its flag. Out: the values that the
+command line leaves open, as if they had been typed; and such a file of what a run was given.
+Options that are typed, and variables of the environment, come before the file's. Knows no option
+by name.
 """
 
 import difflib
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Iterable, Mapping
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,6 +22,7 @@ from foreword.errors import InputError
 from foreword.storage import replacing, storage_errors
 
 NAME = "run.yaml"
+MARK = "# foreword "  # at the beginning of such a file
 PARAMETER = "run_file"
 SECRET = ("api_key", "admin_key")
 OF_ONE_CALL = ("resume", "overwrite", "plot", PARAMETER)
@@ -74,7 +77,7 @@ def write(folder: Path) -> None:
         for key, value in values.items()
         if value is not None and value != [] and key not in left_out
     }
-    text = f"# foreword {command} --config {NAME}\n" + yaml.safe_dump(
+    text = f"{MARK}{command} --config {NAME}\n" + yaml.safe_dump(
         kept, sort_keys=False, allow_unicode=True
     )
     with storage_errors(folder / NAME):
@@ -83,15 +86,36 @@ def write(folder: Path) -> None:
             Path(temporary).write_text(text, encoding="utf-8")
 
 
+def is_own(file: Path) -> bool:
+    """Return whether a file was written beside a run."""
+    try:
+        return file.read_bytes().startswith(MARK.encode())
+    except OSError:
+        return False
+
+
 def _take(context: typer.Context, value: str | None) -> str | None:
     """Let the file's values stand for options that nobody typed."""
     if value is not None:
-        known = {one.name: one for one in context.command.params if one.name not in OF_NO_FILE}
+        known = _by_name(context.command.params)
         context.default_map = {**(context.default_map or {}), **_read(value, known)}
     return value
 
 
-def _read(path: str, known: Mapping[Any, Any]) -> dict[str, Any]:
+def _by_name(parameters: Iterable[Any]) -> dict[str, Any]:
+    """Return a command's parameters by all names that a file may call them: those of their flags,
+    and their own.
+    """
+    found: dict[str, Any] = {}
+    for one in parameters:
+        if one.name not in OF_NO_FILE:
+            flags = (*one.opts, *one.secondary_opts)
+            names = (flag.removeprefix("--") for flag in flags if flag.startswith("--"))
+            found |= dict.fromkeys((one.name, *(name.replace("-", "_") for name in names)), one)
+    return found
+
+
+def _read(path: str, known: Mapping[str, Any]) -> dict[str, Any]:
     """Return the values of a file by the names of parameters.
 
     Raises:
@@ -116,12 +140,16 @@ def _read(path: str, known: Mapping[Any, Any]) -> dict[str, Any]:
     for key, value in found.items():
         name = str(key).replace("-", "_")
         if name not in known:
-            near = difflib.get_close_matches(name, [str(one) for one in known], n=1)
+            near = difflib.get_close_matches(name, known, n=1)
             also = f"; did you mean {near[0].replace('_', '-')}?" if near else ""
             raise InputError(f"--config: {path}: this command has no option {key!r:.80}{also}")
-        if name in values:
+        parameter = known[name]
+        if parameter.name in values:
             raise InputError(f"--config: {path}: {key} stands there twice")
-        values[name] = _value(path, str(key), value, known[name])
+        found_value = _value(path, str(key), value, parameter)
+        if f"--{name.replace('_', '-')}" in parameter.secondary_opts:  # as no-start-token
+            found_value = not found_value
+        values[parameter.name] = found_value
     return values
 
 
@@ -142,7 +170,16 @@ def _value(path: str, key: str, value: Any, parameter: Any) -> Any:
                 f"{where}: expected a text or a number, got {one!r:.80}; put a text that YAML "
                 "reads otherwise into quotes, and leave out what keeps its default"
             )
-    return many if takes_many else value
+    many = [_from_home(one) for one in many]
+    return many if takes_many else many[0]
+
+
+def _from_home(value: str) -> str:
+    """Return a value with a ~ at its beginning as the folder that it stands for, as a shell passes
+    it on, also behind the @ of a file.
+    """
+    mark, rest = ("@", value[1:]) if value.startswith("@") else ("", value)
+    return mark + os.path.expanduser(rest) if rest.startswith("~") else value
 
 
 def _loader() -> Any:

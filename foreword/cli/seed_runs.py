@@ -4,12 +4,13 @@ In: runs that begin one after another. Out: each attended to its end, the best o
 lines on the terminal. Knows no objective and no row.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from foreword.cli import options
+from foreword.cli import options, run_file
 from foreword.cli.conclusion import conclude, kept, where_it_goes_on
 from foreword.cli.progress import Stop, Trackers, run, save
 from foreword.config import TrainConfig
@@ -28,6 +29,7 @@ class Given:
     Attributes:
         output: directory of the prompt.
         resume: they go on where they stopped.
+        overwrite: they begin anew, whatever is there.
         seeds: how many there are.
         curves: file of a picture of the only one.
         track: names of trackers.
@@ -35,15 +37,24 @@ class Given:
 
     output: str
     resume: bool
+    overwrite: bool
     seeds: int
     curves: str | None = None
     track: str | None = None
+
+    @property
+    def clear(self) -> Callable[[], None] | None:
+        """What removes an earlier run, where they begin anew."""
+        from foreword.cli.clearing import clear
+
+        return partial(clear, self.output) if self.overwrite else None
 
 
 def follow(
     runs: "Iterable[SeedRun]", given: Given, stop: Stop, ranks: "Ranks", *, concludes: bool = True
 ) -> "dict[int, TrainEvent]":
-    """Attend the run of every seed in turn, and keep the best of several.
+    """Attend the run of every seed in turn, and keep the best of several; the options are written
+    beside them once the first has begun, so that a run that is refused changes none.
 
     Args:
         runs: as they begin.
@@ -58,6 +69,8 @@ def follow(
     results: dict[int, TrainEvent] = {}
     for one in runs:
         place = str(one.folder)
+        if ranks.is_main and not results:
+            run_file.write(Path(given.output))
         if given.seeds > 1:
             options.output.print(f"seed {one.seed}:")
         if given.resume:

@@ -3,16 +3,15 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from foreword.cli import early, options, run_file
+from foreword.cli import early, options
 from foreword.cli.conclusion import end
 from foreword.cli.console import one_line
 from foreword.cli.progress import Stop, check_trackers, folder_name
-from foreword.cli.run_output import claimed
+from foreword.cli.run_output import check_apart, claimed
 from foreword.cli.seed_runs import Given, check_validation, folders_of, follow, share_of
 from foreword.config import DataConfig, EncodingConfig, ObjectiveConfig, TrainConfig
 
@@ -76,9 +75,12 @@ def command(
     """
     check_validation(validation, config, seeds, curves)
     goal.check(config, has_start=init_prompt is not None)
+    encoding.check_given()
     folders = folders_of(output, config, seeds)
     held_out = validation if share_of(validation) is None else None
     early.check(data=[data, held_out], prompts=[init_prompt], model=model)
+    reads = {"--data": data, "--validation": held_out, "--init-prompt": init_prompt}
+    check_apart(output, reads | {"--model": model})
     from foreword.evaluation import plots
     from foreword.training import launch
 
@@ -88,6 +90,8 @@ def command(
         if curves:
             plots.check(curves, "--curves")
         examples = read(data, validation, columns, config, goal)
+        every = (example for part in examples for example in part)
+        encoding.check_given(has_turns=any(not isinstance(one.prompt, str) for one in every))
         for task in {example.task for part in examples for example in part}:
             folder_name(task)  # before hours of training, not at the first save
         if track:
@@ -96,7 +100,9 @@ def command(
 
         ranks = distributed.join()
         asked = TrainCall(model, config, encoding, goal, init_prompt)
-        run_all(asked, Given(output, resume, seeds, curves, track), examples, stop, ranks)
+        run_all(
+            asked, Given(output, resume, overwrite, seeds, curves, track), examples, stop, ranks
+        )
     end(stop, ranks)
 
 
@@ -140,8 +146,6 @@ def run_all(
         encode(backbone, part, asked.config, encoding, name)
         for part, name in zip(examples, ("training", "validation"), strict=True)
     )
-    if ranks.is_main:
-        run_file.write(Path(given.output))
     runs = train_seeds(
         backbone,
         rows,
@@ -153,6 +157,7 @@ def run_all(
         folder=given.output,
         resume=given.resume,
         objective=objective_of(asked.goal),
+        clear=given.clear,
     )
     follow(runs, given, stop, ranks)
 

@@ -30,7 +30,7 @@ class DataConfig:
         None, "column that holds the answer; default: completion"
     )
     template: str | None = text_option(
-        None, "text before the answer, with {column} fields; needs --label-column"
+        None, "text before the answer, with {column} fields; answers are in --label-column"
     )
     label_column: str | None = option(None, "column that holds the answer of a --template")
     skip_blank: bool = option(
@@ -42,12 +42,21 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         check_types(self)
-        if (self.template is None) != (self.label_column is None):
-            raise InputError("--template and --label-column go together: give both or neither")
+        if self.template is None and self.label_column is not None:
+            raise InputError("--label-column is of --template: give that, too")
         if self.template is not None and not TEMPLATE_FIELD.search(self.template):
             raise InputError(f"--template must contain a {{column}}, got {self.template!r}")
         if self.template is not None and (named := self._named()):
             raise InputError(f"--template already says what is read: leave out {named[0]}")
+
+    def check_answers(self) -> None:
+        """Refuse to read answers where a template makes what is asked and nothing names them.
+
+        Raises:
+            InputError: says what to give.
+        """
+        if self.template is not None and self.label_column is None:
+            raise InputError("--template says what is asked: give --label-column for the answers")
 
     def _named(self) -> list[str]:
         names = ("messages_column", "prompt_column", "completion_column")

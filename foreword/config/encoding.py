@@ -81,6 +81,27 @@ class EncodingConfig:
         said = BEFORE | dict(facts)
         return cls(**{one.name: said[one.name] for one in fields(cls) if one.name in said})
 
+    def check_given(self, *, has_turns: bool = True) -> None:
+        """Refuse options that a run is given and that can change none of its rows; those that a
+        prompt records say how it was, and may.
+
+        Args:
+            has_turns: whether some row is a conversation.
+
+        Raises:
+            InputError: names the first of them.
+        """
+        by_template = self.row_template is not None
+        if not self.start_token and not by_template:
+            raise InputError("--no-start-token is of --row-template: give that, too")
+        if self.plain and by_template:
+            raise InputError("--row-template says how rows are written: leave --plain out")
+        if self.opening != "answer" and (by_template or (self.plain and not has_turns)):
+            raise InputError(
+                f"--opening {self.opening} is of chat templates, and no row is written by one with "
+                f"{'--row-template' if by_template else '--plain'}: leave it out"
+            )
+
     def __post_init__(self) -> None:
         check_types(self)
         if self.row_template is not None and "{prompt}" not in self.row_template:

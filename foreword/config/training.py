@@ -164,6 +164,18 @@ class TrainConfig:
                 "of them, or leave it out"
             )
 
+    def check_one_prompt(self, command: str) -> None:
+        """Refuse several tasks where one prompt is trained.
+
+        Raises:
+            InputError: names the option.
+        """
+        if self.method == "multitask":
+            raise InputError(
+                "--method multitask trains a prompt for each task of rows with answers, and "
+                f"{command} trains one prompt: leave it out"
+            )
+
     def resolved(self) -> "TrainConfig":
         """Return the configuration with every default that depends on another option filled in.
 

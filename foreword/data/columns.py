@@ -4,6 +4,7 @@ In: a row's columns and the options that name them. Out: `Example`s, and a count
 used. A null counts as not given. Problems are `DataError`s that name the row. Knows no tokenizer.
 """
 
+import hashlib
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -40,6 +41,7 @@ TOOLS = ("tools", "functions")
 
 MEND = "fill it in, drop the row, or leave out all such rows with --skip-blank"
 
+_BRACES = re.compile(r"\{([^{}]+)\}")
 _DEFAULT_COLUMNS = DataConfig()
 
 
@@ -60,8 +62,9 @@ def as_examples(
         said: counts, in words, what of the row was not used or was guessed.
 
     Raises:
-        DataError: the row cannot be used; names `source`.
+        DataError: the row cannot be used; names `source`. InputError: nothing names its answer.
     """
+    config.check_answers()
     with named(source):
         columns = _Columns({str(name): native(value) for name, value in row.items()})
         examples = [replace(found, source=source) for found in _examples(columns, config)]
@@ -72,10 +75,17 @@ def as_examples(
         said.update([*columns.said, *(f"column {name!r} is not used" for name in columns.unused())])
     if len(examples) == 1:
         return examples
+    conversation = f"{source} {_digest(row)}"  # a place that is given need not be one row's only
     return [
-        replace(example, source=f"{source} answer {number}", conversation=source)
+        replace(example, source=f"{source} answer {number}", conversation=conversation)
         for number, example in enumerate(examples, 1)
     ]
+
+
+def _digest(row: Mapping[str, Any]) -> str:
+    """Return what tells a row from others."""
+    parts = sorted((str(name), str(value)) for name, value in row.items())
+    return hashlib.sha256(repr(parts).encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
 @dataclass
@@ -327,6 +337,12 @@ def _fill(template: str, columns: _Columns) -> str:
             return str(cell)
         return text_in(cell, f"column {found[1]!r}")
 
+    for inside in _BRACES.findall(template):
+        if columns.has(inside) and not TEMPLATE_FIELD.fullmatch(f"{{{inside}}}"):
+            raise DataError(
+                f"--template: {{{inside}}} has the name of a column, and a field takes letters, "
+                "digits, spaces and _ . - only: rename the column"
+            )
     return TEMPLATE_FIELD.sub(value, template)
 
 

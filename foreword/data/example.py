@@ -28,7 +28,7 @@ class Example:
         task: what it is an example of, where a file holds several tasks.
         tools: descriptions of tools for the chat template to show, as JSON schemas.
         answer: the whole turn of an answer that has other keys than role and content.
-        conversation: the row that it shares with other answers; "" where it is the only one.
+        conversation: tells the row that it shares with other answers; "" where it is the only one.
         fields: texts of columns that a template was filled with, to make the prompt.
         rejected: the same with an answer that is liked less, where a row has two.
     """

@@ -1,6 +1,7 @@
 """JSON files: lists of objects, objects line by line, and what tables are written as in one object.
 
-In: a path. Out: rows with the line that they start on. What JSON does not allow or leaves open is
+In: a path. Out: rows with the line that they start on, and their number in a list of which that
+line holds several. What JSON does not allow or leaves open is
 refused by its line: NaN, numbers past the range, one key twice in an object.
 """
 
@@ -138,10 +139,15 @@ class _Walk:
         self.skip(_SPACE)
         self.position += 1
         self.skip(_SPACE)
+        number, last = 0, 0
         while self.text[self.position] != "]":
-            source = self.source
-            yield source, _columns(self.value(), source)
+            number, line, source = number + 1, self.line, self.source
+            value = self.value()
             self.skip(_SPACE + ",")
+            if line == last or (line == self.line and self.text[self.position] != "]"):
+                source += f" (row {number})"  # a place is one row's only
+            last = line
+            yield source, _columns(value, source)
         self.position += 1
 
     def members(self) -> Iterator[str]:

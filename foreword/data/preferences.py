@@ -78,6 +78,7 @@ def _check_options(config: DataConfig) -> None:
         "--messages-column": config.messages_column,
         "--completion-column": config.completion_column,
         "--template": config.template,
+        "--learn": None if config.learn == "all" else config.learn,
     }
     if given := [name for name, value in options.items() if value is not None]:
         raise InputError(

@@ -46,6 +46,17 @@ def read_rows(path: Path) -> Iterator[SourcedRow]:
     return _directory_rows(directory, split)
 
 
+def folder_read(path: str | Path) -> Path | None:
+    """Return the folder of this machine whose files a path names; None where it names a file, a
+    dataset of the Hub, or nothing.
+    """
+    path = Path(path)
+    if os.path.exists(path) and not os.path.isdir(path):
+        return None
+    found = _local(path)
+    return found[0] if found is not None else None
+
+
 def check_is_there(path: str | Path) -> None:
     """Refuse what is no path and no name of a dataset, without reading or downloading any.
 
@@ -95,16 +106,21 @@ def _directory_rows(directory: Path, split: str | None) -> Iterator[SourcedRow]:
 
 def _directory(path: Path) -> tuple[Path, str | None]:
     """Return the directory that a path or a Hub id stands for, and the split that it names."""
+    if (found := _local(path)) is not None:
+        return found
+    if dataset := hub_datasets.named_by(str(path)):
+        return hub_datasets.download(dataset), dataset.split
+    raise _missing(path)
+
+
+def _local(path: Path) -> tuple[Path, str | None] | None:
+    """Return the directory of this machine that a path stands for, and the split that it names."""
     if os.path.isdir(path):
         return path, None
     if ending_of(path) not in _READERS and path.name in _known_splits(path.parent):
         return path.parent, path.name
     before, _, name = str(path).rpartition(":")
-    if before and os.path.isdir(before):
-        return Path(before), name
-    if dataset := hub_datasets.named_by(str(path)):
-        return hub_datasets.download(dataset), dataset.split
-    raise _missing(path)
+    return (Path(before), name) if before and os.path.isdir(before) else None
 
 
 def _missing(path: Path) -> DataError:

@@ -5,9 +5,11 @@ the files of one split, in the order of their names. A directory with one split 
 the one that is named, else `train`, which is said; else none is, and they are named. Reads no rows.
 """
 
+import contextlib
 import json
 import logging
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 from foreword.data.sources import listed
@@ -27,6 +29,11 @@ _WORDS = {  # a word of a file's name, and the split that it stands for, as data
     "test": "test", "testing": "test", "eval": "test", "evaluation": "test",
 }  # fmt: skip
 _SHARD = re.compile(r"(?P<split>.+)-(?P<index>\d{5})-of-(?P<total>\d{5})(?:-[0-9a-f]+)?")
+MAX_DEPTH = 3  # of folders that are looked into for rows that nobody would read
+# What a folder holds that is the output of a run, or a model.
+_OTHERS = (
+    "adapter_config.json", "training_state.safetensors", "run.yaml", ".output.lock", "config.json",
+)  # fmt: skip
 # Of a dataset, but without rows; as those that begin with a dot or an underscore.
 _NO_ROWS = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
 
@@ -83,9 +90,11 @@ def splits_of(directory: Path) -> _Splits:
         DataError: there are none, or it is not to be seen which belong together.
     """
     try:
-        return _splits_of(directory)
+        splits = _splits_of(directory)
     except OSError as error:
         raise DataError(f"{directory}: cannot be read: {error.strerror}") from error
+    _check_all_read(directory, splits)
+    return splits
 
 
 def _splits_of(directory: Path) -> _Splits:
@@ -103,6 +112,52 @@ def _splits_of(directory: Path) -> _Splits:
     if own or shards:
         return _by_names(directory, own or shards)
     return _by_folders(below if below.is_dir() else directory)
+
+
+def _check_all_read(directory: Path, splits: _Splits) -> None:
+    """Refuse a directory that has files of rows in folders which belong to no split.
+
+    Raises:
+        DataError: names a file that is read and one that would not be.
+    """
+    read = {file for files in splits.values() for file in files}
+    if any(one.is_dir() for one in read):  # what `datasets` saved is whole
+        return
+    if left := next((one for one in _below(directory, MAX_DEPTH) if one not in read), None):
+        first = min(read)
+        raise DataError(
+            f"{directory}: expected files of rows in one folder, or in folders by split, found "
+            f"{first.relative_to(directory)} and {left.relative_to(directory)}: name one of them, "
+            "or bring them together"
+        )
+
+
+def _below(directory: Path, depth: int) -> Iterator[Path]:
+    """Yield the files of rows in the folders of a directory, as far as they can be read."""
+    with contextlib.suppress(OSError):
+        for folder in _folders(directory):
+            yield from (one for one in sorted(folder.iterdir()) if _is_of_rows(one))
+            if depth > 1:
+                yield from _below(folder, depth - 1)
+
+
+def _folders(directory: Path) -> list[Path]:
+    """Return the folders in a directory that may hold rows: not a model, nor the output of a run,
+    which may lie beside the rows that it reads.
+    """
+    return [
+        entry
+        for entry in sorted(directory.iterdir())
+        if entry.is_dir()
+        and not entry.name.startswith((".", "_"))
+        and not any((entry / name).exists() for name in _OTHERS)
+    ]
+
+
+def _is_of_rows(path: Path) -> bool:
+    """Return whether a file's name says that it holds rows."""
+    is_named = ending_of(path) in DATA_ENDINGS and path.name not in _NO_ROWS
+    return is_named and not path.name.startswith((".", "_")) and not path.is_dir()
 
 
 def _saved_splits(directory: Path) -> _Splits:
@@ -128,14 +183,7 @@ def _data_files(directory: Path) -> list[Path]:
     Raises:
         DataError: one of their names is a link to nothing, a pipe or a device.
     """
-    found = sorted(
-        path
-        for path in directory.iterdir()
-        if ending_of(path) in DATA_ENDINGS
-        and path.name not in _NO_ROWS
-        and not path.name.startswith((".", "_"))
-        and not path.is_dir()
-    )
+    found = sorted(path for path in directory.iterdir() if _is_of_rows(path))
     if odd := [path for path in found if not path.is_file()]:
         raise DataError(
             f"{odd[0]}: expected a file of rows, found a link to nothing, a pipe or a device: "
@@ -164,13 +212,7 @@ def _by_names(directory: Path, files: list[Path]) -> _Splits:
 
 def _by_folders(directory: Path) -> _Splits:
     """Return the splits of folders that are named after them, as train/ and test/."""
-    folders = {
-        entry.name: files
-        for entry in sorted(directory.iterdir())
-        if entry.is_dir()
-        and not entry.name.startswith((".", "_"))
-        and (files := _data_files(entry))
-    }
+    folders = {one.name: files for one in _folders(directory) if (files := _data_files(one))}
     if not folders:
         raise DataError(
             f"{directory}: expected files of rows ({', '.join(DATA_ENDINGS)}) or a directory "

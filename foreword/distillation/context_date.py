@@ -45,3 +45,13 @@ def keep(folder: str | os.PathLike[str] | None, encoding: EncodingConfig) -> Non
         file.parent.mkdir(parents=True, exist_ok=True)
         with replacing(file) as temporary:
             temporary.write_text(json.dumps({"date": encoding.date}), encoding="utf-8")
+
+
+def forget(folder: Path) -> None:
+    """Remove the day that another text was read with.
+
+    Raises:
+        StorageError: it cannot be removed.
+    """
+    with storage_errors(folder / FILE):
+        (folder / FILE).unlink(missing_ok=True)

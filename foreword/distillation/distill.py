@@ -10,6 +10,7 @@ token of its own answer. Snell et al. 2022 (arXiv:2209.15189); Eyuboglu et al. 2
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
@@ -19,17 +20,17 @@ from foreword.config import DistillConfig, EncodingConfig, Form, TrainConfig
 from foreword.data import encoding
 from foreword.data.encoding import Row
 from foreword.data.example import named
-from foreword.distillation import context_date, contexts, distractors, embedding_starts
+from foreword.distillation import context_date, contexts, distractors, embedding_starts, starts
+from foreword.distillation.beginning import Beginning
 from foreword.distillation.contexts import AnyContext
 from foreword.distillation.input_checks import form_of as form_of
 from foreword.distillation.labels import label_rows, mixed
 from foreword.distillation.on_policy import OnPolicy, questions_of
-from foreword.distillation.parts import counting, nearest, teach_parts
+from foreword.distillation.parts import counting, keys_of, nearest, teach_parts
 from foreword.distillation.passages import Passage, passages_of
 from foreword.distillation.queries import Query, as_queries, check_holds_no_text
 from foreword.distillation.rows import check_taught, set_aside, taught_row
 from foreword.distillation.self_study import described, study
-from foreword.distillation.starts import begin
 from foreword.distillation.student import student_encoding
 from foreword.distillation.teacher import Taught
 from foreword.distillation.unrelated import told_rows, written_rows
@@ -99,6 +100,7 @@ def prepare(
     folder: str | os.PathLike[str] | None = None,
     is_instruction: bool = False,
     is_anew: bool = False,
+    on_begin: Callable[[], object] = lambda: None,
     on_answer: Callable[[], object] = lambda: None,
     on_question: Callable[[], object] = lambda: None,
 ) -> Lesson:
@@ -116,7 +118,8 @@ def prepare(
         seed: of what is set aside, and of asking.
         folder: keeps the questions and the teacher's answers, so that none is computed twice.
         is_instruction: whether a text is an instruction, and not a document to ask about.
-        is_anew: whether what the folder holds of something else is replaced.
+        is_anew: whether what the folder keeps of something else is removed.
+        on_begin: is called once what can be checked is, before anything in the folder changes.
         on_answer: is called after each answer.
         on_question: is called after each question.
 
@@ -138,8 +141,10 @@ def prepare(
         is_instruction=is_instruction,
         encoding=None if is_anew else context_date.encoding_in(folder),
     )
-    context_date.keep(folder, chat.encoding_of(context.teachers[0]))
     teachers, said, asked = context.teachers, context.said, context.queries
+    whole, num_virtual = teachers[0], context.num_virtual
+    _check_model(backbone, whole, num_virtual, config, form, seed)
+    begin = Beginning(folder, chat.encoding_of(teachers[0]), is_anew, asked is None, on_begin)
     if asked is None:
         found = study(
             backbone,
@@ -150,22 +155,24 @@ def prepare(
             seed=seed,
             folder=folder,
             is_anew=is_anew,
+            on_begin=begin,
             on_question=on_question,
         )
         asked = found.queries
         said.append(described(found, config))
     _check_queries(backbone, asked, context)
     places = nearest(backbone, teachers, asked)
+    student = student_encoding(backbone, whole, [query.asked for query in asked])
+    own = label_rows(backbone, asked, student, num_virtual, config.labels)
+    if folder is not None:
+        begin(keys_of(backbone, teachers, asked, places, config, Path(folder)))
     taught = teach_parts(
         backbone, teachers, asked, places, config, folder, on_answer, is_anew=is_anew
     )
     check_taught(taught)
-    whole, num_virtual = teachers[0], context.num_virtual
-    student = student_encoding(backbone, whole, [query.asked for query in asked])
     pairs = list(zip(asked, taught, strict=True))
     rows = _rows(backbone, pairs, student)
     aside = set_aside(rows, [query.group for query in asked], config.held_out, seed)
-    own = label_rows(backbone, asked, student, num_virtual, config.labels)
     if own:
         said.append(
             f"{len(own)} of {len(asked)} rows have an answer, which weighs {config.labels:g}"
@@ -181,7 +188,7 @@ def prepare(
         longest = num_virtual + max(len(row.input_ids) for row in rows)
         learned, beside = _beside(backbone, learned, longest, config, seed, said)
     count = round(config.unrelated_share * (len(rows) - len(aside)))
-    trained, kept = _unrelated(backbone, count, rows, num_virtual, config, seed)
+    trained, told = _unrelated(backbone, count, rows, num_virtual, config, seed)
     if form == "embeddings":
         start, sentence = embedding_starts.begin(
             backbone, whole, num_virtual, config.start, learned, seed
@@ -199,7 +206,7 @@ def prepare(
         start=start,
         rows=[*learned, *trained],
         held_out=[rows[index] for index in sorted(aside)],
-        unrelated=kept,
+        unrelated=told,
         encoding=student,
         mass=fmean(one.target.mass for one in taught),
         num_kept=fmean(one.target.num_kept for one in taught),
@@ -211,6 +218,29 @@ def prepare(
         said=said,
         beside=beside,
     )
+
+
+def _check_model(
+    backbone: Backbone,
+    whole: SoftPrompt,
+    num_virtual: int,
+    config: DistillConfig,
+    form: Form,
+    seed: int,
+) -> None:
+    """Refuse a start that is named and distractors that the model cannot have, before it answers:
+    both are made again from the answers.
+    """
+    if config.distractors is not None:
+        distractors.read_distractors(backbone, config.distractors, num_virtual)
+    if config.start is None:
+        return
+    if form == "embeddings":
+        embedding_starts.start_of(backbone, whole, num_virtual, config.start, seed)
+    elif config.start != "attention":
+        starts.start_of(backbone, whole, num_virtual, config.start, seed=seed)
+    else:
+        starts.movable(backbone)
 
 
 def _check_queries(
@@ -235,7 +265,7 @@ def _start(
     """Return the keys and values to start from, and a sentence on them; pairs may be matched."""
     is_matched = config.start in (None, "attention")
     behind = _rows(backbone, pairs if is_matched else (), chat.encoding_of(whole))
-    return begin(backbone, whole, num_virtual, config.start, behind, seed)
+    return starts.begin(backbone, whole, num_virtual, config.start, behind, seed)
 
 
 def _rows(

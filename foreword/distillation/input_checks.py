@@ -14,7 +14,12 @@ from foreword.errors import DataError, InputError
 
 
 def form_of(config: TrainConfig) -> Form:
-    """Return what a run learns: what it says, else keys and values."""
+    """Return what a run learns: what it says, else keys and values.
+
+    Raises:
+        InputError: a prompt for each of several tasks.
+    """
+    config.check_one_prompt("distill")
     return FORMS[config.method] if config.method is not None else config.form or "key_values"
 
 

@@ -18,14 +18,14 @@ from foreword.config import DistillConfig, EncodingConfig
 from foreword.data.encoding import Row
 from foreword.data.media_parts import Message
 from foreword.distillation.chunks import cut
+from foreword.distillation.kept_work import part_of
 from foreword.distillation.queries import Query
-from foreword.distillation.teacher import Taught, teach
+from foreword.distillation.teacher import Taught, key_of, teach
 from foreword.errors import InputError
 from foreword.named_text import text_prompt
 from foreword.prompt.soft_prompt import SoftPrompt
 from foreword.training.validation import score_rows
 
-FOLDER = "teacher"
 SMALLEST = 16  # tokens of a part
 
 
@@ -121,6 +121,28 @@ def nearest(
     return found
 
 
+def keys_of(
+    backbone: Backbone,
+    teachers: Sequence[SoftPrompt],
+    queries: Sequence[Query],
+    places: Sequence[int],
+    config: DistillConfig,
+    folder: Path,
+) -> dict[Path, str]:
+    """Return the folders in which `teach_parts` keeps answers, each with the key of what fits.
+
+    Raises:
+        DataError: a query that the text cannot stand before, or that leaves no room for its answer.
+    """
+    found = {}
+    for part, teacher in enumerate(teachers):
+        asked = [one.asked for one, place in zip(queries, places, strict=True) if place == part]
+        if asked:
+            place = part_of(folder, part, len(teachers))
+            found[place] = key_of(backbone, teacher, asked, config)
+    return found
+
+
 def teach_parts(
     backbone: Backbone,
     teachers: Sequence[SoftPrompt],
@@ -141,9 +163,7 @@ def teach_parts(
         if not own:
             continue
         asked = [queries[index].asked for index in own]
-        place = None if folder is None else Path(folder) / FOLDER
-        if place is not None and len(teachers) > 1:
-            place /= f"part-{part:03}"
+        place = None if folder is None else part_of(Path(folder), part, len(teachers))
         answers = teach(backbone, teacher, asked, config, place, is_anew=is_anew)
         for index, one in zip(own, answers, strict=True):
             found[index] = one

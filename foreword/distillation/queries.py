@@ -94,6 +94,8 @@ def from_row(
     config, of_pair = config or DataConfig(), Counter[str]()
     query = as_query(row, source, config)
     asked, plain = query.prompt, Query(query.prompt, source, fields=query.fields)
+    if config.template is not None and config.label_column is None:
+        return plain
     try:
         own = as_examples(row, source, config, said=of_pair)[-1]
     except DataError as error:  # a question without an answer, as most are

@@ -7,12 +7,15 @@ one holds the prompt. Where what is taught is to be looked at first, `distill.pr
 
 import os
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from foreword.backbone import Backbone
 from foreword.config import DistillConfig, TrainConfig
 from foreword.distillation import distill as halves
 from foreword.distillation.contexts import AnyContext
+from foreword.training.folders import STATE_FILE
 from foreword.training.loop import TrainEvent
+from foreword.training.state_file import refuse_run
 
 
 def distill(
@@ -41,12 +44,14 @@ def distill(
             what is learned, keys and values where they do not.
         distill_config: what is kept of the teacher's answers, what is set aside, who asks.
         is_instruction: whether the text is an instruction, and not a document to ask about.
-        checkpoint: directory that questions, answers and the training state are written to.
+        checkpoint: directory that questions, answers and the training state are written to; one
+            that holds a run is gone on with or refused, never begun anew.
         resume: go on with the state in `checkpoint`, bit for bit.
 
     Raises:
         InputError: a text that is not longer than P, too few queries, answers that teach nothing,
-            or a `checkpoint` of another text, base, queries or options.
+            or a `checkpoint` of another text, base, queries or options, or without `resume` of a
+            run.
         MismatchError: a prompt of another base, or of rows by another chat template.
         DataError: a query that the text cannot stand before, or that holds the text itself.
         UnsupportedError: a model whose states cannot start from the first tokens of a text.
@@ -54,6 +59,8 @@ def distill(
         StorageError: nothing can be written to `checkpoint`.
     """
     config = config or TrainConfig()
+    if checkpoint is not None and not resume:
+        refuse_run(Path(checkpoint) / STATE_FILE)
     lesson = halves.prepare(
         backbone,
         context,

@@ -19,6 +19,7 @@ from foreword import chat
 from foreword.backbone import Backbone
 from foreword.config import DistillConfig
 from foreword.distillation.endpoint import ChatEndpoint
+from foreword.distillation.kept_work import ASKED, remove
 from foreword.distillation.passages import Passage, batches_of, longest_passage, planned
 from foreword.distillation.queries import Query, flat
 from foreword.distillation.questions import (
@@ -35,7 +36,6 @@ from foreword.prompt.soft_prompt import SoftPrompt
 from foreword.storage import replacing, storage_errors
 from foreword.training.sampling import drawing_from
 
-FOLDER = "questions"
 FEWEST = 4  # questions to learn from
 SAMPLING: dict[str, Any] = {"do_sample": True, "temperature": 1.0, "top_p": 0.95}
 
@@ -67,6 +67,7 @@ def study(
     seed: int = 0,
     folder: str | os.PathLike[str] | None = None,
     is_anew: bool = False,
+    on_begin: Callable[[], object] = lambda: None,
     on_question: Callable[[], object] = lambda: None,
 ) -> Study:
     """Have questions asked about a text.
@@ -80,7 +81,8 @@ def study(
             instructed, in place of questions about passages.
         seed: of sampling.
         folder: keeps what was said.
-        is_anew: whether what was said there about something else is replaced.
+        is_anew: whether what was said there about something else is removed.
+        on_begin: is called before anything is written there or removed.
         on_question: is called after each.
 
     Raises:
@@ -89,28 +91,24 @@ def study(
     """
     plan = planned(passages, list(_kinds(is_instruction)), config.questions)
     key = _key(backbone, teachers, passages, config, is_instruction, seed)
-    place = None if folder is None else Path(folder) / FOLDER
-    kept = _Kept(backbone, config, is_instruction, chat.reads_turns(backbone, teachers[0]))
+    place = None if folder is None else Path(folder) / ASKED
+    useful = _Kept(backbone, config, is_instruction, chat.reads_turns(backbone, teachers[0]))
     for number, batch in enumerate(batches_of(plan, config.answer_batch)):
         file = None if place is None else place / f"{number:05}.json"
-        kept_there = _read(file) if file is not None and file.exists() else None
-        if kept_there is not None and kept_there[0] == key:
-            said = kept_there[1]
-        elif kept_there is not None and not is_anew:
-            raise InputError(
-                f"{place} holds questions about another text, of another base or options: choose "
-                "another --output, or begin anew with --overwrite"
-            )
-        else:
+        said = _kept(file, key, is_anew=is_anew)
+        if said is None:
             seeds = [_number(f"{seed}/{number}/{index}") for index in range(len(batch))]
             said = _said(backbone, teachers, batch, config, is_instruction, seeds)
-            if file is not None:
+            if file is not None and folder is not None:
+                on_begin()
+                if is_anew:
+                    remove(Path(folder), ASKED, lambda one: _kept_under(one) == key)
                 _write(file, key, said)
         for (passage, kind), text in zip(batch, said, strict=True):
-            kept.take(passage if len(passages) > 1 else replace(passage, name=""), kind, text)
+            useful.take(passage if len(passages) > 1 else replace(passage, name=""), kind, text)
             on_question()
-    _check_enough(kept.queries, len(plan), kept.dropped)
-    return Study(kept.queries, len(plan), len(passages), kept.dropped)
+    _check_enough(useful.queries, len(plan), useful.dropped)
+    return Study(useful.queries, len(plan), len(passages), useful.dropped)
 
 
 @dataclass
@@ -226,6 +224,31 @@ def _check_enough(queries: Sequence[Query], count: int, dropped: Counter[str]) -
         f"{len(queries)} of {count} questions are of use (dropped: {said}): give --data with "
         "queries, have a stronger model ask (--questions-from), or ask for more (--questions)"
     )
+
+
+def _kept(file: Path | None, key: str, *, is_anew: bool) -> list[str] | None:
+    """Return the questions that a file keeps under a key; None where they are to be asked.
+
+    Raises:
+        InputError: it keeps others, and they are not to be replaced. ArtifactError: it is damaged.
+    """
+    if file is None or not file.exists() or (is_anew and _kept_under(file) != key):
+        return None
+    known, said = _read(file)
+    if known != key:
+        raise InputError(
+            f"{file.parent} holds questions about another text, of another base or options: choose "
+            "another --output, or begin anew with --overwrite"
+        )
+    return said
+
+
+def _kept_under(file: Path) -> str | None:
+    """Return the key under which a file keeps questions; None where it cannot be read."""
+    try:
+        return _read(file)[0]
+    except ArtifactError:
+        return None
 
 
 def _number(text: str) -> int:

@@ -87,7 +87,7 @@ def start_of(
             case "even":
                 states = even(backbone, text, num_virtual)
             case "attention":
-                decoder, rotations = _movable(backbone)
+                decoder, rotations = movable(backbone)
                 whole = backbone.compile(text)
                 states = attention_matching.matched(
                     backbone, decoder, whole, rotations, num_virtual, rows
@@ -118,7 +118,7 @@ def even(backbone: Backbone, text: SoftPrompt, num_virtual: int) -> States:
 
     Each keeps what it has read of the text before it; its key is rotated to its new place.
     """
-    _, rotations = _movable(backbone)
+    _, rotations = movable(backbone)
     whole = backbone.compile(text).cached
     places = even_places(whole.num_virtual_tokens, num_virtual)
     return moved(taken(whole, places), rotations, torch.arange(num_virtual) - places)
@@ -149,7 +149,12 @@ def taken(states: States, places: Tensor) -> States:
     return States(layers, len(places))
 
 
-def _movable(backbone: Backbone) -> tuple[Decoder, list[Rotation]]:
+def movable(backbone: Backbone) -> tuple[Decoder, list[Rotation]]:
+    """Return a backbone's decoder, and what moves the keys of each of its layers.
+
+    Raises:
+        UnsupportedError: they cannot be moved; names the start that does without.
+    """
     passes = backbone.passes
     if not isinstance(passes, Decoder):
         raise UnsupportedError("keys behind an encoder cannot be moved; use --start first")

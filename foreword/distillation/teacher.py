@@ -26,7 +26,7 @@ from foreword.errors import ArtifactError, DataError, InputError
 from foreword.evaluation.evaluation import room
 from foreword.prompt.prefix import Prefix, PrefixBatch, no_prefixes, same_prefix
 from foreword.prompt.soft_prompt import SoftPrompt
-from foreword.prompt.tensor_file import read_tensors
+from foreword.prompt.tensor_file import read_metadata, read_tensors
 from foreword.storage import remove_leftovers, replacing, storage_errors
 from foreword.training import distributed
 from foreword.training.loss import MAX_LOGITS
@@ -110,6 +110,25 @@ def teach(
         ranks.is_any(False)
     for part, file in zip(parts, files, strict=True):
         yield from answer(part, file)
+
+
+def key_of(
+    backbone: Backbone, text: SoftPrompt, queries: Sequence[chat.Text], config: DistillConfig
+) -> str:
+    """Return the key under which `teach` keeps its answers.
+
+    Raises:
+        DataError: a query that the text cannot stand before, or that leaves no room for its answer.
+    """
+    return _key(backbone, text, [_asked(backbone, text, one, config) for one in queries], config)
+
+
+def kept_under(file: Path) -> str | None:
+    """Return the key under which a file keeps answers; None where it cannot be read."""
+    try:
+        return read_metadata(file).get(KEY)
+    except (OSError, ValueError):
+        return None
 
 
 def targets_of(

@@ -13,6 +13,7 @@ from foreword.errors import InputError
 
 STATE_FILE = "training_state.safetensors"
 MOST_SEEDS = 1000
+SEEDS = "seeds"  # folder of several seeds, with one for each
 
 
 def seeds_of(config: TrainConfig, count: int) -> list[TrainConfig]:
@@ -28,8 +29,18 @@ def seeds_of(config: TrainConfig, count: int) -> list[TrainConfig]:
     return [replace(config, seed=config.seed + index) for index in range(count)]
 
 
+def seed_folders(folder: Path) -> list[Path]:
+    """Return the folders of seeds that there are in the folder of a run, whichever run's."""
+    found = (folder / SEEDS).glob("*")
+    return sorted(one for one in found if one.name.isdecimal() and _is_plain(one))
+
+
+def _is_plain(folder: Path) -> bool:
+    return folder.is_dir() and not folder.is_symlink()
+
+
 def folder_of(folder: str | os.PathLike[str] | None, seed: int, count: int) -> Path | None:
     """Return the folder of one seed's run: the given one itself where there is one seed."""
     if folder is None or count == 1:
         return None if folder is None else Path(folder)
-    return Path(folder, "seeds", str(seed))
+    return Path(folder, SEEDS, str(seed))

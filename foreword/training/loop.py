@@ -8,7 +8,7 @@ made in `setup`. Prints nothing; writes one file, the training state, where it i
 import math
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +22,7 @@ from foreword.errors import DivergedError, ForewordError
 from foreword.prompt.soft_prompt import SoftPrompt
 from foreword.training import distributed, early_stopping, guards
 from foreword.training.folders import STATE_FILE
+from foreword.training.held_events import HeldEvents
 from foreword.training.methods.method import task_prompts
 from foreword.training.objective import LIKELIHOOD, Objective
 from foreword.training.out_of_memory import step_that_fits
@@ -91,6 +92,7 @@ def train(
     resume: bool = False,
     source: RowSource | None = None,
     objective: Objective = LIKELIHOOD,
+    clear: Callable[[], object] | None = None,
 ) -> Iterator[TrainEvent]:
     """Train a soft prompt, one event per optimizer step; the last event's `prompt` is the result.
 
@@ -107,15 +109,18 @@ def train(
         encoding_config: how examples become ids; saved in the prompt.
         initial: start from this prompt's values instead of `config.init`.
         checkpoint: directory that the training state is written to, as often as
-            `config.save_every` says, at the end, and when the iterator is closed.
+            `config.save_every` says, at the end, and when the iterator is closed. One that holds a
+            run is gone on with or refused, never begun anew.
         resume: go on with the state in `checkpoint`, bit for bit; without one, begin. A finished
             run yields its last event again.
         source: makes the rows of the last steps, as `distillation.on_policy` does.
         objective: what a step lessens, as `preference.Preference`; default: the loss of labels.
+        clear: removes the run that `checkpoint` holds, which is not refused then; called once all
+            else is checked, before a run that begins writes its first state.
 
     Raises:
         DataError: an example that cannot be encoded; names file and line.
-        InputError: nothing to train on, or a state of another run.
+        InputError: nothing to train on, a state of another run, or without `resume` that of any.
         ArtifactError: a damaged state.
         MismatchError: `initial` is a prompt of another base.
         TrainingError: a gradient that is zero or, going back notwithstanding, not finite.
@@ -137,8 +142,10 @@ def train(
             resume,
             source,
             objective,
+            clear,
         )
-        return notebook.watched(_held(lock.pop_all(), _steps(run, state, notices)), _bar)
+        events = HeldEvents(lock.pop_all(), _steps(run, state, notices))
+        return notebook.watched(events, _bar)
 
 
 def _bar(event: TrainEvent) -> notebook.Bar:
@@ -148,13 +155,7 @@ def _bar(event: TrainEvent) -> notebook.Bar:
     return notebook.Bar(event.step, event.num_steps, said)
 
 
-def _held(lock: ExitStack, events: Iterator[TrainEvent]) -> Iterator[TrainEvent]:
-    """Hold the folder of a run until its events end or are closed."""
-    with lock:
-        yield from events
-
-
-def _steps(run: Run, state: TrainState, notices: list[str]) -> Iterator[TrainEvent]:
+def _steps(run: Run, state: TrainState, notices: list[str]) -> Generator[TrainEvent, None, None]:
     """Yield an event for each step that is left, and write the state where it is due."""
     if state.progress.is_finished:
         yield _event(run, state, math.nan, (), tuple(notices), prompt=state.result())

@@ -6,7 +6,7 @@ are the model's own answers, and the objective is that of `policy`. Prints nothi
 """
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -85,16 +85,21 @@ def reward_seeds(
     validation: Sequence[AnyQuestion] = (),
     folder: str | os.PathLike[str] | None = None,
     resume: bool = False,
+    clear: Callable[[], object] | None = None,
 ) -> Iterator[SeedRun]:
     """Yield the run of each of `count` seeds in turn; see `reward` and `train_seeds`."""
+    training.check_one_prompt("reward")
     chat.check_template(backbone, start)
     asked, held_out = (
         [_question(backbone, start, one, f"{name} {number}") for number, one in enumerate(part, 1)]
         for name, part in (("question", questions), ("validation question", validation))
     )
-    known = {one.source: one for one in (*asked, *held_out)}
-    if len(known) < len(asked) + len(held_out):
-        raise InputError("two questions have one source: give each of them its own")
+    known: dict[str, Question] = {}
+    for one in (*asked, *held_out):
+        if known.setdefault(one.source, one) is not one:
+            raise InputError(
+                f"two questions have one source, {one.source!r:.200}: give each of them its own"
+            )
     saved = chat.encoding_of(start)
     rollouts = Rollouts(backbone, known, saved, function, config)
     rows = rollouts.rows([*asked, *held_out])
@@ -111,6 +116,7 @@ def reward_seeds(
         resume=resume,
         source=lambda seed: OwnSamples(rollouts, start, seed),
         objective=PolicyGradient(rollouts),
+        clear=clear,
     )
 
 

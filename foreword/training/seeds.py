@@ -56,12 +56,13 @@ def train_seeds(
     resume: bool = False,
     source: Callable[[int], RowSource | None] = lambda seed: None,
     objective: Objective = LIKELIHOOD,
+    clear: Callable[[], object] | None = None,
 ) -> Iterator[SeedRun]:
     """Yield the run of each seed in turn; the next one begins when it is asked for.
 
     Takes what `train` takes, `count` as the number of seeds, `folder` for `checkpoint` and the
     `source` of each seed, and raises what `train` raises. `spread` compares the prompts that the
-    runs end with.
+    runs end with. `clear` removes what is there of all seeds, and is called before the first.
     """
     for one in seeds_of(config, count):
         place = folder_of(folder, one.seed, count)
@@ -77,6 +78,7 @@ def train_seeds(
             resume=resume,
             source=source(one.seed),
             objective=objective,
+            clear=clear if one.seed == config.seed else None,
         )
         yield SeedRun(one.seed, one, place, after, events)
 

@@ -5,7 +5,7 @@ state of a run that resumes, and writes that of one that begins.
 """
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ from foreword.training.reference import log_probabilities, with_reference
 from foreword.training.rows import AnyExample, check_tasks, contradicted, encode_rows, overlap
 from foreword.training.run import RowSource, Run
 from foreword.training.state import TrainState
+from foreword.training.state_file import refuse_run
 
 SOURCE = "the source of rows"  # of a run's identity
 LOCK_FILE = ".training_state.lock"
@@ -65,6 +66,7 @@ def prepare(
     resume: bool,
     source: RowSource | None = None,
     objective: Objective = LIKELIHOOD,
+    clear: Callable[[], object] | None = None,
 ) -> tuple[Run, TrainState, list[str]]:
     """Return a run, the state that its next step starts from, and what there is to say of it.
 
@@ -72,6 +74,8 @@ def prepare(
     """
     if resume and file is None:
         raise InputError("resume needs checkpoint, the directory that holds the training state")
+    if file is not None and not resume and clear is None:
+        refuse_run(file)
     for name, given, kind in (
         ("config", config, TrainConfig), ("encoding_config", encoding_config, EncodingConfig),
     ):  # fmt: skip
@@ -143,7 +147,7 @@ def prepare(
     if stored is not None:
         state.take_over(stored, state.progress.micro_batch_size)
     ranks.check_alike(f"{identity} {state.progress} {state.prompt.content_hash}")
-    _open_file(run, state, is_new=stored is None)
+    _open_file(run, state, clear, is_new=stored is None)
     return run, state, notices
 
 
@@ -197,9 +201,15 @@ def _with_rate(
     return replace(run, config=replace(run.config, learning_rate=chosen["learning_rate"])), chosen
 
 
-def _open_file(run: Run, state: TrainState, *, is_new: bool) -> None:
-    """Clear what a killed process has left beside the training state; write that of a new run."""
+def _open_file(
+    run: Run, state: TrainState, clear: Callable[[], object] | None, *, is_new: bool
+) -> None:
+    """Clear what a killed process has left beside the training state; of a new run, what an earlier
+    one has left, too, and write its state.
+    """
     if run.file is not None and run.ranks.is_main:
+        if is_new and clear is not None:
+            clear()
         for name in (STATE_FILE, *FILES):
             remove_leftovers(run.file.with_name(name))
     if is_new:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from foreword.errors import ArtifactError
+from foreword.errors import ArtifactError, InputError
 from foreword.prompt.tensor_file import read_metadata
 
 STATE_VERSION = 2
@@ -46,6 +46,11 @@ class Progress:
     is_finished: bool = False
     scale_exponent: int = 12
 
+    def __str__(self) -> str:
+        if self.is_finished:
+            return f"a finished run of {self.step} steps"
+        return f"a run that stopped at step {self.step}"
+
 
 def read_progress(path: Path) -> Progress:
     """Return where the run of a state file stood.
@@ -55,6 +60,22 @@ def read_progress(path: Path) -> Progress:
     """
     with damage_named(path):
         return Progress(**facts_in(read_metadata(path), path)["progress"])
+
+
+def refuse_run(path: Path) -> None:
+    """Refuse to begin where a state file holds a run that has taken a step.
+
+    Raises:
+        InputError: says what is there, and how to go on. ArtifactError: the file is damaged.
+    """
+    if not path.exists():
+        return
+    progress = read_progress(path)
+    if progress.step or progress.is_finished:
+        raise InputError(
+            f"{path.parent} holds {progress}: go on with it by resume=True, give another "
+            f"checkpoint, or remove {path.name} there"
+        )
 
 
 def facts_in(metadata: Mapping[str, str], path: Path) -> dict[str, Any]:

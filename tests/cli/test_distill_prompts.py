@@ -108,3 +108,20 @@ def test_a_prompt_that_was_trained_beside_others_says_so(
     assert SoftPrompt.load(output).facts["distilled"]["distractors"] == 0.25
     invoke("prompts", "compose", "both", output, output, "--prompts", store)
     assert "not trained to stand together" not in caplog.text
+
+
+@pytest.mark.parametrize("num_lines", [4, 900])
+def test_the_next_commands_that_are_shown_work(
+    model: str, data: str, tmp_path: Path, num_lines: int
+) -> None:
+    text, output = tmp_path / "text.txt", str(tmp_path / "out")
+    text.write_text("".join(f"Item {n} is kept in box {n % 13}.\n" for n in range(num_lines)))
+    given = ["distill", "--model", model, "--context", str(text), "--data", data]
+    said = invoke(*given, "--output", output, "--num-virtual-tokens", "4", *SHORT)
+    assert ("parts of at most" in said) == (num_lines > 100)
+    [line] = [line for line in said.splitlines() if line.startswith("measure:")]
+    shown = line.removeprefix("measure:").split()[1:]
+    given = {"--context": str(text), "--data": data}
+    values = [given.get(before, one) if one == "FILE" else one
+              for before, one in zip(["", *shown], shown, strict=False)]  # fmt: skip
+    invoke(*values, "--max-new-tokens", "2", "--unrelated", "none")

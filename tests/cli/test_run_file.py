@@ -1,16 +1,19 @@
 """Run files: what `--config` reads is what would be typed, and what a run writes runs it again."""
 
+import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
+import typer.main
 import yaml
 from command_line import FAST
 from typer.testing import CliRunner
 
 from foreword import SoftPrompt
-from foreword.cli import app
-from foreword.cli.run_file import NAME
+from foreword.cli import app, run_file
+from foreword.cli.run_file import NAME, OF_NO_FILE, PARAMETER
 
 
 def invoke(*arguments: str) -> str:
@@ -108,3 +111,61 @@ def test_a_name_that_looks_like_a_number_stays_a_name(
     output = str(tmp_path / "a")
     said = refused("train", "--config", str(tmp_path / "run.yaml"), "--output", output)
     assert f"{name}: no such" in said
+
+
+def _parameters() -> list[tuple[str, Any]]:
+    """Every option of every command that takes a file, by the command's name."""
+    commands: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    of_file = {
+        name: one.params
+        for name, one in commands.items()
+        if any(parameter.name == PARAMETER for parameter in getattr(one, "params", []))
+    }
+    return [(name, one) for name, own in of_file.items() for one in own]
+
+
+def test_every_option_is_one_by_each_of_its_flags() -> None:
+    for command, parameter in _parameters():
+        known = run_file._by_name([parameter])
+        for flag in (*parameter.opts, *parameter.secondary_opts):
+            name = flag.removeprefix("--").replace("-", "_")
+            is_known = parameter.name not in OF_NO_FILE
+            assert (known.get(name) is parameter) == is_known, f"{command} {flag}"
+
+
+def test_a_flag_is_read_by_its_name_and_by_the_name_that_denies_it(
+    refused: Any, model: str, data: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "run.yaml"
+    start = f"model: {model}\ndata: {data}\nmax-new-tokens: 2\n"
+    file.write_text(f"{start}json: true\nmetrics: exact\n")
+    ended = CliRunner().invoke(app, ["eval", "--config", str(file)], catch_exceptions=False)
+    assert json.loads(ended.stdout)["results"]
+    start = start.replace("max-new-tokens: 2\n", f"output: {tmp_path / 'a'}\nlr: 0.1\n")
+    file.write_text(f"{start}no-start-token: true\n")
+    assert "--no-start-token is of --row-template" in refused("train", "--config", str(file))
+    file.write_text(f"{start}no-start-token: false\nno-plain: true\nlearning-rate: 0.1\n")
+    assert "learning-rate stands there twice" in refused("train", "--config", str(file))
+
+
+def test_the_home_folder_may_be_written_as_in_a_shell(
+    model: str, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home, place = tmp_path / "home", tmp_path / "here"
+    home.mkdir(), place.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("USERPROFILE", str(home))
+    monkeypatch.chdir(place)
+    (home / "start.txt").write_text("Say it.")
+    file = tmp_path / "run.yaml"
+    file.write_text(
+        f"model: {model}\ndata: {data}\noutput: ~/a/b\ninit-text: '@~/start.txt'\nnum-steps: 1\n"
+    )
+    invoke("train", "--config", str(file))
+    assert (home / "a" / "b" / NAME).exists() and not list(place.iterdir())
+
+
+@pytest.mark.parametrize("value", ["a~/b", "~", "~ about", "~nobody-of-this-name/x", "@x~"])
+def test_other_values_with_a_tilde_stay_as_they_are(value: str) -> None:
+    expected = os.path.expanduser("~") if value == "~" else value
+    assert run_file._from_home(value) == expected

@@ -225,7 +225,6 @@ def test_splits_whose_names_share_a_word_stay_apart(tmp_path: Path) -> None:
 
 def test_files_of_one_kind_are_read_in_the_order_of_their_names(tmp_path: Path) -> None:
     fill(tmp_path, {"b.jsonl": "2", "a.jsonl": "1", "c.JSONL": "3", ".hidden.jsonl": "x"})
-    fill(tmp_path, {"old/d.jsonl": "y"})
     (tmp_path / "notes.txt").write_text("no rows")
     assert texts(tmp_path) == "123"
     sources = [source for source, _ in read_rows(tmp_path)]
@@ -250,6 +249,38 @@ def test_names_of_files_and_folders_tell_the_split(tmp_path: Path) -> None:
     assert texts(below) == "ab" and texts(f"{below}:dev") == texts(below / "dev") == "c"
     nested = fill(tmp_path / "nested", {"data/test/1.jsonl": "a"})
     assert texts(nested) == "a"
+
+
+@pytest.mark.parametrize(
+    ("read", "left"),
+    [
+        ("part1.jsonl", "sub/part2.jsonl"),
+        ("train.jsonl", "train/part2.jsonl"),
+        ("part1.jsonl", "a/b/part2.csv"),
+        ("data/part1.jsonl", "data/sub/part2.jsonl"),
+        ("data/part1.jsonl", "more/part2.jsonl"),
+        ("train/part1.jsonl", "train/sub/part2.jsonl"),
+        ("data/train/part1.jsonl", "more/part2.jsonl"),
+    ],
+)
+def test_files_that_nobody_would_read_are_named(tmp_path: Path, read: str, left: str) -> None:
+    fill(tmp_path, {read: "a", left: "b"})
+    said = problem(tmp_path)
+    assert f"found {read} and {left}: name one of them" in said
+
+
+@pytest.mark.parametrize(
+    "name",
+    [".git/a.jsonl", "_old/a.jsonl", "run/adapter_config.json", "run/.output.lock", "run/run.yaml",
+     "model/config.json", "notes/a.txt"],
+)  # fmt: skip
+def test_folders_of_something_else_are_passed_over(tmp_path: Path, name: str) -> None:
+    for files in ({"part1.jsonl": "a"}, {"train/part1.jsonl": "a"}):
+        beside = {name: "b", f"{name.partition('/')[0]}/questions/00000.json": "c"}
+        folder = fill(tmp_path / next(iter(files)).replace("/", "-"), files | beside)
+        if name == "notes/a.txt":
+            (folder / "notes" / "questions" / "00000.json").unlink()
+        assert texts(folder) == "a"
 
 
 @pytest.mark.parametrize(

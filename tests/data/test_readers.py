@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from foreword.config import DataConfig
+from foreword.data.columns import as_examples
 from foreword.data.example import Example, message_text, named
 from foreword.data.examples import read_examples
 from foreword.data.validation_split import split_examples
@@ -114,7 +115,7 @@ def test_jsonl_lines_are_counted_through_blank_lines_crlf_and_bom(tmp_path: Path
 def test_json_rows_stand_on_the_line_that_they_start_on(tmp_path: Path) -> None:
     content = f"\n[ {PAIR}, {PAIR}\n,\n{json.dumps(json.loads(PAIR), indent=1)},\n {PAIR}]\n"
     rows = read(tmp_path, "rows.json", content)
-    assert [row.source.rpartition(":")[2] for row in rows] == ["2", "2", "4", "8"]
+    assert [row.source.rpartition(":")[2] for row in rows] == ["2 (row 1)", "2 (row 2)", "4", "8"]
 
 
 def test_csv_rows_stand_on_the_physical_line_that_they_start_on(tmp_path: Path) -> None:
@@ -251,8 +252,27 @@ def test_a_template_that_does_not_fit_is_one_line(
 def test_a_template_needs_a_column_and_a_label() -> None:
     with pytest.raises(InputError, match="--template must contain a {column}"):
         DataConfig(template="{ } {}", label_column="label")
-    with pytest.raises(InputError, match="--label-column go together"):
-        DataConfig(template="{text}")
+    with pytest.raises(InputError, match="give --label-column for the answers"):
+        as_examples({"text": "x", "label": "y"}, config=DataConfig(template="{text}"))
+    with pytest.raises(InputError, match="--label-column is of --template"):
+        DataConfig(label_column="label")
+
+
+@pytest.mark.parametrize("name", ["Ticket (subject)", "a/b", "(a)", "a,b", "-a", "a:b"])
+def test_a_column_that_no_field_can_name_is_refused(name: str) -> None:
+    row = {name: "printer", "text": "broken", "label": "it"}
+    config = DataConfig(template=f"{{{name}}}: {{text}}", label_column="label")
+    with pytest.raises(DataError, match="has the name of a column.*: rename the column") as caught:
+        as_examples(row, config=config)
+    assert f"{{{name}}}" in str(caught.value)
+    [example] = as_examples({"text": "broken", "label": "it"}, config=config)
+    assert example.prompt == f"{{{name}}}: broken"  # braces of no column are text
+
+
+def test_braces_of_no_column_are_text() -> None:
+    config = DataConfig(template='{"a": {text}, "b": {}, "c": {"d": 1}}', label_column="label")
+    [example] = as_examples({"text": "x", "label": "y", "": 3, "d": 4}, config=config)
+    assert example.prompt == '{"a": x, "b": {}, "c": {"d": 1}}'
 
 
 def test_a_missing_file_and_an_unreadable_one_are_named(

@@ -18,7 +18,7 @@ from test_parts import small
 from test_self_study import ASKING
 
 from foreword.config import DistillConfig
-from foreword.distillation import endpoint, self_study
+from foreword.distillation import endpoint, kept_work
 from foreword.distillation.distill import prepare
 from foreword.distillation.endpoint import ChatEndpoint
 from foreword.distillation.questions import MESSAGES, asked_elsewhere
@@ -185,7 +185,7 @@ def test_answers_that_are_no_text_are_dropped(monkeypatch: pytest.MonkeyPatch) -
     with replying(reply) as url:
         lesson = prepare(small(1024), TEXT, None, 8, asking(url))
     assert "4 of 12 dropped: 2 not text, 1 empty, 1 too long" in lesson.said[0]
-    assert self_study.FOLDER == "questions"
+    assert kept_work.ASKED == "questions"
 
 
 @pytest.mark.parametrize(

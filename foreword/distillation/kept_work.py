@@ -1,0 +1,52 @@
+"""Kept work: the files in which a distillation keeps questions and the teacher's answers.
+
+In: the folder of a distillation. Out: which files these are, and the removal of those that a run
+which begins anew cannot use. Reads no question and no answer; imports no torch.
+"""
+
+import contextlib
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from foreword.storage import storage_errors
+
+ANSWERED = "teacher"  # folder of the teacher's answers, with one for each part of a long text
+ASKED = "questions"  # folder of what was asked
+_NAMES = {
+    ANSWERED: re.compile(r"(?:part-\d{3,}/)?\d{5,}\.safetensors"),
+    ASKED: re.compile(r"\d{5,}\.json"),
+}
+
+
+def part_of(folder: Path, part: int, num_parts: int) -> Path:
+    """Return where the answers of one part of a text are kept."""
+    return folder / ANSWERED / f"part-{part:03}" if num_parts > 1 else folder / ANSWERED
+
+
+def files_of(folder: Path, kind: str) -> list[Path]:
+    """Return the files of kept answers or questions, in order."""
+    place = folder / kind
+    known = _NAMES[kind]
+    found = (path for path in place.rglob("*") if path.is_file())
+    return sorted(path for path in found if known.fullmatch(path.relative_to(place).as_posix()))
+
+
+def remove(folder: Path, kind: str, fits: Callable[[Path], bool] = lambda file: False) -> None:
+    """Remove the kept answers or questions that do not fit, and the folders that are empty then.
+
+    Raises:
+        StorageError: they cannot be removed.
+    """
+    with storage_errors(folder / kind):
+        for file in files_of(folder, kind):
+            if not fits(file):
+                file.unlink(missing_ok=True)
+    remove_empty([*(folder / kind).glob("part-*"), folder / kind])
+
+
+def remove_empty(folders: Iterable[Path]) -> None:
+    """Remove those of some folders that hold nothing."""
+    for folder in folders:
+        with contextlib.suppress(OSError):
+            folder.rmdir()
