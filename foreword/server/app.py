@@ -89,14 +89,14 @@ def create_app(
         on_death: called once the engine has failed as a whole.
         tracing: exports a span for each call; closed with the application.
     """
-    stop_ids = chat.end_tokens(backbone, "", catalog.base.encoding)
+    end_id = chat.end_tokens(backbone, "", catalog.base.encoding)[0]
     state = AppState(
         backbone,
         catalog,
         worker,
         config,
         ServerMetrics(catalog.base.name, worker.engine),
-        Grammars(backbone.tokenizer, stop_ids),
+        Grammars(backbone.tokenizer, end_id),
         EncodingThread("encoder", config.max_queue + config.max_batch),
         EncodingThread("slow-encoder", config.max_queue + config.max_batch),
         apart(backbone),

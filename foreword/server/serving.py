@@ -47,19 +47,22 @@ def requests_of(
     grammar: str | None = None,
 ) -> list[request.Request]:
     """Return the engine's requests: each prompt `n` times, each with the ids that end it, and held
-    to a grammar or else to the schema of `response_format`.
+    to a grammar or else to the schema of `response_format`, which ends at the same ids.
+
+    Raises:
+        InputError: a request that the engine cannot take, or a grammar that cannot be followed.
     """
     schema = body.response_format.schema_to_follow if body.response_format else None
     has_echo = isinstance(body, CompletionRequest) and body.echo
     settings = [body.sampling(index) for index in range(len(encoded) * body.n)]
+    own_stops = frozenset(body.stop_token_ids or ())
     requests = [
         request.Request(
             tuple(ids),
             served.source,
             settings[place * body.n + copy],
             limit,
-            frozenset(body.stop_token_ids or ())
-            | frozenset(() if body.ignore_eos else stop_ids[place]),
+            own_stops | frozenset(() if body.ignore_eos else stop_ids[place]),
             num_prompt_logprobs=body.num_logprobs if has_echo else None,
             media=media,
         )
@@ -74,7 +77,11 @@ def requests_of(
         constraint = state.grammars.constraint(schema)
     else:
         return requests
-    return [replace(one, constraint=constraint.copy()) for one in requests]
+    ends = [own_stops.union(ids) for ids in stop_ids for _ in range(body.n)]
+    return [
+        replace(one, constraint=constraint.copy(own))
+        for one, own in zip(requests, ends, strict=True)
+    ]
 
 
 async def reply(
