@@ -257,8 +257,8 @@ def bound(
             "rows, or --init-text"
         )
     shown: dict[tuple[int, ...], list[int]] = {}
-    for slot, (row, _) in enumerate(_demonstrations(rows, config)):
-        shown.setdefault(rows[row].input_ids, []).append(slot)
+    for slot, (place, _) in enumerate(_demonstrations(rows, config)):
+        shown.setdefault(rows[place].input_ids, []).append(slot)
     own: dict[tuple[int, ...], list[int]] = {}
     for row in rows:
         slots = [slot for ids in shown if _answers(ids, row) for slot in shown[ids]]
