@@ -24,8 +24,8 @@ class SaidText(str):
         made.num_held = len(held)
         return made
 
-    def __getnewargs__(self) -> tuple[str, str]:
-        return self.said, self.held
+    def __reduce__(self) -> tuple[type, tuple[str, str]]:
+        return type(self), (self.said, self.held)
 
     @property
     def held(self) -> str:
