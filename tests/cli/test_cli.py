@@ -334,7 +334,7 @@ def test_a_line_that_cannot_be_answered_is_no_part_of_the_conversation(
         if line == "midway":
             yield "half of"
         if line in ("refused", "midway"):
-            raise DataError(f"{line}:\nno")
+            raise DataError(f"{line}: no")
         yield from real(backbone, prompt, text, *rest, **more)
 
     monkeypatch.setattr(texts, "stream", stream)
