@@ -17,7 +17,7 @@ from starlette.exceptions import HTTPException
 
 from foreword.data.processor import Media
 from foreword.engine import request
-from foreword.errors import InputError
+from foreword.errors import ForewordError, InputError
 from foreword.server.catalog import ServedModel
 from foreword.server.protocol import Common, CompletionRequest
 from foreword.server.responses import usage
@@ -104,19 +104,26 @@ async def reply(
     )
     started = time.perf_counter()
     answers.submit(requests)
-    has_logprobs = body.num_logprobs is not None
+    has_logprobs, errors = body.num_logprobs is not None, list[ForewordError]()
+
+    def fail(error: ForewordError) -> None:
+        errors.append(error)
+        state.metrics.count_error(error)
 
     def end() -> None:
         fields = fields_of(answers, body.n, started)
         note(http, {"model": served.name, "soft_prompt": served.label, **fields})
-        state.metrics.count_finished(served.label, fields)
+        state.metrics.count_finished(served.label, fields, has_failed=bool(errors))
 
     if body.stream:
         has_usage = body.stream_options is not None and body.stream_options.include_usage
-        told = events(answers, formatter, has_logprobs, has_usage, state.metrics.count_error)
+        told = events(answers, formatter, has_logprobs, has_usage, fail)
         return EventStream(answers, told, end)
     try:
         pieces = await collected(http, answers)
+    except ForewordError as error:
+        errors.append(error)  # counted where it is answered
+        raise
     finally:
         answers.cancel()
         end()
