@@ -34,6 +34,7 @@ from foreword.model.fingerprint import (
 from foreword.model.head import logits
 from foreword.model.media import split_media
 from foreword.model.passes import ForwardPasses, LabelStates
+from foreword.prompt.narrowing import narrowed
 from foreword.prompt.prefix import CompiledPrefixes, Prefix, PrefixBatch, no_prefixes
 from foreword.prompt.soft_prompt import SoftPrompt
 from foreword.prompt.states import DeferredPrompt, PrefixStates, States, row_major
@@ -236,6 +237,7 @@ class Backbone:
 
         Raises:
             MismatchError: the prompt was made for another base model.
+            InputError: numbers that the model's dtype does not hold.
         """
         if isinstance(prompt, Prefix):
             return prompt
@@ -253,15 +255,27 @@ class Backbone:
         return found if found.facts == facts else replace(found, facts=facts)
 
     def prefill(self, prompt: SoftPrompt) -> PrefixStates:
-        """Return what rows start from behind a prompt, with gradient to it."""
+        """Return what rows start from behind a prompt, with gradient to it.
+
+        Raises:
+            InputError: numbers that the model's dtype does not hold.
+        """
         if prompt.form == "key_values":
             own = iter(self._probe().tensors)  # of the dtypes that the model keeps them in
-            return prompt.states.map(lambda tensor: tensor.to(self.device, next(own).dtype))
+            return prompt.states.map(
+                lambda tensor: narrowed(tensor, next(own).dtype, "the model's cache").to(
+                    self.device
+                )
+            )
         return self.passes.start(self.placed(prompt))
 
     def placed(self, prompt: SoftPrompt) -> Tensor:
-        """Return a prompt's embeddings `[P, H]` where and as the model takes them."""
-        return prompt.embeddings.to(self.device, self.dtype)
+        """Return a prompt's embeddings `[P, H]` where and as the model takes them.
+
+        Raises:
+            InputError: numbers that the model's dtype does not hold.
+        """
+        return narrowed(prompt.embeddings, self.dtype, "the model").to(self.device)
 
     def generate(
         self,

@@ -21,6 +21,8 @@ from foreword.data.media_parts import Message
 from foreword.data.processor import Media
 from foreword.data.tokenizer_facts import differences
 from foreword.errors import InputError, MismatchError
+from foreword.generation.answer_options import check_options, check_texts
+from foreword.generation.context_watch import ContextWatch
 from foreword.generation.token_stream import TokenStream
 from foreword.prompt.prefix import Prefix
 from foreword.prompt.soft_prompt import SoftPrompt
@@ -132,20 +134,44 @@ def answers(
     **options: Any,
 ) -> Iterator[Answer]:
     """Answer texts in left-padded batches, in order, with the likeliest ids unless `options` of
-    `generate` say otherwise; `tools` are shown to each text its own, or to none.
+    `generate` say otherwise; `tools` are shown to each text its own, or to none. Tokens past what
+    the model was made for are said, once.
+
+    Raises:
+        InputError: no list of texts, tools of others, or an option that is none of an answer.
+        MismatchError: a prompt of another chat template.
     """
+    check_texts(texts, tools, batch_size)
+    check_options(options)
     check_template(backbone, prompt)
+    more = {"batch_size": batch_size, "max_new_tokens": max_new_tokens} | options
+    return _answers(backbone, prompt, texts, config, tools=tools, **more)
+
+
+def _answers(
+    backbone: Backbone,
+    prompt: SoftPrompt | Prefix | None,
+    texts: Sequence[Text],
+    config: EncodingConfig | None,
+    *,
+    tools: Sequence[Tools],
+    batch_size: int,
+    **options: Any,
+) -> Iterator[Answer]:
     config = config or encoding_of(prompt)
     prefix = backbone.compile(prompt) if isinstance(prompt, SoftPrompt) else prompt
+    watch = _watch(backbone, prefix)
     for start in range(0, len(texts), batch_size):
         part = texts[start : start + batch_size]
         shown = list(tools[start : start + batch_size]) if tools else [()] * len(part)
         pairs = list(zip(part, shown, strict=True))
         rows = [encode_row(backbone, text, config, own) for text, own in pairs]
         stop_ids = [end_tokens(backbone, text, config, own) for text, own in pairs]
-        yield from answer_rows(
-            backbone, prefix, rows, stop_ids, max_new_tokens=max_new_tokens, **options
-        )
+        watch.look(max(len(row.input_ids) for row in rows))
+        found = answer_rows(backbone, prefix, rows, stop_ids, **options)
+        for row, one in zip(rows, found, strict=True):
+            watch.look(len(row.input_ids), one.num_tokens)
+            yield one
 
 
 def answer_rows(
@@ -212,11 +238,19 @@ def stream(
     **options: Any,
 ) -> Iterator[str]:
     """Answer one text piece by piece: together the text of `answers`, as a server decodes it.
-    Closing the iterator stops at the next token.
+    Closing the iterator stops at the next token. Tokens past what the model was made for are said,
+    once.
+
+    Raises:
+        InputError: an option that is none of an answer. MismatchError: a prompt of another chat
+            template.
     """
+    check_options(options, is_streamed=True)
     check_template(backbone, prompt)
     config = config or encoding_of(prompt)
     row = encode_row(backbone, text, config)
+    watch = _watch(backbone, prompt)
+    watch.look(len(row.input_ids))
     ids = torch.tensor([row.input_ids], device=backbone.device)
     ends = end_tokens(backbone, text, config)
     streamer, stop = TokenStream(), _Stop()
@@ -243,12 +277,26 @@ def stream(
     worker = threading.Thread(target=run, daemon=True)
     worker.start()
     try:
-        yield from _pieces(backbone, streamer, ends)
+        ids_of_answer = _watched(streamer, watch, len(row.input_ids))
+        yield from _pieces(backbone, ids_of_answer, ends)
     finally:
         stop.is_set = True
         worker.join()
     if failures:
         raise failures[0]
+
+
+def _watch(backbone: Backbone, prompt: SoftPrompt | Prefix | None) -> ContextWatch:
+    # An encoder and its decoder each have a context of their own.
+    context = None if backbone.reads_apart else backbone.capabilities.context_length
+    num_virtual = 0 if prompt is None else prompt.num_virtual_tokens
+    return ContextWatch(backbone.name, context, num_virtual)
+
+
+def _watched(ids: Iterable[int], watch: ContextWatch, num_given: int) -> Iterator[int]:
+    for count, one in enumerate(ids, 1):
+        watch.look(num_given, count)
+        yield one
 
 
 def _pieces(backbone: Backbone, ids: Iterable[int], ends: Sequence[int]) -> Iterator[str]:

@@ -8,7 +8,6 @@ id for id; the text is read once. Trains nothing.
 
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from datetime import UTC, datetime
 from typing import Any
 
 import torch
@@ -125,5 +124,4 @@ def _facts(backbone: Backbone, config: EncodingConfig, is_text: bool) -> dict[st
         "method": METHOD,
         "embedding_scale": "as the model's embedding module returns them",
         "encoding": asdict(config) | {"is_text": is_text},
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }

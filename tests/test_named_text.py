@@ -122,6 +122,15 @@ def test_models_on_which_embeddings_are_not_tokens_are_refused() -> None:
         text_prompt(gemma, TEXT)
 
 
+def test_the_same_text_is_one_version(tmp_path: Path) -> None:
+    model, store = backbone(), Store(tmp_path / "store")
+    versions = set()
+    for folder in ("a", "b", "c"):
+        text_prompt(model, TEXT).save(tmp_path / folder)
+        versions.add(store.add("rule", tmp_path / folder).version)
+    assert len(versions) == 1
+
+
 def test_a_name_is_a_text(tmp_path: Path) -> None:
     model = backbone()
     model.model.to(torch.float32)

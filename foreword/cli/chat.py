@@ -104,26 +104,44 @@ class Session:
         """
         self.active = prompt
         if self.turns:
-            question = self.turns[-2]["content"]
+            last = self.turns[-2:]
             del self.turns[-2:]
-            self.answer(question)
+            if not self.answer(last[0]["content"]):
+                self.turns += last
 
-    def answer(self, line: str) -> None:
-        """Stream one answer; Ctrl-C stops it and keeps what came."""
+    def answer(self, line: str) -> bool:
+        """Stream one answer; Ctrl-C stops it and keeps what came. What cannot be answered is no
+        part of the conversation: say why, and return False.
+        """
+        started = time.perf_counter()
+        self.turns.append({"role": "user", "content": line})
+        try:
+            said = self._streamed(line)
+        except ForewordError as error:
+            self.turns.pop()
+            options.output.print(f"error: {one_line(str(error))}")
+            return False
+        seconds = time.perf_counter() - started
+        options.output.print(f"\n  [{seconds:.1f} s]", style="dim")
+        self.turns.append({"role": "assistant", "content": said})
+        return True
+
+    def _streamed(self, line: str) -> str:
+        """Print an answer as it comes, and return it."""
         from foreword import chat
 
         config = chat.encoding_of(self.active)
-        self.turns.append({"role": "user", "content": line})
         text: Any = self.turns if chat.reads_turns(self.backbone, self.active) else line
-        started, count, said = time.perf_counter(), 0, ""
+        said = ""
         pieces = chat.stream(self.backbone, self.active, text, config, **self.sampling.options())
         try:
             for piece in pieces:
-                count += 1
                 said += piece
                 options.output.print(piece, end="")
         except KeyboardInterrupt:
             pieces.close()  # type: ignore[attr-defined]
-        seconds = time.perf_counter() - started
-        options.output.print(f"\n  [{seconds:.1f} s]", style="dim")
-        self.turns.append({"role": "assistant", "content": said})
+        except ForewordError:
+            if said:
+                options.output.print()
+            raise
+        return said

@@ -13,6 +13,7 @@ import typer
 from foreword.cli import options, push
 from foreword.cli.console import one_line, strict_json
 from foreword.errors import ForewordError, InputError, NotFoundError
+from foreword.prompt.store_directory import VARIABLE, store_directory
 
 if TYPE_CHECKING:
     from foreword.prompt.store import Entry, Store
@@ -23,9 +24,18 @@ app = typer.Typer(
     no_args_is_help=True,
 )
 app.command("push")(options.checked(push.command))
+
+
+def _directory(context: typer.Context, value: str) -> str:
+    """Return the store's directory; the parser takes an empty variable for none."""
+    source = context.get_parameter_source("prompts")
+    is_left_out = source is not None and source.name == "DEFAULT"
+    return store_directory(None if is_left_out else value) or value
+
+
 Directory = Annotated[
     str,
-    typer.Option("--prompts", envvar="FOREWORD_PROMPTS", help="directory of the store"),
+    typer.Option("--prompts", envvar=VARIABLE, help="directory of the store", callback=_directory),
 ]
 Reference = Annotated[str, typer.Argument(help="NAME, NAME@VERSION or an alias")]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]

@@ -18,6 +18,7 @@ from foreword.cli.console import one_line, texts_as_log
 from foreword.config import ServeConfig, check_keys, checked_key, checked_origin
 from foreword.errors import DependencyError, ForewordError, InputError, UnsupportedError
 from foreword.os_calls import become
+from foreword.prompt.store_directory import VARIABLE, store_directory
 
 if TYPE_CHECKING:
     from foreword.backbone import Backbone
@@ -34,7 +35,7 @@ def command(
         str, typer.Argument(help="'smollm2-135m', a Hub id, a directory or a .gguf file")
     ],
     prompts: Annotated[
-        str | None, typer.Option(envvar="FOREWORD_PROMPTS", help="directory of the store")
+        str | None, typer.Option(envvar=VARIABLE, help="directory of the store")
     ] = None,
     api_key: Annotated[
         str | None,
@@ -68,9 +69,7 @@ def command(
     """
     api_key = checked_key("FOREWORD_API_KEY", _given(api_key, "FOREWORD_API_KEY"))
     admin_key = checked_key("FOREWORD_ADMIN_KEY", _given(admin_key, "FOREWORD_ADMIN_KEY"))
-    prompts = _given(prompts, "FOREWORD_PROMPTS")
-    if prompts is not None and not (prompts := prompts.strip("\r\n")).strip():
-        raise InputError("FOREWORD_PROMPTS is empty; name the store's directory, or unset it")
+    prompts = store_directory(prompts)
     origins = [checked_origin(one) for one in allow_origin or []]
     store = _store(prompts, is_followed=engine == "vllm")
     early.check(model=model)

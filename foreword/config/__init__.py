@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from foreword.config.serving import MAX_SERVED_NAME as MAX_SERVED_NAME
     from foreword.config.serving import ServeConfig as ServeConfig
     from foreword.config.serving import check_keys as check_keys
+    from foreword.config.serving import served_name as served_name
     from foreword.config.training import FORMS as FORMS
     from foreword.config.training import NUM_DEMONSTRATED as NUM_DEMONSTRATED
     from foreword.config.training import NUM_VIRTUAL_TOKENS as NUM_VIRTUAL_TOKENS
@@ -62,5 +63,5 @@ __getattr__, __dir__ = lazy_names(
     distillation="DistillStart DistillConfig",
     sampling="COLDEST SamplingConfig",
     evaluation="EvalConfig ResamplingConfig",
-    serving="MAX_SERVED_NAME ServeConfig check_keys",
+    serving="MAX_SERVED_NAME ServeConfig check_keys served_name",
 )

@@ -81,6 +81,21 @@ class ServeConfig:
             raise InputError(f"--port must be from 0 to 65535, got {self.port}")
 
 
+def served_name(config: ServeConfig, model: str) -> str:
+    """Return the name of the bare model: the option, or how it was loaded.
+
+    Raises:
+        InputError: no request could name it.
+    """
+    found = config.served_name or model
+    if len(found) > MAX_SERVED_NAME or not found.isprintable():
+        raise InputError(
+            f"the bare model would be called {found!r:.60} of {len(found)} characters, and a "
+            f"request names at most {MAX_SERVED_NAME} printable ones: give --served-name"
+        )
+    return found
+
+
 def check_keys(config: ServeConfig, api_key: str | None, admin_key: str | None) -> None:
     """Refuse keys that do not go with a server's options, or with each other.
 

@@ -19,6 +19,7 @@ from foreword.data.json_files import STRICT
 from foreword.data.media_parts import Message
 from foreword.data.probes import PROBE, PROBES, Lost, probed_tools, probed_turns
 from foreword.data.special_tokens import ESCAPED, SpecialTokens, special_tokens_of
+from foreword.data.template_texts import text_of, texts_of
 from foreword.data.turns import HALF_SURROGATE
 from foreword.errors import DataError, InputError
 
@@ -47,12 +48,12 @@ class ChatTemplate:
     @property
     def is_there(self) -> bool:
         """Whether there is a template at all."""
-        return bool(self.given or getattr(self.tokenizer, "chat_template", None))
+        return bool(self.given or texts_of(self.tokenizer))
 
     @property
-    def text(self) -> str:
-        """The template itself."""
-        return self.given or str(self.tokenizer.chat_template)
+    def text(self) -> str | None:
+        """The template itself; None: there is none for such conversations."""
+        return self.given or text_of(self.tokenizer, bool(self.tools))
 
     @property
     def special(self) -> SpecialTokens:

@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
+from foreword.data.byte_stops import ByteStops
 from foreword.data.stop_strings import StopStrings
 from foreword.data.token_texts import TokenTexts, token_texts
 
@@ -46,6 +47,9 @@ class IncrementalDecoder(Protocol):
     def skip(self) -> None:
         """Take a token that is no part of the text."""
 
+    def waiting(self, num_last: int = 0) -> str:
+        """Return what `end` would, without the last tokens; nothing changes."""
+
     def end(self) -> str:
         """Return what was held back, now that nothing follows."""
 
@@ -69,9 +73,11 @@ class TextStream:
         *,
         keeps_special: bool | frozenset[int] = False,
     ) -> None:
-        texts = token_texts(tokenizer, keeps_special)
+        self._texts = texts = token_texts(tokenizer, keeps_special)
+        self._decoder: IncrementalDecoder
         self._decoder = ByteDecoder(texts) if texts.is_byte_level else WindowDecoder(texts)
         self._stops = StopStrings(stop)
+        self._byte_stops: ByteStops | None = None  # of the run of bytes that waits
         self._num_out = 0  # characters that are out
         self._is_over = False
 
@@ -81,7 +87,7 @@ class TextStream:
 
     def put(self, ids: Sequence[int]) -> str:
         """Take the next ids; return the text that is certain now."""
-        return self._out(self._stops.put("".join(self._decoder.put(one) for one in ids)))
+        return "".join(map(self._put, ids))
 
     def skip(self) -> None:
         """Take a token that is no part of the text: it has a place, and no more."""
@@ -104,6 +110,32 @@ class TextStream:
             place = places.popleft()
             taken.append(place._replace(offset=min(place.offset, self._num_out)))
         return taken
+
+    def _put(self, token_id: int) -> str:
+        if self.is_stopped:
+            return ""
+        text = self._stops.put(self._decoder.put(token_id))
+        if self._stops and not self.is_stopped and self._stops_in_bytes(token_id):
+            text += self._stops.put(self._decoder.end())
+        return self._out(text)
+
+    def _stops_in_bytes(self, token_id: int) -> bool:
+        """Return whether a stop string ends with this token in a run of bytes that still waits."""
+        if self._texts.is_hidden(token_id):
+            return False
+        byte = self._texts.fallback_byte(token_id)
+        if byte is None:
+            self._byte_stops = None
+            return False
+        if self._byte_stops is None:
+            self._byte_stops = ByteStops(self._stops, self._decoder.waiting(1))
+        if not self._byte_stops.put(byte):
+            return False
+        waiting, found = self._decoder.waiting(), self._stops.copy()
+        found.put(waiting)
+        if not found.is_found:  # the tokenizer has left out a space at the beginning
+            self._byte_stops = ByteStops(self._stops, waiting)
+        return found.is_found
 
     def _out(self, text: str) -> str:
         self._num_out += len(text)
@@ -135,6 +167,10 @@ class ByteDecoder:
 
     def skip(self) -> None:
         self.places.append(Place(self.num_chars, False))
+
+    def waiting(self, num_last: int = 0) -> str:
+        """Return the half characters: here no token waits for another."""
+        return BROKEN * (self._held + self._is_open)
 
     def end(self) -> str:
         rest = self._utf8.decode(b"", True)
@@ -189,9 +225,12 @@ class WindowDecoder:
         if not self._new:
             self._place()
 
+    def waiting(self, num_last: int = 0) -> str:
+        new = self._new[: len(self._new) - num_last]
+        return self._texts.decode(self._before + new)[self._num_told :] if new else ""
+
     def end(self) -> str:
-        whole = self._texts.decode(self._before + self._new) if self._new else ""
-        text = whole[self._num_told :]
+        text = self.waiting()
         self.num_chars += len(text)
         self._place()
         self._new = []

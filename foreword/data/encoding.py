@@ -306,7 +306,7 @@ def _encode_whole(
         # In the text, one placeholder stands for an image's many.
         ids = behind(prompt_ids, config) if expanded_ids is None else expanded_ids
     row = Row.from_ids(ids, [*completion_ids, *closing_ids], example.source)
-    is_text = is_plain and not text.special.begins(str(prompt))
+    is_text = isinstance(prompt, str) and is_plain and not text.begins_filled(prompt)
     return replace(row, media=media, task=example.task, is_text=is_text)
 
 

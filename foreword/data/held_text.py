@@ -15,6 +15,7 @@ from typing import Any
 from foreword.config import EncodingConfig
 from foreword.data.chat_template import ChatTemplate
 from foreword.data.media_parts import Message
+from foreword.data.said_text import SaidText
 from foreword.data.turns import read_turns
 from foreword.errors import DataError
 
@@ -42,7 +43,8 @@ class HeldText:
         if isinstance(self.value, str):
             if not isinstance(prompt, str):
                 raise DataError("the prompt holds plain text, and stands before no messages")
-            return f"{self.value}\n\n{prompt}"
+            held = f"{self.value}\n\n"
+            return SaidText(prompt, held) if isinstance(prompt, SaidText) else held + prompt
         if isinstance(prompt, str):
             raise DataError("the prompt holds turns of a conversation: send messages, not text")
         if not prompt:

@@ -18,8 +18,10 @@ from foreword.data.held_text import held_text_of
 from foreword.data.media_parts import Message
 from foreword.data.probes import PROBE
 from foreword.data.processor import render
+from foreword.data.said_text import SaidText
 from foreword.data.special_tokens import SpecialTokens, special_tokens_of
 from foreword.data.template_dates import template_in_use
+from foreword.data.template_texts import text_of
 from foreword.errors import DataError
 
 if TYPE_CHECKING:
@@ -44,7 +46,8 @@ class RowText:
 
     def as_asked(self, prompt: str | Sequence[Message]) -> str | Sequence[Message]:
         """Return a prompt in the form of the rows that it is to be like: a text as one user turn,
-        or the one message of a user as plain text. Where nothing says, it is as it was given.
+        or the one message of a user as plain text, a `SaidText`. Where nothing says, it is as it
+        was given.
 
         Raises:
             DataError: other messages, or tools, where rows are plain text.
@@ -57,7 +60,7 @@ class RowText:
             return ({"role": "user", "content": prompt},) if is_turn else prompt
         if is_text and self.tools:
             raise DataError("rows of plain text show no tools: leave them out")
-        return _only_text(prompt, "rows of plain text") if is_text else prompt
+        return SaidText(_only_text(prompt, "rows of plain text")) if is_text else prompt
 
     def before(self, prompt: str | Sequence[Message]) -> str:
         """Return the text before the answer to a prompt.
@@ -74,7 +77,9 @@ class RowText:
             )
         if not isinstance(prompt, str):
             return self.template.before_answer(prompt, self.config.opening)
-        return prompt if self.is_filled(prompt) else self._hidden(prompt)
+        if isinstance(prompt, SaidText):
+            return self._plain(prompt.held) + self._hidden(prompt.said)
+        return self._plain(prompt)
 
     def whole(self, prompt: str | Sequence[Message]) -> str | tuple[Message, ...]:
         """Return a prompt with the text that the virtual tokens hold, if they hold one.
@@ -133,7 +138,8 @@ class RowText:
         if self.config.row_template is None and not media_parts.has_media(turns):
             return self.template.unused_keys(turns)
         keys = {key for turn in turns for key in turn} - {"role", "content"}
-        template = "" if self.config.row_template else str(self.template.text)
+        written = self.media_template or text_of(self.processor)
+        template = "" if self.config.row_template else written or ""
         return [f"key {key!r} of messages" for key in sorted(keys) if key not in template]
 
     def check_media(self, prompt: Sequence[Message]) -> None:
@@ -168,7 +174,7 @@ class RowText:
     @property
     def template(self) -> ChatTemplate:
         """The chat template, filled as the rows say."""
-        given = template_in_use(self.config, self.tokenizer)
+        given = template_in_use(self.config, self.tokenizer, bool(self.tools))
         return ChatTemplate(self.tokenizer, self.tools, not self.config.special_tokens, given)
 
     @property
@@ -183,7 +189,14 @@ class RowText:
 
     def is_filled(self, text: str) -> bool:
         """Return whether a plain text is a template that was filled already."""
-        return self.config.special_tokens or self.special.begins(text)
+        return self.config.special_tokens or self.begins_filled(text)
+
+    def begins_filled(self, text: str) -> bool:
+        """Return whether a plain text begins as a filled template does; no message does."""
+        return not isinstance(text, SaidText) and self.special.begins(text)
+
+    def _plain(self, text: str) -> str:
+        return text if self.is_filled(text) else self._hidden(text)
 
     def _hidden(self, text: str, *, is_answer: bool = False) -> str:
         if self.config.special_tokens:

@@ -13,6 +13,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
+from foreword.data.template_texts import texts_of
 from foreword.errors import DataError
 
 if TYPE_CHECKING:
@@ -168,9 +169,9 @@ def special_tokens_of(
 
     Args:
         tokenizer: of the base.
-        template: the text of the chat template; None: the tokenizer's own.
+        template: the text of the chat template; None: all of the tokenizer's own.
     """
-    written = template or str(tokenizer.chat_template)
+    written = template or "\n".join(texts_of(tokenizer))
     known = _known.setdefault(tokenizer, {})
     state = (len(tokenizer), written)
     if state not in known:

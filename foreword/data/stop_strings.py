@@ -5,6 +5,7 @@ ends first in the text counts; of several that end there, the longest. So the pi
 nothing. Each character is looked at once, by Knuth, Morris and Pratt. Knows no tokens.
 """
 
+import copy
 from collections.abc import Sequence
 
 
@@ -22,6 +23,16 @@ class StopStrings:
         self.is_found = False
         self._matches = [_Match(string) for string in strings]
         self._held = ""
+
+    def __bool__(self) -> bool:
+        """Return whether there are any strings."""
+        return bool(self._matches)
+
+    def copy(self) -> "StopStrings":
+        """Return the same state, for a text that may go on in another way."""
+        other = copy.copy(self)
+        other._matches = [copy.copy(match) for match in self._matches]
+        return other
 
     def put(self, text: str) -> str:
         """Take text; return what is certain now."""

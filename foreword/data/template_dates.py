@@ -7,11 +7,13 @@ run that goes on, in an evaluation and in an answer. Knows no tokenizer.
 
 import json
 import re
+from collections.abc import Iterable
 from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
 from foreword.config import EncodingConfig
+from foreword.data.template_texts import text_of
 from foreword.errors import InputError
 
 # transformers gives templates this one function of the time; see `chat_template_utils`.
@@ -19,17 +21,9 @@ CALL = re.compile(r"\bstrftime_now\s*\(\s*(?:format\s*=\s*)?('[^'\\]*'|\"[^\"\\]
 ANY_CALL = re.compile(r"\bstrftime_now\s*\(")
 
 
-def template_of(reader: Any) -> str | None:
-    """Return the chat template that a tokenizer or a processor takes where none is named."""
-    template = getattr(reader, "chat_template", None)
-    if isinstance(template, dict):
-        template = template.get("default")
-    return template if isinstance(template, str) else None
-
-
 def prints_day(*readers: Any) -> bool:
     """Return whether the chat template of a tokenizer or a processor prints today's date."""
-    return any(ANY_CALL.search(template_of(reader) or "") for reader in readers)
+    return any(map(ANY_CALL.search, _own(readers)))
 
 
 def dated(
@@ -45,9 +39,9 @@ def dated(
     Raises:
         InputError: a day for templates that print none, or a date that cannot be fixed.
     """
-    templates = [config.chat_template or template_of(reader) for reader in readers]
+    templates = [config.chat_template] if config.chat_template else _own(readers)
     templates = templates if config.row_template is None else []
-    printing = [one for one in templates if one is not None and ANY_CALL.search(one)]
+    printing = [one for one in templates if ANY_CALL.search(one)]
     if config.date is not None:
         if not printing:
             raise InputError(
@@ -61,6 +55,12 @@ def dated(
     for template in printing:
         on_day(template, config.date)
     return config
+
+
+def _own(readers: Iterable[Any]) -> list[str]:
+    """Return the chat templates that rows are written by, without tools and with some."""
+    found = [text_of(reader, has_tools) for reader in readers for has_tools in (False, True)]
+    return list(dict.fromkeys(one for one in found if one is not None))
 
 
 def on_day(template: str, date: str | None) -> str:
@@ -81,11 +81,19 @@ def on_day(template: str, date: str | None) -> str:
     return found
 
 
-def template_in_use(config: EncodingConfig, reader: Any) -> str | None:
+def template_in_use(config: EncodingConfig, reader: Any, has_tools: bool = False) -> str | None:
     """Return the chat template that rows are written by, where it is not as a tokenizer or a
     processor has it: another one, or with its day fixed.
+
+    Args:
+        config: how rows are encoded.
+        reader: the tokenizer or the processor.
+        has_tools: whether it shows tools, as some have a template of their own for them.
+
+    Raises:
+        InputError: it prints the date in a form that is not written down in it.
     """
-    template = config.chat_template or template_of(reader)
+    template = config.chat_template or text_of(reader, has_tools)
     if config.date is None or template is None or not ANY_CALL.search(template):
         return config.chat_template
     return on_day(template, config.date)

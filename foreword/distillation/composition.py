@@ -8,7 +8,6 @@ well behind both is trained for (`distill --distractors`), or not known. Trains 
 
 import logging
 from dataclasses import asdict
-from datetime import UTC, datetime
 from typing import Any
 
 import torch
@@ -130,7 +129,6 @@ def _facts(backbone: Backbone, first: SoftPrompt, second: SoftPrompt) -> dict[st
             {"content_hash": prompt.content_hash, "num_virtual_tokens": prompt.num_virtual_tokens}
             for prompt in both
         ],
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 
 

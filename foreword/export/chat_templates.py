@@ -15,9 +15,10 @@ from foreword.data import encoding
 from foreword.data.chat_template import ChatTemplate
 from foreword.data.template_dates import on_day
 from foreword.errors import UnsupportedError
-from foreword.export.held_turns import literal, template_behind
+from foreword.export.held_turns import literal, template_behind, verbatim
 from foreword.export.vocabulary_rows import NamedRows
 
+BASE = "base"  # the name of the bare model among prompts
 CONVERSATIONS: tuple[tuple[dict[str, str], ...], ...] = (
     ({"role": "user", "content": "Is it raining?"},),
     ({"role": "user", "content": " two\nlines {x}  "},),
@@ -45,7 +46,7 @@ def combined(backbone: Backbone, prompts: Sequence[NamedRows]) -> str:
         parts.append(f"{{{{- {literal(''.join(one.tokens))} }}}}")
         parts.append(body(backbone, config, one.name))
     if tokenizer.chat_template:
-        parts.append('{%- elif prompt == "base" %}' + str(tokenizer.chat_template))
+        parts.append(f"{{%- elif prompt == {literal(BASE)} %}}{verbatim(tokenizer.chat_template)}")
     names = ", ".join(one.name for one in prompts)
     parts.append(
         f'{{%- else %}}{{{{- raise_exception("no such prompt; there is {names}") }}}}{{%- endif %}}'
@@ -73,8 +74,10 @@ def check(
     """Compare what an exported tokenizer makes of conversations with foreword's own ids.
 
     Raises:
-        UnsupportedError: they differ, so that rows would not be read as in training.
+        UnsupportedError: they differ, so that rows would not be read as in training, or the bare
+            model not asked as before.
     """
+    _check_base(tokenizer, backbone)
     for one in prompts:
         config = chat.encoding_of(one.prompt)
         for turns in CONVERSATIONS:
@@ -92,6 +95,28 @@ def check(
                 raise UnsupportedError(
                     f"{one.name}: the chat template of {backbone.name} and its tokenizer do not "
                     "write rows behind the prompt's tokens as training did; use foreword's server"
+                )
+
+
+def _check_base(tokenizer: Any, backbone: Backbone) -> None:
+    """Compare what both tokenizers make of conversations without a prompt.
+
+    Raises:
+        UnsupportedError: they differ.
+    """
+    if not backbone.tokenizer.chat_template:
+        return
+    for turns in CONVERSATIONS:
+        for is_open in (True, False):
+            options: Any = {"add_generation_prompt": is_open, "tokenize": False}
+            try:
+                expected = backbone.tokenizer.apply_chat_template(list(turns), **options)
+            except Exception:  # the base's template takes no such conversation
+                continue
+            if tokenizer.apply_chat_template(list(turns), prompt=BASE, **options) != expected:
+                raise UnsupportedError(
+                    f"{BASE}: the chat template of {backbone.name} does not write among others "
+                    "what it writes alone; use foreword's server"
                 )
 
 
@@ -118,7 +143,7 @@ def body(backbone: Backbone, config: EncodingConfig, name: str) -> str:
         turns = list(CONVERSATIONS[0])
         before, plain = (template.before_answer(turns, one) for one in ("answer", "generation"))
         opened = before.removeprefix(plain) if before.startswith(plain) else ""
-    written = on_day(text, config.date)
+    written = verbatim(on_day(text, config.date))
     if config.held_text is not None:
         written = template_behind(backbone, config, written, opened)
     more = f"{{%- if add_generation_prompt %}}{{{{- {literal(opened)} }}}}{{%- endif %}}"

@@ -21,10 +21,11 @@ from transformers import AutoTokenizer, GenerationConfig
 
 from foreword.backbone import Backbone
 from foreword.errors import UnsupportedError
-from foreword.export import chat_templates, vocabulary_rows
+from foreword.export import chat_templates, rotary_names, vocabulary_rows
 from foreword.export.targets import check_new
 from foreword.export.vocabulary_rows import Plan
 from foreword.loading import checkpoint, hub
+from foreword.prompt.narrowing import narrowed
 from foreword.prompt.soft_prompt import SoftPrompt
 from foreword.storage import storage_errors
 
@@ -43,7 +44,8 @@ def export(
         output: a directory that is not there yet.
 
     Raises:
-        InputError: something is there, or keys and values.
+        InputError: something is there, keys and values, or numbers that the base's dtype does not
+            hold.
         MismatchError: another base, or behind another chat template.
         UnsupportedError: a base or rows that would not be exact.
         StorageError: no space.
@@ -72,7 +74,7 @@ def export(
             chat_templates.check(written, backbone, plan.prompts, {"tokenize": True})
             facts["head"] = _change(backbone.model, plan, torch.cat(rows))
             _save(backbone.model, scratch)
-            _complete_config(scratch / "config.json")
+            rotary_names.complete(scratch / "config.json")
             text = json.dumps(facts, indent=1) + "\n"
             (scratch / SIDECAR).write_text(text, encoding="utf-8")
             os.rename(scratch, target)
@@ -136,7 +138,7 @@ def _change(model: Any, plan: Plan, rows: Tensor) -> str:
         if plan.num_tokens > num_old:
             model.resize_token_embeddings(plan.num_tokens, mean_resizing=False)
         table, head = model.get_input_embeddings(), model.get_output_embeddings()
-        table.weight[plan.ids] = rows.to(table.weight.dtype)
+        table.weight[plan.ids] = narrowed(rows, table.weight.dtype, "the checkpoint's table")
         if plan.num_tokens > num_old and head is not None:
             head.weight[num_old:] = vocabulary_rows.losing_row(head.weight[:num_old]).to(
                 head.weight.dtype
@@ -170,17 +172,3 @@ def _untie(model: Any) -> None:
     head = model.get_output_embeddings()
     head.weight = torch.nn.Parameter(head.weight.detach().clone(), requires_grad=False)
     model.all_tied_weights_keys = {}
-
-
-def _complete_config(path: Path) -> None:
-    """Write rotary parameters under the names that older readers know, too: without them they take
-    a default, and answer otherwise without a word.
-    """
-    config = json.loads(path.read_text(encoding="utf-8"))
-    rope = config.get("rope_parameters")
-    if isinstance(rope, dict) and "rope_theta" in rope:
-        config.setdefault("rope_theta", rope["rope_theta"])
-        scaling = {key: value for key, value in rope.items() if key != "rope_theta"}
-        if scaling.get("rope_type", "default") != "default":
-            config.setdefault("rope_scaling", scaling)
-    path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from transformers import AutoTokenizer
 
 from foreword.backbone import Backbone
@@ -22,6 +23,7 @@ from foreword.export.checkpoint import facts_of, tokenizer_with
 from foreword.export.targets import check_new
 from foreword.export.vocabulary_rows import Plan
 from foreword.loading import hub
+from foreword.prompt.narrowing import narrowed
 from foreword.prompt.soft_prompt import SoftPrompt
 from foreword.storage import replacing, storage_errors
 
@@ -47,7 +49,8 @@ def export(
         output: a file that is not there yet.
 
     Raises:
-        InputError: no GGUF file, something is there, or keys and values.
+        InputError: no GGUF file, something is there, keys and values, or numbers that the table's
+            type does not hold.
         MismatchError: another base, or behind another chat template.
         UnsupportedError: a base or rows that would not be exact.
         StorageError: no space.
@@ -72,7 +75,7 @@ def export(
         target.parent.mkdir(parents=True, exist_ok=True)
         with replacing(target) as scratch:
             writer = _Copy(gguf, reader, scratch)
-            writer.change(plan, template, rows.float().numpy(), facts)
+            writer.change(plan, template, rows, facts)
             writer.write()
     return facts
 
@@ -95,7 +98,7 @@ class _Copy:
             raise UnsupportedError(f"the GGUF file has no {TABLE}: no table to write rows into")
         self.changed: dict[str, tuple[np.ndarray, Any]] = {}
 
-    def change(self, plan: Plan, template: str, rows: np.ndarray, facts: Mapping[str, Any]) -> None:
+    def change(self, plan: Plan, template: str, rows: Tensor, facts: Mapping[str, Any]) -> None:
         """Copy all facts but those that the tokens change, and lay out the changed tensors."""
         changes: dict[str, Any] = {TEMPLATE: template, OWN: json.dumps(facts)}
         # The start stands in the template, behind the prompt's tokens.
@@ -144,7 +147,7 @@ class _Copy:
                 self.writer.add_bool(name, changes[name])
         self.writer.add_key_value(SUPPRESSED, suppressed, kinds.ARRAY, kinds.INT32)
 
-    def _change_table(self, plan: Plan, rows: np.ndarray) -> None:
+    def _change_table(self, plan: Plan, rows: Tensor) -> None:
         """Lay out the table with the prompts' rows; one that is quantized becomes float32, which
         says of all other tokens exactly what it said before.
         """
@@ -157,7 +160,9 @@ class _Copy:
         size = plan.num_tokens
         made = np.zeros((size, whole.shape[-1]), np.float32)
         made[: len(whole)] = whole
-        made[plan.ids] = rows
+        dtype = {kinds.F16: torch.float16, kinds.BF16: torch.bfloat16}.get(kind, torch.float32)
+        narrowed(rows, dtype, "the file's table")
+        made[plan.ids] = rows.float().numpy()
         self.changed[TABLE] = (self.gguf.quants.quantize(made, kind), kind)
 
     def _change_head(self, plan: Plan) -> None:

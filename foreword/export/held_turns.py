@@ -6,6 +6,7 @@ tokens stand for, which is the same text in every row. Knows no file format.
 """
 
 import json
+import re
 from typing import Any
 
 from foreword import chat
@@ -29,7 +30,7 @@ def template_behind(backbone: Backbone, config: EncodingConfig, body: str, opene
     Args:
         backbone: with the tokenizer that wrote the prompt's rows.
         config: how they are encoded; it holds turns.
-        body: the chat template.
+        body: the chat template, as it is written among others.
         opened: what stands behind its generation prompt.
 
     Raises:
@@ -39,16 +40,24 @@ def template_behind(backbone: Backbone, config: EncodingConfig, body: str, opene
     held = held_text.held_text_of(config, template)
     assert held is not None and not isinstance(held.value, str)
     known = _held_beginning(backbone, config, held, body, opened)
-    # Literals around the body keep the white space that it begins with.
     return (
         _before(held, template)
-        + "{%- set rendered %}{{- '' }}"
+        + "{%- set rendered %}"
         + body
         + "{%- endset %}"
         + f"{{%- if rendered[:{len(known)}] != {literal(known)} %}}"
         + f"{{{{- raise_exception({literal(OTHERWISE)}) }}}}{{%- endif %}}"
         + f"{{{{- rendered[{len(known)}:] }}}}"
     )
+
+
+def verbatim(template: str) -> str:
+    """Return a chat template as it stands among others and writes what it writes alone: white space
+    at its two ends included, which Jinja cuts by what is beside it.
+    """
+    alone = re.sub(r"(\r\n|\r|\n)\Z", "", template)  # as Jinja does at the end of a file
+    # A break behind a block is none of the text, and begins a line as a file does.
+    return "{%- if true %}\n" + alone + "{{ '' }}{%- endif %}"
 
 
 def literal(value: Any) -> str:

@@ -145,7 +145,7 @@ def table_rows(backbone: Backbone, prompt: SoftPrompt) -> Tensor:
             f"{backbone.name}: its embeddings of tokens are more than rows of a table "
             f"(by {error:.1g})"
         )
-    return prompt.embeddings.double().to(plain.device) / factor
+    return prompt.embeddings.detach().double().to(plain.device) / factor
 
 
 def losing_row(table: Tensor) -> Tensor:

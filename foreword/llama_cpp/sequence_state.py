@@ -13,10 +13,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from foreword.errors import InputError, MismatchError, ModelError, UnsupportedError
 from foreword.llama_cpp.model import LlamaContext
+from foreword.prompt.narrowing import narrowed
 from foreword.prompt.soft_prompt import SoftPrompt
 
 _PLACEHOLDER = 0  # its keys and values are written over
@@ -39,12 +41,14 @@ def fill(context: LlamaContext, sequence: int, prompt: SoftPrompt) -> None:
     as they are, embeddings read by llama.cpp itself.
 
     Raises:
+        InputError: numbers that llama.cpp's input does not hold.
         ForewordError: as `fill_key_values`.
     """
     if prompt.form == "key_values":
         fill_key_values(context, sequence, prompt.key_values)
     else:
-        context.run_embeddings(prompt.embeddings.detach().float().cpu().numpy(), sequence)
+        values = narrowed(prompt.embeddings.detach(), torch.float32, "llama.cpp's input")
+        context.run_embeddings(values.cpu().numpy(), sequence)
 
 
 def fill_key_values(

@@ -21,6 +21,7 @@ from foreword.prompt.facts import METADATA_NAME, as_json
 from foreword.prompt.facts import wrong_fact as wrong_fact
 from foreword.prompt.peft_format import CONFIG_FILE, TENSOR_FILE, tensor_names
 from foreword.prompt.stored_prompt import hash_of
+from foreword.prompt.tensor_file import sort_header
 from foreword.storage import replacing, storage_errors, taking_turns
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -49,7 +50,8 @@ def content_hash(tensors: list[Tensor]) -> str:
 
 
 def write(directory: str | os.PathLike[str], artifact: Artifact) -> None:
-    """Write an artifact; both files are whole on the disk before either takes its place.
+    """Write an artifact; both files are whole on the disk before either takes its place. Their
+    bytes are a function of what it holds.
 
     Raises:
         StorageError: the directory cannot be written or the disk is full; what was there is kept.
@@ -75,3 +77,4 @@ def write(directory: str | os.PathLike[str], artifact: Artifact) -> None:
         ):
             config_file.write_text(config, encoding="utf-8", newline="\n")
             save_file(tensors, tensor_file, metadata=metadata)
+            sort_header(tensor_file)

@@ -19,6 +19,7 @@ from foreword.errors import FormError, InputError
 from foreword.prompt import artifact, history, peft_format, stored_prompt
 from foreword.prompt.artifact import Artifact
 from foreword.prompt.layout import hash_with, layout_of
+from foreword.prompt.narrowing import narrowed
 from foreword.prompt.peft_format import Parts
 from foreword.prompt.states import KeyValues, States, regroup, row_major
 from foreword.prompt.stored_prompt import BFLOAT16, Array, StoredPrompt
@@ -172,8 +173,13 @@ class SoftPrompt:
         return hash_with(artifact.content_hash(self.tensors), self.tensors, self.layout)
 
     def trainable(self, dtype: torch.dtype = torch.float32) -> "SoftPrompt":
-        """Return a copy whose tensors are leaves that take a gradient, in `dtype`."""
-        return self.replaced([row_major(t.to(dtype)).requires_grad_() for t in self.tensors])
+        """Return a copy whose tensors are leaves that take a gradient, in `dtype`.
+
+        Raises:
+            InputError: numbers that the dtype does not hold.
+        """
+        copies = [row_major(narrowed(t.detach(), dtype, "the copy")) for t in self.tensors]
+        return self.replaced([one.requires_grad_() for one in copies])
 
     def detached(self) -> "SoftPrompt":
         """Return a copy that later training steps do not change, in row-major order."""

@@ -100,6 +100,23 @@ def read_metadata(path: Path) -> dict[str, str]:
     return header.get(METADATA) or {}
 
 
+def sort_header(path: Path) -> None:
+    """Put what a file's header says in order: safetensors writes metadata in another one each time.
+
+    Raises:
+        ValueError: truncated, or not a safetensors file.
+        OSError: it cannot be read or written.
+    """
+    with path.open("r+b") as file:
+        start = _read_start(file, MAX_HEADER_BYTES)
+        header = _parse(start)
+        text = json.dumps(header, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+        content = text.encode()
+        if len(content) <= len(start) - 8:  # it is as long, but for the spaces that fill it
+            file.seek(8)
+            file.write(content.ljust(len(start) - 8))
+
+
 def _read(
     path: Path, check: Callable[[list[str]], None] | None, max_header_bytes: int
 ) -> tuple[bytes, dict[str, str]]:

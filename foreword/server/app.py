@@ -19,7 +19,7 @@ import foreword
 from foreword import chat
 from foreword.backbone import Backbone
 from foreword.config import ServeConfig, checked_origin
-from foreword.errors import ForewordError
+from foreword.errors import ForewordError, ModelError
 from foreword.os_calls import max_open_files
 from foreword.server import classification, routes
 from foreword.server.bodies import BodyRoute
@@ -39,6 +39,7 @@ from foreword.server.state import AppState
 from foreword.server.structured_output import Grammars
 from foreword.server.tracing import Tracing
 
+GONE = 499  # the client has not waited for its answer
 SPARE_FILES = 128  # for all that is no connection
 ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"description": text, "content": {"application/json": {}}}
@@ -89,14 +90,14 @@ def create_app(
         on_death: called once the engine has failed as a whole.
         tracing: exports a span for each call; closed with the application.
     """
-    stop_ids = chat.end_tokens(backbone, "", catalog.base.encoding)
+    end_id = chat.end_tokens(backbone, "", catalog.base.encoding)[0]
     state = AppState(
         backbone,
         catalog,
         worker,
         config,
         ServerMetrics(catalog.base.name, worker.engine),
-        Grammars(backbone.tokenizer, stop_ids),
+        Grammars(backbone.tokenizer, end_id),
         EncodingThread("encoder", config.max_queue + config.max_batch),
         EncodingThread("slow-encoder", config.max_queue + config.max_batch),
         apart(backbone),
@@ -123,7 +124,7 @@ def create_app(
         bounds=RequestBounds(config.max_body_bytes, config.client_seconds, max_requests(config)),
         hosts=LOOPBACK if config.host in LOOPBACK else None,
         origins=tuple(map(checked_origin, origins)),
-        on_busy=lambda: state.metrics.count_rejected("queue_full"),
+        on_refused=state.metrics.count_refused,
         tracing=tracing,
     )
 
@@ -200,12 +201,15 @@ def _add_error_handlers(app: FastAPI, state: AppState) -> None:
 
     async def on_http(_: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
+        if error.status_code < GONE:
+            state.metrics.count_refused(error.status_code)
         headers = dict(error.headers or {})
         return JSONResponse(
             error_body(str(error.detail), error.status_code), error.status_code, headers
         )
 
     async def on_failure(_: Request, error: Exception) -> Response:
+        state.metrics.count_error(ModelError(failure(error)))
         return JSONResponse(error_body(failure(error), 500), 500)
 
     app.exception_handler(Exception)(on_failure)

@@ -44,7 +44,7 @@ async def classify(body: ClassifyRequest, http: Request) -> dict[str, Any]:
     turns = tuple(message.turn() for message in body.messages or [])
     rows = await state.encode_with(
         lambda backbone: rows_of(backbone, state, served, turns or body.prompt or "", body.choices),
-        body.size > LONG_TEXT,
+        body.is_longer(LONG_TEXT),
         deadline,
     )
     requests = [

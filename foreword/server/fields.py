@@ -91,6 +91,26 @@ def small_map(max_length: int) -> WrapValidator:
     return WrapValidator(check)
 
 
+def is_longer(value: Any, most: int) -> bool:
+    """Return whether a value of a body holds more characters and numbers, at any depth and with the
+    names of free fields, than `most`; little more than that is looked at.
+    """
+    size, left = 0, [value]
+    while left and size <= most:
+        one = left.pop()
+        if isinstance(one, str):
+            size += len(one)
+        elif isinstance(one, BaseModel):
+            left += one.__dict__.values()
+        elif isinstance(one, Mapping):
+            left += [*one.keys(), *one.values()]
+        elif isinstance(one, list):
+            left += one[: most + 1]
+        else:
+            size += one is not None
+    return size > most
+
+
 def one_of(kind_of: Callable[[Any], str | None], expected: str) -> Discriminator:
     """Return what chooses among the kinds of a field, so that the errors are of one of them."""
     return Discriminator(

@@ -82,6 +82,13 @@ class ServerMetrics:
         """Count a request that was rejected."""
         self._rejected.labels(self._model, reason).inc()
 
+    def count_refused(self, status: int) -> None:
+        """Count a request that was refused before a model was asked, by its HTTP status."""
+        if status == 503:
+            self.count_rejected("queue_full")
+        else:
+            self.count_rejected("forbidden" if status in (401, 403) else "invalid")
+
     def count_error(self, error: ForewordError) -> None:
         """Count a request that ended with an error: rejected, or failed, and why."""
         if isinstance(error, BusyError):
@@ -91,14 +98,22 @@ class ServerMetrics:
         else:
             self._failed.labels(self._model, FAILURES.get(type(error), "other")).inc()
 
-    def count_finished(self, soft_prompt: str, fields: dict[str, Any]) -> None:
-        """Count a finished call; `fields` are those of its log line."""
+    def count_finished(
+        self, soft_prompt: str, fields: dict[str, Any], has_failed: bool = False
+    ) -> None:
+        """Count a finished call.
+
+        Args:
+            soft_prompt: that answered.
+            fields: those of its log line.
+            has_failed: with an error, which is counted by its kind: no answer has ended well.
+        """
         labels = self._model, self._labels.of(soft_prompt)
         self._prompt_tokens.labels(*labels).inc(fields["prompt_tokens"])
         self._new_tokens.labels(*labels).inc(fields["new_tokens"])
         self._queries.labels(self._model).inc(fields["prompt_tokens"])
         self._hits.labels(self._model).inc(fields["cached_tokens"])
-        for reason in fields["finish_reasons"]:
+        for reason in () if has_failed else fields["finish_reasons"]:
             self._finished.labels(*labels, reason).inc()
         self._latency.labels(*labels).observe(fields["seconds"])
         if fields["first_token_seconds"] is not None:

@@ -74,7 +74,7 @@ class AccessMiddleware:
         bounds: of requests.
         hosts: names by which the server may be called; None takes any.
         origins: of web pages that a browser lets use the server; none by default.
-        on_busy: called for each request that was one too many.
+        on_refused: told the status of each request that is refused here.
         tracing: exports a span for each call.
     """
 
@@ -87,10 +87,10 @@ class AccessMiddleware:
         bounds: RequestBounds,
         hosts: tuple[str, ...] | None,
         origins: tuple[str, ...] = (),
-        on_busy: Callable[[], None] = lambda: None,
+        on_refused: Callable[[int], None] = lambda _: None,
         tracing: Tracing | None = None,
     ) -> None:
-        self.app, self.bounds, self.hosts, self.on_busy = app, bounds, hosts, on_busy
+        self.app, self.bounds, self.hosts, self.on_refused = app, bounds, hosts, on_refused
         self.tracing = tracing
         self._keys = _digest("the API key", api_key), _digest("the admin key", admin_key)
         self._num_requests = 0
@@ -133,16 +133,19 @@ class AccessMiddleware:
         refusal = self._refusal(scope["method"], scope["path"], dict(scope["headers"]))
         is_probe = scope["path"] in PROBES
         if refusal is None and not is_probe and self._num_requests >= self.bounds.num_requests:
-            self.on_busy()
             refusal = 503, "as many requests are under way as may be; come back later"
         if refusal is not None:
+            self.on_refused(refusal[0])
             await _answer(send, *refusal)
             return
+        # What GET answers, HEAD does without a body, which the HTTP server leaves out.
+        asked = {**scope, "method": "GET"} if scope["method"] == "HEAD" else scope
         self._num_requests += not is_probe
         try:
-            await self.app(scope, _bounded(receive, self.bounds), send)
+            await self.app(asked, _bounded(receive, self.bounds), send)
         finally:
             self._num_requests -= not is_probe
+            scope.update({name: asked[name] for name in ("route",) if name in asked})
 
     def _refusal(
         self, method: str, path: str, headers: dict[bytes, bytes]

@@ -23,6 +23,7 @@ from foreword.server.fields import (
     Stops,
     Strict,
     Text,
+    is_longer,
     one_of,
     text_or_list,
 )
@@ -228,6 +229,11 @@ class TemplateFields(Strict):
         check_tools(self.tools, self.tool_choice)
         return self
 
+    @property
+    def shows_tools(self) -> bool:
+        """Whether the template is given tools to show."""
+        return bool(self.tools) and self.tool_choice != "none"
+
 
 class ChatRequest(TemplateFields, Common):
     """`POST /v1/chat/completions`."""
@@ -322,11 +328,10 @@ class ClassifyRequest(Strict):
             raise ValueError("choices: each answer once")
         return self
 
-    @property
-    def size(self) -> int:
-        """Characters that are to be encoded, once for each answer."""
-        text = self.prompt if self.prompt is not None else str(self.messages)
-        return len(text) * len(self.choices)
+    def is_longer(self, most: int) -> bool:
+        """Return whether more characters are to be encoded: the question, once for each answer."""
+        question = [self.prompt, self.messages]
+        return is_longer(question, most // len(self.choices)) or is_longer(self.choices, most)
 
 
 class DetokenizeRequest(Strict):

@@ -12,6 +12,7 @@ from typing import Any
 
 from fastapi import Request
 from fastapi.responses import JSONResponse, Response
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 import foreword
@@ -25,6 +26,7 @@ from foreword.errors import InputError
 from foreword.prompt import history
 from foreword.server import message_media, reference
 from foreword.server.catalog import ServedModel
+from foreword.server.fields import is_longer
 from foreword.server.output_items import ResponseFormatter
 from foreword.server.protocol import (
     ChatMessage,
@@ -41,9 +43,9 @@ from foreword.server.serving import Encoded, check_choices, reply, requests_of
 from foreword.server.sse import Formatter
 from foreword.server.state import AppState, note, state_of
 from foreword.server.template_settings import with_effort
-from foreword.server.tool_use import ToolUse, check_begun, tool_use
+from foreword.server.tool_use import ToolUse, check_begun, check_unformed, tool_use
 
-LONG_TEXT = 32_768  # characters: longer ones take the tokenizer tens of milliseconds
+LONG_TEXT = 32_768  # characters or ids: longer ones take the tokenizer tens of milliseconds
 PAGE = Path(__file__).parent / "page"
 OUTLINE_POINTS = 60  # of a curve in a list: many prompts are listed at once
 PAGE_KINDS = {
@@ -86,7 +88,9 @@ async def _chat(
 
     def encode(backbone: Backbone) -> tuple[list[request.Request], ToolUse | None]:
         schema = body.response_format.schema_to_follow if body.response_format else None
-        encoding = with_effort(backbone, served.encoding, body.reasoning_effort)
+        check_unformed(schema, body.continue_final_message)
+        effort = body.reasoning_effort
+        encoding = with_effort(backbone, served.encoding, effort, body.shows_tools)
         use = tool_use(backbone.tokenizer, encoding, body, schema, has_reasoning)
         check_begun(use, body.continue_final_message)
         messages = _loaded(backbone, state.config, body.messages)
@@ -103,7 +107,7 @@ async def _chat(
         requests = requests_of(state, body, served, [(ids, media)], [stop_ids], limit, grammar)
         return requests, use
 
-    requests, use = await state.encode_with(encode, _is_slow(body.messages), deadline)
+    requests, use = await state.encode_with(encode, _is_slow(body), deadline)
     formatter = make_formatter(served, state.backbone.tokenizer, use)
     return await reply(http, body, served, requests, formatter, deadline)
 
@@ -134,8 +138,7 @@ async def completions(body: CompletionRequest, http: Request) -> Response:
         around = chat.encode(backbone, MARK, served.encoding)[0] if is_told else []
         return requests, [text for text in texts for _ in range(body.n)], around
 
-    is_slow = sum(map(len, prompts)) > LONG_TEXT
-    requests, texts, around = await state.encode_with(encode, is_slow, deadline)
+    requests, texts, around = await state.encode_with(encode, _is_slow(body), deadline)
     echoed = texts if body.echo else None
     formatter = CompletionFormatter(served.name, state.backbone.tokenizer, body.n, echoed, around)
     return await reply(http, body, served, requests, formatter, deadline)
@@ -150,14 +153,14 @@ async def tokenize(body: TokenizeRequest, http: Request) -> dict[str, Any]:
     def encode(backbone: Backbone) -> Sequence[int]:
         if body.messages is None:
             return chat.encode(backbone, body.prompt or "", served.encoding)[0]
-        encoding = with_effort(backbone, served.encoding, body.reasoning_effort)
+        effort = body.reasoning_effort
+        encoding = with_effort(backbone, served.encoding, effort, body.shows_tools)
         use = tool_use(backbone.tokenizer, encoding, body)
         check_begun(use, body.continue_final_message)
         messages = _loaded(backbone, state.config, body.messages)
         return _encoded(backbone, messages, encoding, body, use)[0]
 
-    is_slow = len(body.prompt or "") > LONG_TEXT or _is_slow(body.messages or [])
-    ids = await state.encode_with(encode, is_slow, deadline)
+    ids = await state.encode_with(encode, _is_slow(body), deadline)
     return {
         "tokens": ids,
         "count": len(ids),
@@ -174,9 +177,8 @@ async def detokenize(body: DetokenizeRequest, http: Request) -> dict[str, Any]:
     size = len(state.backbone.tokenizer)
     if unknown := next((one for one in body.tokens if one >= size), None):
         raise InputError(f"tokens: {unknown} is no id of the tokenizer; it has {size}")
-    is_slow = len(body.tokens) > LONG_TEXT
     text = await state.encode_with(
-        lambda backbone: _text_of(backbone, body.tokens), is_slow, deadline
+        lambda backbone: _text_of(backbone, body.tokens), _is_slow(body), deadline
     )
     return {"prompt": text}
 
@@ -285,18 +287,15 @@ def _encoded(
     return ids, media, chat.end_tokens(backbone, messages, encoding, tools)
 
 
-def _is_slow(messages: Sequence[ChatMessage]) -> bool:
-    """Return whether messages take a while to be encoded: they are long, or more than text."""
-    size = 0
-    for message in messages:
-        if isinstance(message.content, list):
-            if any(part.type != "text" for part in message.content):
-                return True
-            size += sum(len(part.text or "") for part in message.content)
-        else:
-            size += len(message.content or message.refusal or "")
-        size += sum(len(call.function.arguments) for call in message.tool_calls or [])
-    return size > LONG_TEXT
+def _is_slow(body: BaseModel) -> bool:
+    """Return whether a request takes a while to be encoded: it is long, or more than text."""
+    messages: Sequence[ChatMessage] = getattr(body, "messages", None) or ()
+    return is_longer(body, LONG_TEXT) or any(
+        part.type != "text"
+        for message in messages
+        if isinstance(message.content, list)
+        for part in message.content
+    )
 
 
 def _text_of(backbone: Backbone, prompt: str | list[int]) -> str:

@@ -25,6 +25,7 @@ COUNTS = {
     "minProperties",
 }  # fmt: skip
 NUMBERS = {"exclusiveMaximum", "exclusiveMinimum", "maximum", "minimum", "multipleOf"}
+MAX_COUNT = 2**64 - 1  # the largest that the grammar library reads
 MAX_PATTERN = 10_000
 PIECES = re.compile(
     r"\\.|\[(?:\\.|[^\]\\])*\]|\{(?P<least>\d+)(?:,(?P<most>\d*))?\}|.", re.DOTALL | re.ASCII
@@ -114,7 +115,8 @@ def _is_right(key: str, value: Any) -> bool:
         return isinstance(value, str)
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if key in COUNTS:
-        return is_number and value >= 0 and float(value).is_integer()
+        is_whole = isinstance(value, int) or (is_number and value.is_integer())
+        return is_number and is_whole and 0 <= value <= MAX_COUNT
     return key not in NUMBERS or is_number
 
 
@@ -125,7 +127,8 @@ def _expected(key: str) -> str:
         return "a list of names"
     if key == "enum":
         return "a list of values"
-    return "text" if key in TEXTS else "a number of 0 or more" if key in COUNTS else "a number"
+    counted = f"a whole number from 0 to {MAX_COUNT}"
+    return "text" if key in TEXTS else counted if key in COUNTS else "a number"
 
 
 def _wrong(place: str, expected: str, value: Any) -> ValueError:

@@ -18,7 +18,7 @@ from typing import Any
 import uvicorn
 
 from foreword.backbone import Backbone
-from foreword.config import ServeConfig, check_keys
+from foreword.config import ServeConfig, check_keys, served_name
 from foreword.engine.engine import Engine
 from foreword.engine.limits import EngineLimits
 from foreword.engine.serving_engine import ServingEngine
@@ -66,7 +66,7 @@ class Server(uvicorn.Server):
         tracing: exports a span for each call.
 
     Raises:
-        InputError: options that do not go together.
+        InputError: options that do not go together, or a name that no request could name.
     """
 
     def __init__(
@@ -84,8 +84,9 @@ class Server(uvicorn.Server):
         if backbone.tokenizer is None:
             raise InputError("serving text needs a tokenizer; load a model that has one")
         check_keys(config, api_key, admin_key)
+        name = served_name(config, backbone.name)
         self.worker = Worker(engine or Engine(backbone, limits_of(config)))
-        self.catalog = Catalog(backbone, store, config.served_name or backbone.name)
+        self.catalog = Catalog(backbone, store, name)
         self.refused = self.catalog.load_all()
         app = create_app(
             backbone,

@@ -17,7 +17,7 @@ from starlette.exceptions import HTTPException
 
 from foreword.data.processor import Media
 from foreword.engine import request
-from foreword.errors import InputError
+from foreword.errors import ForewordError, InputError
 from foreword.server.catalog import ServedModel
 from foreword.server.protocol import Common, CompletionRequest
 from foreword.server.responses import usage
@@ -47,19 +47,22 @@ def requests_of(
     grammar: str | None = None,
 ) -> list[request.Request]:
     """Return the engine's requests: each prompt `n` times, each with the ids that end it, and held
-    to a grammar or else to the schema of `response_format`.
+    to a grammar or else to the schema of `response_format`, which ends at the same ids.
+
+    Raises:
+        InputError: a request that the engine cannot take, or a grammar that cannot be followed.
     """
     schema = body.response_format.schema_to_follow if body.response_format else None
     has_echo = isinstance(body, CompletionRequest) and body.echo
     settings = [body.sampling(index) for index in range(len(encoded) * body.n)]
+    own_stops = frozenset(body.stop_token_ids or ())
     requests = [
         request.Request(
             tuple(ids),
             served.source,
             settings[place * body.n + copy],
             limit,
-            frozenset(body.stop_token_ids or ())
-            | frozenset(() if body.ignore_eos else stop_ids[place]),
+            own_stops | frozenset(() if body.ignore_eos else stop_ids[place]),
             num_prompt_logprobs=body.num_logprobs if has_echo else None,
             media=media,
         )
@@ -74,7 +77,11 @@ def requests_of(
         constraint = state.grammars.constraint(schema)
     else:
         return requests
-    return [replace(one, constraint=constraint.copy()) for one in requests]
+    ends = [own_stops.union(ids) for ids in stop_ids for _ in range(body.n)]
+    return [
+        replace(one, constraint=constraint.copy(own))
+        for one, own in zip(requests, ends, strict=True)
+    ]
 
 
 async def reply(
@@ -97,19 +104,26 @@ async def reply(
     )
     started = time.perf_counter()
     answers.submit(requests)
-    has_logprobs = body.num_logprobs is not None
+    has_logprobs, errors = body.num_logprobs is not None, list[ForewordError]()
+
+    def fail(error: ForewordError) -> None:
+        errors.append(error)
+        state.metrics.count_error(error)
 
     def end() -> None:
         fields = fields_of(answers, body.n, started)
         note(http, {"model": served.name, "soft_prompt": served.label, **fields})
-        state.metrics.count_finished(served.label, fields)
+        state.metrics.count_finished(served.label, fields, has_failed=bool(errors))
 
     if body.stream:
         has_usage = body.stream_options is not None and body.stream_options.include_usage
-        told = events(answers, formatter, has_logprobs, has_usage, state.metrics.count_error)
+        told = events(answers, formatter, has_logprobs, has_usage, fail)
         return EventStream(answers, told, end)
     try:
         pieces = await collected(http, answers)
+    except ForewordError as error:
+        errors.append(error)  # counted where it is answered
+        raise
     finally:
         answers.cancel()
         end()

@@ -137,11 +137,11 @@ class Answers:
         text = ""
         if choice is not None:
             text = self._text(answer, choice, reason)
+        if reason is not None:
+            text += answer.stream.end()  # may end with a stop string
         if answer.stream.is_stopped:
             answer.handle.cancel()
             reason = "stop"
-        elif reason is not None:
-            text += answer.stream.end()
         answer.finish_reason = reason
         places = answer.stream.take_places()
         choices = tuple(answer.waiting.popleft() for _ in places)

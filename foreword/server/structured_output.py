@@ -1,13 +1,14 @@
 """Structured output: from a JSON schema to the ids that may come next, through llguidance.
 
-In: the schema of `response_format`, or the grammar of calls of tools. Out: a constraint for one
-request. A schema that cannot be followed is refused before the request begins. Knows no model.
+In: the schema of `response_format`, or the grammar of calls of tools, and the ids that end an
+answer. Out: a constraint for one request. A schema that cannot be followed is refused before the
+request begins. Knows no model.
 """
 
 import json
 import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from decimal import Decimal
 from typing import Any
 
@@ -26,25 +27,52 @@ FORM: Any = {"whitespace_flexible": False, "key_separator": ": ", "item_separato
 
 
 class JsonConstraint:
-    """The state of one answer in a grammar."""
+    """The state of one answer in a grammar.
 
-    def __init__(self, matcher: Any, num_ids: int, field: str) -> None:
-        self._matcher, self._num_ids, self._field = matcher, num_ids, field
+    Args:
+        matcher: llguidance's state.
+        tokenizer: llguidance's view of the vocabulary; it ends texts by ids of its own.
+        field: of the request, for errors.
+        ends: ids that end this answer: each is allowed where the grammar may end, and no other is.
+    """
 
-    def copy(self) -> "JsonConstraint":
-        """Return the same state for another answer, without reading the schema again."""
-        return JsonConstraint(self._matcher.deep_copy(), self._num_ids, self._field)
+    def __init__(self, matcher: Any, tokenizer: Any, field: str, ends: Collection[int]) -> None:
+        self._matcher, self._tokenizer, self._field = matcher, tokenizer, field
+        self._ends = frozenset(one for one in ends if 0 <= one < tokenizer.vocab_size)
+
+    def copy(self, ends: Collection[int]) -> "JsonConstraint":
+        """Return the same state for another answer, without reading the schema again.
+
+        Args:
+            ends: ids that end the other answer.
+        """
+        return JsonConstraint(self._matcher.deep_copy(), self._tokenizer, self._field, ends)
 
     def allowed(self) -> Tensor:
-        """Return the ids that may come next, bool `[V]`."""
+        """Return the ids that may come next, bool `[V]`.
+
+        Raises:
+            InputError: the schema cannot be followed.
+        """
         bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
         self._check()
-        return torch.from_numpy(
-            np.unpackbits(bits, bitorder="little", count=self._num_ids).astype(bool)
-        )
+        size = self._tokenizer.vocab_size
+        found = np.unpackbits(bits, bitorder="little", count=size).astype(bool)
+        own = list(self._tokenizer.eos_tokens)
+        may_end = bool(found[own].any())
+        found[own] = False
+        if may_end:
+            found[list(self._ends)] = True
+        return torch.from_numpy(found)
 
     def accept(self, chosen_id: int) -> bool:
-        """Take note of the next id; return whether the answer is whole."""
+        """Take note of the next id; return whether the answer is whole.
+
+        Raises:
+            InputError: the schema cannot be followed.
+        """
+        if chosen_id in self._ends:
+            return True
         self._matcher.consume_token(chosen_id)
         self._check()
         return bool(self._matcher.is_stopped())
@@ -62,11 +90,11 @@ class Grammars:
 
     Args:
         tokenizer: of the model.
-        stop_ids: the ids at which an answer ends.
+        end_id: a token that no text spells, for llguidance; requests say where their answers end.
     """
 
-    def __init__(self, tokenizer: Any, stop_ids: list[int]) -> None:
-        self._tokenizer, self._stop_ids = tokenizer, stop_ids
+    def __init__(self, tokenizer: Any, end_id: int) -> None:
+        self._tokenizer, self._end_id = tokenizer, end_id
         self._analysed: Any = None
         self._lock = threading.Lock()
 
@@ -106,14 +134,14 @@ class Grammars:
             raise InputError(f"{field}: {_line(error)}") from None
         if matcher.is_error():
             raise InputError(f"{field}: {_line(matcher.get_error())}")
-        return JsonConstraint(matcher, tokenizer.vocab_size, field)
+        return JsonConstraint(matcher, tokenizer, field, tokenizer.eos_tokens)
 
     def _analyse(self) -> Any:
         from llguidance.hf import from_tokenizer
 
         with self._lock:
             if self._analysed is None:
-                self._analysed = from_tokenizer(self._tokenizer, eos_token=self._stop_ids or None)
+                self._analysed = from_tokenizer(self._tokenizer, eos_token=self._end_id)
             return self._analysed
 
 

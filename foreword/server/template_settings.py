@@ -8,26 +8,35 @@ from dataclasses import replace
 
 from foreword.backbone import Backbone
 from foreword.config import EncodingConfig
-from foreword.data.chat_template import ChatTemplate
+from foreword.data.template_texts import text_of
 from foreword.errors import InputError
 
 EFFORT = "reasoning_effort"
 
 
-def with_effort(backbone: Backbone, config: EncodingConfig, effort: str | None) -> EncodingConfig:
-    """Return how rows are encoded with a reasoning effort; None leaves it to the template.
+def with_effort(
+    backbone: Backbone, config: EncodingConfig, effort: str | None, has_tools: bool
+) -> EncodingConfig:
+    """Return how rows are encoded with a reasoning effort.
+
+    Args:
+        backbone: with the tokenizer.
+        config: how rows are encoded without one.
+        effort: None leaves it to the template.
+        has_tools: whether the template shows tools: some bases have one of their own for them.
 
     Raises:
-        InputError: the template reads no such setting, or there is none.
+        InputError: the template reads no such setting, or rows have none.
     """
     if effort is None:
         return config
-    template = ChatTemplate(backbone.tokenizer, given=config.chat_template)
-    if config.row_template is not None or not template.is_there or EFFORT not in template.text:
+    is_plain = config.row_template is not None or bool(config.is_text)
+    template = config.chat_template or text_of(backbone.tokenizer, has_tools)
+    if is_plain or template is None or EFFORT not in template:
         raise InputError(
             f"{EFFORT}: rows of this model are written without one, as its chat template reads "
             "none; leave it out"
         )
     # The expression keeps a line break at the template's own beginning.
     setting = f'{{% set {EFFORT} = "{effort}" %}}{{{{ "" }}}}'
-    return replace(config, chat_template=setting + template.text)
+    return replace(config, chat_template=setting + template)

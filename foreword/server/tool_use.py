@@ -159,6 +159,19 @@ def check_begun(use: ToolUse | None, is_begun: bool) -> None:
         )
 
 
+def check_unformed(schema: Mapping[str, Any] | None, is_begun: bool) -> None:
+    """Refuse a form for an answer that has begun: it would begin anew behind what is there.
+
+    Raises:
+        InputError: says so.
+    """
+    if schema is not None and is_begun:
+        raise InputError(
+            "response_format: an answer that goes on from continue_final_message is not held to a "
+            "form, which would begin again behind it: leave one out"
+        )
+
+
 def call_id() -> str:
     """Return an id for a call: nine letters and digits, which is what every template takes."""
     return "".join(secrets.choice(_LETTERS) for _ in range(9))

@@ -19,6 +19,7 @@ from torch import Tensor
 from foreword.config import EncodingConfig
 from foreword.data import encoding
 from foreword.errors import InputError, NotFoundError, UnsupportedError
+from foreword.prompt.narrowing import narrowed
 from foreword.server.catalog import Catalog, ServedModel
 from foreword.server.tool_use import ToolUse
 from foreword.vllm_plugin import compatibility, placeholders, signing
@@ -209,13 +210,18 @@ class Frontend:
         return None if body.max_tokens is None else int(body.max_tokens)
 
     def _embeddings(self, served: ServedModel) -> Tensor:
-        """Return a prompt's embeddings `[P, H]` in the engine's dtype."""
+        """Return a prompt's embeddings `[P, H]` in the engine's dtype.
+
+        Raises:
+            InputError: numbers that it does not hold.
+        """
         assert served.source is not None
         key = served.source.content_hash
         if key not in self._cached:
             prompt = served.source.load()
             assert prompt.form == "embeddings"  # type: ignore[union-attr]
-            self._cached[key] = prompt.embeddings.to(self.limits.dtype)  # type: ignore[union-attr]
+            values = prompt.embeddings.detach()  # type: ignore[union-attr]
+            self._cached[key] = narrowed(values, self.limits.dtype, "the engine")
             while (
                 len(self._cached) > 1
                 and sum(row.nbytes for row in self._cached.values()) > MAX_BYTES

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from foreword.config import ServeConfig
+from foreword.config import ServeConfig, served_name
 from foreword.errors import InputError, UnsupportedError
 from foreword.vllm_plugin import CONNECTOR, NAME, settings
 
@@ -77,7 +77,9 @@ def command(
         raise UnsupportedError(
             f"{options}: vLLM has no such option; leave it out, or serve with foreword's own engine"
         )
-    changed["served_name"] = config.served_name or name
+    if not _has_option(extra, COUNTERPARTS["served_name"]):
+        name = served_name(config, name)
+    changed["served_name"] = name
     changed["drain_seconds"] = round(config.drain_seconds)
     given = [
         word

@@ -4,14 +4,13 @@ In: a `VllmConfig`, and the groups of its KV cache where they are known. Out: an
 the store. Imports no vLLM.
 """
 
-import os
 from typing import Any
 
 from foreword.errors import InputError
 from foreword.prompt.store import Store
+from foreword.prompt.store_directory import VARIABLE as VARIABLE
+from foreword.prompt.store_directory import store_directory
 from foreword.vllm_plugin.compatibility import EngineSetup
-
-VARIABLE = "FOREWORD_PROMPTS"
 
 
 def setup_of(config: Any, cache_groups: Any = None) -> EngineSetup:
@@ -51,11 +50,11 @@ def store_of(config: Any) -> Store:
     """Return the store of an engine: its connector's option `prompts`, or the variable.
 
     Raises:
-        InputError: neither is given.
+        InputError: neither is given, or it is empty.
     """
     transfer = config.kv_transfer_config
     extra = transfer.kv_connector_extra_config if transfer is not None else {}
-    directory = extra.get("prompts") or os.environ.get(VARIABLE)
-    if not directory:
+    directory = store_directory(extra.get("prompts"))
+    if directory is None:
         raise InputError(f"which prompts? set {VARIABLE} to the directory of the store")
     return Store(directory)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from foreword.errors import MismatchError
+from foreword.prompt.narrowing import narrowed
 from foreword.prompt.states import KeyValues
 
 
@@ -50,6 +51,7 @@ def part_of(
 
     Raises:
         MismatchError: the prompt has no such layer.
+        InputError: numbers that the cache's dtype does not hold.
     """
     found = {}
     for layer in layers:
@@ -59,7 +61,8 @@ def part_of(
                 "another base"
             )
         keys, values = (
-            side[heads].transpose(0, 1).to(dtype).contiguous() for side in key_values[layer]
+            narrowed(side[heads].transpose(0, 1).detach(), dtype, "the KV cache").contiguous()
+            for side in key_values[layer]
         )
         found[layer] = keys, values
     return found

@@ -25,7 +25,7 @@ from foreword.chat import answers, encode, encoding_of, typed
 from foreword.cli import app, chat, main
 from foreword.cli.progress import run
 from foreword.config import SamplingConfig
-from foreword.errors import TrainingError
+from foreword.errors import DataError, TrainingError
 from foreword.evaluation import forgetting
 from foreword.prompt.store import Store
 from foreword.training import out_of_memory
@@ -320,6 +320,36 @@ def test_chat_asks_another_prompt_by_its_name(
             max_new_tokens=4,
         )  # fmt: skip
         assert session.turns[-1]["content"] == found.text and len(session.turns) == 2
+
+
+def test_a_line_that_cannot_be_answered_is_no_part_of_the_conversation(
+    model: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from foreword import chat as texts
+
+    real = texts.stream
+
+    def stream(backbone: Any, prompt: Any, text: Any, *rest: Any, **more: Any) -> Iterator[str]:
+        line = text if isinstance(text, str) else text[-1]["content"]
+        if line == "midway":
+            yield "half of"
+        if line in ("refused", "midway"):
+            raise DataError(f"{line}: no")
+        yield from real(backbone, prompt, text, *rest, **more)
+
+    monkeypatch.setattr(texts, "stream", stream)
+    session = chat.Session(Backbone.load(model), None, SamplingConfig(max_new_tokens=2))
+    session.take("refused")
+    assert session.turns == [] and capsys.readouterr().out == "error: refused: no\n"
+    session.take("hello")
+    kept = copy.deepcopy(session.turns)
+    for line in ("refused", "midway"):
+        session.take(line)
+        assert session.turns == kept and session.is_open
+    assert "half of\nerror: midway: no\n" in capsys.readouterr().out
+    monkeypatch.setattr(texts, "stream", lambda *of, **more: stream(None, None, "refused"))
+    session.take("/base")
+    assert session.turns == kept
 
 
 def test_chat_forgets_on_clear(trained: str, model: str) -> None:

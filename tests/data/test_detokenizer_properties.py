@@ -30,6 +30,17 @@ def streamed(tokenizer: Any, ids: list[int], stop: tuple[str, ...] = ()) -> tupl
     return text, places + stream.take_places()
 
 
+def stopped(text: str, stop: tuple[str, ...]) -> str | None:
+    """Return what is before the stop string that ends first in a text; None where there is none."""
+    ends = [
+        (end, end - len(one))
+        for end in range(len(text) + 1)
+        for one in stop
+        if text[:end].endswith(one)
+    ]
+    return text[: min(ends)[1]] if ends else None
+
+
 @pytest.mark.parametrize("name", TOKENIZERS)
 @settings(max_examples=150, deadline=None)
 @given(data=st.data())
@@ -72,18 +83,13 @@ def test_stop_strings_do_not_depend_on_the_pieces(data: st.DataObject) -> None:
     text = data.draw(st.text(alphabet, max_size=30))
     stops = data.draw(st.lists(st.text(alphabet, min_size=1, max_size=5), max_size=4))
     cuts = sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=6)))
-    ends = [
-        (end, end - len(stop))
-        for end in range(len(text) + 1)
-        for stop in stops
-        if text[:end].endswith(stop)
-    ]
-    expected = text[: min(ends)[1]] if ends else text
+    before = stopped(text, tuple(stops))
+    expected = text if before is None else before
     scanner, found = StopStrings(stops), ""
     for start, end in zip([0, *cuts], [*cuts, len(text)], strict=True):
         found += scanner.put(text[start:end])
     assert found + scanner.end() == expected
-    assert scanner.is_found == bool(ends)
+    assert scanner.is_found == (before is not None)
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
@@ -93,11 +99,38 @@ def test_a_stopped_stream_places_its_tokens_inside_of_its_text(
     name: str, data: st.DataObject
 ) -> None:
     tokenizer = TOKENIZERS[name]
-    ids = data.draw(st.lists(st.integers(0, len(tokenizer) - 1), max_size=20))
+    of_bytes = token_texts(tokenizer).fallback_byte
+    known = [one for one in range(len(tokenizer)) if of_bytes(one) is None]
+    ids = data.draw(st.lists(st.sampled_from(known), max_size=20))
     stop = tuple(data.draw(st.lists(st.text("abEND ", min_size=1, max_size=3), max_size=3)))
     text, places = streamed(tokenizer, ids, stop)
-    whole = decode(ids, tokenizer)
-    ends = [(end, end - len(s)) for end in range(len(whole) + 1) for s in stop
-            if whole[:end].endswith(s)]  # fmt: skip
-    assert text == (whole[: min(ends)[1]] if ends else whole)
+    whole, before = decode(ids, tokenizer), stopped(decode(ids, tokenizer), stop)
+    assert text == (whole if before is None else before)
     assert all(place.offset <= len(text) for place in places)
+
+
+@pytest.mark.parametrize("name", ["byte fallback", "byte fallback, nothing stripped"])
+@settings(max_examples=300, deadline=None)
+@given(data=st.data())
+def test_a_stop_string_in_single_bytes_ends_the_text_at_its_last_byte(
+    name: str, data: st.DataObject
+) -> None:
+    tokenizer = TOKENIZERS[name]
+    pieces = ["<0x0A>", "<0x20>", "<0x61>", "<0xC3>", "<0xA9>", "<s>", "a", "▁", "▁b"]
+    known = tokenizer.convert_tokens_to_ids(pieces)
+    ids = data.draw(st.lists(st.sampled_from(known), max_size=12))
+    stop = tuple(data.draw(st.lists(st.text("\n aé", min_size=1, max_size=3), max_size=3)))
+    expected, num_ids = decode(ids, tokenizer), len(ids)
+    for size in range(1, len(ids) + 1):
+        if (before := stopped(decode(ids[:size], tokenizer), stop)) is not None:
+            expected, num_ids = before, size
+            break
+    stream, text, num_taken = TextStream(tokenizer, stop), "", 0
+    while num_taken < len(ids) and not stream.is_stopped:
+        text += stream.put([ids[num_taken]])
+        num_taken += 1
+    places = stream.take_places() if stream.is_stopped else None
+    assert (text + stream.end(), num_taken) == (expected, num_ids)
+    if places is not None:
+        assert len(places) == num_taken
+        assert all(place.offset <= len(expected) for place in places)

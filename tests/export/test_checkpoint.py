@@ -1,5 +1,6 @@
 """Prompts as rows of a checkpoint's vocabulary: stock transformers answers as the oracle."""
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,13 @@ import pytest
 import tiny_models
 import torch
 from tiny_tokenizer import tiny_tokenizer
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from foreword import Backbone, EncodingConfig, SoftPrompt
 from foreword.chat import encode
 from foreword.errors import ForewordError, InputError, MismatchError, UnsupportedError
-from foreword.export import checkpoint
+from foreword.export import chat_templates, checkpoint, rotary_names
+from foreword.export.chat_templates import CONVERSATIONS
 from foreword.export.vocabulary_rows import losing_row
 from foreword.named_text import text_prompt
 
@@ -172,6 +174,135 @@ def test_half_precision_stays_what_it_is(tmp_path: Path) -> None:
     assert config["rope_theta"] == config["rope_parameters"]["rope_theta"]
 
 
+LONG = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
+SCALED: dict[str, Any] = {
+    "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+    "sliding_attention": {"rope_type": "default", "rope_theta": 2e4},
+}
+LAYERS: dict[str, Any] = {
+    "full_attention": LONG | {"rope_theta": 5e5},
+    "sliding_attention": {"rope_type": "default", "rope_theta": 5e5},
+}
+HALF = {"rope_type": "default", "rope_theta": 3e4, "partial_rotary_factor": 0.5}
+ROTARY: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
+    ("llama", {}, {"rope_theta": 10000.0}),
+    ("llama31", {}, {"rope_theta": 5e5, "rope_scaling": {"rope_type": "llama3"}}),
+    ("gpt_oss", {}, {"rope_theta": 150000.0, "rope_scaling": {"rope_type": "yarn"}}),
+    ("gemma3", {}, {"rope_theta": 1e6, "rope_local_base_freq": 1e4}),
+    ("gemma3", {"rope_parameters": SCALED}, {"rope_theta": 1e6, "rope_local_base_freq": 2e4,
+        "rope_scaling": {"rope_type": "linear", "factor": 8.0}}),
+    ("olmo3", {"rope_parameters": LAYERS}, {"rope_theta": 5e5, "rope_scaling": LONG}),
+    ("phi3", {"rope_parameters": HALF}, {"rope_theta": 3e4, "partial_rotary_factor": 0.5}),
+    ("glm4", {"rope_parameters": HALF, "head_dim": 8}, {"rope_theta": 3e4,
+        "partial_rotary_factor": 0.5}),
+    ("stablelm", {"rope_parameters": HALF}, {"rope_theta": 3e4, "partial_rotary_factor": 0.5}),
+    ("gpt_neox", {"rope_parameters": HALF}, {"rotary_emb_base": 3e4, "rotary_pct": 0.5}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("family", "changes", "older"), ROTARY)
+def test_old_and_new_readers_find_the_rotary_embedding(
+    family: str, changes: dict[str, Any], older: dict[str, Any], tmp_path: Path
+) -> None:
+    if family in tiny_models.FAMILIES:
+        config = tiny_models.build(family).config
+        for name, value in changes.items():
+            setattr(config, name, copy.deepcopy(value))
+    else:
+        config = AutoConfig.for_model(family, **tiny_models.COMMON, **copy.deepcopy(changes))
+    config.save_pretrained(tmp_path)
+    bare = AutoConfig.from_pretrained(tmp_path).to_dict()
+    rotary_names.complete(tmp_path / "config.json")
+    found = json.loads((tmp_path / "config.json").read_text())
+    for name, value in older.items():
+        said = found[name]
+        assert said.items() >= value.items() if isinstance(value, dict) else said == value
+    assert "rope_theta" not in found.get("rope_scaling", {})
+    assert found["rope_parameters"] == bare["rope_parameters"]
+    told = AutoConfig.from_pretrained(tmp_path).to_dict()
+    assert told["rope_parameters"] == bare["rope_parameters"]
+    assert {name: told[name] for name in bare} == bare
+
+
+def test_an_older_name_that_readers_of_today_read_otherwise_is_left_out(tmp_path: Path) -> None:
+    kinds = {
+        "full_attention": HALF,
+        "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+    }
+    config = tiny_models.build("gemma4").config
+    config.rope_parameters = copy.deepcopy(kinds)
+    config.save_pretrained(tmp_path)
+    bare = AutoConfig.from_pretrained(tmp_path).rope_parameters
+    rotary_names.complete(tmp_path / "config.json")
+    assert AutoConfig.from_pretrained(tmp_path).rope_parameters == bare
+
+
+TURN = "{% for m in messages %}{{ m['role'] ~ ': ' ~ m['content'] ~ '<|im_end|>' }}{% endfor %}"
+OPENED = "{% if add_generation_prompt %}{{ 'assistant:' }}{% endif %}"
+SPACED = {
+    "nothing": TURN + OPENED,
+    "a space at the end": TURN + OPENED + " ",
+    "two breaks at the end": TURN + OPENED + "\n\n",
+    "one break at the end": TURN + OPENED + "\n",
+    "a break and spaces at the end": TURN + OPENED + "\n  ",
+    "text and a break at the end": TURN + OPENED + "x\n",
+    "a break at the beginning": "\n" + TURN + OPENED,
+    "breaks and spaces at the beginning": "\n\n  " + TURN + OPENED,
+    "spaces before a block": "  " + TURN + OPENED,
+    "spaces before text": "  x" + TURN + OPENED,
+    "a tab before a value": "\t{{ 'x' }}" + TURN + OPENED,
+    "a comment at the end": TURN + OPENED + " {# done #}",
+    "a comment at the beginning": "{# begins #}\n " + TURN + OPENED,
+    "cut off": "{%- if true %}" + TURN + OPENED + "{%- endif -%}",
+    "a value of the same name": "{% set prompt = 'x' %}" + TURN + OPENED,
+    "a macro": "{% macro r(m) %}{{ m['content'] }}{% endmacro %}\n{{ r(messages[0]) }}" + TURN,
+}
+
+
+@pytest.mark.parametrize("name", SPACED)
+def test_the_bare_models_template_writes_what_it_wrote(name: str, tmp_path: Path) -> None:
+    base = saved("llama", tmp_path / "base")
+    own = AutoTokenizer.from_pretrained(base)
+    own.chat_template = SPACED[name]
+    own.save_pretrained(base)
+    backbone = Backbone.load(base)
+    prompts = {
+        "home": prompt_of(backbone, row_template="Q: {prompt} A:"),
+        "turns": prompt_of(backbone, 2, is_text=False, opening="generation"),
+    }
+    facts = checkpoint.export(prompts, base, tmp_path / "out")
+    exported = AutoTokenizer.from_pretrained(tmp_path / "out")
+    tokens = "".join(facts["prompts"][1]["tokens"])
+    for turns in CONVERSATIONS:
+        for is_open in (True, False):
+            options: Any = {"add_generation_prompt": is_open, "tokenize": False}
+            plain = own.apply_chat_template(list(turns), **options)
+            assert exported.apply_chat_template(list(turns), prompt="base", **options) == plain
+            found = exported.apply_chat_template(list(turns), prompt="turns", **options)
+            assert found == f"{tokens}{plain}"
+
+
+def test_a_bare_model_that_would_be_asked_otherwise_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = saved("llama", tmp_path / "base")
+    prompt = prompt_of(Backbone.load(base), row_template="Q: {prompt}")
+    monkeypatch.setattr(chat_templates, "verbatim", lambda text: text + "{{ ' ' }}")
+    with pytest.raises(UnsupportedError, match="base: the chat template"):
+        checkpoint.export({"home": prompt}, base, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_numbers_that_the_base_does_not_hold_are_refused(tmp_path: Path) -> None:
+    name = saved("llama", tmp_path / "base")
+    AutoModelForCausalLM.from_pretrained(name, dtype=torch.float16).save_pretrained(name)
+    prompt = prompt_of(Backbone.load(name))
+    prompt.tensors[0].data[0, 0] = 1e5
+    with pytest.raises(InputError, match=r"holds 1e\+05, and the checkpoint's table is of float16"):
+        checkpoint.export({"home": prompt}, name, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("kind", ["keys", "base", "there", "name", "held", "recurrent", "disk"])
 def test_what_cannot_be_exported_is_refused_in_a_line_and_leaves_nothing(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -199,7 +330,9 @@ def test_what_cannot_be_exported_is_refused_in_a_line_and_leaves_nothing(
         said = "for each layer"
     else:
         monkeypatch.setattr(
-            checkpoint, "_complete_config", lambda _: (_ for _ in ()).throw(OSError(28, "full"))
+            rotary_names,
+            "complete",
+            lambda _: (_ for _ in ()).throw(OSError(28, "full")),
         )
         error, said = ForewordError, "nothing was kept"
     with pytest.raises(error, match=said or None):

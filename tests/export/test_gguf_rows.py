@@ -134,6 +134,25 @@ def test_an_empty_list_is_left_out_or_refused_by_name(key: str, tmp_path: Path) 
     assert not (tmp_path / "out.gguf").exists()
 
 
+@pytest.mark.parametrize(("kind", "most"), [(Kind.F16, 65504), (Kind.F32, 3.4e38)])
+def test_numbers_that_the_table_does_not_hold_are_refused(
+    kind: Kind, most: float, tmp_path: Path
+) -> None:
+    backbone, base = base_of(tmp_path, kind)
+    prompt = prompt_of(backbone)
+    prompt.tensors[0] = prompt.tensors[0].double()
+    prompt.tensors[0].data[0, 0] = 2 * most
+    with pytest.raises(InputError, match="the prompt holds .*, and the file's table is of float"):
+        gguf_rows.export({"home": prompt}, str(base), tmp_path / "out.gguf")
+    assert {one.name for one in tmp_path.iterdir()} == {"base.gguf"}
+
+
+def test_a_prompt_that_is_still_learned_is_written(tmp_path: Path) -> None:
+    backbone, base = base_of(tmp_path)
+    facts = gguf_rows.export({"home": prompt_of(backbone).trainable()}, str(base), tmp_path / "a")
+    assert facts["prompts"][0]["name"] == "home"
+
+
 @pytest.mark.parametrize("kind", ["there", "no gguf", "keys"])
 def test_what_cannot_be_exported_is_refused(kind: str, tmp_path: Path) -> None:
     backbone, base = base_of(tmp_path)

@@ -41,7 +41,10 @@ def with_template(name: str, template: str | None) -> str:
     return name
 
 
-@pytest.mark.parametrize("template", [None, DEFAULT])
+SPACED = "\n  {{ '' }}" + DEFAULT + " \n\n"  # white space at both ends that counts
+
+
+@pytest.mark.parametrize("template", [None, DEFAULT, SPACED])
 @pytest.mark.parametrize("context", ["The lamp is red. The door is blue.", ANSWERED])
 def test_greedy_ids_are_those_behind_the_prompt(
     context: Any, template: str | None, tmp_path: Path

@@ -16,7 +16,7 @@ from foreword.chat import encode
 from foreword.cli import export as export_command
 from foreword.config import EncodingConfig
 from foreword.errors import InputError, MismatchError, UnsupportedError
-from foreword.export import checkpoint, mlx_cache
+from foreword.export import mlx_cache, rotary_names
 
 
 def prompts_of(backbone: Backbone) -> dict[str, SoftPrompt]:
@@ -98,7 +98,7 @@ def test_mlx_lm_answers_behind_it(family: str, form: str, tmp_path: Path) -> Non
     from mlx_lm.utils import load_model
 
     name = saved(family, tmp_path / "base")
-    checkpoint._complete_config(tmp_path / "base" / "config.json")  # mlx-lm reads rope_theta alone
+    rotary_names.complete(tmp_path / "base" / "config.json")  # mlx-lm reads rope_theta alone
     backbone = Backbone.load(name)
     prompt = prompts_of(backbone)[form]
     mlx_cache.export(prompt, name, tmp_path / "p.safetensors")

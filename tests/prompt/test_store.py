@@ -10,6 +10,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,8 @@ from foreword.cli import app, prompts
 from foreword.errors import ArtifactError, ForewordError, InputError, NotFoundError, StorageError
 from foreword.prompt.peft_format import FILES
 from foreword.prompt.store import RECORD, Entry, Store
+from foreword.prompt.store_directory import store_directory
+from foreword.vllm_plugin import settings
 
 
 def saved(path: Path, seed: int = 0, num_virtual: int = 3) -> Path:
@@ -34,6 +37,35 @@ def saved(path: Path, seed: int = 0, num_virtual: int = 3) -> Path:
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
     return Store(tmp_path / "store")
+
+
+def test_the_same_content_is_one_version_however_often_it_is_written(
+    store: Store, tmp_path: Path
+) -> None:
+    facts = {"base": {"name": 'é\u2028\x7f\x1f"\\/', "revision": None}, "metrics": {"step": 3}}
+    keys = [(torch.randn(2, 3, 4 + layer), torch.randn(2, 3, 4)) for layer in range(3)]
+    for name, prompt in {
+        "rows": SoftPrompt.from_embeddings(torch.randn(3, 8), facts=facts),
+        "keys": SoftPrompt.from_key_values([one for one in keys], facts=facts),
+    }.items():
+        versions = set()
+        for number in range(8):
+            turned = SoftPrompt.load(tmp_path / name) if number else prompt
+            turned.facts = dict(reversed(turned.facts.items()))
+            turned.save(tmp_path / name)
+            versions.add(store.add(name, tmp_path / name).version)
+        assert len(versions) == 1
+        read = SoftPrompt.load(store.verify(store.resolve(name)))
+        assert read.content_hash == prompt.content_hash and read.facts["base"] == facts["base"]
+
+
+def test_a_version_that_was_written_in_another_order_stays_readable(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as before:
+        before.setattr("foreword.prompt.artifact.sort_header", lambda _: None)
+        entry = store.add("home", saved(tmp_path / "a"))
+    assert SoftPrompt.load(store.verify(entry)).num_virtual_tokens == 3
 
 
 def test_a_prompt_is_found_by_name_by_version_and_by_a_short_version(
@@ -258,6 +290,37 @@ def test_the_command_adds_lists_aliases_shows_and_removes(
     assert f"removed {added}" in invoke("remove", "home")
     with pytest.raises(NotFoundError, match="no prompt 'home'"):
         invoke("show", "home")
+
+
+@pytest.mark.parametrize("ending", ["", "\n", "\r\n"])
+def test_every_command_finds_one_store_by_the_variable(
+    ending: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = str(tmp_path / "store")
+    monkeypatch.setenv("FOREWORD_PROMPTS", place + ending)
+    invoke("add", "home", str(saved(tmp_path / "a")))
+    assert Store(place).names() == ["home"] and "home@" in invoke("list")
+    assert store_directory(None) == store_directory(place + ending) == place
+    assert settings.store_of(SimpleNamespace(kv_transfer_config=None)).directory == Path(place)
+
+
+@pytest.mark.parametrize("value", ["", " ", "\n", " \r\n"])
+def test_an_empty_variable_names_no_store_for_any_command(
+    value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FOREWORD_PROMPTS", value)
+    for ask in (
+        lambda: invoke("list"),
+        lambda: invoke("remove", "a"),
+        lambda: store_directory(None),
+        lambda: settings.store_of(SimpleNamespace(kv_transfer_config=None)),
+    ):
+        with pytest.raises(InputError, match="FOREWORD_PROMPTS is empty: name the store"):
+            ask()
+    monkeypatch.delenv("FOREWORD_PROMPTS")
+    with pytest.raises(InputError, match="--prompts is empty"):
+        invoke("list", "--prompts", value or " ")
+    assert store_directory(None) is None
 
 
 def test_the_command_shows_how_a_prompt_was_trained(

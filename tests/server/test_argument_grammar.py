@@ -16,7 +16,7 @@ from foreword.server.tool_grammar import CallableTool, call_grammar
 NAMES = ("marks", "pairs", "listed")
 TOKENIZERS = {name: tiny_tokenizer(chat_template=TEMPLATES[name]) for name in NAMES}
 FORMS = {name: call_format(TOKENIZERS[name], EncodingConfig()) for name in NAMES}
-GRAMMARS = {name: Grammars(one, [one.eos_token_id]) for name, one in TOKENIZERS.items()}
+GRAMMARS = {name: Grammars(one, one.eos_token_id) for name, one in TOKENIZERS.items()}
 
 
 def written(name: str, arguments: dict[str, Any]) -> str:

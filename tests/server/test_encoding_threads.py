@@ -16,7 +16,8 @@ from foreword import Backbone
 from foreword.errors import BusyError, TooSlowError
 from foreword.server import routes
 from foreword.server.encoding_threads import EncodingThread, apart
-from foreword.server.protocol import ChatMessage
+from foreword.server.fields import is_longer
+from foreword.server.protocol import ChatRequest, ClassifyRequest
 from foreword.server.server import Server
 
 
@@ -118,17 +119,61 @@ def test_who_waits_too_long_to_be_read_is_told_when_to_come_back() -> None:
     assert found.status_code == 503 and int(found.headers["retry-after"]) >= 1
 
 
-def test_media_and_long_texts_are_what_takes_a_while() -> None:
-    image = {"type": "image_url", "image_url": {"url": "data:image/png;base64,"}}
-    for content, is_slow in (
-        ("a", False),
-        ([{"type": "text", "text": "a"}], False),
-        ([{"type": "text", "text": "a"}, image], True),
-        ("a" * 50_000, True),
-        ([{"type": "text", "text": "a" * 20_000}] * 2, True),
+LONG = "a" * 50_000
+IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,"}}
+USER, ANSWER = {"role": "user", "content": "a"}, {"role": "assistant", "content": "a"}
+
+
+def called(**function: str) -> dict[str, Any]:
+    """Return an answer with a call, and its result."""
+    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"} | function}
+    return {"role": "assistant", "content": None, "tool_calls": [call]}
+
+
+def described(**function: Any) -> dict[str, Any]:
+    return {"tools": [{"type": "function", "function": {"name": "f"} | function}]}
+
+
+SLOW: list[tuple[dict[str, Any], bool]] = [
+    ({}, False),
+    ({"messages": [USER | {"content": [{"type": "text", "text": "a"}]}]}, False),
+    ({"messages": [USER] * 100}, False),
+    ({"messages": [USER | {"content": [{"type": "text", "text": "a"}, IMAGE]}]}, True),
+    ({"messages": [USER | {"content": LONG}]}, True),
+    ({"messages": [USER | {"content": [{"type": "text", "text": "a" * 20_000}] * 2}]}, True),
+    ({"messages": [{"role": "assistant", "refusal": LONG}]}, True),
+    ({"messages": [ANSWER | {"reasoning_content": LONG}]}, True),
+    ({"messages": [called(arguments=LONG)]}, True),
+    (described(description="a"), False),
+    (described(description=LONG), True),
+    (described(parameters={"properties": {LONG: {"enum": ["a"]}}}), True),
+    (described(parameters={"properties": {"a": {"enum": [LONG]}}}), True),
+    ({"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema":
+        {"enum": [LONG]}}}}, True),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("changes", "is_slow"), SLOW)
+def test_media_and_long_texts_are_what_takes_a_while(
+    changes: dict[str, Any], is_slow: bool
+) -> None:
+    body = ChatRequest.model_validate({"model": "a", "messages": [USER]} | changes)
+    assert routes._is_slow(body) == is_slow
+
+
+def test_choices_take_as_long_as_the_question_before_each_of_them() -> None:
+    for prompt, choices, is_slow in (
+        ("a" * 300, ["a", "b"], False),
+        ("a" * 300, [f"{one}" for one in range(200)], True),
+        ("a", [f"{one}{'a' * 900}" for one in range(100)], True),
+        ("a" * 30_000, ["a", "b"], True),
     ):
-        assert routes._is_slow([ChatMessage(role="user", content=content)]) == is_slow  # type: ignore[arg-type]
-    assert routes._is_slow([ChatMessage(role="assistant", refusal="a" * 50_000)])
+        body = ClassifyRequest(model="a", prompt=prompt, choices=choices)
+        assert body.is_longer(routes.LONG_TEXT) == is_slow
+
+
+def test_ids_are_not_all_looked_at() -> None:
+    assert is_longer([[1] * 10**6], 10) and not is_longer([[1] * 10], 10)
 
 
 @pytest.mark.parametrize(

@@ -80,6 +80,18 @@ def test_a_stream_says_what_the_whole_answer_says(name: str, data: st.DataObject
         assert top is None or token in top
 
 
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_a_stop_string_at_the_end_of_an_answer_is_why_it_ended(name: str) -> None:
+    tokenizer = TOKENIZERS[name]
+    tokens = {"byte fallback": ["a", "<0xC3>", "<0xA9>"], "byte-level": ["a", "Ã", "©"]}
+    ids = tokenizer.convert_tokens_to_ids(tokens.get(name.partition(",")[0], ["a", "b"]))
+    whole = tokenizer.decode(ids)
+    for extra in ([], tokenizer.convert_tokens_to_ids(["a"])):
+        (answer,), pieces = answered(tokenizer, plain([*ids, *extra]), (whole[-1],))
+        assert "".join(piece.text for piece in pieces) == whole[:-1]
+        assert answer.finish_reason == "stop" and answer.num_tokens == len(ids)
+
+
 @pytest.mark.parametrize("tokenizer", [BYTES, FALLBACK])
 def test_the_bytes_of_parts_of_a_character_are_its_bytes(tokenizer: Any) -> None:
     ids = tokenizer("a🙂b", add_special_tokens=False)["input_ids"]

@@ -8,7 +8,16 @@ from pydantic import ValidationError
 from foreword.errors import InputError
 from foreword.server.protocol import JsonSchema
 from foreword.server.response_request import FunctionTool, TextFormat
-from foreword.server.schema_form import pattern_size, well_formed
+from foreword.server.schema_form import (
+    COUNTS,
+    NAMED,
+    NUMBERS,
+    ONE,
+    SEVERAL,
+    TEXTS,
+    pattern_size,
+    well_formed,
+)
 from foreword.server.structured_output import _check_multiples
 from foreword.server.tools import ToolFunction
 
@@ -25,7 +34,7 @@ WRONG: list[tuple[Any, str]] = [
     ({"properties": {"a": {"anyOf": [3]}}}, r"properties.a.anyOf\[0\]: expected a schema"),
     ({"properties": {"a": {"items": "b"}}}, "properties.a.items: expected a schema"),
     ({"properties": {"a": {"$ref": 3}}}, r"properties.a.\$ref: expected text"),
-    ({"properties": {"a": {"minLength": -1}}}, "properties.a.minLength: expected a number of 0"),
+    ({"properties": {"a": {"minLength": -1}}}, "properties.a.minLength: expected a whole number"),
     ({"properties": {"a": {"maximum": "5"}}}, "properties.a.maximum: expected a number"),
 ]
 RIGHT: list[Any] = [
@@ -47,6 +56,32 @@ def test_what_is_no_schema_is_named(schema: Any, expected: str) -> None:
     ):
         with pytest.raises(ValidationError, match=expected):
             make()
+
+
+HUGE = 10**400  # no float holds it
+VALUES: list[Any] = [
+    HUGE, -HUGE, 1e308, -1e308, 0, -0.0, 0.5, True, None, "", "(", [], [HUGE], {}, {"a": HUGE},
+]  # fmt: skip
+KEYWORDS = sorted(
+    {"type", "required", "enum", "const"} | COUNTS | NAMED | NUMBERS | ONE | SEVERAL | TEXTS
+)
+
+
+@pytest.mark.parametrize("keyword", KEYWORDS)
+def test_any_value_of_any_keyword_is_taken_or_refused_by_its_place(keyword: str) -> None:
+    for value in VALUES:
+        try:
+            JsonSchema(name="x", schema={"properties": {"a": {keyword: value}}})
+        except ValidationError as error:
+            assert f"properties.a.{keyword}" in str(error)
+
+
+@pytest.mark.parametrize("keyword", sorted(COUNTS))
+def test_counts_that_no_grammar_reads_are_refused(keyword: str) -> None:
+    assert well_formed({keyword: 2**64 - 1}) and well_formed({keyword: 5.0})
+    for value in (2**64, HUGE, 1e300):
+        with pytest.raises(ValueError, match=f"{keyword}: expected a whole number from 0 to"):
+            well_formed({keyword: value})
 
 
 @pytest.mark.parametrize(

@@ -422,9 +422,17 @@ def test_a_begun_answer_goes_on_as_it_was_trained_to(world: World) -> None:
     [
         ({"messages": TURNS, "continue_final_message": True}, "a last message of the assistant"),
         ({"messages": TURNS, "add_generation_prompt": False}, "add_generation_prompt is true"),
+        (
+            {
+                "messages": [*TURNS, {"role": "assistant", "content": '{"a": '}],
+                "continue_final_message": True,
+                "response_format": {"type": "json_object"},
+            },
+            "response_format: an answer that goes on",
+        ),
     ],
 )
-def test_an_answer_that_has_not_begun_cannot_go_on(
+def test_an_answer_that_has_not_begun_or_has_a_form_cannot_go_on(
     world: World, fields: dict[str, Any], reason: str
 ) -> None:
     found = world.http.post("/v1/chat/completions", json={"model": "a", **fields})

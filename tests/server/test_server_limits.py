@@ -19,12 +19,24 @@ from typing import Any
 import httpx
 import pytest
 import serving
+import tiny_models
 import torch
-from serving import config, expected, fill, running, tiny_backbone, tiny_prompt
+from serving import (
+    END,
+    TOKENIZER,
+    VOCAB,
+    config,
+    expected,
+    fill,
+    running,
+    tiny_backbone,
+    tiny_prompt,
+)
 from typer.testing import CliRunner
 
 from foreword import Backbone, SoftPrompt
 from foreword.cli import app
+from foreword.config import ServeConfig
 from foreword.errors import DependencyError, InputError, UnavailableError, UnsupportedError
 from foreword.prompt.peft_format import FILES
 from foreword.prompt.store import Store
@@ -33,6 +45,7 @@ from foreword.server.catalog import Catalog
 from foreword.server.metric_labels import MAX_LABELS, Labels
 from foreword.server.middleware import ADMIN, OPEN
 from foreword.server.server import Server, listen, warnings_for
+from foreword.vllm_plugin import launch
 
 LONG: dict[str, Any] = {"model": "tiny", "prompt": "hi", "max_tokens": 250, "ignore_eos": True}
 SHORT: dict[str, Any] = {"model": "tiny", "prompt": "hi", "max_tokens": 4, "temperature": 0}
@@ -573,6 +586,7 @@ def test_errors_are_counted_by_kind(backbone: Backbone, monkeypatch: pytest.Monk
         assert ask(model="nobody") == 404 and ask(n="2") == 400 and ask(prompt="") == 400
         assert counted(client, "admission_rejections") == {"invalid": 3}
         assert counted(client, "request_failures") == {"timeout": 2}
+        assert counted(client, "request_success") == {}, "none has ended well"
 
         def fail(*_: Any) -> None:
             raise RuntimeError("lost")
@@ -585,6 +599,57 @@ def test_errors_are_counted_by_kind(backbone: Backbone, monkeypatch: pytest.Monk
         assert ask() == 503
         assert counted(client, "request_failures") == {"timeout": 2, "model": 1, "engine_dead": 1}
         assert counted(client, "admission_rejections") == {"invalid": 3}
+
+
+def test_refusals_before_the_application_are_counted_too(backbone: Backbone) -> None:
+    server = Server(backbone, None, config(max_body_bytes=100), api_key="k")
+    with running(server) as address, httpx.Client(base_url=address, timeout=60) as client:
+        client.headers["authorization"] = "Bearer k"
+        route, json_type = "/v1/completions", {"content-type": "application/json"}
+
+        def chunks() -> Iterator[bytes]:
+            yield b" " * 200  # of no declared length
+
+        for sent, status in (
+            (client.post(route, content=b" " * 200, headers=json_type), 413),
+            (client.post(route, content=chunks(), headers=json_type), 413),
+            (client.post(route, content=b"{}"), 415),
+            (client.get("/nowhere"), 404),
+            (client.get(route), 405),
+        ):
+            assert sent.status_code == status
+        assert counted(client, "admission_rejections") == {"invalid": 5}
+        assert client.get("/v1/models", headers={"authorization": ""}).status_code == 401
+        assert client.post("/v1/load_soft_prompt", json={"name": "a"}).status_code == 403
+        assert counted(client, "admission_rejections") == {"invalid": 5, "forbidden": 2}
+        for path in ("/health", "/ready", "/metrics", "/v1/models"):
+            client.get(path)
+        assert counted(client, "admission_rejections") == {"invalid": 5, "forbidden": 2}
+
+
+def test_head_is_answered_wherever_get_is(backbone: Backbone) -> None:
+    server = Server(backbone, None, config())
+    with running(server) as address, httpx.Client(base_url=address, timeout=60) as client:
+        paths = client.get("/openapi.json").json()["paths"]
+        paths = [path for path, verbs in paths.items() if "get" in verbs]
+        for path in ("/", "/docs", "/nowhere", "/v1/completions", *paths):
+            place = path.replace("{model}", "tiny")
+            got, head = client.get(place), client.head(place)
+            assert head.status_code == got.status_code and head.content == b""
+            assert head.headers["content-type"] == got.headers["content-type"]
+        assert client.head("/health").status_code == 200
+
+
+@pytest.mark.parametrize("name", ["x" * 201, "/data/" + "é" * 300, "a\nb"])
+def test_a_bare_model_that_no_request_could_name_is_refused_at_the_start(name: str) -> None:
+    model = tiny_models.build("llama", vocab_size=VOCAB, eos_token_id=END)
+    long = Backbone(model, TOKENIZER, name=name)
+    with pytest.raises(InputError, match="at most 200 printable ones: give --served-name") as said:
+        Server(long, None, config())
+    assert "\n" not in str(said.value) and len(str(said.value)) < 400
+    assert Server(long, None, config(served_name="short")).catalog.base.name == "short"
+    with pytest.raises(InputError, match="give --served-name"):
+        launch.command("base", name, "prompts", ServeConfig())
 
 
 def test_past_their_bound_metrics_share_a_label_that_no_prompt_has() -> None:

@@ -1,0 +1,96 @@
+"""What a call that answers texts cannot read is refused, and what passes the context is said."""
+
+import logging
+from typing import Any
+
+import pytest
+from serving import TOKENIZER, tiny_backbone, tiny_prompt
+
+from foreword import answer, chat, stream
+from foreword.errors import InputError
+
+TEXTS: Any = ["a", [{"role": "user", "content": "b"}]]
+
+
+@pytest.mark.parametrize(
+    ("texts", "options", "expected"),
+    [
+        ("a", {}, "a list of texts and conversations, got one text"),
+        (TEXTS[1], {}, "got one conversation"),
+        (None, {}, "got NoneType"),
+        (TEXTS, {"batch_size": 0}, "batch_size must be .* got 0"),
+        (TEXTS, {"batch_size": -1}, "batch_size must be .* got -1"),
+        (TEXTS, {"batch_size": True}, "batch_size must be .* got True"),
+        (TEXTS, {"tools": [()]}, "tools: expected some for each of 2 texts.* got 1"),
+        (TEXTS, {"tools": [()] * 3}, "tools: expected some for each of 2 texts.* got 3"),
+        (TEXTS, {"num_return_sequences": 2}, "num_return_sequences: expected one answer"),
+        (TEXTS, {"return_dict_in_generate": True}, "return_dict_in_generate: expected one"),
+        (TEXTS, {"eos_token_id": 3}, "eos_token_id: answers to texts decide it"),
+        (TEXTS, {"pad_token_id": 3}, "pad_token_id: answers to texts decide it"),
+        (TEXTS, {"input_ids": None}, "input_ids: answers to texts decide it"),
+    ],
+)
+def test_what_cannot_be_read_as_answers_is_refused(
+    texts: Any, options: dict[str, Any], expected: str
+) -> None:
+    with pytest.raises(InputError, match=expected):
+        chat.answers(tiny_backbone(), None, texts, **options)
+
+
+def test_settings_of_a_configuration_are_refused_as_those_of_the_call() -> None:
+    backbone = tiny_backbone()
+    config = backbone.model.generation_config.__class__(num_return_sequences=2, num_beams=2)
+    with pytest.raises(InputError, match="num_return_sequences"):
+        chat.answers(backbone, None, TEXTS, generation_config=config)
+    for name in ("streamer", "stopping_criteria", "eos_token_id"):
+        with pytest.raises(InputError, match=name):
+            next(chat.stream(backbone, None, "a", **{name: None}))
+    assert len(list(chat.answers(backbone, None, TEXTS, num_return_sequences=1))) == 2
+    assert list(chat.answers(backbone, None, [])) == []
+
+
+def said(caplog: pytest.LogCaptureFixture) -> list[str]:
+    found = [one.getMessage() for one in caplog.records if one.name == "foreword"]
+    caplog.clear()
+    return found
+
+
+def test_tokens_past_the_context_are_said_once_for_a_call(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.WARNING, "foreword")
+    backbone = tiny_backbone()
+    prompt, most = tiny_prompt(backbone), backbone.capabilities.context_length
+    assert most is not None
+    long = "a" * most
+    ids = len(chat.encode(backbone, [{"role": "user", "content": long}], chat.encoding_of(None))[0])
+    options: Any = {"max_new_tokens": 2, "batch_size": 1}
+    answer(backbone, prompt, ["a", long, long], **options)
+    [line] = said(caplog)
+    assert f"made for {most} tokens" in line and f"{ids + 4} (4 virtual, {ids} of the text" in line
+    assert list(stream(backbone, prompt, long, max_new_tokens=2)) is not None
+    assert len(said(caplog)) == 1
+    answer(backbone, prompt, ["a", "b"], **options)
+    assert not said(caplog)
+
+
+@pytest.mark.parametrize("is_streamed", [False, True])
+def test_an_answer_that_passes_the_context_is_said(
+    is_streamed: bool, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level(logging.WARNING, "foreword")
+    backbone = tiny_backbone()
+    most = backbone.capabilities.context_length
+    assert most is not None
+    monkeypatch.setattr(chat, "end_tokens", lambda *of: [])
+    monkeypatch.setattr(backbone.model.generation_config, "eos_token_id", None)
+    row = [*TOKENIZER("a" * (most - 3))["input_ids"]]
+    for num_new in (3, 4):
+        text, options = "a" * len(row), {"max_new_tokens": num_new}
+        if is_streamed:
+            list(chat.stream(backbone, None, text, **options))
+        else:
+            list(chat.answers(backbone, None, [text], **options))  # type: ignore[arg-type]
+        lines = said(caplog)
+        assert len(lines) == (num_new > 3)
+    assert f"here are {most + 1} (0 virtual, {len(row)} of the text, 4 of the answer)" in lines[0]
