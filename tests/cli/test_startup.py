@@ -141,6 +141,7 @@ CASES: dict[str, tuple[int, str]] = {
     ),
     **of_models(REWARD),
     **of_outputs(REWARD),
+    f"{REWARD.removesuffix(' --output new')} --output good": (2, "the folder that --prompt reads"),
     **of_prompts(REWARD.replace("--prompt good", "--prompt {}")),
     # Answers.
     "generate a": (2, "which model?"),
