@@ -23,6 +23,7 @@ FORMS, LENGTHS = ("embeddings", "key_values"), (16, 20, 32, 40)
 NAMES = [f"{form[:3]}{length}" for form in FORMS for length in LENGTHS]
 NUM_NEW = 12
 NUM_BLOCKS = "44"  # of 32 tokens
+ROUNDS = 6  # of requests at once, until one is preempted
 FOLLOWS_SECONDS = 120.0
 
 
@@ -102,14 +103,26 @@ def test_32_requests_at_once_equal_the_oracles_though_some_are_preempted(server:
     names = itertools.cycle(["base", *NAMES])
     requests = [(next(names), served.ids_of(10 + 3 * index)) for index in range(32)]
     many = 150  # so long that they overlap, and grow past the blocks there are
-    with ThreadPoolExecutor(32) as pool:
-        found = list(pool.map(lambda pair: new_ids(ask(server, *pair, max_tokens=many)), requests))
-    for (name, ids), got in zip(requests, found, strict=True):
-        assert got == served.expected(server.model, server.prompts[name], ids, many), name
-    preemptions = re.search(
-        r"^vllm:num_preemptions_total\{.*\} (.*)$", served.get(server.url + "/metrics"), re.M
-    )
-    assert preemptions and float(preemptions[1]) > 0
+    known = [
+        served.expected(server.model, server.prompts[name], ids, many) for name, ids in requests
+    ]
+    for _ in range(ROUNDS):  # a machine that is busy may let them come one after another
+        with ThreadPoolExecutor(32) as pool:
+            found = list(
+                pool.map(lambda pair: new_ids(ask(server, *pair, max_tokens=many)), requests)
+            )
+        for (name, _), expected, got in zip(requests, known, found, strict=True):
+            assert got == expected, name
+        if num_preemptions(server) > 0:
+            return
+    pytest.fail(f"no request was preempted in {ROUNDS} rounds")
+
+
+def num_preemptions(server: Any) -> float:
+    metrics = served.get(server.url + "/metrics")
+    found = re.search(r"^vllm:num_preemptions_total\{.*\} (.*)$", metrics, re.M)
+    assert found is not None
+    return float(found[1])
 
 
 @pytest.mark.parametrize("name", ["base", "emb20", "key20", "key32"])
