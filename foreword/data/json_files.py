@@ -1,8 +1,8 @@
 """JSON files: lists of objects, objects line by line, and what tables are written as in one object.
 
 In: a path. Out: rows with the line that they start on, and their number in a list of which that
-line holds several. What JSON does not allow or leaves open is
-refused by its line: NaN, numbers past the range, one key twice in an object.
+line holds several. What JSON does not allow or leaves open is refused by its line: NaN, numbers
+past the range, one key twice in an object.
 """
 
 import json
