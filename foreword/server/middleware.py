@@ -145,7 +145,8 @@ class AccessMiddleware:
             await self.app(asked, _bounded(receive, self.bounds), send)
         finally:
             self._num_requests -= not is_probe
-            scope.update({name: asked[name] for name in ("route",) if name in asked})
+            if "route" in asked:
+                scope["route"] = asked["route"]
 
     def _refusal(
         self, method: str, path: str, headers: dict[bytes, bytes]
