@@ -12,6 +12,7 @@ from foreword.backbone import Backbone
 from foreword.chat import Text
 from foreword.config import SamplingConfig
 from foreword.errors import InputError
+from foreword.generation.answer_options import check_batch_size
 from foreword.prompt.prefix import Prefix
 from foreword.prompt.soft_prompt import SoftPrompt
 
@@ -83,8 +84,7 @@ def answer(
             prompt was trained on.
     """
     config = SamplingConfig(**sampling)
-    if not isinstance(batch_size, int) or batch_size < 1:
-        raise InputError(f"batch_size must be a whole number of at least 1, got {batch_size!r}")
+    check_batch_size(batch_size)
     is_one = _is_text(texts)
     given = _several([texts] if is_one else texts)
     prefix = _prefix(backbone, prompt)

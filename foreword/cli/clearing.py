@@ -12,9 +12,7 @@ from pathlib import Path
 from foreword.cli import run_file
 from foreword.prompt.peft_format import FILES
 from foreword.storage import storage_errors
-from foreword.training.folders import STATE_FILE, seed_folders
-
-TASKS = "tasks"  # of the output or of a seed: each task's own prompt
+from foreword.training.folders import STATE_FILE, TASKS, seed_folders, task_folders
 
 
 def clear(output: str, *, keeps_answers: bool = False) -> None:
@@ -42,7 +40,8 @@ def clear(output: str, *, keeps_answers: bool = False) -> None:
         if run_file.is_own(folder / run_file.NAME):
             _unlink([folder / run_file.NAME])
         if not keeps_answers:
-            _unlink([folder / context_date.FILE] if _is_date(folder / context_date.FILE) else [])
+            if _is_date(folder / context_date.FILE):
+                _unlink([folder / context_date.FILE])
             for kind in (kept_work.ANSWERED, kept_work.ASKED):
                 kept_work.remove(folder, kind)
     kept_work.remove_empty([*seeds, *(one.parent for one in seeds)])
@@ -51,7 +50,7 @@ def clear(output: str, *, keeps_answers: bool = False) -> None:
 def _clear_tasks(folder: Path) -> None:
     from foreword.distillation import kept_work
 
-    tasks = [one for one in (folder / TASKS).glob("*") if one.is_dir() and not one.is_symlink()]
+    tasks = task_folders(folder)
     for one in tasks:
         _clear_prompt(one)
     kept_work.remove_empty([*tasks, folder / TASKS])

@@ -90,7 +90,7 @@ def metrics_of(
     from foreword.evaluation.label_choice import CALIBRATION
     from foreword.evaluation.metrics import choose
 
-    has_calls = any((example.answer or {}).get("tool_calls") for example in examples)
+    has_calls = any(example.has_calls for example in examples)
     found = choose(config.metrics, [example.completion for example in examples], has_calls)
     if not choices:
         return found

@@ -21,6 +21,7 @@ from foreword.cli.console import one_line
 from foreword.cli.progress_lines import ProgressLines
 from foreword.errors import DependencyError, InputError
 from foreword.os_calls import is_device
+from foreword.training.folders import TASKS
 
 if TYPE_CHECKING:
     from foreword.prompt.soft_prompt import SoftPrompt
@@ -68,7 +69,7 @@ class Stop:
 def save(prompt: "SoftPrompt", tasks: "Mapping[str, SoftPrompt]", output: str) -> None:
     """Write a prompt, and the prompts of single tasks into folders of their names below it."""
     for name, one in tasks.items():
-        one.save(Path(output) / "tasks" / folder_name(name))
+        one.save(Path(output) / TASKS / folder_name(name))
     prompt.save(output)
 
 

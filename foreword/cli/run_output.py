@@ -13,10 +13,11 @@ from pathlib import Path
 from foreword.errors import InputError
 from foreword.prompt.peft_format import FILES
 from foreword.storage import check_writable, locked
+from foreword.training.folders import SEEDS, TASKS
 
 LOCK_FILE = ".output.lock"
 PICKLE = "adapter_model.bin"  # of an adapter that PEFT wrote without safetensors
-INNER = ("seeds", "tasks")  # folders of an output, with one for each seed or task
+INNER = (SEEDS, TASKS)  # folders of an output, with one for each seed or task
 TAKEN = "{}: another run writes to it; wait for its end, or choose another --output"
 OF_PROMPTS = "--distractors"  # reads the prompts in all folders of one
 ANEW = "choose another --output, or begin anew with --overwrite"
@@ -155,7 +156,7 @@ def _found(folder: Path, *, goes_on: bool) -> str | None:
         progress = read_progress(folder / STATE_FILE)
         on = "" if progress.is_finished else "go on with it with --resume, "
         return f"{folder} holds {progress}; {on}{ANEW}"
-    for place in (folder, *(() if goes_on else sorted(folder.glob("tasks/*")))):
+    for place in (folder, *(() if goes_on else sorted(folder.glob(f"{TASKS}/*")))):
         kind = _adapter(place, FILES if goes_on else (*FILES, PICKLE))
         if kind and not (goes_on and kind == "a soft prompt of foreword's"):
             return f"{place} holds {kind}, and this run would replace it; {ANEW}"

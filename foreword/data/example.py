@@ -48,6 +48,11 @@ class Example:
         """Whether the answer is more than text: a call of tools, or reasoning."""
         return any((self.answer or {}).get(key) for key in BEYOND_TEXT)
 
+    @property
+    def has_calls(self) -> bool:
+        """Whether the answer calls tools."""
+        return bool((self.answer or {}).get("tool_calls"))
+
 
 def message_text(message: Message) -> str:
     """The text of a message, "" if it only calls tools; text parts are joined by a line break.

@@ -143,7 +143,7 @@ def evaluate(
         DataError: an example that does not fit the model's context.
     """
     examples = _checked(examples)
-    has_calls = any((example.answer or {}).get("tool_calls") for example in examples)
+    has_calls = any(example.has_calls for example in examples)
     metrics = metrics_of(metrics, [example.completion for example in examples], has_calls)
     choices = checked_choices(choices, examples)
     ensembles.check_alike(subject.members)

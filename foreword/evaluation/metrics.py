@@ -178,9 +178,10 @@ def rouge_l(answer: str, expected: str) -> float:
     Raises:
         DependencyError: the extra `eval` is not installed.
     """
-    if not words_of(answer) and not words_of(expected):
-        return float(exact(answer, expected))
-    return float(_rouge_scorer().score(expected, answer)["rougeL"].fmeasure)
+    found = float(_rouge_scorer().score(expected, answer)["rougeL"].fmeasure)
+    if found or words_of(answer) or words_of(expected):
+        return found
+    return float(exact(answer, expected))
 
 
 def _same(one: Any, other: Any) -> bool:

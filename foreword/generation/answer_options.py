@@ -52,5 +52,14 @@ def check_texts(texts: Any, tools: Sequence[Any], batch_size: Any) -> None:
             f"tools: expected some for each of {len(texts)} texts, or none at all, got "
             f"{len(tools)}: give () to texts without any"
         )
+    check_batch_size(batch_size)
+
+
+def check_batch_size(batch_size: Any) -> None:
+    """Refuse what is no number of texts.
+
+    Raises:
+        InputError: says what was expected.
+    """
     if not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1:
         raise InputError(f"batch_size must be a whole number of at least 1, got {batch_size!r}")

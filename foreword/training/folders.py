@@ -14,6 +14,7 @@ from foreword.errors import InputError
 STATE_FILE = "training_state.safetensors"
 MOST_SEEDS = 1000
 SEEDS = "seeds"  # folder of several seeds, with one for each
+TASKS = "tasks"  # folder of several tasks, with the prompt of each
 
 
 def seeds_of(config: TrainConfig, count: int) -> list[TrainConfig]:
@@ -33,6 +34,11 @@ def seed_folders(folder: Path) -> list[Path]:
     """Return the folders of seeds that there are in the folder of a run, whichever run's."""
     found = (folder / SEEDS).glob("*")
     return sorted(one for one in found if one.name.isdecimal() and _is_plain(one))
+
+
+def task_folders(folder: Path) -> list[Path]:
+    """Return the folders of tasks that there are in the folder of a run, whichever run's."""
+    return sorted(one for one in (folder / TASKS).glob("*") if _is_plain(one))
 
 
 def _is_plain(folder: Path) -> bool:

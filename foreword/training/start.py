@@ -262,7 +262,8 @@ def bound(
     own: dict[tuple[int, ...], list[int]] = {}
     for row in rows:
         slots = [slot for ids in shown if _answers(ids, row) for slot in shown[ids]]
-        own |= dict.fromkeys((one.input_ids for one in every([row]) if slots), slots)
+        if slots:
+            own |= dict.fromkeys((one.input_ids for one in every([row])), slots)
     bind(method, own)
     return method
 

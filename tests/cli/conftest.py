@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import tiny_models
-import torch
 from tiny_tokenizer import tiny_tokenizer
 
 from foreword.cli import main
@@ -15,13 +14,7 @@ from foreword.cli import main
 
 @pytest.fixture(scope="session")
 def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    directory = tmp_path_factory.mktemp("model")
-    tokenizer = tiny_tokenizer()
-    tiny_models.build(
-        "llama", dtype=torch.float32, vocab_size=len(tokenizer), eos_token_id=2
-    ).save_pretrained(directory)
-    tokenizer.save_pretrained(directory)
-    return str(directory)
+    return tiny_models.save_base(tmp_path_factory.mktemp("model"), tiny_tokenizer())
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import tiny_models
-import torch
 from command_line import FAST
 from test_outputs import lora, snapshot
 from tiny_tokenizer import tiny_tokenizer
@@ -128,14 +127,10 @@ def test_runs_of_other_seeds_are_not_mixed(
 @pytest.fixture(scope="module")
 def dated(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A base whose chat template prints the day."""
-    folder, tokenizer = tmp_path_factory.mktemp("dated"), tiny_tokenizer()
+    tokenizer = tiny_tokenizer()
     day = "{{ strftime_now('%d %b %Y') }}"
     tokenizer.chat_template = day + tokenizer.chat_template
-    tiny_models.build(
-        "llama", dtype=torch.float32, vocab_size=len(tokenizer), eos_token_id=2
-    ).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return str(folder)
+    return tiny_models.save_base(tmp_path_factory.mktemp("dated"), tokenizer)
 
 
 @pytest.fixture

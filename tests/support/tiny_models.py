@@ -1,6 +1,7 @@
 """Tiny models of the true classes, built from configurations in milliseconds, in float64."""
 
 import functools
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -195,6 +196,18 @@ def build(family: str, *, seed: int = 0, dtype: torch.dtype = torch.float64, **c
     model.generation_config.pad_token_id = 0
     model.generation_config.eos_token_id = None
     return model.eval()
+
+
+def save_base(folder: Path, tokenizer: Any) -> str:
+    """Write a small llama of a tokenizer's size and the tokenizer; return the folder."""
+    options: dict[str, Any] = {
+        "dtype": torch.float32,
+        "vocab_size": len(tokenizer),
+        "eos_token_id": 2,
+    }
+    build("llama", **options).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
 
 
 @functools.cache
