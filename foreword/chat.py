@@ -19,6 +19,7 @@ from foreword.data.chat_template import ChatTemplate, Tools
 from foreword.data.detokenizer import TextStream
 from foreword.data.media_parts import Message
 from foreword.data.processor import Media
+from foreword.data.special_tokens import special_tokens_of
 from foreword.data.tokenizer_facts import differences
 from foreword.errors import InputError, MismatchError
 from foreword.generation.answer_options import check_options, check_texts
@@ -102,8 +103,21 @@ def has_template(backbone: Backbone, config: EncodingConfig) -> bool:
 
 
 def typed(backbone: Backbone, prompt: SoftPrompt | Prefix | None, text: str) -> Text:
-    """Return what a person types as a row of a prompt's training: one user turn, or text."""
-    return [{"role": "user", "content": text}] if reads_turns(backbone, prompt) else text
+    """Return what a person types as a row of a prompt's training: one user turn, or text. A text
+    that begins with a special token is a template that was filled already, as in training.
+    """
+    config = encoding_of(prompt)
+    is_filled = config.held_text is None and begins_filled(backbone, config, text)
+    is_turn = not is_filled and reads_turns(backbone, prompt)
+    return [{"role": "user", "content": text}] if is_turn else text
+
+
+def begins_filled(backbone: Backbone, config: EncodingConfig, text: str) -> bool:
+    """Return whether a text is a template that was filled already: where no row template says how
+    rows are written, one that begins with a special token.
+    """
+    is_open = config.row_template is None and backbone.tokenizer is not None
+    return is_open and special_tokens_of(backbone.tokenizer, config.chat_template).begins(text)
 
 
 def instructed(

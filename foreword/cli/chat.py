@@ -36,6 +36,7 @@ def command(
     backbone, soft_prompt = options.load(model, prompt)
     options.output.print(HELP)
     session = Session(backbone, soft_prompt, sampling)
+    session.say_memory()
     while session.is_open:
         try:
             line = input(f"{session.name}> ").strip()
@@ -54,6 +55,7 @@ class Session:
         self.active = prompt
         self.turns: list[dict[str, Any]] = []
         self.is_open = True
+        self._has_memory = True
 
     @property
     def name(self) -> str:
@@ -77,6 +79,20 @@ class Session:
             options.output.print(HELP)
         else:
             self.answer(line)
+
+    def say_memory(self) -> None:
+        """Say it when lines stop or start to be asked with the conversation before them."""
+        from foreword import chat
+
+        has_memory = chat.reads_turns(self.backbone, self.active)
+        if has_memory != self._has_memory:
+            rows = "this prompt's rows" if self.active is not None else "the bare model's texts"
+            options.output.print(
+                "each line is asked with the conversation before it"
+                if has_memory
+                else f"each line is asked alone: {rows} are no conversations"
+            )
+        self._has_memory = has_memory
 
     def found(self, name: str) -> "SoftPrompt | None":
         """Return the prompt of a directory or a Hub id, the latest one without a name; None where
@@ -103,6 +119,7 @@ class Session:
         answer takes the place of the one that it had.
         """
         self.active = prompt
+        self.say_memory()
         if self.turns:
             last = self.turns[-2:]
             del self.turns[-2:]

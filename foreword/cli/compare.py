@@ -91,6 +91,7 @@ def command(
     if written is not None:
         asked.append(Subject(told, instruction=written, encoding=rows))
     asked.append(Subject(bare, encoding=rows))
+    comparison.check_rows(backbone, asked, examples, choice, config, choices)
     results = comparison.ask(backbone, asked, examples, choice, config, resampling, choices)
     if ensemble == "vote":
         members = results[: len(prompts)]

@@ -5,7 +5,6 @@ no score itself.
 """
 
 from collections.abc import Container, Mapping, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
@@ -61,6 +60,23 @@ def ask(
     return results
 
 
+def check_rows(
+    backbone: "Backbone",
+    subjects: "Sequence[Subject]",
+    examples: "Sequence[Example]",
+    choice: "MetricChoice",
+    config: EvalConfig,
+    choices: Sequence[str] = (),
+) -> None:
+    """Read every subject's rows, so that what cannot be asked of the last one is refused before the
+    first one answers.
+    """
+    from foreword.evaluation.evaluation import read_rows
+
+    for subject in subjects:
+        read_rows(backbone, subject, examples, choice.metrics, config, is_chosen=bool(choices))
+
+
 def choices_in(config: EvalConfig, examples: "Sequence[Example]") -> tuple[str, ...]:
     """Return the answers that --choices names, as they are in a file or on the command line.
 
@@ -87,14 +103,11 @@ def metrics_of(
     Raises:
         InputError: a metric that there is not.
     """
-    from foreword.evaluation.label_choice import CALIBRATION
     from foreword.evaluation.metrics import choose
 
     has_calls = any(example.has_calls for example in examples)
-    found = choose(config.metrics, [example.completion for example in examples], has_calls)
-    if not choices:
-        return found
-    return replace(found, metrics=(*found.metrics, CALIBRATION))
+    expected = [example.completion for example in examples]
+    return choose(config.metrics, expected, has_calls, bool(choices))
 
 
 def rows_of_bare(

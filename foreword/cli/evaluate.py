@@ -99,6 +99,7 @@ def command(
         asked.append(Subject("soft prompt", prompt=soft_prompt))
     if unrelated is None:
         text = unrelated_text()
+    comparison.check_rows(backbone, asked, examples, choice, config, choices)
     forgot = None  # first, since it is short: a text that cannot be read costs nothing then
     is_wished = unrelated is not None or not backbone.reads_apart
     if soft_prompt is not None and text is not None and is_wished:

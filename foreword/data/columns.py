@@ -358,7 +358,7 @@ def _conversation(
     """Return the answers of a conversation; where it is in two parts, those of the second."""
     place = f"column {name!r}"
     turns, learned = read_turns(before if not after else [*before, *after], place)
-    start = len(before) if after else 0
+    start = sum(turn is not None for turn in before) if after else 0
     if (system := _system(columns)) is not None:
         if not turns or turns[0]["role"] not in ("system", "developer"):
             turns, learned, start = [_system_turn(system), *turns], [None, *learned], start + 1

@@ -31,7 +31,7 @@ class Score:
         low: end of the percentile bootstrap interval (Efron 1979); NaN for a single example.
         high: the other end.
         samples: the value on each resample, `[R]`.
-        num_examples: that the value is computed on.
+        num_examples: that are drawn: a conversation with several answers is one.
         num_needed: as few examples as can be beyond chance: where all of fewer differ to one side,
             a sign test is not beyond the confidence.
     """
@@ -78,17 +78,32 @@ class Share:
 def score(
     metric: Metric, outcomes: Sequence[Outcome], resampling: ResamplingConfig = _DEFAULTS
 ) -> Score:
-    """Score outcomes, with an interval over resamples of them.
+    """Score outcomes, with an interval over resamples of them. Answers of one conversation are
+    drawn together, as they are not independent (the cluster bootstrap: Davison and Hinkley 1997,
+    section 3.8).
 
     Raises:
         InputError: no outcomes.
     """
     if not outcomes:
         raise InputError("no examples to score; give at least one")
-    num_rows = len(outcomes)
-    value = float(metric.sample(outcomes, np.ones((1, num_rows), dtype=np.int64))[0])
-    parts = [metric.sample(outcomes, counts) for counts in _draws(num_rows, resampling)]
-    return _with_interval(value, np.concatenate(parts), num_rows, resampling)
+    groups = _groups(outcomes)
+    num_groups = int(groups.max()) + 1
+    value = float(metric.sample(outcomes, np.ones((1, len(outcomes)), dtype=np.int64))[0])
+    draws = _draws(num_groups, len(outcomes), resampling)
+    parts = [metric.sample(outcomes, counts[:, groups]) for counts in draws]
+    return _with_interval(value, np.concatenate(parts), num_groups, resampling)
+
+
+def _groups(outcomes: Sequence[Outcome]) -> NDArray[np.int64]:
+    """Return for each outcome the number of what is drawn with it: its conversation, or itself."""
+    known: dict[str | int, int] = {}
+    return np.array(
+        [
+            known.setdefault(one.conversation or place, len(known))
+            for place, one in enumerate(outcomes)
+        ]
+    )
 
 
 def difference(score: Score, first: Score, resampling: ResamplingConfig = _DEFAULTS) -> Score:
@@ -130,10 +145,12 @@ def share(count: int, total: int, confidence: float = _DEFAULTS.confidence) -> S
     return Share(value, max(0.0, middle - half), min(1.0, middle + half))
 
 
-def _draws(num_rows: int, resampling: ResamplingConfig) -> Iterator[Counts]:
-    """Yield counts `[R, n]` of each resample's examples, in blocks of bounded size."""
+def _draws(num_rows: int, num_counts: int, resampling: ResamplingConfig) -> Iterator[Counts]:
+    """Yield counts `[R, n]` of how often each resample draws each of n, in blocks in which
+    `num_counts` for each resample stay below a bound.
+    """
     rng = np.random.default_rng(resampling.seed)
-    size = max(1, MAX_COUNTS // num_rows)
+    size = max(1, MAX_COUNTS // num_counts)
     starts = range(0, resampling.num_resamples, size)
     sizes = [min(size, resampling.num_resamples - start) for start in starts]
     even = np.full(num_rows, 1 / num_rows)

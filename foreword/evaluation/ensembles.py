@@ -9,7 +9,7 @@ and prints nothing.
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -110,7 +110,8 @@ def check_alike(prompts: Sequence[SoftPrompt | Prefix]) -> None:
     Raises:
         InputError: they do.
     """
-    if len({chat.encoding_of(prompt) for prompt in prompts}) > 1:
+    configs = map(chat.encoding_of, prompts)  # how long a row may be changes no id of a question
+    if len({replace(one, max_length=None, truncate=False) for one in configs}) > 1:
         raise InputError(
             "the prompts were trained on rows that are encoded differently, so their answers are "
             "not of the same tokens: use a vote, which compares texts"
@@ -150,8 +151,13 @@ def _answers(
 ) -> list[Answer]:
     """Return the first text's answer of every prompt, then the second's, from one batch."""
     configs = [chat.encoding_of(prompt) for prompt in prompts]
-    rows = [chat.encode_row(backbone, text, config) for text in texts for config in configs]
-    stop_ids = [chat.end_tokens(backbone, text, config) for text in texts for config in configs]
+    asked = [
+        (chat.typed(backbone, prompt, text) if isinstance(text, str) else text, config)
+        for text in texts
+        for prompt, config in zip(prompts, configs, strict=True)
+    ]
+    rows = [chat.encode_row(backbone, *one) for one in asked]
+    stop_ids = [chat.end_tokens(backbone, *one) for one in asked]
     prefixes = [backbone.compile(prompt) for prompt in prompts] * len(texts)
     found = chat.answer_rows(
         backbone, prefixes, rows, stop_ids, max_new_tokens=max_new_tokens, **options

@@ -16,12 +16,12 @@ from foreword.chat import Answer, Text
 from foreword.config import EncodingConfig, EvalConfig, ResamplingConfig
 from foreword.data import encoding
 from foreword.data.encoding import NO_LIMIT, Row
-from foreword.data.example import named
+from foreword.data.example import message_text, named
 from foreword.data.examples import Example
 from foreword.data.several import several
 from foreword.errors import DataError, InputError
 from foreword.evaluation import ensembles
-from foreword.evaluation.answered_calls import answered_calls, expected_calls
+from foreword.evaluation.answered_calls import answered_calls, check_readable, expected_calls
 from foreword.evaluation.bootstrap import Score, score
 from foreword.evaluation.choice_losses import choice_losses
 from foreword.evaluation.label_choice import Chosen, check_different, checked_choices, chosen
@@ -144,8 +144,9 @@ def evaluate(
     """
     examples = _checked(examples)
     has_calls = any(example.has_calls for example in examples)
-    metrics = metrics_of(metrics, [example.completion for example in examples], has_calls)
     choices = checked_choices(choices, examples)
+    expected = [example.completion for example in examples]
+    metrics = metrics_of(metrics, expected, has_calls, bool(choices))
     ensembles.check_alike(subject.members)
     for prompt in subject.prompts:
         chat.check_template(backbone, prompt)
@@ -163,10 +164,9 @@ def evaluate(
     if subject.instruction and not chat.shows_system_turn(backbone, subject.config):
         log.warning("the base has no system turn: the instruction stands before the first question")
     started = time.perf_counter()
-    asked = [replace(e, prompt=read_as(backbone, subject, e.prompt)) for e in examples]
-    rows = _rows(backbone, subject, asked)
+    asked, rows = read_rows(backbone, subject, examples, metrics, config, is_chosen=bool(choices))
     outcomes = [
-        Outcome(example.completion, expected_calls=calls)
+        Outcome(example.completion, expected_calls=calls, conversation=example.conversation)
         for example, calls in zip(examples, expected_calls(examples), strict=True)
     ]
     if any(metric.needs_loss for metric in metrics):
@@ -195,6 +195,53 @@ def evaluate(
     scores = {metric.name: score(metric, outcomes, resampling) for metric in metrics}
     seconds = time.perf_counter() - started
     return Evaluation(subject, scores, tuple(found), tuple(outcomes), seconds, answering)
+
+
+def read_rows(
+    backbone: Backbone,
+    subject: Subject,
+    examples: Sequence[Example],
+    metrics: Sequence[Metric],
+    config: EvalConfig,
+    *,
+    is_chosen: bool = False,
+) -> tuple[list[Example], list[Row]]:
+    """Return the examples as a subject is asked them, and encoded; answers nothing, so that all
+    subjects' rows can be read before the first answers.
+
+    Args:
+        backbone: with a tokenizer.
+        subject: what answers.
+        examples: with the answers that are expected.
+        metrics: what is scored.
+        config: batches and lengths.
+        is_chosen: whether the likeliest of some answers is taken, and nothing is generated.
+
+    Raises:
+        InputError: an instruction that has no place, or calls that cannot be read.
+        DataError: an example that does not fit the model's context, or whose own calls are read
+            otherwise.
+    """
+    asked = [replace(e, prompt=read_as(backbone, subject, e.prompt)) for e in examples]
+    rows = _rows(backbone, subject, asked)
+    if any(metric.needs_calls for metric in metrics):
+        check_readable(backbone, subject.config, asked, rows)
+    is_answered = not is_chosen and not all(metric.needs_loss for metric in metrics)
+    if is_answered and backbone.capabilities.is_context_hard and not backbone.reads_apart:
+        _check_room(backbone, subject, rows, config.max_new_tokens)
+    return asked, rows
+
+
+def _check_room(backbone: Backbone, subject: Subject, rows: list[Row], num_new: int) -> None:
+    """Refuse a row whose longest answer has positions that the model does not have."""
+    limit = min(room(backbone, prompt) for prompt in subject.prompts)
+    for row in rows:
+        if (size := len(row.input_ids) - row.num_labels) + num_new > limit:
+            raise DataError(
+                f"{row.source}: expected at most {limit} tokens for {subject.name}, got {size} "
+                f"and up to {num_new} of an answer: lower --max-new-tokens, shorten the row, or "
+                "leave it out"
+            )
 
 
 def _checked(examples: Any) -> list[Example]:
@@ -269,7 +316,7 @@ def voted(
     votes = map(ensembles.majority, zip(*(result.answers for result in results), strict=True))
     answers = tuple(vote.answer for vote in votes)
     outcomes = tuple(
-        Outcome(example.expected, answer.text)
+        replace(example, answer=answer.text)
         for example, answer in zip(results[0].outcomes, answers, strict=True)
     )
     judges = [one for one in metrics if not one.needs_loss and not one.needs_confidence]
@@ -282,22 +329,45 @@ def voted(
 def read_as(backbone: Backbone, subject: Subject, prompt: Text) -> Any:
     """Return an example's prompt in the form that the subject is given.
 
-    Behind a soft prompt it is as in the rows of its training. The bare model and an instruction get
-    a chat turn where the tokenizer has a chat template, else plain text with the instruction before
-    it.
+    Behind a soft prompt it is as in the rows of its training, and as every other route asks it. The
+    bare model and an instruction get a chat turn where the tokenizer has a chat template, else
+    plain text with the instruction before it. A text that is a filled template stays as it is.
+
+    Raises:
+        InputError: an instruction that has no place: the text before it is in the prompt, or in a
+            filled template.
     """
-    is_trained = subject.is_trained and subject.instruction is None
-    if subject.config.held_text is not None and isinstance(prompt, str):
-        return chat.typed(backbone, subject.prompts[0], prompt)
-    if is_trained or subject.config.row_template:
+    config, instruction = subject.config, subject.instruction
+    if instruction is not None and config.held_text is not None:
+        raise InputError(f"{subject.name}: the prompt holds a text itself: give no instruction")
+    if isinstance(prompt, str):
+        if chat.begins_filled(backbone, config, prompt):
+            if instruction is not None:
+                raise InputError(
+                    f"{subject.name}: a row begins with a special token, so it is a template that "
+                    "is filled already and has no place for an instruction: leave --instruction "
+                    "out, or give rows of prompt and completion"
+                )
+            return prompt
+        if subject.is_trained and instruction is None:
+            is_own = subject.encoding is None
+            return chat.typed(backbone, subject.prompts[0], prompt) if is_own else prompt
+    elif subject.is_trained and instruction is None:
         return prompt
-    if not chat.has_template(backbone, subject.config):
-        is_asked = subject.instruction is not None and isinstance(prompt, str)
-        return f"{subject.instruction}\n\n{prompt}" if is_asked else prompt
+    if config.row_template or not chat.has_template(backbone, config):
+        return prompt if instruction is None else _told(instruction, prompt)
     turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
-    if subject.instruction is None:
+    if instruction is None:
         return turns
-    return chat.instructed(backbone, turns, subject.instruction, subject.config)
+    return chat.instructed(backbone, turns, instruction, config)
+
+
+def _told(instruction: str, prompt: Text) -> Any:
+    """Return a prompt with an instruction before it, as text."""
+    if isinstance(prompt, str):
+        return f"{instruction}\n\n{prompt}"
+    first, *others = prompt
+    return [first | {"content": f"{instruction}\n\n{message_text(first)}"}, *others]
 
 
 def _rows(backbone: Backbone, subject: Subject, asked: Sequence[Example]) -> list[Row]:

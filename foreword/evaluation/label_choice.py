@@ -1,7 +1,7 @@
 """Classification: the likeliest of a few answers to each example, and how likely it is.
 
-In: the losses of every answer that may be chosen. Out: the choice and its probability; how far
-probabilities are from the share of right choices. Knows no model.
+In: the losses of every answer that may be chosen. Out: the choice and its probability. Knows no
+model.
 """
 
 from collections import Counter
@@ -9,18 +9,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from foreword.data.examples import Example
 from foreword.data.several import several
 from foreword.errors import DataError, InputError
-from foreword.evaluation.metrics import Counts, Metric, Outcome, Scores, same_label
+from foreword.evaluation.metrics import label_of
 
 if TYPE_CHECKING:
     from foreword.data.row import Row
 
 FROM_DATA = "data"
-NUM_BINS = 10
 
 
 @dataclass(frozen=True)
@@ -80,8 +77,8 @@ def choices_of(option: str, examples: Sequence[Example]) -> tuple[str, ...]:
     with the white space around them that the data has, since rows are written with it.
 
     Raises:
-        InputError: fewer than two, or one twice. DataError: an example whose answer is none of
-            them.
+        InputError: fewer than two, one twice, or two that name the same class. DataError: an
+            example whose answer is none of them.
     """
     if option == FROM_DATA:
         found = tuple(dict.fromkeys(example.completion.strip() for example in examples))
@@ -93,8 +90,7 @@ def choices_of(option: str, examples: Sequence[Example]) -> tuple[str, ...]:
         raise InputError(
             f"--choices: expected two different answers or more, got {', '.join(found) or 'none'}"
         )
-    check_expected(found, examples)
-    return _as_written(found, [example.completion for example in examples])
+    return _checked(found, examples, "--choices")
 
 
 def check_expected(choices: Sequence[str], examples: Sequence[Example]) -> None:
@@ -113,11 +109,11 @@ def check_expected(choices: Sequence[str], examples: Sequence[Example]) -> None:
 
 
 def checked_choices(given: Any, examples: Sequence[Example]) -> tuple[str, ...]:
-    """Return the answers that may be chosen; () where none are given.
+    """Return the answers that may be chosen, as the data writes them; () where none are given.
 
     Raises:
-        InputError: one text, fewer than two, or one twice. DataError: an example whose answer is
-            none of them.
+        InputError: one text, fewer than two, one twice, or two that name the same class. DataError:
+            an example whose answer is none of them.
     """
     found = tuple(several("choices", given, "answers"))
     if not found:
@@ -126,32 +122,35 @@ def checked_choices(given: Any, examples: Sequence[Example]) -> tuple[str, ...]:
         raise InputError(f"choices: expected texts, got {wrong[0]!r:.80}")
     if len({one.strip() for one in found}) < max(2, len(found)):
         raise InputError(f"choices: expected two different answers or more, got {found!r:.200}")
-    check_expected(found, examples)
-    return found
+    return _checked(found, examples, "choices")
+
+
+def _checked(choices: Sequence[str], examples: Sequence[Example], what: str) -> tuple[str, ...]:
+    """Return answers as the data writes them, where each is a class of its own."""
+    known: dict[str, str] = {}
+    for one in map(str.strip, choices):
+        if (other := known.setdefault(label_of(one), one)) != one:
+            raise InputError(
+                f"{what}: {other!r:.80} and {one!r:.80} differ in case, quotes or a final stop "
+                "alone, and accuracy takes them for one class: rename one"
+            )
+    check_expected(choices, examples)
+    return _as_written(choices, [example.completion for example in examples])
 
 
 def _as_written(choices: Sequence[str], answers: Sequence[str]) -> tuple[str, ...]:
     """Return answers as the data writes them: each as it mostly does there; one that is not there
-    behind a space where all others are.
+    with the white space that it is given with, or behind a space where all others are.
     """
     forms: dict[str, Counter[str]] = {}
     for text in answers:
         forms.setdefault(text.strip(), Counter())[text] += 1
     lead = " " if answers and all(text.startswith(" ") for text in answers) else ""
-    return tuple(forms[one].most_common(1)[0][0] if one in forms else lead + one for one in choices)
-
-
-def _calibration_error(outcomes: Sequence[Outcome], counts: Counts) -> Scores:
-    """Return the expected calibration error: over ten bins of equal width, the mean distance of
-    confidence from the share that is right (Naeini et al. 2015; Guo et al., arXiv:1706.04599).
-    """
-    sure = np.array([outcome.confidence for outcome in outcomes])
-    right = np.array([same_label(one.answer, one.expected) for one in outcomes], dtype=np.float64)
-    places = np.minimum((sure * NUM_BINS).astype(int), NUM_BINS - 1)
-    distance = sum(
-        np.abs(counts[:, places == one] @ (sure - right)[places == one]) for one in range(NUM_BINS)
+    return tuple(
+        forms[one.strip()].most_common(1)[0][0]
+        if one.strip() in forms
+        else one
+        if one != one.strip()
+        else lead + one
+        for one in choices
     )
-    return np.asarray(distance / counts.sum(1))
-
-
-CALIBRATION = Metric("ece", _calibration_error, is_better_low=True, needs_confidence=True)

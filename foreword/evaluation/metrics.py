@@ -15,7 +15,7 @@ import statistics
 import sys
 import unicodedata
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Any
 
@@ -35,6 +35,7 @@ MAX_LABEL_WORDS = 5
 IDEOGRAPHS = r"\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
 QUOTES = "\"'`“”„‘’‚«»‹›「」『』"
 STOPS = ".!。．！"
+NUM_BINS = 10  # of confidence
 MIN_LONG_WORDS = 8  # answers longer than this, in the median, are compared by overlap
 
 
@@ -50,6 +51,7 @@ class Outcome:
         expected_calls: calls of tools in the answer of the data.
         calls: of tools, in the answer of the model.
         confidence: the probability of an answer that was chosen from a few.
+        conversation: tells the conversation that it shares with others; "" where it shares none.
     """
 
     expected: str
@@ -59,6 +61,7 @@ class Outcome:
     expected_calls: tuple[ToolCall, ...] = ()
     calls: tuple[ToolCall, ...] = ()
     confidence: float = 0.0
+    conversation: str = ""
 
 
 @dataclass(frozen=True)
@@ -256,6 +259,20 @@ def _macro_f1(outcomes: Sequence[Outcome], counts: Counts) -> Scores:
     return np.asarray(total / num_classes)
 
 
+def _calibration_error(outcomes: Sequence[Outcome], counts: Counts) -> Scores:
+    """Return the expected calibration error: over ten bins of equal width, the mean distance of
+    confidence from the share that is right (Naeini et al. 2015; Guo et al., arXiv:1706.04599).
+    """
+    sure = np.array([outcome.confidence for outcome in outcomes])
+    right = np.array([same_label(one.answer, one.expected) for one in outcomes], dtype=np.float64)
+    places = np.minimum((sure * NUM_BINS).astype(int), NUM_BINS - 1)
+    distance = sum(
+        np.abs(counts[:, places == one] @ (sure - right)[places == one]) for one in range(NUM_BINS)
+    )
+    return np.asarray(distance / counts.sum(1))
+
+
+CALIBRATION = Metric("ece", _calibration_error, is_better_low=True, needs_confidence=True)
 METRICS = {
     metric.name: metric
     for metric in (
@@ -266,24 +283,34 @@ METRICS = {
         row_metric("json", same_json),
         row_metric("rouge_l", rouge_l),
         _mean_metric("calls", same_calls, needs_calls=True),
+        CALIBRATION,
     )
 }
 EXTRAS = {"rouge_l": "rouge_score"}
 """What a metric needs beyond foreword itself."""
 
 
-def choose(names: str, expected: Sequence[str], has_calls: bool = False) -> MetricChoice:
-    """Return the metrics of a list such as "loss,exact", or those that fit the answers: "auto".
+def choose(
+    names: str, expected: Sequence[str], has_calls: bool = False, has_choices: bool = False
+) -> MetricChoice:
+    """Return the metrics of a list such as "loss,exact", or those that fit the answers: "auto";
+    where answers are chosen also how far their probabilities are from the share that is right.
 
     Args:
         names: as asked for.
         expected: the texts of the answers.
         has_calls: whether any of the answers calls a tool.
+        has_choices: whether each answer is the likeliest of a few.
 
     Raises:
-        InputError: an unknown name.
+        InputError: an unknown name, or a metric of chosen answers where none are chosen.
         DependencyError: one that was asked for needs an extra.
     """
+    found = _named(names, expected, has_calls)
+    return replace(found, metrics=_for_choices(found.metrics, has_choices))
+
+
+def _named(names: str, expected: Sequence[str], has_calls: bool) -> MetricChoice:
     if names == "auto" and has_calls:
         return MetricChoice((METRICS["loss"], METRICS["calls"]), "answers call tools")
     if names == "auto":
@@ -299,7 +326,20 @@ def choose(names: str, expected: Sequence[str], has_calls: bool = False) -> Metr
     return MetricChoice(tuple(METRICS[name] for name in wanted), "as asked")
 
 
-def metrics_of(given: Any, expected: Sequence[str], has_calls: bool = False) -> tuple[Metric, ...]:
+def _for_choices(metrics: tuple[Metric, ...], has_choices: bool) -> tuple[Metric, ...]:
+    if has_choices:
+        return metrics if CALIBRATION in metrics else (*metrics, CALIBRATION)
+    for metric in metrics:
+        if metric.needs_confidence:
+            raise InputError(
+                f"--metrics {metric.name} is of answers that are chosen from a few: give --choices"
+            )
+    return metrics
+
+
+def metrics_of(
+    given: Any, expected: Sequence[str], has_calls: bool = False, has_choices: bool = False
+) -> tuple[Metric, ...]:
     """Return metrics that are given as such, or by their names: "loss,exact", ["loss", "exact"], or
     "auto", see `choose`.
 
@@ -307,14 +347,18 @@ def metrics_of(given: Any, expected: Sequence[str], has_calls: bool = False) -> 
         InputError: none of both. DependencyError: one needs an extra.
     """
     if isinstance(given, str):
-        return choose(given, expected, has_calls).metrics
+        return choose(given, expected, has_calls, has_choices).metrics
     found = several("metrics", given, "metrics or their names")
     for one in found:
         if not isinstance(one, str | Metric):
             raise InputError(f"metrics: expected metrics or their names, got {type(one).__name__}")
     if not found:
         raise InputError(f"metrics: expected some of {', '.join(METRICS)}, got none")
-    return tuple(choose(one, expected).metrics[0] if isinstance(one, str) else one for one in found)
+    metrics = tuple(
+        _named(one, expected, has_calls).metrics[0] if isinstance(one, str) else one
+        for one in found
+    )
+    return _for_choices(metrics, has_choices)
 
 
 def check_vote(metrics: Sequence[Metric]) -> None:

@@ -139,16 +139,18 @@ def _change(model: Any, plan: Plan, rows: Tensor) -> str:
             model.resize_token_embeddings(plan.num_tokens, mean_resizing=False)
         table, head = model.get_input_embeddings(), model.get_output_embeddings()
         table.weight[plan.ids] = narrowed(rows, table.weight.dtype, "the checkpoint's table")
-        if plan.num_tokens > num_old and head is not None:
-            head.weight[num_old:] = vocabulary_rows.losing_row(head.weight[:num_old]).to(
-                head.weight.dtype
-            )
+        if not plan.is_reserved and head is not None:
+            # New tokens take the table's spare rows first, which the base may have trained.
+            is_new = torch.zeros(len(head.weight), dtype=torch.bool)
+            is_new[[*plan.ids, *range(num_old, len(head.weight))]] = True
+            lost = vocabulary_rows.losing_row(head.weight[~is_new]).to(head.weight.dtype)
+            head.weight[is_new] = lost
             if head.bias is not None:
-                head.weight[num_old:], head.bias[num_old:] = 0, NEVER
+                head.weight[is_new], head.bias[is_new] = 0, NEVER
     suppressed = model.generation_config.suppress_tokens or []
     model.generation_config.suppress_tokens = sorted({*suppressed, *plan.ids})
     own = "a head of its own, apart from the table" if is_tied else "the base's head"
-    if plan.num_tokens > num_old:
+    if not plan.is_reserved:
         return f"{own}; rows of new tokens are the mean of all others, never the greedy choice"
     return f"{own}, unchanged: these tokens are as likely as they are in the base"
 

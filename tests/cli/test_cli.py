@@ -681,3 +681,21 @@ def test_what_a_prompt_of_peft_does_not_tell_is_said(model: str, tmp_path: Path)
         assert "does not say how its rows were written" in said
         assert "that it is this model is unchecked" in said and expected in said
         assert (f"names its base, {name!r}" in said) == (name is not None)
+
+
+def test_chat_says_when_lines_are_asked_alone(
+    trained: str, model: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    backbone = Backbone.load(model)
+    of_turns, of_text = SoftPrompt.load(trained), SoftPrompt.load(trained)
+    for prompt, is_text in ((of_turns, False), (of_text, True)):
+        prompt.facts["encoding"] = {"is_text": is_text}
+    session = chat.Session(backbone, of_text, SamplingConfig(max_new_tokens=2))
+    said = []
+    for active in (of_text, of_text, None, of_turns, of_text):
+        session.active = active
+        session.say_memory()
+        said.append(capsys.readouterr().out.partition(":")[0].strip())
+    alone = "each line is asked alone"
+    together = "each line is asked with the conversation before it"
+    assert said == [alone, "", together, "", alone]

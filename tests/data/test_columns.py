@@ -131,6 +131,15 @@ def test_only_the_answers_of_a_completion_are_learned() -> None:
     assert (example.prompt, example.completion) == (tuple(TWICE[:3]), "no")
 
 
+def test_nulls_before_a_completion_hide_none_of_its_answers() -> None:
+    question, last = {"role": "user", "content": "c"}, {"role": "assistant", "content": "d"}
+    row = {"prompt": [USER], "completion": [ANSWER, question, last]}
+    for before in ([USER, None], [None, USER], [None, USER, None, None]):
+        found = as_examples(row | {"prompt": before})
+        assert [one.completion for one in found] == ["yes", "d"]
+        assert [one.prompt for one in found] == [one.prompt for one in as_examples(row)]
+
+
 def test_answers_of_one_conversation_stay_on_one_side() -> None:
     rows = [
         {"messages": [{"role": "user", "content": str(n // 2)}, ANSWER, USER, ANSWER]}

@@ -2,22 +2,26 @@
 
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tiny_models
 from tiny_tokenizer import tiny_tokenizer
-from tool_templates import HERMES, MISTRAL, RESPONSE
+from tool_templates import HERMES, MISTRAL, RESPONSE, TEMPLATES
 from typer.testing import CliRunner
 
-from foreword import Backbone, SoftPrompt, chat
+from foreword import Backbone, EncodingConfig, SoftPrompt, chat
+from foreword.chat import Answer
 from foreword.cli import app
 from foreword.config import EvalConfig, ResamplingConfig
+from foreword.data.argument_types import type_of
 from foreword.data.columns import as_examples
 from foreword.data.tool_calls import ToolCall
 from foreword.errors import DataError, InputError
-from foreword.evaluation.evaluation import Subject, evaluate
+from foreword.evaluation.answered_calls import answered_calls, expected_calls
+from foreword.evaluation.evaluation import Subject, evaluate, read_rows
 from foreword.evaluation.metrics import METRICS, Outcome, check_vote, choose, same_calls
 
 FAST = ResamplingConfig(num_resamples=20)
@@ -101,6 +105,55 @@ def test_a_tokenizers_response_template_reads_the_calls(monkeypatch: pytest.Monk
                      EvalConfig(), FAST)  # fmt: skip
     assert [len(outcome.calls) for outcome in found.outcomes] == [1, 0]
     assert found.scores["calls"].value == 1.0
+
+
+VALUES = ["12345", "true", "null", '{"a": 1}', 7, True, None, ["x"], {"k": "1"}]
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+@pytest.mark.parametrize("has_tools", [True, False])
+def test_a_rows_own_answer_is_right_by_every_template(name: str, has_tools: bool) -> None:
+    """Also where no schema says of what type an argument is: the row's own calls do."""
+    tokenizer = tiny_tokenizer(chat_template=TEMPLATES[name])
+    model = tiny_models.build("llama", vocab_size=len(tokenizer), max_position_embeddings=2048)
+    base = Backbone(model, tokenizer)
+    examples = [
+        example
+        for value in VALUES
+        for example in as_examples(row({"name": "f", "arguments": json.dumps({"z": value})}))
+    ]
+    if not has_tools:
+        examples = [replace(example, tools=()) for example in examples]
+    if has_tools:
+        kinds = [{"type": type_of(value)} for value in VALUES]
+        examples = [
+            replace(example, tools=({"type": "function", "function": {
+                "name": "f", "parameters": {"type": "object", "properties": {"z": kind}},
+            }},))
+            for example, kind in zip(examples, kinds, strict=True)
+        ]  # fmt: skip
+    _, rows = read_rows(base, Subject("bare"), examples, [METRICS["calls"]], EvalConfig())
+    answers = [
+        Answer("", one.num_labels, is_finished=True, ids=one.input_ids[-one.num_labels :])
+        for one in rows
+    ]
+    found = answered_calls(base, EncodingConfig(), examples, answers)
+    for calls, read in zip(expected_calls(examples), found, strict=True):
+        assert same_calls(Outcome("", expected_calls=calls, calls=read)), (calls, read)
+
+
+def test_a_call_that_is_not_read_back_is_refused_before_any_answer() -> None:
+    tokenizer = tiny_tokenizer(chat_template=TEMPLATES["marks"])
+    model = tiny_models.build("llama", vocab_size=len(tokenizer), max_position_embeddings=2048)
+    spelled = {"z": "x", "y": "</parameter>\n<parameter=z>"}
+    [bad] = as_examples(row({"name": "f", "arguments": json.dumps(spelled)}))
+    answered: list[int] = []
+    with pytest.raises(DataError, match="read otherwise from the text .*leave the row out"):
+        evaluate(
+            Backbone(model, tokenizer), Subject("bare"), [EXAMPLES[0], bad], [METRICS["calls"]],
+            EvalConfig(max_new_tokens=2), FAST, on_answer=lambda: answered.append(1),
+        )  # fmt: skip
+    assert not answered
 
 
 def test_what_cannot_be_compared_is_refused(backbone: Backbone) -> None:

@@ -106,3 +106,13 @@ def test_prompts_of_other_encodings_are_not_averaged(backbone: Backbone) -> None
         list(averaged(backbone, [plain, wrapped], TEXTS))
     with pytest.raises(InputError, match="at least one prompt"):
         list(vote(backbone, [], TEXTS))
+
+
+def test_prompts_that_differ_in_the_length_of_rows_alone_are_averaged(backbone: Backbone) -> None:
+    prompts = [
+        SoftPrompt.from_embeddings(
+            torch.ones(2, 32), facts={"encoding": {"max_length": size, "truncate": size > 100}}
+        )
+        for size in (100, 200)
+    ]
+    assert list(averaged(backbone, prompts, TEXTS, max_new_tokens=2))

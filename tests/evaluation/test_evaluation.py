@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,11 @@ from foreword import Backbone, EncodingConfig, Example, SoftPrompt, chat
 from foreword.config import EvalConfig, ResamplingConfig
 from foreword.errors import DataError, InputError, UnsupportedError
 from foreword.evaluation.ensembles import averaged, vote
-from foreword.evaluation.evaluation import Subject, evaluate, read_as, voted
+from foreword.evaluation.evaluation import Subject, evaluate, read_as, read_rows, voted
 from foreword.evaluation.forgetting import forgetting, unrelated_text
 from foreword.evaluation.inspection import attention_received
 from foreword.evaluation.metrics import METRICS, row_metric
+from foreword.named_text import text_prompt
 
 EXAMPLES = [
     Example("a", "bc", "rows:1"),
@@ -289,3 +291,86 @@ def test_members_answer_as_they_are() -> None:
     other = SoftPrompt.from_embeddings(soft_prompt(model).embeddings)
     with pytest.raises(InputError, match="encoded differently"):
         evaluate(model, Subject("two", members=(*three(model), other)), EXAMPLES)
+
+
+# --- what is measured is what is asked ------------------------------------------------------------
+
+FILLED = "<|im_start|>user\nlamp on<|im_end|>\n<|im_start|>assistant\n"
+SAVED: dict[str, dict[str, Any]] = {
+    "nothing": {},
+    "PEFT's": {"encoding": {}},
+    "turns": {"encoding": {"is_text": False}},
+    "plain": {"encoding": {"is_text": True}},
+    "mixed": {"encoding": {"is_text": None}},
+    "row template": {"encoding": {"row_template": "Q: {prompt}\nA:"}},
+}
+
+
+@pytest.mark.parametrize("text", ["lamp on", FILLED])
+@pytest.mark.parametrize("saved", SAVED)
+def test_a_text_is_measured_as_every_route_asks_it(saved: str, text: str) -> None:
+    model = backbone()
+    prompt = soft_prompt(model)
+    prompt.facts.update(SAVED[saved])
+    example = Example(text, "b", "rows:1")
+    subject = Subject("own", prompt)
+    _, [row] = read_rows(model, subject, [example], [METRICS["loss"]], SHORT)
+    asked = row.input_ids[: -row.num_labels]
+    typed = chat.typed(model, prompt, text)
+    config = chat.encoding_of(prompt)
+    assert asked == chat.encode_row(model, typed, config).input_ids
+    [answer] = chat.answers(model, prompt, [typed], max_new_tokens=3)
+    found = evaluate(model, subject, [example], "exact", SHORT, FAST)
+    assert found.answers == (answer,)
+    # Training wrote a filled template as it is, whatever the rows were, but for a row template.
+    if saved != "row template":
+        is_turn = saved in ("nothing", "PEFT's", "turns") and text != FILLED
+        assert isinstance(typed, str) != is_turn
+
+
+def test_a_filled_template_is_asked_as_it_is_of_the_bare_model_too() -> None:
+    model = backbone()
+    example = Example(FILLED, "b", "rows:1")
+    _, [row] = read_rows(model, Subject("bare"), [example], [METRICS["loss"]], SHORT)
+    turn = replace(example, prompt=({"role": "user", "content": "lamp on"},))
+    _, [expected] = read_rows(model, Subject("bare"), [turn], [METRICS["loss"]], SHORT)
+    assert row.input_ids == expected.input_ids
+    told = Subject("told", instruction="Be brief.")
+    with pytest.raises(InputError, match="told: a row begins with a special token"):
+        evaluate(model, told, [example], "loss")
+
+
+def test_an_instruction_is_heard_wherever_it_is_taken() -> None:
+    model = backbone()
+    behind = soft_prompt(model)
+    behind.facts["encoding"] = {"row_template": "Q: {prompt}\nA:"}
+    for subject in (Subject("x", encoding=PLAIN), Subject("x", behind)):
+        for prompt in ("a", ({"role": "user", "content": "a"},)):
+            example = [Example(prompt, "b", "rows:1")]
+            told = replace(subject, instruction="Be brief.")
+            joined = [replace(example[0], prompt="Be brief.\n\na")]
+            losses = [
+                evaluate(model, one, rows, "loss", SHORT, FAST).scores["loss"].value
+                for one, rows in ((subject, example), (told, example), (subject, joined))
+            ]
+            assert losses[0] != losses[1] == losses[2]
+    held = text_prompt(model, "Be brief.")
+    with pytest.raises(InputError, match="x: the prompt holds a text itself"):
+        evaluate(model, Subject("x", held, instruction="In French."), EXAMPLES, "loss")
+
+
+def test_answers_past_the_last_position_are_refused_before_the_first() -> None:
+    tokenizer = tiny_tokenizer(chat_template=None)
+    model = Backbone(tiny_models.build("gpt2", vocab_size=len(tokenizer)), tokenizer)
+    limit = model.capabilities.context_length
+    assert limit is not None
+    rows = [*EXAMPLES, Example("x" * (limit - 10), "b", "rows:4")]
+    answered: list[int] = []
+    config = EvalConfig(max_new_tokens=32)
+    with pytest.raises(DataError, match=r"rows:4: expected at most .* lower --max-new-tokens"):
+        evaluate(
+            model, Subject("bare"), rows, "exact", config, FAST,
+            on_answer=lambda: answered.append(1),
+        )  # fmt: skip
+    assert not answered
+    assert evaluate(model, Subject("bare"), rows, "loss", config, FAST).scores["loss"].value > 0

@@ -13,8 +13,8 @@ from foreword import Example
 from foreword.cli.commands import app
 from foreword.errors import DataError, InputError
 from foreword.evaluation.evaluation import Subject, evaluate
-from foreword.evaluation.label_choice import CALIBRATION, choices_of
-from foreword.evaluation.metrics import METRICS, Outcome
+from foreword.evaluation.label_choice import choices_of
+from foreword.evaluation.metrics import CALIBRATION, METRICS, Outcome
 
 CHOICES = ("bc", "a", "hello", "b")
 
@@ -145,3 +145,35 @@ def test_the_command_writes_choices_and_how_sure_they_are(tmp_path: Path) -> Non
     assert few == pytest.approx(all_of[:1], abs=1e-4)
     with pytest.raises(DataError, match="none of --choices"):
         CliRunner().invoke(app, [*ask, "--choices", "bc,a"], catch_exceptions=False)
+
+
+def test_choices_from_python_are_written_as_those_of_the_command() -> None:
+    rows = [Example(f"is it {word}?", answer) for word, answer in (("so", " yes"), ("up", " no"))]
+    model = backbone()
+    asked = Subject("x", encoding=PLAIN)
+    one, other = (
+        evaluate(model, asked, rows, "auto", SHORT, FAST, choices=choices)
+        for choices in (("yes", "no"), choices_of("yes,no", rows))
+    )
+    assert one.outcomes == other.outcomes
+    assert {"loss", "ece"} < set(one.scores) == set(other.scores)
+
+
+@pytest.mark.parametrize("names", [("IT", "it"), ("C", "C."), ("a", "“A”")])
+def test_choices_that_accuracy_takes_for_one_class_are_refused(names: tuple[str, str]) -> None:
+    rows = [Example("x", names[0]), Example("y", names[1])]
+    with pytest.raises(InputError, match="--choices: .* takes them for one class"):
+        choices_of("data", rows)
+    with pytest.raises(InputError, match="choices: .* takes them for one class"):
+        evaluate(backbone(), Subject("x"), rows, choices=names)
+
+
+def test_calibration_is_of_choices_alone() -> None:
+    for metrics in ([CALIBRATION], "loss,ece"):
+        with pytest.raises(InputError, match="--metrics ece is of answers that are chosen"):
+            evaluate(backbone(), Subject("x"), EXAMPLES, metrics)
+    found = evaluate(
+        backbone(), Subject("x", encoding=PLAIN), EXAMPLES, "ece,exact", SHORT, FAST,
+        choices=CHOICES,
+    )  # fmt: skip
+    assert list(found.scores) == ["ece", "exact"]

@@ -2,6 +2,7 @@
 
 import importlib.util
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,8 +12,8 @@ from foreword.config import ResamplingConfig
 from foreword.errors import DependencyError, InputError
 from foreword.evaluation import bootstrap, metrics
 from foreword.evaluation.bootstrap import difference, score
-from foreword.evaluation.label_choice import CALIBRATION
 from foreword.evaluation.metrics import (
+    CALIBRATION,
     METRICS,
     Outcome,
     check_vote,
@@ -178,7 +179,7 @@ def test_auto_looks_at_the_answers() -> None:
 def test_metrics_are_asked_for_by_name() -> None:
     chosen = choose("exact, json,exact", ["a"]).metrics
     assert [metric.name for metric in chosen] == ["exact", "json"]
-    with pytest.raises(InputError, match="calls, got 'bleu'"):
+    with pytest.raises(InputError, match="ece, got 'bleu'"):
         choose("bleu", ["a"])
 
 
@@ -203,3 +204,19 @@ def test_a_vote_needs_a_metric_of_answers() -> None:
     for none in ([METRICS["loss"]], [METRICS["loss"], CALIBRATION]):
         with pytest.raises(InputError, match="the metrics read none"):
             check_vote(none)
+
+
+def test_answers_of_one_conversation_are_drawn_together() -> None:
+    """Ten answers of one conversation are one example; alone or in pairs they are as before."""
+    right = [Outcome("x", "x", conversation=f"row {number // 10}") for number in range(40)]
+    wrong = [replace(one, answer="y") for one in right]
+    found = [score(METRICS["exact"], outcomes, FAST) for outcomes in (right, wrong)]
+    assert [one.num_examples for one in found] == [4, 4]
+    assert not difference(found[0], found[1], FAST).excludes_zero
+    # Half of the conversations are right in all: the interval is that of four examples.
+    mixed = [replace(one, answer="x" if one.conversation < "row 2" else "y") for one in right]
+    few = [Outcome("x", answer) for answer in "xxyy"]
+    one, other = score(METRICS["exact"], mixed, FAST), score(METRICS["exact"], few, FAST)
+    assert (one.value, one.low, one.high) == (other.value, other.low, other.high)
+    alone = score(METRICS["exact"], [replace(one, conversation="") for one in mixed], FAST)
+    assert alone.num_examples == 40 and alone.high - alone.low < one.high - one.low

@@ -132,6 +132,32 @@ def test_tokens_that_the_base_keeps_for_later_are_used_and_leave_its_head_alone(
     assert found.generation_config.suppress_tokens == ids
 
 
+@pytest.mark.parametrize("is_tied", [True, False])
+@pytest.mark.parametrize("num_spare", [2, 8])
+def test_spare_rows_that_become_tokens_are_never_said(
+    num_spare: int, is_tied: bool, tmp_path: Path
+) -> None:
+    """The base may have trained them: their rows of its head would win."""
+    tokenizer = tiny_tokenizer()
+    model = tiny_models.build(
+        "llama", dtype=torch.float32, vocab_size=len(tokenizer) + num_spare, eos_token_id=2,
+        tie_word_embeddings=is_tied,
+    )  # fmt: skip
+    model.save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    prompt = prompt_of(Backbone.load(str(tmp_path / "base")), num=4)
+    facts = checkpoint.export({"home": prompt}, str(tmp_path / "base"), tmp_path / "out")
+    assert "never the greedy choice" in facts["head"]
+    ids = facts["prompts"][0]["ids"]
+    assert ids[0] < model.get_input_embeddings().weight.shape[0]
+    written = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
+    table = written.get_input_embeddings().weight[ids]
+    assert torch.equal(table, prompt.tensors[0].to(table.dtype))
+    hidden = torch.randn(2000, 32, generator=torch.Generator().manual_seed(0))
+    greedy = (hidden @ written.get_output_embeddings().weight.T).argmax(-1)
+    assert not torch.isin(greedy, torch.tensor(ids)).any()
+
+
 def test_a_row_of_means_is_never_the_greedy_choice() -> None:
     torch.manual_seed(0)
     head, hidden = torch.randn(50, 16), torch.randn(1000, 16)
