@@ -25,7 +25,7 @@ from quality_systems import ROWS
 from recorded import FOLDER, measured, write
 
 from foreword import Backbone, Example, SoftPrompt, TrainConfig, train
-from foreword.config import NUM_DEMONSTRATED, DistillConfig, EvalConfig
+from foreword.config import DistillConfig, EvalConfig
 from foreword.data.encoding import encode_examples
 from foreword.demo.home_commands import FEW_INTENTS, home_commands
 from foreword.distillation.starts import start_of
@@ -36,6 +36,7 @@ from foreword.training.methods.context import Context
 
 RESULTS = FOLDER / "candidates.jsonl"
 NUM_VALIDATION, BATCH_SIZE, MAX_LENGTH = 150, 8, 2048
+NUM_VIRTUAL = 96  # what a change is laid beside; 192 have become the default since
 Trained = Callable[[Backbone, Sequence[Example], TrainConfig], SoftPrompt]
 
 
@@ -76,12 +77,12 @@ def matched(backbone: Backbone, rows: Sequence[Example], config: TrainConfig) ->
     """Start from eight times as many demonstrations, by attention matching; they do not train."""
     encoded, _ = encode_examples(list(rows), backbone.tokenizer, ROWS, MAX_LENGTH)
     ids, count = list[int](), 0
-    while len(ids) + len(encoded[count].input_ids) <= 8 * NUM_DEMONSTRATED:
+    while len(ids) + len(encoded[count].input_ids) <= 8 * NUM_VIRTUAL:
         ids += encoded[count].input_ids
         count += 1
     text = SoftPrompt.from_embeddings(backbone.embed(torch.tensor(ids)))
     rest = encoded[count:]
-    start = start_of(backbone, text, NUM_DEMONSTRATED, "attention", rest)
+    start = start_of(backbone, text, NUM_VIRTUAL, "attention", rest)
     *_, last = train(backbone, rest, config, initial=start)
     return last.prompt  # type: ignore[return-value]
 
@@ -201,7 +202,7 @@ def run(backbone: Backbone, name: str, change: str, num_steps: int, seed: int) -
     """Train with one change; return what it came to."""
     task, rows, held_out = rows_of(name)
     config = TrainConfig(
-        method="context-tuning", num_virtual_tokens=NUM_DEMONSTRATED, batch_size=BATCH_SIZE,
+        method="context-tuning", num_virtual_tokens=NUM_VIRTUAL, batch_size=BATCH_SIZE,
         num_steps=num_steps, eval_every=0, seed=seed,
     )  # fmt: skip
     started = time.process_time()

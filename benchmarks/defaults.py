@@ -17,7 +17,7 @@ from quality_systems import ROWS
 from transformers.utils import logging
 
 from foreword import Backbone, SoftPrompt, TrainConfig, train
-from foreword.config import EvalConfig
+from foreword.config import NUM_DEMONSTRATED, EvalConfig
 from foreword.evaluation.evaluation import Subject, evaluate
 from foreword.evaluation.metrics import METRICS
 
@@ -29,7 +29,10 @@ def starts(task: Task) -> dict[str, dict[str, Any]]:
         "prompt-tuning from a sentence": {"method": "prompt-tuning", "init_text": text},
         "prefix-tuning from a sentence": {"method": "prefix-tuning", "init_text": text},
         "prefix-tuning from vocabulary": {"method": "prefix-tuning", "init": "vocabulary"},
-        "context-tuning from rows": {"method": "context-tuning", "num_virtual_tokens": 96},
+        "context-tuning from rows": {
+            "method": "context-tuning",
+            "num_virtual_tokens": NUM_DEMONSTRATED,
+        },
     }
 
 

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from foreword.config.serving import ServeConfig as ServeConfig
     from foreword.config.serving import check_keys as check_keys
     from foreword.config.serving import served_name as served_name
+    from foreword.config.training import DEMONSTRATED_LENGTH as DEMONSTRATED_LENGTH
     from foreword.config.training import FORMS as FORMS
     from foreword.config.training import NUM_DEMONSTRATED as NUM_DEMONSTRATED
     from foreword.config.training import NUM_VIRTUAL_TOKENS as NUM_VIRTUAL_TOKENS
@@ -57,8 +58,8 @@ __getattr__, __dir__ = lazy_names(
     addresses="checked_key checked_origin",
     data="Learn TEMPLATE_FIELD DataConfig",
     encoding="Opening BEFORE EncodingConfig",
-    training="Form Initialization MethodName FORMS RATES NUM_VIRTUAL_TOKENS NUM_DEMONSTRATED "
-    "RELATIVE TrainConfig",
+    training="Form Initialization MethodName FORMS RATES RELATIVE NUM_VIRTUAL_TOKENS "
+    "NUM_DEMONSTRATED DEMONSTRATED_LENGTH TrainConfig",
     objective="ObjectiveName ObjectiveConfig RewardConfig check_for_pairs",
     distillation="DistillStart DistillConfig",
     sampling="COLDEST SamplingConfig",

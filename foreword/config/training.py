@@ -37,8 +37,10 @@ RATES: dict[MethodName, float] = {
     "multitask": 5e-2,
 }
 NUM_VIRTUAL_TOKENS = 32
-NUM_DEMONSTRATED = 96
+NUM_DEMONSTRATED = 192
 """P where the prompt starts from rows: room for several."""
+DEMONSTRATED_LENGTH = 96
+"""The longest median row, in tokens, of which several fit into the prompt."""
 RELATIVE: tuple[MethodName, ...] = ("prompt-tuning",)
 """Methods whose rate is relative: it is multiplied by the embedding table's root mean square."""
 
@@ -50,8 +52,8 @@ class TrainConfig:
     method: MethodName | None = option(
         None,
         "how the prompt is learned, see docs/methods.md; default: context-tuning where nothing is "
-        "said of the start and rows are short (at most 96 tokens), else prefix-tuning, or "
-        "prompt-tuning with --form embeddings",
+        "said of the start and rows are short (a median of at most 96 tokens), else prefix-tuning, "
+        "or prompt-tuning with --form embeddings",
     )
     form: Form | None = option(
         None,
@@ -60,7 +62,7 @@ class TrainConfig:
     )
     num_virtual_tokens: int | None = option(
         None,
-        "P, the number of virtual tokens; a multiple of 16 serves best; default: 32, or 96 for "
+        "P, the number of virtual tokens; a multiple of 16 serves best; default: 32, or 192 for "
         "context-tuning",
     )
     init: Initialization = option(

@@ -12,7 +12,15 @@ import torch
 from torch import Tensor
 
 from foreword.backbone import Backbone
-from foreword.config import AUTO, NUM_DEMONSTRATED, RATES, RELATIVE, TrainConfig, extensions
+from foreword.config import (
+    AUTO,
+    DEMONSTRATED_LENGTH,
+    NUM_DEMONSTRATED,
+    RATES,
+    RELATIVE,
+    TrainConfig,
+    extensions,
+)
 from foreword.data import encoding
 from foreword.data.encoding import Row
 from foreword.data.row import every
@@ -136,7 +144,7 @@ def with_start(
     the base can hide a row from itself, and what there is to say of it; else the one given.
     """
     lengths = [len(row.input_ids) for row in (*rows, *held_out)]
-    is_short = statistics.median(lengths[: len(rows)]) <= NUM_DEMONSTRATED
+    is_short = statistics.median(lengths[: len(rows)]) <= DEMONSTRATED_LENGTH
     fits = NUM_DEMONSTRATED + max(lengths) <= (backbone.capabilities.context_length or 1 << 30)
     capabilities = backbone.capabilities
     is_plain = not capabilities.is_recurrent and capabilities.encoder is None

@@ -98,7 +98,7 @@ MANY = [
 def test_where_nothing_is_said_short_rows_are_the_start(backbone: Backbone) -> None:
     first, last = train(backbone, MANY, TrainConfig(num_steps=2))
     assert last.prompt.facts["method"] == "context-tuning"
-    assert last.prompt.num_virtual_tokens == 96
+    assert last.prompt.num_virtual_tokens == 192
     assert "starts from the first rows" in first.notices[0]
 
 
