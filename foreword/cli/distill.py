@@ -77,6 +77,7 @@ def command(
     text = context_given(context, instruction)
     unused_options.check_distill(columns, config, has_data=data is not None)
     training.check_one_prompt("distill")
+    training.check_step()
     _check_held_out(config, training, seeds)
     folders = folders_of(output, training, seeds)
     early.check(data=[data], model=model)

@@ -58,6 +58,7 @@ def command(
     if training.learning_rate == AUTO:
         raise InputError("--learning-rate auto goes by losses of labels: give a number")
     training.check_one_prompt("reward")
+    training.check_step(config.group)
     unused_options.check_reward(columns)
     check_validation(validation, training, seeds)
     folders = folders_of(output, training, seeds)

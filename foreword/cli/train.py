@@ -76,6 +76,7 @@ def command(
     check_validation(validation, config, seeds, curves)
     goal.check(config, has_start=init_prompt is not None)
     encoding.check_given()
+    config.check_step()
     folders = folders_of(output, config, seeds)
     held_out = validation if share_of(validation) is None else None
     early.check(data=[data, held_out], prompts=[init_prompt], model=model)

@@ -137,11 +137,6 @@ class TrainConfig:
             raise InputError(
                 "--num-steps and --num-epochs both say how long: leave one of them out"
             )
-        if (self.micro_batch_size or 1) > self.batch_size:
-            raise InputError(
-                f"--micro-batch-size {self.micro_batch_size} is more than the rows of a step, "
-                f"--batch-size {self.batch_size}"
-            )
         not_negative(self, "weight_decay", "max_grad_norm", "eval_every", "patience", "seed")
 
     def _check_method(self) -> None:
@@ -164,6 +159,22 @@ class TrainConfig:
             raise InputError(
                 "--encoder-size is of --method p-tuning, residual and prefix-projection: give one "
                 "of them, or leave it out"
+            )
+
+    def check_step(self, group: int = 1) -> None:
+        """Refuse a pass with more rows than a step has.
+
+        Args:
+            group: rows that a step makes of each row of a batch.
+
+        Raises:
+            InputError: names the option.
+        """
+        if (self.micro_batch_size or 1) > self.batch_size * group:
+            times = f" times {group} answers to each" if group > 1 else ""
+            raise InputError(
+                f"--micro-batch-size {self.micro_batch_size} is more than the rows of a step, "
+                f"--batch-size {self.batch_size}{times}"
             )
 
     def check_one_prompt(self, command: str) -> None:

@@ -20,6 +20,7 @@ def form_of(config: TrainConfig) -> Form:
         InputError: a prompt for each of several tasks.
     """
     config.check_one_prompt("distill")
+    config.check_step()
     return FORMS[config.method] if config.method is not None else config.form or "key_values"
 
 

@@ -12,7 +12,7 @@ without a gradient through the drawing of y (OPCD, arXiv:2602.12275). Takes no s
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 from foreword import chat
 from foreword.backbone import Backbone
@@ -53,6 +53,9 @@ class OnPolicy:
     questions: Mapping[tuple[int, ...], Asked]
     config: DistillConfig
     seed: int
+
+    group: ClassVar[int] = 1
+    num_more: ClassVar[int] = 0  # an answer takes the place of another
 
     @property
     def share(self) -> float:

@@ -9,14 +9,14 @@ import contextlib
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import torch
 from torch import Tensor
 
-from foreword.config import BEFORE, EncodingConfig
+from foreword.config import BEFORE, EncodingConfig, RewardConfig
 from foreword.data.tokenizer_facts import NAMES, NUM_DIGITS
 from foreword.errors import InputError
 from foreword.model.fingerprint import as_known_to
@@ -26,7 +26,7 @@ from foreword.prompt.states import row_major
 from foreword.prompt.tensor_file import read_tensors
 from foreword.training.folders import STATE_FILE as STATE_FILE
 from foreword.training.methods.method import Method, restored, task_prompts
-from foreword.training.objective import LIKELIHOOD
+from foreword.training.objective import LIKELIHOOD, NAME
 from foreword.training.state_file import METADATA_NAME as METADATA_NAME
 from foreword.training.state_file import STATE_VERSION as STATE_VERSION
 from foreword.training.state_file import Progress as Progress
@@ -41,6 +41,10 @@ NEWER = (
 )  # fmt: skip
 BASE = "the base model"  # of a run's identity: its fingerprint
 OBJECTIVE = "the objective"  # of a run's identity
+SOURCE = "the source of rows"  # of a run's identity
+COLUMNS = "columns"  # of the identity of a source of rows: the hash of what its function is told
+ALGORITHMS = set(get_args(get_type_hints(RewardConfig)["algorithm"]))
+FACTS = {one.name for one in fields(EncodingConfig) if one.metadata.get("is_fact")}
 
 CPU = torch.device("cpu")
 
@@ -167,20 +171,16 @@ class StoredState:
             theirs = recorded.get(name)
             if name == BASE and isinstance(theirs, str):
                 ours = _as_known_to(theirs, ours)
+            if name == SOURCE and (theirs is None) != (ours is None):
+                theirs, ours = _source_option(theirs, ours)
             if isinstance(ours, dict) and isinstance(theirs, dict):
-                differing += [
-                    f"--{option.replace('_', '-')} was {_said(theirs, option)}, is "
-                    f"{_said(ours, option)}"
-                    for option in {**ours, **theirs}
-                    if theirs.get(option) != ours.get(option)
-                    and (option in theirs or option not in NEWER)
-                ]
+                differing += _differing(theirs, ours)
             elif ours != theirs:
-                differing.append(f"{name} differ (expected {_short(theirs)}, got {_short(ours)})")
+                differing.append(_differ(name, theirs, ours))
         if differing:
             raise InputError(
-                f"{self.path}: cannot go on with this run: {'; '.join(differing)}; give what it "
-                "began with, or another --output"
+                f"{self.path}: cannot go on with this run: {'; '.join(dict.fromkeys(differing))}; "
+                "give what it began with, or another --output"
             )
 
     def changed_environment(self, identity: dict[str, Any]) -> str | None:
@@ -191,6 +191,45 @@ class StoredState:
         if not changed:
             return None
         return f"{', '.join(changed)}: the run goes on, its last bits may differ"
+
+
+def _differing(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
+    """Say which options differ, each by its name on the command line, and what a run records beside
+    them in words.
+    """
+    found = []
+    for name in {**ours, **theirs}:
+        is_newer = name not in theirs and name in NEWER
+        if is_newer or theirs.get(name) == ours.get(name):
+            continue
+        if name == COLUMNS:
+            found.append(_differ("the columns of the questions", theirs.get(name), ours.get(name)))
+            continue
+        said = f"--{name.replace('_', '-')}"
+        if name in FACTS:
+            said = f"the {name.replace('_', ' ')}"
+        elif name == NAME and {theirs.get(name), ours.get(name)} & ALGORITHMS:
+            is_both = {theirs.get(name), ours.get(name)} <= ALGORITHMS
+            said = "--algorithm" if is_both else "the objective"
+        found.append(f"{said} was {_said(theirs, name)}, is {_said(ours, name)}")
+    return found
+
+
+def _source_option(
+    theirs: dict[str, Any] | None, ours: dict[str, Any] | None
+) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
+    """Return of two sources of rows, of which one is none, the option alone that asks for the
+    other; both as they are where no option does.
+    """
+    known = theirs or ours or {}
+    asked: dict[str, Any] = {name: known[name] for name in ("on_policy", "reward") if name in known}
+    if not asked:
+        return theirs, ours
+    return (asked, {}) if ours is None else ({}, asked)
+
+
+def _differ(name: str, theirs: Any, ours: Any) -> str:
+    return f"{name} differ (expected {_short(theirs)}, got {_short(ours)})"
 
 
 def _said(options: Mapping[str, Any], name: str) -> str:

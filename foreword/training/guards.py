@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 GOOD_EVERY = 20  # steps between the points that a diverged run goes back to
 MAX_RETURNS = 3  # how often it goes back, each time to half the rate
-NUM_HIGH = 3  # losses in a row that are an explosion, not a hard batch
+NUM_HIGH = 3  # losses in a row far above the good point's on the same rows: an explosion
 NUM_RECENT = 10  # losses whose mean is the level of a run
 STUCK_AFTER = 50  # steps past the warm-up after which a loss should have moved
 STUCK_SHARE = 0.99  # of the first level: above it, the loss has not moved
@@ -94,21 +94,26 @@ def level(losses: Sequence[float]) -> float:
     return sum(recent) / len(recent) if recent else math.inf
 
 
-def is_sane(loss: float, good_level: float | None) -> bool:
-    """Return whether a loss is not far above the level of the last good point."""
-    return good_level is None or loss <= 2 * good_level + 1
+def is_sane(loss: float, good: float | None) -> bool:
+    """Return whether a loss is not far above a good one."""
+    return good is None or not loss > 2 * good + 1
 
 
-def check_level(losses: Sequence[float], good_level: float | None) -> None:
-    """Refuse a run whose latest losses all lie far above the level of its last good point.
+def check_rise(num_high: int, good: float | None, loss: float) -> None:
+    """Refuse a run whose latest losses were all far above those of its last good point.
+
+    Args:
+        num_high: latest steps in a row whose loss was far above that of the good point's prompt on
+            the same rows.
+        good: the latter, of the latest step.
+        loss: of the latest step.
 
     Raises:
-        DivergedError: names both.
+        DivergedError: names both losses.
     """
-    latest = losses[-NUM_HIGH:]
-    if len(latest) == NUM_HIGH and not any(is_sane(loss, good_level) for loss in latest):
+    if num_high >= NUM_HIGH:
         raise DivergedError(
-            f"the loss rose from {good_level:.3g} to {latest[-1]:.3g}; lower --learning-rate"
+            f"the loss rose from {good:.3g} to {loss:.3g} on the same rows; lower --learning-rate"
         )
 
 
@@ -125,18 +130,19 @@ def standstill(losses: Sequence[float], num_warmup: int) -> str | None:
     )
 
 
-def sameness(losses: Sequence[float]) -> str | None:
-    """Say, once, that all answers since a run began have had one reward.
+def sameness(step: int, num_flat: int) -> str | None:
+    """Say, once, that no answer since a run began was better than another to the same question.
 
     Args:
-        losses: of each step, the negative mean reward.
+        step: that was taken last.
+        num_flat: first steps of the run in which none was.
     """
-    if len(losses) != NUM_RECENT or min(losses) != max(losses):
+    if step != NUM_RECENT or num_flat < NUM_RECENT:
         return None
     return (
-        f"after {len(losses)} steps every answer has had the same reward, {-losses[0]:.3g}: none "
-        "is better than another, so that nothing is learned; start from a prompt that is right now "
-        "and then, or let the reward tell more"
+        f"after {step} steps every answer has had the same reward as the others to its question: "
+        "none is better than another, so that nothing is learned; start from a prompt that is "
+        "right now and then, or let the reward tell more"
     )
 
 

@@ -30,6 +30,7 @@ from foreword.training.rows import AnyExample
 from foreword.training.run import RowSource, Run
 from foreword.training.setup import one_run_in, prepare
 from foreword.training.state import TrainState
+from foreword.training.step import loss_at_good_point
 from foreword.training.validation import Validation
 
 
@@ -171,13 +172,13 @@ def _steps(run: Run, state: TrainState, notices: list[str]) -> Generator[TrainEv
                 rows = _rows(run, state)
                 loss, norm = step_that_fits(run, state, rows, notices)  # 1. the step
                 state.record(loss, rate, time.perf_counter() - started)
-            if run.objective.has_floor:
-                guards.check_level(state.history.losses, state.progress.good_level)
+                if run.objective.has_floor:
+                    _check_rise(run, state, rows)
             result = _validate_if_due(run, state)  # 2. what it came to
         except DivergedError as error:
             notices.append(_go_back(state, error))
             continue
-        state.keep(point, has_floor=run.objective.has_floor)
+        state.keep(point)
         notices += _remarks(run, state, result)
         is_due = run.is_due(state.progress.step) or state.progress.is_finished
         prompt = state.result() if is_due else None
@@ -208,6 +209,21 @@ def _rows(run: Run, state: TrainState) -> list[Row]:
     except ForewordError:
         state.save_for(run)
         raise
+
+
+def _check_rise(run: Run, state: TrainState, rows: Sequence[Row]) -> None:
+    """Refuse an explosion. A loss above the level of the last good point is that of hard rows,
+    unless that point's prompt has a lower one on the same rows.
+
+    Raises:
+        DivergedError: several losses in a row were higher than the good point's.
+    """
+    progress, loss = state.progress, state.history.losses[-1]
+    good = progress.good_level
+    if not guards.is_sane(loss, good):
+        good = loss_at_good_point(run, state, rows)
+    progress.num_high = 0 if guards.is_sane(loss, good) else progress.num_high + 1
+    guards.check_rise(progress.num_high, good, loss)
 
 
 def _go_back(state: TrainState, seen: DivergedError) -> str:
@@ -253,10 +269,11 @@ def _validate_if_due(run: Run, state: TrainState) -> Validation | None:
 def _remarks(run: Run, state: TrainState, result: Validation | None) -> list[str]:
     """Say what the guards see, and end the run where its patience is over."""
     losses = state.history.losses
+    are_alike = run.is_made(0) == run.is_made(state.progress.step - 1)
     if run.objective.has_floor:
-        found = [guards.standstill(losses, run.num_warmup)]
+        found = [guards.standstill(losses, run.num_warmup) if are_alike else None]
     else:
-        found = [guards.sameness(losses)]
+        found = [guards.sameness(state.progress.step, state.progress.num_flat)]
     validations = [(one.step, one.loss) for one in state.history.validations]
     is_over = False
     if result is not None:

@@ -24,12 +24,13 @@ TOKENS_ON_CPU: dict[Form, int] = {"embeddings": 512, "key_values": 256}
 PACKED_TOKENS, PACKED_SHARE = 1280, 0.65
 
 
-def default_size(backbone: Backbone, rows: Sequence[Row], most: int, prompt: SoftPrompt) -> int:
-    """Return how many rows a micro-batch holds by default: `most`, or fewer on a CPU."""
+def default_size(backbone: Backbone, lengths: Sequence[int], most: int, prompt: SoftPrompt) -> int:
+    """Return how many rows of these lengths, in tokens, a micro-batch holds by default: `most`, or
+    fewer on a CPU.
+    """
     if backbone.device.type != "cpu":
         return most
-    lengths = sorted(row.num_tokens for row in rows)
-    length, num_virtual = lengths[len(lengths) // 2], prompt.num_virtual_tokens
+    length, num_virtual = sorted(lengths)[len(lengths) // 2], prompt.num_virtual_tokens
     whole = num_virtual + most * length
     is_packed = backbone.passes.is_packed and prompt.form == "embeddings"
     if is_packed and whole <= min(PACKED_TOKENS, PACKED_SHARE * most * (num_virtual + length)):

@@ -75,6 +75,16 @@ class OwnSamples:
     share: ClassVar[float] = 1.0
 
     @property
+    def group(self) -> int:
+        """Answers to each question."""
+        return self.rollouts.config.group
+
+    @property
+    def num_more(self) -> int:
+        """The longest answer, which a question is without."""
+        return self.rollouts.config.answer_tokens
+
+    @property
     def identity(self) -> dict[str, Any]:
         """What a run that goes on must have in common."""
         return self.rollouts.identity | {"seed": self.seed}
@@ -181,4 +191,4 @@ class PolicyGradient:
         _, rewards = self.rollouts.likeliest(prompts, rows, ranks)
         mean = statistics.fmean(rewards)
         right = sum(value >= 1 for value in rewards) / len(rewards)
-        return Validation(loss=-mean, exact=right, reward=mean)
+        return Validation(loss=0.0 - mean, exact=right, reward=mean)

@@ -89,6 +89,7 @@ def reward_seeds(
 ) -> Iterator[SeedRun]:
     """Yield the run of each of `count` seeds in turn; see `reward` and `train_seeds`."""
     training.check_one_prompt("reward")
+    training.check_step(config.group)
     chat.check_template(backbone, start)
     asked, held_out = (
         [_question(backbone, start, one, f"{name} {number}") for number, one in enumerate(part, 1)]

@@ -7,6 +7,7 @@ prefix. Several processes share the questions; every one gets all answers. Takes
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -24,6 +25,8 @@ from foreword.training.distributed import Ranks
 from foreword.training.questions import Question
 from foreword.training.rewards import RewardFunction
 from foreword.training.sampling import drawing_from, seed_of, shared
+
+ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")  # of an object, as its text shows it
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,7 +54,7 @@ class Rollouts:
             [one.source, {str(name): value for name, value in one.columns.items()}]
             for one in self.questions.values()
         ]
-        digest = hashlib.sha256(json.dumps(told, default=str, sort_keys=True).encode())
+        digest = hashlib.sha256(json.dumps(told, default=_plain, sort_keys=True).encode())
         config = self.config
         names = ("group", "answer_tokens", "answer_batch")
         return {name: getattr(config, name) for name in names} | {
@@ -133,3 +136,14 @@ class Rollouts:
 
     def _text(self, ids: Sequence[int]) -> str:
         return decode(ids, self.backbone.tokenizer)
+
+
+def _plain(value: Any) -> str:
+    """Return what tells an object of a column from others, alike in every process: its text, and
+    where that holds an address in memory its bytes, if it has some.
+    """
+    text = str(value)
+    known = ADDRESS.sub("", text)
+    if known != text and callable(getattr(value, "tobytes", None)):  # as a picture
+        known += hashlib.sha256(value.tobytes()).hexdigest()
+    return known

@@ -31,6 +31,14 @@ class RowSource(Protocol):
         """The share of the steps."""
 
     @property
+    def group(self) -> int:
+        """How many rows it makes of one."""
+
+    @property
+    def num_more(self) -> int:
+        """By how many tokens a row that it makes may be longer than the one it is made of."""
+
+    @property
     def identity(self) -> dict[str, Any]:
         """What a run that goes on must have in common, as plain data."""
 
@@ -105,12 +113,17 @@ class Run:
     def rows_behind(self, prompt: SoftPrompt, step: int) -> list[Row]:
         """Return the rows after `step` steps, made by the source where it is its turn."""
         rows = self.rows_of(step)
-        if self.source is None:
-            return rows
-        num_made = max(1, round(self.source.share * self.num_steps))
-        if step < self.num_steps - num_made:
+        if self.source is None or not self.is_made(step):
             return rows
         return self.source.rows(prompt, rows, step, self.ranks)
+
+    def is_made(self, step: int) -> bool:
+        """Whether the source makes the rows after `step` steps, so that their loss may be another
+        one.
+        """
+        if self.source is None:
+            return False
+        return step >= self.num_steps - max(1, round(self.source.share * self.num_steps))
 
     def rate_of(self, step: int) -> float:
         """Return the scheduled learning rate after `step` steps."""

@@ -23,7 +23,7 @@ from foreword.prompt.peft_format import FILES
 from foreword.prompt.soft_prompt import SoftPrompt
 from foreword.storage import locked, remove_leftovers, storage_errors
 from foreword.training import distributed, fsdp, launch, lr_search, start
-from foreword.training.checkpoint import OBJECTIVE, StoredState, read_state
+from foreword.training.checkpoint import OBJECTIVE, SOURCE, StoredState, read_state
 from foreword.training.compile_layers import with_compiled_layers
 from foreword.training.distributed import Ranks
 from foreword.training.facts import describe, run_identity
@@ -37,7 +37,6 @@ from foreword.training.run import RowSource, Run
 from foreword.training.state import TrainState
 from foreword.training.state_file import refuse_run
 
-SOURCE = "the source of rows"  # of a run's identity
 LOCK_FILE = ".training_state.lock"
 
 
@@ -88,6 +87,13 @@ def prepare(
             f"objective: expected an objective such as Preference(), got {objective!r:.80}"
         )
     objective.check(config, has_start=initial is not None)
+    config.check_step(source.group if source is not None else 1)
+    if source is not None and launch.is_fsdp_asked_for():
+        other = ", or without --on-policy" if "on_policy" in source.identity else ""
+        raise InputError(
+            "answers that are drawn in training are of different lengths in each process, and a "
+            f"sharded base needs all in step: run without sharding{other}"
+        )
     is_open = config.is_start_open and initial is None
     share = 1.0 if config.learning_rate is not None else objective.rate_share
     if initial is not None:
@@ -120,11 +126,6 @@ def prepare(
     identity[OBJECTIVE] = objective.identity
     backbone = for_training(backbone, config, ranks)
     run = Run(backbone, rows, held_out, config, ranks, identity, file, source, objective)
-    if source is not None and launch.is_fsdp_asked_for():
-        raise InputError(
-            "answers that are drawn in training are of different lengths in each process, and a "
-            "sharded base needs all in step: run without sharding, or without --on-policy"
-        )
     if stored is not None:
         stored.check(identity)
     run, reference = _with_reference(run, stored, initial)

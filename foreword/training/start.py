@@ -5,7 +5,7 @@ trains it. Takes no step and writes no file.
 """
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -161,7 +161,10 @@ def with_start(
     open_start = replace(
         config, method="context-tuning", form=None, num_virtual_tokens=None, init="text"
     )
-    return open_start.resolved(), [said]
+    open_start = open_start.resolved()
+    if _left_nothing(rows, _own_demonstrations(rows, open_start), open_start):
+        return config, []
+    return open_start, [said]
 
 
 def unused_text(backbone: Backbone, config: TrainConfig) -> list[str]:
@@ -264,6 +267,23 @@ def bound(
             f"only ({rows[0].source}), so that nothing is left to learn from: give different "
             "rows, or --init-text"
         )
+    own = _own_demonstrations(rows, config)
+    if row := _left_nothing(rows, own, config):
+        raise InputError(
+            f"{row.source}: context-tuning hides a row's own demonstration from it, and this one's "
+            f"fills the {config.num_virtual} virtual tokens, so that nothing is left to learn "
+            "from: raise --num-virtual-tokens, drop the row, or give --init-text"
+        )
+    bind(method, own)
+    return method
+
+
+def _own_demonstrations(
+    rows: Sequence[Row], config: TrainConfig
+) -> dict[tuple[int, ...], list[int]]:
+    """Return for the ids of each row the virtual tokens of demonstrations in which its answer
+    stands, where there are some.
+    """
     shown: dict[tuple[int, ...], list[int]] = {}
     for slot, (index, _) in enumerate(_demonstrations(rows, config)):
         shown.setdefault(rows[index].input_ids, []).append(slot)
@@ -272,8 +292,18 @@ def bound(
         slots = [slot for ids in shown if _answers(ids, row) for slot in shown[ids]]
         if slots:
             own |= dict.fromkeys((one.input_ids for one in every([row])), slots)
-    bind(method, own)
-    return method
+    return own
+
+
+def _left_nothing(
+    rows: Sequence[Row], own: Mapping[tuple[int, ...], Sequence[int]], config: TrainConfig
+) -> Row | None:
+    """Return the first row that no virtual token is trained by: the first of these stays as it is,
+    and all others are hidden from the row.
+    """
+    trained = config.num_virtual - 1
+    hidden = ((row, set(own.get(row.input_ids, ())) - {0}) for row in rows)
+    return next((row for row, slots in hidden if len(slots) == trained), None)
 
 
 def _answers(demonstration: Sequence[int], row: Row) -> bool:
@@ -319,6 +349,8 @@ def start_state(run: Run, method: Method) -> TrainState:
     optimizer = torch.optim.AdamW(
         method.tensors, lr=run.rate_of(0), weight_decay=config.weight_decay
     )
-    share = -(-config.batch_size // run.ranks.size)
-    size = config.micro_batch_size or default_size(run.backbone, run.rows, share, method.prompt())
-    return TrainState(method, optimizer, min(size, share))
+    group, num_more = (run.source.group, run.source.num_more) if run.source else (1, 0)
+    share, whole = (-(-config.batch_size * n // run.ranks.size) for n in (1, group))
+    lengths = [row.num_tokens + num_more for row in run.rows]
+    size = config.micro_batch_size or default_size(run.backbone, lengths, share, method.prompt())
+    return TrainState(method, optimizer, min(size, whole))

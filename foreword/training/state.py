@@ -6,8 +6,10 @@ point, and is written to one safetensors file from which another process goes on
 no model and computes no gradient.
 """
 
+import contextlib
 import json
 import random
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -81,6 +83,11 @@ class TrainState:
         self.history.losses.append(loss)
         self.history.rates.append(rate)
 
+    @property
+    def is_flat_so_far(self) -> bool:
+        """Whether in no step so far anything was better than anything."""
+        return self.progress.num_flat == self.progress.step
+
     def validated(self, result: dict[str, float]) -> None:
         """Count a validation, as plain data, and keep the prompt if it is the best."""
         step, loss = self.progress.step, self.history.losses[-1]
@@ -93,15 +100,24 @@ class TrainState:
         """Return this point every few steps: a good one, should the next loss turn out sane."""
         return self._point() if self.progress.step % guards.GOOD_EVERY == 0 else None
 
-    def keep(self, point: Point | None, *, has_floor: bool = True) -> None:
-        """Remember the point before the step just taken, unless its loss is suspiciously high; one
-        without a floor never is.
-        """
+    def keep(self, point: Point | None) -> None:
+        """Remember the point before the step just taken, unless its loss is suspiciously high."""
         progress, losses = self.progress, self.history.losses
-        is_sane = not has_floor or guards.is_sane(losses[-1], progress.good_level)
-        if point is not None and is_sane:
+        if point is not None and not progress.num_high:
             self.good = point
             progress.good_step, progress.good_level = progress.step - 1, guards.level(losses)
+
+    @contextlib.contextmanager
+    def at_good_point(self) -> Iterator[None]:
+        """Let what is trained have the values of the last good point for a while."""
+        now = [tensor.detach().clone() for tensor in self.method.tensors]
+        for index, tensor in enumerate(self.method.tensors):
+            tensor.data.copy_(self.good[f"{index}.value"])
+        try:
+            yield
+        finally:
+            for tensor, value in zip(self.method.tensors, now, strict=True):
+                tensor.data.copy_(value)
 
     def go_back(self) -> None:
         """Return to the last good point, at half the rate."""
@@ -109,6 +125,8 @@ class TrainState:
         self.progress.step = self.progress.good_step
         self.progress.num_returns += 1
         self.progress.rate_scale /= 2
+        self.progress.num_high = 0
+        self.progress.num_flat = min(self.progress.num_flat, self.progress.step)
         self.history.forget_after(self.progress.step)
 
     def snapshot(self, metrics: dict[str, Any]) -> SoftPrompt:

@@ -33,6 +33,10 @@ class Progress:
         latest: seconds that the latest step took.
         is_finished: no step is left, or the run was stopped early.
         scale_exponent: of the loss scale, over a base in float16; see `loss_scale`.
+        num_high: latest steps in a row whose loss was far above that of the good point's prompt on
+            the same rows.
+        num_flat: first steps of the run in which nothing was better than anything, so that the
+            prompt is where it began.
     """
 
     step: int = 0
@@ -45,6 +49,8 @@ class Progress:
     latest: float = 0.0
     is_finished: bool = False
     scale_exponent: int = 12
+    num_high: int = 0
+    num_flat: int = 0
 
     def __str__(self) -> str:
         if self.is_finished:

@@ -42,11 +42,27 @@ def train_step(run: Run, state: TrainState, rows: Sequence[Row]) -> tuple[float,
         state.optimizer.zero_grad()
         loss, norm = _gradient(run, state, rows)
     is_flat = run.objective.is_flat(rows)
+    if is_flat and state.is_flat_so_far:
+        norm = _at_start(run, state, norm)
     check_gradient(loss, norm, run.backbone, state.progress.step, is_flat=is_flat)
     state.optimizer.step()
     state.optimizer.zero_grad()
     loss_scale.raise_if_due(state.progress)
     return loss, norm
+
+
+def _at_start(run: Run, state: TrainState, norm: float) -> float:
+    """Count a step in which nothing is better than anything, as in all before it, and return the
+    gradient's norm. The prompt is then still where it began, unless its weights decay: what draws
+    it back there has no gradient, and rounding alone must not move it.
+    """
+    state.progress.num_flat += 1
+    if run.config.weight_decay or not math.isfinite(norm):
+        return norm
+    for tensor in state.method.tensors:
+        if tensor.grad is not None:
+            tensor.grad.zero_()
+    return 0.0
 
 
 def _gradient(run: Run, state: TrainState, rows: Sequence[Row]) -> tuple[float, float]:
@@ -108,6 +124,21 @@ def accumulate(
         (loss * scale).backward()
         total += loss.item()
     return total
+
+
+def loss_at_good_point(run: Run, state: TrainState, rows: Sequence[Row]) -> float:
+    """Return the loss of the rows of all processes behind the prompt of the last good point, as the
+    run's objective means it; nothing moves.
+    """
+    backbone, method, objective = run.backbone, state.method, run.objective
+    total = torch.zeros(1, dtype=torch.float64)
+    with state.at_good_point(), torch.no_grad():
+        states = prefill(backbone, method)
+        for batch in _micro_batches(run, state, rows):
+            scores = score_labels(backbone, prefixes_of(method, states, batch), batch)
+            total += objective.summed(scores, batch).item()
+    run.ranks.add_up([total])
+    return total.item() / objective.size(rows)
 
 
 def detached(states: PrefixStates) -> PrefixStates:

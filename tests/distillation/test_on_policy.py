@@ -177,7 +177,7 @@ def test_a_run_that_was_stopped_among_its_samples_ends_bit_for_bit(tmp_path: Pat
     *_, last = distill(model, lesson, TRAIN, checkpoint=tmp_path, resume=True)
     assert whole.prompt is not None and last.prompt is not None
     assert whole.prompt.content_hash == last.prompt.content_hash
-    with pytest.raises(InputError, match="the source of rows"):
+    with pytest.raises(InputError, match="run: --on-policy was 0.5, is not given; give"):
         again = replace(lesson, config=CONFIG)
         next(distill(model, again, TRAIN, checkpoint=tmp_path, resume=True))
 

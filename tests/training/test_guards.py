@@ -10,12 +10,13 @@ import tiny_models
 import torch
 from tiny_tokenizer import tiny_tokenizer
 
-from foreword import Backbone, EncodingConfig, Row, TrainConfig, TrainEvent, train
+from foreword import Backbone, EncodingConfig, Row, SoftPrompt, TrainConfig, TrainEvent, train
 from foreword.errors import DivergedError, TrainingError
 from foreword.training import guards, out_of_memory, step
 from foreword.training.checkpoint import STATE_FILE, read_state
 from foreword.training.early_stopping import worsening
 from foreword.training.guards import standstill
+from foreword.training.validation import score_rows
 
 ROWS = [
     Row.from_ids(tiny_models.ids(length).tolist(), tiny_models.ids(2, seed=5).tolist())
@@ -83,6 +84,111 @@ def test_one_hard_batch_is_no_explosion(
 ) -> None:
     breaking(monkeypatch, {23: 50.0, 24: 50.0})
     assert said(events_of(backbone)) == ""
+
+
+class Given:
+    """A source of rows that the last share of the steps takes: each an own one, in order."""
+
+    group, num_more = 1, 0
+
+    def __init__(self, rows: list[Row], share: float = 1.0) -> None:
+        self.given, self.share, self.identity = rows, share, dict[str, Any]()
+
+    def rows(self, prompt: Any, rows: Any, step: int, ranks: Any) -> list[Row]:
+        return [self.given[step]]
+
+
+@pytest.fixture(scope="module")
+def uneven() -> Backbone:
+    changes = {"num_hidden_layers": 1, "initializer_range": 0.6}
+    return Backbone(tiny_models.build("llama", dtype=torch.float32, **changes))
+
+
+def still(backbone: Backbone) -> SoftPrompt:
+    return SoftPrompt.from_embeddings(tiny_models.embeddings(backbone.model, 4))
+
+
+@pytest.fixture(scope="module")
+def easy_and_hard(uneven: Backbone) -> tuple[Row, Row]:
+    rows = [Row.from_ids([3, 4, 5], [label], f"label {label}") for label in range(10, 97)]
+    losses = score_rows(uneven, still(uneven), rows).losses
+    return rows[losses.argmin()], rows[losses.argmax()]
+
+
+STILL = dataclasses.replace(CONFIG, batch_size=1, learning_rate=1e-9)
+
+
+def test_hard_rows_after_an_easy_one_are_no_explosion(
+    uneven: Backbone, easy_and_hard: tuple[Row, Row]
+) -> None:
+    easy, hard = easy_and_hard
+    source = Given([easy, *[hard] * 29])
+    events = list(train(uneven, [easy, hard], STILL, source=source, initial=still(uneven)))
+    assert events[1].loss > 2 * events[0].loss + 1 and events[1].loss == events[3].loss
+    assert [event.step for event in events] == list(range(1, 31))
+    assert said(events).count("loss") == 0
+
+
+def test_another_source_of_rows_is_no_explosion_and_has_good_points(
+    uneven: Backbone, easy_and_hard: tuple[Row, Row], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    easy, hard = easy_and_hard
+    source = Given([hard] * 30, share=0.5)
+    breaking(monkeypatch, {25: math.nan})
+    events = list(train(uneven, [easy], STILL, source=source, initial=still(uneven)))
+    assert events[15].loss > 2 * events[14].loss + 1
+    assert [event.step for event in events] == [*range(1, 25), *range(21, 31)]
+    assert "back to step 20" in said(events)
+
+
+def test_a_loss_of_other_rows_is_no_standstill(
+    uneven: Backbone, easy_and_hard: tuple[Row, Row]
+) -> None:
+    easy, hard = easy_and_hard
+    config = dataclasses.replace(STILL, num_steps=60, warmup_share=0.0)
+    for share, is_said in ((0.5, False), (1.0, True)):
+        source = Given([hard] * 60, share)
+        events = list(train(uneven, [easy], config, source=source, initial=still(uneven)))
+        assert ("it does not move" in said(events)) is is_said
+
+
+def test_an_explosion_of_the_values_goes_back_too(
+    uneven: Backbone, easy_and_hard: tuple[Row, Row], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    easy, _ = easy_and_hard
+    take, calls = out_of_memory.train_step, [0]
+
+    def thrown(run: Any, state: Any, rows: Any) -> tuple[float, float]:
+        calls[0] += 1
+        found = take(run, state, rows)
+        if calls[0] == 4:
+            state.method.tensors[0].data = state.method.tensors[0].data.flip(-1)
+        return found
+
+    monkeypatch.setattr(out_of_memory, "train_step", thrown)
+    config = dataclasses.replace(STILL, num_steps=10)
+    events = list(train(uneven, [easy], config, initial=still(uneven)))
+    assert [event.step for event in events] == [*range(1, 7), *range(1, 11)]
+    assert f"rose from {events[0].loss:.3g} to {events[5].loss:.3g}" in said(events)
+    assert events[6].loss == events[0].loss == events[-1].loss
+
+
+def test_an_explosion_is_seen_across_a_stop(
+    backbone: Backbone, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with monkeypatch.context() as patch:
+        breaking(patch, {step: 50.0 for step in (23, 24, 25)})
+        calm = events_of(backbone)[-1].prompt
+    with monkeypatch.context() as patch:
+        breaking(patch, {23: 50.0, 24: 50.0})
+        events = train(backbone, ROWS, CONFIG, checkpoint=tmp_path)
+        for _ in range(24):
+            next(events)
+        events.close()
+    breaking(monkeypatch, {1: 50.0})
+    first, *_, last = train(backbone, ROWS, CONFIG, checkpoint=tmp_path, resume=True)
+    assert "back to step 20" in first.notices[0]
+    assert last.prompt.content_hash == calm.content_hash
 
 
 def test_a_point_whose_loss_is_high_is_no_good_point(

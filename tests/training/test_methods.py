@@ -27,7 +27,7 @@ from foreword.training.checkpoint import METADATA_NAME, STATE_FILE, read_state
 from foreword.training.initializers import demonstrations, label_embeddings
 from foreword.training.methods.context import Context
 from foreword.training.methods.method import Method, prefill, task_prompts
-from foreword.training.start import _demonstrations, begin, initial_prompt
+from foreword.training.start import _demonstrations, begin, initial_prompt, with_start
 from foreword.training.step import _backward, accumulate, detached
 
 ROWS = [
@@ -411,6 +411,27 @@ def test_a_prompt_that_holds_no_rows_hides_none(exact: Backbone) -> None:
 def test_one_row_is_no_context(exact: Backbone) -> None:
     with pytest.raises(InputError, match="one row only .*give different rows, or --init-text"):
         train(exact, ROWS[:1] * 3, config("context-tuning"))
+
+
+def test_a_row_that_its_own_demonstration_leaves_nothing_is_refused(exact: Backbone) -> None:
+    own = Row.from_ids(range(10, 22), [30, 31], "rows.jsonl:3")
+    rows = [own, *(Row.from_ids(range(40 + n, 60 + n), [90 + n], f"{n}") for n in range(3))]
+    for size in (14, 15):  # the first virtual token is never trained
+        with pytest.raises(InputError, match=f"rows.jsonl:3: .*fills the {size} virtual tokens, .*"
+                           "raise --num-virtual-tokens"):  # fmt: skip
+            train(exact, rows, config("context-tuning", num_virtual_tokens=size))
+    changes: dict[str, Any] = {"num_virtual_tokens": 16, "batch_size": 1, "num_steps": 4}
+    events = list(train(exact, rows, config("context-tuning", **changes)))
+    assert all(event.gradient_norm > 0 for event in events)
+
+
+def test_a_start_that_leaves_a_row_nothing_is_not_taken_unasked() -> None:
+    model = Backbone(tiny_models.build("llama", num_hidden_layers=1, max_position_embeddings=512))
+    short = [Row.from_ids([5, 6, one], [one]) for one in range(10, 40)]
+    long = Row.from_ids([7] * 94, [8, 9])
+    for rows, method in ((short, "context-tuning"), ([long, *short], None)):
+        found, _ = with_start(model, TrainConfig(), rows, [])
+        assert found.method == method
 
 
 def test_a_validation_row_of_an_unknown_task_is_refused(exact: Backbone) -> None:

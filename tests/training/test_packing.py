@@ -164,9 +164,9 @@ def test_a_micro_batch_holds_all_rows_where_packing_takes_half_the_memory(
 ) -> None:
     plain = Backbone(tiny_models.shared("llama"))
     prompt = SoftPrompt.from_embeddings(tiny_models.embeddings(plain.model, num_virtual))
-    rows = [row(64, 8, seed) for seed in range(3)]
-    assert micro_batches.default_size(packed(plain), rows, most, prompt) == size
-    assert micro_batches.default_size(plain, rows, most, prompt) == 8
+    lengths = [row(64, 8, seed).num_tokens for seed in range(3)]
+    assert micro_batches.default_size(packed(plain), lengths, most, prompt) == size
+    assert micro_batches.default_size(plain, lengths, most, prompt) == 8
 
 
 def test_rows_without_labels_or_with_placeholders_are_padded() -> None:

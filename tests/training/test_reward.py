@@ -1,7 +1,10 @@
 """Training by rewards: the gradient is the obvious one, rewards rise, and a run can be stopped."""
 
+import hashlib
+import json
 import statistics
 from dataclasses import replace
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +23,8 @@ from foreword.config import RewardConfig
 from foreword.data.batches import collate
 from foreword.data.row import Row
 from foreword.errors import InputError, TrainingError
-from foreword.training import guards
-from foreword.training.checkpoint import STATE_FILE, read_state
+from foreword.training import guards, setup
+from foreword.training.checkpoint import OBJECTIVE, SOURCE, STATE_FILE, read_state
 from foreword.training.distributed import ALONE
 from foreword.training.packing.packed_decoder import packed
 from foreword.training.policy import OwnSamples, PolicyGradient, advantages
@@ -349,8 +352,118 @@ def test_rewards_that_never_differ_are_said_and_end_nothing() -> None:
     function = RewardFunction("same", lambda completions: [-2.0] * len(completions))
     events = run(function=function, num_steps=12, eval_every=0)
     said_of = [notice for event in events for notice in event.notices if "same reward" in notice]
-    assert len(events) == 12 and said_of == [guards.sameness([2.0] * 10)]
+    assert len(events) == 12 and said_of == [guards.sameness(10, 10)]
     assert all(event.gradient_norm == 0 for event in events)
+
+
+def test_rewards_that_never_differ_move_nothing_with_a_divergence_either(tmp_path: Path) -> None:
+    function = RewardFunction("same", lambda completions: [0.0] * len(completions))
+    changes: dict[str, Any] = {"num_steps": 11, "eval_every": 5, "micro_batch_size": 2}
+    events = run(tmp_path, 7, function, replace(CONFIG, kl=0.3), **changes)
+    events += run(tmp_path, 0, function, replace(CONFIG, kl=0.3), **changes)
+    assert [event.step for event in events] == list(range(1, 12))
+    assert all(event.gradient_norm == 0 for event in events)
+    notices = [notice for event in events for notice in event.notices]
+    assert guards.sameness(10, 10) in notices and not any("-0" in one for one in notices)
+    assert events[9].validation is not None and str(events[9].validation.loss) == "0.0"
+    state = read_state(tmp_path / STATE_FILE)
+    start = start_of(backbone(torch.float32))
+    assert all(map(torch.equal, state.prompt().tensors, start.tensors))
+
+
+def test_a_divergence_pulls_back_once_a_reward_has_differed() -> None:
+    calls: list[int] = []
+
+    def once(completions: list[str]) -> list[float]:
+        calls.append(1)
+        return [float(len(calls) == 1 and one % 2) for one in range(len(completions))]
+
+    changes: dict[str, Any] = {"num_steps": 3, "eval_every": 0, "warmup_share": 0.0}
+    events = run(None, 0, RewardFunction("once", once), replace(CONFIG, kl=0.3), **changes)
+    assert all(event.gradient_norm > 0 for event in events)
+
+
+def test_rewards_that_differ_to_a_question_are_not_called_the_same() -> None:
+    def halves(completions: list[str]) -> list[float]:
+        return [float(one % 2) for one in range(len(completions))]
+
+    events = run(
+        function=RewardFunction("halves", halves), num_steps=11, eval_every=0, batch_size=4
+    )
+    assert {event.reward for event in events} == {0.5}
+    assert not [notice for event in events for notice in event.notices if "reward" in notice]
+
+
+def test_a_pass_may_hold_all_answers_of_a_step_and_no_more(tmp_path: Path) -> None:
+    run(tmp_path, num_steps=1, micro_batch_size=12)
+    assert read_state(tmp_path / STATE_FILE).progress().micro_batch_size == 12
+    with pytest.raises(InputError, match="--micro-batch-size 13 .* 3 times 4 answers to each"):
+        run(micro_batch_size=13)
+
+
+def test_by_default_a_pass_is_small_where_answers_are_long(tmp_path: Path) -> None:
+    sizes = []
+    for tokens in (4, 200):
+        run(tmp_path / f"{tokens}", 1, config=replace(CONFIG, answer_tokens=tokens))
+        state = read_state(tmp_path / f"{tokens}" / STATE_FILE)
+        sizes.append(state.progress().micro_batch_size)
+    assert sizes == [3, 1]
+
+
+def test_a_sharded_base_is_refused_by_options_that_there_are(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(setup.launch, "is_fsdp_asked_for", lambda: True)
+    with pytest.raises(InputError, match="run without sharding$"):
+        run()
+
+
+def test_what_differs_is_named_as_the_command_names_it(tmp_path: Path) -> None:
+    run(tmp_path, 1)
+    with pytest.raises(InputError, match="run: --algorithm was 'rloo', is 'grpo'; give"):
+        run(tmp_path, config=replace(CONFIG, algorithm="grpo"))
+    state = read_state(tmp_path / STATE_FILE)
+    ours = dict(state.facts["identity"])
+    for changes, named in (
+        ({SOURCE: ours[SOURCE] | {"columns": "f" * 64}},
+         r"run: the columns of the questions differ \(expected \w{12}, got ffffffffffff\); give"),
+        ({SOURCE: None}, "run: --reward was 'test:of_even', is not given; give"),
+        ({OBJECTIVE: {"objective": "likelihood"}},
+         "run: the objective was 'rloo', is 'likelihood'; --kl was 0.0, is not given"),
+        ({"options": ours["options"] | {"held_hash": "x", "seed": 1},
+          SOURCE: ours[SOURCE] | {"seed": 1}},
+         "run: --seed was 0, is 1; the held hash was None, is 'x'; give"),
+    ):  # fmt: skip
+        with pytest.raises(InputError, match=named):
+            state.check(ours | changes)
+
+
+class Boxed:
+    """An object whose text holds its address."""
+
+    def __init__(self, held: bytes = b"") -> None:
+        self.held = held
+
+
+class Picture(Boxed):
+    """One with bytes."""
+
+    def tobytes(self) -> bytes:
+        return self.held
+
+
+def test_objects_in_columns_are_known_again_in_another_process() -> None:
+    def identity(value: Any) -> Any:
+        question = Question("a", "question 1", {"it": [value]})
+        found = rollouts_of(backbone())
+        return replace(found, questions={question.source: question}).identity["columns"]
+
+    keep = [Picture(b"a"), Picture(b"a"), Picture(b"b"), Boxed(), Boxed()]
+    first, again, other, box, box_again = map(identity, keep)
+    assert first == again != other and box == box_again != first
+    day = date(2026, 1, 31)
+    told = json.dumps([["question 1", {"it": [str(day)]}]], sort_keys=True)
+    assert identity(day) == hashlib.sha256(told.encode()).hexdigest(), "as states know it"
 
 
 @pytest.mark.parametrize(

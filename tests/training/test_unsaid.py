@@ -25,7 +25,6 @@ CONFIG = TrainConfig(num_virtual_tokens=2, init="vocabulary", num_steps=1, learn
     [
         (TrainConfig, {"patience": 2, "eval_every": 0}, "--patience 2"),
         (TrainConfig, {"num_steps": 2, "num_epochs": 1.0}, "--num-steps and --num-epochs"),
-        (TrainConfig, {"batch_size": 2, "micro_batch_size": 4}, "--micro-batch-size 4"),
         (SamplingConfig, {"top_p": 0.9}, "--top-p 0.9"),
         (DataConfig, {"template": "{a}", "label_column": "b", "prompt_column": "c"}, "--template"),
     ],
@@ -33,6 +32,16 @@ CONFIG = TrainConfig(num_virtual_tokens=2, init="vocabulary", num_steps=1, learn
 def test_an_option_without_effect_is_refused(kind: Any, values: dict[str, Any], named: str) -> None:
     with pytest.raises(InputError, match=named):
         kind(**values)
+
+
+def test_a_pass_of_more_rows_than_a_step_is_refused() -> None:
+    backbone = Backbone(tiny_models.build("llama", dtype=torch.float32))
+    config = TrainConfig(batch_size=2, micro_batch_size=4, num_virtual_tokens=2)
+    with pytest.raises(InputError, match="--micro-batch-size 4 is more .*, --batch-size 2$"):
+        train(backbone, ROWS, config)
+    config.check_step(2)
+    with pytest.raises(InputError, match="--micro-batch-size 4 is more .* 1 times 3 answers to ea"):
+        TrainConfig(batch_size=1, micro_batch_size=4).check_step(3)
 
 
 def test_patience_needs_validation_rows() -> None:
