@@ -126,7 +126,7 @@ def run_all(
 ) -> None:
     """Run every seed in turn, and keep the best of several; examples are to train on, held out."""
     from foreword.data.template_dates import dated
-    from foreword.training import launch
+    from foreword.training import launch, start
     from foreword.training.preference import objective_of
     from foreword.training.seeds import train_seeds
 
@@ -135,6 +135,10 @@ def run_all(
     backbone, _ = options.load(asked.model, None, device=place)
     if backbone.weights:
         options.note(f"the weights of {backbone.name} are {backbone.weights}")
+    initial = _initial(asked.init_prompt)
+    if initial is not None:
+        backbone.check(initial)
+    settled, _ = start.settled(asked.config, initial)  # the prompt's P leaves room, and its form
     stored = _stored(given, asked.config) if given.resume else None
     encoding = dated(
         stored.going_on(asked.encoding) if stored else asked.encoding,
@@ -143,7 +147,7 @@ def run_all(
         recorded=stored.encoding() if stored else None,
     )
     rows, held_out = (
-        encode(backbone, part, asked.config, encoding, name)
+        encode(backbone, part, settled, encoding, name)
         for part, name in zip(examples, ("training", "validation"), strict=True)
     )
     runs = train_seeds(
@@ -153,7 +157,7 @@ def run_all(
         given.seeds,
         validation=held_out,
         encoding_config=encoding,
-        initial=_initial(asked.init_prompt),
+        initial=initial,
         folder=given.output,
         resume=given.resume,
         objective=objective_of(asked.goal),

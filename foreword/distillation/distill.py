@@ -163,7 +163,8 @@ def prepare(
     _check_queries(backbone, asked, context)
     places = nearest(backbone, teachers, asked)
     student = student_encoding(backbone, whole, [query.asked for query in asked])
-    own = label_rows(backbone, asked, student, num_virtual, config.labels)
+    trained = TrainConfig(num_virtual_tokens=num_virtual, form=form)
+    own = label_rows(backbone, asked, student, trained, config.labels)
     if folder is not None:
         begin(keys_of(backbone, teachers, asked, places, config, Path(folder)))
     taught = teach_parts(
@@ -188,7 +189,7 @@ def prepare(
         longest = num_virtual + max(len(row.input_ids) for row in rows)
         learned, beside = _beside(backbone, learned, longest, config, seed, said)
     count = round(config.unrelated_share * (len(rows) - len(aside)))
-    trained, told = _unrelated(backbone, count, rows, num_virtual, config, seed)
+    unrelated, told = _unrelated(backbone, count, rows, num_virtual, config, seed)
     if form == "embeddings":
         start, sentence = embedding_starts.begin(
             backbone, whole, num_virtual, config.start, learned, seed
@@ -204,7 +205,7 @@ def prepare(
     return Lesson(
         text=whole,
         start=start,
-        rows=[*learned, *trained],
+        rows=[*learned, *unrelated],
         held_out=[rows[index] for index in sorted(aside)],
         unrelated=told,
         encoding=student,
