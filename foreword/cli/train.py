@@ -125,8 +125,7 @@ def run_all(
     ranks: "Ranks",
 ) -> None:
     """Run every seed in turn, and keep the best of several; examples are to train on, held out."""
-    from foreword.data.template_dates import dated
-    from foreword.training import launch, start
+    from foreword.training import launch, start, start_rows
     from foreword.training.preference import objective_of
     from foreword.training.seeds import train_seeds
 
@@ -140,12 +139,8 @@ def run_all(
         backbone.check(initial)
     settled, _ = start.settled(asked.config, initial)  # the prompt's P leaves room, and its form
     stored = _stored(given, asked.config) if given.resume else None
-    encoding = dated(
-        stored.going_on(asked.encoding) if stored else asked.encoding,
-        backbone.tokenizer,
-        backbone.processor,
-        recorded=stored.encoding() if stored else None,
-    )
+    objective = objective_of(asked.goal)
+    encoding = start_rows.written(backbone, asked.encoding, initial, objective, stored)
     rows, held_out = (
         encode(backbone, part, settled, encoding, name)
         for part, name in zip(examples, ("training", "validation"), strict=True)
@@ -160,7 +155,7 @@ def run_all(
         initial=initial,
         folder=given.output,
         resume=given.resume,
-        objective=objective_of(asked.goal),
+        objective=objective,
         clear=given.clear,
     )
     follow(runs, given, stop, ranks)

@@ -17,12 +17,11 @@ from foreword.backbone import Backbone
 from foreword.config import AUTO, EncodingConfig, TrainConfig
 from foreword.data.row import every
 from foreword.data.several import several
-from foreword.data.template_dates import dated
 from foreword.errors import InputError
 from foreword.prompt.peft_format import FILES
 from foreword.prompt.soft_prompt import SoftPrompt
 from foreword.storage import locked, remove_leftovers, storage_errors
-from foreword.training import distributed, fsdp, launch, lr_search, start
+from foreword.training import distributed, fsdp, launch, lr_search, start, start_rows
 from foreword.training.checkpoint import OBJECTIVE, StoredState, read_state
 from foreword.training.compile_layers import with_compiled_layers
 from foreword.training.distributed import Ranks
@@ -94,11 +93,7 @@ def prepare(
         backbone.check(initial)
     config, said = start.settled(config, initial)
     stored = read_state(file) if resume and file is not None and file.exists() else None
-    recorded = stored.encoding() if stored is not None else None
-    readers = (backbone.tokenizer, backbone.processor)
-    if stored is not None:
-        encoding_config = stored.going_on(encoding_config)
-    encoding_config = dated(encoding_config, *readers, recorded=recorded)
+    encoding_config = start_rows.written(backbone, encoding_config, initial, objective, stored)
     ranks = distributed.join()
     is_paired = objective.has_pairs
     rows, notices = encode_rows(backbone, examples, config, encoding_config, are_pairs=is_paired)
@@ -142,6 +137,9 @@ def prepare(
         method.facts["training"] |= chosen | objective.identity
         if initial is not None and not objective.has_answers:  # rows tell nothing of how they are
             method.facts["encoding"] |= initial.facts.get("encoding") or {}
+        elif initial is not None:
+            other = start_rows.otherwise(backbone, initial, method.facts["encoding"])
+            notices += [other] if other else []
     state = start.start_state(run, method)
     state.reference = reference
     if stored is not None:
