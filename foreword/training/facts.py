@@ -22,7 +22,6 @@ from foreword.prompt import artifact
 from foreword.prompt.soft_prompt import SoftPrompt
 from foreword.training.checkpoint import BASE, ENVIRONMENT
 
-
 KIND = ("is_text", "is_spaced")
 """What only rows and their answers tell of how they are encoded."""
 
@@ -62,9 +61,7 @@ def told_by(prompt: SoftPrompt) -> dict[str, bool | None]:
     return {name: known[name] for name in KIND if name in known}
 
 
-def _kind(
-    backbone: Backbone, rows: Sequence[Row], has_answers: bool
-) -> dict[str, bool | None]:
+def _kind(backbone: Backbone, rows: Sequence[Row], has_answers: bool) -> dict[str, bool | None]:
     """Return whether rows are plain text, None where only some are, and whether their answers begin
     with a space: those of the plain ones, where only some are; None where there are none.
     """

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from command_line import FAST
 from test_cli import invoke
 
 from foreword import SoftPrompt
