@@ -11,7 +11,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import MISSING, fields
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
@@ -162,11 +162,19 @@ def file_of(value: str | None) -> str | None:
     return value[1:] if value and value.startswith("@") else None
 
 
-def from_configs(*configs: type) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def from_configs(
+    *configs: type, told: Mapping[str, str] | None = None, hidden: Collection[str] = ()
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a command one option for every field of the config classes.
 
     The command takes the finished configs first, by position, in the order given here.
+
+    Args:
+        configs: the classes.
+        told: what the help of this command says of fields, by name, in place of their own help.
+        hidden: names of fields that its help leaves out, since they have no effect in it.
     """
+    told = told or {}
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         names = {config: [field.name for field in options_of(config)] for config in configs}
@@ -182,7 +190,12 @@ def from_configs(*configs: type) -> Callable[[Callable[..., None]], Callable[...
             ]
             command(*built, **values)
 
-        derived = [_parameter(field) for config in configs for field in options_of(config)]
+        known = [field for config in configs for field in options_of(config)]
+        assert {*told, *hidden} <= {field.name for field in known}
+        derived = [
+            _parameter(field, told.get(field.name), is_hidden=field.name in hidden)
+            for field in known
+        ]
         parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own] + derived
         wrapper.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         wrapper.__annotations__ = {p.name: p.annotation for p in parameters}
@@ -210,15 +223,15 @@ def _text_option(field: Any, value: str) -> str:
     return value
 
 
-def _parameter(field: Any) -> inspect.Parameter:
+def _parameter(field: Any, told: str | None, *, is_hidden: bool) -> inspect.Parameter:
     assert field.default is not MISSING
-    help = field.metadata["help"]
+    help = told or field.metadata["help"]
     names, parser = field.metadata.get("names", ()), field.metadata.get("parser")
     annotation = field.type if parser is None else str | None
     if more := extensions.names(field.name):  # beside its own
         own = [one for kind in get_args(annotation) for one in get_args(kind) or [kind]]
         annotation = Literal[(*(one for one in own if isinstance(one, str)), *more)] | None
-    option = typer.Option(*names, help=help, parser=parser)
+    option = typer.Option(*names, help=help, parser=parser, hidden=is_hidden)
     return inspect.Parameter(
         field.name,
         inspect.Parameter.KEYWORD_ONLY,

@@ -20,8 +20,23 @@ if TYPE_CHECKING:
     from foreword.training.questions import Question
     from foreword.training.rewards import RewardFunction
 
+TOLD = {
+    "method": "how the prompt is learned, see docs/methods.md; default: prefix-tuning, or "
+    "prompt-tuning where --form or else the prompt is embeddings",
+    "form": "what is learned: 'embeddings' [P, H] or 'key_values' of every layer; default: what "
+    "--method learns, or else what the prompt is",
+    "learning_rate": "peak learning rate of AdamW, a number; default: a tenth of the method's own "
+    "in train: 3e-3 for prefix-tuning and context-tuning, 5e-4 for residual, 3e-4 for p-tuning, "
+    "1e-4 for prefix-projection, 0.011 times the embedding table's root mean square for "
+    "prompt-tuning",
+    "batch_size": "questions per optimizer step",
+}
+WITHOUT_EFFECT = (
+    "num_virtual_tokens", "init", "init_text", "task_column", "learn", "label_column",
+)  # fmt: skip
 
-@options.from_configs(DataConfig, RewardConfig, TrainConfig)
+
+@options.from_configs(DataConfig, RewardConfig, TrainConfig, told=TOLD, hidden=WITHOUT_EFFECT)
 def command(
     columns: DataConfig,
     config: RewardConfig,

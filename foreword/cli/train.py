@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from foreword.data.encoding import Row
     from foreword.data.examples import Example
     from foreword.prompt.soft_prompt import SoftPrompt
-    from foreword.training.checkpoint import StoredState
     from foreword.training.distributed import Ranks
 
 
@@ -126,25 +125,24 @@ def run_all(
     ranks: "Ranks",
 ) -> None:
     """Run every seed in turn, and keep the best of several; examples are to train on, held out."""
-    from foreword.data.template_dates import dated
-    from foreword.training import launch
+    from foreword.training import launch, start, start_rows
     from foreword.training.preference import objective_of
-    from foreword.training.seeds import train_seeds
+    from foreword.training.seeds import stored_of, train_seeds
 
     # What is spread over the processes is loaded beside them first, and moved layer by layer.
     place = "cpu" if launch.is_fsdp_asked_for() else "auto"
     backbone, _ = options.load(asked.model, None, device=place)
     if backbone.weights:
         options.note(f"the weights of {backbone.name} are {backbone.weights}")
-    stored = _stored(given, asked.config) if given.resume else None
-    encoding = dated(
-        stored.going_on(asked.encoding) if stored else asked.encoding,
-        backbone.tokenizer,
-        backbone.processor,
-        recorded=stored.encoding() if stored else None,
-    )
+    initial = _initial(asked.init_prompt)
+    if initial is not None:
+        backbone.check(initial)
+    settled, _ = start.settled(asked.config, initial)  # the prompt's P leaves room, and its form
+    stored = stored_of(given.output, asked.config, given.seeds) if given.resume else None
+    objective = objective_of(asked.goal)
+    encoding = start_rows.written(backbone, asked.encoding, initial, objective, stored)
     rows, held_out = (
-        encode(backbone, part, asked.config, encoding, name)
+        encode(backbone, part, settled, encoding, name)
         for part, name in zip(examples, ("training", "validation"), strict=True)
     )
     runs = train_seeds(
@@ -154,24 +152,13 @@ def run_all(
         given.seeds,
         validation=held_out,
         encoding_config=encoding,
-        initial=_initial(asked.init_prompt),
+        initial=initial,
         folder=given.output,
         resume=given.resume,
-        objective=objective_of(asked.goal),
+        objective=objective,
         clear=given.clear,
     )
     follow(runs, given, stop, ranks)
-
-
-def _stored(given: Given, config: TrainConfig) -> "StoredState | None":
-    """Return the state of the first of the runs that go on; None where none has begun."""
-    from foreword.training.checkpoint import read_state
-    from foreword.training.folders import STATE_FILE
-
-    for folder in folders_of(given.output, config, given.seeds):
-        if (folder / STATE_FILE).exists():
-            return read_state(folder / STATE_FILE)
-    return None
 
 
 def read(

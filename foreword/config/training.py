@@ -90,9 +90,10 @@ class TrainConfig:
     learning_rate: Rate | None = rate_option(
         None,
         "peak learning rate of AdamW, or auto: a short probe of four rates decides; default: 3e-2 "
-        "for prefix-tuning and context-tuning (5e-3 in distill), 5e-2 for multitask, 5e-3 for "
-        "residual, 3e-3 for p-tuning, 1e-3 for prefix-projection, 0.11 times the embedding table's "
-        "root mean square for prompt-tuning; docs/methods.md says what they rest on",
+        "for prefix-tuning and context-tuning, 5e-2 for multitask, 5e-3 for residual, 3e-3 for "
+        "p-tuning, 1e-3 for prefix-projection, 0.11 times the embedding table's root mean square "
+        "for prompt-tuning, and a tenth of that with --objective dpo and dpo-norm; docs/methods.md "
+        "says what they rest on",
     )
     batch_size: int = option(16, "rows per optimizer step")
     micro_batch_size: int | None = option(

@@ -13,6 +13,7 @@ from foreword import chat
 from foreword.backbone import Backbone
 from foreword.config import DistillConfig, EncodingConfig, Form
 from foreword.data.media_parts import Message
+from foreword.data.template_dates import dated
 from foreword.distillation import input_checks
 from foreword.distillation.parts import about_parts, parts_of, prompts_of, typed
 from foreword.distillation.queries import Query, text_of
@@ -74,6 +75,7 @@ def read(
         form: of the small prompt.
         is_instruction: whether a text is an instruction.
         encoding: how a text and its rows are encoded; default: as the bare model is asked today.
+            Of a prompt that records no day it is the day.
 
     Raises:
         UnsupportedError: a text before an encoder, a model that hears, or keys and values of one
@@ -86,7 +88,7 @@ def read(
     input_checks.check(text, queries, config, form)
     _check_encoder(backbone)
     if isinstance(given, SoftPrompt):
-        found = _of_prompt(backbone, given, queries, num_virtual, form)
+        found = _of_prompt(backbone, given, queries, num_virtual, form, encoding)
     else:
         found = _of_text(backbone, given, queries, num_virtual or NUM_VIRTUAL, config,
                          is_instruction=is_instruction or not isinstance(given, str),
@@ -133,9 +135,11 @@ def _of_prompt(
     queries: Sequence[Query] | None,
     num_virtual: int | None,
     form: Form,
+    encoding: EncodingConfig | None,
 ) -> ReadContext:
     backbone.check(prompt)
     chat.check_template(backbone, prompt)
+    prompt = _on_a_day(backbone, prompt, encoding)
     assert queries is not None
     length, is_frozen = prompt.num_virtual_tokens, prompt.form == "key_values"
     is_changed = is_frozen and form == "embeddings"
@@ -146,6 +150,23 @@ def _of_prompt(
             "not fewer: lower it" + (", or change its form: --form embeddings" if is_frozen else "")
         )
     return ReadContext([prompt], typed(backbone, prompt, queries), num_virtual)
+
+
+def _on_a_day(
+    backbone: Backbone, prompt: SoftPrompt, recorded: EncodingConfig | None
+) -> SoftPrompt:
+    """Return a prompt that knows the day which its chat template prints: its own, or else that on
+    which the distillation began.
+    """
+    saved = chat.saved_encoding(prompt)
+    if saved.get("date") is not None or saved.get("is_text"):
+        return prompt
+    readers = (backbone.tokenizer, backbone.processor)
+    date = dated(chat.encoding_of(prompt), *readers, recorded=recorded).date
+    if date is None:
+        return prompt
+    facts = {"encoding": saved | {"date": date}}
+    return prompt.replaced(prompt.tensors, prompt.facts | facts)
 
 
 def _of_text(

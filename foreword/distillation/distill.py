@@ -16,7 +16,7 @@ from typing import Any
 
 from foreword import chat
 from foreword.backbone import Backbone
-from foreword.config import DistillConfig, EncodingConfig, Form, TrainConfig
+from foreword.config import RATES, DistillConfig, EncodingConfig, Form, MethodName, TrainConfig
 from foreword.data import encoding
 from foreword.data.encoding import Row
 from foreword.data.example import named
@@ -37,11 +37,15 @@ from foreword.distillation.unrelated import told_rows, written_rows
 from foreword.evaluation.evaluation import room
 from foreword.prompt.soft_prompt import SoftPrompt
 from foreword.training.loop import TrainEvent
+from foreword.training.objective import LIKELIHOOD, Likelihood
 from foreword.training.seeds import SeedRun, train_seeds
+from foreword.training.start import settled
 
 AnyQuery = Query | Mapping[str, Any] | chat.Text
 
 RATE = 5e-3  # peak, of keys and values that start close to the text: a sixth of that of labels
+OF_RATE: tuple[MethodName, ...] = ("prefix-tuning", "context-tuning")
+"""Methods that train these keys and values themselves, without a network."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,7 +167,8 @@ def prepare(
     _check_queries(backbone, asked, context)
     places = nearest(backbone, teachers, asked)
     student = student_encoding(backbone, whole, [query.asked for query in asked])
-    own = label_rows(backbone, asked, student, num_virtual, config.labels)
+    trained = TrainConfig(num_virtual_tokens=num_virtual, form=form)
+    own = label_rows(backbone, asked, student, trained, config.labels)
     if folder is not None:
         begin(keys_of(backbone, teachers, asked, places, config, Path(folder)))
     taught = teach_parts(
@@ -188,7 +193,7 @@ def prepare(
         longest = num_virtual + max(len(row.input_ids) for row in rows)
         learned, beside = _beside(backbone, learned, longest, config, seed, said)
     count = round(config.unrelated_share * (len(rows) - len(aside)))
-    trained, told = _unrelated(backbone, count, rows, num_virtual, config, seed)
+    unrelated, told = _unrelated(backbone, count, rows, num_virtual, config, seed)
     if form == "embeddings":
         start, sentence = embedding_starts.begin(
             backbone, whole, num_virtual, config.start, learned, seed
@@ -204,7 +209,7 @@ def prepare(
     return Lesson(
         text=whole,
         start=start,
-        rows=[*learned, *trained],
+        rows=[*learned, *unrelated],
         held_out=[rows[index] for index in sorted(aside)],
         unrelated=told,
         encoding=student,
@@ -341,10 +346,7 @@ def distill_seeds(
     """Yield the run of each of `count` seeds in turn, all from the same start and rows; see
     `training.seeds.train_seeds`.
     """
-    rate = config.learning_rate
-    if rate is None and lesson.start.form == "key_values":
-        rate = RATE
-    config = replace(config, num_virtual_tokens=lesson.start.num_virtual_tokens, learning_rate=rate)
+    config = replace(config, num_virtual_tokens=lesson.start.num_virtual_tokens)
     return train_seeds(
         distractors.BackboneBeside.of(backbone, lesson.beside) if lesson.beside else backbone,
         lesson.rows,
@@ -356,7 +358,16 @@ def distill_seeds(
         folder=folder,
         resume=resume,
         source=lambda seed: _on_policy(backbone, lesson, seed),
+        objective=_objective(lesson.start, config),
     )
+
+
+def _objective(start: SoftPrompt, config: TrainConfig) -> Likelihood:
+    """Return the objective: that of labels, at a lower rate where the start is near its end."""
+    method = settled(config, start)[0].method
+    if start.form != "key_values" or method not in OF_RATE:
+        return LIKELIHOOD
+    return Likelihood(rate_share=RATE / RATES[method])
 
 
 def _on_policy(backbone: Backbone, lesson: Lesson, seed: int) -> OnPolicy | None:

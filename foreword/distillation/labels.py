@@ -21,7 +21,7 @@ def label_rows(
     backbone: Backbone,
     queries: Sequence[Query],
     config: EncodingConfig,
-    num_virtual: int,
+    training: TrainConfig,
     weight: float,
 ) -> Mapping[int, Row]:
     """Return the rows of own answers, by the number of their query; none where they weigh nothing.
@@ -30,7 +30,7 @@ def label_rows(
         backbone: with a tokenizer.
         queries: some of them with an answer of their own.
         config: how rows are encoded behind the prompt that is trained.
-        num_virtual: P of that prompt.
+        training: P and the form of that prompt.
         weight: of an own answer, below 1.
 
     Raises:
@@ -49,8 +49,7 @@ def label_rows(
         for index in known
         if (own := queries[index].own) is not None
     ]
-    options = TrainConfig(num_virtual_tokens=num_virtual)
-    rows, _ = encode_texts(backbone, examples, options, config)
+    rows, _ = encode_texts(backbone, examples, training, config)
     return {
         index: replace(row, weight=weight, target=certain(row.input_ids[-row.num_labels :]))
         for index, row in zip(known, rows, strict=True)

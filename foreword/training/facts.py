@@ -22,33 +22,54 @@ from foreword.prompt import artifact
 from foreword.prompt.soft_prompt import SoftPrompt
 from foreword.training.checkpoint import BASE, ENVIRONMENT
 
+KIND = ("is_text", "is_spaced")
+"""What only rows and their answers tell of how they are encoded."""
+
 
 def describe(
-    backbone: Backbone, config: TrainConfig, encoding_config: EncodingConfig, rows: Sequence[Row]
+    backbone: Backbone,
+    config: TrainConfig,
+    encoding_config: EncodingConfig,
+    rows: Sequence[Row],
+    *,
+    has_answers: bool = True,
 ) -> dict[str, Any]:
     """Return what a trained prompt says of itself: base, tokenizer, how rows are encoded, how it
     was trained.
+
+    Args:
+        backbone: that it was trained on.
+        config: the options of the run.
+        encoding_config: how its rows were encoded.
+        rows: that were trained on.
+        has_answers: whether the labels of rows are their answers.
     """
     return {
         "base": backbone.identity(),
         "tokenizer": backbone.tokenizer_facts(),
         "method": config.resolved().method,
         "embedding_scale": "as the model's embedding module returns them",
-        "encoding": asdict(encoding_config) | _kind(backbone, rows),
+        "encoding": asdict(encoding_config) | _kind(backbone, rows, has_answers),
         "training": asdict(config) | {"num_rows": len(rows)},
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 
 
-def _kind(backbone: Backbone, rows: Sequence[Row]) -> dict[str, bool | None]:
+def told_by(prompt: SoftPrompt) -> dict[str, bool | None]:
+    """Return what a prompt records of the rows of its training and their answers, if it does."""
+    known = prompt.facts.get("encoding") or {}
+    return {name: known[name] for name in KIND if name in known}
+
+
+def _kind(backbone: Backbone, rows: Sequence[Row], has_answers: bool) -> dict[str, bool | None]:
     """Return whether rows are plain text, None where only some are, and whether their answers begin
-    with a space: those of the plain ones, where only some are.
+    with a space: those of the plain ones, where only some are; None where there are none.
     """
     plain = [row for row in rows if row.is_text]
     is_text = len(plain) == len(rows) if plain else False
     return {
         "is_text": is_text or (None if plain else False),
-        "is_spaced": _are_spaced(backbone.tokenizer, plain or rows),
+        "is_spaced": _are_spaced(backbone.tokenizer, plain or rows) if has_answers else None,
     }
 
 

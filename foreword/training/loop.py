@@ -107,7 +107,8 @@ def train(
         examples: at least one: rows of a data file, examples, or encoded rows of ids.
         config: the run; default `TrainConfig()`.
         validation: examples that are never trained on.
-        encoding_config: how examples become ids; saved in the prompt.
+        encoding_config: how examples become ids; saved in the prompt. Pairs are written as the
+            rows of `initial` were, unless it says how.
         initial: start from this prompt's values instead of `config.init`.
         checkpoint: directory that the training state is written to, as often as
             `config.save_every` says, at the end, and when the iterator is closed. One that holds a

@@ -6,6 +6,7 @@ this interface. Takes no step.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
 from torch import Tensor
@@ -33,14 +34,16 @@ class Objective(Protocol):
             training starts from.
         has_floor: whether its loss is never below 0, so that its level tells an explosion or a
             standstill.
-        rate_share: of a method's own learning rate, where nobody says one.
     """
 
     has_pairs: ClassVar[bool]
     has_answers: ClassVar[bool]
     has_reference: ClassVar[bool]
     has_floor: ClassVar[bool]
-    rate_share: ClassVar[float]
+
+    @property
+    def rate_share(self) -> float:
+        """The share of a method's own learning rate that is taken where nobody says one."""
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -79,16 +82,21 @@ class Objective(Protocol):
         """Score held-out rows."""
 
 
+@dataclass(frozen=True)
 class Likelihood:
     """The mean cross entropy of a label, or its divergence from a teacher, each counting as its row
     weighs.
+
+    Attributes:
+        rate_share: of a method's own learning rate, where nobody says one.
     """
+
+    rate_share: float = 1.0
 
     has_pairs: ClassVar[bool] = False
     has_answers: ClassVar[bool] = True
     has_reference: ClassVar[bool] = False
     has_floor: ClassVar[bool] = True
-    rate_share: ClassVar[float] = 1.0
 
     @property
     def identity(self) -> dict[str, Any]:

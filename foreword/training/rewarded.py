@@ -16,6 +16,7 @@ from foreword.config import RewardConfig, TrainConfig
 from foreword.data import encoding
 from foreword.data.columns import as_query
 from foreword.data.row import Row
+from foreword.data.template_dates import dated
 from foreword.errors import InputError
 from foreword.prompt.soft_prompt import SoftPrompt
 from foreword.training.loop import TrainEvent
@@ -23,7 +24,7 @@ from foreword.training.policy import OwnSamples, PolicyGradient
 from foreword.training.questions import Question
 from foreword.training.rewards import RewardFunction
 from foreword.training.rollouts import Rollouts
-from foreword.training.seeds import SeedRun, train_seeds
+from foreword.training.seeds import SeedRun, stored_of, train_seeds
 
 AnyQuestion = Question | Mapping[str, Any]
 _DEFAULTS = RewardConfig()
@@ -101,7 +102,13 @@ def reward_seeds(
             raise InputError(
                 f"two questions have one source, {one.source!r:.200}: give each of them its own"
             )
-    saved = chat.encoding_of(start)
+    stored = stored_of(folder, training, count) if resume else None
+    saved = dated(
+        chat.encoding_of(start),
+        backbone.tokenizer,
+        backbone.processor,
+        recorded=stored.encoding() if stored else None,
+    )
     rollouts = Rollouts(backbone, known, saved, function, config)
     rows = rollouts.rows([*asked, *held_out])
     _check_room(backbone, start, rows, config)

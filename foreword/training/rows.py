@@ -221,13 +221,15 @@ def _pair_rooms(backbone: Backbone, config: TrainConfig) -> tuple[int, int]:
 MOST_NAMED = 5  # rows
 
 
-def contradicted(rows: Sequence[Row]) -> str | None:
-    """Say which rows ask what an earlier row asks and answer it in another way."""
-    first: dict[tuple[int, ...], Row] = {}
+def contradicted(rows: Sequence[Row], *, by_task: bool = False) -> str | None:
+    """Say which rows ask what an earlier row asks, of their own task where each has its prompt, and
+    answer it in another way.
+    """
+    first: dict[tuple[str, tuple[int, ...]], Row] = {}
     found = []
     for row in rows:
         if row.media is None and row.target is None:
-            known = first.setdefault(row.input_ids[: -row.num_labels], row)
+            known = first.setdefault(_asked(row, by_task), row)
             if known.input_ids != row.input_ids:
                 found.append(row.source)
     if not found:
@@ -238,19 +240,40 @@ def contradicted(rows: Sequence[Row]) -> str | None:
     )
 
 
-def overlap(rows: Sequence[Row], held_out: Sequence[Row]) -> str | None:
-    """Say which validation rows, or what comes before their answers, are training rows' too."""
-    whole = {row.input_ids for row in rows if row.media is None}
-    before = {row.input_ids[: -row.num_labels] for row in rows if row.media is None}
+def overlap(
+    rows: Sequence[Row],
+    held_out: Sequence[Row],
+    *,
+    by_task: bool = False,
+    has_answers: bool = True,
+) -> str | None:
+    """Say which validation rows, or what comes before their answers, are training rows' too.
+
+    Args:
+        rows: to train on.
+        held_out: to validate with.
+        by_task: whether each task has a prompt of its own, so that its rows alone count.
+        has_answers: whether the labels of rows are their answers; else a row is all that is asked.
+    """
     texts = [row for row in held_out if row.media is None]
-    same = sum(row.input_ids in whole for row in texts)
-    asked = [row.source for row in texts if row.input_ids[: -row.num_labels] in before]
+    trained = [row for row in rows if row.media is None]
+    known = {_asked(row, by_task, has_answers) for row in trained}
+    asked = [row.source for row in texts if _asked(row, by_task, has_answers) in known]
     if not asked:
         return None
+    whole = {_asked(row, by_task, has_answer=False) for row in trained}
+    same = sum(_asked(row, by_task, has_answer=False) in whole for row in texts)
+    answered = f", {same} of them with the same answer" if has_answers else ""
     return (
-        f"{len(asked)} of {len(held_out)} validation rows have the prompt of a training row, "
-        f"{same} of them with the same answer: what they measure was trained on ({_named(asked)})"
+        f"{len(asked)} of {len(held_out)} validation rows have the prompt of a training row"
+        f"{answered}: what they measure was trained on ({_named(asked)})"
     )
+
+
+def _asked(row: Row, by_task: bool, has_answer: bool = True) -> tuple[str, tuple[int, ...]]:
+    """Return what a row asks, and of which prompt."""
+    ids = row.input_ids[: -row.num_labels] if has_answer else row.input_ids
+    return row.task if by_task else "", ids
 
 
 def _named(sources: Sequence[str]) -> str:

@@ -15,7 +15,7 @@ from foreword.backbone import Backbone
 from foreword.config import EncodingConfig, TrainConfig
 from foreword.errors import InputError
 from foreword.prompt.soft_prompt import SoftPrompt
-from foreword.training.checkpoint import read_state
+from foreword.training.checkpoint import StoredState, read_state
 from foreword.training.folders import STATE_FILE, folder_of
 from foreword.training.folders import seeds_of as seeds_of
 from foreword.training.loop import TrainEvent, train
@@ -81,6 +81,21 @@ def train_seeds(
             clear=clear if one.seed == config.seed else None,
         )
         yield SeedRun(one.seed, one, place, after, events)
+
+
+def stored_of(
+    folder: str | os.PathLike[str] | None, config: TrainConfig, count: int
+) -> StoredState | None:
+    """Return the state of the first of several seeds' runs that has begun; None where none has.
+
+    Raises:
+        ArtifactError: a damaged state.
+    """
+    for one in seeds_of(config, count):
+        place = folder_of(folder, one.seed, count)
+        if place is not None and (place / STATE_FILE).exists():
+            return read_state(place / STATE_FILE)
+    return None
 
 
 def saved_step(folder: Path | None) -> int | None:

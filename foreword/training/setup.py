@@ -17,16 +17,15 @@ from foreword.backbone import Backbone
 from foreword.config import AUTO, EncodingConfig, TrainConfig
 from foreword.data.row import every
 from foreword.data.several import several
-from foreword.data.template_dates import dated
 from foreword.errors import InputError
 from foreword.prompt.peft_format import FILES
 from foreword.prompt.soft_prompt import SoftPrompt
 from foreword.storage import locked, remove_leftovers, storage_errors
-from foreword.training import distributed, fsdp, launch, lr_search, start
+from foreword.training import distributed, fsdp, launch, lr_search, start, start_rows
 from foreword.training.checkpoint import OBJECTIVE, SOURCE, StoredState, read_state
 from foreword.training.compile_layers import with_compiled_layers
 from foreword.training.distributed import Ranks
-from foreword.training.facts import describe, run_identity
+from foreword.training.facts import describe, run_identity, told_by
 from foreword.training.folders import STATE_FILE
 from foreword.training.gradient_checkpointing import with_gradient_checkpointing
 from foreword.training.objective import LIKELIHOOD, Objective
@@ -100,11 +99,7 @@ def prepare(
         backbone.check(initial)
     config, said = start.settled(config, initial)
     stored = read_state(file) if resume and file is not None and file.exists() else None
-    recorded = stored.encoding() if stored is not None else None
-    readers = (backbone.tokenizer, backbone.processor)
-    if stored is not None:
-        encoding_config = stored.going_on(encoding_config)
-    encoding_config = dated(encoding_config, *readers, recorded=recorded)
+    encoding_config = start_rows.written(backbone, encoding_config, initial, objective, stored)
     ranks = distributed.join()
     is_paired = objective.has_pairs
     rows, notices = encode_rows(backbone, examples, config, encoding_config, are_pairs=is_paired)
@@ -134,15 +129,24 @@ def prepare(
         method = start.bound(stored.method(backbone.device), initial, rows, run.config)
         notices = [notice] if (notice := stored.changed_environment(identity)) else []
     else:
-        is_labelled = objective.has_answers and not is_paired
-        doubts = contradicted(rows) if is_labelled else None, overlap(rows, held_out)
+        has_answers, by_task = objective.has_answers, config.method == "multitask"
+        is_labelled = has_answers and not is_paired
+        doubts = (
+            contradicted(rows, by_task=by_task) if is_labelled else None,
+            overlap(rows, held_out, by_task=by_task, has_answers=has_answers),
+        )
         notices += [*said, *(one for one in doubts if one)]
         method = start.begin(backbone, initial, rows, run.config)
         notices += start.unused_text(backbone, run.config) if initial is None else []
-        method.facts = describe(backbone, run.config, encoding_config, rows)
+        method.facts = describe(
+            backbone, run.config, encoding_config, rows, has_answers=has_answers
+        )
         method.facts["training"] |= chosen | objective.identity
-        if initial is not None and not objective.has_answers:  # rows tell nothing of how they are
-            method.facts["encoding"] |= initial.facts.get("encoding") or {}
+        if initial is not None and not has_answers:
+            method.facts["encoding"] |= told_by(initial)
+        elif initial is not None:
+            other = start_rows.otherwise(backbone, initial, method.facts["encoding"])
+            notices += [other] if other else []
     state = start.start_state(run, method)
     state.reference = reference
     if stored is not None:

@@ -9,8 +9,9 @@ import pytest
 import tiny_models
 import torch
 from tiny_tokenizer import CHATML, tiny_tokenizer
+from transformers.utils import chat_template_utils
 
-from foreword import Backbone, chat
+from foreword import Backbone, SoftPrompt, chat
 from foreword.cli import evaluate
 from foreword.config import DistillConfig
 from foreword.data import template_dates
@@ -71,6 +72,27 @@ def test_a_run_that_goes_on_another_day_reads_the_same_text(
     anew = lesson(base, queries, tmp_path, is_anew=True)
     assert chat.encoding_of(anew.text).date == "2026-01-02"
     assert anew.text.content_hash != first.text.content_hash
+
+
+@pytest.mark.parametrize("recorded", [{}, {"encoding": {"is_text": False, "date": None}}])
+def test_a_run_from_a_prompt_without_a_day_reads_the_same_rows_on_another(
+    clock: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recorded: dict[str, Any]
+) -> None:
+    monkeypatch.setattr(chat_template_utils, "datetime", clock)
+    base = backbone(DATED)
+    prompt = SoftPrompt.from_embeddings(tiny_models.embeddings(base.model, 12), facts=recorded)
+    first = lesson(base, QUERIES, tmp_path, text=prompt)
+    clock.day = 2
+    again = lesson(base, QUERIES, tmp_path, text=prompt)
+    assert again.rows == first.rows and again.encoding == first.encoding
+    assert again.encoding.date == "2026-01-01"
+
+
+def test_a_prompt_s_own_day_is_that_of_its_rows(clock: Any, tmp_path: Path) -> None:
+    base = backbone(DATED)
+    facts = {"encoding": {"is_text": False, "date": "2025-12-24"}}
+    prompt = SoftPrompt.from_embeddings(tiny_models.embeddings(base.model, 12), facts=facts)
+    assert lesson(base, QUERIES, tmp_path, text=prompt).encoding.date == "2025-12-24"
 
 
 @pytest.mark.usefixtures("questions")

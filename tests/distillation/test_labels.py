@@ -5,14 +5,20 @@ from typing import Any
 
 import oracle
 import pytest
+import seq2seq_models
 import tiny_models
 import torch
 from test_distill import CONFIG, QUERIES, TEXT, backbone
+from tiny_tokenizer import tiny_tokenizer
 from torch import Tensor
 
-from foreword import Row, SoftPrompt, TrainConfig
+from foreword import Backbone, Row, SoftPrompt, TrainConfig
+from foreword.config import EncodingConfig
+from foreword.data.example import Example
 from foreword.data.target import Target, certain
 from foreword.distillation.distill import distill, prepare
+from foreword.distillation.labels import label_rows
+from foreword.distillation.queries import Query
 from foreword.errors import DataError, InputError
 from foreword.training.distributed import ALONE
 from foreword.training.loss import divergence
@@ -130,3 +136,18 @@ def test_labels_without_answers_and_weights_that_mean_nothing_are_refused() -> N
             replace(CONFIG, labels=weight)
     with pytest.raises(DataError, match="a weight above 0"):
         replace(Row.from_ids([5], [6]), weight=0.0)
+
+
+@pytest.mark.parametrize(("form", "room"), [("embeddings", 40), ("key_values", 10)])
+def test_an_own_answer_has_the_room_that_the_form_leaves_it(form: Any, room: int) -> None:
+    tokenizer = tiny_tokenizer("$A <|im_end|>")
+    bart = Backbone(seq2seq_models.build("bart", vocab_size=len(tokenizer)), tokenizer)
+    training = TrainConfig(num_virtual_tokens=30, form=form)
+
+    def rows_of(answer: str) -> Any:
+        queries = [Query("hi", "q", own=Example("hi", answer))]
+        return label_rows(bart, queries, EncodingConfig(), training, 0.5)
+
+    assert rows_of("x" * 5)[0].num_labels <= 10
+    with pytest.raises(DataError, match=f"labels of .* at most {room} fit"):
+        rows_of("x" * 60)

@@ -14,12 +14,14 @@ import tiny_models
 import torch
 from stopped_runs import events_until
 from test_preference import said
-from tiny_tokenizer import tiny_tokenizer
+from tiny_tokenizer import CHATML, tiny_tokenizer
 from torch import Tensor
+from transformers.utils import chat_template_utils
 
 from foreword import Backbone, SoftPrompt, TrainConfig, TrainEvent
 from foreword.chat import answers
 from foreword.config import RewardConfig
+from foreword.data import template_dates
 from foreword.data.batches import collate
 from foreword.data.row import Row
 from foreword.errors import InputError, TrainingError
@@ -37,6 +39,7 @@ from foreword.training.step import accumulate, detached
 QUESTIONS = [
     {"prompt": [{"role": "user", "content": f"say {word}"}], "letter": word} for word in "abcdef"
 ]
+DATED = "{{ strftime_now('%d %b %Y') }}" + CHATML
 CONFIG = RewardConfig(group=4, answer_tokens=4, answer_batch=8)
 TRAIN = TrainConfig(batch_size=3, num_steps=6, eval_every=2, save_every=1, learning_rate=0.05)
 
@@ -478,3 +481,53 @@ def test_options_of_labels_are_refused(changes: dict[str, Any], named: str) -> N
 def test_a_question_beside_which_no_answer_fits_is_refused() -> None:
     with pytest.raises(InputError, match="question 1: .* lower --answer-tokens"):
         run(config=replace(CONFIG, answer_tokens=250))
+
+
+def test_questions_are_compared_whole_and_tell_nothing_of_answers() -> None:
+    model = backbone(torch.float32)
+    start = SoftPrompt.from_embeddings(tiny_models.embeddings(model.model, 4))
+    function = RewardFunction("even", lambda completions: [len(one) % 2 for one in completions])
+    model.tokenizer.chat_template = None
+    asked = [{"prompt": f"what is 2+{number}"} for number in range(4)]
+    held_out = [{"prompt": f"what is 2+{number}"} for number in (3, 5, 6)]
+    short = TrainConfig(num_steps=1, batch_size=2)
+    (event,) = reward(model, start, function, asked, CONFIG, short, validation=held_out)
+    [said] = [one for one in event.notices if "validation" in one]
+    assert said.startswith("1 of 3 validation rows have the prompt of a training row: ")
+    assert said.endswith("(validation question 1)")
+    assert event.prompt is not None and event.prompt.facts["encoding"]["is_spaced"] is None
+
+
+@pytest.mark.parametrize("recorded", [{}, {"encoding": {"is_text": False, "date": None}}])
+def test_a_run_from_a_prompt_without_a_day_goes_on_the_next_day(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, recorded: dict[str, Any]
+) -> None:
+    on_a_clock(monkeypatch, 1)
+    model = backbone(torch.float32)
+    model.tokenizer.chat_template = DATED
+    start = SoftPrompt.from_embeddings(tiny_models.embeddings(model.model, 4), facts=recorded)
+
+    def went(stop: int) -> list[TrainEvent]:
+        events = reward(
+            model, start, CHECKER, QUESTIONS, CONFIG, replace(TRAIN, num_steps=2),
+            checkpoint=tmp_path, resume=True,
+        )  # fmt: skip
+        return events_until(events, stop)
+
+    went(1)
+    on_a_clock(monkeypatch, 2)
+    last = went(0)[-1]
+    assert last.step == 2 and last.prompt is not None
+    assert last.prompt.facts["encoding"]["date"] == "2026-01-01"
+
+
+def on_a_clock(monkeypatch: pytest.MonkeyPatch, day: int) -> None:
+    """Let chat templates read a day of January 2026 as today's."""
+
+    class Clock(template_dates.datetime):  # type: ignore[misc,name-defined]
+        @classmethod
+        def now(cls, tz: Any = None) -> Any:
+            return cls(2026, 1, day)
+
+    monkeypatch.setattr(template_dates, "datetime", Clock)
+    monkeypatch.setattr(chat_template_utils, "datetime", Clock)

@@ -1,6 +1,7 @@
 """What would change nothing without a word: options without effect, rows that are known already."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,25 @@ def test_rows_that_answer_the_same_in_two_ways_are_counted() -> None:
     assert said == [contradicted(rows)]
     assert said[0].startswith("2 of 4 training rows") and said[0].endswith("(r:7, r:8)")
     assert contradicted([rows[0], rows[2]]) is None
+
+
+def test_rows_of_tasks_are_compared_with_those_of_their_own() -> None:
+    backbone = Backbone(tiny_models.build("llama", dtype=torch.float32))
+    rows = [
+        replace(Row.from_ids([5, 6], [answer], f"r:{task}{answer}"), task=task)
+        for task, answer in (("mood", 4), ("topic", 7), ("topic", 8))
+    ]
+    held_out = [replace(Row.from_ids([5, 6], [7], "h:1"), task="topic")]
+    other = [replace(Row.from_ids([5, 7], [7], "h:2"), task="topic")]
+    first = [replace(Row.from_ids([5, 7], [7], "r:9"), task="mood")]
+    config = replace(CONFIG, method="multitask", task_column="task")
+    (event,) = train(backbone, [*rows, *first], config, validation=[*held_out, *other])
+    both = [one for one in event.notices if "another answer" in one or "validation rows" in one]
+    assert both[0].startswith("1 of 4 training rows") and both[0].endswith("(r:topic8)")
+    assert both[1].startswith("1 of 2 validation rows") and both[1].endswith("(h:1)")
+    (event,) = train(backbone, [*rows, *first], CONFIG, validation=[*held_out, *other])
+    assert event.notices[0].startswith("2 of 4 training rows")  # of one prompt
+    assert event.notices[1].startswith("2 of 2 validation rows")
 
 
 def test_named_columns_are_the_ones_that_are_read() -> None:
