@@ -62,8 +62,8 @@ class TrainConfig:
     )
     num_virtual_tokens: int | None = option(
         None,
-        "P, the number of virtual tokens; a multiple of 16 serves best; default: 32, or 192 for "
-        "context-tuning",
+        "P, the number of virtual tokens; a multiple of 16 serves best; default: that of the "
+        "prompt to start from, else 32, or 192 for context-tuning",
     )
     init: Initialization = option(
         "text",

@@ -88,10 +88,10 @@ def prepare(
     objective.check(config, has_start=initial is not None)
     config.check_step(source.group if source is not None else 1)
     if source is not None and launch.is_fsdp_asked_for():
-        other = ", or without --on-policy" if "on_policy" in source.identity else ""
+        instead = ", or without --on-policy" if "on_policy" in source.identity else ""
         raise InputError(
             "answers that are drawn in training are of different lengths in each process, and a "
-            f"sharded base needs all in step: run without sharding{other}"
+            f"sharded base needs all in step: run without sharding{instead}"
         )
     is_open = config.is_start_open and initial is None
     share = 1.0 if config.learning_rate is not None else objective.rate_share
