@@ -21,6 +21,7 @@ from torch.nn.functional import cross_entropy, layer_norm, linear, relu
 from transformers import DynamicCache
 
 from foreword import Backbone, Row, SoftPrompt, TrainConfig, TrainEvent, train
+from foreword.config import NUM_DEMONSTRATED
 from foreword.data.batches import collate
 from foreword.errors import ArtifactError, DataError, InputError, MismatchError, UnsupportedError
 from foreword.training.checkpoint import METADATA_NAME, STATE_FILE, read_state
@@ -428,7 +429,7 @@ def test_a_row_that_its_own_demonstration_leaves_nothing_is_refused(exact: Backb
 def test_a_start_that_leaves_a_row_nothing_is_not_taken_unasked() -> None:
     model = Backbone(tiny_models.build("llama", num_hidden_layers=1, max_position_embeddings=512))
     short = [Row.from_ids([5, 6, one], [one]) for one in range(10, 40)]
-    long = Row.from_ids([7] * 94, [8, 9])
+    long = Row.from_ids([7] * (NUM_DEMONSTRATED - 2), [8, 9])
     for rows, method in ((short, "context-tuning"), ([long, *short], None)):
         found, _ = with_start(model, TrainConfig(), rows, [])
         assert found.method == method
