@@ -83,6 +83,11 @@ def section() -> str:
         {point[0] for one in groups.values() for found in one.values() for point in found}
     )
     lines = "\n## At every budget\n\n![Score over processor seconds](curves.svg)\n\n"
+    lines += (
+        "`python benchmarks/quality.py --budgets 20 80 320`: as many steps of 8 rows, one seed, "
+        "each\nrate chosen anew by validation rows at each budget. What is not measured has no "
+        "cell.\n\n"
+    )
     lines += _row(["", "", *(f"{count} steps" for count in steps), "seconds"])
     lines += _row(["---"] * (len(steps) + 3))
     for (model, task), systems in groups.items():
