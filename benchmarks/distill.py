@@ -53,6 +53,7 @@ TRAINED: dict[str, dict[str, Any]] = {
     OURS: {},
     "divergence from the first P tokens": {"start": "first"},
     "own last tenth (on-policy)": {"on_policy": 0.1},
+    "divergence and answers, half each": {"answer_weight": 0.5},
     "hard labels": {},
 }
 PEFT = "PEFT CARTRIDGE example, as many seconds"

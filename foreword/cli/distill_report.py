@@ -59,6 +59,7 @@ def show_end(
         "context_hash": " ".join(one.content_hash for one in lesson.teachers),
         "num_queries": len(lesson.queries),
         "on_policy": lesson.config.on_policy,
+        "answer_weight": lesson.config.answer_weight,
         "labels": lesson.config.labels,
         "distractors": lesson.config.distractor_share if lesson.beside else 0.0,
     }

@@ -43,6 +43,11 @@ class DistillConfig:
         "the last share of the steps, in which the prompt learns from its own samples, scored by "
         "the teacher, instead of from the teacher's answers",
     )
+    answer_weight: float = option(
+        0.0,
+        "weight of the teacher's answer itself, as a label, in each token's target; its "
+        "probabilities have the rest",
+    )
     labels: float = option(
         0.0,
         "weight of a row's own answer, where it has one, in the loss; the teacher's has the rest",
@@ -71,6 +76,7 @@ class DistillConfig:
             "held_out",
             "unrelated_share",
             "on_policy",
+            "answer_weight",
             "labels",
             "distractor_share",
         ):

@@ -24,7 +24,7 @@ from foreword.distillation import context_date, contexts, distractors, embedding
 from foreword.distillation.beginning import Beginning
 from foreword.distillation.contexts import AnyContext
 from foreword.distillation.input_checks import form_of as form_of
-from foreword.distillation.labels import label_rows, mixed
+from foreword.distillation.labels import label_rows, mixed, toward_answer
 from foreword.distillation.on_policy import OnPolicy, questions_of
 from foreword.distillation.parts import counting, keys_of, nearest, teach_parts
 from foreword.distillation.passages import Passage, passages_of
@@ -209,7 +209,7 @@ def prepare(
     return Lesson(
         text=whole,
         start=start,
-        rows=[*learned, *unrelated],
+        rows=[*(toward_answer(row, config.answer_weight) for row in learned), *unrelated],
         held_out=[rows[index] for index in sorted(aside)],
         unrelated=told,
         encoding=student,

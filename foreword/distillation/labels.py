@@ -1,12 +1,16 @@
-"""Label mixing: a row's own answer beside the teacher's, at a weight.
+"""Label mixing: answers as labels beside the teacher's probabilities, at a weight.
 
-In: queries with answers, a weight. Out: rows whose divergence is the cross entropy of their own
-labels, and what each row weighs: `w` those with the row's own answer, `1 - w` that with the
-teacher's, so that a step's loss is the mean over all labels, each at its weight. Trains nothing.
+In: queries with answers, rows with targets, a weight. Out: of a row's own answer, rows whose
+divergence is the cross entropy of their own labels, and what each row weighs: `w` those with the
+row's own answer, `1 - w` that with the teacher's, so that a step's loss is the mean over all
+labels, each at its weight; of the teacher's answer, rows whose targets have its tokens at that
+weight. Trains nothing.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+
+import torch
 
 from foreword.backbone import Backbone
 from foreword.config import EncodingConfig, TrainConfig
@@ -54,6 +58,30 @@ def label_rows(
         index: replace(row, weight=weight, target=certain(row.input_ids[-row.num_labels :]))
         for index, row in zip(known, rows, strict=True)
     }
+
+
+def toward_answer(row: Row, weight: float) -> Row:
+    """Return a row of the teacher's whose target at each label is `1 - weight` times the teacher's
+    probabilities, and `weight` at the token that the teacher said.
+
+    The loss is then, but for a constant, `1 - weight` times the divergence from the teacher and
+    `weight` times the cross entropy of its answer (as soft and hard targets are joined in Hinton et
+    al. 2015, arXiv:1503.02531, with the answer in the place of the data's label). A token that is
+    not among the kept ids stays as it is.
+
+    Args:
+        row: with the teacher's answer and its target.
+        weight: in [0, 1); 0 returns the row itself.
+    """
+    if not weight or row.target is None:
+        return row
+    ids, log_probabilities = row.target.ids, row.target.log_probabilities.double()
+    is_said = ids == torch.tensor(row.input_ids[-row.num_labels :])[:, None]
+    is_said &= is_said.cumsum(-1) == 1  # where fewer are kept, the first id fills the rest
+    own = weight * is_said.any(-1, keepdim=True)
+    shares = log_probabilities.exp() * (1 - own) + own * is_said
+    target = replace(row.target, log_probabilities=shares.log().float())
+    return replace(row, target=target)
 
 
 def mixed(taught: Row, own: Row | None) -> list[Row]:

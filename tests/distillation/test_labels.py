@@ -17,7 +17,7 @@ from foreword.config import EncodingConfig
 from foreword.data.example import Example
 from foreword.data.target import Target, certain
 from foreword.distillation.distill import distill, prepare
-from foreword.distillation.labels import label_rows
+from foreword.distillation.labels import label_rows, toward_answer
 from foreword.distillation.queries import Query
 from foreword.errors import DataError, InputError
 from foreword.training.distributed import ALONE
@@ -151,3 +151,41 @@ def test_an_own_answer_has_the_room_that_the_form_leaves_it(form: Any, room: int
     assert rows_of("x" * 5)[0].num_labels <= 10
     with pytest.raises(DataError, match=f"labels of .* at most {room} fit"):
         rows_of("x" * 60)
+
+
+@pytest.mark.parametrize("weight", [0.25, 0.5, 0.9])
+def test_a_target_toward_the_answer_is_both_losses_at_their_weights(weight: float) -> None:
+    """But for a constant; kept ids in any order, and the first filling what is not kept."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(3, 30, generator=generator, dtype=torch.float64, requires_grad=True)
+    ids = torch.tensor([[4, 7, 9], [2, 5, 2], [8, 1, 3]])
+    kept = torch.tensor([[0.5, 0.3, 0.1], [0.7, 0.2, 0.0], [0.4, 0.3, 0.2]])
+    target = Target(ids, kept.log())
+    labels = [7, 2, 29]  # the last is not kept
+    row = replace(Row.from_ids([1], labels), target=target)
+    found = divergence(logits, toward_answer(row, weight).target)
+    plain = divergence(logits, target)
+    hard = torch.nn.functional.cross_entropy(logits, torch.tensor(labels), reduction="none")
+    for at, share in enumerate((weight, weight, 0.0)):
+        slow = (1 - share) * plain[at] + share * hard[at]
+        [one] = torch.autograd.grad(found[at], logits, retain_graph=True)
+        [other] = torch.autograd.grad(slow, logits, retain_graph=True)
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-7)
+    assert toward_answer(row, 0.0) is row
+
+
+def test_answers_weigh_in_what_is_learned_and_not_in_what_is_held_out() -> None:
+    config = replace(CONFIG, answer_weight=0.5)
+    plain, weighed = (prepare(backbone(), TEXT, QUERIES, 4, one) for one in (CONFIG, config))
+    assert (
+        weighed.held_out == plain.held_out
+        and weighed.start.content_hash == plain.start.content_hash
+    )
+    num_taught = 0
+    for one, other in zip(plain.rows, weighed.rows, strict=True):
+        if one.source.startswith("unrelated"):
+            assert one == other
+            continue
+        num_taught += 1
+        assert other == toward_answer(one, 0.5) != one
+    assert num_taught
