@@ -28,6 +28,11 @@ class Served:
     def __init__(self, directory: Path) -> None:
         self.backbone, self.store = tiny_backbone(), Store(directory / "store")
         self.prompts: dict[str, Any] = {"tiny": None, **fill(self.store, self.backbone, directory)}
+        for number, (name, is_text) in enumerate({"turns": False, "plain": True}.items()):
+            self.prompts[name] = tiny_prompt(self.backbone, 7 + number)
+            self.prompts[name].facts["encoding"] = {"is_text": is_text}
+            self.prompts[name].save(directory / name)
+            self.store.add(name, directory / name)
         self.server = Server(self.backbone, self.store, config(max_choices=4))
 
     def classify(self, **body: Any) -> httpx.Response:
@@ -43,7 +48,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
             yield made
 
 
-@pytest.mark.parametrize("model", ["tiny", "a", "b"])
+@pytest.mark.parametrize("model", ["tiny", "a", "b", "turns", "plain"])
 @pytest.mark.parametrize("asked", [{"messages": TURNS}, {"prompt": "say yes"}], ids=str)
 def test_what_is_measured_is_what_is_served(
     served: Served, model: str, asked: dict[str, Any]
@@ -53,8 +58,8 @@ def test_what_is_measured_is_what_is_served(
     measured = evaluate(
         served.backbone, subject, [Example(given, "no")], [METRICS["exact"]], choices=CHOICES
     )
-    if model == "tiny" and "prompt" in asked:
-        return  # evaluation asks the bare model in a turn
+    if model in ("tiny", "a", "b"):  # nothing says how their rows were: they are asked in a turn
+        asked = {"messages": TURNS}
     [outcome] = measured.outcomes
     found = served.classify(model=model, **asked).json()
     assert found["label"] == outcome.answer and found["model"] == model
