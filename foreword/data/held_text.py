@@ -72,11 +72,12 @@ def instructed(turns: Sequence[Message], instruction: str, template: ChatTemplat
         return [{"role": "system", "content": instruction}, *turns]
     questions = [index for index, turn in enumerate(turns) if turn["role"] == "user"]
     place = 0 if has_own or not questions else questions[0]
-    told = turns[place] | {"content": _joined(instruction, turns[place].get("content") or "")}
+    told = turns[place] | {"content": joined(instruction, turns[place].get("content") or "")}
     return [*turns[:place], told, *turns[place + 1 :]]
 
 
-def _joined(instruction: str, content: Any) -> Any:
+def joined(instruction: str, content: Any) -> Any:
+    """Return what a message says, as text or in parts, with an instruction before it."""
     if isinstance(content, list):
         return [{"type": "text", "text": instruction}, *content]
     return f"{instruction}\n\n{content}"

@@ -18,6 +18,7 @@ from foreword.data import encoding
 from foreword.data.encoding import NO_LIMIT, Row
 from foreword.data.example import message_text, named
 from foreword.data.examples import Example
+from foreword.data.held_text import joined
 from foreword.data.several import several
 from foreword.errors import DataError, InputError
 from foreword.evaluation import ensembles
@@ -365,9 +366,9 @@ def read_as(backbone: Backbone, subject: Subject, prompt: Text) -> Any:
 def _told(instruction: str, prompt: Text) -> Any:
     """Return a prompt with an instruction before it, as text."""
     if isinstance(prompt, str):
-        return f"{instruction}\n\n{prompt}"
+        return joined(instruction, prompt)
     first, *others = prompt
-    return [first | {"content": f"{instruction}\n\n{message_text(first)}"}, *others]
+    return [first | {"content": joined(instruction, message_text(first))}, *others]
 
 
 def _rows(backbone: Backbone, subject: Subject, asked: Sequence[Example]) -> list[Row]:

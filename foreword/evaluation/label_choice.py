@@ -146,11 +146,10 @@ def _as_written(choices: Sequence[str], answers: Sequence[str]) -> tuple[str, ..
     for text in answers:
         forms.setdefault(text.strip(), Counter())[text] += 1
     lead = " " if answers and all(text.startswith(" ") for text in answers) else ""
-    return tuple(
-        forms[one.strip()].most_common(1)[0][0]
-        if one.strip() in forms
-        else one
-        if one != one.strip()
-        else lead + one
-        for one in choices
-    )
+
+    def written(choice: str) -> str:
+        if (known := forms.get(choice.strip())) is not None:
+            return known.most_common(1)[0][0]
+        return choice if choice != choice.strip() else lead + choice
+
+    return tuple(map(written, choices))

@@ -19,29 +19,17 @@ def long(tmp_path: Path) -> str:
     return str(path)
 
 
-def prompt_of(path: Path, num_virtual: int) -> str:
-    SoftPrompt.from_embeddings(torch.randn(num_virtual, 32)).save(path)
-    return str(path)
-
-
-def test_rows_are_cut_to_what_the_prompt_to_start_from_leaves(
-    model: str, long: str, tmp_path: Path
+@pytest.mark.parametrize(
+    "num_virtual, more, num_cut", [(100, ["--truncate"], 6), (4, [], 0)], ids=["wide", "narrow"]
+)
+def test_rows_have_the_room_that_the_prompt_to_start_from_leaves(
+    model: str, long: str, tmp_path: Path, num_virtual: int, more: list[str], num_cut: int
 ) -> None:
-    output = str(tmp_path / "cut")
+    start, output = str(tmp_path / "start"), str(tmp_path / "out")
+    SoftPrompt.from_embeddings(torch.randn(num_virtual, 32)).save(start)
     said = invoke(
         "train", "--model", model, "--data", long, "--output", output, "--validation", "0",
-        "--init-prompt", prompt_of(tmp_path / "wide", 100), "--truncate", "--num-steps", "1",
+        "--init-prompt", start, "--num-steps", "1", *more,
     )  # fmt: skip
-    assert "6 rows, 6 truncated" in said
-    assert SoftPrompt.load(output).num_virtual_tokens == 100
-
-
-def test_rows_have_all_the_room_that_the_prompt_to_start_from_leaves(
-    model: str, long: str, tmp_path: Path
-) -> None:
-    output = str(tmp_path / "whole")
-    said = invoke(
-        "train", "--model", model, "--data", long, "--output", output, "--validation", "0",
-        "--init-prompt", prompt_of(tmp_path / "narrow", 4), "--num-steps", "1",
-    )  # fmt: skip
-    assert "6 rows, 0 truncated" in said
+    assert f"6 rows, {num_cut} truncated" in said
+    assert SoftPrompt.load(output).num_virtual_tokens == num_virtual
