@@ -6,7 +6,7 @@ is behind this class, in the rooms `model` and `generation`. It knows ids, not t
 """
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -34,6 +34,7 @@ from foreword.model.fingerprint import (
 from foreword.model.head import logits
 from foreword.model.media import split_media
 from foreword.model.passes import ForwardPasses, LabelStates
+from foreword.model.weights_version import WeightsVersion
 from foreword.prompt.narrowing import narrowed
 from foreword.prompt.prefix import CompiledPrefixes, Prefix, PrefixBatch, no_prefixes
 from foreword.prompt.soft_prompt import SoftPrompt
@@ -93,10 +94,11 @@ class Backbone:
         self.name = name or getattr(hf_model, "name_or_path", "") or hf_model.config.model_type
         self.weights: str | None = None  # what they are, where no checkpoint's own
         self.revision: str | None = getattr(hf_model.config, "_commit_hash", None)
+        self._weights_version = WeightsVersion(hf_model)
         self._compiled = CompiledPrefixes(NUM_COMPILED)
-        self._fingerprint: dict[str, Any] | None = None
+        self._fingerprint: tuple[Hashable, dict[str, Any]] | None = None
         self._tokenizer_facts: tuple[Any, dict[str, Any] | None] = (None, None)
-        self._one_token: States | None = None
+        self._one_token: tuple[Hashable, States] | None = None
         self._plain: Backbone | None = None  # the view without habits
         self._embedding_scale = self.passes.embedding_scale
         self._is_media_proved = capabilities.is_tested
@@ -233,7 +235,7 @@ class Backbone:
 
         With an encoder, embeddings stay unread: every row reads them with what is its own.
         The result does not change when the prompt is trained further. A prompt with the same values
-        is not computed again.
+        is not computed again, while the model's weights stay as they are.
 
         Raises:
             MismatchError: the prompt was made for another base model.
@@ -250,7 +252,7 @@ class Backbone:
             with torch.no_grad():
                 return Prefix(self.prefill(prompt).map(row_major), key, facts)
 
-        found = self._compiled.get(key, compute)
+        found = self._compiled.get((key, self._state()), compute)
         # Prompts of the same values may say different things of themselves.
         return found if found.facts == facts else replace(found, facts=facts)
 
@@ -396,12 +398,14 @@ class Backbone:
 
     def fingerprint(self) -> dict[str, Any]:
         """Return what tells this base from another: proportions and hashes of its numbers."""
-        if self._fingerprint is None:
+        version = self._weights_version.now()
+        if self._fingerprint is None or self._fingerprint[0] != version:
             is_quantized = bool(getattr(self.model, "is_quantized", False))
             whole = self.model if self.capabilities.encoder else self.decoder
             samples = None if is_quantized else samples_of(self.model)
-            self._fingerprint = compute_fingerprint(whole, self.embed, self.capabilities, samples)
-        return self._fingerprint
+            found = compute_fingerprint(whole, self.embed, self.capabilities, samples)
+            self._fingerprint = version, found
+        return self._fingerprint[1]
 
     def identity(self) -> dict[str, Any]:
         """Return what tells it from another base, as a prompt records it."""
@@ -461,11 +465,20 @@ class Backbone:
 
     def _probe(self) -> States:
         """Find what each layer keeps by letting the model read one token."""
-        if self._one_token is None:
+        state = self._state()
+        if self._one_token is None or self._one_token[0] != state:
             with torch.no_grad():
                 token = self.embed(torch.zeros(1, dtype=torch.long))
-                self._one_token = self.passes.prefill(token)
-        return self._one_token
+                self._one_token = state, self.passes.prefill(token)
+        return self._one_token[1]
+
+    def _state(self) -> Hashable:
+        """Return what a prefix depends on beside its prompt: the weights, and the precision that an
+        autocast around the call asks for.
+        """
+        kind = self.device.type
+        cast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+        return self._weights_version.now(), cast
 
     def _prove_media(
         self, input_ids: Tensor | None, mask: Tensor | None, given: Mapping[str, Any]

@@ -129,6 +129,16 @@ def at_hangup(loop: asyncio.AbstractEventLoop, call: Callable[[], object]) -> No
         loop.add_signal_handler(hangup, call)
 
 
+def held_hangups() -> Callable[[], bool]:
+    """Let no SIGHUP end this process from now on, where the system has that signal; return what
+    says whether one has come.
+    """
+    found: list[int] = []
+    if (hangup := getattr(signal, "SIGHUP", None)) is not None:
+        signal.signal(hangup, lambda number, _: found.append(number))
+    return lambda: bool(found)
+
+
 def take_port_again(one: socket.socket) -> None:
     """Let a port that a server has just left be taken again, and none that is in use."""
     # On Windows SO_REUSEADDR would take a port away from whoever listens there.

@@ -42,7 +42,7 @@ def clear(output: str, *, keeps_answers: bool = False) -> None:
         if not keeps_answers:
             if _is_date(folder / context_date.FILE):
                 _unlink([folder / context_date.FILE])
-            for kind in (kept_work.ANSWERED, kept_work.ASKED):
+            for kind in (kept_work.ANSWERED, kept_work.ASKED, kept_work.STARTED):
                 kept_work.remove(folder, kind)
     kept_work.remove_empty([*seeds, *(one.parent for one in seeds)])
 

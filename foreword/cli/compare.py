@@ -28,7 +28,9 @@ def command(
     resampling: ResamplingConfig,
     prompts: Annotated[
         list[str],
-        typer.Argument(help="directories or Hub ids of soft prompts; the first is compared with"),
+        typer.Argument(
+            help="directories or Hub ids of soft prompts; the others are compared with the first"
+        ),
     ],
     data: options.Data,
     model: options.Model = None,

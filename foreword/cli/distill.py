@@ -21,7 +21,7 @@ from foreword.errors import ArtifactError, InputError
 
 if TYPE_CHECKING:
     from foreword.backbone import Backbone
-    from foreword.distillation.distill import Lesson
+    from foreword.distillation.lesson import Lesson
     from foreword.distillation.queries import Query
     from foreword.prompt.soft_prompt import SoftPrompt
     from foreword.prompt.stored_prompt import StoredPrompt
@@ -193,7 +193,8 @@ def _prepared(
     is_anew: bool,
 ) -> "Lesson":
     """Let the teacher answer, and say what that came to."""
-    from foreword.distillation.distill import form_of, prepare
+    from foreword.distillation.input_checks import form_of
+    from foreword.distillation.lesson import prepare
 
     with options.errors.status("reading the context") as status:
         count, num_asked = 0, 0

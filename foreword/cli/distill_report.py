@@ -12,7 +12,7 @@ from foreword.cli.agreement import megabytes, milliseconds, said
 
 if TYPE_CHECKING:
     from foreword.backbone import Backbone
-    from foreword.distillation.distill import Lesson
+    from foreword.distillation.lesson import Lesson
     from foreword.prompt.soft_prompt import SoftPrompt
     from foreword.training.distributed import Ranks
 

@@ -17,7 +17,7 @@ from foreword.cli import early, options
 from foreword.cli.console import one_line, texts_as_log
 from foreword.config import ServeConfig, check_keys, checked_key, checked_origin
 from foreword.errors import DependencyError, ForewordError, InputError, UnsupportedError
-from foreword.os_calls import become
+from foreword.os_calls import become, held_hangups
 from foreword.prompt.store_directory import VARIABLE, store_directory
 
 if TYPE_CHECKING:
@@ -67,6 +67,7 @@ def command(
 
     Example: foreword serve smollm2-135m --prompts prompts
     """
+    _check_admin_key(admin_key, config, engine)
     api_key = checked_key("FOREWORD_API_KEY", _given(api_key, "FOREWORD_API_KEY"))
     admin_key = checked_key("FOREWORD_ADMIN_KEY", _given(admin_key, "FOREWORD_ADMIN_KEY"))
     prompts = store_directory(prompts)
@@ -90,6 +91,25 @@ def command(
     _check_extra()
     with _logged(config):
         _serve(config, model, store, engine, engine_options or [], (api_key, admin_key), origins)
+
+
+def _check_admin_key(admin_key: str | None, config: ServeConfig, engine: str) -> None:
+    """Refuse an admin key that is typed where nothing can be loaded; in the environment it may be
+    meant for others.
+
+    Raises:
+        InputError: names what is missing. UnsupportedError: the engine loads nothing over HTTP.
+    """
+    if admin_key is None or admin_key == os.environ.get("FOREWORD_ADMIN_KEY"):
+        return
+    if engine == "vllm":
+        raise UnsupportedError(
+            "--admin-key: vLLM loads nothing over HTTP, it follows the store; leave it out"
+        )
+    if not config.runtime_loading:
+        raise InputError(
+            "--admin-key is for loading at run time: give --runtime-loading, or leave it out"
+        )
 
 
 @contextlib.contextmanager
@@ -125,6 +145,7 @@ def _serve(
     """Listen, load, and serve until the end."""
     from foreword.server.sockets import listen
 
+    was_hung_up = held_hangups()  # loading takes minutes, and the store may change meanwhile
     with contextlib.ExitStack() as until_end:
         sockets = [until_end.enter_context(one) for one in listen(config.host, config.port)]
         from transformers.utils import logging as own_log
@@ -149,7 +170,7 @@ def _serve(
         port = sockets[0].getsockname()[1]
         options.errors.print(f"serving {names} at http://{config.host}:{port}")
         # Threads that still encode for requests that are gone would hold the process up.
-        options.end_at_once(serve(server, sockets))
+        options.end_at_once(serve(server, sockets, was_hung_up))
 
 
 def _on_engine(

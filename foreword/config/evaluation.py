@@ -14,7 +14,7 @@ class EvalConfig:
     metrics: str = option(
         "auto",
         "'auto' looks at the answers; or some of loss, accuracy, macro_f1, exact, json, rouge_l, "
-        "calls, with commas",
+        "calls, with commas; with --choices also ece",
     )
     choices: str | None = option(
         None,

@@ -23,8 +23,8 @@ class ObjectiveConfig:
     )
     beta: float | None = option(
         None,
-        "of dpo and dpo-norm: the less, the farther from that start; default: 0.1, and 5 for "
-        "dpo-norm",
+        "of dpo and dpo-norm: a smaller value lets the prompt move farther from where it starts; "
+        "default: 0.1, and 5 for dpo-norm",
     )
     chosen_weight: float = option(
         0.0,

@@ -26,7 +26,9 @@ class ServeConfig:
     default_max_tokens: int = option(
         1024, "new tokens of a chat answer that names no limit; memory is kept for all of them"
     )
-    max_choices: int = option(16, "answers to one HTTP request: its prompts times its n")
+    max_choices: int = option(
+        16, "answers to one HTTP request: its prompts times its n, or the choices of /v1/classify"
+    )
     max_body_bytes: int = option(2_000_000, "size of one HTTP request")
     max_media: int = option(16, "images and sounds of one HTTP request; 0 refuses them")
     image_pixels: int = option(20_000_000, "pixels of all images of one HTTP request")

@@ -52,18 +52,19 @@ class TrainConfig:
     method: MethodName | None = option(
         None,
         "how the prompt is learned, see docs/methods.md; default: context-tuning where nothing is "
-        "said of the start and rows are short (a median of at most 96 tokens), else prefix-tuning, "
-        "or prompt-tuning with --form embeddings",
+        "said of the start and there are at least 16 different rows of text, most of at most 96 "
+        "tokens; else prefix-tuning, or prompt-tuning with --form embeddings or behind an "
+        "--init-prompt of embeddings",
     )
     form: Form | None = option(
         None,
         "what is learned: 'embeddings' [P, H] or 'key_values' of every layer; default: what "
-        "--method learns",
+        "--method learns, or that of --init-prompt",
     )
     num_virtual_tokens: int | None = option(
         None,
-        "P, the number of virtual tokens; a multiple of 16 serves best; default: that of the "
-        "prompt to start from, else 32, or 192 for context-tuning",
+        "P, the number of virtual tokens; a multiple of 16 serves best; default: 32, or 192 for "
+        "context-tuning; that of the prompt to start from, whatever this says",
     )
     init: Initialization = option(
         "text",
@@ -72,8 +73,8 @@ class TrainConfig:
     )
     init_text: str | None = text_option(
         None,
-        "instruction that the prompt starts from; without it, vocabulary, and demonstrations for "
-        "context-tuning",
+        "instruction that the prompt starts from; default: sampled vocabulary, or the first rows "
+        "with context-tuning",
     )
     task_column: str | None = option(
         None, "column that names each row's task, for --method multitask"
@@ -84,8 +85,8 @@ class TrainConfig:
     encoder_size: int | None = option(
         None,
         "hidden size of the network of p-tuning, residual and prefix-projection; default: the "
-        "model's hidden size, as PEFT's examples; half of it for residual, an own choice; 512 for "
-        "prefix-projection, as Li and Liang 2021",
+        "model's hidden size, as PEFT's examples; half of it for residual (foreword's choice); 512 "
+        "for prefix-projection, as Li and Liang 2021",
     )
     learning_rate: Rate | None = rate_option(
         None,

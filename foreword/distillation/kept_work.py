@@ -1,4 +1,4 @@
-"""Kept work: the files in which a distillation keeps questions and the teacher's answers.
+"""Kept work: the files in which a distillation keeps questions, answers and what it starts from.
 
 In: the folder of a distillation. Out: which files these are, and the removal of those that a run
 which begins anew cannot use. Reads no question and no answer; imports no torch.
@@ -13,9 +13,11 @@ from foreword.storage import storage_errors
 
 ANSWERED = "teacher"  # folder of the teacher's answers, with one for each part of a long text
 ASKED = "questions"  # folder of what was asked
+STARTED = "start"  # folder of what the first step started from
 _NAMES = {
     ANSWERED: re.compile(r"(?:part-\d{3,}/)?\d{5,}\.safetensors"),
     ASKED: re.compile(r"\d{5,}\.json"),
+    STARTED: re.compile(r"(?:unrelated|prompt)\.safetensors"),
 }
 
 
@@ -25,7 +27,7 @@ def part_of(folder: Path, part: int, num_parts: int) -> Path:
 
 
 def files_of(folder: Path, kind: str) -> list[Path]:
-    """Return the files of kept answers or questions, in order."""
+    """Return the files of kept answers, questions or starts, in order."""
     place = folder / kind
     known = _NAMES[kind]
     found = (path for path in place.rglob("*") if path.is_file())
@@ -33,7 +35,7 @@ def files_of(folder: Path, kind: str) -> list[Path]:
 
 
 def remove(folder: Path, kind: str, fits: Callable[[Path], bool] = lambda file: False) -> None:
-    """Remove the kept answers or questions that do not fit, and the folders that are empty then.
+    """Remove the kept files of one kind that do not fit, and the folders that are empty then.
 
     Raises:
         StorageError: they cannot be removed.

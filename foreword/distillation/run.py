@@ -1,7 +1,7 @@
 """Distillation in one call: a text and queries in, events of training out.
 
 In: a backbone, a text, rows or none, the options. Out: an iterator of training events, whose last
-one holds the prompt. Where what is taught is to be looked at first, `distill.prepare` and
+one holds the prompt. Where what is taught is to be looked at first, `lesson.prepare` and
 `distill.distill` are its two halves. Prints nothing.
 """
 
@@ -11,8 +11,10 @@ from pathlib import Path
 
 from foreword.backbone import Backbone
 from foreword.config import DistillConfig, TrainConfig
-from foreword.distillation import distill as halves
+from foreword.distillation import distill as training
 from foreword.distillation.contexts import AnyContext
+from foreword.distillation.input_checks import form_of
+from foreword.distillation.lesson import AnyQuery, prepare
 from foreword.training.folders import STATE_FILE
 from foreword.training.loop import TrainEvent
 from foreword.training.state_file import refuse_run
@@ -21,7 +23,7 @@ from foreword.training.state_file import refuse_run
 def distill(
     backbone: Backbone,
     context: AnyContext,
-    rows: Sequence[halves.AnyQuery] | None = None,
+    rows: Sequence[AnyQuery] | None = None,
     config: TrainConfig | None = None,
     *,
     distill_config: DistillConfig | None = None,
@@ -61,15 +63,15 @@ def distill(
     config = config or TrainConfig()
     if checkpoint is not None and not resume:
         refuse_run(Path(checkpoint) / STATE_FILE)
-    lesson = halves.prepare(
+    lesson = prepare(
         backbone,
         context,
         rows,
         config.num_virtual_tokens,
         distill_config,
-        form=halves.form_of(config),
+        form=form_of(config),
         seed=config.seed,
         folder=checkpoint,
         is_instruction=is_instruction,
     )
-    return halves.distill(backbone, lesson, config, checkpoint=checkpoint, resume=resume)
+    return training.distill(backbone, lesson, config, checkpoint=checkpoint, resume=resume)

@@ -15,10 +15,12 @@ from torch import Tensor
 from foreword.backbone import Backbone
 from foreword.compat import transformers_api
 from foreword.engine import sampling
-from foreword.engine.grouped_attention import attending, grouped, groups_of
+from foreword.engine.grouped_attention import Groups, attending, grouped, groups_of
 from foreword.engine.kv_cache import ForwardBatch, KVCache
+from foreword.engine.limits import EngineLimits
 from foreword.engine.request_state import RequestState
 from foreword.engine.sampling import Choice
+from foreword.model.capabilities import check_attention
 from foreword.model.decoder import Decoder
 from foreword.model.masks import place_in_slots
 from foreword.model.media import split_media
@@ -27,6 +29,7 @@ from foreword.prompt.states import States
 
 log = logging.getLogger("foreword.engine")
 MAX_FAILURES = 8  # of passes one after the other, before the model itself is taken for broken
+PROOF_LENGTHS, PROOF_NEW = (2, 9), 3  # tokens of the rows of a proof, and those of its pass
 
 Ready = tuple[list[RequestState], Tensor]
 """Requests of which nothing is pending, and their logits `[B, V]`."""
@@ -40,7 +43,7 @@ class ModelRunner:
         self._num_failures = 0
         # Elsewhere, groups of rows would be many small kernels.
         has_groups = backbone.device.type == "cpu" and backbone.capabilities.attention_patterns
-        self._grouped = grouped(backbone.decoder) if has_groups else backbone.decoder
+        self._grouped = self._proved(grouped(backbone.decoder)) if has_groups else backbone.decoder
 
     def run(self, states: list[RequestState], limit: int) -> list[Ready]:
         """Run up to `limit` pending tokens of each request; return those of which none is left, of
@@ -114,28 +117,82 @@ class ModelRunner:
 
     def hidden(self, current: ForwardBatch, ids: list[list[int]]) -> Tensor:
         """Return the last hidden states `[B, T, H]` of one pass."""
-        backbone, num_new = self.backbone, current.num_new
-        padded = [one + one[-1:] * (num_new - len(one)) for one in ids]
-        positions = current.positions(backbone.device)
-        self.kv_cache.begin(current, positions)
         groups = groups_of(current.lengths)
-        decoder = self._grouped if len(groups) > 1 else backbone.decoder
+        decoder = self._grouped if len(groups) > 1 else self.backbone.decoder
+        return self._hidden(decoder, groups, self.kv_cache, current, ids)
+
+    def _hidden(
+        self,
+        decoder: Any,
+        groups: Groups,
+        kv_cache: KVCache,
+        current: ForwardBatch,
+        ids: Sequence[Sequence[int]],
+    ) -> Tensor:
+        backbone, num_new = self.backbone, current.num_new
+        padded = [[*one, *list(one[-1:]) * (num_new - len(one))] for one in ids]
+        positions = current.positions(backbone.device)
+        kv_cache.begin(current, positions)
         is_cpu = backbone.device.type == "cpu"
         with transformers_api.grouped_heads(is_cpu and num_new > 1), attending(groups):
             output = decoder(
                 input_ids=torch.tensor(padded, device=backbone.device),
                 use_cache=True,
                 **self._placed(current, positions),
-                **{backbone.capabilities.cache_argument: self.kv_cache.cache},
+                **{backbone.capabilities.cache_argument: kv_cache.cache},
             )
         hidden: Tensor = output.last_hidden_state
         return hidden
+
+    def _proved(self, view: Any) -> Any:
+        """Return a view whose attention goes by groups, where a few tokens show that it changes
+        nothing; else the decoder itself, and the log says why. Classes that look at the name of
+        their attention themselves may read a mask otherwise.
+        """
+        try:
+            reason = self._difference(view)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # a family's code may do anything with what it does not expect
+            reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+        if reason is None:
+            return view
+        log.info("rows attend together: %s cannot run in groups (%s)", self.backbone.name, reason)
+        return self.backbone.decoder
+
+    def _difference(self, view: Any) -> str | None:
+        """Say how two rows of unlike length differ in a view from the decoder; None: not at all."""
+        special = {modality.token_id for modality in self.backbone.capabilities.modalities}
+        plain = [(7919 * one) % self.backbone.capabilities.vocab_size for one in range(1, 80)]
+        ids = [one for one in plain if one not in special]
+        kv_cache = KVCache(self.backbone.capabilities.layers, EngineLimits(max_rows=2))
+        kv_cache.reserve(2, max(PROOF_LENGTHS) + PROOF_NEW)
+        with torch.no_grad():
+            for row, length in enumerate(PROOF_LENGTHS):
+                alone = ForwardBatch([row], [0], [length])
+                whole = ((slice(0, 1), length),)
+                self._hidden(self.backbone.decoder, whole, kv_cache, alone, [ids[:length]])
+                kv_cache.end()
+            for count in (PROOF_NEW, 1):
+                current = ForwardBatch([0, 1], PROOF_LENGTHS, [count, count])
+                groups = tuple((slice(i, i + 1), n) for i, n in enumerate(current.lengths))
+                rows = [ids[-count:], ids[-2 * count : -count]]
+                expected, found = (
+                    self._hidden(decoder, groups, kv_cache, current, rows).float()
+                    for decoder in (self.backbone.decoder, view)
+                )
+                share = ((found - expected).norm() / expected.norm()).item()
+                is_exact = self.backbone.dtype in (torch.float32, torch.float64)
+                if not share <= (1e-3 if is_exact else 0.05):
+                    return f"its hidden states differ by {share:.2g}"
+        return None
 
     def _placed(self, current: ForwardBatch, positions: Tensor) -> dict[str, Any]:
         """Return position ids and masks, which recurrent layers alone do not take."""
         capabilities = self.backbone.capabilities
         if not capabilities.attention_patterns:
             return {}
+        check_attention(self.backbone.model, capabilities)
         masks = place_in_slots(
             positions, current.width, capabilities, self.backbone.dtype, is_even=current.is_even
         )

@@ -30,7 +30,7 @@ from foreword.compat.transformers_api import (
 from foreword.errors import InputError, UnsupportedError
 from foreword.generation import padding
 from foreword.model import checks, contiguous, prefixed_cache, recurrent
-from foreword.model.capabilities import Capabilities
+from foreword.model.capabilities import Capabilities, check_attention
 from foreword.model.encoder_decoder import EncoderDecoder
 from foreword.model.forward import model_inputs, run_pass
 from foreword.model.media import Reading
@@ -123,6 +123,7 @@ class DecoderView(GenerationMixin):
         tokens = (
             inputs["input_ids"] if inputs.get("input_ids") is not None else inputs["inputs_embeds"]
         )
+        check_attention(self._model, self._capabilities)
         placed = model_inputs(
             self._capabilities,
             batch,

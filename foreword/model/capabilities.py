@@ -216,6 +216,22 @@ def inspect_model(model: Any) -> Capabilities:
         ) from failure
 
 
+def check_attention(model: Any, capabilities: Capabilities) -> None:
+    """Refuse a pass of a model whose attention was switched after it was inspected: its masks would
+    be of the other kind.
+
+    Raises:
+        UnsupportedError: says what to do.
+    """
+    now = model.config.get_text_config(decoder=True)._attn_implementation
+    if now != capabilities.attention:
+        raise UnsupportedError(
+            f"the model's attention is {now!r} now, and was {capabilities.attention!r} when this "
+            "Backbone was made: make a new one of the same model, Backbone(model, tokenizer), or "
+            f"set it back by model.set_attn_implementation({capabilities.attention!r})"
+        )
+
+
 def _inspect(model: Any) -> Capabilities:
     config: Any = model.config.get_text_config(decoder=True)
     name = getattr(model.config, "model_type", type(model).__name__)

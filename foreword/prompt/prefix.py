@@ -8,7 +8,7 @@ know how a state was computed, nor the KV cache that starts from it.
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -172,17 +172,17 @@ def same_prefix(prefix: Prefix, num_rows: int) -> PrefixBatch:
 
 
 class CompiledPrefixes:
-    """Up to `limit` prefixes by the content of their prompts; the least recently used goes first.
+    """Up to `limit` prefixes by what they were computed from; the least recently used goes first.
 
     Threads may ask at once; two that ask for the same new key may both compute it.
     """
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
-        self._known: OrderedDict[str, Prefix] = OrderedDict()
+        self._known: OrderedDict[Hashable, Prefix] = OrderedDict()
         self._lock = threading.Lock()
 
-    def get(self, key: str, compute: Callable[[], Prefix]) -> Prefix:
+    def get(self, key: Hashable, compute: Callable[[], Prefix]) -> Prefix:
         """Return the prefix under a key; compute it where it is missing."""
         with self._lock:
             if key in self._known:

@@ -421,7 +421,7 @@ def check_name(name: str) -> str:
     if not NAME.fullmatch(name):
         raise InputError(
             f"{name[:80]!r} is not a name; expected 1 to 64 letters, digits, '.', '-' and '_', "
-            "beginning with a letter or a digit"
+            "beginning with a letter or a digit, and not ending with a dot"
         )
     return name
 

@@ -47,40 +47,16 @@ async def classify(body: ClassifyRequest, http: Request) -> dict[str, Any]:
         body.is_longer(LONG_TEXT),
         deadline,
     )
-    requests = [
-        request.Request(
-            row.input_ids,
-            served.source,
-            max_new_tokens=0,
-            num_prompt_logprobs=0,
-            logprobs_from=len(row.input_ids) - row.num_labels,
-        )
-        for row in rows
-    ]
+    requests = [_request(row.input_ids, served, row.num_labels) for row in rows]
     for one in requests:
         state.worker.engine.check(one)
+    told = {"model": served.name, "soft_prompt": served.label, "choices": len(requests)}
     shared = rows[0].input_ids[: num_shared(rows)]
-    asked = [requests]
     if len(shared) >= MIN_SHARED and state.config.cache_bytes:
         # The question is read once, and its state kept: every answer goes on from it.
-        asked.insert(0, [request.Request(shared, served.source, max_new_tokens=0)])
-    for part in asked:
-        answers = Answers(
-            state.worker,
-            state.backbone.tokenizer,
-            (),
-            state.config.request_seconds,
-            deadline=deadline,
-        )
-        answers.submit(part)
-        try:
-            await collected(http, answers)
-        finally:
-            answers.cancel()
-            fields = fields_of(answers, 1, started)
-            told = {"model": served.name, "soft_prompt": served.label, "choices": len(requests)}
-            note(http, told | fields)
-    state.metrics.count_finished(served.label, fields)
+        await _read([_request(shared, served)], http, told, started, deadline)
+    answers = await _read(requests, http, told, started, deadline)
+    state.metrics.count_finished(served.label, fields_of(answers, 1, started))
     losses = [
         -sum(choice.logprob or 0.0 for choice in answer.handle.prompt_logprobs)
         for answer in answers.answers
@@ -101,6 +77,48 @@ async def classify(body: ClassifyRequest, http: Request) -> dict[str, Any]:
     }
 
 
+def _request(ids: tuple[int, ...], served: ServedModel, num_labels: int = 0) -> request.Request:
+    """Return a request that reads ids and generates nothing: where the last of them are labels,
+    their log-probabilities are told.
+    """
+    if not num_labels:
+        return request.Request(ids, served.source, max_new_tokens=0)
+    return request.Request(
+        ids,
+        served.source,
+        max_new_tokens=0,
+        num_prompt_logprobs=0,
+        logprobs_from=len(ids) - num_labels,
+    )
+
+
+async def _read(
+    requests: Sequence[request.Request],
+    http: Request,
+    told: dict[str, Any],
+    started: float,
+    deadline: float,
+) -> Answers:
+    """Let the engine read some requests, and return what it says of them; the log is told, however
+    that ends.
+    """
+    state = state_of(http)
+    answers = Answers(
+        state.worker,
+        state.backbone.tokenizer,
+        (),
+        state.config.request_seconds,
+        deadline=deadline,
+    )
+    answers.submit(requests)
+    try:
+        await collected(http, answers)
+    finally:
+        answers.cancel()
+        note(http, told | fields_of(answers, 1, started))
+    return answers
+
+
 def rows_of(
     backbone: Backbone,
     state: AppState,
@@ -117,8 +135,6 @@ def rows_of(
             nothing before it.
     """
     config = replace(served.encoding, max_length=None, truncate=False)
-    if isinstance(prompt, str) and config.held_text is not None:
-        raise InputError(f"prompt: {served.name} stands before conversations: give messages")
     longest = room(state, served)
     _, media = chat.encode(backbone, prompt, config, longest)  # a text that is too long is not read
     if media is not None:

@@ -11,7 +11,7 @@ import logging
 import signal
 import socket
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -100,6 +100,7 @@ class Server(uvicorn.Server):
             tracing=tracing,
         )
         self.options = config
+        self.was_hung_up: Callable[[], bool] = lambda: False
         self._reloading = ThreadPoolExecutor(1, "reload")  # one at a time
         super().__init__(_uvicorn_config(app, config, self._look_at_connections))
 
@@ -121,11 +122,15 @@ class Server(uvicorn.Server):
                 one.close()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Listen, and read the store again at each SIGHUP, where the system has that signal."""
+        """Listen, and read the store again at each SIGHUP, where the system has that signal, and if
+        one came before.
+        """
         await super().startup(sockets)
         if threading.current_thread() is threading.main_thread():
             loop = asyncio.get_running_loop()
             at_hangup(loop, lambda: loop.run_in_executor(self._reloading, self.reload))
+            if self.was_hung_up():
+                loop.run_in_executor(self._reloading, self.reload)
 
     def reload(self) -> None:
         """Read the store again, and log what changed; requests under way keep their versions."""
@@ -167,8 +172,17 @@ class Server(uvicorn.Server):
         return f"http://{host}:{port}"
 
 
-def serve(server: Server, sockets: list[socket.socket] | None = None) -> int:
+def serve(
+    server: Server,
+    sockets: list[socket.socket] | None = None,
+    was_hung_up: Callable[[], bool] = lambda: False,
+) -> int:
     """Serve until a signal or the engine's death; return the exit code.
+
+    Args:
+        server: ready to run.
+        sockets: to serve at; None: those that `listen` makes.
+        was_hung_up: whether a SIGHUP came before the server could take one.
 
     Raises:
         InputError: the address cannot be listened at.
@@ -176,6 +190,7 @@ def serve(server: Server, sockets: list[socket.socket] | None = None) -> int:
     # uvicorn raises the signal again once it has stopped; ignored, a drained server exits with 0.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)
+    server.was_hung_up = was_hung_up
     server.run(sockets)
     return 1 if server.worker.error is not None or not server.started else 0
 

@@ -112,14 +112,15 @@ def run_identity(
         BASE: json.dumps(backbone.fingerprint(), sort_keys=True),
         "the base's dtype": str(backbone.dtype).removeprefix("torch."),
         **{name: known.get(key) for key, name in NAMES.items()},
-        "the training rows": _hash_rows(rows),
-        "the validation rows": _hash_rows(held_out),
+        "the training rows": hash_rows(rows),
+        "the validation rows": hash_rows(held_out),
         "the prompt to start from": initial.content_hash if initial else None,
         "options": options,
     }
 
 
-def _hash_rows(rows: Sequence[Row]) -> str:
+def hash_rows(rows: Sequence[Row]) -> str:
+    """Return a hash of what is learned from rows: their ids, labels, weights and targets."""
     digest = hashlib.sha256()
     for row in rows:
         digest.update(f"{row.num_labels} {row.input_ids}{row.task}\n".encode())

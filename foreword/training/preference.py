@@ -42,7 +42,7 @@ class Preference:
     """Direct preference optimization.
 
     Attributes:
-        beta: how far a preference may move the prompt from the reference: less, the farther.
+        beta: a smaller value lets a preference move the prompt farther from the reference.
         is_normalized: whether an answer's log probability is that of a mean label.
         chosen_weight: of the preferred answers' own loss, at a mean label, beside it.
     """

@@ -5,7 +5,7 @@ state of a run that resumes, and writes that of one that begins.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from foreword.backbone import Backbone
 from foreword.config import AUTO, EncodingConfig, TrainConfig
-from foreword.data.row import every
+from foreword.data.row import Row, every
 from foreword.data.several import several
 from foreword.errors import InputError
 from foreword.prompt.peft_format import FILES
@@ -70,29 +70,13 @@ def prepare(
 
     Takes what `train` takes, and raises what it raises.
     """
+    _check(config, encoding_config, objective, source, has_start=initial is not None)
     if resume and file is None:
         raise InputError("resume needs checkpoint, the directory that holds the training state")
     if file is not None and not resume and clear is None:
         refuse_run(file)
-    for name, given, kind in (
-        ("config", config, TrainConfig), ("encoding_config", encoding_config, EncodingConfig),
-    ):  # fmt: skip
-        if not isinstance(given, kind):
-            raise InputError(f"{name}: expected a {kind.__name__}, got {type(given).__name__}")
     examples = several("examples", examples, "rows")  # read twice
     validation = several("validation", validation, "rows")
-    if isinstance(objective, str) or not hasattr(objective, "summed"):
-        raise InputError(
-            f"objective: expected an objective such as Preference(), got {objective!r:.80}"
-        )
-    objective.check(config, has_start=initial is not None)
-    config.check_step(source.group if source is not None else 1)
-    if source is not None and launch.is_fsdp_asked_for():
-        instead = ", or without --on-policy" if "on_policy" in source.identity else ""
-        raise InputError(
-            "answers that are drawn in training are of different lengths in each process, and a "
-            f"sharded base needs all in step: run without sharding{instead}"
-        )
     is_open = config.is_start_open and initial is None
     share = 1.0 if config.learning_rate is not None else objective.rate_share
     if initial is not None:
@@ -102,17 +86,9 @@ def prepare(
     encoding_config = start_rows.written(backbone, encoding_config, initial, objective, stored)
     ranks = distributed.join()
     is_paired = objective.has_pairs
-    rows, notices = encode_rows(backbone, examples, config, encoding_config, are_pairs=is_paired)
+    rows, cut = encode_rows(backbone, examples, config, encoding_config, are_pairs=is_paired)
     held_out, _ = encode_rows(backbone, validation, config, encoding_config, are_pairs=is_paired)
-    if not rows:
-        raise InputError("no examples to train on; give at least one")
-    if config.patience and not held_out:
-        raise InputError(
-            "--patience counts validations without a better one, and there are no validation rows: "
-            "give some, or leave it out"
-        )
-    if config.method == "multitask":
-        check_tasks(rows, held_out)
+    _check_rows(rows, held_out, config)
     if is_open:
         config, said = start.with_start(backbone, config, rows, held_out)
     config = start.with_rate(backbone, config, share)
@@ -129,24 +105,9 @@ def prepare(
         method = start.bound(stored.method(backbone.device), initial, rows, run.config)
         notices = [notice] if (notice := stored.changed_environment(identity)) else []
     else:
-        has_answers, by_task = objective.has_answers, config.method == "multitask"
-        is_labelled = has_answers and not is_paired
-        doubts = (
-            contradicted(rows, by_task=by_task) if is_labelled else None,
-            overlap(rows, held_out, by_task=by_task, has_answers=has_answers),
-        )
-        notices += [*said, *(one for one in doubts if one)]
         method = start.begin(backbone, initial, rows, run.config)
-        notices += start.unused_text(backbone, run.config) if initial is None else []
-        method.facts = describe(
-            backbone, run.config, encoding_config, rows, has_answers=has_answers
-        )
-        method.facts["training"] |= chosen | objective.identity
-        if initial is not None and not has_answers:
-            method.facts["encoding"] |= told_by(initial)
-        elif initial is not None:
-            other = start_rows.otherwise(backbone, initial, method.facts["encoding"])
-            notices += [other] if other else []
+        method.facts = _facts(run, encoding_config, initial, chosen)
+        notices = [*cut, *said, *_doubts(run, initial, method.facts["encoding"])]
     state = start.start_state(run, method)
     state.reference = reference
     if stored is not None:
@@ -154,6 +115,82 @@ def prepare(
     ranks.check_alike(f"{identity} {state.progress} {state.prompt.content_hash}")
     _open_file(run, state, clear, is_new=stored is None)
     return run, state, notices
+
+
+def _check(
+    config: TrainConfig,
+    encoding_config: EncodingConfig,
+    objective: Objective,
+    source: RowSource | None,
+    *,
+    has_start: bool,
+) -> None:
+    """Refuse arguments of another kind, and options that the objective or the processes exclude."""
+    for name, given, kind in (
+        ("config", config, TrainConfig), ("encoding_config", encoding_config, EncodingConfig),
+    ):  # fmt: skip
+        if not isinstance(given, kind):
+            raise InputError(f"{name}: expected a {kind.__name__}, got {type(given).__name__}")
+    if isinstance(objective, str) or not hasattr(objective, "summed"):
+        raise InputError(
+            f"objective: expected an objective such as Preference(), got {objective!r:.80}"
+        )
+    objective.check(config, has_start=has_start)
+    config.check_step(source.group if source is not None else 1)
+    if source is not None and launch.is_fsdp_asked_for():
+        instead = ", or without --on-policy" if "on_policy" in source.identity else ""
+        raise InputError(
+            "answers that are drawn in training are of different lengths in each process, and a "
+            f"sharded base needs all in step: run without sharding{instead}"
+        )
+
+
+def _check_rows(rows: Sequence[Row], held_out: Sequence[Row], config: TrainConfig) -> None:
+    """Refuse to train on nothing, patience without validations, and tasks that do not fit."""
+    if not rows:
+        raise InputError("no examples to train on; give at least one")
+    if config.patience and not held_out:
+        raise InputError(
+            "--patience counts validations without a better one, and there are no validation rows: "
+            "give some, or leave it out"
+        )
+    if config.method == "multitask":
+        check_tasks(rows, held_out)
+
+
+def _facts(
+    run: Run,
+    encoding_config: EncodingConfig,
+    initial: SoftPrompt | None,
+    chosen: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Return what the prompts of a run that begins know of it."""
+    has_answers = run.objective.has_answers
+    facts = describe(run.backbone, run.config, encoding_config, run.rows, has_answers=has_answers)
+    facts["training"] |= {**chosen, **run.objective.identity}
+    if initial is not None and not has_answers:
+        facts["encoding"] |= told_by(initial)
+    return facts
+
+
+def _doubts(
+    run: Run, initial: SoftPrompt | None, encoding_facts: Mapping[str, Any]
+) -> Iterator[str]:
+    """Yield what may not be meant in the rows and the start of a run that begins."""
+    objective, by_task = run.objective, run.config.method == "multitask"
+    has_answers = objective.has_answers
+    if (
+        has_answers
+        and not objective.has_pairs
+        and (doubt := contradicted(run.rows, by_task=by_task))
+    ):
+        yield doubt
+    if doubt := overlap(run.rows, run.held_out, by_task=by_task, has_answers=has_answers):
+        yield doubt
+    if initial is None:
+        yield from start.unused_text(run.backbone, run.config)
+    elif has_answers and (doubt := start_rows.otherwise(run.backbone, initial, encoding_facts)):
+        yield doubt
 
 
 def for_training(backbone: Backbone, config: TrainConfig, ranks: Ranks) -> Backbone:

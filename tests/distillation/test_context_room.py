@@ -12,7 +12,7 @@ from tiny_tokenizer import CHATML, tiny_tokenizer
 from foreword import Backbone, SoftPrompt
 from foreword.config import DistillConfig
 from foreword.distillation.agreement import compare
-from foreword.distillation.distill import prepare
+from foreword.distillation.lesson import prepare
 from foreword.distillation.teacher import teach
 from foreword.errors import DataError, InputError
 from foreword.evaluation.evaluation import Subject

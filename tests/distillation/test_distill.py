@@ -16,7 +16,8 @@ from foreword.data.batches import collate
 from foreword.data.encoding import Row
 from foreword.data.target import Target
 from foreword.distillation import teacher
-from foreword.distillation.distill import Lesson, distill, prepare
+from foreword.distillation.distill import distill
+from foreword.distillation.lesson import Lesson, prepare
 from foreword.distillation.student import student_encoding
 from foreword.distillation.teacher import targets_of, teach
 from foreword.errors import ArtifactError, DataError, InputError

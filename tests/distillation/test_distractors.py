@@ -12,8 +12,9 @@ from test_prompt_contexts import prompt_of
 
 from foreword import Backbone, compose
 from foreword.data.batches import collate
-from foreword.distillation.distill import distill, prepare
+from foreword.distillation.distill import distill
 from foreword.distillation.distractors import BackboneBeside
+from foreword.distillation.lesson import prepare
 from foreword.errors import InputError, MismatchError
 from foreword.prompt.prefix import Prefix, same_prefix
 from foreword.training.loss import score_labels

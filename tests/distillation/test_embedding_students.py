@@ -10,7 +10,8 @@ from test_prompt_contexts import prompt_of
 
 from foreword import SoftPrompt, distill
 from foreword.distillation import embedding_starts
-from foreword.distillation.distill import form_of, prepare
+from foreword.distillation.input_checks import form_of
+from foreword.distillation.lesson import prepare
 from foreword.errors import InputError
 from foreword.training.validation import validate
 

@@ -19,8 +19,8 @@ from test_self_study import ASKING
 
 from foreword.config import DistillConfig
 from foreword.distillation import endpoint, kept_work
-from foreword.distillation.distill import prepare
 from foreword.distillation.endpoint import ChatEndpoint
+from foreword.distillation.lesson import prepare
 from foreword.distillation.questions import MESSAGES, asked_elsewhere
 from foreword.errors import InputError, UnavailableError
 from foreword.prompt.store import Store

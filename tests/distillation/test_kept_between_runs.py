@@ -2,6 +2,7 @@
 
 import itertools
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,10 @@ from foreword import Backbone, SoftPrompt, chat
 from foreword.cli import evaluate
 from foreword.config import DistillConfig
 from foreword.data import template_dates
-from foreword.distillation import self_study
-from foreword.distillation.distill import Lesson, prepare
-from foreword.errors import InputError
+from foreword.distillation import embedding_starts, self_study, starts
+from foreword.distillation import lesson as lessons
+from foreword.distillation.lesson import Lesson, prepare
+from foreword.errors import ArtifactError, InputError
 
 DATED = "{{ strftime_now('%d %b %Y') }}" + CHATML
 TEXT = "The lamp is red. The door is blue. The cat is called Ann."
@@ -109,6 +111,51 @@ def test_what_is_of_another_text_is_replaced_only_where_a_run_begins_anew(
     again = lesson(base, queries, tmp_path, text=other, is_anew=True)  # what fits is not made anew
     assert kept == {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*.*")}
     assert again.rows == replaced.rows and torch.equal(*_starts(again, replaced))
+
+
+@pytest.mark.parametrize("form", ["key_values", "embeddings"])
+def test_what_a_run_starts_from_is_computed_once(
+    form: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = backbone()
+    first = lesson(base, QUERIES, tmp_path, form=form)
+    kept = _times(tmp_path)
+    # As where another release of torch, or other kernels, would draw and match otherwise.
+    draw = lessons.written_rows
+    monkeypatch.setattr(lessons, "written_rows", lambda *args: draw(*args[:3], 1, *args[4:]))
+    for module in (starts, embedding_starts):
+        monkeypatch.setattr(module, "begin", partial(_doubled, module.begin))
+    other = lesson(base, QUERIES, None, form=form)
+    assert other.rows != first.rows and not torch.equal(*_starts(other, first))
+    again = lesson(base, QUERIES, tmp_path, form=form)
+    assert again.rows == first.rows and torch.equal(*_starts(again, first))
+    assert again.start.layout == first.start.layout and again.said == first.said
+    assert again.start.facts == first.start.facts
+    # Of other options nothing fits, and nothing is replaced: the run that began may still go on.
+    less = lesson(base, QUERIES, tmp_path, form=form, seed=2)
+    assert less.rows != first.rows and _times(tmp_path) == kept
+    lesson(base, QUERIES, tmp_path, form=form, seed=2, is_anew=True)
+    changed = {name for name, time in _times(tmp_path).items() if time != kept[name]}
+    assert changed == {"prompt.safetensors", "unrelated.safetensors"}
+
+
+@pytest.mark.parametrize("name", ["prompt", "unrelated"])
+def test_a_damaged_start_is_named(name: str, tmp_path: Path) -> None:
+    base = backbone()
+    lesson(base, QUERIES, tmp_path)
+    file = tmp_path / "start" / f"{name}.safetensors"
+    file.write_bytes(file.read_bytes()[:-8])
+    with pytest.raises(ArtifactError, match=rf"{name}\.safetensors: damaged .*remove it"):
+        lesson(base, QUERIES, tmp_path)
+
+
+def _doubled(begin: Any, *args: Any) -> tuple[SoftPrompt, str]:
+    prompt, said = begin(*args)
+    return prompt.replaced([2 * one for one in prompt.tensors], prompt.facts), said
+
+
+def _times(folder: Path) -> dict[str, int]:
+    return {file.name: file.stat().st_mtime_ns for file in folder.rglob("*.*")}
 
 
 def _starts(*lessons: Lesson) -> Any:

@@ -16,8 +16,9 @@ from foreword import Backbone, Row, SoftPrompt, TrainConfig
 from foreword.config import EncodingConfig
 from foreword.data.example import Example
 from foreword.data.target import Target, certain
-from foreword.distillation.distill import distill, prepare
+from foreword.distillation.distill import distill
 from foreword.distillation.labels import label_rows, toward_answer
+from foreword.distillation.lesson import prepare
 from foreword.distillation.queries import Query
 from foreword.errors import DataError, InputError
 from foreword.training.distributed import ALONE

@@ -16,7 +16,8 @@ from foreword.data.batches import collate
 from foreword.data.encoding import Row
 from foreword.data.target import Target, together
 from foreword.distillation import distill as distillation
-from foreword.distillation.distill import Lesson, distill, prepare
+from foreword.distillation.distill import distill
+from foreword.distillation.lesson import Lesson, prepare
 from foreword.distillation.on_policy import OnPolicy
 from foreword.distillation.teacher import targets_of
 from foreword.errors import InputError

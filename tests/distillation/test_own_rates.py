@@ -8,7 +8,8 @@ from test_distill import CONFIG, QUERIES, TEXT, backbone
 
 from foreword import TrainConfig
 from foreword.config import FORMS, RATES, extensions
-from foreword.distillation.distill import _objective, distill, prepare
+from foreword.distillation.distill import _objective, distill
+from foreword.distillation.lesson import prepare
 from foreword.training.lr_search import rates
 
 

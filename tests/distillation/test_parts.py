@@ -15,7 +15,7 @@ from tiny_tokenizer import tiny_tokenizer
 
 from foreword import Backbone, SoftPrompt, chat, distill
 from foreword.distillation.chunks import cut
-from foreword.distillation.distill import prepare
+from foreword.distillation.lesson import prepare
 from foreword.distillation.parts import counting, nearest, parts_of
 from foreword.distillation.queries import Query, as_queries
 from foreword.errors import DataError, InputError

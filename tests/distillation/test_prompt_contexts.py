@@ -11,7 +11,7 @@ import torch
 from test_distill import CONFIG, QUERIES, TEXT, TRAIN, backbone
 
 from foreword import Backbone, SoftPrompt, chat, distill
-from foreword.distillation.distill import prepare
+from foreword.distillation.lesson import prepare
 from foreword.distillation.teacher import teach
 from foreword.errors import InputError, MismatchError
 from foreword.named_text import text_prompt

@@ -16,7 +16,7 @@ from tiny_tokenizer import tiny_tokenizer
 from foreword import Backbone, chat, distill
 from foreword.config import DistillConfig
 from foreword.distillation import self_study
-from foreword.distillation.distill import Lesson, prepare
+from foreword.distillation.lesson import Lesson, prepare
 from foreword.distillation.passages import Passage, batches_of, passages_of, planned
 from foreword.distillation.questions import (
     MESSAGES,

@@ -12,7 +12,7 @@ from test_prompt_contexts import prompt_of
 from tiny_tokenizer import tiny_tokenizer
 
 from foreword import Backbone, SoftPrompt, distill
-from foreword.distillation.distill import prepare
+from foreword.distillation.lesson import prepare
 from foreword.errors import DataError, UnsupportedError
 from foreword.prompt.states import attention_part, recurrent_part
 from foreword.training.validation import validate

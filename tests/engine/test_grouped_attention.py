@@ -7,6 +7,7 @@ import pytest
 import tiny_models
 import torch
 from contract import prompt_of
+from transformers import FalconConfig, FalconForCausalLM
 
 from foreword import Backbone
 from foreword.engine import grouped_attention
@@ -60,6 +61,24 @@ def test_a_short_row_beside_a_long_one_reads_its_own_slots(
     assert any(width > 40 for _, width in shapes)
     assert all(num_rows == 1 for num_rows, width in shapes if width > 40)
     assert any(width < 20 for _, width in shapes)
+
+
+@pytest.mark.parametrize("is_new", [False, True])
+def test_a_class_that_looks_at_the_name_of_its_attention_runs_in_one_group(is_new: bool) -> None:
+    torch.manual_seed(0)
+    shape = {"vocab_size": 97, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = FalconConfig(
+        **shape, num_kv_heads=2 if is_new else 4, new_decoder_architecture=is_new,
+        multi_query=False, alibi=False, max_position_embeddings=4096, bos_token_id=1,
+        eos_token_id=None, pad_token_id=0, initializer_range=0.3,
+    )  # fmt: skip
+    model = FalconForCausalLM(config).double().eval()
+    engine = Engine(Backbone(model))
+    rows = [tiny_models.ids(length, length) for length in (12, 900)]  # more than MAX_PADDING apart
+    handles = [engine.submit(Request(tuple(row.tolist()), None, max_new_tokens=6)) for row in rows]
+    engine.run()
+    for handle, row in zip(handles, rows, strict=True):
+        assert handle.ids == oracle.greedy(model, None, row, 6)
 
 
 def seen_by(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:

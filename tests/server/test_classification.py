@@ -9,7 +9,7 @@ import httpx
 import pytest
 from serving import config, fill, running, tiny_backbone, tiny_prompt
 
-from foreword import Example, chat
+from foreword import Example, chat, text_prompt
 from foreword.data.encoding import encode_examples
 from foreword.evaluation.evaluation import Subject, evaluate
 from foreword.evaluation.metrics import METRICS
@@ -33,6 +33,9 @@ class Served:
             self.prompts[name].facts["encoding"] = {"is_text": is_text}
             self.prompts[name].save(directory / name)
             self.store.add(name, directory / name)
+        self.prompts["named"] = text_prompt(self.backbone, "Say yes, or no.")
+        self.prompts["named"].save(directory / "named")
+        self.store.add("named", directory / "named")
         self.server = Server(self.backbone, self.store, config(max_choices=4))
 
     def classify(self, **body: Any) -> httpx.Response:
@@ -48,7 +51,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
             yield made
 
 
-@pytest.mark.parametrize("model", ["tiny", "a", "b", "turns", "plain"])
+@pytest.mark.parametrize("model", ["tiny", "a", "b", "turns", "plain", "named"])
 @pytest.mark.parametrize("asked", [{"messages": TURNS}, {"prompt": "say yes"}], ids=str)
 def test_what_is_measured_is_what_is_served(
     served: Served, model: str, asked: dict[str, Any]

@@ -154,6 +154,41 @@ def test_a_hangup_reloads_while_requests_go_on_and_each_line_is_json(
     assert any("was read again" in line.get("message", "") for line in lines)
 
 
+WHILE_IT_LOADS = (
+    PROCESS.replace("\nserver = ", "\nimport os, signal\nfrom foreword import os_calls\nserver = ")
+    .replace("\nserver = ", "\nwas_hung_up = os_calls.held_hangups()\nserver = ")
+    .replace("\ndef tell", "\nStore(sys.argv[2]).add('b', sys.argv[3])\ndef tell", 1)
+    .replace("\ndef tell", "\nos.kill(os.getpid(), signal.SIGHUP)\ndef tell", 1)
+    .replace("serve(server)", "serve(server, None, was_hung_up)")
+)
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="this system has no SIGHUP")
+def test_a_hangup_while_the_server_loads_is_answered_once_it_has(
+    backbone: Backbone, tmp_path: Path
+) -> None:
+    store = Store(tmp_path / "store")
+    fill(store, backbone, tmp_path, "a")
+    tiny_prompt(backbone, 9).save(tmp_path / "new")
+    words = [str(Path(__file__).parents[1] / "support"), str(store.directory)]
+    with (
+        subprocess.Popen(
+            [sys.executable, "-c", WHILE_IT_LOADS, *words, str(tmp_path / "new")],
+            stdout=subprocess.PIPE,
+            text=True,
+        ) as process,
+        contextlib.ExitStack() as at_failure,
+    ):
+        at_failure.callback(process.kill)
+        assert process.stdout is not None
+        address = process.stdout.readline().strip()
+        with httpx.Client(base_url=address, timeout=60) as client:
+            names = lambda: [one["id"] for one in client.get("/v1/models").json()["data"]]  # noqa: E731
+            until(lambda: "b" in names())
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(120) == 0
+
+
 # Log lines --------------------------------------------------------------------------------------
 
 

@@ -24,7 +24,8 @@ from tiny_tokenizer import tiny_tokenizer
 
 from foreword import Backbone, TrainConfig
 from foreword.config import DistillConfig
-from foreword.distillation.distill import distill, prepare
+from foreword.distillation.distill import distill
+from foreword.distillation.lesson import prepare
 from foreword.training.distributed import join
 
 TEXT = "The lamp is red. The door is blue. The cat is called Ann, and it sleeps on the sofa."

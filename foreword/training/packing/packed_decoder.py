@@ -22,6 +22,7 @@ from foreword.data.encoding import Row
 from foreword.model import checks, forward
 from foreword.model.attention_view import own_attention, with_attention
 from foreword.model.cache_layers import PassingLayer
+from foreword.model.capabilities import check_attention
 from foreword.model.decoder import Decoder
 from foreword.model.passes import LabelStates
 from foreword.prompt.prefix import Prefix, PrefixBatch, no_prefixes, same_prefix
@@ -128,6 +129,7 @@ class PackedDecoder(Decoder):
     def run(self, sequence: PackedSequence, prefix: Prefix) -> Tensor:
         """Return the last hidden states of a packed sequence, `[tokens, H]`."""
         capabilities = self.capabilities
+        check_attention(self.model, capabilities)
         tokens = {"input_ids": sequence.input_ids[None]}
         batch = same_prefix(prefix, 1)
         if isinstance(prefix.states, DeferredPrompt):

@@ -1,0 +1,155 @@
+"""Kept start of a distillation: the unrelated rows and the prompt to start from, computed once.
+
+In: the folder of a run, what they follow from, a call that computes them. Out: what the folder
+keeps if it follows from the same, else what the call returns, which is then kept. So a run goes on
+with the same bits where other kernels, or another release of torch, would draw other text and match
+other values. Computes nothing itself.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from foreword.backbone import Backbone
+from foreword.data.row import Row
+from foreword.data.target import Target
+from foreword.distillation.kept_work import STARTED
+from foreword.errors import ArtifactError
+from foreword.prompt.soft_prompt import SoftPrompt
+from foreword.prompt.states import row_major
+from foreword.prompt.tensor_file import read_tensors
+from foreword.storage import remove_leftovers, replacing, storage_errors
+from foreword.training import distributed
+
+KEY, FACTS = "foreword_start", "facts"
+
+
+@dataclass(frozen=True)
+class KeptStart:
+    """What a run starts from, in its folder.
+
+    Attributes:
+        backbone: the base of the run.
+        folder: of the run; None: nothing is kept.
+        is_anew: whether what is kept of another run is replaced; else it stays, since the run that
+            it is of may go on.
+    """
+
+    backbone: Backbone
+    folder: str | os.PathLike[str] | None
+    is_anew: bool = False
+
+    def rows(self, follows_from: Sequence[object], compute: Callable[[], list[Row]]) -> list[Row]:
+        """Return rows with targets.
+
+        Args:
+            follows_from: what decides what they are, beside the base.
+            compute: makes them.
+
+        Raises:
+            ArtifactError: the file that keeps them is damaged.
+            StorageError: it cannot be written.
+        """
+        with self._kept("unrelated", follows_from) as (found, keep):
+            if found is not None:
+                return _rows(*found)
+        rows = compute()
+        keep(
+            {
+                f"{number}.{name}": value
+                for number, row in enumerate(rows)
+                for name, value in _tensors(row).items()
+            },
+            [[row.num_labels, row.source] for row in rows],
+        )
+        return rows
+
+    def prompt(
+        self, follows_from: Sequence[object], compute: Callable[[], tuple[SoftPrompt, str]]
+    ) -> tuple[SoftPrompt, str]:
+        """Return a prompt, and a sentence that says what it is; takes and raises what `rows`
+        does.
+        """
+        with self._kept("prompt", follows_from) as (found, keep):
+            if found is not None:
+                tensors, (layout, said) = found
+                values = [tensors[str(number)] for number in range(len(tensors))]
+                base = {"base": self.backbone.identity()}
+                return SoftPrompt(tensors=values, facts=base, **layout), str(said)
+        prompt, said = compute()
+        keep({str(number): one for number, one in enumerate(prompt.tensors)}, [prompt.layout, said])
+        return prompt, said
+
+    @contextlib.contextmanager
+    def _kept(
+        self, name: str, follows_from: Sequence[object]
+    ) -> Iterator[tuple[tuple[dict[str, Tensor], Any] | None, Callable[..., None]]]:
+        """Yield what a file keeps that follows from the same, and what keeps something else there;
+        what is wrong with the one that is read is damage.
+        """
+        if self.folder is None:
+            yield None, lambda *_: None
+            return
+        file, backbone = Path(self.folder) / STARTED / f"{name}.safetensors", self.backbone
+        base = json.dumps(backbone.fingerprint(), sort_keys=True)
+        parts = (base, backbone.dtype, *follows_from)
+        key = hashlib.sha256("\n".join(map(str, parts)).encode()).hexdigest()
+
+        def keep(tensors: Mapping[str, Tensor], facts: Any) -> None:
+            if distributed.join().is_main and (self.is_anew or not file.exists()):
+                _write(file, key, tensors, facts)
+
+        try:
+            yield (_read(file, key) if file.exists() else None), keep
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+            raise ArtifactError(
+                f"{file}: damaged ({error}); remove it, and it is made again"
+            ) from None
+
+
+def _read(file: Path, key: str) -> tuple[dict[str, Tensor], Any] | None:
+    """Return the tensors and facts that a file keeps; None where it keeps those of another run."""
+    found = read_tensors(file)
+    if found.metadata[KEY] != key:
+        return None
+    tensors = {name: row_major(value) for name, value in found.tensors.items()}
+    return tensors, json.loads(found.metadata[FACTS])
+
+
+def _write(file: Path, key: str, tensors: Mapping[str, Tensor], facts: Any) -> None:
+    plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    with storage_errors(file):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(file)
+        with replacing(file) as temporary:
+            save_file(plain, temporary, {KEY: key, FACTS: json.dumps(facts)})
+
+
+def _tensors(row: Row) -> dict[str, Tensor]:
+    assert row.target is not None
+    return {
+        "input_ids": torch.tensor(row.input_ids),
+        "ids": row.target.ids,
+        "log_probabilities": row.target.log_probabilities,
+    }
+
+
+def _rows(tensors: Mapping[str, Tensor], facts: Sequence[tuple[int, str]]) -> list[Row]:
+    return [
+        Row(
+            tuple(tensors[f"{number}.input_ids"].tolist()),
+            num_labels,
+            source,
+            target=Target(tensors[f"{number}.ids"], tensors[f"{number}.log_probabilities"]),
+        )
+        for number, (num_labels, source) in enumerate(facts)
+    ]
