@@ -1,4 +1,4 @@
-"""Models that change under a backbone: nothing that was computed before is used, or it is refused."""
+"""Models that change under a backbone: what was computed before is not used, or refused."""
 
 from collections.abc import Callable
 from typing import Any
