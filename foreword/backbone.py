@@ -95,10 +95,11 @@ class Backbone:
         self.weights: str | None = None  # what they are, where no checkpoint's own
         self.revision: str | None = getattr(hf_model.config, "_commit_hash", None)
         self._weights_version = WeightsVersion(hf_model)
+        self._noticed = self._weights_version.now()
         self._compiled = CompiledPrefixes(NUM_COMPILED)
-        self._fingerprint: tuple[Hashable, dict[str, Any]] | None = None
+        self._fingerprint: dict[str, Any] | None = None
         self._tokenizer_facts: tuple[Any, dict[str, Any] | None] = (None, None)
-        self._one_token: tuple[Hashable, States] | None = None
+        self._one_token: tuple[torch.dtype | None, States] | None = None
         self._plain: Backbone | None = None  # the view without habits
         self._embedding_scale = self.passes.embedding_scale
         self._is_media_proved = capabilities.is_tested
@@ -226,6 +227,10 @@ class Backbone:
         Raises:
             MismatchError: names both models, or what differs of the tokenizers.
         """
+        self._notice()
+        self._check(prompt)
+
+    def _check(self, prompt: SoftPrompt) -> None:
         _check_kind(prompt)
         self._check_base(prompt)
         tokenizer_facts.check_vocabulary(prompt.facts, self.tokenizer_facts(), self.name)
@@ -243,16 +248,17 @@ class Backbone:
         """
         if isinstance(prompt, Prefix):
             return prompt
-        self.check(prompt)
+        state = self._notice(), self._cast
+        self._check(prompt)
         key = prompt.content_hash
         # A prefix is a state of this very model, whatever its prompt's file says.
-        facts = dict(prompt.facts) | {"base": self.identity()}
+        facts = dict(prompt.facts) | {"base": self._identity()}
 
         def compute() -> Prefix:
             with torch.no_grad():
                 return Prefix(self.prefill(prompt).map(row_major), key, facts)
 
-        found = self._compiled.get((key, self._state()), compute)
+        found = self._compiled.get((key, state), compute)
         # Prompts of the same values may say different things of themselves.
         return found if found.facts == facts else replace(found, facts=facts)
 
@@ -398,18 +404,25 @@ class Backbone:
 
     def fingerprint(self) -> dict[str, Any]:
         """Return what tells this base from another: proportions and hashes of its numbers."""
-        version = self._weights_version.now()
-        if self._fingerprint is None or self._fingerprint[0] != version:
+        self._notice()
+        return self._known_fingerprint()
+
+    def _known_fingerprint(self) -> dict[str, Any]:
+        if self._fingerprint is None:
             is_quantized = bool(getattr(self.model, "is_quantized", False))
             whole = self.model if self.capabilities.encoder else self.decoder
             samples = None if is_quantized else samples_of(self.model)
-            found = compute_fingerprint(whole, self.embed, self.capabilities, samples)
-            self._fingerprint = version, found
-        return self._fingerprint[1]
+            self._fingerprint = compute_fingerprint(whole, self.embed, self.capabilities, samples)
+        return self._fingerprint
 
     def identity(self) -> dict[str, Any]:
         """Return what tells it from another base, as a prompt records it."""
-        found = {"name": self.name, "revision": self.revision, "fingerprint": self.fingerprint()}
+        self._notice()
+        return self._identity()
+
+    def _identity(self) -> dict[str, Any]:
+        fingerprint = self._known_fingerprint()
+        found = {"name": self.name, "revision": self.revision, "fingerprint": fingerprint}
         return found | ({"weights": self.weights} if self.weights else {})
 
     def tokenizer_facts(self) -> dict[str, Any] | None:
@@ -439,6 +452,7 @@ class Backbone:
             return prompt
         _check_kind(prompt)
         if needs_grad and any(tensor.requires_grad for tensor in prompt.tensors):
+            self._notice()
             self._check_base(prompt)
             return Prefix(self.prefill(prompt), "trained", prompt.facts)
         return self.compile(prompt)
@@ -457,7 +471,7 @@ class Backbone:
 
     def _check_fingerprint(self, facts: Mapping[str, Any]) -> None:
         if (facts.get("base") or {}).get("fingerprint") is not None:
-            check_fingerprint(facts, self.fingerprint(), self.name)
+            check_fingerprint(facts, self._known_fingerprint(), self.name)
 
     def _check_shapes(self, states: States) -> None:
         own = shapes_of(self._probe())
@@ -465,20 +479,25 @@ class Backbone:
 
     def _probe(self) -> States:
         """Find what each layer keeps by letting the model read one token."""
-        state = self._state()
-        if self._one_token is None or self._one_token[0] != state:
+        cast = self._cast
+        if self._one_token is None or self._one_token[0] != cast:
             with torch.no_grad():
                 token = self.embed(torch.zeros(1, dtype=torch.long))
-                self._one_token = state, self.passes.prefill(token)
+                self._one_token = cast, self.passes.prefill(token)
         return self._one_token[1]
 
-    def _state(self) -> Hashable:
-        """Return what a prefix depends on beside its prompt: the weights, and the precision that an
-        autocast around the call asks for.
-        """
+    @property
+    def _cast(self) -> torch.dtype | None:
+        """The precision that an autocast around the call asks for."""
         kind = self.device.type
-        cast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
-        return self._weights_version.now(), cast
+        return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+
+    def _notice(self) -> Hashable:
+        """Forget what was computed of weights that have changed; return their version."""
+        now = self._weights_version.now()
+        if now != self._noticed:
+            self._noticed, self._fingerprint, self._one_token = now, None, None
+        return now
 
     def _prove_media(
         self, input_ids: Tensor | None, mask: Tensor | None, given: Mapping[str, Any]

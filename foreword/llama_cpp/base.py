@@ -47,7 +47,7 @@ class UnloadedBackbone(Backbone):
         _refuse_other_caches(capabilities, name)
         self.quantization = None
         self._begin(model.eval().requires_grad_(False), capabilities, tokenizer, None, name)
-        self._fingerprint = self._weights_version.now(), fingerprint_of(source)
+        self._fingerprint = fingerprint_of(source)
 
 
 def unloaded(

@@ -5,7 +5,7 @@ from the weights. It sees weights that are moved, cast, loaded, merged or traine
 """
 
 import weakref
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable
 from typing import Any
 
 import torch
@@ -24,20 +24,39 @@ class WeightsVersion:
 
     def __init__(self, model: Any) -> None:
         self._model = model
-        self._known: list[weakref.ref[Parameter]] = []
+        self._look()
 
     def now(self) -> Hashable:
         """Return the version, for comparisons within this process."""
-        found = [one() for one in self._known]
-        parameters = [one for one in found if one is not None]
-        if not parameters or len(parameters) < len(found):
-            parameters = list(self._model.parameters())
-            self._known = [weakref.ref(one) for one in parameters]
-        plain = [one for one in parameters if _is_plain(one)]
-        sampled = plain[:: max(1, len(plain) // NUM_SAMPLED)]
-        counts = sum(one._version for one in parameters if not one.is_inference())
-        places = tuple((one.dtype, one.data_ptr()) for one in sampled[:1] + sampled[-1:])
-        return counts, places, _numbers(sampled)
+        try:
+            return self._now()
+        except LookupError:  # some are gone: other ones are in their place
+            self._look()
+            return self._now()
+
+    def _now(self) -> Hashable:
+        counts = sum([_alive(one)._version for one in self._counted])
+        sampled = [_alive(one) for one in self._sampled]
+        places = tuple((one.dtype, one.data_ptr()) for one in sampled)
+        return len(self._counted), counts, places, _numbers(sampled)
+
+    def _look(self) -> None:
+        """Find the parameters as they are now."""
+        found = list(self._model.parameters())
+        plain = [one for one in found if _is_plain(one)]
+        self._counted = [weakref.ref(one) for one in found if not one.is_inference()]
+        self._sampled = [weakref.ref(one) for one in plain[:: max(1, len(plain) // NUM_SAMPLED)]]
+
+
+def _alive(known: "weakref.ref[Parameter]") -> Any:
+    """Return a parameter.
+
+    Raises:
+        LookupError: it is gone.
+    """
+    if (found := known()) is None:
+        raise LookupError
+    return found
 
 
 def _is_plain(parameter: Tensor) -> bool:
@@ -46,11 +65,11 @@ def _is_plain(parameter: Tensor) -> bool:
     return is_own and parameter.device.type != "meta" and parameter.numel() > 0
 
 
-def _numbers(tensors: Sequence[Tensor]) -> tuple[float, ...]:
+def _numbers(tensors: Iterable[Tensor]) -> tuple[str, ...]:
     """Return the number in the middle of each tensor, read at once from each device."""
     found: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
-    for one in tensors:
-        middle = one.detach()[tuple(size // 2 for size in one.shape)]
-        found.setdefault((one.device, one.dtype), []).append(middle)
     with torch.no_grad():
-        return tuple(x for same in found.values() for x in torch.stack(same).tolist())
+        for one in tensors:
+            middle = one[tuple([size // 2 for size in one.shape])]
+            found.setdefault((one.device, one.dtype), []).append(middle)
+        return tuple(str(torch.stack(same).tolist()) for same in found.values())  # NaN is NaN
