@@ -38,6 +38,8 @@ from foreword.prompt.prefix import PrefixBatch
 
 log = logging.getLogger("foreword")
 
+# Of these None says nothing, as where they are left out; transformers would go on half by each.
+LEFT_OUT = frozenset({"num_beams", "num_return_sequences", "use_cache"})
 HOOKS = (
     "_forward_hooks",
     "_forward_pre_hooks",
@@ -386,8 +388,9 @@ def run_generate(view: Any, **kwargs: Any) -> Any:
     Raises:
         InputError: what transformers says of the arguments, in one line.
     """
+    given = {name: one for name, one in kwargs.items() if one is not None or name not in LEFT_OUT}
     try:
-        return view.generate(**kwargs)
+        return view.generate(**given)
     except ValueError as error:
         raise InputError(" ".join(str(error).split())) from error
 

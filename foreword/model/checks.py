@@ -5,7 +5,7 @@ wrong and what to use instead. Knows no prompt.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from numbers import Integral
+from numbers import Integral, Number
 from typing import Any
 
 import torch
@@ -81,6 +81,7 @@ TYPES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "prefix_allowed_tokens_fn": (callable, "a function of a row and its ids"),
     "streamer": (lambda one: hasattr(one, "put") and hasattr(one, "end"), "a streamer"),
     "assistant_model": (lambda one: hasattr(one, "generate"), "a model"),
+    "use_cache": (lambda one: isinstance(one, bool), "True or False"),
 } | dict.fromkeys(
     (
         *("max_new_tokens", "min_new_tokens", "max_length", "min_length"),
@@ -256,10 +257,12 @@ def refuse_options(kwargs: dict[str, Any], default_config: Any) -> None:
         InputError: an argument of another type.
         UnsupportedError: an option that cannot be exact.
     """
+    own = kwargs.get("generation_config")
     for name, (fits, expected) in TYPES.items():
-        if kwargs.get(name) is not None and not fits(kwargs[name]):
-            found = type(kwargs[name]).__name__
-            raise InputError(f"generate({name}=...): expected {expected}, got {found}")
+        for given in (setting(name, kwargs, default_config), getattr(own, name, None)):
+            if given is not None and not fits(given):
+                found = repr(given) if isinstance(given, str | Number) else type(given).__name__
+                raise InputError(f"generate({name}=...): expected {expected}, got {found:.60}")
     for name, reason in REFUSED.items():
         if kwargs.get(name) is not None:
             raise UnsupportedError(f"generate({name}=...): {reason}")

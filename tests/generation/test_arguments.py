@@ -83,6 +83,8 @@ RIGHT: dict[str, dict[str, Any]] = {
     },
     "max_cache_len": {"cache_implementation": "static", "max_cache_len": 60},
     "use_cache": {"use_cache": False},
+    "use_cache, None": {"use_cache": None},
+    "num_beams, num_return_sequences, None": {"num_beams": None, "num_return_sequences": None},
     "the default length": {"max_new_tokens": None},
 }
 
@@ -103,8 +105,9 @@ def test_a_row_of_a_batch_is_what_it_is_alone(
     ids, mask = padded(ROWS, side)
     ids[mask == 0] = FIRST[0]  # an id that matters
     found = backbone.generate(PROMPT, ids, mask, **options)[:, ids.shape[1] :].tolist()
-    alone = {name: value for name, value in options.items() if "cache" not in name}
-    copies = options.get("num_return_sequences", 1)
+    said = {name: value for name, value in options.items() if value is not None}
+    alone = {name: value for name, value in said.items() if "cache" not in name}
+    copies = options.get("num_return_sequences") or 1
     for index, row in enumerate(ROWS):
         expected = oracle.generate(MODEL, PROMPT, row, **alone)[:, len(row) :].tolist()
         ours = found[index * copies : (index + 1) * copies]
@@ -263,7 +266,7 @@ def test_what_cannot_be_exact_is_refused_and_the_model_stays_as_it_was(
 WRONG: dict[str, Any] = {
     "generation_config": {}, "logits_processor": 3, "stopping_criteria": "end", "streamer": 3,
     "prefix_allowed_tokens_fn": 3, "max_new_tokens": "5", "num_beams": "2", "assistant_model": "x",
-    "prefill_chunk_size": 0,
+    "prefill_chunk_size": 0, "use_cache": 0,
 }  # fmt: skip
 
 
