@@ -25,6 +25,7 @@ from foreword.errors import InputError, MismatchError
 from foreword.generation.answer_options import check_options, check_texts
 from foreword.generation.context_watch import ContextWatch
 from foreword.generation.token_stream import TokenStream
+from foreword.model.checks import ids_of
 from foreword.prompt.prefix import Prefix
 from foreword.prompt.soft_prompt import SoftPrompt
 
@@ -394,9 +395,8 @@ def end_tokens(
 ) -> list[int]:
     """Return the ids that end an answer: the encoding's own and the model's."""
     own = encoding.end_ids(text, backbone.tokenizer, config, backbone.processor, tools)[-1:]
-    known = backbone.model.generation_config.eos_token_id
-    model_ends = known if isinstance(known, list) else [known]
-    return list(dict.fromkeys([*own, *(end for end in model_ends if end is not None)]))
+    model_ends = ids_of(backbone.model.generation_config.eos_token_id)
+    return list(dict.fromkeys([*own, *model_ends]))
 
 
 class _Finite(LogitsProcessor):

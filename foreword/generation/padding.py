@@ -58,8 +58,7 @@ def infer_mask(
         InputError: the padding id is also a placeholder's.
     """
     pad = checks.setting("pad_token_id", kwargs, model.generation_config)
-    eos = checks.setting("eos_token_id", kwargs, model.generation_config)
-    ends = eos if isinstance(eos, list) else [eos]
+    ends = checks.ids_of(checks.setting("eos_token_id", kwargs, model.generation_config))
     if input_ids is None or pad is None or pad in ends or not bool((input_ids == pad).any()):
         return None
     if any(pad == modality.token_id for modality in capabilities.modalities):

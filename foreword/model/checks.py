@@ -4,7 +4,7 @@ In: the arguments of `generate` and `logits`. Out: nothing, or an error whose on
 wrong and what to use instead. Knows no prompt.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from numbers import Integral, Number
 from typing import Any
 
@@ -131,10 +131,19 @@ def check_forced_ids(kwargs: Mapping[str, Any], config: Any, vocab_size: int) ->
         InputError: names the setting.
     """
     for name in ("forced_bos_token_id", "forced_eos_token_id"):
-        forced = setting(name, kwargs, config)
-        for one in forced if isinstance(forced, list) else [forced]:
-            if isinstance(one, int) and not 0 <= one < vocab_size:
+        for one in ids_of(setting(name, kwargs, config)):
+            if not 0 <= one < vocab_size:
                 raise InputError(f"generate({name}={one}): expected 0 to {vocab_size - 1}")
+
+
+def ids_of(value: Any) -> list[int]:
+    """Return the ids of a setting of ids: one id, several in a list, tuple, array or tensor, or
+    None for none.
+    """
+    if value is None:
+        return []
+    found = value.tolist() if hasattr(value, "tolist") else value
+    return list(found) if isinstance(found, Iterable) else [found]
 
 
 def check_row(row_ids: Sequence[int], source: str, vocab_size: int, tokenizer: Any = None) -> None:

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import oracle
 import pytest
 import tiny_models
@@ -201,6 +202,19 @@ def test_a_streamer_is_told_the_ids_as_they_are_given(backbone: Backbone) -> Non
     output = backbone.generate(PROMPT, ids, mask, **GREEDY, streamer=Collect())
     assert told[0] == ids.tolist() and told[-1] == "end"
     assert told[1:-1] == output[:, ids.shape[1] :].T.tolist()
+
+
+@pytest.mark.parametrize("spelt", [tuple, torch.tensor, np.array], ids=["tuple", "tensor", "array"])
+def test_ends_are_read_however_they_are_spelt(backbone: Backbone, spelt: Any) -> None:
+    ids = torch.tensor(
+        [[0, 0, *ROWS[1]], [5, 6, *ROWS[1]]]
+    )  # the padding id is an end too: no mask
+    for ends in ([0, 2], [1, 2]):
+        expected = backbone.generate(PROMPT, ids, **GREEDY, pad_token_id=0, eos_token_id=ends)
+        found = backbone.generate(PROMPT, ids, **GREEDY, pad_token_id=0, eos_token_id=spelt(ends))
+        assert found.tolist() == expected.tolist()
+    with pytest.raises(InputError, match=r"generate\(forced_eos_token_id=97\)"):
+        backbone.generate(PROMPT, ids, forced_eos_token_id=spelt([5, 97]))
 
 
 REFUSED: dict[str, dict[str, Any]] = {
