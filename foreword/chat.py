@@ -21,9 +21,10 @@ from foreword.data.media_parts import Message
 from foreword.data.processor import Media
 from foreword.data.special_tokens import special_tokens_of
 from foreword.data.tokenizer_facts import differences
-from foreword.errors import InputError, MismatchError
-from foreword.generation.answer_options import check_options, check_texts
+from foreword.errors import InputError, MismatchError, UnsupportedError
+from foreword.generation.answer_options import check_options, check_texts, settings
 from foreword.generation.context_watch import ContextWatch
+from foreword.generation.row_ends import RowEnds
 from foreword.generation.token_stream import TokenStream
 from foreword.model.checks import ids_of
 from foreword.prompt.prefix import Prefix
@@ -47,7 +48,8 @@ class Answer:
     Attributes:
         text: without special tokens.
         num_tokens: generated, the end token included.
-        is_finished: whether the model ended it; False where the token limit did.
+        is_finished: whether the model ended it, by an end token; False where the token limit did,
+            or a stop string.
         ids: generated, the end token included.
     """
 
@@ -227,6 +229,19 @@ def _answer_batch(
     **options: Any,
 ) -> Iterator[Answer]:
     ids, mask = left_padded([list(row.input_ids) for row in rows], backbone.padding_id)
+    more, ends = chosen(options), RowEnds()
+    said = settings(options) if len(rows) > 1 else {}  # one row alone has nothing behind its end
+    is_stopped = bool(said.get("stop_strings") or said.get("stopping_criteria"))
+    is_searched = is_stopped and (said.get("num_beams") or 1) > 1
+    if is_stopped and backbone.capabilities.encoder and not backbone.reads_apart:
+        raise UnsupportedError(
+            f"stop_strings, stopping_criteria: {backbone.capabilities.model_type} does not tell "
+            "where each of several rows has ended; give batch_size=1"
+        )
+    if is_searched:
+        more["return_dict_in_generate"] = True
+    elif is_stopped:
+        more["stopping_criteria"] = [*(options.get("stopping_criteria") or ()), ends]
     output = backbone.without_habits().generate(
         prefix,
         ids.to(backbone.device),
@@ -235,12 +250,15 @@ def _answer_batch(
         eos_token_id=stop_ids,
         pad_token_id=backbone.padding_id,
         **batches.collate_media(rows),
-        **chosen(options),
+        **more,
     )
     # With an encoder, a sequence begins with the decoder's own start.
     num_given = 1 if backbone.capabilities.encoder else ids.shape[1]
-    for row in output[:, num_given:].tolist():
-        yield read_answer(backbone, row, stop_ids)
+    num_behind = ends.num_behind() or [0] * len(rows)
+    if is_searched:
+        num_behind, output = (output.beam_indices < 0).sum(1).tolist(), output.sequences
+    for row, num in zip(output[:, num_given:].tolist(), num_behind, strict=True):
+        yield read_answer(backbone, row[: len(row) - num], stop_ids)
 
 
 def stream(

@@ -7,6 +7,8 @@ itself, or could not read. All else is checked where ids are generated.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from transformers import GenerationConfig
+
 from foreword.errors import InputError
 
 DECIDED = ("attention_mask", "eos_token_id", "input_ids", "inputs", "pad_token_id")
@@ -26,14 +28,28 @@ def check_options(options: Mapping[str, Any], *, is_streamed: bool = False) -> N
     for name in (*DECIDED, *(STREAMED if is_streamed else ())):
         if name in options:
             raise InputError(f"{name}: answers to texts decide it themselves; leave it out")
-    config = options.get("generation_config")
+    said = settings(options)
     for name, known in ONE_ANSWER.items():
-        value = options[name] if name in options else getattr(config, name, None)
-        if value not in known:
+        if (value := said.get(name)) not in known:
             raise InputError(
                 f"{name}: expected one answer to each text, got {value!r}; leave it out, or call "
                 "backbone.generate with ids"
             )
+
+
+def settings(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of a call, beneath them what a generation configuration among them says.
+
+    Raises:
+        InputError: it is no configuration.
+    """
+    config = options.get("generation_config")
+    if config is not None and not isinstance(config, GenerationConfig):
+        raise InputError(
+            f"generation_config: expected a GenerationConfig, got {type(config).__name__}"
+        )
+    own = vars(config) if config is not None else {}
+    return {name: value for name, value in own.items() if value is not None} | dict(options)
 
 
 def check_texts(texts: Any, tools: Sequence[Any], batch_size: Any) -> None:

@@ -29,6 +29,7 @@ from foreword.compat.transformers_api import (
 )
 from foreword.errors import InputError, UnsupportedError
 from foreword.generation import padding
+from foreword.generation.row_ends import recorded
 from foreword.model import checks, contiguous, prefixed_cache, recurrent
 from foreword.model.capabilities import Capabilities
 from foreword.model.encoder_decoder import EncoderDecoder
@@ -270,8 +271,9 @@ class DecoderView(GenerationMixin):
         criteria = super()._get_stopping_criteria(*args, **kwargs)
         kept = self._given.kept
         if kept is None or not self._given.is_padded:
-            return criteria
-        return StoppingCriteriaList(padding.criterion_on_own_tokens(c, kept) for c in criteria)
+            return recorded(criteria)
+        own = (padding.criterion_on_own_tokens(one, kept) for one in criteria)
+        return recorded(StoppingCriteriaList(own))
 
 
 _told: weakref.WeakSet[Any] = weakref.WeakSet()
@@ -340,6 +342,10 @@ class EncoderDecoderView(GenerationMixin):
                 placed[f"decoder_{name}"] = placed.pop(name)
         output = self._model(**inputs, **placed)
         return transformers_api.set_cache(output, cache if keep else None)
+
+    def _get_stopping_criteria(self, *args: Any, **kwargs: Any) -> StoppingCriteriaList:
+        """Return transformers' criteria, which tell of the ends of rows where that is asked for."""
+        return recorded(super()._get_stopping_criteria(*args, **kwargs))
 
     def _started(self, hidden: Tensor, copies: int = 1) -> PrefixBatch:
         """Return the states before each row of an encoder output `[rows * copies, S, H]`."""

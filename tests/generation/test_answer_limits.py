@@ -1,12 +1,16 @@
 """What a call that answers texts cannot read is refused, and what passes the context is said."""
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import pytest
+import seq2seq_models
+import torch
 from serving import TOKENIZER, tiny_backbone, tiny_prompt
+from transformers import GenerationConfig, StoppingCriteria
 
-from foreword import answer, chat, stream
+from foreword import Backbone, answer, chat, stream
 from foreword.errors import InputError
 
 TEXTS: Any = ["a", [{"role": "user", "content": "b"}]]
@@ -47,6 +51,44 @@ def test_settings_of_a_configuration_are_refused_as_those_of_the_call() -> None:
             next(chat.stream(backbone, None, "a", **{name: None}))
     assert len(list(chat.answers(backbone, None, TEXTS, num_return_sequences=1))) == 2
     assert list(chat.answers(backbone, None, [])) == []
+
+
+class _AtEven(StoppingCriteria):
+    """Ends each row whose last id is even."""
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        return input_ids[:, -1] % 2 == 0
+
+
+SEVERAL: Any = ["a", "bc", "d e f", "gh"]
+
+
+def _reads_apart() -> Backbone:
+    return Backbone(seq2seq_models.build("t5", vocab_size=len(TOKENIZER)), TOKENIZER)
+
+
+@pytest.mark.parametrize("build", [tiny_backbone, _reads_apart])
+@pytest.mark.parametrize("num_beams", [1, 2])
+@pytest.mark.parametrize("way", ["strings", "configured", "criteria"])
+def test_an_answer_that_is_stopped_in_a_batch_is_that_of_its_row_alone(
+    way: str, num_beams: int, build: Callable[[], Backbone]
+) -> None:
+    backbone = build()
+    texts = [one.text for one in chat.answers(backbone, None, SEVERAL, max_new_tokens=12)]
+    [end, *_] = [
+        char for char in "".join(texts) if char.isalnum() and len({t.find(char) for t in texts}) > 1
+    ]
+    options: dict[str, Any] = {
+        "strings": {"stop_strings": [end]},
+        "configured": {"generation_config": GenerationConfig(stop_strings=[end])},
+        "criteria": {"stopping_criteria": [_AtEven()]},
+    }[way]
+    options |= {"max_new_tokens": 12, "tokenizer": TOKENIZER, "num_beams": num_beams}
+    together = list(chat.answers(backbone, None, SEVERAL, **options))
+    alone = [next(chat.answers(backbone, None, [text], **options)) for text in SEVERAL]
+    assert together == alone
+    if build is tiny_backbone:  # the other one says much the same to each
+        assert len({one.num_tokens for one in together}) > 1
 
 
 def said(caplog: pytest.LogCaptureFixture) -> list[str]:
