@@ -32,6 +32,13 @@ TEXTS: Any = ["a", [{"role": "user", "content": "b"}]]
         (TEXTS, {"eos_token_id": 3}, "eos_token_id: answers to texts decide it"),
         (TEXTS, {"pad_token_id": 3}, "pad_token_id: answers to texts decide it"),
         (TEXTS, {"input_ids": None}, "input_ids: answers to texts decide it"),
+        (TEXTS, {"temperature": 5.0}, "temperature: the likeliest ids are taken.*do_sample=True"),
+        (TEXTS, {"top_k": 3, "top_p": 0.5}, "top_k, top_p: the likeliest ids are taken"),
+        (TEXTS, {"max_length": 30}, "max_length: .* give max_new_tokens"),
+        (TEXTS, {"generation_config": {}}, "generation_config: expected a GenerationConfig, got"),
+        (TEXTS, {"generation_config": GenerationConfig(top_k=3)}, "top_k: the likeliest ids"),
+        (TEXTS, {"generation_config": GenerationConfig(max_length=3)}, "max_length: "),
+        (TEXTS, {"generation_config": GenerationConfig(eos_token_id=3)}, "eos_token_id: answers"),
     ],
 )
 def test_what_cannot_be_read_as_answers_is_refused(
@@ -51,6 +58,32 @@ def test_settings_of_a_configuration_are_refused_as_those_of_the_call() -> None:
             next(chat.stream(backbone, None, "a", **{name: None}))
     assert len(list(chat.answers(backbone, None, TEXTS, num_return_sequences=1))) == 2
     assert list(chat.answers(backbone, None, [])) == []
+
+
+def test_a_configuration_of_the_call_counts_as_its_options_do() -> None:
+    backbone = tiny_backbone()
+    ends = backbone.model.generation_config.eos_token_id
+
+    def asked(**options: Any) -> list[str]:
+        torch.manual_seed(3)
+        found = [one.text for one in chat.answers(backbone, None, TEXTS, **options)]
+        return [*found, "".join(chat.stream(backbone, None, "b", **options))]
+
+    for options in (
+        {"max_new_tokens": 3},
+        {"max_new_tokens": 9, "do_sample": True, "temperature": 5.0},
+        {"max_new_tokens": 9, "do_sample": True, "top_k": 2},
+        {"max_new_tokens": 9, "do_sample": False, "temperature": 5.0},  # said to be greedy
+        {"max_new_tokens": 9, "repetition_penalty": 3.0},
+    ):
+        expected = asked(**options)
+        own = GenerationConfig(**options, eos_token_id=ends, max_length=900)
+        assert asked(generation_config=own) == expected
+        if "do_sample" in options:
+            greedy = asked(max_new_tokens=9)
+            assert (expected == greedy) is (options["do_sample"] is False)
+    limited = GenerationConfig(max_new_tokens=9)
+    assert asked(generation_config=limited, max_new_tokens=2) == asked(max_new_tokens=2)
 
 
 class _AtEven(StoppingCriteria):
