@@ -240,6 +240,7 @@ class Backbone:
             InputError: numbers that the model's dtype does not hold.
         """
         if isinstance(prompt, Prefix):
+            self._check_prefix(prompt)
             return prompt
         self.check(prompt)
         key = prompt.content_hash
@@ -422,22 +423,25 @@ class Backbone:
         if prompt is None:
             return None
         if isinstance(prompt, Prefix):
-            if not isinstance(prompt.states, DeferredPrompt):
-                self._check_shapes(prompt.states)
-            elif self.capabilities.encoder is not None:
-                self._check_width(prompt.states.embeddings, prompt.facts)
-            else:
-                raise MismatchError(
-                    f"the prefix was compiled for a model with an encoder, and {self.name} has "
-                    "none: compile the prompt on this model"
-                )
-            self._check_fingerprint(prompt.facts)
-            return prompt
+            return self.compile(prompt)
         _check_kind(prompt)
         if needs_grad and any(tensor.requires_grad for tensor in prompt.tensors):
             self._check_base(prompt)
             return Prefix(self.prefill(prompt), "trained", prompt.facts)
         return self.compile(prompt)
+
+    def _check_prefix(self, prefix: Prefix) -> None:
+        """Refuse a prefix that was compiled for another base."""
+        if not isinstance(prefix.states, DeferredPrompt):
+            self._check_shapes(prefix.states)
+        elif self.capabilities.encoder is not None:
+            self._check_width(prefix.states.embeddings, prefix.facts)
+        else:
+            raise MismatchError(
+                f"the prefix was compiled for a model with an encoder, and {self.name} has "
+                "none: compile the prompt on this model"
+            )
+        self._check_fingerprint(prefix.facts)
 
     def _check_base(self, prompt: SoftPrompt) -> None:
         """Refuse a prompt of another base by name, before any arithmetic."""
