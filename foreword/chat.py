@@ -27,7 +27,7 @@ from foreword.generation.answer_options import check_texts, settings
 from foreword.generation.context_watch import ContextWatch
 from foreword.generation.row_ends import RowEnds
 from foreword.generation.token_stream import TokenStream
-from foreword.model.checks import ids_of
+from foreword.model.argument_types import ids_of
 from foreword.prompt.prefix import Prefix
 from foreword.prompt.soft_prompt import SoftPrompt
 

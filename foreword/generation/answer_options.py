@@ -10,7 +10,7 @@ from typing import Any
 from transformers import GenerationConfig
 
 from foreword.errors import InputError
-from foreword.model.checks import ids_of
+from foreword.model.argument_types import ids_of
 
 DECIDED = ("attention_mask", "eos_token_id", "input_ids", "inputs", "pad_token_id")
 # What says how ids are drawn, and with which values it says nothing.

@@ -31,6 +31,7 @@ from foreword.errors import InputError, UnsupportedError
 from foreword.generation import padding
 from foreword.generation.row_ends import recorded
 from foreword.model import checks, contiguous, prefixed_cache, recurrent
+from foreword.model.argument_types import ids_of
 from foreword.model.capabilities import Capabilities
 from foreword.model.encoder_decoder import EncoderDecoder
 from foreword.model.forward import model_inputs, run_pass
@@ -40,7 +41,7 @@ from foreword.prompt.prefix import PrefixBatch
 log = logging.getLogger("foreword")
 
 # Of these None says nothing, as where they are left out; transformers would go on half by each.
-LEFT_OUT = frozenset({"num_beams", "num_return_sequences", "use_cache"})
+LEFT_OUT = frozenset({"length_penalty", "num_beams", "num_return_sequences", "use_cache"})
 HOOKS = (
     "_forward_hooks",
     "_forward_pre_hooks",
@@ -395,6 +396,8 @@ def run_generate(view: Any, **kwargs: Any) -> Any:
         InputError: what transformers says of the arguments, in one line.
     """
     given = {name: one for name, one in kwargs.items() if one is not None or name not in LEFT_OUT}
+    if "eos_token_id" in given and not ids_of(given["eos_token_id"]):
+        given["eos_token_id"] = None  # a search takes no empty list
     try:
         return view.generate(**given)
     except ValueError as error:

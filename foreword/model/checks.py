@@ -4,16 +4,15 @@ In: the arguments of `generate` and `logits`. Out: nothing, or an error whose on
 wrong and what to use instead. Knows no prompt.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from numbers import Integral, Number
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig
 
 from foreword.compat.transformers_api import Cache, EncoderDecoderCache, StaticLayer
 from foreword.errors import DataError, InputError, UnsupportedError
+from foreword.model.argument_types import KINDS, check_kind, ids_of
 from foreword.model.capabilities import Capabilities
 
 GUIDANCE = "the second pass of classifier-free guidance would run without the prompt; leave it out"
@@ -68,27 +67,6 @@ HISTORY_SETTINGS: dict[str, tuple[Any, ...]] = {
     "watermarking_config": (None,),
     "stop_strings": (None,),
 }
-TYPES: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "generation_config": (lambda one: isinstance(one, GenerationConfig), "a GenerationConfig"),
-    "logits_processor": (
-        lambda one: isinstance(one, list) and all(map(callable, one)),
-        "a list of logits processors",
-    ),
-    "stopping_criteria": (
-        lambda one: isinstance(one, list) and all(map(callable, one)),
-        "a list of stopping criteria",
-    ),
-    "prefix_allowed_tokens_fn": (callable, "a function of a row and its ids"),
-    "streamer": (lambda one: hasattr(one, "put") and hasattr(one, "end"), "a streamer"),
-    "assistant_model": (lambda one: hasattr(one, "generate"), "a model"),
-    "use_cache": (lambda one: isinstance(one, bool), "True or False"),
-} | dict.fromkeys(
-    (
-        *("max_new_tokens", "min_new_tokens", "max_length", "min_length"),
-        *("num_beams", "num_return_sequences", "prefill_chunk_size"),
-    ),
-    (lambda one: isinstance(one, Integral) and int(one) >= 0, "a number"),
-)
 
 
 def check_inputs(input_ids: Any, vocab_size: int, name: str = "input_ids") -> None:
@@ -134,16 +112,6 @@ def check_forced_ids(kwargs: Mapping[str, Any], config: Any, vocab_size: int) ->
         for one in ids_of(setting(name, kwargs, config)):
             if not 0 <= one < vocab_size:
                 raise InputError(f"generate({name}={one}): expected 0 to {vocab_size - 1}")
-
-
-def ids_of(value: Any) -> list[int]:
-    """Return the ids of a setting of ids: one id, several in a list, tuple, array or tensor, or
-    None for none.
-    """
-    if value is None:
-        return []
-    found = value.tolist() if hasattr(value, "tolist") else value
-    return list(found) if isinstance(found, Iterable) else [found]
 
 
 def check_row(row_ids: Sequence[int], source: str, vocab_size: int, tokenizer: Any = None) -> None:
@@ -267,11 +235,9 @@ def refuse_options(kwargs: dict[str, Any], default_config: Any) -> None:
         UnsupportedError: an option that cannot be exact.
     """
     own = kwargs.get("generation_config")
-    for name, (fits, expected) in TYPES.items():
-        for given in (setting(name, kwargs, default_config), getattr(own, name, None)):
-            if given is not None and not fits(given):
-                found = repr(given) if isinstance(given, str | Number) else type(given).__name__
-                raise InputError(f"generate({name}=...): expected {expected}, got {found:.60}")
+    for name in KINDS:
+        check_kind(name, setting(name, kwargs, default_config))
+        check_kind(name, getattr(own, name, None))
     for name, reason in REFUSED.items():
         if kwargs.get(name) is not None:
             raise UnsupportedError(f"generate({name}=...): {reason}")
@@ -283,9 +249,12 @@ def refuse_options(kwargs: dict[str, Any], default_config: Any) -> None:
             "generate(cache_implementation='paged'): the continuous batching of transformers knows "
             "no prompt; use another cache, or foreword's own engine"
         )
-    chunk = setting("prefill_chunk_size", kwargs, default_config)
-    if chunk == 0:
-        raise InputError("generate(prefill_chunk_size=0): expected at least 1")
+    ends = ids_of(setting("eos_token_id", kwargs, default_config))
+    if setting("exponential_decay_length_penalty", kwargs, default_config) and not ends:
+        raise InputError(
+            "generate(exponential_decay_length_penalty=...): expected an end id that becomes "
+            "likelier, got none; give eos_token_id"
+        )
 
 
 def refuse_padded_length(
