@@ -246,9 +246,13 @@ class Backbone:
             MismatchError: the prompt was made for another base model.
             InputError: numbers that the model's dtype does not hold.
         """
+        return self._compile(prompt, self._notice())
+
+    def _compile(self, prompt: SoftPrompt | Prefix, version: Hashable) -> Prefix:
         if isinstance(prompt, Prefix):
+            self._check_prefix(prompt)
             return prompt
-        state = self._notice(), self._cast
+        state = version, self._cast
         self._check(prompt)
         key = prompt.content_hash
         # A prefix is a state of this very model, whatever its prompt's file says.
@@ -397,9 +401,10 @@ class Backbone:
                 f"{len(prompts)} prompts for {num_rows} rows; give one for all or one per row"
             )
         known: dict[int, Prefix | None] = {}
+        version = self._notice() if any(one is not None for one in prompts) else None
         for one in prompts:
             if id(one) not in known:
-                known[id(one)] = self._prefix(one, needs_grad)  # type: ignore[arg-type]
+                known[id(one)] = self._prefix(one, needs_grad, version)  # type: ignore[arg-type]
         return PrefixBatch(tuple(known[id(one)] for one in prompts))
 
     def fingerprint(self) -> dict[str, Any]:
@@ -435,27 +440,29 @@ class Backbone:
             return None
         return known | {"chat_template": tokenizer_facts.template_hash(self.tokenizer)}
 
-    def _prefix(self, prompt: Prompt, needs_grad: bool) -> Prefix | None:
+    def _prefix(self, prompt: Prompt, needs_grad: bool, version: Hashable) -> Prefix | None:
         if prompt is None:
             return None
         if isinstance(prompt, Prefix):
-            if not isinstance(prompt.states, DeferredPrompt):
-                self._check_shapes(prompt.states)
-            elif self.capabilities.encoder is not None:
-                self._check_width(prompt.states.embeddings, prompt.facts)
-            else:
-                raise MismatchError(
-                    f"the prefix was compiled for a model with an encoder, and {self.name} has "
-                    "none: compile the prompt on this model"
-                )
-            self._check_fingerprint(prompt.facts)
-            return prompt
+            return self._compile(prompt, version)
         _check_kind(prompt)
         if needs_grad and any(tensor.requires_grad for tensor in prompt.tensors):
-            self._notice()
             self._check_base(prompt)
             return Prefix(self.prefill(prompt), "trained", prompt.facts)
-        return self.compile(prompt)
+        return self._compile(prompt, version)
+
+    def _check_prefix(self, prefix: Prefix) -> None:
+        """Refuse a prefix that was compiled for another base."""
+        if not isinstance(prefix.states, DeferredPrompt):
+            self._check_shapes(prefix.states)
+        elif self.capabilities.encoder is not None:
+            self._check_width(prefix.states.embeddings, prefix.facts)
+        else:
+            raise MismatchError(
+                f"the prefix was compiled for a model with an encoder, and {self.name} has "
+                "none: compile the prompt on this model"
+            )
+        self._check_fingerprint(prefix.facts)
 
     def _check_base(self, prompt: SoftPrompt) -> None:
         """Refuse a prompt of another base by name, before any arithmetic."""
@@ -492,11 +499,17 @@ class Backbone:
         kind = self.device.type
         return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
 
+    def pin_weights(self) -> None:
+        """Take the weights for unchanged from now on: their tensors are only spread."""
+        self.fingerprint()  # of whole weights: it is remembered
+        self._weights_version.pin()
+
     def _notice(self) -> Hashable:
         """Forget what was computed of weights that have changed; return their version."""
         now = self._weights_version.now()
         if now != self._noticed:
-            self._noticed, self._fingerprint, self._one_token = now, None, None
+            self._fingerprint, self._one_token = None, None
+            self._noticed = now  # last: until then other threads forget, too
         return now
 
     def _prove_media(

@@ -21,10 +21,13 @@ from foreword.data.media_parts import Message
 from foreword.data.processor import Media
 from foreword.data.special_tokens import special_tokens_of
 from foreword.data.tokenizer_facts import differences
-from foreword.errors import InputError, MismatchError
-from foreword.generation.answer_options import check_options, check_texts
+from foreword.errors import InputError, MismatchError, UnsupportedError
+from foreword.generation import answer_options
+from foreword.generation.answer_options import check_texts, settings
 from foreword.generation.context_watch import ContextWatch
+from foreword.generation.row_ends import RowEnds
 from foreword.generation.token_stream import TokenStream
+from foreword.model.argument_types import ids_of
 from foreword.prompt.prefix import Prefix
 from foreword.prompt.soft_prompt import SoftPrompt
 
@@ -46,7 +49,8 @@ class Answer:
     Attributes:
         text: without special tokens.
         num_tokens: generated, the end token included.
-        is_finished: whether the model ended it; False where the token limit did.
+        is_finished: whether the model ended it, by an end token; False where the token limit did,
+            or a stop string.
         ids: generated, the end token included.
     """
 
@@ -144,22 +148,52 @@ def answers(
     *,
     tools: Sequence[Tools] = (),
     batch_size: int = 32,
-    max_new_tokens: int = 128,
+    max_new_tokens: int | None = None,
     **options: Any,
 ) -> Iterator[Answer]:
     """Answer texts in left-padded batches, in order, with the likeliest ids unless `options` of
-    `generate` say otherwise; `tools` are shown to each text its own, or to none. Tokens past what
-    the model was made for are said, once.
+    `generate` say otherwise, or a `generation_config` among them; `tools` are shown to each text
+    its own, or to none. An answer has at most 128 tokens where nothing else is said. Tokens past
+    what the model was made for are said, once.
 
     Raises:
-        InputError: no list of texts, tools of others, or an option that is none of an answer.
+        InputError: no list of texts, tools of others, or an option that is none of an answer, or
+            that would change nothing.
         MismatchError: a prompt of another chat template.
     """
     check_texts(texts, tools, batch_size)
-    check_options(options)
+    more = _limited(backbone, options, max_new_tokens, 128)
     check_template(backbone, prompt)
-    more = {"batch_size": batch_size, "max_new_tokens": max_new_tokens} | options
-    return _answers(backbone, prompt, texts, config, tools=tools, **more)
+    return _answers(backbone, prompt, texts, config, tools=tools, batch_size=batch_size, **more)
+
+
+def check_options(
+    backbone: Backbone, options: Mapping[str, Any], *, is_streamed: bool = False
+) -> None:
+    """Refuse options of `generate` that are none of an answer, or that would change nothing.
+
+    Raises:
+        InputError: names the option.
+    """
+    known_ends = ids_of(backbone.model.generation_config.eos_token_id)
+    answer_options.check_options(options, known_ends, is_streamed=is_streamed)
+
+
+def _limited(
+    backbone: Backbone,
+    options: Mapping[str, Any],
+    given: int | None,
+    default: int,
+    *,
+    is_streamed: bool = False,
+) -> dict[str, Any]:
+    """Return options, checked, with the most tokens of an answer: those given, else those that the
+    configuration of the call says, else the default.
+    """
+    more = dict(options) if given is None else {**options, "max_new_tokens": given}
+    check_options(backbone, more, is_streamed=is_streamed)
+    found = settings(more).get("max_new_tokens")
+    return more | {"max_new_tokens": default if found is None else found}
 
 
 def _answers(
@@ -226,6 +260,19 @@ def _answer_batch(
     **options: Any,
 ) -> Iterator[Answer]:
     ids, mask = left_padded([list(row.input_ids) for row in rows], backbone.padding_id)
+    more, ends = chosen(options), RowEnds()
+    said = settings(options) if len(rows) > 1 else {}  # one row alone has nothing behind its end
+    is_stopped = bool(said.get("stop_strings") or said.get("stopping_criteria"))
+    is_searched = is_stopped and (said.get("num_beams") or 1) > 1
+    if is_stopped and backbone.capabilities.encoder and not backbone.reads_apart:
+        raise UnsupportedError(
+            f"stop_strings, stopping_criteria: {backbone.capabilities.model_type} does not tell "
+            "where each of several rows has ended; give batch_size=1"
+        )
+    if is_searched:
+        more["return_dict_in_generate"] = True
+    elif is_stopped:
+        more["stopping_criteria"] = [*(options.get("stopping_criteria") or ()), ends]
     output = backbone.without_habits().generate(
         prefix,
         ids.to(backbone.device),
@@ -234,12 +281,15 @@ def _answer_batch(
         eos_token_id=stop_ids,
         pad_token_id=backbone.padding_id,
         **batches.collate_media(rows),
-        **chosen(options),
+        **more,
     )
     # With an encoder, a sequence begins with the decoder's own start.
     num_given = 1 if backbone.capabilities.encoder else ids.shape[1]
-    for row in output[:, num_given:].tolist():
-        yield read_answer(backbone, row, stop_ids)
+    num_behind = ends.num_behind() or [0] * len(rows)
+    if is_searched:
+        num_behind, output = (output.beam_indices < 0).sum(1).tolist(), output.sequences
+    for row, num in zip(output[:, num_given:].tolist(), num_behind, strict=True):
+        yield read_answer(backbone, row[: len(row) - num], stop_ids)
 
 
 def stream(
@@ -248,18 +298,18 @@ def stream(
     text: Text,
     config: EncodingConfig | None = None,
     *,
-    max_new_tokens: int = 512,
+    max_new_tokens: int | None = None,
     **options: Any,
 ) -> Iterator[str]:
-    """Answer one text piece by piece: together the text of `answers`, as a server decodes it.
-    Closing the iterator stops at the next token. Tokens past what the model was made for are said,
-    once.
+    """Answer one text piece by piece: together the text of `answers`, as a server decodes it, but
+    of up to 512 tokens where nothing else is said. Closing the iterator stops at the next token.
+    Tokens past what the model was made for are said, once.
 
     Raises:
-        InputError: an option that is none of an answer. MismatchError: a prompt of another chat
-            template.
+        InputError: an option that is none of an answer, or that would change nothing.
+        MismatchError: a prompt of another chat template.
     """
-    check_options(options, is_streamed=True)
+    more = _limited(backbone, options, max_new_tokens, 512, is_streamed=True)
     check_template(backbone, prompt)
     config = config or encoding_of(prompt)
     row = encode_row(backbone, text, config)
@@ -276,13 +326,12 @@ def stream(
                 prompt,
                 ids,
                 torch.ones_like(ids),
-                max_new_tokens=max_new_tokens,
                 eos_token_id=ends,
                 pad_token_id=backbone.padding_id,
                 streamer=streamer,
                 stopping_criteria=[stop],
                 **batches.collate_media([row]),
-                **chosen(options),
+                **chosen(more),
             )
         except BaseException as error:
             failures.append(error)
@@ -330,9 +379,12 @@ def chosen(options: Mapping[str, Any]) -> dict[str, Any]:
     from all ids where they name no `top_k`: transformers would take 50. Logits that are not finite
     are refused.
     """
-    drawn = {"top_k": 0} if options.get("do_sample") else {}
-    own = LogitsProcessorList([_Finite(), *(options.get("logits_processor") or ())])
-    return {"do_sample": False, **drawn, **options, "logits_processor": own}
+    said = settings(options)
+    own: dict[str, Any] = {"do_sample": said.get("do_sample") or False}
+    if own["do_sample"] and said.get("top_k") is None:
+        own["top_k"] = 0
+    finite = LogitsProcessorList([_Finite(), *(options.get("logits_processor") or ())])
+    return {**options, **own, "logits_processor": finite}
 
 
 def encode(
@@ -394,9 +446,8 @@ def end_tokens(
 ) -> list[int]:
     """Return the ids that end an answer: the encoding's own and the model's."""
     own = encoding.end_ids(text, backbone.tokenizer, config, backbone.processor, tools)[-1:]
-    known = backbone.model.generation_config.eos_token_id
-    model_ends = known if isinstance(known, list) else [known]
-    return list(dict.fromkeys([*own, *(end for end in model_ends if end is not None)]))
+    model_ends = ids_of(backbone.model.generation_config.eos_token_id)
+    return list(dict.fromkeys([*own, *model_ends]))
 
 
 class _Finite(LogitsProcessor):

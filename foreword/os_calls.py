@@ -10,6 +10,7 @@ import os
 import signal
 import socket
 import stat
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path, PureWindowsPath
 from typing import Any, NoReturn
@@ -130,11 +131,12 @@ def at_hangup(loop: asyncio.AbstractEventLoop, call: Callable[[], object]) -> No
 
 
 def held_hangups() -> Callable[[], bool]:
-    """Let no SIGHUP end this process from now on, where the system has that signal; return what
-    says whether one has come.
+    """Let no SIGHUP end this process from now on, where the system has that signal and the call is
+    in the main thread; return what says whether one has come.
     """
     found: list[int] = []
-    if (hangup := getattr(signal, "SIGHUP", None)) is not None:
+    is_main = threading.current_thread() is threading.main_thread()
+    if is_main and (hangup := getattr(signal, "SIGHUP", None)) is not None:
         signal.signal(hangup, lambda number, _: found.append(number))
     return lambda: bool(found)
 

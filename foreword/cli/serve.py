@@ -8,7 +8,7 @@ import contextlib
 import json
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
 import typer
@@ -67,6 +67,7 @@ def command(
 
     Example: foreword serve smollm2-135m --prompts prompts
     """
+    was_hung_up = held_hangups()  # loading takes minutes, and the store may change meanwhile
     _check_admin_key(admin_key, config, engine)
     api_key = checked_key("FOREWORD_API_KEY", _given(api_key, "FOREWORD_API_KEY"))
     admin_key = checked_key("FOREWORD_ADMIN_KEY", _given(admin_key, "FOREWORD_ADMIN_KEY"))
@@ -90,7 +91,10 @@ def command(
         _check_llama(model, engine_options or [])
     _check_extra()
     with _logged(config):
-        _serve(config, model, store, engine, engine_options or [], (api_key, admin_key), origins)
+        _serve(
+            config, model, store, engine, engine_options or [], (api_key, admin_key), origins,
+            was_hung_up,
+        )  # fmt: skip
 
 
 def _check_admin_key(admin_key: str | None, config: ServeConfig, engine: str) -> None:
@@ -141,11 +145,11 @@ def _serve(
     words: list[str],
     keys: tuple[str | None, str | None],
     origins: list[str],
+    was_hung_up: Callable[[], bool],
 ) -> None:
     """Listen, load, and serve until the end."""
     from foreword.server.sockets import listen
 
-    was_hung_up = held_hangups()  # loading takes minutes, and the store may change meanwhile
     with contextlib.ExitStack() as until_end:
         sockets = [until_end.enter_context(one) for one in listen(config.host, config.port)]
         from transformers.utils import logging as own_log

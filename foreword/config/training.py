@@ -64,7 +64,7 @@ class TrainConfig:
     num_virtual_tokens: int | None = option(
         None,
         "P, the number of virtual tokens; a multiple of 16 serves best; default: 32, or 192 for "
-        "context-tuning; that of the prompt to start from, whatever this says",
+        "context-tuning; with --init-prompt it has no effect: P is that of the prompt",
     )
     init: Initialization = option(
         "text",

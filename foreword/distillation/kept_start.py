@@ -6,14 +6,13 @@ with the same bits where other kernels, or another release of torch, would draw 
 other values. Computes nothing itself.
 """
 
-import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors.torch import save_file
@@ -29,6 +28,9 @@ from foreword.prompt.states import row_major
 from foreword.prompt.tensor_file import read_tensors
 from foreword.storage import remove_leftovers, replacing, storage_errors
 from foreword.training import distributed
+from foreword.training.folders import STATE_FILE, seed_folders
+
+T = TypeVar("T")
 
 KEY, FACTS = "foreword_start", "facts"
 
@@ -40,8 +42,10 @@ class KeptStart:
     Attributes:
         backbone: the base of the run.
         folder: of the run; None: nothing is kept.
-        is_anew: whether what is kept of another run is replaced; else it stays, since the run that
-            it is of may go on.
+        is_anew: whether the run begins anew, so that a file that cannot be read is made again.
+
+    What is kept of another start is replaced, but where the folder has a training state: that is of
+    the run which began with it.
     """
 
     backbone: Backbone
@@ -59,9 +63,9 @@ class KeptStart:
             ArtifactError: the file that keeps them is damaged.
             StorageError: it cannot be written.
         """
-        with self._kept("unrelated", follows_from) as (found, keep):
-            if found is not None:
-                return _rows(*found)
+        found, keep = self._kept("unrelated", follows_from, _rows)
+        if found is not None:
+            return found
         rows = compute()
         keep(
             {
@@ -79,46 +83,60 @@ class KeptStart:
         """Return a prompt, and a sentence that says what it is; takes and raises what `rows`
         does.
         """
-        with self._kept("prompt", follows_from) as (found, keep):
-            if found is not None:
-                tensors, (layout, said) = found
-                values = [tensors[str(number)] for number in range(len(tensors))]
-                base = {"base": self.backbone.identity()}
-                return SoftPrompt(tensors=values, facts=base, **layout), str(said)
+        found, keep = self._kept("prompt", follows_from, self._prompt)
+        if found is not None:
+            return found
         prompt, said = compute()
         keep({str(number): one for number, one in enumerate(prompt.tensors)}, [prompt.layout, said])
         return prompt, said
 
-    @contextlib.contextmanager
+    def _prompt(self, tensors: Mapping[str, Tensor], facts: Any) -> tuple[SoftPrompt, str]:
+        layout, said = facts
+        values = [tensors[str(number)] for number in range(len(tensors))]
+        base = {"base": self.backbone.identity()}
+        return SoftPrompt(tensors=values, facts=base, **layout), str(said)
+
     def _kept(
-        self, name: str, follows_from: Sequence[object]
-    ) -> Iterator[tuple[tuple[dict[str, Tensor], Any] | None, Callable[..., None]]]:
-        """Yield what a file keeps that follows from the same, and what keeps something else there;
-        what is wrong with the one that is read is damage.
-        """
+        self,
+        name: str,
+        follows_from: Sequence[object],
+        decode: Callable[[Mapping[str, Tensor], Any], T],
+    ) -> tuple[T | None, Callable[[Mapping[str, Tensor], Any], None]]:
+        """Return what a file keeps, if it follows from the same, and what keeps something there."""
         if self.folder is None:
-            yield None, lambda *_: None
-            return
+            return None, lambda tensors, facts: None
         file, backbone = Path(self.folder) / STARTED / f"{name}.safetensors", self.backbone
         base = json.dumps(backbone.fingerprint(), sort_keys=True)
         parts = (base, backbone.dtype, *follows_from)
         key = hashlib.sha256("\n".join(map(str, parts)).encode()).hexdigest()
 
         def keep(tensors: Mapping[str, Tensor], facts: Any) -> None:
-            if distributed.join().is_main and (self.is_anew or not file.exists()):
+            if distributed.join().is_main and (self.is_anew or not self._has_state()):
                 _write(file, key, tensors, facts)
 
         try:
-            yield (_read(file, key) if file.exists() else None), keep
-        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-            raise ArtifactError(
-                f"{file}: damaged ({error}); remove it, and it is made again"
-            ) from None
+            with storage_errors(file):
+                stored = _read(file, key) if file.exists() else None
+            found = None if stored is None else decode(*stored)
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            if not self.is_anew:
+                raise ArtifactError(
+                    f"{file}: damaged ({error}); remove it, and it is made again"
+                ) from None
+            found = None
+        return found, keep
+
+    def _has_state(self) -> bool:
+        """Return whether the folder holds a run that may go on."""
+        folder = Path(self.folder or "")
+        return any((one / STATE_FILE).exists() for one in (folder, *seed_folders(folder)))
 
 
 def _read(file: Path, key: str) -> tuple[dict[str, Tensor], Any] | None:
     """Return the tensors and facts that a file keeps; None where it keeps those of another run."""
     found = read_tensors(file)
+    if KEY not in found.metadata:
+        raise ValueError("no start of a distillation")
     if found.metadata[KEY] != key:
         return None
     tensors = {name: row_major(value) for name, value in found.tensors.items()}
@@ -143,7 +161,7 @@ def _tensors(row: Row) -> dict[str, Tensor]:
     }
 
 
-def _rows(tensors: Mapping[str, Tensor], facts: Sequence[tuple[int, str]]) -> list[Row]:
+def _rows(tensors: Mapping[str, Tensor], facts: Any) -> list[Row]:
     return [
         Row(
             tuple(tensors[f"{number}.input_ids"].tolist()),

@@ -110,7 +110,8 @@ def prepare(
         config: how much is kept of the answers, what is set aside, and who asks.
         form: of the prompt that is trained.
         seed: of what is set aside, and of asking.
-        folder: keeps the questions and the teacher's answers, so that none is computed twice.
+        folder: keeps the questions, the teacher's answers and the start, so that none is computed
+            twice.
         is_instruction: whether a text is an instruction, and not a document to ask about.
         is_anew: whether what the folder keeps of something else is removed.
         on_begin: is called once what can be checked is, before anything in the folder changes.

@@ -34,7 +34,7 @@ class Engine:
     """Many requests on one model.
 
     Args:
-        backbone: the model.
+        backbone: the model; its weights stay as they are while the engine lives.
         limits: how much to take on.
     """
 

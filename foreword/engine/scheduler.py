@@ -105,6 +105,7 @@ class Scheduler:
         if not 0 <= min(request.ids) <= max(request.ids) < size:
             raise InputError(f"expected ids from 0 to {size - 1}")
         self._check_media(request)
+        self._check_reports(request)
         if request.sampling.logit_bias and not (
             0 <= min(request.sampling.logit_bias) <= max(request.sampling.logit_bias) < size
         ):
@@ -118,6 +119,20 @@ class Scheduler:
             )
         real = len(request.ids) + request.max_new_tokens
         checks.check_length(self.capabilities, real, virtual)
+
+    def _check_reports(self, request: Request) -> None:
+        first, most = request.logprobs_from, request.num_prompt_logprobs
+        if first < 1:
+            raise InputError(
+                f"logprobs_from: expected at least 1, got {first}: nothing stands before the first "
+                "id that tells how likely it is"
+            )
+        for name, number in (
+            ("num_prompt_logprobs", most),
+            ("num_logprobs", request.sampling.num_logprobs),
+        ):
+            if number is not None and number < 0:
+                raise InputError(f"{name}: expected 0 or more, got {number}")
 
     def _check_media(self, request: Request) -> None:
         if request.media is not None:

@@ -28,6 +28,7 @@ from foreword.evaluation.choice_losses import choice_losses
 from foreword.evaluation.label_choice import Chosen, check_different, checked_choices, chosen
 from foreword.evaluation.losses import mixed_losses
 from foreword.evaluation.metrics import Metric, Outcome, check_vote, metrics_of
+from foreword.generation.answer_options import settings
 from foreword.prompt.prefix import Prefix
 from foreword.prompt.soft_prompt import SoftPrompt
 
@@ -155,10 +156,11 @@ def evaluate(
         raise InputError("members answer together without tools: evaluate each prompt alone")
     if subject.members and options:
         raise InputError(f"members answer greedily; leave out {', '.join(options)}")
-    if given := {"batch_size", "max_new_tokens"} & options.keys():
+    if given := {"batch_size", "max_length", "max_new_tokens"} & settings(options).keys():
         raise InputError(f"{', '.join(sorted(given))}: give it in config, an EvalConfig")
     if options and all(metric.needs_loss for metric in metrics):
         raise InputError(f"nothing is generated for a loss: leave out {', '.join(options)}")
+    chat.check_options(backbone, options | {"max_new_tokens": config.max_new_tokens})
     _check_answers(examples, metrics)
     if choices and (options or any(example.is_beyond_text for example in examples)):
         raise InputError("choices are texts, and nothing is generated: leave out calls and options")

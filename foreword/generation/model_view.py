@@ -29,7 +29,9 @@ from foreword.compat.transformers_api import (
 )
 from foreword.errors import InputError, UnsupportedError
 from foreword.generation import padding
+from foreword.generation.row_ends import recorded
 from foreword.model import checks, contiguous, prefixed_cache, recurrent
+from foreword.model.argument_types import ids_of
 from foreword.model.capabilities import Capabilities, check_attention
 from foreword.model.encoder_decoder import EncoderDecoder
 from foreword.model.forward import model_inputs, run_pass
@@ -38,6 +40,8 @@ from foreword.prompt.prefix import PrefixBatch
 
 log = logging.getLogger("foreword")
 
+# Of these None says nothing, as where they are left out; transformers would go on half by each.
+LEFT_OUT = frozenset({"length_penalty", "num_beams", "num_return_sequences", "use_cache"})
 HOOKS = (
     "_forward_hooks",
     "_forward_pre_hooks",
@@ -124,6 +128,11 @@ class DecoderView(GenerationMixin):
             inputs["input_ids"] if inputs.get("input_ids") is not None else inputs["inputs_embeds"]
         )
         check_attention(self._model, self._capabilities)
+        if inputs.get("output_attentions") and self._capabilities.attention != "eager":
+            raise UnsupportedError(
+                f"output_attentions: {self._capabilities.attention} attention computes no weights; "
+                "load the model with attn_implementation='eager'"
+            )
         placed = model_inputs(
             self._capabilities,
             batch,
@@ -269,8 +278,9 @@ class DecoderView(GenerationMixin):
         criteria = super()._get_stopping_criteria(*args, **kwargs)
         kept = self._given.kept
         if kept is None or not self._given.is_padded:
-            return criteria
-        return StoppingCriteriaList(padding.criterion_on_own_tokens(c, kept) for c in criteria)
+            return recorded(criteria)
+        own = (padding.criterion_on_own_tokens(one, kept) for one in criteria)
+        return recorded(StoppingCriteriaList(own))
 
 
 _told: weakref.WeakSet[Any] = weakref.WeakSet()
@@ -340,6 +350,10 @@ class EncoderDecoderView(GenerationMixin):
         output = self._model(**inputs, **placed)
         return transformers_api.set_cache(output, cache if keep else None)
 
+    def _get_stopping_criteria(self, *args: Any, **kwargs: Any) -> StoppingCriteriaList:
+        """Return transformers' criteria, which tell of the ends of rows where that is asked for."""
+        return recorded(super()._get_stopping_criteria(*args, **kwargs))
+
     def _started(self, hidden: Tensor, copies: int = 1) -> PrefixBatch:
         """Return the states before each row of an encoder output `[rows * copies, S, H]`."""
         hidden, batch = hidden[::copies], self._batch
@@ -387,8 +401,11 @@ def run_generate(view: Any, **kwargs: Any) -> Any:
     Raises:
         InputError: what transformers says of the arguments, in one line.
     """
+    given = {name: one for name, one in kwargs.items() if one is not None or name not in LEFT_OUT}
+    if "eos_token_id" in given and not ids_of(given["eos_token_id"]):
+        given["eos_token_id"] = None  # a search takes no empty list
     try:
-        return view.generate(**kwargs)
+        return view.generate(**given)
     except ValueError as error:
         raise InputError(" ".join(str(error).split())) from error
 

@@ -29,6 +29,7 @@ from transformers import (
 
 from foreword.errors import InputError
 from foreword.model import checks
+from foreword.model.argument_types import ids_of
 from foreword.model.capabilities import Capabilities
 
 # Processors that read a row's history, or count it: in a padded batch its padding too.
@@ -58,8 +59,7 @@ def infer_mask(
         InputError: the padding id is also a placeholder's.
     """
     pad = checks.setting("pad_token_id", kwargs, model.generation_config)
-    eos = checks.setting("eos_token_id", kwargs, model.generation_config)
-    ends = eos if isinstance(eos, list) else [eos]
+    ends = ids_of(checks.setting("eos_token_id", kwargs, model.generation_config))
     if input_ids is None or pad is None or pad in ends or not bool((input_ids == pad).any()):
         return None
     if any(pad == modality.token_id for modality in capabilities.modalities):

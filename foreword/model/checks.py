@@ -4,16 +4,15 @@ In: the arguments of `generate` and `logits`. Out: nothing, or an error whose on
 wrong and what to use instead. Knows no prompt.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from numbers import Integral
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig
 
 from foreword.compat.transformers_api import Cache, EncoderDecoderCache, StaticLayer
 from foreword.errors import DataError, InputError, UnsupportedError
+from foreword.model.argument_types import KINDS, check_kind, ids_of
 from foreword.model.capabilities import Capabilities
 
 GUIDANCE = "the second pass of classifier-free guidance would run without the prompt; leave it out"
@@ -68,26 +67,6 @@ HISTORY_SETTINGS: dict[str, tuple[Any, ...]] = {
     "watermarking_config": (None,),
     "stop_strings": (None,),
 }
-TYPES: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "generation_config": (lambda one: isinstance(one, GenerationConfig), "a GenerationConfig"),
-    "logits_processor": (
-        lambda one: isinstance(one, list) and all(map(callable, one)),
-        "a list of logits processors",
-    ),
-    "stopping_criteria": (
-        lambda one: isinstance(one, list) and all(map(callable, one)),
-        "a list of stopping criteria",
-    ),
-    "prefix_allowed_tokens_fn": (callable, "a function of a row and its ids"),
-    "streamer": (lambda one: hasattr(one, "put") and hasattr(one, "end"), "a streamer"),
-    "assistant_model": (lambda one: hasattr(one, "generate"), "a model"),
-} | dict.fromkeys(
-    (
-        *("max_new_tokens", "min_new_tokens", "max_length", "min_length"),
-        *("num_beams", "num_return_sequences", "prefill_chunk_size"),
-    ),
-    (lambda one: isinstance(one, Integral) and int(one) >= 0, "a number"),
-)
 
 
 def check_inputs(input_ids: Any, vocab_size: int, name: str = "input_ids") -> None:
@@ -130,9 +109,8 @@ def check_forced_ids(kwargs: Mapping[str, Any], config: Any, vocab_size: int) ->
         InputError: names the setting.
     """
     for name in ("forced_bos_token_id", "forced_eos_token_id"):
-        forced = setting(name, kwargs, config)
-        for one in forced if isinstance(forced, list) else [forced]:
-            if isinstance(one, int) and not 0 <= one < vocab_size:
+        for one in ids_of(setting(name, kwargs, config)):
+            if not 0 <= one < vocab_size:
                 raise InputError(f"generate({name}={one}): expected 0 to {vocab_size - 1}")
 
 
@@ -256,10 +234,10 @@ def refuse_options(kwargs: dict[str, Any], default_config: Any) -> None:
         InputError: an argument of another type.
         UnsupportedError: an option that cannot be exact.
     """
-    for name, (fits, expected) in TYPES.items():
-        if kwargs.get(name) is not None and not fits(kwargs[name]):
-            found = type(kwargs[name]).__name__
-            raise InputError(f"generate({name}=...): expected {expected}, got {found}")
+    own = kwargs.get("generation_config")
+    for name in KINDS:
+        check_kind(name, setting(name, kwargs, default_config))
+        check_kind(name, getattr(own, name, None))
     for name, reason in REFUSED.items():
         if kwargs.get(name) is not None:
             raise UnsupportedError(f"generate({name}=...): {reason}")
@@ -271,9 +249,12 @@ def refuse_options(kwargs: dict[str, Any], default_config: Any) -> None:
             "generate(cache_implementation='paged'): the continuous batching of transformers knows "
             "no prompt; use another cache, or foreword's own engine"
         )
-    chunk = setting("prefill_chunk_size", kwargs, default_config)
-    if chunk == 0:
-        raise InputError("generate(prefill_chunk_size=0): expected at least 1")
+    ends = ids_of(setting("eos_token_id", kwargs, default_config))
+    if setting("exponential_decay_length_penalty", kwargs, default_config) and not ends:
+        raise InputError(
+            "generate(exponential_decay_length_penalty=...): expected an end id that becomes "
+            "likelier, got none; give eos_token_id"
+        )
 
 
 def refuse_padded_length(

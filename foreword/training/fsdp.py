@@ -27,7 +27,7 @@ def sharded(backbone: Backbone, device: torch.device) -> Backbone:
     """
     from torch.distributed.fsdp import fully_shard
 
-    backbone.fingerprint()  # of whole weights: it is remembered
+    backbone.pin_weights()
     decoder = backbone.decoder
     layers = layers_of(decoder)
     inside = {parameter for layer in layers for parameter in layer.parameters()}

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import tiny_models
 import torch
+from safetensors.torch import save_file
 from tiny_tokenizer import CHATML, tiny_tokenizer
 from transformers.utils import chat_template_utils
 
@@ -20,6 +21,7 @@ from foreword.distillation import embedding_starts, self_study, starts
 from foreword.distillation import lesson as lessons
 from foreword.distillation.lesson import Lesson, prepare
 from foreword.errors import ArtifactError, InputError
+from foreword.training.folders import STATE_FILE
 
 DATED = "{{ strftime_now('%d %b %Y') }}" + CHATML
 TEXT = "The lamp is red. The door is blue. The cat is called Ann."
@@ -131,10 +133,12 @@ def test_what_a_run_starts_from_is_computed_once(
     assert again.rows == first.rows and torch.equal(*_starts(again, first))
     assert again.start.layout == first.start.layout and again.said == first.said
     assert again.start.facts == first.start.facts
-    # Of other options nothing fits, and nothing is replaced: the run that began may still go on.
+    # Of other options nothing fits; what a run that may go on began with is not replaced.
+    (tmp_path / STATE_FILE).touch()
     less = lesson(base, QUERIES, tmp_path, form=form, seed=2)
-    assert less.rows != first.rows and _times(tmp_path) == kept
-    lesson(base, QUERIES, tmp_path, form=form, seed=2, is_anew=True)
+    assert less.rows != first.rows and _times(tmp_path).items() >= kept.items()
+    (tmp_path / STATE_FILE).unlink()
+    lesson(base, QUERIES, tmp_path, form=form, seed=2)
     changed = {name for name, time in _times(tmp_path).items() if time != kept[name]}
     assert changed == {"prompt.safetensors", "unrelated.safetensors"}
 
@@ -147,6 +151,11 @@ def test_a_damaged_start_is_named(name: str, tmp_path: Path) -> None:
     file.write_bytes(file.read_bytes()[:-8])
     with pytest.raises(ArtifactError, match=rf"{name}\.safetensors: damaged .*remove it"):
         lesson(base, QUERIES, tmp_path)
+    save_file({"a": torch.ones(1)}, file)
+    with pytest.raises(ArtifactError, match=r"no start of a distillation.*remove it"):
+        lesson(base, QUERIES, tmp_path)
+    lesson(base, QUERIES, tmp_path, is_anew=True)
+    lesson(base, QUERIES, tmp_path)
 
 
 def _doubled(begin: Any, *args: Any) -> tuple[SoftPrompt, str]:

@@ -1,6 +1,7 @@
 """The scheduler: what is admitted, from what it starts, and which prefill next; no model runs."""
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,8 +12,9 @@ from foreword.engine.limits import EngineLimits
 from foreword.engine.prefix_cache import CacheEntry, PrefixCache
 from foreword.engine.request import Request
 from foreword.engine.request_state import RequestState
+from foreword.engine.sampling import Sampling
 from foreword.engine.scheduler import Scheduler
-from foreword.errors import BusyError
+from foreword.errors import BusyError, InputError
 from foreword.model.capabilities import inspect_model
 
 LIMITS = EngineLimits(max_rows=4, max_slots=64, max_waiting=3, chunk_tokens=8)
@@ -48,6 +50,19 @@ def test_requests_are_admitted_in_order_while_their_longest_fits() -> None:
         running.append(RequestState(handle, len(running)))
     assert ours.next_admitted(running) is None and ours.num_waiting == 1
     assert ours.next_admitted(running[:1]) is not None and ours.num_waiting == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"num_prompt_logprobs": 1, "logprobs_from": 0}, "logprobs_from: expected at least 1, got"),
+        ({"num_prompt_logprobs": -1}, "num_prompt_logprobs: expected 0 or more, got -1"),
+        ({"sampling": Sampling(num_logprobs=-1)}, "num_logprobs: expected 0 or more, got -1"),
+    ],
+)
+def test_reports_that_mean_nothing_are_refused(changes: dict[str, Any], named: str) -> None:
+    with pytest.raises(InputError, match=named):
+        scheduler().add([dataclasses.replace(request(1, 2), **changes)])
 
 
 def test_all_requests_of_a_call_are_taken_or_none() -> None:

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 from test_evaluation import EXAMPLES, FAST, PLAIN, SHORT, backbone, soft_prompt
+from transformers import GenerationConfig
 
 from foreword import DistillConfig, Example, TrainConfig, distill, train
 from foreword.data.several import several
@@ -37,6 +38,12 @@ def asked(**changes: Any) -> Any:
         (lambda: asked(metrics=()), "metrics: expected some of loss"),
         (lambda: asked(metrics="exakt"), "expected 'auto' or some of loss"),
         (lambda: asked(max_new_tokens=3), "max_new_tokens: give it in config, an EvalConfig"),
+        (
+            lambda: asked(generation_config=GenerationConfig(max_new_tokens=3)),
+            "max_new_tokens: give it in config, an EvalConfig",
+        ),
+        (lambda: asked(max_length=3), "max_length: give it in config, an EvalConfig"),
+        (lambda: asked(temperature=9.0), "temperature: the likeliest ids are taken"),
         (lambda: asked(metrics="loss", top_k=3), "nothing is generated for a loss: leave out top_"),
         (
             lambda: asked(examples=SAME, choices="yes,no"),

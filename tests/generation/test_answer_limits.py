@@ -1,12 +1,16 @@
 """What a call that answers texts cannot read is refused, and what passes the context is said."""
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import pytest
+import seq2seq_models
+import torch
 from serving import TOKENIZER, tiny_backbone, tiny_prompt
+from transformers import GenerationConfig, StoppingCriteria
 
-from foreword import answer, chat, stream
+from foreword import Backbone, answer, chat, stream
 from foreword.errors import InputError
 
 TEXTS: Any = ["a", [{"role": "user", "content": "b"}]]
@@ -28,6 +32,13 @@ TEXTS: Any = ["a", [{"role": "user", "content": "b"}]]
         (TEXTS, {"eos_token_id": 3}, "eos_token_id: answers to texts decide it"),
         (TEXTS, {"pad_token_id": 3}, "pad_token_id: answers to texts decide it"),
         (TEXTS, {"input_ids": None}, "input_ids: answers to texts decide it"),
+        (TEXTS, {"temperature": 5.0}, "temperature: the likeliest ids are taken.*do_sample=True"),
+        (TEXTS, {"top_k": 3, "top_p": 0.5}, "top_k, top_p: the likeliest ids are taken"),
+        (TEXTS, {"max_length": 30}, "max_length: .* give max_new_tokens"),
+        (TEXTS, {"generation_config": {}}, "generation_config: expected a GenerationConfig, got"),
+        (TEXTS, {"generation_config": GenerationConfig(top_k=3)}, "top_k: the likeliest ids"),
+        (TEXTS, {"generation_config": GenerationConfig(max_length=3)}, "max_length: "),
+        (TEXTS, {"generation_config": GenerationConfig(eos_token_id=3)}, "eos_token_id: answers"),
     ],
 )
 def test_what_cannot_be_read_as_answers_is_refused(
@@ -47,6 +58,70 @@ def test_settings_of_a_configuration_are_refused_as_those_of_the_call() -> None:
             next(chat.stream(backbone, None, "a", **{name: None}))
     assert len(list(chat.answers(backbone, None, TEXTS, num_return_sequences=1))) == 2
     assert list(chat.answers(backbone, None, [])) == []
+
+
+def test_a_configuration_of_the_call_counts_as_its_options_do() -> None:
+    backbone = tiny_backbone()
+    ends = backbone.model.generation_config.eos_token_id
+
+    def asked(**options: Any) -> list[str]:
+        torch.manual_seed(3)
+        found = [one.text for one in chat.answers(backbone, None, TEXTS, **options)]
+        return [*found, "".join(chat.stream(backbone, None, "b", **options))]
+
+    for options in (
+        {"max_new_tokens": 3},
+        {"max_new_tokens": 9, "do_sample": True, "temperature": 5.0},
+        {"max_new_tokens": 9, "do_sample": True, "top_k": 2},
+        {"max_new_tokens": 9, "do_sample": False, "temperature": 5.0},  # said to be greedy
+        {"max_new_tokens": 9, "repetition_penalty": 3.0},
+    ):
+        expected = asked(**options)
+        own = GenerationConfig(**options, eos_token_id=ends, max_length=900)
+        assert asked(generation_config=own) == expected
+        if "do_sample" in options:
+            greedy = asked(max_new_tokens=9)
+            assert (expected == greedy) is (options["do_sample"] is False)
+    limited = GenerationConfig(max_new_tokens=9)
+    assert asked(generation_config=limited, max_new_tokens=2) == asked(max_new_tokens=2)
+
+
+class _AtEven(StoppingCriteria):
+    """Ends each row whose last id is even."""
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        return input_ids[:, -1] % 2 == 0
+
+
+SEVERAL: Any = ["a", "bc", "d e f", "gh"]
+
+
+def _reads_apart() -> Backbone:
+    return Backbone(seq2seq_models.build("t5", vocab_size=len(TOKENIZER)), TOKENIZER)
+
+
+@pytest.mark.parametrize("build", [tiny_backbone, _reads_apart])
+@pytest.mark.parametrize("num_beams", [1, 2])
+@pytest.mark.parametrize("way", ["strings", "configured", "criteria"])
+def test_an_answer_that_is_stopped_in_a_batch_is_that_of_its_row_alone(
+    way: str, num_beams: int, build: Callable[[], Backbone]
+) -> None:
+    backbone = build()
+    texts = [one.text for one in chat.answers(backbone, None, SEVERAL, max_new_tokens=12)]
+    [end, *_] = [
+        char for char in "".join(texts) if char.isalnum() and len({t.find(char) for t in texts}) > 1
+    ]
+    options: dict[str, Any] = {
+        "strings": {"stop_strings": [end]},
+        "configured": {"generation_config": GenerationConfig(stop_strings=[end])},
+        "criteria": {"stopping_criteria": [_AtEven()]},
+    }[way]
+    options |= {"max_new_tokens": 12, "tokenizer": TOKENIZER, "num_beams": num_beams}
+    together = list(chat.answers(backbone, None, SEVERAL, **options))
+    alone = [next(chat.answers(backbone, None, [text], **options)) for text in SEVERAL]
+    assert together == alone
+    if build is tiny_backbone:  # the other one says much the same to each
+        assert len({one.num_tokens for one in together}) > 1
 
 
 def said(caplog: pytest.LogCaptureFixture) -> list[str]:

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import oracle
 import pytest
 import tiny_models
@@ -83,6 +84,8 @@ RIGHT: dict[str, dict[str, Any]] = {
     },
     "max_cache_len": {"cache_implementation": "static", "max_cache_len": 60},
     "use_cache": {"use_cache": False},
+    "use_cache, None": {"use_cache": None},
+    "num_beams, num_return_sequences, None": {"num_beams": None, "num_return_sequences": None},
     "the default length": {"max_new_tokens": None},
 }
 
@@ -103,8 +106,9 @@ def test_a_row_of_a_batch_is_what_it_is_alone(
     ids, mask = padded(ROWS, side)
     ids[mask == 0] = FIRST[0]  # an id that matters
     found = backbone.generate(PROMPT, ids, mask, **options)[:, ids.shape[1] :].tolist()
-    alone = {name: value for name, value in options.items() if "cache" not in name}
-    copies = options.get("num_return_sequences", 1)
+    said = {name: value for name, value in options.items() if value is not None}
+    alone = {name: value for name, value in said.items() if "cache" not in name}
+    copies = options.get("num_return_sequences") or 1
     for index, row in enumerate(ROWS):
         expected = oracle.generate(MODEL, PROMPT, row, **alone)[:, len(row) :].tolist()
         ours = found[index * copies : (index + 1) * copies]
@@ -200,6 +204,19 @@ def test_a_streamer_is_told_the_ids_as_they_are_given(backbone: Backbone) -> Non
     assert told[1:-1] == output[:, ids.shape[1] :].T.tolist()
 
 
+@pytest.mark.parametrize("spelt", [tuple, torch.tensor, np.array], ids=["tuple", "tensor", "array"])
+def test_ends_are_read_however_they_are_spelt(backbone: Backbone, spelt: Any) -> None:
+    ids = torch.tensor(
+        [[0, 0, *ROWS[1]], [5, 6, *ROWS[1]]]
+    )  # the padding id is an end too: no mask
+    for ends in ([0, 2], [1, 2]):
+        expected = backbone.generate(PROMPT, ids, **GREEDY, pad_token_id=0, eos_token_id=ends)
+        found = backbone.generate(PROMPT, ids, **GREEDY, pad_token_id=0, eos_token_id=spelt(ends))
+        assert found.tolist() == expected.tolist()
+    with pytest.raises(InputError, match=r"generate\(forced_eos_token_id=97\)"):
+        backbone.generate(PROMPT, ids, forced_eos_token_id=spelt([5, 97]))
+
+
 REFUSED: dict[str, dict[str, Any]] = {
     "max_length": {"max_length": 14},
     "max_length, configured": {"generation_config": GenerationConfig(max_length=14)},
@@ -263,15 +280,48 @@ def test_what_cannot_be_exact_is_refused_and_the_model_stays_as_it_was(
 WRONG: dict[str, Any] = {
     "generation_config": {}, "logits_processor": 3, "stopping_criteria": "end", "streamer": 3,
     "prefix_allowed_tokens_fn": 3, "max_new_tokens": "5", "num_beams": "2", "assistant_model": "x",
-    "prefill_chunk_size": 0,
+    "prefill_chunk_size": True, "use_cache": 0, "num_return_sequences": 0, "do_sample": "a",
+    "suppress_tokens": 5, "begin_suppress_tokens": 5, "max_time": "a", "eos_token_id": "a",
+    "forced_eos_token_id": True, "pad_token_id": (1,), "bos_token_id": "a", "top_k": "a",
+    "exponential_decay_length_penalty": 3, "watermarking_config": {"a": 1}, "stop_strings": [""],
+    "sequence_bias": [[]], "early_stopping": [], "no_repeat_ngram_size": True, "top_p": "a",
+    "length_penalty": "a", "output_hidden_states": 1.5, "prompt_lookup_num_tokens": "a",
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", WRONG)
 def test_an_argument_of_another_type(backbone: Backbone, name: str) -> None:
-    with pytest.raises(InputError, match=rf"generate\({name}=.*expected") as caught:
-        backbone.generate(PROMPT, ROWS[1][None], **{name: WRONG[name]})
-    assert str(caught.value).isprintable()
+    ways: list[dict[str, Any]] = [{name: WRONG[name]}]
+    if hasattr(GenerationConfig(), name) and name != "watermarking_config":
+        own = GenerationConfig()
+        setattr(own, name, WRONG[name])
+        ways.append({"generation_config": own})
+    for options in ways:
+        with pytest.raises(InputError, match=rf"generate\({name}=.*expected") as caught:
+            backbone.generate(PROMPT, ROWS[1][None], **options)
+        assert str(caught.value).isprintable()
+
+
+def test_a_number_that_is_too_small_is_named(backbone: Backbone) -> None:
+    for name in ("num_beams", "num_return_sequences", "prefill_chunk_size"):
+        with pytest.raises(InputError, match=rf"generate\({name}=.*of at least 1, got 0"):
+            backbone.generate(PROMPT, ROWS[1][None], **{name: 0})
+    with pytest.raises(InputError, match=r"generate\(max_new_tokens=.*of at least 0, got -1"):
+        backbone.generate(PROMPT, ROWS[1][None], max_new_tokens=-1)
+
+
+def test_a_penalty_of_length_needs_an_end(backbone: Backbone) -> None:
+    with pytest.raises(InputError, match="expected an end id .* give eos_token_id"):
+        backbone.generate(
+            PROMPT, ROWS[1][None], exponential_decay_length_penalty=(2, 1.5), eos_token_id=None
+        )
+
+
+def test_a_search_without_an_end(backbone: Backbone) -> None:
+    options = GREEDY | {"num_beams": 2}
+    expected = backbone.generate(PROMPT, ROWS[1][None], **options, eos_token_id=None)
+    found = backbone.generate(PROMPT, ROWS[1][None], **options, eos_token_id=[])
+    assert found.tolist() == expected.tolist()
 
 
 def test_ids_and_embeddings_of_other_tokens(backbone: Backbone) -> None:

@@ -203,8 +203,9 @@ def test_penalties(world: World) -> None:
     world.expect(world.generate(**options), **options)
 
 
-def test_no_cache(world: World) -> None:
-    output = world.generate(use_cache=False, **GREEDY)
+@pytest.mark.parametrize("use_cache", [False, None])
+def test_no_cache(world: World, use_cache: bool | None) -> None:
+    output = world.generate(use_cache=use_cache, **GREEDY)
     assert output[:, -NUM_NEW:].tolist() == [world.greedy(world.prompt, row) for row in world.rows]
 
 

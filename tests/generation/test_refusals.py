@@ -17,6 +17,8 @@ import foreword
 from foreword import Backbone, EncodingConfig, SoftPrompt, TrainConfig
 from foreword.compat import releases
 from foreword.compat.transformers_api import GENERATE_CACHE
+from foreword.engine.engine import Engine
+from foreword.engine.request import PromptSource, Request
 from foreword.errors import (
     DependencyError,
     ForewordError,
@@ -93,6 +95,11 @@ def test_a_prefix_of_a_base_with_other_weights(backbone: Backbone, other_base: B
     prefix = other_base.compile(prompt_of(other_base))
     part = "not for llama (they differ in embeddings, weights, tensors)"
     refuses_prompt(backbone, prefix, MismatchError, part)
+    refuses(MismatchError, part, lambda: backbone.compile(prefix))
+    engine = Engine(backbone)
+    handle = engine.submit(Request((1, 2, 3), prompt=PromptSource.of(prefix)))
+    engine.run()
+    assert isinstance(handle.error, MismatchError) and part in str(handle.error)
 
 
 def _narrow_last_layer(states: list[tuple[Tensor, Tensor]]) -> list[tuple[Tensor, Tensor]]:

@@ -10,7 +10,7 @@ import torch
 from foreword import Backbone, SoftPrompt
 from foreword.engine.engine import Engine
 from foreword.engine.request import PromptSource, Request
-from foreword.errors import UnsupportedError
+from foreword.errors import MismatchError, UnsupportedError
 from foreword.training.packing import packed_decoder
 
 IDS = tiny_models.ids(5)[None]
@@ -31,7 +31,34 @@ def loaded(model: Any) -> None:
     model.load_state_dict({name: -value for name, value in model.state_dict().items()})
 
 
-@pytest.mark.parametrize("change", [merged, loaded, torch.nn.Module.double])
+def replaced(model: Any) -> None:
+    projection = model.model.layers[0].self_attn.v_proj
+    projection.weight = torch.nn.Parameter(-projection.weight, requires_grad=False)
+
+
+def added(model: Any) -> None:
+    """Put something beside a projection, as an adapter is."""
+
+    class Beside(torch.nn.Module):
+        def __init__(self, own: Any) -> None:
+            super().__init__()
+            self.own, self.more = own, torch.nn.Parameter(torch.ones(own.weight.shape[0]))
+
+        def forward(self, hidden: Any) -> Any:
+            return self.own(hidden) + self.more
+
+    layer = model.model.layers[0].self_attn
+    layer.v_proj = Beside(layer.v_proj).requires_grad_(False)
+
+
+def of_buffers(model: Any) -> None:
+    model.model.rotary_emb.inv_freq.mul_(0.5)
+
+
+CHANGES = [merged, loaded, replaced, added, of_buffers, torch.nn.Module.double]
+
+
+@pytest.mark.parametrize("change", CHANGES)
 def test_a_prefix_is_computed_again_once_the_weights_are_others(
     change: Callable[[Any], object],
 ) -> None:
@@ -41,11 +68,22 @@ def test_a_prefix_is_computed_again_once_the_weights_are_others(
     fresh = Backbone(model)
     assert torch.equal(backbone.logits(prompt, IDS), fresh.logits(prompt, IDS))
     assert backbone.fingerprint() == fresh.fingerprint()
-    if change is not torch.nn.Module.double:
+    if change not in (torch.nn.Module.double, of_buffers):
         assert before[1] != backbone.fingerprint()
     assert not torch.equal(before[0], backbone.logits(prompt, IDS))
     states = SoftPrompt.from_states(fresh.compile(prompt).cached)
     assert backbone.compile(states).cached.tensors[0].dtype == model.dtype
+
+
+@pytest.mark.parametrize("change", [merged, loaded, replaced, added])
+def test_a_prefix_that_is_held_is_refused_once_the_weights_are_others(
+    change: Callable[[Any], object],
+) -> None:
+    model, backbone, prompt = made()
+    held = backbone.compile(prompt)
+    change(model)
+    with pytest.raises(MismatchError, match="differ in"):
+        backbone.logits(held, IDS)
 
 
 def test_a_prefix_under_autocast_is_of_that_call_alone() -> None:
