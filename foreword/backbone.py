@@ -338,6 +338,7 @@ class Backbone:
         num_rows = self.passes.num_rows(input_ids, media)
         if attention_mask is not None and input_ids is not None:
             checks.check_mask(attention_mask, *input_ids.shape)
+            attention_mask = attention_mask.long()  # tokens are counted by it
         batch = self.batch_of(prompt, num_rows, needs_grad=torch.is_grad_enabled())
         return self.head(self.hidden(batch, input_ids, attention_mask, media))
 
