@@ -18,7 +18,7 @@ from foreword.data.batches import Batch
 from foreword.data.encoding import Row
 from foreword.errors import InputError, MismatchError, UnsupportedError
 from foreword.generation import encoder_decoder, generate, habits, model_view
-from foreword.loading import checkpoint, hub, quantized
+from foreword.loading import checkpoint, hub, placement, quantized
 from foreword.model import checks
 from foreword.model.capabilities import Capabilities, inspect_model
 from foreword.model.decoder import Decoder
@@ -127,17 +127,15 @@ class Backbone:
                 runs only with `trust_remote_code=True` among them; nobody is asked.
 
         Raises:
-            InputError: no such model.
-            UnsupportedError: a model that cannot be made exact, or that needs code of its own.
+            InputError: no such model, or no such device.
+            UnsupportedError: a model that cannot be made exact, or that needs code of its own, or
+                layers of which are in no memory.
         """
+        place, options = placement.options_of(dtype, device, kwargs)
         source = hub.resolve(model)
-        place = _device(device)
-        if dtype == "auto" and place.type == "cpu":
-            dtype = torch.float32
-        loaded, known, processor = checkpoint.load(
-            source, model, revision, tokenizer, {"dtype": dtype, **kwargs}
-        )
-        if "device_map" not in kwargs:
+        loaded, known, processor = checkpoint.load(source, model, revision, tokenizer, options)
+        placement.check_placed(loaded, model)
+        if place is not None:
             loaded = loaded.to(place)
         made = cls(loaded, known, processor=processor, name=model)
         made.weights = hub.weights_of(model)
@@ -351,6 +349,7 @@ class Backbone:
         num_rows = self.passes.num_rows(input_ids, media)
         if attention_mask is not None and input_ids is not None:
             checks.check_mask(attention_mask, *input_ids.shape)
+            attention_mask = attention_mask.long()  # tokens are counted by it
         batch = self.batch_of(prompt, num_rows, needs_grad=torch.is_grad_enabled())
         return self.head(self.hidden(batch, input_ids, attention_mask, media))
 
@@ -553,12 +552,6 @@ def _assistant(assistant: Any) -> Any:
 
 def _tokenizer_of(processor: Any) -> Any:
     return getattr(processor, "tokenizer", None)
-
-
-def _device(device: str | torch.device) -> torch.device:
-    if device != "auto":
-        return torch.device(device)
-    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
 
 
 def _check_kind(prompt: object) -> None:

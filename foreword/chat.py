@@ -21,7 +21,7 @@ from foreword.data.media_parts import Message
 from foreword.data.processor import Media
 from foreword.data.special_tokens import special_tokens_of
 from foreword.data.tokenizer_facts import differences
-from foreword.errors import InputError, MismatchError, UnsupportedError
+from foreword.errors import DataError, InputError, MismatchError, UnsupportedError
 from foreword.generation import answer_options
 from foreword.generation.answer_options import check_texts, settings
 from foreword.generation.context_watch import ContextWatch
@@ -213,13 +213,21 @@ def _answers(
         part = texts[start : start + batch_size]
         shown = list(tools[start : start + batch_size]) if tools else [()] * len(part)
         pairs = list(zip(part, shown, strict=True))
-        rows = [encode_row(backbone, text, config, own) for text, own in pairs]
+        rows = [
+            encode_row(backbone, text, config, own, place_of(number, texts))
+            for number, (text, own) in enumerate(pairs, start + 1)
+        ]
         stop_ids = [end_tokens(backbone, text, config, own) for text, own in pairs]
         watch.look(max(len(row.input_ids) for row in rows))
         found = answer_rows(backbone, prefix, rows, stop_ids, **options)
         for row, one in zip(rows, found, strict=True):
             watch.look(len(row.input_ids), one.num_tokens)
             yield one
+
+
+def place_of(number: int, texts: Sequence[Text]) -> str:
+    """Return which of some texts one is, in words."""
+    return f"text {number}" if len(texts) > 1 else "the text"
 
 
 def answer_rows(
@@ -432,10 +440,23 @@ def encode_begun(
 
 
 def encode_row(
-    backbone: Backbone, text: Text, config: EncodingConfig, tools: Tools = ()
+    backbone: Backbone,
+    text: Text,
+    config: EncodingConfig,
+    tools: Tools = (),
+    place: str = "the text",
 ) -> encoding.Row:
-    """Return a text before its answer as a row."""
+    """Return a text before its answer as a row.
+
+    Raises:
+        DataError: names the `place` of a text without a token.
+    """
     ids, media = encode(backbone, text, config, tools=tools)
+    if not ids:
+        raise DataError(
+            f"{place} is empty: expected at least one token before its answer, got none; give it "
+            "some text, or leave it out"
+        )
     row = encoding.Row(tuple(ids), 1, "prompt", media)
     backbone.check_row(row)
     return row

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from tiny_tokenizer import tiny_tokenizer
 from foreword import Backbone, SoftPrompt, TrainConfig, answer, stream, train
 from foreword.cli import main
 from foreword.errors import DataError, InputError, UnsupportedError
+from foreword.evaluation.ensembles import vote
 
 SHORT = {"max_new_tokens": 6}
 ROWS = [{"prompt": f"say {letter}", "completion": letter} for letter in "abcdefgh"]
@@ -187,3 +189,39 @@ def test_what_is_no_message_is_refused_by_its_place(
     for size in (1.5, "2", 0):
         with pytest.raises(InputError, match="batch_size"):
             answer(backbone, None, "a", batch_size=size)  # type: ignore[call-overload]
+
+
+def _plain(backbone: Backbone) -> Backbone:
+    """Return the model with a tokenizer that has no chat template, and begins no text."""
+    return Backbone(backbone.model, tiny_tokenizer(chat_template=None))
+
+
+EMPTY: dict[str, tuple[str, Callable[[Backbone], Any]]] = {
+    "one": ("the text", lambda b: answer(b, None, "", **SHORT)),
+    "one of several": ("text 2", lambda b: answer(b, None, ["hi", ""], **SHORT)),
+    "in a later batch": ("text 3", lambda b: answer(b, None, ["a", "b", ""], batch_size=2)),
+    "stream": ("the text", lambda b: list(stream(b, None, ""))),
+    "vote": ("text 2", lambda b: list(vote(b, [b.demo], ["hi", ""], max_new_tokens=2))),
+}
+
+
+@pytest.mark.parametrize("way", EMPTY)
+def test_a_text_without_a_token_is_named(backbone: Backbone, way: str) -> None:
+    place, ask = EMPTY[way]
+    plain: Any = _plain(backbone)
+    plain.demo = SoftPrompt.from_embeddings(tiny_models.embeddings(plain.model, 3))
+    with pytest.raises(DataError, match=f"^{place} is empty: expected at least one token") as error:
+        ask(plain)
+    assert str(error.value).isprintable()
+
+
+def test_the_command_names_a_text_without_a_token(
+    folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = Backbone.load(folder).model
+    model.save_pretrained(tmp_path)
+    tiny_tokenizer(chat_template=None).save_pretrained(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["foreword", "generate", "--model", str(tmp_path), "hi", ""])
+    with pytest.raises(SystemExit):
+        main()
+    assert "text 2 is empty" in capsys.readouterr().err

@@ -137,7 +137,8 @@ def _batches(
     size = max(1, batch_size // len(prompts))
     for start in range(0, len(texts), size):
         part = texts[start : start + size]
-        rows = _answers(backbone, prompts, part, max_new_tokens, options)
+        places = [chat.place_of(start + number, texts) for number in range(1, len(part) + 1)]
+        rows = _answers(backbone, prompts, part, places, max_new_tokens, options)
         ends = range(len(prompts), len(rows) + 1, len(prompts))
         yield [tuple(rows[end - len(prompts) : end]) for end in ends]
 
@@ -146,6 +147,7 @@ def _answers(
     backbone: Backbone,
     prompts: Sequence[SoftPrompt | Prefix],
     texts: Sequence[Text],
+    places: Sequence[str],
     max_new_tokens: int,
     options: dict[str, Any],
 ) -> list[Answer]:
@@ -156,7 +158,10 @@ def _answers(
         for text in texts
         for prompt, config in zip(prompts, configs, strict=True)
     ]
-    rows = [chat.encode_row(backbone, *one) for one in asked]
+    each = [place for place in places for _ in prompts]
+    rows = [
+        chat.encode_row(backbone, *one, place=place) for one, place in zip(asked, each, strict=True)
+    ]
     stop_ids = [chat.end_tokens(backbone, *one) for one in asked]
     prefixes = [backbone.compile(prompt) for prompt in prompts] * len(texts)
     found = chat.answer_rows(

@@ -80,6 +80,7 @@ class Call:
                 )
             return cls(input_ids, embeds, None, num_cached, num_cached, None)
         order = align_right(mask, len(inputs), inputs.shape[1], num_cached).cpu()
+        mask = mask.long()  # tokens are counted by it
         num_seen = inputs.shape[1] - order.shape[1]
         if embeds is not None and num_seen < num_cached:
             raise InputError(

@@ -70,6 +70,8 @@ def generate(
         if input_ids is None:
             raise InputError("generate needs the encoder's input_ids; got none")
         _refuse_padding(passes, input_ids, attention_mask, kwargs)
+        if attention_mask is not None:
+            attention_mask = attention_mask.long()  # tokens are counted by it
         options = {name: kwargs.get(name) for name in ("output_attentions", "output_hidden_states")}
         options = {name: value for name, value in options.items() if value is not None}
         if kwargs.get("encoder_outputs") is not None:

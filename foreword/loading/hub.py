@@ -81,6 +81,11 @@ def check_name(model: str) -> None:
     Raises:
         InputError: says what is expected.
     """
+    if not isinstance(model, str | os.PathLike):
+        raise InputError(
+            "model: expected a name, a directory, a .gguf file or a Hub id, got "
+            f"{type(model).__name__}; a model in memory is given as Backbone(model, tokenizer)"
+        )
     path = Path(os.path.expanduser(model))
     if model and path.is_dir():
         if path.suffix.lower() != ".gguf" and not (path / "config.json").exists():

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import oracle
 import pytest
+import seq2seq_models
 import tiny_models
 import torch
 import transformers
@@ -327,3 +328,26 @@ def test_a_search_without_an_end(backbone: Backbone) -> None:
 def test_ids_and_embeddings_of_other_tokens(backbone: Backbone) -> None:
     with pytest.raises(InputError, match=r"input_ids \[1, 4\] and inputs_embeds \[1, 9, 32\]"):
         backbone.generate(PROMPT, ROWS[1][None], inputs_embeds=backbone.embed(ROWS[2][None]))
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.int32, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("family", ["llama", "mamba2", "lfm2", "t5"])
+def test_a_mask_counts_tokens_in_every_dtype(family: str, dtype: torch.dtype) -> None:
+    is_apart = family == "t5"
+    model = seq2seq_models.build("t5") if is_apart else tiny_models.build(family)
+    backbone = Backbone(model)
+    prompt = SoftPrompt.from_embeddings(tiny_models.embeddings(model, 3))
+    rows = [tiny_models.ids(length, seed=length).clamp_min(3) for length in (300, 3)]
+    for side in ("left", "right"):
+        ids, mask = padded(rows, side)
+        options: Any = {"max_new_tokens": 3, "do_sample": False, "eos_token_id": None}
+        expected = backbone.generate(prompt, ids, mask, **options)
+        assert backbone.generate(prompt, ids, mask.to(dtype), **options).tolist() == (
+            expected.tolist()
+        )
+        more = {"decoder_input_ids": torch.tensor([[0, 5], [0, 6]])} if is_apart else {}
+        with torch.no_grad():
+            wished = backbone.logits(prompt, ids, mask, **more)
+            found = backbone.logits(prompt, ids, mask.to(dtype), **more)
+        kept = torch.ones_like(wished[..., 0], dtype=torch.bool) if is_apart else mask.bool()
+        assert torch.equal(found[kept], wished[kept])
