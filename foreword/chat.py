@@ -162,7 +162,7 @@ def answers(
         MismatchError: a prompt of another chat template.
     """
     check_texts(texts, tools, batch_size)
-    more = _limited(backbone, options, max_new_tokens, 128)
+    more = limited(backbone, options, max_new_tokens, 128)
     check_template(backbone, prompt)
     return _answers(backbone, prompt, texts, config, tools=tools, batch_size=batch_size, **more)
 
@@ -179,7 +179,7 @@ def check_options(
     answer_options.check_options(options, known_ends, is_streamed=is_streamed)
 
 
-def _limited(
+def limited(
     backbone: Backbone,
     options: Mapping[str, Any],
     given: int | None,
@@ -317,7 +317,7 @@ def stream(
         InputError: an option that is none of an answer, or that would change nothing.
         MismatchError: a prompt of another chat template.
     """
-    more = _limited(backbone, options, max_new_tokens, 512, is_streamed=True)
+    more = limited(backbone, options, max_new_tokens, 512, is_streamed=True)
     check_template(backbone, prompt)
     config = config or encoding_of(prompt)
     row = encode_row(backbone, text, config)

@@ -46,7 +46,7 @@ def vote(
     texts: Sequence[Text],
     *,
     batch_size: int = 32,
-    max_new_tokens: int = 128,
+    max_new_tokens: int | None = None,
     **options: Any,
 ) -> Iterator[Vote]:
     """Answer every text by majority; greedy unless `options` of `generate` say otherwise.
@@ -57,7 +57,7 @@ def vote(
         texts: texts or conversations.
         batch_size: rows at once, so that a batch holds `batch_size // len(prompts)` texts, one at
             least.
-        max_new_tokens: longest answer in tokens.
+        max_new_tokens: longest answer in tokens; 128 where nothing else is said.
         **options: of `generate`.
 
     Raises:
@@ -123,7 +123,7 @@ def _batches(
     prompts: Sequence[SoftPrompt | Prefix],
     texts: Sequence[Text],
     batch_size: int,
-    max_new_tokens: int,
+    max_new_tokens: int | None,
     options: dict[str, Any],
 ) -> Iterator[list[tuple[Answer, ...]]]:
     """Yield, for each batch of texts, every prompt's answers to each."""
@@ -132,13 +132,14 @@ def _batches(
         raise InputError("an ensemble needs at least one prompt")
     if batch_size < 1:
         raise InputError(f"batch_size must be at least 1, got {batch_size}")
+    options = chat.limited(backbone, options, max_new_tokens, 128)
     for prompt in prompts:
         chat.check_template(backbone, prompt)
     size = max(1, batch_size // len(prompts))
     for start in range(0, len(texts), size):
         part = texts[start : start + size]
         places = [chat.place_of(start + number, texts) for number in range(1, len(part) + 1)]
-        rows = _answers(backbone, prompts, part, places, max_new_tokens, options)
+        rows = _answers(backbone, prompts, part, places, options)
         ends = range(len(prompts), len(rows) + 1, len(prompts))
         yield [tuple(rows[end - len(prompts) : end]) for end in ends]
 
@@ -148,7 +149,6 @@ def _answers(
     prompts: Sequence[SoftPrompt | Prefix],
     texts: Sequence[Text],
     places: Sequence[str],
-    max_new_tokens: int,
     options: dict[str, Any],
 ) -> list[Answer]:
     """Return the first text's answer of every prompt, then the second's, from one batch."""
@@ -164,9 +164,7 @@ def _answers(
     ]
     stop_ids = [chat.end_tokens(backbone, *one) for one in asked]
     prefixes = [backbone.compile(prompt) for prompt in prompts] * len(texts)
-    found = chat.answer_rows(
-        backbone, prefixes, rows, stop_ids, max_new_tokens=max_new_tokens, **options
-    )
+    found = chat.answer_rows(backbone, prefixes, rows, stop_ids, **options)
     return list(found)
 
 

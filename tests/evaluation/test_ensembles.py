@@ -7,6 +7,7 @@ import pytest
 import tiny_models
 import torch
 from tiny_tokenizer import tiny_tokenizer
+from transformers import GenerationConfig
 
 from foreword import Backbone, EncodingConfig, SoftPrompt, chat
 from foreword.errors import InputError
@@ -59,6 +60,13 @@ def test_a_vote_hears_every_prompt_as_if_alone(
         alone = list(chat.answers(backbone, prompt, TEXTS, max_new_tokens=4))
         assert [one.answers[index] for one in found] == alone
     assert len({answer.text for one in found for answer in one.answers}) > 1
+
+
+def test_a_configuration_of_the_call_counts(backbone: Backbone, prompts: list[SoftPrompt]) -> None:
+    options = {"max_new_tokens": 2, "repetition_penalty": 3.0}
+    expected = list(vote(backbone, prompts, TEXTS, **options))  # type: ignore[arg-type]
+    own = GenerationConfig(**options)
+    assert list(vote(backbone, prompts, TEXTS, generation_config=own)) == expected
 
 
 def test_the_majority_wins_and_the_first_of_equals(

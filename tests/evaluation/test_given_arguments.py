@@ -56,6 +56,10 @@ def asked(**changes: Any) -> Any:
         (lambda: list(vote(MODEL, [PROMPT], "hi")), "texts: expected a list of texts or conver"),
         (lambda: list(averaged(MODEL, [PROMPT], "hi")), "texts: expected a list of texts or con"),
         (lambda: list(vote(MODEL, [PROMPT], ["a"], batch_size=-1)), "batch_size must be at least"),
+        (
+            lambda: list(vote(MODEL, [PROMPT], ["a"], temperature=5.0)),
+            "temperature: the likeliest ids are taken",
+        ),
         (lambda: list(distill(MODEL, "a" * 90, "q.jsonl", RUN)), "queries: expected a list of te"),
         (lambda: list(train(MODEL, "rows.jsonl", RUN)), "examples: expected a list of rows, got"),
         (lambda: list(train(MODEL, {"prompt": "a"}, RUN)), "examples: expected a list of rows"),
