@@ -96,7 +96,25 @@ def section() -> str:
             seconds = " / ".join(f"{one:.0f}" for _, one, _ in points)
             cells = [by_steps.get(count, "") for count in steps]
             lines += _row([f"{task}, {model}", system, *cells, seconds])
-    return lines + "\n" + "".join(_overtaken(*pair) for pair in groups.items())
+    said = "".join(_overtaken(*pair) for pair in groups.items())
+    return lines + "\n" + said + _means(groups, steps)
+
+
+def _means(groups: dict[tuple[str, str], dict[str, list[Point]]], steps: list[int]) -> str:
+    """Say the mean over a model's tasks of the default and LoRA, at the budgets that all have."""
+    lines = ""
+    for model in dict.fromkeys(model for model, _ in groups):
+        tasks = [systems for (own, _), systems in groups.items() if own == model]
+        found = []
+        for name in (DEFAULT, LORA):
+            known = [{step: score for step, _, score in one.get(name, [])} for one in tasks]
+            whole = [step for step in steps if all(step in one for one in known)]
+            if len(tasks) > 1 and whole:
+                shares = (f"{statistics.mean(one[step] for one in known):.1%}" for step in whole)
+                found.append(f"{name} {' / '.join(shares)} ({' / '.join(map(str, whole))} steps)")
+        if len(found) == 2:
+            lines += f"- mean of {len(tasks)} tasks, {model}: {', '.join(found)}.\n"
+    return lines
 
 
 def _overtaken(group: tuple[str, str], systems: dict[str, list[Point]]) -> str:
