@@ -496,7 +496,9 @@ class Backbone:
     def _cast(self) -> torch.dtype | None:
         """The precision that an autocast around the call asks for."""
         kind = self.device.type
-        return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+        if not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):
+            return None
+        return torch.get_autocast_dtype(kind)
 
     def pin_weights(self) -> None:
         """Take the weights for unchanged from now on: their tensors are only spread."""
