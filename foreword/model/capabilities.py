@@ -223,7 +223,8 @@ def check_attention(model: Any, capabilities: Capabilities) -> None:
     Raises:
         UnsupportedError: says what to do.
     """
-    now = model.config.get_text_config(decoder=True)._attn_implementation
+    config = model.config.get_text_config(decoder=True)
+    now = getattr(config, "own_attention", config._attn_implementation)  # of a view, the model's
     if now != capabilities.attention:
         raise UnsupportedError(
             f"the model's attention is {now!r} now, and was {capabilities.attention!r} when this "
