@@ -6,7 +6,7 @@ is behind this class, in the rooms `model` and `generation`. It knows ids, not t
 """
 
 import copy
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -244,14 +244,15 @@ class Backbone:
             MismatchError: the prompt was made for another base model.
             InputError: numbers that the model's dtype does not hold.
         """
-        return self._compile(prompt, self._notice())
+        self._notice()
+        return self._compile(prompt)
 
-    def _compile(self, prompt: SoftPrompt | Prefix, version: Hashable) -> Prefix:
+    def _compile(self, prompt: SoftPrompt | Prefix) -> Prefix:
         if isinstance(prompt, Prefix):
             self._check_prefix(prompt)
             return prompt
-        state = version, self._cast
         self._check(prompt)
+        state = self._noticed, self._cast
         key = prompt.content_hash
         # A prefix is a state of this very model, whatever its prompt's file says.
         facts = dict(prompt.facts) | {"base": self._identity()}
@@ -400,10 +401,11 @@ class Backbone:
                 f"{len(prompts)} prompts for {num_rows} rows; give one for all or one per row"
             )
         known: dict[int, Prefix | None] = {}
-        version = self._notice() if any(one is not None for one in prompts) else None
+        if any(one is not None for one in prompts):
+            self._notice()
         for one in prompts:
             if id(one) not in known:
-                known[id(one)] = self._prefix(one, needs_grad, version)  # type: ignore[arg-type]
+                known[id(one)] = self._prefix(one, needs_grad)  # type: ignore[arg-type]
         return PrefixBatch(tuple(known[id(one)] for one in prompts))
 
     def fingerprint(self) -> dict[str, Any]:
@@ -439,16 +441,16 @@ class Backbone:
             return None
         return known | {"chat_template": tokenizer_facts.template_hash(self.tokenizer)}
 
-    def _prefix(self, prompt: Prompt, needs_grad: bool, version: Hashable) -> Prefix | None:
+    def _prefix(self, prompt: Prompt, needs_grad: bool) -> Prefix | None:
         if prompt is None:
             return None
         if isinstance(prompt, Prefix):
-            return self._compile(prompt, version)
+            return self._compile(prompt)
         _check_kind(prompt)
         if needs_grad and any(tensor.requires_grad for tensor in prompt.tensors):
             self._check_base(prompt)
             return Prefix(self.prefill(prompt), "trained", prompt.facts)
-        return self._compile(prompt, version)
+        return self._compile(prompt)
 
     def _check_prefix(self, prefix: Prefix) -> None:
         """Refuse a prefix that was compiled for another base."""
@@ -505,13 +507,12 @@ class Backbone:
         self.fingerprint()  # of whole weights: it is remembered
         self._weights_version.pin()
 
-    def _notice(self) -> Hashable:
-        """Forget what was computed of weights that have changed; return their version."""
+    def _notice(self) -> None:
+        """Forget what was computed of weights that have changed."""
         now = self._weights_version.now()
         if now != self._noticed:
             self._fingerprint, self._one_token = None, None
             self._noticed = now  # last: until then other threads forget, too
-        return now
 
     def _prove_media(
         self, input_ids: Tensor | None, mask: Tensor | None, given: Mapping[str, Any]

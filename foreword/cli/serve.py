@@ -164,7 +164,7 @@ def _serve(
         backbone, runner = _on_engine(engine, model, config, words)
         server = Server(
             backbone, store, config, engine=runner, api_key=keys[0], admin_key=keys[1],
-            origins=origins, tracing=traces,
+            origins=origins, tracing=traces, was_hung_up=was_hung_up,
         )  # fmt: skip
         for line in warnings_for(config, keys[0]):
             options.errors.print(f"warning: {line}")
@@ -174,7 +174,7 @@ def _serve(
         port = sockets[0].getsockname()[1]
         options.errors.print(f"serving {names} at http://{config.host}:{port}")
         # Threads that still encode for requests that are gone would hold the process up.
-        options.end_at_once(serve(server, sockets, was_hung_up))
+        options.end_at_once(serve(server, sockets))
 
 
 def _on_engine(

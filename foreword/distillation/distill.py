@@ -13,7 +13,6 @@ from dataclasses import replace
 from foreword.backbone import Backbone
 from foreword.config import RATES, MethodName, TrainConfig
 from foreword.distillation import distractors
-from foreword.distillation.input_checks import form_of as form_of
 from foreword.distillation.lesson import Lesson as Lesson
 from foreword.distillation.lesson import prepare as prepare
 from foreword.distillation.on_policy import OnPolicy, questions_of

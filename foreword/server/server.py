@@ -64,6 +64,7 @@ class Server(uvicorn.Server):
         admin_key: what loading at run time needs.
         origins: of web pages that may use the server from a browser.
         tracing: exports a span for each call.
+        was_hung_up: whether a SIGHUP came before the server could take one.
 
     Raises:
         InputError: options that do not go together, or a name that no request could name.
@@ -80,6 +81,7 @@ class Server(uvicorn.Server):
         admin_key: str | None = None,
         origins: Sequence[str] = (),
         tracing: Tracing | None = None,
+        was_hung_up: Callable[[], bool] = lambda: False,
     ) -> None:
         if backbone.tokenizer is None:
             raise InputError("serving text needs a tokenizer; load a model that has one")
@@ -100,7 +102,7 @@ class Server(uvicorn.Server):
             tracing=tracing,
         )
         self.options = config
-        self.was_hung_up: Callable[[], bool] = lambda: False
+        self._was_hung_up = was_hung_up
         self._reloading = ThreadPoolExecutor(1, "reload")  # one at a time
         super().__init__(_uvicorn_config(app, config, self._look_at_connections))
 
@@ -129,7 +131,7 @@ class Server(uvicorn.Server):
         if threading.current_thread() is threading.main_thread():
             loop = asyncio.get_running_loop()
             at_hangup(loop, lambda: loop.run_in_executor(self._reloading, self.reload))
-            if self.was_hung_up():
+            if self._was_hung_up():
                 loop.run_in_executor(self._reloading, self.reload)
 
     def reload(self) -> None:
@@ -172,17 +174,8 @@ class Server(uvicorn.Server):
         return f"http://{host}:{port}"
 
 
-def serve(
-    server: Server,
-    sockets: list[socket.socket] | None = None,
-    was_hung_up: Callable[[], bool] = lambda: False,
-) -> int:
+def serve(server: Server, sockets: list[socket.socket] | None = None) -> int:
     """Serve until a signal or the engine's death; return the exit code.
-
-    Args:
-        server: ready to run.
-        sockets: to serve at; None: those that `listen` makes.
-        was_hung_up: whether a SIGHUP came before the server could take one.
 
     Raises:
         InputError: the address cannot be listened at.
@@ -190,7 +183,6 @@ def serve(
     # uvicorn raises the signal again once it has stopped; ignored, a drained server exits with 0.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)
-    server.was_hung_up = was_hung_up
     server.run(sockets)
     return 1 if server.worker.error is not None or not server.started else 0
 

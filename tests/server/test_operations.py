@@ -100,13 +100,18 @@ def test_a_store_that_is_away_unloads_nothing(
 
 
 PROCESS = """
-import sys, threading, time
+import os, signal, sys, threading, time
 sys.path.insert(0, sys.argv[1])
 from serving import config, tiny_backbone
+from foreword.os_calls import held_hangups
 from foreword.prompt.store import Store
 from foreword.server.logs import log_to_stderr
 from foreword.server.server import Server, serve
-server = Server(tiny_backbone(), Store(sys.argv[2]), config())
+store = Store(sys.argv[2])
+server = Server(tiny_backbone(), store, config(), was_hung_up=held_hangups())
+for new in sys.argv[3:]:  # what comes before the server can take a signal
+    store.add("b", new)
+    os.kill(os.getpid(), signal.SIGHUP)
 def tell():
     while not server.started:
         time.sleep(0.01)
@@ -117,16 +122,14 @@ with log_to_stderr("json"):
 """
 
 
-@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="this system has no SIGHUP")
-def test_a_hangup_reloads_while_requests_go_on_and_each_line_is_json(
-    backbone: Backbone, tmp_path: Path
-) -> None:
-    store = Store(tmp_path / "store")
-    fill(store, backbone, tmp_path, "a")
+@contextlib.contextmanager
+def process_of(store: Store, *new: Path) -> Iterator[tuple[subprocess.Popen[str], httpx.Client]]:
+    """Yield a server's process and a client of it; prompts may come while it loads."""
     support = str(Path(__file__).parents[1] / "support")
+    words = [support, str(store.directory), *map(str, new)]
     with (
         subprocess.Popen(
-            [sys.executable, "-c", PROCESS, support, str(store.directory)],
+            [sys.executable, "-c", PROCESS, *words],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -137,13 +140,26 @@ def test_a_hangup_reloads_while_requests_go_on_and_each_line_is_json(
         assert process.stdout is not None
         address = process.stdout.readline().strip()
         with httpx.Client(base_url=address, timeout=60) as client:
-            tiny_prompt(backbone, 9).save(tmp_path / "new")
-            store.add("b", tmp_path / "new")
-            assert client.post("/v1/completions", json=ASK | {"model": "b"}).status_code == 404
-            process.send_signal(signal.SIGHUP)
-            names = lambda: [one["id"] for one in client.get("/v1/models").json()["data"]]  # noqa: E731
-            until(lambda: "b" in names())
-            assert client.post("/v1/completions", json=ASK | {"model": "b"}).status_code == 200
+            yield process, client
+
+
+def served_by(client: httpx.Client) -> list[str]:
+    return [one["id"] for one in client.get("/v1/models").json()["data"]]
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="this system has no SIGHUP")
+def test_a_hangup_reloads_while_requests_go_on_and_each_line_is_json(
+    backbone: Backbone, tmp_path: Path
+) -> None:
+    store = Store(tmp_path / "store")
+    fill(store, backbone, tmp_path, "a")
+    with process_of(store) as (process, client):
+        tiny_prompt(backbone, 9).save(tmp_path / "new")
+        store.add("b", tmp_path / "new")
+        assert client.post("/v1/completions", json=ASK | {"model": "b"}).status_code == 404
+        process.send_signal(signal.SIGHUP)
+        until(lambda: "b" in served_by(client))
+        assert client.post("/v1/completions", json=ASK | {"model": "b"}).status_code == 200
         process.send_signal(signal.SIGTERM)
         _, written = process.communicate(timeout=120)
         assert process.returncode == 0
@@ -154,15 +170,6 @@ def test_a_hangup_reloads_while_requests_go_on_and_each_line_is_json(
     assert any("was read again" in line.get("message", "") for line in lines)
 
 
-WHILE_IT_LOADS = (
-    PROCESS.replace("\nserver = ", "\nimport os, signal\nfrom foreword import os_calls\nserver = ")
-    .replace("\nserver = ", "\nwas_hung_up = os_calls.held_hangups()\nserver = ")
-    .replace("\ndef tell", "\nStore(sys.argv[2]).add('b', sys.argv[3])\ndef tell", 1)
-    .replace("\ndef tell", "\nos.kill(os.getpid(), signal.SIGHUP)\ndef tell", 1)
-    .replace("serve(server)", "serve(server, None, was_hung_up)")
-)
-
-
 @pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="this system has no SIGHUP")
 def test_a_hangup_while_the_server_loads_is_answered_once_it_has(
     backbone: Backbone, tmp_path: Path
@@ -170,23 +177,11 @@ def test_a_hangup_while_the_server_loads_is_answered_once_it_has(
     store = Store(tmp_path / "store")
     fill(store, backbone, tmp_path, "a")
     tiny_prompt(backbone, 9).save(tmp_path / "new")
-    words = [str(Path(__file__).parents[1] / "support"), str(store.directory)]
-    with (
-        subprocess.Popen(
-            [sys.executable, "-c", WHILE_IT_LOADS, *words, str(tmp_path / "new")],
-            stdout=subprocess.PIPE,
-            text=True,
-        ) as process,
-        contextlib.ExitStack() as at_failure,
-    ):
-        at_failure.callback(process.kill)
-        assert process.stdout is not None
-        address = process.stdout.readline().strip()
-        with httpx.Client(base_url=address, timeout=60) as client:
-            names = lambda: [one["id"] for one in client.get("/v1/models").json()["data"]]  # noqa: E731
-            until(lambda: "b" in names())
+    with process_of(store, tmp_path / "new") as (process, client):
+        until(lambda: "b" in served_by(client))
         process.send_signal(signal.SIGTERM)
-        assert process.wait(120) == 0
+        _, written = process.communicate(timeout=120)
+        assert process.returncode == 0, written
 
 
 # Log lines --------------------------------------------------------------------------------------
