@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from foreword.backbone import Backbone
@@ -25,8 +24,8 @@ from foreword.distillation.kept_work import STARTED
 from foreword.errors import ArtifactError
 from foreword.prompt.soft_prompt import SoftPrompt
 from foreword.prompt.states import row_major
-from foreword.prompt.tensor_file import read_tensors
-from foreword.storage import remove_leftovers, replacing, storage_errors
+from foreword.prompt.tensor_file import read_tensors, write_tensors
+from foreword.storage import remove_leftovers, storage_errors
 from foreword.training import distributed
 from foreword.training.folders import STATE_FILE, seed_folders
 
@@ -112,7 +111,8 @@ class KeptStart:
 
         def keep(tensors: Mapping[str, Tensor], facts: Any) -> None:
             if distributed.join().is_main and (self.is_anew or not self._has_state()):
-                _write(file, key, tensors, facts)
+                remove_leftovers(file)
+                write_tensors(file, tensors, {KEY: key, FACTS: json.dumps(facts)})
 
         try:
             with storage_errors(file):
@@ -141,15 +141,6 @@ def _read(file: Path, key: str) -> tuple[dict[str, Tensor], Any] | None:
         return None
     tensors = {name: row_major(value) for name, value in found.tensors.items()}
     return tensors, json.loads(found.metadata[FACTS])
-
-
-def _write(file: Path, key: str, tensors: Mapping[str, Tensor], facts: Any) -> None:
-    plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    with storage_errors(file):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        remove_leftovers(file)
-        with replacing(file) as temporary:
-            save_file(plain, temporary, {KEY: key, FACTS: json.dumps(facts)})
 
 
 def _tensors(row: Row) -> dict[str, Tensor]:

@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from foreword import chat
@@ -26,8 +25,8 @@ from foreword.errors import ArtifactError, DataError, InputError
 from foreword.evaluation.evaluation import room
 from foreword.prompt.prefix import Prefix, PrefixBatch, no_prefixes, same_prefix
 from foreword.prompt.soft_prompt import SoftPrompt
-from foreword.prompt.tensor_file import read_metadata, read_tensors
-from foreword.storage import remove_leftovers, replacing, storage_errors
+from foreword.prompt.tensor_file import read_metadata, read_tensors, write_tensors
+from foreword.storage import remove_leftovers
 from foreword.training import distributed
 from foreword.training.loss import MAX_LOGITS
 
@@ -259,10 +258,7 @@ def _write(file: Path, key: str, found: Sequence[Taught]) -> None:
         "ids": torch.cat([one.target.ids for one in found]),
         "log_probabilities": torch.cat([one.target.log_probabilities for one in found]),
     }
-    with storage_errors(file):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(file) as temporary:
-            save_file(tensors, temporary, {KEY: key})
+    write_tensors(file, tensors, {KEY: key})
 
 
 def _read(file: Path) -> tuple[str, list[Taught]]:

@@ -25,6 +25,7 @@ from foreword.model.capabilities import check_attention
 from foreword.model.decoder import Decoder
 from foreword.model.masks import place_in_slots
 from foreword.model.media import split_media
+from foreword.model.view_proof import limit_of, objection, text_ids
 from foreword.prompt.prefix import Prefix
 from foreword.prompt.states import States
 
@@ -154,22 +155,14 @@ class ModelRunner:
         attention themselves may read a mask otherwise.
         """
         view = grouped(self.backbone.decoder)
-        try:
-            reason = self._difference(view)
-        except torch.OutOfMemoryError:
-            raise
-        except Exception as error:  # a family's code may do anything with what it does not expect
-            reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
-        if reason is None:
+        if (reason := objection(lambda: self._difference(view))) is None:
             return view
         log.info("rows attend together: %s cannot run in groups (%s)", self.backbone.name, reason)
         return self.backbone.decoder
 
     def _difference(self, view: Any) -> str | None:
         """Say how two rows of unlike length differ in a view from the decoder; None: not at all."""
-        special = {modality.token_id for modality in self.backbone.capabilities.modalities}
-        plain = [(7919 * one) % self.backbone.capabilities.vocab_size for one in range(1, 80)]
-        ids = [one for one in plain if one not in special]
+        ids = text_ids(self.backbone.capabilities)
         kv_cache = KVCache(self.backbone.capabilities.layers, EngineLimits(max_rows=2))
         kv_cache.reserve(2, max(PROOF_LENGTHS) + PROOF_NEW)
         with torch.no_grad():
@@ -187,8 +180,7 @@ class ModelRunner:
                     for decoder in (self.backbone.decoder, view)
                 )
                 share = ((found - expected).norm(dim=-1) / expected.norm(dim=-1)).max().item()
-                is_exact = self.backbone.dtype in (torch.float32, torch.float64)
-                if not share <= (1e-3 if is_exact else 0.05):
+                if not share <= limit_of(self.backbone.dtype):
                     return f"its hidden states differ by {share:.2g}"
         return None
 

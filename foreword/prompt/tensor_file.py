@@ -7,12 +7,14 @@ is ever read. Knows no prompt.
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 from safetensors import SafetensorError, deserialize
+
+from foreword.storage import replacing, storage_errors
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -40,6 +42,21 @@ class ArrayFile:
 
     arrays: dict[str, "NDArray[Any]"]
     metadata: dict[str, str]
+
+
+def write_tensors(path: Path, tensors: "Mapping[str, Tensor]", metadata: dict[str, str]) -> None:
+    """Write a file that takes the place of an earlier one, whole; its directory is made.
+
+    Raises:
+        StorageError: no space or no permission; the earlier file is kept.
+    """
+    from safetensors.torch import save_file
+
+    plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    with storage_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as temporary:
+            save_file(plain, temporary, metadata)
 
 
 def read_tensors(

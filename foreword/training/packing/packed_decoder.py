@@ -25,6 +25,7 @@ from foreword.model.cache_layers import PassingLayer
 from foreword.model.capabilities import check_attention
 from foreword.model.decoder import Decoder
 from foreword.model.passes import LabelStates
+from foreword.model.view_proof import limit_of, objection, text_ids
 from foreword.prompt.prefix import Prefix, PrefixBatch, no_prefixes, same_prefix
 from foreword.prompt.soft_prompt import SoftPrompt
 from foreword.prompt.states import DeferredPrompt
@@ -45,15 +46,9 @@ def packed(backbone: Backbone) -> Backbone:
     plain = backbone.passes
     if not (isinstance(plain, Decoder) and _may_pack(backbone)):
         return backbone
-    try:
-        view = with_attention(backbone.decoder, NAME)
-        passes = PackedDecoder(plain.model, plain.capabilities, backbone.embed, view)
-        reason = _difference(backbone, passes)
-    except torch.OutOfMemoryError:
-        raise
-    except Exception as error:  # a family's code may do anything with what it does not expect
-        reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
-    if reason is None:
+    view = with_attention(backbone.decoder, NAME)
+    passes = PackedDecoder(plain.model, plain.capabilities, backbone.embed, view)
+    if (reason := objection(lambda: _difference(backbone, passes))) is None:
         return backbone.with_passes(passes)
     log.info("training batches are padded: %s cannot run packed (%s)", backbone.name, reason)
     return backbone
@@ -181,10 +176,7 @@ ALL_ATTENTION_FUNCTIONS.register(NAME, _attend)
 
 def _difference(backbone: Backbone, passes: PackedDecoder) -> str | None:
     """Say how a few rows differ between a packed sequence and a padded batch; None: not at all."""
-    capabilities, size = backbone.capabilities, backbone.capabilities.vocab_size
-    special = {modality.token_id for modality in capabilities.modalities}
-    plain = [(7919 * number) % size for number in range(1, 60)]
-    ids = iter([one for one in plain if one not in special])
+    capabilities, ids = backbone.capabilities, iter(text_ids(backbone.capabilities))
     rows = [
         Row(tuple(next(ids) for _ in range(length)), count, "proof") for length, count in LENGTHS
     ]
@@ -218,7 +210,7 @@ def _how_different(
         or len(sequence.seen) != num_layers
     ):
         return "not every layer asks for its attention by name"
-    limit = 1e-3 if passes.model.dtype in (torch.float32, torch.float64) else 0.05
+    limit = limit_of(passes.model.dtype)
     difference, scale = (hidden.float() - states[order].float()).norm(), states.float().norm()
     if not bool((sequence.labels == labels[order]).all()):
         return "its labels are others"
