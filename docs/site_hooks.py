@@ -118,11 +118,12 @@ def moved(source: str) -> str:
 
 def linked_code() -> set[str]:
     """Return the files and folders outside of docs/ that a page links and that are no page."""
-    reference = DOCS / "reference.md"  # shows code in its own way
-    pages = {*DOCS.rglob("*.md"), *(ROOT / source for source in MOVED)} - {reference}
     found = set()
-    for page in pages:
-        for _, target, _ in LINK.findall(page.read_text()):
+    for page in {*DOCS.rglob("*.md"), *(ROOT / source for source in MOVED)}:
+        text = page.read_text()
+        if page == DOCS / "reference.md":
+            text = in_full(text)  # its names are shown in full, not as links
+        for _, target, _ in LINK.findall(text):
             file = (page.parent / target.partition("#")[0]).resolve()
             if "://" not in target and file.exists() and file != page.parent:
                 found.add(file.relative_to(ROOT).as_posix())

@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import posixpath
 import sys
 from pathlib import Path
 
@@ -31,6 +32,23 @@ def test_the_navigation_is_the_index_of_the_pages() -> None:
 
 def test_no_page_outside_of_the_folder_is_shown_as_code() -> None:
     assert not [source for source in site_hooks.linked_code() if source.endswith(".md")]
+
+
+def test_every_link_leads_to_a_page_of_the_site() -> None:
+    sources = {*(ROOT / "docs").rglob("*.md"), *(ROOT / source for source in site_hooks.MOVED)}
+    pages = {site_hooks.place(source.relative_to(ROOT).as_posix()) for source in sources}
+    pages |= {site_hooks.place(source) for source in site_hooks.linked_code()}
+    for notebook in (ROOT / "docs").glob("cookbook/*.ipynb"):
+        pages.add(site_hooks.place(notebook.relative_to(ROOT).as_posix()))
+    for source in sorted(sources):
+        name, text = source.relative_to(ROOT).as_posix(), source.read_text()
+        if name == "docs/reference.md":
+            text = site_hooks.in_full(text)
+        start = posixpath.dirname(site_hooks.place(name))
+        for _, target, _ in site_hooks.LINK.findall(site_hooks.linked(text, name)):
+            target = target.partition("#")[0]
+            if target.endswith(".md"):
+                assert posixpath.normpath(posixpath.join(start, target)) in pages, (name, target)
 
 
 def test_links_lead_from_page_to_page() -> None:
