@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterable
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from page import write_or_check
 
@@ -29,8 +29,15 @@ WIDTH, COLUMNS, PANEL, HEIGHT, LEFT, TOP = 860, 2, 410, 230, 44, 34
 INK, GREY, LIGHT = "#1f2328", "#59636e", "#d1d9e0"
 
 Result = dict[str, Any]
-Point = tuple[int, float, float]
-"""Steps, mean processor seconds and mean score."""
+
+
+class Point(NamedTuple):
+    """A number of steps: means over its seeds, and how much the score deviates between them."""
+
+    steps: int
+    seconds: float
+    score: float
+    deviation: float | None = None
 
 
 def measured() -> list[Result]:
@@ -48,7 +55,7 @@ def curves(results: Iterable[Result]) -> dict[tuple[str, str], dict[str, list[Po
     return {
         group: {
             system: [
-                (steps, _mean(found, "seconds"), _mean(found, "score"))
+                Point(steps, _mean(found, "seconds"), _mean(found, "score"), _deviation(found))
                 for steps, found in sorted(points.items())
             ]
             for system, points in systems.items()
@@ -61,16 +68,21 @@ def _mean(found: list[Result], name: str) -> float:
     return statistics.mean(r[name] for r in found)
 
 
+def _deviation(found: list[Result]) -> float | None:
+    return statistics.stdev(r["score"] for r in found) if len(found) > 1 else None
+
+
 def seconds_to(points: list[Point], score: float) -> float | None:
     """Return after how many seconds a curve first has a score, on a line between two points of it
     over the logarithm of seconds; None: it never has.
     """
-    if points[0][2] >= score:
-        return points[0][1]
-    for (_, before, low), (_, after, high) in zip(points, points[1:], strict=False):
-        if low < score <= high:
-            share = (score - low) / (high - low)
-            return math.exp(math.log(before) + share * (math.log(after) - math.log(before)))
+    if points[0].score >= score:
+        return points[0].seconds
+    for one, then in zip(points, points[1:], strict=False):
+        if one.score < score <= then.score:
+            share = (score - one.score) / (then.score - one.score)
+            before, after = math.log(one.seconds), math.log(then.seconds)
+            return math.exp(before + share * (after - before))
     return None
 
 
@@ -80,41 +92,51 @@ def section() -> str:
     if not groups:
         return ""
     steps = sorted(
-        {point[0] for one in groups.values() for found in one.values() for point in found}
+        {point.steps for one in groups.values() for found in one.values() for point in found}
     )
     lines = "\n## At every budget\n\n![Score over processor seconds](curves.svg)\n\n"
     lines += (
-        "`python benchmarks/quality.py --budgets 20 80 320`: as many steps of 8 rows, one seed, "
-        "each\nrate chosen anew by validation rows at each budget. What is not measured has no "
-        "cell.\n\n"
+        "`python benchmarks/quality.py --budgets 20 80 320`: as many steps of 8 rows, each rate "
+        "chosen anew\nby validation rows at each budget, with the first seed. One seed; where "
+        "curves cross, the mean of three\nand their deviation. What is not measured has no cell."
+        "\n\n"
     )
     lines += _row(["", "", *(f"{count} steps" for count in steps), "seconds"])
     lines += _row(["---"] * (len(steps) + 3))
     for (model, task), systems in groups.items():
         for system, points in sorted(systems.items(), key=lambda pair: list(COLORS).index(pair[0])):
-            by_steps = {count: f"{score:.1%}" for count, _, score in points}
-            seconds = " / ".join(f"{one:.0f}" for _, one, _ in points)
+            by_steps = {point.steps: _share(point) for point in points}
+            seconds = " / ".join(f"{point.seconds:.0f}" for point in points)
             cells = [by_steps.get(count, "") for count in steps]
             lines += _row([f"{task}, {model}", system, *cells, seconds])
     said = "".join(_overtaken(*pair) for pair in groups.items())
     return lines + "\n" + said + _means(groups, steps)
 
 
+def _share(point: Point) -> str:
+    seeds = "" if point.deviation is None else f" ± {100 * point.deviation:.1f}"
+    return f"{point.score:.1%}{seeds}"
+
+
 def _means(groups: dict[tuple[str, str], dict[str, list[Point]]], steps: list[int]) -> str:
-    """Say the mean over a model's tasks of the default and LoRA, at the budgets that all have."""
+    """Return a table of the means over a model's tasks, of each system that has them all."""
     lines = ""
     for model in dict.fromkeys(model for model, _ in groups):
         tasks = [systems for (own, _), systems in groups.items() if own == model]
-        found = []
-        for name in (DEFAULT, LORA):
-            known = [{step: score for step, _, score in one.get(name, [])} for one in tasks]
-            whole = [step for step in steps if all(step in one for one in known)]
-            if len(tasks) > 1 and whole:
-                shares = (f"{statistics.mean(one[step] for one in known):.1%}" for step in whole)
-                found.append(f"{name} {' / '.join(shares)} ({' / '.join(map(str, whole))} steps)")
-        if len(found) == 2:
-            lines += f"- mean of {len(tasks)} tasks, {model}: {', '.join(found)}.\n"
-    return lines
+        for name in COLORS:
+            known = [{one.steps: one.score for one in systems.get(name, [])} for systems in tasks]
+            shares = [
+                f"{statistics.mean(one[step] for one in known):.1%}"
+                if all(step in one for one in known)
+                else ""
+                for step in steps
+            ]
+            if len(tasks) > 1 and any(shares):
+                lines += _row([f"mean of {len(tasks)} tasks, {model}", name, *shares])
+    if not lines:
+        return ""
+    header = _row(["", "", *(f"{count} steps" for count in steps)])
+    return "\n" + header + _row(["---"] * (len(steps) + 2)) + lines
 
 
 def _overtaken(group: tuple[str, str], systems: dict[str, list[Point]]) -> str:
@@ -123,16 +145,17 @@ def _overtaken(group: tuple[str, str], systems: dict[str, list[Point]]) -> str:
         return ""
     model, task = group
     own, theirs = systems[DEFAULT], systems[LORA]
-    ahead = [a[0] for a, b in zip(own, theirs, strict=False) if a[2] < b[2]]
+    ahead = [a.steps for a, b in zip(own, theirs, strict=False) if a.score < b.score]
     said = (
         f"LoRA is ahead at {', '.join(map(str, ahead))} steps" if ahead else "LoRA is never ahead"
     )
     last = theirs[-1]
-    needed = seconds_to(own, last[2])
+    needed = seconds_to(own, last.score)
     reached = (
-        f"the default has LoRA's score of {last[0]} steps in {needed / last[1]:.2f} of its time"
+        f"the default has LoRA's score of {last.steps} steps in "
+        f"{needed / last.seconds:.2f} of its time"
         if needed is not None
-        else f"the default does not reach LoRA's score of {last[0]} steps"
+        else f"the default does not reach LoRA's score of {last.steps} steps"
     )
     return f"- {task}, {model}: {said}; {reached}.\n"
 
@@ -170,13 +193,13 @@ def _panel(
     group: tuple[str, str], systems: dict[str, list[Point]], left: int, top: int
 ) -> list[str]:
     points = [point for found in systems.values() for point in found]
-    low, high = (edge(p[1] for p in points) for edge in (min, max))
+    low, high = (edge(one.seconds for one in points) for edge in (min, max))
     width, height = PANEL - LEFT - 16, HEIGHT - 66
     span = max(math.log(high / low), 1e-9)
 
-    def place(point: Point) -> tuple[float, float]:
-        across = math.log(point[1] / low) / span
-        return left + 6 + across * (width - 12), top + 8 + (1 - point[2]) * height
+    def place(seconds: float, score: float) -> tuple[float, float]:
+        across = math.log(seconds / low) / span
+        return left + 6 + across * (width - 12), top + 8 + (1 - score) * height
 
     parts = [_text(left, top - 4, f"{group[1]}, {group[0]}", INK, 'font-weight="600"')]
     for share in (0.0, 0.5, 1.0):
@@ -184,15 +207,15 @@ def _panel(
         parts.append(f'<path d="M{left} {y:.1f}h{width}" stroke="{LIGHT}"/>\n')
         parts.append(_text(left - 6, y + 4, f"{share:.0%}", GREY, 'text-anchor="end"'))
     for seconds, anchor in ((low, "start"), (high, "end")):
-        x, _ = place((0, seconds, 0.0))
+        x, _ = place(seconds, 0.0)
         parts.append(
             _text(x, top + height + 24, f"{seconds:.0f} s", GREY, f'text-anchor="{anchor}"')
         )
     for system in reversed(COLORS):
         if system in systems:
-            parts.append(_line([place(point) for point in systems[system]], system))
-            for point in systems[system]:
-                x, y = place(point)
+            places = [place(one.seconds, one.score) for one in systems[system]]
+            parts.append(_line(places, system))
+            for x, y in places:
                 parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{COLORS[system]}"/>\n')
     return parts
 

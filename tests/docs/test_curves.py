@@ -34,7 +34,9 @@ def test_the_section_says_where_lora_is_ahead_and_how_soon_its_score_is_reached(
     two_curves: None,
 ) -> None:
     said = make_curves.section()
-    assert "| a & b, m | foreword context-tuning (default) | 50.0% | 70.0% | 10 / 40 |" in said
+    assert (
+        "| a & b, m | foreword context-tuning (default) | 50.0% | 70.0% ± 14.1 | 10 / 40 |" in said
+    )
     assert "LoRA is ahead at 80 steps; the default does not reach LoRA's score" in said
     make_curves.LINES.write_text(
         make_curves.LINES.read_text().replace('"score": 0.75', '"score": 0.6')
@@ -43,6 +45,18 @@ def test_the_section_says_where_lora_is_ahead_and_how_soon_its_score_is_reached(
     assert "LoRA is never ahead; the default has LoRA's score of 80 steps in 0.25" in (
         make_curves.section()
     )
+
+
+def test_a_mean_over_tasks_is_said_of_each_system_that_has_them_all(two_curves: None) -> None:
+    own, theirs = make_curves.DEFAULT, make_curves.LORA
+    assert "| mean of" not in make_curves.section()  # of one task there is none
+    lines = [make_curves.LINES.read_text()]
+    for system, steps, score in ((own, 20, 0.7), (own, 80, 0.9), (theirs, 80, 0.25)):
+        lines.append(json.dumps(line(system, steps, 10 + steps, score) | {"task": "c"}))
+    make_curves.LINES.write_text("\n".join(lines))
+    said = make_curves.section()
+    assert f"| mean of 2 tasks, m | {own} | 60.0% | 80.0% |" in said
+    assert f"| mean of 2 tasks, m | {theirs} |  | 50.0% |" in said
 
 
 def test_the_picture_is_xml_with_a_point_for_each_mean(two_curves: None) -> None:
