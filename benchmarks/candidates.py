@@ -53,6 +53,14 @@ def wide(num_virtual: int, run: Trained = plain) -> Trained:
     )
 
 
+def at_rate(rate: float) -> Trained:
+    """Train 192 virtual tokens at another rate than 3e-2."""
+    return wide(
+        192,
+        lambda backbone, rows, config: plain(backbone, rows, replace(config, learning_rate=rate)),
+    )
+
+
 def covering(backbone: Backbone, rows: Sequence[Example], config: TrainConfig) -> SoftPrompt:
     """Start from rows whose answers hold as many different tokens as fit, not from the first."""
     encoded, _ = encode_examples(list(rows), backbone.tokenizer, ROWS, MAX_LENGTH)
@@ -175,6 +183,8 @@ CHANGES: dict[str, Trained] = {
     "covering demonstrations": covering,
     "192 virtual tokens": wide(192),
     "384 virtual tokens": wide(384),
+    "192 virtual tokens at a rate of 1.5e-2": at_rate(1.5e-2),
+    "192 virtual tokens at a rate of 6e-2": at_rate(6e-2),
     "192 virtual tokens, covering demonstrations": wide(192, covering),
     "8 times the demonstrations, matched": matched,
     "questions with words left out": leaving_out,
