@@ -193,6 +193,14 @@ CHANGES: dict[str, Trained] = {
     "dropout of demonstrations, 0.2": hiding(whole_rows(0.2)),
     "mean of the last fifth of the steps": averaged,
     "unrelated text as the bare model": unrelated,
+    "prefix tuning from a text": plain,
+    "prefix tuning from a text, the first token kept": plain,
+}
+# Beside each other, with 32 tokens; context tuning that starts from a text hides nothing, and keeps
+# the first token.
+FROM_TEXT = {
+    "prefix tuning from a text": "prefix-tuning",
+    "prefix tuning from a text, the first token kept": "context-tuning",
 }
 
 
@@ -215,6 +223,9 @@ def run(backbone: Backbone, name: str, change: str, num_steps: int, seed: int) -
         method="context-tuning", num_virtual_tokens=NUM_VIRTUAL, batch_size=BATCH_SIZE,
         num_steps=num_steps, eval_every=0, seed=seed,
     )  # fmt: skip
+    if change in FROM_TEXT:
+        text, method = task.instructions[0], FROM_TEXT[change]
+        config = replace(config, method=method, init_text=text, num_virtual_tokens=32)
     started = time.process_time()
     prompt = CHANGES[change](backbone, rows, config)
     seconds = time.process_time() - started
