@@ -25,7 +25,7 @@ from quality_systems import ROWS
 from recorded import FOLDER, measured, write
 
 from foreword import Backbone, Example, SoftPrompt, TrainConfig, train
-from foreword.config import DistillConfig, EvalConfig
+from foreword.config import DistillConfig, EvalConfig, MethodName
 from foreword.data.encoding import encode_examples
 from foreword.demo.home_commands import FEW_INTENTS, home_commands
 from foreword.distillation.starts import start_of
@@ -198,7 +198,7 @@ CHANGES: dict[str, Trained] = {
 }
 # Beside each other, with 32 tokens; context tuning that starts from a text hides nothing, and keeps
 # the first token.
-FROM_TEXT = {
+FROM_TEXT: dict[str, MethodName] = {
     "prefix tuning from a text": "prefix-tuning",
     "prefix tuning from a text, the first token kept": "context-tuning",
 }
