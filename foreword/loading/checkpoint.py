@@ -7,7 +7,6 @@ are loaded as that class. Anything else is refused with what is missing. Knows n
 """
 
 import contextlib
-import json
 import pickle
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,8 +27,8 @@ from transformers import (
 
 from foreword.compat.transformers_api import code_refused
 from foreword.errors import ForewordError, InputError, UnsupportedError
-from foreword.loading import hub, processor
-from foreword.loading.gguf import first_line
+from foreword.loading import hub, processor, weights
+from foreword.loading.gguf_header import first_line
 
 OWN_CODE = (
     "code out of the model's directory, which is never run unless you say so; if you trust that "
@@ -60,6 +59,7 @@ def load(
     """
     own = dict(options)
     is_trusted, config = bool(own.pop("trust_remote_code", None)), own.pop("config", None)
+    weights.check_files(Path(source), name)
     with contextlib.nullcontext() if is_trusted else code_refused():
         if config is None:
             config = load_config(source, name, revision, is_trusted=is_trusted)
@@ -70,7 +70,6 @@ def load(
                 )
         kind = model_class(config)
         with load_errors(name, "model"):
-            _check_indexes(Path(source), name)
             model, found = kind.from_pretrained(
                 source,
                 revision=revision,
@@ -78,7 +77,8 @@ def load(
                 trust_remote_code=is_trusted,
                 **own | {"output_loading_info": True, "ignore_mismatched_sizes": True},
             )
-        _refuse_made_up(found, name)
+        weights.refuse_made_up(found, name)
+        weights.refuse_other(model, found, weights.directory_of(source, revision), name)
         if kind not in (AutoModelForMultimodalLM, AutoModelForSpeechSeq2Seq):
             return model, tokenizer, None
         return model, tokenizer, processor.load(source, config, revision, is_trusted=is_trusted)
@@ -105,48 +105,9 @@ def load_errors(name: str, part: str) -> Iterator[None]:
     except Exception as error:  # whatever transformers, or a class of its, raises at odd files
         if "trust_remote_code" in str(error):
             raise UnsupportedError(f"{name}: its {part} is {OWN_CODE}") from error
-        raise InputError(f"{name}: transformers cannot load it ({first_line(error)})") from error
-
-
-def _check_indexes(directory: Path, name: str) -> None:
-    """Refuse an index of weights that leads out of its directory, or to what is no file of weights,
-    as a device without an end.
-
-    Raises:
-        InputError: names the index and where it leads.
-    """
-    for index in (*directory.glob("*.index.json"), *directory.glob("*.index.*.json")):
-        if not index.is_file():
-            continue
-        described = json.loads(index.read_text(encoding="utf-8"))
-        files = described.get("weight_map") if isinstance(described, dict) else None
-        for file in sorted(set(map(str, files.values()))) if isinstance(files, dict) else ():
-            path = Path(file)
-            is_special = (directory / path).exists() and not (directory / path).is_file()
-            if path.is_absolute() or ".." in path.parts or is_special:
-                raise InputError(
-                    f"{name}: {index.name} names {file!r:.80}, which is no file of weights in the "
-                    "model's own directory"
-                )
-
-
-def _refuse_made_up(found: dict[str, Any], name: str) -> None:
-    """Refuse a model with numbers that transformers drew at random, as the files lack them.
-
-    Raises:
-        InputError: names the first of them, and how many there are.
-    """
-    wrong = [f"has no {key}" for key in sorted(found["missing_keys"])]
-    wrong += [
-        f"has {key} of shape {list(theirs)}, and the configuration says {list(ours)}"
-        for key, theirs, ours in sorted(found["mismatched_keys"])
-    ]
-    if wrong:
-        others = f" ({len(wrong)} such weights)" if len(wrong) > 1 else ""
         raise InputError(
-            f"{name}: its file of weights {wrong[0]}{others}; transformers would draw such weights "
-            "at random: take the model's whole, unchanged checkpoint"
-        )
+            f"{name}: transformers cannot load its {part} ({first_line(error)})"
+        ) from error
 
 
 def model_class(config: Any) -> Any:

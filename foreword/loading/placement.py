@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from foreword.errors import InputError, UnsupportedError
-from foreword.loading.gguf import first_line
+from foreword.loading.gguf_header import first_line
 
 NOWHERE = frozenset({"disk", "meta"})
 WHOLE = "exact passes need all of it in memory; take a smaller model, or more devices"
@@ -45,9 +45,12 @@ def options_of(
     arguments of that.
 
     Raises:
-        InputError: no such device, or one thing said twice. UnsupportedError: layers in no memory.
+        InputError: no such device, one thing said twice, or a GGUF file that is not the model.
+        UnsupportedError: layers in no memory.
     """
     options = dict(given)
+    if "gguf_file" in options:
+        raise InputError("gguf_file: give the path of the .gguf file as the model")
     if (older := options.pop("torch_dtype", None)) is not None:
         if dtype != "auto":
             raise InputError(f"dtype={dtype} and torch_dtype={older} are two names of one thing")

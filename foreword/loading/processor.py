@@ -15,7 +15,7 @@ import transformers
 from transformers import PROCESSOR_MAPPING, AutoImageProcessor, AutoProcessor, AutoTokenizer
 from transformers.utils import cached_file, is_torchvision_available
 
-from foreword.loading.gguf import first_line
+from foreword.loading.gguf_header import first_line
 
 VIDEO = "video_processor"
 # The files that may name a processor's class, in the order in which transformers looks.

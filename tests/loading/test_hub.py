@@ -13,10 +13,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import gguf
+import gguf_models
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from tiny_tokenizer import tiny_tokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma2Config, Gemma2ForCausalLM
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 from transformers.trainer_utils import validate_quantization_for_training
 
@@ -213,31 +215,28 @@ def test_conversion_prints_nothing(
 
 
 def test_sentencepiece_tokenizer_gets_no_token_without_a_row(tmp_path: Path) -> None:
-    tokens = [
-        "<unk>",
-        "<begin>",
-        "<end>",
-        "▁",
-        "a",
-        "b",
-        "▁a",
-        *(f"<0x{i:02X}>" for i in range(256)),
-    ]
-
-    def edit(writer: gguf.GGUFWriter) -> None:
-        def replace(key: str, value: Any, kind: gguf.GGUFValueType) -> None:
-            writer.kv_data[0][key] = gguf.gguf_writer.GGUFValue(value, kind)
-
-        padded = tokens + [f"<unused{i}>" for i in range(len(TOKENS) - len(tokens))]
-        replace("tokenizer.ggml.model", "llama", gguf.GGUFValueType.STRING)
-        replace("tokenizer.ggml.tokens", padded, gguf.GGUFValueType.ARRAY)
-        replace("tokenizer.ggml.scores", [0.0] * len(padded), gguf.GGUFValueType.ARRAY)
-        del writer.kv_data[0]["tokenizer.ggml.merges"]
-
-    hub.convert_gguf(write_gguf(tmp_path / "s.gguf", edit=edit), tmp_path / "out")
+    path = write_gguf(tmp_path / "s.gguf", edit=as_sentencepiece)
+    hub.convert_gguf(path, tmp_path / "out")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
     assert max(tokenizer.get_vocab().values()) < len(TOKENS)
     assert tokenizer.bos_token == "<begin>"
+
+
+def as_sentencepiece(writer: gguf.GGUFWriter) -> None:
+    """Write another tokenizer into a file: pieces of SentencePiece, without merges."""
+    tokens = ["<unk>", "<begin>", "<end>", "▁", "a", "b", "▁a"]
+    tokens += [f"<0x{i:02X}>" for i in range(256)]
+    padded = tokens + [f"<unused{i}>" for i in range(len(TOKENS) - len(tokens))]
+
+    def replace(key: str, value: Any, kind: gguf.GGUFValueType) -> None:
+        writer.kv_data[0][key] = gguf.gguf_writer.GGUFValue(value, kind)
+
+    replace("tokenizer.ggml.model", "llama", gguf.GGUFValueType.STRING)
+    replace("tokenizer.ggml.tokens", padded, gguf.GGUFValueType.ARRAY)
+    replace("tokenizer.ggml.scores", [0.0] * len(padded), gguf.GGUFValueType.ARRAY)
+    types = [2, 3, 3, *[1] * 4, *[6] * 256, *[5] * (len(padded) - len(tokens))]
+    replace("tokenizer.ggml.token_type", types, gguf.GGUFValueType.ARRAY)
+    del writer.kv_data[0]["tokenizer.ggml.merges"]
 
 
 # Refusals
@@ -294,6 +293,103 @@ def test_rotary_scaling_in_the_header_is_refused(tmp_path: Path) -> None:
         writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
 
     refused(UnsupportedError, write_gguf(tmp_path / "m.gguf", edit=edit), "rotary")
+
+
+@pytest.mark.parametrize("name", ["attn_q.bias", "attn_output.bias", "attn_q_norm.weight"])
+def test_tensors_that_transformers_would_drop_are_refused(tmp_path: Path, name: str) -> None:
+    def edit(writer: gguf.GGUFWriter) -> None:
+        writer.add_tensor(f"blk.1.{name}", np.ones(8, np.float32))
+
+    refused(UnsupportedError, write_gguf(tmp_path / "m.gguf", edit=edit), f"blk.1.{name}")
+
+
+@pytest.mark.parametrize(
+    "field, value",
+    [
+        ("rope.scaling.factor", 4.0), ("rope.scale_linear", 4.0), ("attention.scale", 0.5),
+        ("logit_scale", 2.0), ("attn_logit_softcapping", 0.0), ("attention.sliding_window", 16),
+        ("rope.scaling.attn_factor", 1.2),
+    ],
+)  # fmt: skip
+def test_fields_that_transformers_would_drop_are_refused(
+    tmp_path: Path, field: str, value: float
+) -> None:
+    def edit(writer: gguf.GGUFWriter) -> None:
+        kind = gguf.GGUFValueType.UINT32 if isinstance(value, int) else gguf.GGUFValueType.FLOAT32
+        writer.add_key_value(f"llama.{field}", value, kind)
+
+    path = write_gguf(tmp_path / "m.gguf", edit=edit)
+    if field == "attn_logit_softcapping":  # zero: there is none
+        hub.convert_gguf(path, tmp_path / "out")
+    else:
+        refused(UnsupportedError, path, f"llama.{field}")
+
+
+@pytest.mark.parametrize("field, value", [("rope.scaling.factor", 1.0), ("attention.causal", True)])
+def test_fields_that_change_nothing_are_taken(tmp_path: Path, field: str, value: Any) -> None:
+    kind = gguf.GGUFValueType.BOOL if value is True else gguf.GGUFValueType.FLOAT32
+    path = write_gguf(
+        tmp_path / "m.gguf", edit=lambda writer: writer.add_key_value(f"llama.{field}", value, kind)
+    )
+    hub.convert_gguf(path, tmp_path / "out")
+
+
+def test_a_scale_of_attention_that_the_file_does_not_hold_is_refused(tmp_path: Path) -> None:
+    tokenizer = tiny_tokenizer()
+    config = Gemma2Config(
+        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=16, num_hidden_layers=2,
+        num_attention_heads=2, num_key_value_heads=1, head_dim=8, query_pre_attn_scalar=8,
+        max_position_embeddings=64, sliding_window=32,
+    )  # fmt: skip
+    path = gguf_models.write(tmp_path / "m.gguf", Gemma2ForCausalLM(config), tokenizer)
+    refused(UnsupportedError, path, "gemma2.attention.key_length is 8", "256")
+
+
+@pytest.mark.parametrize("is_told", [True, False])
+def test_a_space_before_a_text_is_as_the_file_says(tmp_path: Path, is_told: bool) -> None:
+    def edit(writer: gguf.GGUFWriter) -> None:
+        as_sentencepiece(writer)
+        writer.add_add_space_prefix(is_told)
+
+    path = write_gguf(tmp_path / "m.gguf", edit=edit)
+    if is_told:
+        hub.convert_gguf(path, tmp_path / "out")
+        assert pieces(tmp_path / "out", "a") == ["▁a"]
+    else:
+        refused(UnsupportedError, path, "tokenizer.ggml.add_space_prefix")
+
+
+@pytest.mark.parametrize(
+    "key, change",
+    [
+        ("token_type", lambda kinds: kinds[:-5]),
+        ("token_type", lambda kinds: [*kinds, 1, 1]),
+        ("merges", lambda merges: ["ab", *merges]),
+        ("merges", lambda merges: ["a b c", *merges]),
+        ("merges", lambda merges: ["zzz yyy", *merges]),
+        ("tokens", lambda tokens: [*tokens[:-1], tokens[-2]]),
+    ],
+)
+def test_fields_of_a_tokenizer_that_do_not_fit_are_one_line(
+    tmp_path: Path, key: str, change: Callable[[Any], Any]
+) -> None:
+    def edit(writer: gguf.GGUFWriter) -> None:
+        field = writer.kv_data[0][f"tokenizer.ggml.{key}"]
+        field.value = change(list(field.value))
+
+    refused(InputError, write_gguf(tmp_path / "m.gguf", edit=edit), "tokenizer", "fit together")
+
+
+@pytest.mark.parametrize(
+    "field, value",
+    [("ggml.bos_token_id", 10**6), ("ggml.eot_token_id", len(TOKENS)), ("chat_template", 5)],
+)
+def test_special_tokens_are_among_the_tokens(tmp_path: Path, field: str, value: int) -> None:
+    def edit(writer: gguf.GGUFWriter) -> None:
+        found = gguf.gguf_writer.GGUFValue(value, gguf.GGUFValueType.UINT32)
+        writer.kv_data[0][f"tokenizer.{field}"] = found
+
+    refused(InputError, write_gguf(tmp_path / "m.gguf", edit=edit), f"tokenizer.{field}")
 
 
 def test_tokenizer_that_reloads_as_another_is_refused(
@@ -398,6 +494,11 @@ def test_gguf_file_is_converted_and_read_once(tiny: Path) -> None:
     assert len(told) == 2
 
 
+def test_a_name_is_no_pattern(tmp_path: Path, cache: Path) -> None:
+    path = write_gguf(tmp_path / "m**[1].gguf")
+    assert Path(hub.resolve(str(path))).name.startswith("m**[1]-")
+
+
 def test_copy_of_a_gguf_file_is_not_converted_again(tiny: Path, tmp_path: Path) -> None:
     copy = tmp_path / tiny.name
     copy.write_bytes(tiny.read_bytes())
@@ -436,13 +537,13 @@ def test_gguf_file_cut_while_it_is_converted_is_refused(
 ) -> None:
     """It is read by mapping it: where the mapping is of the user's own file, the process dies."""
     path = write_gguf(tmp_path / "m.gguf")
-    refuse_inexact = gguf_loading._refuse_inexact
+    refuse_inexact = gguf_loading.refuse_inexact
 
     def cut(header: Any) -> None:
         os.truncate(path, 100)
         refuse_inexact(header)
 
-    monkeypatch.setattr(gguf_loading, "_refuse_inexact", cut)
+    monkeypatch.setattr(gguf_loading, "refuse_inexact", cut)
     with pytest.raises(InputError, match="changed while it was converted"):
         hub.resolve(str(path))
     assert not list(cache.glob("m-*"))
