@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from foreword.cli import options
 from foreword.cli.console import one_line
 from foreword.config import SamplingConfig
-from foreword.errors import ForewordError
+from foreword.errors import ForewordError, InputError
 
 if TYPE_CHECKING:
     from foreword.backbone import Backbone
@@ -40,9 +40,14 @@ def command(
     while session.is_open:
         try:
             line = input(f"{session.name}> ").strip()
-        except (EOFError, KeyboardInterrupt):
+        except (EOFError, KeyboardInterrupt, RuntimeError):  # the last: there is no standard input
             options.output.print()
             return
+        except UnicodeDecodeError as error:
+            raise InputError(
+                f"a line of the standard input is no text in {error.encoding}; write it so, or set "
+                "PYTHONIOENCODING to its encoding"
+            ) from None
         if line:
             session.take(line)
 

@@ -27,7 +27,7 @@ from foreword.cli import (
     train,
 )
 from foreword.cli.console import one_line, warnings_on
-from foreword.errors import ForewordError
+from foreword.errors import ForewordError, StorageError
 
 # typer brings click, or a copy of it, and this class of it under no name of its own.
 CLICK_ERROR: Any = next(
@@ -94,6 +94,10 @@ def main() -> None:
         sys.exit(1)
     except BrokenPipeError:
         sys.exit(0)
+    except OSError as error:
+        where = error.filename or "the output cannot be written"
+        _say(f"{where} ({error.strerror or error})")
+        sys.exit(StorageError.exit_code)
 
 
 def _say(message: str) -> None:

@@ -96,7 +96,11 @@ class EncodingConfig:
             raise InputError("--no-start-token is of --row-template: give that, too")
         if self.plain and by_template:
             raise InputError("--row-template says how rows are written: leave --plain out")
-        of_chats = {"--opening": self.opening != "answer", "--date": self.date is not None}
+        of_chats = {
+            "--opening": self.opening != "answer",
+            "--date": self.date is not None,
+            "--chat-template": self.chat_template is not None,
+        }
         named = [name for name, is_given in of_chats.items() if is_given]
         if named and (by_template or (self.plain and not has_turns)):
             raise InputError(

@@ -56,8 +56,8 @@ class ContextOptions:
     def __post_init__(self) -> None:
         if self.cache_type not in _TYPES:
             raise UnsupportedError(
-                f"a cache of type {self.cache_type!r}: llama.cpp rotates and rounds the keys and "
-                "values of quantized caches, so that a state would not be exact; take f16 or f32"
+                f"a cache of type {self.cache_type!r:.80} is not known to be exact: llama.cpp "
+                "rotates and rounds the keys and values of quantized caches; take f16 or f32"
             )
 
 

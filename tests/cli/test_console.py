@@ -292,3 +292,31 @@ def test_what_modules_log_or_warn_of_is_harmless(
     assert said.count("\n") == 2 and said.count("note: ") == 2
     assert not [character for character in STEERING if character in said]
     assert logging.lastResort is not None and not isinstance(logging.lastResort, VisibleLog)
+
+
+@pytest.mark.parametrize("asked", ["--help", "--version", "train --help"])
+def test_an_output_that_is_full_is_one_line(asked: str) -> None:
+    done = subprocess.run(
+        f"{sys.executable} -m foreword {asked} > /dev/full",
+        shell=True, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 5
+    assert done.stderr.splitlines() == [
+        "error: the output cannot be written (No space left on device)"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("given", "said"), [("<&-", ""), ("<bytes", "is no text in utf-8"), ("</dev/null", "")]
+)
+def test_a_conversation_ends_with_its_input(
+    model: str, tmp_path: Path, given: str, said: str
+) -> None:
+    (tmp_path / "bytes").write_bytes(b"a\xff\n")
+    done = subprocess.run(
+        f"{sys.executable} -m foreword chat --model {model} {given}",
+        shell=True, capture_output=True, text=True, cwd=tmp_path,
+        env=os.environ | {"PYTHONIOENCODING": "utf-8:strict"},
+    )  # fmt: skip
+    assert (done.returncode == 0) == (not said) and "Traceback" not in done.stderr
+    assert said in done.stderr and len(done.stderr.splitlines()) <= 1

@@ -51,6 +51,7 @@ REFUSED = {
     f"{TRAIN} --row-template {{prompt}} --plain": "leave --plain out",
     f"{TRAIN} --plain --opening generation": "no row is written by one with --plain",
     f"{TRAIN} --plain --date 2026-01-31": "--date is of chat templates",
+    f"{TRAIN} --plain --chat-template context.txt": "--chat-template is of chat templates",
     f"{TRAIN} --row-template {{prompt}} --date 2026-01-31": "--date is of chat templates",
     f"{TRAIN} --template {{prompt}}": "give --label-column",
     f"{TRAIN} --label-column completion": "--label-column is of --template",

@@ -291,7 +291,13 @@ def test_options_after_the_dashes() -> None:
     assert (found.cache_type, found.has_flash_attention, found.num_threads) == ("f16", True, 3)
     with pytest.raises(UnsupportedError, match="q8_0"):
         context_options(["--cache-type", "q8_0"])
-    for words in (["--threads"], ["--threads", "0"], ["--other"], ["--threads", "²"]):
+    assert context_options(["--cache-type", "F16"]).cache_type == "f16"
+    with pytest.raises(UnsupportedError, match="'bf16' is not known to be exact"):
+        context_options(["--cache-type=bf16"])
+    for words in (
+        ["--threads"], ["--threads", "0"], ["--other"], ["--threads", "²"], ["--threads="],
+        ["--cache-type", "--threads", "1"], ["--flash-attention=on"],
+    ):  # fmt: skip
         with pytest.raises(InputError):
             context_options(words)
 
