@@ -118,11 +118,18 @@ def checked(command: Callable[..., None]) -> Callable[..., None]:
         try:
             command(**values)
         except OSError as error:
-            if error.errno not in OF_A_PATH:
+            if (said := of_a_path(error)) is None:
                 raise
-            raise InputError(f"{error.filename or 'a path'!s:.200}: {error.strerror}") from error
+            raise said from error
 
     return wrapper
+
+
+def of_a_path(error: BaseException) -> InputError | None:
+    """Return what the system says of a path as an error in one line; None for any other error."""
+    if not isinstance(error, OSError) or error.errno not in OF_A_PATH:
+        return None
+    return InputError(f"{error.filename or 'a path'!s:.200}: {error.strerror}")
 
 
 def _check_text(value: str, parameter: inspect.Parameter) -> None:
@@ -275,6 +282,7 @@ def load(
         quiet()
         from foreword import chat
         from foreword.backbone import Backbone
+        from foreword.model.fingerprint import identifies
         from foreword.prompt.soft_prompt import SoftPrompt
 
         hub.resolve(name, progress=status.update)
@@ -283,7 +291,7 @@ def load(
         )
     if stored is None:
         return backbone, None
-    if "fingerprint" not in base:
+    if not identifies(base.get("fingerprint")):
         errors.print(_unchecked(base.get("name"), name), markup=False)
     if "encoding" not in stored.facts:
         errors.print(

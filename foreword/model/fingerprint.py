@@ -113,6 +113,11 @@ def as_known_to(other: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, A
     return {k: v for k, v in own.items() if "version" in other or k not in NEW_KEYS}
 
 
+def identifies(fingerprint: Mapping[str, Any] | None) -> bool:
+    """Return whether a fingerprint tells a base from another, by a hash, and not its kind alone."""
+    return any(key in (fingerprint or {}) for key in ("embeddings", *HASHES))
+
+
 def check_fingerprint(facts: Mapping[str, Any], own: dict[str, Any], name: str) -> None:
     """Refuse a prompt whose file names another base; one that names none passes.
 

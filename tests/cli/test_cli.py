@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import seq2seq_models
 import tiny_models
 import torch
 from command_line import FAST, QUICK
@@ -681,6 +682,21 @@ def test_what_a_prompt_of_peft_does_not_tell_is_said(model: str, tmp_path: Path)
         assert "does not say how its rows were written" in said
         assert "that it is this model is unchecked" in said and expected in said
         assert (f"names its base, {name!r}" in said) == (name is not None)
+
+
+def test_an_adapter_for_an_encoder_does_not_tell_its_base_either(tmp_path: Path) -> None:
+    """PEFT's task is all that such a file knows of its base: its kind, and not which one."""
+    tokenizer, base, folder = tiny_tokenizer(), tmp_path / "t5", tmp_path / "adapter"
+    seq2seq_models.build("t5", vocab_size=len(tokenizer)).save_pretrained(base)
+    tokenizer.save_pretrained(base)
+    SoftPrompt.from_embeddings(torch.ones(2, 32)).save(folder)
+    file, config = folder / "adapter_model.safetensors", folder / "adapter_config.json"
+    save_file(load_file(file), file)
+    changes = {"task_type": "SEQ_2_SEQ_LM", "base_model_name_or_path": "other/one"}
+    config.write_text(json.dumps(json.loads(config.read_text()) | changes))
+    asked = ["--model", str(base), "--prompt", str(folder), "a", "--max-new-tokens", "1"]
+    said = " ".join(invoke("generate", *asked).split())
+    assert "names its base, 'other/one'" in said and "that it is this model is unchecked" in said
 
 
 def test_chat_says_when_lines_are_asked_alone(
