@@ -16,6 +16,7 @@ from torch import Tensor
 from foreword.data import tokenizer_facts
 from foreword.data.batches import Batch
 from foreword.data.encoding import Row
+from foreword.data.tokenizing import check_processor, check_tokenizer
 from foreword.errors import InputError, MismatchError, UnsupportedError
 from foreword.generation import encoder_decoder, generate, habits, model_view
 from foreword.loading import checkpoint, hub, placement, quantized
@@ -56,6 +57,7 @@ class Backbone:
         name: how the model is called in a saved prompt; default: what the model calls itself.
 
     Raises:
+        InputError: a tokenizer or processor that is none of transformers.
         UnsupportedError: a part of the model cannot be made exact; the message names it.
     """
 
@@ -67,6 +69,8 @@ class Backbone:
         processor: Any = None,
         name: str | None = None,
     ):
+        check_tokenizer(tokenizer)
+        check_processor(processor)
         capabilities = inspect_model(hf_model)
         hf_model.eval().requires_grad_(False)
         self.quantization = quantized.prepare(hf_model)
@@ -127,10 +131,11 @@ class Backbone:
                 runs only with `trust_remote_code=True` among them; nobody is asked.
 
         Raises:
-            InputError: no such model, or no such device.
+            InputError: no such model, no such device, or a tokenizer that is none.
             UnsupportedError: a model that cannot be made exact, or that needs code of its own, or
                 layers of which are in no memory.
         """
+        check_tokenizer(tokenizer)
         place, options = placement.options_of(dtype, device, kwargs)
         source = hub.resolve(model)
         loaded, known, processor = checkpoint.load(source, model, revision, tokenizer, options)

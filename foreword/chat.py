@@ -6,6 +6,7 @@ as the prompt's training encoded them. Knows no files and prints nothing.
 
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -17,6 +18,7 @@ from foreword.config import EncodingConfig
 from foreword.data import batches, encoding, held_text
 from foreword.data.chat_template import ChatTemplate, Tools
 from foreword.data.detokenizer import TextStream
+from foreword.data.example import named
 from foreword.data.media_parts import Message
 from foreword.data.processor import Media
 from foreword.data.special_tokens import special_tokens_of
@@ -32,6 +34,8 @@ from foreword.prompt.prefix import Prefix
 from foreword.prompt.soft_prompt import SoftPrompt
 
 Text = str | Sequence[Message]
+THE_TEXT = "the text"
+"""What the only text of a call is called."""
 OTHER_DTYPE = "load the base in float32 or bfloat16 instead of float16, or train the prompt again"
 
 
@@ -227,7 +231,7 @@ def _answers(
 
 def place_of(number: int, texts: Sequence[Text]) -> str:
     """Return which of some texts one is, in words."""
-    return f"text {number}" if len(texts) > 1 else "the text"
+    return f"text {number}" if len(texts) > 1 else THE_TEXT
 
 
 def answer_rows(
@@ -444,14 +448,15 @@ def encode_row(
     text: Text,
     config: EncodingConfig,
     tools: Tools = (),
-    place: str = "the text",
+    place: str = THE_TEXT,
 ) -> encoding.Row:
     """Return a text before its answer as a row.
 
     Raises:
-        DataError: names the `place` of a text without a token.
+        DataError: a text without a token, or that cannot be encoded; names its `place`.
     """
-    ids, media = encode(backbone, text, config, tools=tools)
+    with named(place) if place != THE_TEXT else nullcontext():
+        ids, media = encode(backbone, text, config, tools=tools)
     if not ids:
         raise DataError(
             f"{place} is empty: expected at least one token before its answer, got none; give it "

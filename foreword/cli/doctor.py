@@ -4,7 +4,9 @@ In: a model and a prompt, or neither. Out: findings as lines or JSON, and their 
 nothing itself.
 """
 
+import logging
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -32,14 +34,20 @@ def command(
 
     Example: foreword doctor --model smollm2-135m --prompt my-prompt
     """
-    early.check(prompts=[prompt], model=model)
     from foreword import doctor
 
     findings: list[Finding] = []
-    for part in _parts(model, prompt):
-        findings += part
-        if not as_json:
-            _say(part)
+    try:
+        early.check(prompts=[prompt], model=model)
+        for part in _parts(model, prompt):
+            findings += part
+            if not as_json:
+                _say(part)
+    except Exception as error:
+        if as_json:
+            said = options.of_a_path(error) or error
+            options.output.print(doctor.as_json(findings, said))
+        raise
     if as_json:
         options.output.print(doctor.as_json(findings))
     elif cache_error or any(doctor.SEED_ERROR in finding.detail for finding in findings):
@@ -56,8 +64,13 @@ def _parts(model: str | None, prompt: str | None) -> "Iterator[list[Finding]]":
     yield doctor.environment()
     if not (model or prompt):
         return
-    backbone, soft_prompt = options.load(model, prompt)
-    yield doctor.capabilities_findings(backbone)
+    said: list[str] = []
+    try:
+        with _warnings_kept(said):
+            backbone, soft_prompt = options.load(model, prompt)
+    finally:
+        yield [doctor.Finding("loading", "warning", one) for one in said]
+    yield doctor.capabilities_findings(backbone, soft_prompt)
     with options.errors.status("testing the model"):
         found = doctor.self_test(backbone, soft_prompt)
     yield found
@@ -65,6 +78,29 @@ def _parts(model: str | None, prompt: str | None) -> "Iterator[list[Finding]]":
         with options.errors.status("testing stock PEFT"):
             found = doctor.peft_findings(backbone, prompt)
         yield found
+
+
+@contextmanager
+def _warnings_kept(said: list[str]) -> "Iterator[None]":
+    """Append what foreword warns of meanwhile to a list; nothing else prints it."""
+    log, keeper = logging.getLogger("foreword"), _Keeper(said)
+    log.addHandler(keeper)
+    try:
+        yield
+    finally:
+        log.removeHandler(keeper)
+
+
+class _Keeper(logging.Handler):
+    """Append the messages of warnings to a list."""
+
+    def __init__(self, said: list[str]) -> None:
+        super().__init__(logging.WARNING)
+        self.said = said
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep one message."""
+        self.said.append(record.getMessage())
 
 
 def _say(findings: "list[Finding]") -> None:

@@ -23,6 +23,7 @@ from foreword.data.processor import Media, read
 from foreword.data.row import Row as Row
 from foreword.data.row_text import RowText
 from foreword.data.special_tokens import shown
+from foreword.data.tokenizing import token_ids
 from foreword.errors import DataError, InputError
 
 if TYPE_CHECKING:
@@ -246,8 +247,8 @@ def start_ids(tokenizer: "PreTrainedTokenizerBase") -> list[int]:
 
 def _added_ids(tokenizer: "PreTrainedTokenizerBase") -> tuple[list[int], list[int]]:
     """The ids that the tokenizer puts before a text by itself, and those that it puts behind it."""
-    whole: list[int] = tokenizer("a", add_special_tokens=True)["input_ids"]
-    plain: list[int] = tokenizer("a", add_special_tokens=False)["input_ids"]
+    whole = token_ids(tokenizer, "a", add_special_tokens=True)
+    plain = token_ids(tokenizer, "a", add_special_tokens=False)
     starts = (cut for cut in range(len(whole)) if whole[cut : cut + len(plain)] == plain)
     start = next(starts, 0)
     return whole[:start], whole[start + len(plain) :]
@@ -328,8 +329,7 @@ def _encode_pair(
         completion = _without_end(example.completion, closing_ids, text)
         is_literal = not config.special_tokens and text.special.spells(completion)
         options = {"split_special_tokens": True} if is_literal else {}
-        target = tokenizer(text_target=completion, verbose=False, **options)
-        completion_ids: list[int] = list(target["input_ids"])
+        completion_ids = token_ids(tokenizer, completion, is_target=True, **options)
     if completion_ids[-len(closing_ids) :] != closing_ids:
         completion_ids += closing_ids
     row = Row.from_ids(prompt_ids, completion_ids, example.source)
@@ -381,7 +381,7 @@ def _ids(written: str, is_plain: bool, text: RowText, *, is_closed: bool = False
     tokenizer, config = text.tokenizer, text.config
     start, end = _added_ids(tokenizer)
     if is_plain and not text.special.spells(shown(written)):
-        ids: list[int] = tokenizer(written, add_special_tokens=True, verbose=False)["input_ids"]
+        ids = token_ids(tokenizer, written, add_special_tokens=True)
         # A tokenizer that closes every text by itself would close it before the answer.
         return ids if is_closed else ids[: len(ids) - len(end)]
     ids = text.special.read(written)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from foreword.data.template_texts import texts_of
+from foreword.data.tokenizing import token_ids
 from foreword.errors import DataError
 
 if TYPE_CHECKING:
@@ -135,9 +136,7 @@ class SpecialTokens:
         return any(self.tokenizer.convert_tokens_to_ids(token) in ids for token in spelled)
 
     def _ids(self, text: str, **options: Any) -> list[int]:
-        found = self.tokenizer(text, add_special_tokens=False, verbose=False, **options)
-        ids: list[int] = found["input_ids"]
-        return ids
+        return token_ids(self.tokenizer, text, add_special_tokens=False, **options)
 
     def _pieces(self, text: str) -> list[tuple[str, bool]]:
         """Cut a filled template at the special tokens around its marks, and say of each piece

@@ -7,6 +7,7 @@ is of no use. The kinds are those of Eyuboglu et al. 2025 (arXiv:2506.06266). Ru
 import re
 
 from foreword.backbone import Backbone
+from foreword.data.tokenizing import token_ids
 from foreword.distillation.queries import flat
 
 QUESTIONS = {
@@ -96,6 +97,6 @@ def why_dropped(backbone: Backbone, question: str, passage: str, max_tokens: int
     if whole in words or ("?" not in words and len(words.split()) >= MIN_COPY and words in whole):
         return "repeating the text"
     assert backbone.tokenizer is not None
-    if len(backbone.tokenizer(question, add_special_tokens=False)["input_ids"]) > max_tokens:
+    if len(token_ids(backbone.tokenizer, question, add_special_tokens=False)) > max_tokens:
         return "too long"
     return None

@@ -53,6 +53,18 @@ class EncoderTrial(Trial):
             **options,
         )
 
+    def bare_logits(self) -> Tensor:
+        """Return the logits `[1, V]` of the answer's first token, of the model alone."""
+        given: dict[str, Any] = {"encoder_outputs": BaseModelOutput(self.row[None])}
+        if self.encoder.reads_text:
+            given = {"input_ids": self.row[None]}
+        output = self.backbone.model(**given, decoder_input_ids=self._start[None], use_cache=False)
+        return output.logits[0]  # type: ignore[no-any-return]
+
+    def prompted_logits(self) -> Tensor:
+        """Return the logits `[1, V]` of that token behind the prompt, by the slow computation."""
+        return self._slow_logits(self.row, self._start)
+
     def slow(self) -> Tensor:
         """Generate `[num_new]` ids by full recomputation."""
         ids = self._start

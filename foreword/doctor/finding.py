@@ -34,10 +34,16 @@ def exit_status(findings: Sequence[Finding]) -> int:
     return int(any(finding.status == "wrong" for finding in findings))
 
 
-def as_json(findings: Sequence[Finding]) -> str:
-    """Return the findings as a JSON object: the exit status, and the list in the order found."""
+def as_json(findings: Sequence[Finding], error: Exception | None = None) -> str:
+    """Return the findings as a JSON object: the exit status, the list in the order found, and the
+    error that ended it early, null where none did.
+    """
+    status = exit_status(findings)
+    if error is not None:
+        status = getattr(error, "exit_code", 1)
     report = {
-        "exit_status": exit_status(findings),
+        "exit_status": status,
         "findings": [asdict(finding) for finding in findings],
+        "error": None if error is None else str(error) or type(error).__name__,
     }
     return json.dumps(report, indent=2, allow_nan=False)

@@ -1,6 +1,7 @@
 """Model report: what was decided about a model, in words.
 
-In: a backbone. Out: findings. Looks up a few embeddings and runs no forward pass. Knows no prompt.
+In: a backbone, and a prompt where there is one. Out: findings. Looks up a few embeddings and runs
+no forward pass. Knows of a prompt only how many positions it takes, and whose.
 """
 
 from collections import Counter
@@ -11,16 +12,17 @@ from foreword.backbone import Backbone
 from foreword.doctor.finding import Finding
 from foreword.loading.quantized import num_bytes
 from foreword.model.capabilities import Capabilities
+from foreword.prompt.soft_prompt import SoftPrompt
 
 
-def capabilities_findings(backbone: Backbone) -> list[Finding]:
-    """Return what decides how a prefix enters the model."""
+def capabilities_findings(backbone: Backbone, prompt: SoftPrompt | None = None) -> list[Finding]:
+    """Return what decides how a prefix enters the model, and whether a prompt leaves it room."""
     capabilities = backbone.capabilities
     return [
         _family(capabilities),
         Finding("layers", "ok", _layers(capabilities)),
         *_encoder(capabilities),
-        Finding("context", "ok", _context(capabilities)),
+        _context(capabilities, prompt),
         Finding("weights", "ok", _weights(backbone)),
         Finding("attention", "ok", f"{capabilities.attention}, in {str(backbone.dtype)[6:]}"),
         Finding("embedding scale", "ok", _embedding_scale(backbone)),
@@ -78,11 +80,26 @@ def _encoder(capabilities: Capabilities) -> list[Finding]:
     return [Finding("encoder", "ok", detail)]
 
 
-def _context(capabilities: Capabilities) -> str:
+def _context(capabilities: Capabilities, prompt: SoftPrompt | None) -> Finding:
+    name = "context"
     if capabilities.context_length is None:
-        return "its configuration names no length"
+        return Finding(name, "ok", "its configuration names no length")
     end = "longer inputs are refused" if capabilities.is_context_hard else "made for no more"
-    return f"{capabilities.context_length} positions, virtual tokens included; {end}"
+    detail = f"{capabilities.context_length} positions, virtual tokens included; {end}"
+    if prompt is None:
+        return Finding(name, "ok", detail)
+    whose, length = "", capabilities.context_length
+    encoder = capabilities.encoder
+    if encoder is not None and encoder.reads_text and prompt.form == "embeddings":
+        if encoder.context_length is None:
+            return Finding(name, "ok", detail)
+        whose, length = " of the encoder", encoder.context_length
+    number = prompt.num_virtual_tokens
+    detail += f"; the prompt's {number} virtual tokens leave {max(0, length - number)}{whose}"
+    if number < length:
+        return Finding(name, "ok", detail)
+    fewer = f"train a prompt with fewer virtual tokens than {length}"
+    return Finding(name, "wrong" if capabilities.is_context_hard else "warning", detail, fewer)
 
 
 def _media(capabilities: Capabilities) -> str:

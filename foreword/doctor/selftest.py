@@ -4,6 +4,7 @@ In: a backbone and a prompt. Out: findings on generation, batches, chunked prefi
 the speed. Whatever a check raises is its finding. Knows nothing of PEFT.
 """
 
+import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -12,13 +13,16 @@ import torch
 
 from foreword.backbone import Backbone
 from foreword.doctor.finding import Finding
+from foreword.doctor.numbers import numbers_finding, too_large
 from foreword.doctor.trial import Trial
-from foreword.doctor.trials import make_trial
+from foreword.doctor.trials import NUM_READ, make_trial, sentence_ids
+from foreword.errors import DataError, ForewordError
 from foreword.prompt.soft_prompt import SoftPrompt
 from foreword.prompt.states import DeferredPrompt
 from foreword.training.guards import check_gradient
 
 NUM_ROUNDS = 2  # of the speed measurement, each way
+SMALLER = "free memory of the device, or load the model with device='cpu'"
 REPORT = "a defect of foreword or of this release of transformers: please report it"
 
 
@@ -34,6 +38,10 @@ def self_test(backbone: Backbone, prompt: SoftPrompt | None, *, num_new: int = 3
         MismatchError: the prompt was made for another base model.
     """
     trial = make_trial(backbone, prompt, num_new)
+    numbers, is_testable = numbers_finding(trial, is_given=prompt is not None)
+    found = [*_reading(backbone), numbers]
+    if not is_testable:
+        return found
     row = trial.row
     chunk = (len(row) + 1) // 2
     checks: list[tuple[str, Callable[[], str]]] = [
@@ -46,7 +54,21 @@ def self_test(backbone: Backbone, prompt: SoftPrompt | None, *, num_new: int = 3
     ]
     if not trial.can_chunk:
         checks = [check for check in checks if check[0] != "chunked prefill"]
-    return [_finding(name, check) for name, check in checks]
+    return [*found, *(_finding(name, check) for name, check in checks)]
+
+
+def _reading(backbone: Backbone) -> list[Finding]:
+    if backbone.tokenizer is None:
+        return []
+    name, instead = "tokenizer", "the tests below read fixed ids"
+    try:
+        number = len(sentence_ids(backbone))
+    except DataError as error:
+        return [Finding(name, "wrong", f"{error}; {instead}")]
+    if number < NUM_READ:
+        detail = f"finds {number} tokens in a sentence of English; {instead}"
+        return [Finding(name, "warning", detail, "give texts that it knows")]
+    return [Finding(name, "ok", f"reads a sentence as {number} tokens, which the model all has")]
 
 
 def _finding(name: str, check: Callable[[], str]) -> Finding:
@@ -54,12 +76,20 @@ def _finding(name: str, check: Callable[[], str]) -> Finding:
         return Finding(name, "ok", check())
     except _Differs as error:
         return Finding(name, "wrong", str(error), REPORT)
+    except torch.OutOfMemoryError as error:
+        return Finding(name, "wrong", f"memory is out: {_first_line(error)}", SMALLER)
+    except ForewordError as error:  # says itself what to do
+        return Finding(name, "wrong", str(error))
     except Exception as error:
         return Finding(name, "wrong", f"raises {type(error).__name__}: {error}", REPORT)
 
 
 class _Differs(Exception):
     """The fast result differs from the slow one."""
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [""])[0]
 
 
 def _agreement(trial: Trial, rows: list[torch.Tensor], **options: Any) -> str:
@@ -80,7 +110,12 @@ def _gradient(trial: Trial) -> str:
         loss.backward()
     grads = [tensor.grad for tensor in prompt.tensors if tensor.grad is not None]
     norm = float(torch.nn.utils.get_total_norm(grads)) if grads else 0.0
-    check_gradient(loss.item(), norm)
+    if not (math.isfinite(loss.item()) and math.isfinite(norm)):
+        raise _Differs(
+            f"is not finite, though the logits are: norm {norm:.3g} at a loss of {loss.item():.3g}"
+        )
+    # A prompt that is far too large was trained by steps that lost its gradient.
+    check_gradient(loss.item(), norm, trial.backbone, step=int(too_large(trial) is not None))
     return f"reaches the prompt: norm {norm:.3g} at a loss of {loss.item():.3g} nats per token"
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from foreword.backbone import Backbone
 from foreword.compat.transformers_api import GENERATE_CACHE, code_refused
 from foreword.doctor.finding import Finding
+from foreword.doctor.numbers import logits_problem
 from foreword.doctor.trial import Trial, left_padded
 from foreword.doctor.trials import make_trial
 from foreword.generation.habits import without_habits
@@ -39,6 +40,8 @@ def peft_findings(
     """
     directory = directories.find(directory)
     trial = make_trial(backbone, SoftPrompt.load(directory), num_new)
+    if (problem := logits_problem(trial, is_given=True)) is not None:
+        return [Finding("stock PEFT", "warning", f"not measured: {problem[0]}", problem[1])]
     try:
         from peft import PeftModel
     except ImportError as error:

@@ -89,6 +89,15 @@ class Trial:
         plain = self.backbone.without_habits()
         return plain.generate(self.prompt, ids, mask, **self.options, **options)
 
+    def bare_logits(self) -> Tensor:
+        """Return the row's logits `[T, V]` of the model alone."""
+        output = self.backbone.model(input_ids=self.row[None], use_cache=False)
+        return output.logits[0]  # type: ignore[no-any-return]
+
+    def prompted_logits(self) -> Tensor:
+        """Return the row's logits `[T, V]` behind the prompt, by the slow computation."""
+        return slow_logits(self.backbone, self.prompt, self.row)
+
     def slow(self) -> Tensor:
         """Generate `[num_new]` ids by full recomputation."""
         ids = self.row

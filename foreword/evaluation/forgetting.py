@@ -12,6 +12,8 @@ from foreword.backbone import Backbone
 from foreword.config import EvalConfig, ResamplingConfig
 from foreword.data import encoding
 from foreword.data.encoding import Row
+from foreword.data.example import named
+from foreword.data.tokenizing import token_ids
 from foreword.errors import InputError, UnsupportedError
 from foreword.evaluation.bootstrap import Score, difference, score
 from foreword.evaluation.evaluation import room
@@ -98,7 +100,8 @@ def windows(backbone: Backbone, text: str, size: int) -> list[Row]:
     size -= len(opening)
     if size < 2:
         raise InputError("the prompt leaves no room for text in the model's context; shorten it")
-    ids = backbone.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    with named("--unrelated"):
+        ids = token_ids(backbone.tokenizer, text, add_special_tokens=False)
     parts = [ids[start : start + size] for start in range(0, len(ids), size)]
     rows = [
         Row((*opening, *part), len(part) - 1, "unrelated text") for part in parts if len(part) > 1

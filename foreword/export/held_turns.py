@@ -15,6 +15,7 @@ from foreword.config import EncodingConfig
 from foreword.data import held_text
 from foreword.data.chat_template import ChatTemplate
 from foreword.data.held_text import SYSTEM, HeldText
+from foreword.data.tokenizing import token_ids
 from foreword.errors import UnsupportedError
 
 OTHERWISE = (
@@ -85,7 +86,7 @@ def _held_beginning(
         ids.append(chat.encode(backbone, turns, config)[0])
     alike = len(held_text.common(texts[0].encode("utf-32-le"), texts[1].encode("utf-32-le"))) // 4
     for length in range(alike, 0, -1):
-        rest = [tokenizer(text[length:], add_special_tokens=False).input_ids for text in texts]
+        rest = [token_ids(tokenizer, text[length:], add_special_tokens=False) for text in texts]
         if rest == ids:
             return texts[0][:length]
     raise UnsupportedError(

@@ -7,6 +7,7 @@ trains it. Takes no step and writes no file.
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,7 +24,9 @@ from foreword.config import (
 )
 from foreword.data import encoding
 from foreword.data.encoding import Row
+from foreword.data.example import named
 from foreword.data.row import every
+from foreword.data.tokenizing import token_ids
 from foreword.errors import InputError, UnsupportedError
 from foreword.model import checks
 from foreword.prompt.soft_prompt import SoftPrompt
@@ -173,7 +176,7 @@ def unused_text(backbone: Backbone, config: TrainConfig) -> list[str]:
     if config.init != "text" or backbone.tokenizer is None:
         return []
     start = len(encoding.start_ids(backbone.tokenizer))
-    length = len(backbone.tokenizer(config.init_text, add_special_tokens=False).input_ids)
+    length = len(_own_ids(backbone.tokenizer, config))
     room = config.num_virtual - start
     if length <= room:
         return []
@@ -337,10 +340,16 @@ def _text_ids(backbone: Backbone, config: TrainConfig) -> list[int]:
     if tokenizer is None:
         raise InputError("--init-text needs a tokenizer; use --init vocabulary, or pass `initial`")
     start = encoding.start_ids(tokenizer)[: config.num_virtual]
-    plain = list(tokenizer(config.init_text, add_special_tokens=False).input_ids)
+    plain = _own_ids(tokenizer, config)
     ids = [*start, *initializers.fit_ids(plain, config.num_virtual - len(start))]
     checks.check_row(ids, "--init-text", backbone.capabilities.vocab_size, tokenizer)
     return ids
+
+
+def _own_ids(tokenizer: Any, config: TrainConfig) -> list[int]:
+    """Return the ids of the start text alone."""
+    with named("--init-text"):
+        return token_ids(tokenizer, config.init_text or "", add_special_tokens=False)
 
 
 def start_state(run: Run, method: Method) -> TrainState:

@@ -1,6 +1,7 @@
 """The doctor finds what is right, what is broken, and what stock PEFT does, on tiny models."""
 
 import json
+import logging
 import re
 import sys
 import tomllib
@@ -15,11 +16,11 @@ from tiny_tokenizer import tiny_tokenizer
 from typer.testing import CliRunner
 
 from foreword import Backbone, SoftPrompt, doctor
-from foreword.cli import app
+from foreword.cli import app, options
 from foreword.doctor import Finding, trials, versions
 from foreword.doctor.peft_releases import Pair, measured_pairs, nearest_pair, release
 from foreword.doctor.stock_peft import CASES
-from foreword.errors import ArtifactError, MismatchError
+from foreword.errors import ArtifactError, InputError, MismatchError
 from foreword.model import forward
 from foreword.model.masks import Span, place
 
@@ -202,9 +203,10 @@ def test_the_self_test_finds_a_sound_model_sound(
     prompt = prompt_of(backbone, form) if form else None
     findings = doctor.self_test(backbone, prompt, num_new=NUM_NEW)
     assert [f.name for f in findings] == [
-        "cached generation", "chunked prefill", "left-padded batch", "gradient", "prefix", "speed",
+        "numbers", "cached generation", "chunked prefill", "left-padded batch", "gradient",
+        "prefix", "speed",
     ]  # fmt: skip
-    assert [f.status for f in findings] == ["ok"] * 6, findings
+    assert [f.status for f in findings] == ["ok"] * 7, findings
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -219,8 +221,8 @@ def test_the_self_test_sees_positions_that_are_off_by_one(
 
     monkeypatch.setattr(forward, "place", shifted)
     findings = doctor.self_test(backbone, None, num_new=NUM_NEW)
-    assert [f.status for f in findings[:3]] == ["wrong"] * 3
-    assert "logits differ by" in findings[0].detail and findings[0].cure
+    assert [f.status for f in findings[:4]] == ["ok"] + ["wrong"] * 3
+    assert "logits differ by" in findings[1].detail and findings[1].cure
     assert doctor.exit_status(findings) == 1
 
 
@@ -264,8 +266,9 @@ def test_the_self_test_reads_its_sentence_with_the_tokenizer() -> None:
 
 
 def test_the_self_test_fits_a_short_context() -> None:
-    findings = doctor.self_test(backbone_of("gpt2", n_positions=24), None)
-    assert [f.status for f in findings] == ["ok"] * 6, findings
+    for length in (24, 12, 6, 4):
+        findings = doctor.self_test(backbone_of("gpt2", n_positions=length), None)
+        assert [f.status for f in findings] == ["ok"] * 7, findings
 
 
 def test_the_self_test_refuses_a_prompt_of_another_base() -> None:
@@ -350,3 +353,43 @@ def test_the_error_of_the_cache_is_explained_to_those_who_met_it(
     said = CliRunner().invoke(app, ["doctor", *given]).stdout
     assert (doctor.SEED_FAILURE in said) is explains
     assert doctor.SEED_ERROR in said and (explains or "doctor --cache-error" in said)
+
+
+def test_the_json_says_what_ended_it_early() -> None:
+    report = json.loads(doctor.as_json([Finding("a", "ok", "fine")], ArtifactError("no prompt")))
+    assert (report["exit_status"], report["error"]) == (2, "no prompt")
+    assert json.loads(doctor.as_json([], RuntimeError()))["error"] == "RuntimeError"
+    assert json.loads(doctor.as_json([]))["error"] is None
+
+
+@pytest.mark.parametrize("is_early", [True, False])
+def test_an_error_keeps_the_findings_before_it(is_early: bool, tmp_path: Path) -> None:
+    """A folder that is not there ends it before all, and one without a model after the versions."""
+    model = tmp_path / "base"
+    if not is_early:
+        model.mkdir()
+        (model / "config.json").write_text("{}")
+    result = CliRunner().invoke(app, ["doctor", "--json", "--model", str(model)])
+    report = json.loads(result.stdout)
+    assert isinstance(result.exception, InputError), result
+    assert report["error"] == str(result.exception) and report["exit_status"] == 2
+    names = [finding["name"] for finding in report["findings"]]
+    assert names == ([] if is_early else ["python", "torch", "transformers", "peft"])
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_what_loading_warns_of_is_a_finding(fails: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(*_: Any) -> Any:
+        logging.getLogger("foreword").warning("%d weights are not used", 2)
+        if fails:
+            raise InputError("no room")
+        return backbone_of("llama"), None
+
+    monkeypatch.setattr(options, "load", load)
+    monkeypatch.setattr(doctor, "self_test", lambda *_: [])
+    result = CliRunner().invoke(app, ["doctor", "--json", "--model", "smollm2-135m"])
+    report = json.loads(result.stdout)
+    found = {"name": "loading", "status": "warning", "detail": "2 weights are not used"}
+    assert {**found, "cure": None} in report["findings"]
+    assert report["error"] == ("no room" if fails else None)
+    assert not logging.getLogger("foreword").handlers
