@@ -27,13 +27,41 @@ KEPT = "what was there before is kept"
 NUM_HEAD = 512  # bytes of a file that tell whether it may be replaced
 
 
+def path_of(given: object, what: str) -> Path:
+    """Return a path that a user gave.
+
+    Args:
+        given: a text or a path.
+        what: it is, for the error.
+
+    Raises:
+        InputError: neither of both, empty, or what no system takes for a path.
+    """
+    text = os.fspath(given) if isinstance(given, str | os.PathLike) else None
+    if not isinstance(text, str):
+        raise InputError(f"{what}: expected a path, got {type(given).__name__}")
+    if not text:
+        raise InputError(f"{what}: expected a path, got an empty text; '.' is the current folder")
+    _check_path(text, what)
+    return Path(text)
+
+
+def _check_path(text: str, what: str) -> None:
+    try:
+        is_path = b"\0" not in os.fsencode(text)
+    except UnicodeEncodeError:
+        is_path = False
+    if not is_path:
+        raise InputError(f"{what}: {ascii(text):.200} holds a character that no path may hold")
+
+
 def check_writable(directory: str | os.PathLike[str]) -> None:
     """Make a directory and write to it once, before hours of work depend on it.
 
     Raises:
         InputError: the directory cannot be made or written. StorageError: no space is left.
     """
-    target = Path(directory)
+    target = path_of(directory, "the directory to write to")
     with storage_errors(target, kind=InputError):
         target.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=target) as file:
@@ -100,9 +128,10 @@ def write_file(path: str | os.PathLike[str], write: Callable[[Path], object]) ->
     """Let `write` fill a file that takes the place of `path` once it is whole.
 
     Raises:
-        StorageError: it cannot be written; what was there is kept.
+        StorageError: it cannot be written; what was there is kept. InputError: it is no path.
     """
-    target = Path(os.path.realpath(path))  # through a link: it stays one
+    place = path_of(path, "the file to write")
+    target = Path(os.path.realpath(place))  # through a link: it stays one
     with storage_errors(target):
         if _is_special(target):
             write(target)
@@ -234,7 +263,9 @@ def storage_errors(
 
     Raises:
         StorageError, or `kind`: in the place of every error of the system or of safetensors.
+        InputError: the target is no path.
     """
+    _check_path(str(target), "what is written")
     try:
         yield
     except (OSError, SafetensorError) as error:

@@ -54,7 +54,7 @@ def check_cached(answer: dict[str, Any], num_virtual: int, where: str) -> int:
     """
     timings = answer.get("timings")
     found = timings.get("cache_n") if isinstance(timings, dict) else None
-    if not isinstance(found, int) or found < num_virtual:
+    if type(found) is not int or found < num_virtual:
         raise UnavailableError(
             f"{where}: {found} tokens came from the cache, expected {num_virtual} or more: the "
             "answer was made without the prompt; restore the slot again"

@@ -17,6 +17,8 @@ from pathlib import Path
 from foreword import hub_files
 from foreword.errors import ArtifactError, InputError
 from foreword.prompt.peft_format import CONFIG_FILE, FILES
+from foreword.prompt.steady_files import steadily
+from foreword.storage import path_of
 
 log = logging.getLogger("foreword")
 
@@ -37,8 +39,9 @@ def find(prompt: str | os.PathLike[str], say: Callable[[str], object] = log.warn
 
     Raises:
         ArtifactError: a folder of several prompts, which are named, or a Hub id without one.
+        InputError: no path at all.
     """
-    path = Path(prompt)
+    path = path_of(prompt, "the prompt's directory")
     if os.path.isdir(path):
         return _inside(path, say)
     match = _HUB_ID.fullmatch(os.fspath(prompt))
@@ -66,15 +69,9 @@ def own_files(prompt: str | os.PathLike[str]) -> Iterator[Path]:
     """
     source = find(prompt)
     with tempfile.TemporaryDirectory(prefix="foreword-") as folder:
-        for name in FILES:
-            try:
-                shutil.copyfile(source / name, Path(folder) / name)
-            except OSError as error:
-                raise ArtifactError(
-                    f"{source / name}: cannot be read ({error.strerror}); expected a soft prompt's "
-                    "own file"
-                ) from None
-        yield Path(folder)
+        copies = Path(folder)
+        steadily(source, lambda: _copy(source, copies))
+        yield copies
 
 
 @contextlib.contextmanager
@@ -84,13 +81,23 @@ def plain_files(prompt: str | os.PathLike[str]) -> Iterator[Path]:
     Raises:
         ArtifactError: as `find` and `own_files`.
     """
-    if os.path.isdir(prompt):
-        yield find(prompt)
-    elif (found := find(prompt)) == Path(prompt):
+    found = find(prompt)
+    if os.path.isdir(prompt) or found == Path(prompt):
         yield found
     else:
         with own_files(found) as copies:
             yield copies
+
+
+def _copy(source: Path, target: Path) -> None:
+    for name in FILES:
+        try:
+            shutil.copyfile(source / name, target / name)
+        except OSError as error:
+            raise ArtifactError(
+                f"{source / name}: cannot be read ({error.strerror}); expected a soft prompt's "
+                "own file"
+            ) from None
 
 
 def _inside(directory: Path, say: Callable[[str], object]) -> Path:

@@ -9,6 +9,7 @@ import json
 import math
 import os
 import stat
+from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -16,7 +17,14 @@ from foreword.config import EncodingConfig
 from foreword.errors import ArtifactError, InputError
 from foreword.os_calls import open_itself
 from foreword.prompt import history
-from foreword.prompt.peft_format import CONFIG_FILE, TENSOR_FILE, check_config, tensor_names
+from foreword.prompt.peft_format import (
+    CONFIG_FILE,
+    TENSOR_FILE,
+    check_config,
+    check_shapes,
+    form_of,
+    tensor_names,
+)
 
 FORMAT_VERSION = 1
 METADATA_NAME = "foreword"
@@ -68,8 +76,10 @@ LISTED_BYTES = {"metrics": 1 << 14, "method": 256, "created": 256, "form": 256}
 MAX_NAME_BYTES = 1 << 12  # of the base's name, which may be a path, and of its revision
 
 
-def wrong_fact(facts: dict[str, Any]) -> str | None:
+def wrong_fact(facts: Any) -> str | None:
     """Say what is wrong with facts, as "base.name is int, expected str"; None where all is well."""
+    if not isinstance(facts, dict):
+        return f"facts are {type(facts).__name__}, expected dict"
     if wrong := _wrong_type(facts, FACT_TYPES):
         return wrong
     if facts.get("history") is not None and (wrong := history.wrong(facts["history"])):
@@ -158,17 +168,26 @@ def _wrong_type(facts: dict[str, Any], expected: dict[str, Any]) -> str | None:
 # Files ------------------------------------------------------------------------------------------
 
 
-def as_json(facts: dict[str, Any], target: Path) -> str:
-    """Return facts as they stand in a prompt's file.
+def check_before_saving(facts: Any, target: Path) -> None:
+    """Refuse to save facts that could not be read again.
 
     Raises:
-        InputError: not plain data, or too large.
+        InputError: not plain data, or of other types than they are read as.
     """
     if wrong := wrong_fact(facts):
         raise InputError(
             f"{target}: not saved; the prompt's {wrong}; keep strings, finite numbers, lists and "
             "dictionaries with string keys"
         )
+
+
+def as_json(facts: dict[str, Any], target: Path) -> str:
+    """Return facts as they stand in a prompt's file.
+
+    Raises:
+        InputError: as `check_before_saving`, or too large.
+    """
+    check_before_saving(facts, target)
     text = json.dumps(facts, sort_keys=True, allow_nan=False)
     if len(text) > MAX_FACTS_BYTES:
         raise InputError(
@@ -182,7 +201,8 @@ def parse(text: str, path: Path) -> dict[str, Any]:
     """Return the facts of a file, from what its metadata holds.
 
     Raises:
-        ArtifactError: too large, not JSON, of another format, or not plain data.
+        ArtifactError: too large, not JSON, of another format, not plain data, or without the hash
+            of the values.
     """
     where = f"the metadata under {METADATA_NAME!r}"
     if len(text) > MAX_FACTS_BYTES:
@@ -194,14 +214,62 @@ def parse(text: str, path: Path) -> dict[str, Any]:
     if not isinstance(facts, dict):
         raise ArtifactError(f"{path}: {where} is not a JSON object")
     version = facts.get("format_version")
-    if version != FORMAT_VERSION:
+    if type(version) is not int or version != FORMAT_VERSION:
         raise ArtifactError(
             f"{path}: format version {ascii(version):.60}, expected {FORMAT_VERSION}; "
             "read it with the release of foreword that wrote it"
         )
     if wrong := wrong_fact(facts):
         raise ArtifactError(f"{path}: in {where}, {wrong}")
+    if not isinstance(facts.get("content_hash"), str):
+        raise ArtifactError(
+            f"{path}: {where} has no content_hash, expected the SHA-256 of the values, without "
+            "which they cannot be verified; the file was changed: restore a copy"
+        )
     return facts
+
+
+def found_in(metadata: Mapping[str, str], path: Path) -> dict[str, Any]:
+    """Return the facts of a file, from its metadata; none of a file that foreword did not write.
+
+    Raises:
+        ArtifactError: as `parse`, or they stand under another name.
+    """
+    if (text := metadata.get(METADATA_NAME)) is not None:
+        return parse(text, path)
+    for name, other in metadata.items():
+        if '"content_hash"' in other and '"format_version"' in other:
+            raise ArtifactError(
+                f"{path}: foreword's facts stand in the metadata under {name!r:.60}, expected "
+                f"{METADATA_NAME!r}; the file was changed: restore a copy"
+            )
+    return {}
+
+
+def check_form(config: dict[str, Any], facts: dict[str, Any], source: Path) -> None:
+    """Refuse facts of another form than the configuration's.
+
+    Raises:
+        ArtifactError: says both.
+    """
+    if facts.get("form") not in (None, form_of(config)):
+        raise ArtifactError(
+            f"{source}: the form is {ascii(facts['form']):.60} in the metadata, but {CONFIG_FILE} "
+            f"says {form_of(config)!r}; the two files are not from one save"
+        )
+
+
+def with_base_of(config: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
+    """Return facts whose base goes by the name and the revision that a configuration says, as its
+    user may have edited them since; of a base that has another name, the revision is another, too.
+    """
+    base = facts.get("base") or {}
+    name = config.get("base_model_name_or_path") or base.get("name")
+    revision = base.get("revision") if name == base.get("name") else None
+    said = {"name": name, "revision": config.get("revision", revision)}
+    if all(base.get(key) == value for key, value in said.items()):
+        return facts
+    return facts | {"base": base | said}
 
 
 def read_config(source: Path) -> dict[str, Any]:
@@ -221,13 +289,22 @@ def read_config(source: Path) -> dict[str, Any]:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise ArtifactError(f"{path}: not readable as JSON ({error})") from None
+    check_whole_config(config, path)
+    return config  # type: ignore[no-any-return]
+
+
+def check_whole_config(config: Any, path: Path) -> None:
+    """Refuse a configuration that is not plain, bounded data, or not a soft prompt's.
+
+    Raises:
+        ArtifactError: says what is wrong.
+    """
     if wrong := wrong_data(config):
         raise ArtifactError(f"{path}: not plain data: {wrong}")
     check_config(config, path)
     for name in ("base_model_name_or_path", "revision"):
         if len(config.get(name) or "") > MAX_NAME_BYTES:
             raise ArtifactError(f"{path}: {name} takes more than {MAX_NAME_BYTES:,} bytes")
-    return config  # type: ignore[no-any-return]
 
 
 def summary(directory: Path, where: Path | None = None) -> dict[str, Any]:
@@ -238,7 +315,8 @@ def summary(directory: Path, where: Path | None = None) -> dict[str, Any]:
         where: how errors call it, where that is another name.
 
     Raises:
-        ArtifactError: files that are missing, truncated, or hold anything but plain, bounded data.
+        ArtifactError: files that are missing, truncated, hold anything but plain, bounded data, or
+            say different things.
     """
     shown = where or directory
     try:
@@ -247,15 +325,17 @@ def summary(directory: Path, where: Path | None = None) -> dict[str, Any]:
         names = tensor_names(config, directory)
         if missing := [name for name in names if name not in header]:
             raise ArtifactError(f"{directory / TENSOR_FILE}: no tensor {missing[0]!r}")
-        text = (header.get("__metadata__") or {}).get(METADATA_NAME)
-        facts = parse(text, directory / TENSOR_FILE) if text is not None else {}
+        facts = found_in(header.get("__metadata__") or {}, directory / TENSOR_FILE)
+        shapes = {name: header[name]["shape"] for name in names}
+        num_virtual = check_shapes(config, shapes, directory)
+        check_form(config, facts, directory)
     except ArtifactError as error:
         raise ArtifactError(str(error).replace(str(directory), str(shown))) from None
-    base = facts.get("base") or {}
+    base = with_base_of(config, facts).get("base") or {}
     known = {
-        "base": base.get("name") or config.get("base_model_name_or_path") or "not recorded",
+        "base": base.get("name") or "not recorded",
         "form": facts.get("form") or config["peft_type"],
-        "virtual_tokens": _num_virtual_tokens(config, header[names[0]]),
+        "virtual_tokens": num_virtual,
         "num_bytes": num_bytes,
         "created": facts.get("created"),
         "metrics": facts.get("metrics"),
@@ -271,14 +351,6 @@ def is_own(directory: Path) -> bool:
     except ArtifactError:
         return False
     return METADATA_NAME in (header.get("__metadata__") or {})
-
-
-def _num_virtual_tokens(config: dict[str, Any], tensor: dict[str, Any]) -> int | None:
-    """Return P by the configuration, or by the rows of the one tensor where that does not say."""
-    for found in (config.get("num_virtual_tokens"), *tensor["shape"][:1]):
-        if type(found) is int:
-            return found
-    return None
 
 
 def _header(path: Path) -> tuple[dict[str, Any], int]:
@@ -297,8 +369,11 @@ def _header(path: Path) -> tuple[dict[str, Any], int]:
         if not all(isinstance(text, str) for text in (header.get("__metadata__") or {}).values()):
             raise ValueError("metadata that is not text")
         parts = [part for name, part in header.items() if name != "__metadata__"]
-        if not all(isinstance(part["shape"], list) for part in parts):
+        shapes = [part["shape"] for part in parts]
+        if not all(isinstance(shape, list) for shape in shapes):
             raise ValueError("a shape that is no list")
+        if not all(type(size) is int and size >= 0 for shape in shapes for size in shape):
+            raise ValueError("a shape that holds what is no size")
         expected = 8 + size + max((part["data_offsets"][1] for part in parts), default=0)
         if expected != num_bytes:
             raise ValueError(f"{num_bytes:,} bytes, expected {ascii(expected):.40}")

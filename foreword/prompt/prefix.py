@@ -76,6 +76,7 @@ class Prefix:
 
         Raises:
             StorageError: no space or no permission; what was there before is kept.
+            InputError: as `SoftPrompt.save`; nothing is written.
         """
         if isinstance(self.states, DeferredPrompt):
             SoftPrompt.from_embeddings(self.states.embeddings, facts=self.facts).save(directory)

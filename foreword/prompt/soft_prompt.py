@@ -7,8 +7,8 @@ saved and loaded, in PEFT's format where it has one. Knows no model: a backbone 
 """
 
 import os
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -18,11 +18,13 @@ from foreword.config import Form
 from foreword.errors import FormError, InputError
 from foreword.prompt import artifact, history, peft_format, stored_prompt
 from foreword.prompt.artifact import Artifact
+from foreword.prompt.facts import check_before_saving
 from foreword.prompt.layout import hash_with, layout_of
 from foreword.prompt.narrowing import narrowed
 from foreword.prompt.peft_format import Parts
 from foreword.prompt.states import KeyValues, States, regroup, row_major
 from foreword.prompt.stored_prompt import BFLOAT16, Array, StoredPrompt
+from foreword.storage import path_of
 
 
 class SoftPrompt:
@@ -39,6 +41,10 @@ class SoftPrompt:
         facts: what is known of the prompt.
         counts: tensors of each layer, where they are not a pair everywhere; see `states`.
         num_virtual_tokens: P, where no layer keeps keys and values.
+
+    Raises:
+        InputError: another form, no tensors, other shapes, layers that differ in P, or facts that
+            are not what they are read as.
     """
 
     def __init__(
@@ -51,15 +57,20 @@ class SoftPrompt:
         num_virtual_tokens: int | None = None,
     ):
         self.form: Form = form
-        self.tensors = list(tensors)
+        self.tensors = _listed(form, tensors)
         if form == "embeddings":
             self.num_virtual_tokens = self.tensors[0].shape[0]
+            if num_virtual_tokens not in (None, self.num_virtual_tokens):
+                raise InputError(
+                    f"expected embeddings of {num_virtual_tokens} virtual tokens, got shape "
+                    f"{_shape(self.tensors[0])}"
+                )
             self.counts: tuple[int, ...] = ()
         else:
             self.counts = tuple(counts or (2,) * (len(self.tensors) // 2))
             states = regroup(self.tensors, self.counts, num_virtual_tokens)
             self.num_virtual_tokens = states.num_virtual_tokens
-        self.facts = dict(facts or {})
+        self.facts = dict(facts or {}) if isinstance(facts, Mapping | None) else facts
         if wrong := artifact.wrong_fact(self.facts):
             raise InputError(f"facts: {wrong}")
 
@@ -205,11 +216,20 @@ class SoftPrompt:
 
         Raises:
             StorageError: no space or no permission; what was there before is kept.
+            InputError: values or facts that could not be loaded again, as NaN, no path, or the
+                files of another kind of adapter lie there; nothing is written.
         """
         self.write(directory)
 
     def write(self, directory: str | os.PathLike[str], *, is_cartridge: bool = False) -> None:
         """Write the prompt as `save` does; `is_cartridge`: its keys and values as a CARTRIDGE."""
+        target = path_of(directory, "the directory to save to")
+        check_before_saving(self.facts, target)
+        try:  # tensors may have been changed, or replaced, since the prompt was made
+            self.replaced(self.tensors)
+            _check_values(self.tensors, "values")
+        except InputError as error:
+            raise InputError(f"{target}: not saved; {error}") from None
         facts = self.facts | {
             "format_version": artifact.FORMAT_VERSION,
             "content_hash": artifact.content_hash(self.tensors),
@@ -219,7 +239,7 @@ class SoftPrompt:
         config, tensors = peft_format.to_adapter(
             parts, self.facts.get("base") or {}, is_cartridge=is_cartridge
         )
-        artifact.write(directory, Artifact(tensors, config, facts))
+        artifact.write(target, Artifact(tensors, config, facts))
 
     @classmethod
     def load(cls, directory: str | os.PathLike[str]) -> "SoftPrompt":
@@ -232,6 +252,7 @@ class SoftPrompt:
         Raises:
             ArtifactError: missing, truncated or hostile files, NaN, or not a soft prompt (LoRA);
                 a folder of several prompts; a Hub id that cannot be downloaded.
+            InputError: no path at all.
         """
         return cls.from_stored(stored_prompt.read(directory))
 
@@ -291,8 +312,24 @@ def _as_tensor(array: Array) -> Tensor:
     return tensor.view(torch.bfloat16) if array.dtype == BFLOAT16 else tensor
 
 
+def _listed(form: object, tensors: object) -> list[Tensor]:
+    """Return the tensors of a prompt; their values are not looked at."""
+    if form not in get_args(Form):
+        raise InputError(f"form: expected one of {', '.join(get_args(Form))}, got {form!r:.60}")
+    found = list(tensors) if isinstance(tensors, Iterable) else []
+    if not found or not all(isinstance(tensor, Tensor) for tensor in found):
+        raise InputError(f"expected tensors, got {[_shape(one) for one in found] or tensors!r:.80}")
+    if form == "embeddings" and (len(found) > 1 or found[0].ndim != 2 or not found[0].numel()):
+        shapes = ", ".join(_shape(tensor) for tensor in found)
+        raise InputError(f"expected embeddings of shape [P, H], got {shapes:.80}")
+    return found
+
+
 def _check_values(tensors: list[Tensor], what: str) -> None:
     for tensor in tensors:
+        if tensor.layout != torch.strided or tensor.is_meta:
+            kind = "on the device meta, without values" if tensor.is_meta else str(tensor.layout)
+            raise InputError(f"expected {what} as dense tensors, got a tensor {kind}")
         if tensor.dtype not in artifact.DTYPES:
             raise InputError(
                 f"expected floating point {what} of 16, 32 or 64 bits, got {tensor.dtype}"

@@ -19,12 +19,13 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from foreword.errors import InputError, NotFoundError, StorageError
+from foreword.errors import ArtifactError, InputError, NotFoundError, StorageError
 from foreword.os_calls import is_device
-from foreword.prompt import alias_index, name_index
+from foreword.prompt import alias_index, name_index, stored_prompt
 from foreword.prompt.facts import open_regular, summary
 from foreword.prompt.peft_format import FILES
-from foreword.storage import replace, scratch_directory, storage_errors, sync
+from foreword.prompt.steady_files import steadily
+from foreword.storage import path_of, replace, scratch_directory, storage_errors, sync
 
 NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,62}[A-Za-z0-9_-])?")
 VERSION = re.compile(r"[0-9a-f]{16}")
@@ -57,7 +58,7 @@ class Store:
     """Prompts by name in a directory; it is made at the first write."""
 
     def __init__(self, directory: str | os.PathLike[str]) -> None:
-        self.directory = Path(directory)
+        self.directory = path_of(directory, "the store's directory")
 
     # Reading ------------------------------------------------------------------------------------
 
@@ -183,15 +184,14 @@ class Store:
             InputError: not a name that a prompt may have, or the directory is not a prompt's.
             StorageError: no space, no permission, or another writer holds the lock.
         """
+        given = path_of(source, "the prompt's directory")
         with self._writing() as scratch:
             self._check_free(name, scratch)
             versions = self.directory / name / "versions"
             _refuse_links(self.directory / name, versions)
             new = scratch / "new"
             new.mkdir()
-            for file in FILES:
-                _copy(Path(source) / file, new / file)
-            summary(new, Path(source))  # refuses what lists could not show
+            steadily(given, lambda: _copy_checked(given, new))
             version = _version_of(new)
             versions.mkdir(parents=True, exist_ok=True)
             target = versions / version
@@ -471,6 +471,17 @@ def _version_of(directory: Path) -> str:
             while block := file.read(1 << 20):
                 digest.update(block)
     return digest.hexdigest()[:16]
+
+
+def _copy_checked(source: Path, target: Path) -> None:
+    """Copy a prompt's files, and refuse what lists could not show or no reader would take."""
+    for file in FILES:
+        _copy(source / file, target / file)
+    summary(target, source)
+    try:
+        stored_prompt.read(target)
+    except ArtifactError as error:
+        raise ArtifactError(str(error).replace(str(target), str(source))) from None
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -17,10 +17,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foreword.config import Form
-from foreword.errors import ArtifactError, InputError
+from foreword.errors import ArtifactError
 from foreword.prompt import directories
-from foreword.prompt.facts import MAX_HEADER_BYTES, METADATA_NAME, parse, read_config
-from foreword.prompt.layout import grouped, hash_with, layout_of
+from foreword.prompt.facts import (
+    MAX_HEADER_BYTES,
+    check_form,
+    found_in,
+    read_config,
+    with_base_of,
+)
+from foreword.prompt.layout import hash_with, layout_of
 from foreword.prompt.peft_format import (
     TENSOR_FILE,
     check_tensors,
@@ -28,6 +34,7 @@ from foreword.prompt.peft_format import (
     from_adapter,
     tensor_names,
 )
+from foreword.prompt.steady_files import steadily
 from foreword.prompt.tensor_file import read_arrays
 
 Array = NDArray[Any]
@@ -86,22 +93,42 @@ def read(
             of the recorded hash, an adapter that is not a soft prompt.
     """
     source = directories.find(directory, say)
-    config = read_config(source)
-    found, facts = _read_arrays(source, tensor_names(config, source))
+
+    def read_files() -> StoredPrompt:
+        config = read_config(source)
+        found, facts = _read_arrays(source, tensor_names(config, source))
+        return checked(config, found, facts, source)
+
+    return steadily(source, read_files)
+
+
+def checked(
+    config: dict[str, Any], found: dict[str, Array], facts: dict[str, Any], source: Path
+) -> StoredPrompt:
+    """Return the prompt that a checked configuration, arrays and facts make up.
+
+    A writer asks it, too, before it writes: what it refuses could not be read again.
+
+    Args:
+        config: PEFT's configuration, checked by itself.
+        found: the file's arrays by name.
+        facts: of foreword's metadata; empty where a file has none, as PEFT's.
+        source: the directory, for errors.
+
+    Raises:
+        ArtifactError: values that are not finite or not those of the recorded hash, shapes or facts
+            that are not what the configuration says.
+    """
     for array in found.values():
         _check_values(source, array)
     parts = from_adapter(config, check_tensors(config, found, source), source)
     arrays = list(parts.tensors)
-    if parts.form == "key_values":
-        try:
-            grouped(arrays, parts.counts, parts.num_virtual_tokens)
-        except InputError as error:
-            raise ArtifactError(f"{source}: {error}") from None
-    if facts.get("content_hash") not in (None, content_hash(arrays)):
+    check_form(config, facts, source)
+    if facts and facts["content_hash"] != content_hash(arrays):
         raise ArtifactError(
             f"{source}: the values do not match their recorded hash; the file was changed"
         )
-    facts = facts or foreign_facts(config)
+    facts = with_base_of(config, facts) if facts else foreign_facts(config)
     return StoredPrompt(parts.form, arrays, parts.counts, parts.num_virtual_tokens, config, facts)
 
 
@@ -162,6 +189,5 @@ def _read_arrays(source: Path, wanted: list[str]) -> tuple[dict[str, Array], dic
         raise ArtifactError(
             f"{path}: expected floating point values of 16, 32 or 64 bits, got {error}"
         ) from None
-    text = stored.metadata.get(METADATA_NAME)
-    facts = parse(text, path) if text is not None else {}
+    facts = found_in(stored.metadata, path)
     return {name: stored.arrays[name] for name in wanted}, facts

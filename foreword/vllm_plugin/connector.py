@@ -225,7 +225,7 @@ def _order_of(request: Any) -> Mapping[str, Any] | None:
 def _num_virtual(order: Mapping[str, Any], request: Any) -> int:
     """Return P, bounded so that an order without a seal can do no harm."""
     found = order.get("num_virtual")
-    number = found if isinstance(found, int) else 1
+    number = found if type(found) is int else 1
     most: int = request.num_tokens - 1
     return min(max(1, number), most)
 

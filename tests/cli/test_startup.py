@@ -1,6 +1,7 @@
 """Start-up: what is wrong with what a command is given is said without torch."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -8,11 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 import typer
+from safetensors.torch import save_file
 
 from foreword import SoftPrompt
 from foreword.cli import early
 from foreword.cli.commands import app
 from foreword.errors import StorageError
+from foreword.prompt.tensor_file import read_metadata
 from foreword.storage import locked
 
 ROWS = [{"prompt": f"say {letter}", "completion": letter} for letter in "abcdef"]
@@ -268,9 +271,9 @@ def lay_out(folder: Path) -> None:
     a_prompt(good, None).save(folder / "baseless")
     keys = [(torch.ones(1, 3, 4), torch.ones(1, 3, 4))]
     SoftPrompt.from_key_values(keys).save(folder / "states")
-    nan = a_prompt(good)
-    nan.tensors = [good.log()]
-    nan.save(folder / "nan")
+    shutil.copytree(folder / "good", folder / "nan")
+    file = folder / "nan" / "adapter_model.safetensors"
+    save_file({"prompt_embeddings": good.log()}, file, read_metadata(file))
     for name, change in (("cut", lambda b: b[:-4]), ("changed", lambda b: b[:-4] + b"\0\0\0\1")):
         file = folder / name / "adapter_model.safetensors"
         file.write_bytes(change(file.read_bytes()))
@@ -279,8 +282,6 @@ def lay_out(folder: Path) -> None:
 
 
 def save_state(folder: Path, **progress: object) -> None:
-    from safetensors.torch import save_file
-
     from foreword.training.state_file import METADATA_NAME, STATE_VERSION
 
     folder.mkdir()

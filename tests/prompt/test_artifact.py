@@ -9,6 +9,7 @@ import math
 import os
 import pickle
 import random
+import re
 import shutil
 import struct
 import threading
@@ -24,7 +25,7 @@ from torch import Tensor
 
 from foreword import SoftPrompt
 from foreword.errors import ArtifactError, InputError, StorageError
-from foreword.prompt import artifact, facts, stored_prompt
+from foreword.prompt import artifact, facts, steady_files, stored_prompt
 from foreword.prompt.peft_format import CONFIG_FILE, TENSOR_FILE, TENSOR_NAME
 
 EMBEDDINGS = torch.arange(24.0).view(3, 8)
@@ -121,6 +122,19 @@ CONFIGS = {
         "expected positive integers num_layers",
     ),
     "negative number of layers": (PREFIX_CONFIG | {"num_layers": -2}, "got [-2, 2, 4]"),
+    "heads are true": (PREFIX_CONFIG | {"num_attention_heads": True}, "got [2, True, 4]"),
+    "number of tokens is true": (
+        {"peft_type": "PROMPT_TUNING", "num_virtual_tokens": True},
+        "num_virtual_tokens = True",
+    ),
+    "number of parts is true": (
+        {"peft_type": "PROMPT_TUNING", "num_transformer_submodules": True},
+        "num_transformer_submodules is True",
+    ),
+    "own type without its tensors": (
+        {"peft_type": "FOREWORD_ONLY", "tensors_per_layer": [1]},
+        "no tensor 'foreword.0'",
+    ),
     "columns do not divide": (PREFIX_CONFIG, "8 columns, expected num_layers * 2 * token_dim = 16"),
     "heads do not divide": (
         PREFIX_CONFIG | {"num_layers": 1, "num_attention_heads": 3},
@@ -132,6 +146,8 @@ CONFIGS = {
 @pytest.mark.parametrize(("config", "part"), CONFIGS.values(), ids=CONFIGS)
 def test_a_wrong_configuration_is_refused(tmp_path: Path, config: Any, part: str) -> None:
     assert part in refusal(foreign(tmp_path, config=config))
+    with pytest.raises(ArtifactError, match=re.escape(part)):  # lists believe it no more
+        facts.summary(tmp_path)
 
 
 TENSORS = {
@@ -223,7 +239,25 @@ def test_what_a_header_names_is_looked_up_once(tmp_path: Path) -> None:
     assert Counted.num_compared < 3_000
 
 
-@pytest.mark.parametrize("number", [{}, {"a": 1}, [4], "4", 4.5])
+@pytest.mark.parametrize("parts", [2, None])
+@pytest.mark.parametrize("number", [{"num_virtual_tokens": None}, {}])
+def test_twice_as_many_rows_as_nobody_counted_are_refused(
+    tmp_path: Path, number: dict[str, None], parts: int | None
+) -> None:
+    """PEFT keeps a second half for a decoder; what does not say P cannot tell it."""
+    config = {"peft_type": "PROMPT_TUNING", "task_type": "SEQ_2_SEQ_LM", **number}
+    config |= {"num_transformer_submodules": parts}
+    assert "num_virtual_tokens is None" in refusal(foreign(tmp_path, config=config))
+    tensors = {TENSOR_NAME: torch.ones(6, 8)}
+    for count, is_read in ((3, parts == 2), (6, parts is None), (4, False)):
+        foreign(tmp_path, config=config | {"num_virtual_tokens": count}, tensors=tensors)
+        if is_read:
+            assert SoftPrompt.load(tmp_path).num_virtual_tokens == count
+        else:
+            assert f"num_virtual_tokens = {count}" in refusal(tmp_path)
+
+
+@pytest.mark.parametrize("number", [{}, {"a": 1}, [4], "4", 4.5, True, 3.0])
 def test_a_number_of_virtual_tokens_that_is_none_is_refused(tmp_path: Path, number: Any) -> None:
     """Also where PEFT keeps a second half for a decoder."""
     encoder = {"task_type": "SEQ_2_SEQ_LM", "num_transformer_submodules": 2}
@@ -265,7 +299,8 @@ def _history(**changes: Any) -> dict[str, Any]:
 
 
 def _facts(**facts: Any) -> dict[str, str]:
-    return {"foreword": json.dumps({"format_version": artifact.FORMAT_VERSION} | facts)}
+    known = {"format_version": 1, "content_hash": artifact.content_hash([EMBEDDINGS])}
+    return {"foreword": json.dumps(known | facts)}
 
 
 METADATA = {
@@ -275,8 +310,16 @@ METADATA = {
     "a number of 5000 digits": ({"foreword": "1" * 5000}, "is not a JSON object"),
     "no version": ({"foreword": "{}"}, "format version None, expected 1"),
     "a later version": (_facts(format_version=2), "format version 2, expected 1"),
+    "version is true": (_facts(format_version=True), "format version True, expected 1"),
+    "no hash": (_facts(content_hash=None), "has no content_hash, expected the SHA-256"),
+    "facts under another name": (
+        {"forewore": _facts()["foreword"]},
+        "stand in the metadata under 'forewore', expected 'foreword'",
+    ),
+    "another form": (_facts(form="key_values"), "the form is 'key_values' in the metadata, but"),
+    "no form": (_facts(form="nonsense"), "the form is 'nonsense' in the metadata, but"),
     "another hash": (_facts(content_hash="0" * 64), "do not match their recorded hash"),
-    "hash is a number": (_facts(content_hash=3), "do not match their recorded hash"),
+    "hash is a number": (_facts(content_hash=3), "has no content_hash"),
     "base is a number": (_facts(base=3), "base is int, expected dict"),
     "base is empty text": (_facts(base=""), "base is str, expected dict"),
     "name is a list": (_facts(base={"name": ["x"]}), "base.name is list, expected str"),
@@ -308,6 +351,9 @@ METADATA = {
 @pytest.mark.parametrize(("metadata", "part"), METADATA.values(), ids=METADATA)
 def test_wrong_metadata_is_refused(tmp_path: Path, metadata: dict[str, str], part: str) -> None:
     assert part in refusal(foreign(tmp_path, metadata=metadata))
+    if "match their recorded hash" not in part:  # lists read no values
+        with pytest.raises(ArtifactError, match=re.escape(part)):
+            facts.summary(tmp_path)
 
 
 @pytest.mark.parametrize("kind", ["own", "key_values", "foreign", "uneven"])
@@ -334,6 +380,7 @@ def test_a_loaded_prompt_is_not_its_file(tmp_path: Path, kind: str) -> None:
 def test_unknown_and_empty_facts_are_kept(tmp_path: Path) -> None:
     foreign(tmp_path, metadata=_facts(base=None, encoding={}, later=[1]))
     facts = SoftPrompt.load(tmp_path).facts
+    assert facts.pop("content_hash") == artifact.content_hash([EMBEDDINGS])
     assert facts == {"format_version": 1, "base": None, "encoding": {}, "later": [1]}
 
 
@@ -345,7 +392,10 @@ def test_changed_values_are_refused(tmp_path: Path) -> None:
     assert "do not match their recorded hash" in refusal(tmp_path)
 
 
-def test_damaged_bytes_load_the_same_values_or_are_refused(tmp_path: Path) -> None:
+def test_damaged_bytes_load_the_same_values_or_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(steady_files, "PAUSE", 0.0)
     prompt, draw = a_prompt(), random.Random(0)
     prompt.save(tmp_path)
     whole = {name: (tmp_path / name).read_bytes() for name in (CONFIG_FILE, TENSOR_FILE)}

@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 from foreword import SoftPrompt
 from foreword.cli import app
 from foreword.errors import ArtifactError, InputError
+from foreword.prompt import artifact
 from foreword.prompt import facts as facts_module
 from foreword.prompt.facts import FACT_TYPES, MAX_FACTS_BYTES, MAX_HEADER_BYTES, summary
 from foreword.prompt.peft_format import CONFIG_FILE, TENSOR_FILE, TENSOR_NAME
@@ -79,7 +80,8 @@ def write(directory: Path, facts: Any = None, config: Any = None) -> Path:
     directory.mkdir(parents=True, exist_ok=True)
     given = {"peft_type": "PROMPT_TUNING", "num_virtual_tokens": 3} if config is None else config
     (directory / CONFIG_FILE).write_text(json.dumps(given))
-    metadata = None if facts is None else {"foreword": json.dumps(facts)}
+    known = {"content_hash": artifact.content_hash([VALUES])}
+    metadata = None if facts is None else {"foreword": json.dumps(known | facts)}
     save_file({TENSOR_NAME: VALUES}, directory / TENSOR_FILE, metadata=metadata)
     return directory
 
@@ -204,6 +206,7 @@ def test_a_damaged_prompt_is_listed_with_its_reason_and_hides_no_other(
     facts = {"format_version": 1, "metrics": {"free": HOSTILE.get(kind)}}
     with monkeypatch.context() as patch:  # as a release did that had no such check
         patch.setattr("foreword.prompt.store.summary", lambda *_: {})
+        patch.setattr("foreword.prompt.stored_prompt.read", lambda *_: None)
         entry = store.add("bad", write(tmp_path / "bad", facts))
     tensors = entry.path / TENSOR_FILE
     content = tensors.read_bytes()
