@@ -440,6 +440,11 @@ def test_a_prompt_with_the_name_of_the_bare_model_in_metrics_is_not_served(
     assert [served.name for served in server.catalog.all()] == ["tiny", "a", "b"]
 
 
+def _copied(source: Path, target: Path) -> None:
+    for path in source.iterdir():
+        shutil.copy(path, target)
+
+
 @pytest.mark.parametrize("value", ["\ud800", float("nan"), ["x" * 1000] * 2000])
 def test_facts_that_cannot_be_listed_hide_no_other_prompt(
     backbone: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: Any
@@ -448,7 +453,7 @@ def test_facts_that_cannot_be_listed_hide_no_other_prompt(
     fill(store, backbone, tmp_path)
     facts = {"format_version": 1, "metrics": {"free": value}}
     with monkeypatch.context() as patch:  # as a release did that checked neither
-        patch.setattr("foreword.prompt.store.summary", lambda *_: {})
+        patch.setattr("foreword.prompt.store._copy_checked", _copied)
         patch.setattr("foreword.prompt.artifact.as_json", lambda *_: json.dumps(facts))
         SoftPrompt.from_embeddings(torch.zeros(3, 32)).save(tmp_path / "c")
         store.add("c", tmp_path / "c")
