@@ -25,6 +25,9 @@ SETTINGS = (
     "generation_config.json", "tokenizer_config.json", "special_tokens_map.json",
     "added_tokens.json", "preprocessor_config.json", "processor_config.json", "chat_template.json",
 )  # fmt: skip
+# In every layer that predicts tokens after the next one, which stands behind the model's last layer
+# and has no part in its logits (DeepSeek-V3, arXiv:2412.19437, section 2.2).
+DRAFT = "eh_proj"
 WHOLE = "take the model's whole, unchanged checkpoint"
 
 
@@ -139,8 +142,10 @@ def refuse_other(model: Any, found: dict[str, Any], directory: Path | None, name
             "take packed numbers for weights; use the model's unquantized checkpoint"
         )
     unused = sorted(found["unexpected_keys"])
+    drafts = {key.partition(DRAFT)[0] for key in unused if DRAFT in key}
     for key in unused:
-        if reason := _misplaced(model, key):
+        is_draft = any(key.startswith(layer) for layer in drafts)
+        if not is_draft and (reason := _misplaced(model, key)):
             raise InputError(f"{name}: its files hold {key}, and {reason}; {WHOLE}")
     if directory is not None and not is_packed:
         _refuse_packed(model, directory, name)

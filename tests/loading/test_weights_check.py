@@ -71,6 +71,17 @@ def test_layers_after_the_last_are_refused(llama: Path) -> None:
     assert "the configuration says 2 layers" in refusal(llama, InputError)
 
 
+def test_a_layer_that_predicts_further_tokens_is_said(
+    llama: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    parts = ("eh_proj.weight", "enorm.weight", "self_attn.q_proj.weight")
+    behind = {f"model.layers.3.{part}": torch.ones(32) for part in parts}
+    change(llama, lambda tensors: tensors.update(behind))
+    with caplog.at_level(logging.WARNING, logger="foreword"):
+        Backbone.load(str(llama), device="cpu")
+    assert "3 weights of its files are not used, model.layers.3.eh_proj.weight" in caplog.text
+
+
 def test_a_part_that_the_model_does_not_have_is_said(
     llama: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
