@@ -1,12 +1,14 @@
 """MLX prompt cache: a prompt as the file that mlx-lm keeps the cache of a conversation's start in.
 
 In: a prompt, and the base that it was trained on. Out: a safetensors file of keys and values of P
-tokens, after rotation, as mlx-lm 0.32 writes and reads it. mlx-lm keeps them as transformers does,
-so that nothing is permuted. Needs no MLX.
+tokens, after rotation, as mlx-lm 0.32 writes and reads it. A family whose keys no test shows to be
+mlx-lm's own is refused by name: it may keep latents in their place, or rotate otherwise. Nothing
+is permuted. Needs no MLX.
 """
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,15 @@ from foreword.export.targets import check_mlx
 from foreword.prompt.soft_prompt import SoftPrompt
 from foreword.storage import replacing, storage_errors
 
+# Families whose cache the tests compare with mlx-lm's, and the kinds of rotation of each.
+SCALED = dict.fromkeys(("llama", "mistral", "qwen2", "qwen3"), ("default", "linear", "llama3"))
+PLAIN = (
+    "qwen3_moe", "phi3", "granite", "granitemoe", "mixtral", "gpt2", "gpt_neox", "gptj", "phi",
+    "stablelm", "gemma", "cohere", "glm4", "glm4_moe", "olmo2", "olmoe", "starcoder2",
+    "nemotron", "ernie4_5", "helium", "smollm3", "seed_oss", "hunyuan_v1_dense",
+)  # fmt: skip
+FAMILIES = SCALED | dict.fromkeys(PLAIN, ("default",))
+
 
 def export(prompt: SoftPrompt, model: str, output: str | os.PathLike[str]) -> dict[str, Any]:
     """Write a prompt's keys and values as mlx-lm's prompt cache; return what the file says of it.
@@ -32,7 +43,7 @@ def export(prompt: SoftPrompt, model: str, output: str | os.PathLike[str]) -> di
     Raises:
         InputError: something is there, or another name.
         MismatchError: another base, or behind another chat template.
-        UnsupportedError: layers that keep something else.
+        UnsupportedError: a family or a rotation whose cache is not known to be mlx-lm's.
         StorageError: no space.
     """
     target = Path(output)
@@ -81,3 +92,25 @@ def _refuse_other_caches(backbone: Backbone) -> None:
         raise UnsupportedError(
             f"{backbone.name}: mlx-lm keeps another kind of cache for a base with {found[0]}"
         )
+    family, config = backbone.model.config.model_type, backbone.model.config
+    if family not in FAMILIES:
+        raise UnsupportedError(
+            f"{backbone.name}: whether mlx-lm keeps the keys of the {family!r} family as "
+            f"transformers does is not known; known: {', '.join(FAMILIES)}; use foreword's server"
+        )
+    if (rotation := rotation_of(config)) not in FAMILIES[family]:
+        raise UnsupportedError(
+            f"{backbone.name}: whether mlx-lm rotates the keys of the {family!r} family by "
+            f"{rotation!r} as transformers does is not known; known: "
+            f"{', '.join(FAMILIES[family])}; use foreword's server"
+        )
+
+
+def rotation_of(config: Any) -> str:
+    """Return the kind of a configuration's rotary embedding, as transformers names it; "default"
+    also where there is none.
+    """
+    rope = getattr(config, "rope_parameters", None) or {}
+    if any(isinstance(one, Mapping) for one in rope.values()):
+        return "several for different layers"
+    return str(rope.get("rope_type", "default"))
