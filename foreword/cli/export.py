@@ -206,6 +206,8 @@ def _llama_state(
         with options.errors.status(f"reading {model}") as status:
             written = llama_state.export(prompt, model, output, progress=status.update, **of_cache)
         options.errors.print(f"wrote {written.path}, {written.sidecar.name} beside it")
+        if written.without_template:
+            options.note(f"there is no chat template: {written.without_template}; send ids")
     if server is not None:
         found = llama_server.restore(server, output, slot=slot)
         options.output.print(f"{server}: slot {slot} answers behind {found} tokens of its cache")

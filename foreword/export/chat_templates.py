@@ -5,7 +5,7 @@ takes the prompt that the variable `prompt` names, the first one where none is n
 model for "base". It is compared with foreword's own ids before anything is kept.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from foreword import chat
@@ -77,47 +77,65 @@ def check(
         UnsupportedError: they differ, so that rows would not be read as in training, or the bare
             model not asked as before.
     """
-    _check_base(tokenizer, backbone)
+    for options, expected in _base_texts(backbone):
+        if tokenizer.apply_chat_template(prompt=BASE, **options) != expected:
+            raise UnsupportedError(
+                f"{BASE}: the chat template of {backbone.name} does not write among others "
+                "what it writes alone; use foreword's server"
+            )
     for one in prompts:
-        config = chat.encoding_of(one.prompt)
-        for turns in CONVERSATIONS:
-            if (config.row_template is not None or config.is_text) and len(turns) > 1:
-                continue
-            try:
-                expected, _ = chat.encode(backbone, list(turns), config)
-            except Exception:  # the base's template takes no such conversation
-                continue
+        num_compared = 0
+        for turns, expected_ids in rows(backbone, chat.encoding_of(one.prompt)):
             found = tokenizer.apply_chat_template(
-                list(turns), add_generation_prompt=True, prompt=one.name, **kwargs
+                turns, add_generation_prompt=True, prompt=one.name, **kwargs
             )
             found = found if isinstance(found, list) else found["input_ids"]
-            if list(found) != [*one.ids, *expected]:
+            if list(found) != [*one.ids, *expected_ids]:
                 raise UnsupportedError(
                     f"{one.name}: the chat template of {backbone.name} and its tokenizer do not "
                     "write rows behind the prompt's tokens as training did; use foreword's server"
                 )
+            num_compared += 1
+        if not num_compared:
+            raise UnsupportedError(
+                f"{one.name}: the chat template of its rows takes none of the conversations by "
+                "which exports are compared; use foreword's server"
+            )
 
 
-def _check_base(tokenizer: Any, backbone: Backbone) -> None:
-    """Compare what both tokenizers make of conversations without a prompt.
+def rows(
+    backbone: Backbone, config: EncodingConfig
+) -> Iterator[tuple[list[dict[str, str]], list[int]]]:
+    """Yield the conversations that rows of an encoding can be, with their ids."""
+    for turns in CONVERSATIONS:
+        if (config.row_template is not None or config.is_text) and len(turns) > 1:
+            continue
+        try:
+            ids, _ = chat.encode(backbone, list(turns), config)
+        except Exception:  # the template takes no such conversation
+            continue
+        yield list(turns), ids
 
-    Raises:
-        UnsupportedError: they differ.
-    """
+
+def base_texts(backbone: Backbone) -> Iterator[str]:
+    """Yield what the base's chat template writes of conversations; nothing where there is none."""
+    return (text for _, text in _base_texts(backbone))
+
+
+def _base_texts(backbone: Backbone) -> Iterator[tuple[dict[str, Any], str]]:
+    """Yield the same, with the arguments that it is written by."""
     if not backbone.tokenizer.chat_template:
         return
     for turns in CONVERSATIONS:
         for is_open in (True, False):
-            options: Any = {"add_generation_prompt": is_open, "tokenize": False}
+            options: dict[str, Any] = {
+                "conversation": list(turns), "add_generation_prompt": is_open, "tokenize": False,
+            }  # fmt: skip
             try:
-                expected = backbone.tokenizer.apply_chat_template(list(turns), **options)
+                text = backbone.tokenizer.apply_chat_template(**options)
             except Exception:  # the base's template takes no such conversation
                 continue
-            if tokenizer.apply_chat_template(list(turns), prompt=BASE, **options) != expected:
-                raise UnsupportedError(
-                    f"{BASE}: the chat template of {backbone.name} does not write among others "
-                    "what it writes alone; use foreword's server"
-                )
+            yield options, str(text)
 
 
 def body(backbone: Backbone, config: EncodingConfig, name: str) -> str:

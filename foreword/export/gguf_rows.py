@@ -18,7 +18,7 @@ from transformers import AutoTokenizer
 
 from foreword.backbone import Backbone
 from foreword.errors import UnsupportedError
-from foreword.export import chat_templates, vocabulary_rows
+from foreword.export import chat_templates, llama_texts, vocabulary_rows
 from foreword.export.checkpoint import facts_of, tokenizer_with
 from foreword.export.targets import check_new
 from foreword.export.vocabulary_rows import Plan
@@ -35,6 +35,7 @@ TEMPLATE = "tokenizer.chat_template"
 # goes by the kind of tokenizer.
 AROUND = tuple(f"tokenizer.ggml.add_{name}_token" for name in ("bos", "eos", "sep"))
 SUPPRESSED = "tokenizer.ggml.suppress_tokens"
+OF_TEXTS = {llama_texts.NAME, llama_texts.KIND}
 OWN = "foreword.prompts"  # what the sidecar of a checkpoint says, as JSON
 
 
@@ -69,13 +70,15 @@ def export(
     with tokenizer_with(backbone.tokenizer, plan, template) as directory:
         written = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
         chat_templates.check(written, backbone, plan.prompts, {"tokenize": True})
+        fields = {name: reader.fields[name].contents() for name in OF_TEXTS & set(reader.fields)}
+        spaces = llama_texts.fields_for(fields, backbone, written, plan.prompts[0].tokens[0])
     rows = torch.cat([vocabulary_rows.table_rows(backbone, one.prompt) for one in plan.prompts])
     facts = facts_of(backbone, plan)
     with storage_errors(target, "nothing was kept"):
         target.parent.mkdir(parents=True, exist_ok=True)
         with replacing(target) as scratch:
             writer = _Copy(gguf, reader, scratch)
-            writer.change(plan, template, rows, facts)
+            writer.change(plan, {TEMPLATE: template, **spaces}, rows, facts)
             writer.write()
     return facts
 
@@ -98,9 +101,11 @@ class _Copy:
             raise UnsupportedError(f"the GGUF file has no {TABLE}: no table to write rows into")
         self.changed: dict[str, tuple[np.ndarray, Any]] = {}
 
-    def change(self, plan: Plan, template: str, rows: Tensor, facts: Mapping[str, Any]) -> None:
+    def change(
+        self, plan: Plan, texts: Mapping[str, Any], rows: Tensor, facts: Mapping[str, Any]
+    ) -> None:
         """Copy all facts but those that the tokens change, and lay out the changed tensors."""
-        changes: dict[str, Any] = {TEMPLATE: template, OWN: json.dumps(facts)}
+        changes: dict[str, Any] = {**texts, OWN: json.dumps(facts)}
         # The start stands in the template, behind the prompt's tokens.
         changes |= dict.fromkeys(AROUND, False)
         for key, added in ((TOKENS, None), (TYPES, CONTROL), (SCORES, 0.0)):
@@ -142,8 +147,8 @@ class _Copy:
         for name in (TEMPLATE, OWN):
             if name not in self.reader.fields or name == OWN:
                 self.writer.add_string(name, changes[name])
-        for name in AROUND:
-            if name not in self.reader.fields:
+        for name in (*AROUND, llama_texts.SPACE):
+            if name in changes and name not in self.reader.fields:
                 self.writer.add_bool(name, changes[name])
         self.writer.add_key_value(SUPPRESSED, suppressed, kinds.ARRAY, kinds.INT32)
 

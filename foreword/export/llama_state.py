@@ -38,14 +38,16 @@ class StateFile:
         path: the slot file.
         sidecar: what it belongs to, as JSON.
         template: the chat template that begins with the prompt's ids; None where the base has no
-            template, or llama.cpp puts a token before or behind every text of it.
+            template, or llama.cpp would read it otherwise than training did.
         facts: what the sidecar says.
+        without_template: why there is no chat template; empty where there is one.
     """
 
     path: Path
     sidecar: Path
     template: Path | None
     facts: dict[str, Any]
+    without_template: str = ""
 
     @property
     def ids(self) -> list[int]:
@@ -112,8 +114,12 @@ def export(
     model = LlamaModel(Path(gguf).expanduser())
     try:
         of_base["meta"] = model.described  # what llama-server says of its model
-        text = None if model.adds_tokens else _template(backbone, prompt, ids)
-        template = template_path if text is not None else None
+        text, reason = "", ""
+        try:
+            text = _template(backbone, prompt, ids, model)
+        except UnsupportedError as error:
+            reason = str(error)
+        template = None if reason else template_path
         context = LlamaContext(model, options)
         try:
             sequence_state.fill(context, 0, prompt)
@@ -122,14 +128,14 @@ def export(
                 path.parent.mkdir(parents=True, exist_ok=True)
                 described = json.dumps(facts, indent=1) + "\n"
                 files.enter_context(replacing(sidecar)).write_text(described, encoding="utf-8")
-                if template is not None and text is not None:
+                if template is not None:
                     files.enter_context(replacing(template)).write_text(text, encoding="utf-8")
                 context.save_file(files.enter_context(replacing(path)), 0, ids)
         finally:
             context.close()
     finally:
         model.close()
-    return StateFile(path, sidecar, template, facts)
+    return StateFile(path, sidecar, template, facts, reason)
 
 
 def check_written(
@@ -192,17 +198,31 @@ def read_facts(path: str | os.PathLike[str]) -> dict[str, Any]:
     return dict(facts)
 
 
-def _template(backbone: Backbone, prompt: SoftPrompt, ids: Sequence[int]) -> str | None:
-    """Return a chat template that writes rows as the prompt's training did, behind the spelled ids;
-    None where there is none.
+def _template(backbone: Backbone, prompt: SoftPrompt, ids: Sequence[int], model: LlamaModel) -> str:
+    """Return a chat template that writes rows as the prompt's training did, behind the spelled ids.
+
+    Raises:
+        UnsupportedError: there is none, or llama.cpp would read other ids.
     """
-    tokenizer = backbone.tokenizer
+    tokenizer, config = backbone.tokenizer, chat.encoding_of(prompt)
     if not tokenizer.chat_template:
-        return None
-    try:
-        written = chat_templates.body(backbone, chat.encoding_of(prompt), "the prompt")
-    except UnsupportedError:
-        return None
+        raise UnsupportedError("the base has none")
+    if model.adds_tokens:
+        raise UnsupportedError("llama.cpp puts a token before or behind every text of the base")
+    written = chat_templates.body(backbone, config, "the prompt")
     spelled = "".join(tokenizer.convert_ids_to_tokens(list(ids)))
     escaped = spelled.replace("\\", "\\\\").replace("'", "\\'")
-    return f"{{{{- '{escaped}' }}}}{written}"
+    template = f"{{{{- '{escaped}' }}}}{written}"
+    rows = list(chat_templates.rows(backbone, config))
+    for turns, expected in rows:
+        text: Any = tokenizer.apply_chat_template(
+            turns, chat_template=template, tokenize=False, add_generation_prompt=True
+        )
+        if model.tokenize(text) != [*ids, *expected]:
+            raise UnsupportedError(
+                "llama.cpp reads other tokens in its text than the prompt's training wrote, as "
+                "where it puts a space behind special tokens (tokenizer.ggml.add_space_prefix)"
+            )
+    if not rows:
+        raise UnsupportedError("it takes none of the conversations by which exports are compared")
+    return template

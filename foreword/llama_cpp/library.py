@@ -130,6 +130,7 @@ _DECLARED: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "llama_model_has_encoder": (ctypes.c_bool, (_P,)),
     "llama_model_meta_val_str": (_I, (_P, _TEXT, _TEXT, _SIZE)),
     "llama_vocab_n_tokens": (_I, (_P,)),
+    "llama_tokenize": (_I, (_P, _TEXT, _I, ctypes.POINTER(_I), _I, _B, _B)),
     "llama_vocab_get_add_bos": (_B, (_P,)),
     "llama_vocab_get_add_eos": (_B, (_P,)),
     "llama_vocab_get_add_sep": (_B, (_P,)),

@@ -158,6 +158,17 @@ class LlamaModel:
         size = self._call.llama_model_meta_val_str(self.pointer, key.encode(), buffer, 256)
         return buffer.value.decode(errors="replace") if size >= 0 else ""
 
+    def tokenize(self, text: str) -> list[int]:
+        """Return the ids that llama-server reads a text as which its chat template wrote."""
+        vocabulary = self._call.llama_model_get_vocab(self.pointer)
+        data = text.encode()
+        size = 2 * len(data) + 8  # a byte becomes a token or two at most
+        ids = (ctypes.c_int32 * size)()
+        found = self._call.llama_tokenize(vocabulary, data, len(data), ids, size, True, True)
+        if found < 0:
+            raise ModelError(f"{self.path}: llama.cpp makes no tokens of a text ({found})")
+        return list(ids[:found])
+
     def _check(self) -> None:
         family, call = self.family, self._call
         for kind, is_so in (

@@ -13,6 +13,7 @@ import gguf
 import numpy as np
 from gguf import GGMLQuantizationType as Kind
 from gguf import GGUFValueType as ValueType
+from sentence_pieces import SentencePieces
 
 FAMILIES = {
     "llama": "llama",
@@ -43,7 +44,8 @@ def write(
     empty: str | None = None,
     family: str | None = None,
 ) -> Path:
-    """Write a model and its byte-level tokenizer; matrices in `kind`, all else in float32.
+    """Write a model and its tokenizer, byte-level or `SentencePieces`; matrices in `kind`, all else
+    in float32.
 
     `adds_start`: what the file says of a start token before every text; None: nothing. `empty`: a
     key of an empty list.
@@ -67,7 +69,10 @@ def write(
     if getattr(config, "sliding_window", None) and family != "llama":
         writer.add_sliding_window(config.sliding_window)
     writer.add_vocab_size(config.vocab_size)
-    _add_tokenizer(writer, tokenizer, pre)
+    if isinstance(tokenizer, SentencePieces):
+        tokenizer.add_to(writer)
+    else:
+        _add_tokenizer(writer, tokenizer, pre)
     if adds_start is not None:
         writer.add_add_bos_token(adds_start)
     if empty is not None:
