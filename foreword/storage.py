@@ -24,6 +24,8 @@ from foreword.os_calls import sync as sync
 
 SCRATCH = ".scratch-"
 KEPT = "what was there before is kept"
+# What numpy says of a write that was cut short: the system's own word is lost there.
+CUT_SHORT = re.compile(r"\d+ requested and \d+ written")
 NUM_HEAD = 512  # bytes of a file that tell whether it may be replaced
 
 
@@ -270,7 +272,8 @@ def storage_errors(
         yield
     except (OSError, SafetensorError) as error:
         number = getattr(error, "errno", None)
-        if number == errno.ENOSPC or "No space left" in str(error):
+        said = str(error)
+        if number == errno.ENOSPC or "No space left" in said or CUT_SHORT.fullmatch(said):
             reason = "no space left on the device; free some or choose another directory"
             kind = StorageError
         elif number in (errno.EACCES, errno.EPERM, errno.EROFS):

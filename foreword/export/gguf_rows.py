@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import AutoTokenizer
 
 from foreword.backbone import Backbone
-from foreword.errors import UnsupportedError
+from foreword.errors import StorageError, UnsupportedError
 from foreword.export import chat_templates, llama_texts, vocabulary_rows
 from foreword.export.checkpoint import facts_of, tokenizer_with
 from foreword.export.targets import check_new
@@ -31,11 +31,13 @@ CONTROL = 3  # llama.cpp's type of a token that no text spells
 TABLE, HEAD = "token_embd.weight", "output.weight"
 TOKENS, TYPES, SCORES = (f"tokenizer.ggml.{name}" for name in ("tokens", "token_type", "scores"))
 TEMPLATE = "tokenizer.chat_template"
+ALIGNMENT = "general.alignment"  # of tensors; the writer has to be told
 # What llama.cpp puts around every text. A file that does not say it leaves it to llama.cpp, which
 # goes by the kind of tokenizer.
 AROUND = tuple(f"tokenizer.ggml.add_{name}_token" for name in ("bos", "eos", "sep"))
 SUPPRESSED = "tokenizer.ggml.suppress_tokens"
 OF_TEXTS = {llama_texts.NAME, llama_texts.KIND}
+NOT_KEPT = "nothing was kept; export it to another disk, or convert the base again"
 OWN = "foreword.prompts"  # what the sidecar of a checkpoint says, as JSON
 
 
@@ -54,7 +56,7 @@ def export(
             type does not hold.
         MismatchError: another base, or behind another chat template.
         UnsupportedError: a base or rows that would not be exact.
-        StorageError: no space.
+        StorageError: no space, or a file that does not read back as it was written.
     """
     import gguf
 
@@ -80,6 +82,7 @@ def export(
             writer = _Copy(gguf, reader, scratch)
             writer.change(plan, {TEMPLATE: template, **spaces}, rows, facts)
             writer.write()
+            writer.check_written()
     return facts
 
 
@@ -93,9 +96,11 @@ class _Copy:
     """
 
     def __init__(self, gguf: Any, reader: Any, path: Path) -> None:
-        self.gguf, self.reader = gguf, reader
+        self.gguf, self.reader, self.path = gguf, reader, path
         arch = reader.fields[gguf.Keys.General.ARCHITECTURE].contents()
         self.writer = gguf.GGUFWriter(path, arch, endianess=reader.endianess)
+        if ALIGNMENT in reader.fields:
+            self.writer.add_custom_alignment(int(reader.fields[ALIGNMENT].contents()))
         self.tensors = {one.name: one for one in reader.tensors}
         if TABLE not in self.tensors:
             raise UnsupportedError(f"the GGUF file has no {TABLE}: no table to write rows into")
@@ -132,7 +137,7 @@ class _Copy:
             name = field.name
             if name.startswith("GGUF.") or name == self.gguf.Keys.General.ARCHITECTURE:
                 continue
-            if name in (SUPPRESSED, OWN):
+            if name in (SUPPRESSED, OWN, ALIGNMENT):
                 continue
             is_list = field.types[0] == kinds.ARRAY
             if is_list and len(field.types) == 1:  # empty, which the package does not write
@@ -187,24 +192,55 @@ class _Copy:
             data = np.concatenate([data, added])
         self.changed[HEAD] = (data, head.tensor_type)
 
+    @property
+    def names(self) -> list[str]:
+        """Tensors of the new file."""
+        return [*self.tensors, *(name for name in self.changed if name not in self.tensors)]
+
     def write(self) -> None:
         """Write everything."""
-        names = [*self.tensors, *(name for name in self.changed if name not in self.tensors)]
-        for name in names:
+        for name in self.names:
             data, kind = self._data(name)
             self.writer.add_tensor_info(name, data.shape, data.dtype, data.nbytes, kind)
         self.writer.write_header_to_file()
         self.writer.write_kv_data_to_file()
         self.writer.write_ti_data_to_file()
-        for name in names:
+        for name in self.names:
             self.writer.write_tensor_data(self._data(name)[0])
         self.writer.close()
+
+    def check_written(self) -> None:
+        """Read the file again: every tensor has to be what was to be written.
+
+        Raises:
+            StorageError: names the first that is not.
+        """
+        try:
+            reader = self.gguf.GGUFReader(self.path)
+        except (ValueError, LookupError) as error:
+            raise StorageError(f"the file does not read back ({error}); {NOT_KEPT}") from None
+        found = {one.name: one for one in reader.tensors}
+        if list(found) != self.names:
+            raise StorageError(f"the file reads back with other tensors; {NOT_KEPT}")
+        for name, tensor in found.items():
+            data, kind = self._data(name)
+            if (
+                tensor.tensor_type != kind
+                or tensor.data.shape != data.shape
+                or tensor.data_offset % reader.alignment
+                or not np.array_equal(_bytes_of(tensor.data), _bytes_of(data))
+            ):
+                raise StorageError(f"{name} does not read back as it was written; {NOT_KEPT}")
 
     def _data(self, name: str) -> tuple[np.ndarray, Any]:
         if name in self.changed:
             return self.changed[name]
         tensor = self.tensors[name]
         return tensor.data, tensor.tensor_type
+
+
+def _bytes_of(data: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(data).reshape(-1).view(np.uint8)
 
 
 def _check_dispensable(name: str) -> None:

@@ -21,7 +21,7 @@ from foreword import Backbone, SoftPrompt
 from foreword.chat import encode, encoding_of
 from foreword.data.encoding import decode
 from foreword.distillation.student import student_encoding
-from foreword.errors import InputError, UnsupportedError
+from foreword.errors import InputError, StorageError, UnsupportedError
 from foreword.export import gguf_rows
 from foreword.named_text import text_prompt
 
@@ -117,6 +117,59 @@ def test_a_quantized_table_says_what_it_said_and_the_rows_are_not_rounded(tmp_pa
     head = new[gguf_rows.HEAD]
     assert head.tensor_type == old[gguf_rows.TABLE].tensor_type
     assert np.array_equal(head.data[: len(said)], old[gguf_rows.TABLE].data)
+
+
+@pytest.mark.parametrize("alignment", [16, 64, 4096])
+def test_tensors_lie_where_the_file_says(alignment: int, tmp_path: Path) -> None:
+    tokenizer = tiny_tokenizer()
+    model = tiny_models.build("llama", dtype=torch.float32, vocab_size=len(tokenizer))
+    base = gguf_models.write(tmp_path / "base.gguf", model, tokenizer, alignment=alignment)
+    prompt = prompt_of(Backbone.load(str(base)))
+    gguf_rows.export({"home": prompt}, str(base), tmp_path / "out.gguf")
+    old, new = (gguf.GGUFReader(path) for path in (base, tmp_path / "out.gguf"))
+    assert new.alignment == alignment
+    found = {one.name: one for one in new.tensors}
+    for one in old.tensors:
+        assert not found[one.name].data_offset % alignment
+        assert np.array_equal(found[one.name].data[: len(one.data)], one.data)
+
+
+@pytest.mark.parametrize("kind", ["numbers", "tensors", "layout"])
+def test_a_file_that_does_not_read_back_is_not_kept(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backbone, base = base_of(tmp_path)
+    write = gguf_rows._Copy.write
+
+    def damaged(copy: gguf_rows._Copy) -> None:
+        if kind == "layout":  # a file that says something else of its layout than the writer
+            copy.writer.add_uint32("general.alignment", 4096)
+        write(copy)
+        if kind == "numbers":
+            data = bytearray(copy.path.read_bytes())
+            data[-3] ^= 1
+            copy.path.write_bytes(data)
+        elif kind == "tensors":
+            del copy.tensors["output_norm.weight"]
+
+    monkeypatch.setattr(gguf_rows._Copy, "write", damaged)
+    with pytest.raises(StorageError, match=r"read.* back .*nothing was kept"):
+        gguf_rows.export({"home": prompt_of(backbone)}, str(base), tmp_path / "out.gguf")
+    assert {one.name for one in tmp_path.iterdir()} == {"base.gguf"}
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+def test_a_full_disk_is_called_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    backbone, base = base_of(tmp_path)
+
+    def fill(copy: gguf_rows._Copy) -> None:
+        with open("/dev/full", "wb") as file:
+            copy._data(gguf_rows.TABLE)[0].tofile(file)  # as the gguf package writes
+
+    monkeypatch.setattr(gguf_rows._Copy, "write", fill)
+    with pytest.raises(StorageError, match=r"no space left on the device.*nothing was kept"):
+        gguf_rows.export({"home": prompt_of(backbone)}, str(base), tmp_path / "out.gguf")
+    assert {one.name for one in tmp_path.iterdir()} == {"base.gguf"}
 
 
 @pytest.mark.parametrize("key", ["general.tags", "tokenizer.ggml.odd"])

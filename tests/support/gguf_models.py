@@ -43,6 +43,7 @@ def write(
     adds_start: bool | None = False,
     empty: str | None = None,
     family: str | None = None,
+    alignment: int | None = None,
 ) -> Path:
     """Write a model and its tokenizer, byte-level or `SentencePieces`; matrices in `kind`, all else
     in float32.
@@ -53,6 +54,8 @@ def write(
     config = model.config
     family = family or FAMILIES[config.model_type]
     writer = _Writer(path, family)
+    if alignment is not None:
+        writer.add_custom_alignment(alignment)
     heads = config.num_attention_heads
     size = getattr(config, "head_dim", None) or config.hidden_size // heads
     writer.add_context_length(config.max_position_embeddings)
