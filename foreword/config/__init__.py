@@ -11,6 +11,7 @@ from foreword.lazy import lazy_names
 if TYPE_CHECKING:
     from foreword.config.addresses import checked_key as checked_key
     from foreword.config.addresses import checked_origin as checked_origin
+    from foreword.config.addresses import is_http as is_http
     from foreword.config.checks import LARGEST as LARGEST
     from foreword.config.checks import check_types as check_types
     from foreword.config.data import TEMPLATE_FIELD as TEMPLATE_FIELD
@@ -55,7 +56,7 @@ __getattr__, __dir__ = lazy_names(
     __name__,
     declaring="AUTO Rate option fact file_option rate_option rate",
     checks="LARGEST check_types",
-    addresses="checked_key checked_origin",
+    addresses="checked_key checked_origin is_http",
     data="Learn TEMPLATE_FIELD DataConfig",
     encoding="Opening BEFORE EncodingConfig",
     training="Form Initialization MethodName FORMS RATES RELATIVE NUM_VIRTUAL_TOKENS "

@@ -48,20 +48,25 @@ def checked_origin(origin: str) -> str:
     return f"{parts.scheme}://{host}" + ("" if is_default else f":{port}")
 
 
+def is_http(url: str) -> bool:
+    """Return whether a text is the address of a server or of a folder on it, and no more."""
+    try:
+        parts = urlsplit(url)
+        is_one = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        (parts.hostname or "").encode("idna")  # as a socket asks for it
+    except ValueError:
+        return False
+    plain = url.isascii() and url.isprintable() and " " not in url
+    return is_one and plain and not parts.query and not parts.fragment
+
+
 def check_endpoint(url: str) -> None:
     """Refuse what is no address of an endpoint, and one that holds a key.
 
     Raises:
         InputError: says what is expected.
     """
-    try:
-        parts = urlsplit(url)
-        is_one = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-        (parts.hostname or "").encode("idna")  # as a socket asks for it
-    except ValueError:
-        parts, is_one = urlsplit(""), False
-    plain = url.isascii() and url.isprintable() and " " not in url
-    if not is_one or not plain or parts.query or parts.fragment:
+    if not is_http(url):
         raise InputError(f"--questions-from: expected one like https://host/v1, got {url!r:.200}")
-    if "@" in parts.netloc:
+    if "@" in urlsplit(url).netloc:
         raise InputError("--questions-from holds a key: give it as FOREWORD_QUESTIONS_KEY")

@@ -165,7 +165,7 @@ def _saved_splits(directory: Path) -> _Splits:
     try:
         names = json.loads((directory / "dataset_dict.json").read_text("utf-8"))["splits"]
         names = [name for name in names if Path(name).name == name]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         names = sorted(entry.name for entry in directory.iterdir() if entry.is_dir())
     if missing := [name for name in names if not (directory / name / "state.json").is_file()]:
         raise DataError(

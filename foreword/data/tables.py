@@ -97,7 +97,7 @@ def _features(metadata: dict[bytes, bytes]) -> Any:
     """Return what `datasets` wrote of the columns into a file's schema; None where it did not."""
     try:
         return json.loads(metadata[b"huggingface"])["info"]["features"]
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, RecursionError):
         return None
 
 

@@ -118,7 +118,7 @@ class KeptStart:
             with storage_errors(file):
                 stored = _read(file, key) if file.exists() else None
             found = None if stored is None else decode(*stored)
-        except (ValueError, LookupError, TypeError, AttributeError) as error:
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             if not self.is_anew:
                 raise ArtifactError(
                     f"{file}: damaged ({error}); remove it, and it is made again"

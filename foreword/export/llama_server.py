@@ -5,16 +5,17 @@ request behind the prompt's ids; fewer than P, another base or a file that the s
 is an error. A server that is only asked would go on with the bare model.
 """
 
+import http.client
 import json
 import os
 import urllib.error
-import urllib.parse
 import urllib.request
 from pathlib import Path
 from typing import Any
 
 from foreword.errors import InputError, MismatchError, UnavailableError
-from foreword.export.llama_state import read_facts
+from foreword.export.state_ids import check_alone, read_facts
+from foreword.export.targets import check_server
 from foreword.llama_cpp import base
 
 MAX_ANSWER = 1 << 24  # bytes
@@ -28,10 +29,12 @@ def restore(
     starts from it; return how many of its tokens came from the cache.
 
     Raises:
-        InputError: no sidecar, no such server, or one that does not take the file.
+        InputError: no sidecar, no such server, one that does not take the file, or a state of
+            another prompt under the same ids beside it.
         MismatchError: the server has another base. UnavailableError: the state is not used.
     """
     facts = read_facts(path)
+    check_alone(path, facts)
     server = _Server(url, api_key)
     _check_base(server, facts, path)
     server.ask(f"/slots/{slot}?action=erase", {})  # what ran under these ids without the prompt
@@ -65,7 +68,8 @@ def check_cached(answer: dict[str, Any], num_virtual: int, where: str) -> int:
 def _check_base(server: "_Server", facts: dict[str, Any], path: str | os.PathLike[str]) -> None:
     """Refuse another base: by its file's hash where that is on this machine, else by its size."""
     own = facts["base"]
-    known = Path(str(server.ask("/props").get("model_path", "")))
+    told = server.ask("/props").get("model_path")
+    known = Path(told) if isinstance(told, str) and "\0" not in told else Path()
     if known.is_file():
         if base.sha256_of(known) != own["sha256"]:
             raise MismatchError(
@@ -73,8 +77,8 @@ def _check_base(server: "_Server", facts: dict[str, Any], path: str | os.PathLik
                 "file: export the prompt for that one"
             )
         return
-    models = server.ask("/v1/models").get("data") or [{}]
-    found, wanted = models[0].get("meta") or {}, own.get("meta") or {}
+    found, wanted = _meta(server.ask("/v1/models")), own.get("meta")
+    wanted = wanted if isinstance(wanted, dict) else {}
     differing = [key for key, value in wanted.items() if found.get(key) != value]
     if differing or not wanted:
         raise MismatchError(
@@ -83,19 +87,36 @@ def _check_base(server: "_Server", facts: dict[str, Any], path: str | os.PathLik
         )
 
 
+def _meta(answer: dict[str, Any]) -> dict[str, Any]:
+    """Return what llama-server says of its model; nothing where it says something else."""
+    try:
+        found = answer["data"][0]["meta"]
+    except (LookupError, TypeError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _said(error: urllib.error.HTTPError) -> str:
+    """Return what a server says of a refusal, in one bounded line."""
+    with error:
+        try:
+            return " ".join(error.read(2000).decode(errors="replace").split())
+        except (OSError, http.client.HTTPException):
+            return str(error.reason)
+
+
 class _Server:
     """Asks one server; its answers are bounded."""
 
     def __init__(self, url: str, api_key: str | None) -> None:
-        if urllib.parse.urlsplit(url).scheme not in ("http", "https"):
-            raise InputError(f"{url!r:.200}: expected the server's address, as http://host:8080")
+        check_server(url)
         self.url, self.api_key = url.rstrip("/"), api_key
 
     def ask(self, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
         """Return the JSON object of an answer.
 
         Raises:
-            InputError: it cannot be reached, or refuses.
+            InputError: it cannot be reached, refuses, or answers something else.
         """
         data = None if body is None else json.dumps(body).encode()
         asked = urllib.request.Request(self.url + path, data, {"content-type": "application/json"})
@@ -105,10 +126,12 @@ class _Server:
             with urllib.request.urlopen(asked, timeout=SECONDS) as answer:
                 found = json.loads(answer.read(MAX_ANSWER))
         except urllib.error.HTTPError as error:
-            said = " ".join(error.read(2000).decode(errors="replace").split())
-            raise InputError(f"{self.url}{path} refuses ({error.code}: {said:.300})") from None
-        except (OSError, ValueError) as error:
-            raise InputError(f"{self.url}{path} cannot be asked ({error})") from None
+            raise InputError(
+                f"{self.url}{path} refuses ({error.code}: {_said(error):.300})"
+            ) from None
+        except (OSError, ValueError, http.client.HTTPException, RecursionError) as error:
+            said = " ".join(str(error).split()) or type(error).__name__
+            raise InputError(f"{self.url}{path} cannot be asked ({said:.300})") from None
         if not isinstance(found, dict):
             raise InputError(f"{self.url}{path}: expected a JSON object; is it a llama-server?")
         return found

@@ -1,16 +1,13 @@
 """llama.cpp state: a prompt as the state of a sequence, which stock `llama-server` restores.
 
 In: a prompt and the GGUF file that it was trained on. Out: a slot file of `llama-server`, a chat
-template that asks for it, and a sidecar that says what both belong to. The P tokens of the state
-stand under ids that are made from the prompt's own hash: no text spells them, another prompt has
-others, and so a server that says that it has them cached has this prompt's state. Knows no HTTP.
+template that asks for it, and a sidecar that says what both belong to. Knows no HTTP.
 """
 
 import contextlib
-import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +15,7 @@ from typing import Any
 from foreword import chat
 from foreword.backbone import Backbone
 from foreword.errors import InputError, UnsupportedError
-from foreword.export import chat_templates
+from foreword.export import chat_templates, state_ids
 from foreword.export.targets import check_state, state_files
 from foreword.llama_cpp import base, library, sequence_state
 from foreword.llama_cpp.model import ContextOptions, LlamaContext, LlamaModel
@@ -80,7 +77,7 @@ def export(
         MismatchError: a prompt of another base, or behind another chat template.
         UnsupportedError: a kind of cache or model whose state is not exact.
         DependencyError: no llama.cpp, or another one.
-        InputError: no GGUF file, or something is there.
+        InputError: no GGUF file, something is there, or too few control tokens.
         StorageError: no space or no permission; nothing is kept.
     """
     check_state(output)
@@ -95,14 +92,14 @@ def export(
     backbone.check(prompt)
     chat.check_template(backbone, prompt)
     num_virtual = prompt.num_virtual_tokens
-    ids = list(placeholder_ids(backbone.tokenizer, prompt.content_hash, num_virtual))
+    ids = state_ids.choose(backbone, prompt.content_hash, num_virtual, path)
     of_base: dict[str, Any] = {
         "gguf": Path(gguf).name,
         "sha256": base.sha256_of(gguf, progress),
         "fingerprint": backbone.fingerprint(),
     }
     facts = {
-        "format": "llama.cpp sequence state",
+        "format": state_ids.FORMAT,
         "virtual_tokens": num_virtual,
         "ids": ids,
         "cache_type": cache_type,
@@ -151,7 +148,7 @@ def check_written(
     Raises:
         InputError: names what differs.
     """
-    written = read_facts(output)
+    written = state_ids.read_facts(output)
     expected = {
         "content_hash": (prompt.content_hash, written.get("content_hash")),
         "base": (base.sha256_of(gguf), written["base"]["sha256"]),
@@ -163,39 +160,6 @@ def check_written(
             f"{Path(output)} is there already, and is another state (they differ in "
             f"{', '.join(found)}): choose another --output"
         )
-
-
-def placeholder_ids(tokenizer: Any, content_hash: str, num_virtual: int) -> Iterator[int]:
-    """Yield the ids under which a prompt's P tokens stand: control tokens, which no text spells, in
-    an order that its hash chooses.
-
-    Raises:
-        InputError: the tokenizer has fewer than two control tokens.
-    """
-    control = sorted(id for id, token in tokenizer.added_tokens_decoder.items() if token.special)
-    if len(control) < 2:
-        raise InputError("the base's tokenizer has fewer than two control tokens to write under")
-    for place in range(num_virtual):
-        digest = hashlib.sha256(f"{content_hash} {place}".encode()).digest()
-        yield control[int.from_bytes(digest[:8], "big") % len(control)]
-
-
-def read_facts(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Return what the sidecar of a slot file says.
-
-    Raises:
-        InputError: there is none, or it does not say it.
-    """
-    sidecar = Path(f"{os.fspath(path)}.json")
-    try:
-        facts = json.loads(sidecar.read_text(encoding="utf-8"))
-        ids, sha256 = facts["ids"], facts["base"]["sha256"]
-        is_right = bool(ids) and all(type(one) is int for one in ids) and isinstance(sha256, str)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{sidecar}: no sidecar of a state that can be read ({error})") from None
-    if not is_right:
-        raise InputError(f"{sidecar}: its ids are no ids; export the prompt again")
-    return dict(facts)
 
 
 def _template(backbone: Backbone, prompt: SoftPrompt, ids: Sequence[int], model: LlamaModel) -> str:

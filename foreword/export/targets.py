@@ -8,12 +8,11 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from foreword.config import Form
+from foreword.config import Form, is_http
 from foreword.errors import InputError
 from foreword.prompt.store import check_free, check_name
 
 MLX_ENDING = ".safetensors"
-SERVERS = ("http://", "https://")
 
 
 def check_new(output: str | os.PathLike[str]) -> None:
@@ -78,5 +77,5 @@ def check_server(server: str | None) -> None:
     Raises:
         InputError: says what is expected.
     """
-    if server is not None and not server.startswith(SERVERS):
-        raise InputError(f"--server: {server!r:.80} is no address; expected http://HOST:PORT")
+    if server is not None and not (is_http(server) and "@" not in server):
+        raise InputError(f"--server: {server!r:.200} is no address; expected http://HOST:PORT")

@@ -294,7 +294,7 @@ def _remembered_sha256(path: Path, stamp: list[int], progress: ProgressCallback 
         known = json.loads(record.read_text(encoding="utf-8"))
         if known["stamp"] == stamp:
             return str(known["sha256"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         pass  # no record, or a damaged one: the file is read
     tell(progress, f"reading {path} ({stamp[0] / 1e6:.0f} MB)")
     digest = _sha256(path)

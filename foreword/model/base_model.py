@@ -17,7 +17,7 @@ from torch import Tensor
 
 from foreword.config import Form
 from foreword.data.tokenizer_facts import check_vocabulary
-from foreword.errors import MismatchError, UnsupportedError
+from foreword.errors import InputError, MismatchError, UnsupportedError
 from foreword.model.fingerprint import (
     NUM_NUMBERS,
     NUM_WEIGHTS,
@@ -92,6 +92,9 @@ def fingerprint_of(model: str, revision: str | None = None) -> dict[str, Any]:
     """Return the fingerprint of a checkpoint; of a quantized one, without that of its weights.
 
     Empty where the checkpoint's tensors are not laid out as the model's own.
+
+    Raises:
+        InputError: its index of weights is damaged.
     """
     from transformers import AutoModelForCausalLM
 
@@ -149,8 +152,13 @@ def _files_of(model: str, revision: str | None) -> dict[str, Path]:
         return Path(found) if found else None
 
     if index := path_of(INDEX):
-        places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        return {name: index.parent / file for name, file in places.items()}
+        try:
+            places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+            return {name: index.parent / file for name, file in places.items()}
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+            raise InputError(
+                f"{index}: no index of a checkpoint's weights ({error!r:.100}); download it again"
+            ) from None
     single = path_of("model.safetensors")
     if single is None:
         return {}

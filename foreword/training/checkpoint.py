@@ -250,7 +250,7 @@ def read_state(path: Path) -> StoredState:
 
 def _as_known_to(theirs: str, ours: str) -> str:
     """Return the base's fingerprint as the version of a state's would have it."""
-    with contextlib.suppress(ValueError, TypeError):
+    with contextlib.suppress(ValueError, TypeError, RecursionError):
         return json.dumps(as_known_to(json.loads(theirs), json.loads(ours)), sort_keys=True)
     return ours
 

@@ -246,7 +246,7 @@ def _recall(key: str) -> Verdict | None:
         try:
             found = json.loads(_file(key).read_text(encoding="utf-8"))
             _known[key] = Verdict(**found)
-        except (OSError, ValueError, TypeError):
+        except (OSError, ValueError, TypeError, RecursionError):
             return None
     return _known[key]
 

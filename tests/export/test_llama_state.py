@@ -28,7 +28,7 @@ from foreword.errors import (
     UnavailableError,
     UnsupportedError,
 )
-from foreword.export import llama_server, llama_state, targets
+from foreword.export import llama_server, llama_state, state_ids, targets
 from foreword.llama_cpp import library, sequence_state
 from foreword.llama_cpp.model import ContextOptions, LlamaContext, LlamaModel
 
@@ -222,11 +222,6 @@ def test_restoring_on_another_base_is_refused(
         llama_server.restore(stock[0], stock[1] / "none.bin")
 
 
-def test_ids_are_control_tokens_that_tell_prompts_apart() -> None:
-    one, two = ([*llama_state.placeholder_ids(TOKENIZER, text, 32)] for text in "ab")
-    assert one != two and {*one, *two} == {0, 1, 2}
-
-
 def test_the_template_begins_with_the_ids(llama: tuple[Backbone, Path], folder: Path) -> None:
     backbone, gguf = llama
     written = llama_state.export(prompts(backbone)["embeddings"], gguf, folder / "c.bin")
@@ -393,6 +388,6 @@ def test_the_sidecar_names_the_base(llama: tuple[Backbone, Path], folder: Path) 
     backbone, gguf = llama
     written = llama_state.export(prompts(backbone)["embeddings"], gguf, folder / "d.bin")
     facts = json.loads(written.sidecar.read_text())
-    assert facts == written.facts == llama_state.read_facts(written.path)
+    assert facts == written.facts == state_ids.read_facts(written.path)
     assert facts["base"]["fingerprint"] == backbone.fingerprint()
     assert facts["virtual_tokens"] == len(facts["ids"]) == P
