@@ -4,6 +4,7 @@ In: prompts' directories, the base that they were trained on, the engine. Out: f
 are used there. Knows no file format.
 """
 
+import json
 import os
 import shlex
 from collections.abc import Mapping
@@ -23,7 +24,11 @@ if TYPE_CHECKING:
 Target = Literal["checkpoint", "gguf", "llama-state", "mlx"]
 
 
+OF_STATE = ("cache_type", "flash_attention", "server", "slot")
+
+
 def command(
+    context: typer.Context,
     prompt: Annotated[
         list[str],
         typer.Option(
@@ -70,8 +75,7 @@ def command(
     named = _named(prompt)
     if len(named) > 1 and to not in ("checkpoint", "gguf"):
         raise InputError(f"--to {to} takes one --prompt, got {len(named)}")
-    if to != "llama-state" and server is not None:
-        raise InputError("--server is of --to llama-state: leave it out")
+    _check_options(context, to)
     early.check(model=model)
     from foreword.prompt import stored_prompt
 
@@ -89,6 +93,19 @@ def command(
         _mlx(loaded, model, output)
         return
     _llama_state(loaded, model, output, cache_type, flash_attention, server, slot)
+
+
+def _check_options(context: typer.Context, to: Target) -> None:
+    """Refuse options that the target does not use.
+
+    Raises:
+        InputError: names the first.
+    """
+    for name in OF_STATE:
+        source = context.get_parameter_source(name)
+        if to != "llama-state" and source is not None and source.name == "COMMANDLINE":
+            option = f"--{name.replace('_', '-')}"
+            raise InputError(f"{option} is of --to llama-state, got --to {to}: leave it out")
 
 
 def _check(
@@ -221,7 +238,10 @@ def _how_to_use(
     """Return how the server is started, and the three calls."""
     directory = shlex.quote(str(Path(written.path).parent))
     template = f" --chat-template-file {shlex.quote(str(written.template))}"
-    ids = ", ".join(map(str, written.ids))
+    text = "YOUR TEXT" if written.template is not None else "IDS OF A ROW"
+    asked = {
+        "id_slot": slot, "cache_prompt": True, "n_predict": 64, "prompt": [*written.ids, text],
+    }  # fmt: skip
     kind = "-H 'Content-Type: application/json'"
     lines = [
         f"llama-server -m {shlex.quote(model)} --slot-save-path {directory} --kv-unified"
@@ -229,16 +249,14 @@ def _how_to_use(
         f" --flash-attn {'on' if flash else 'off'}"
         + (template if written.template is not None else ""),
         f"curl 'localhost:8080/slots/{slot}?action=restore' {kind}"
-        f' -d \'{{"filename": "{written.path.name}"}}\'',
-        f"curl localhost:8080/completion {kind}"
-        f' -d \'{{"id_slot": {slot}, "cache_prompt": true, "n_predict": 64,'
-        f' "prompt": [{ids}, "YOUR TEXT"]}}\'',
+        f" -d {_quoted({'filename': written.path.name})}",
+        f"curl localhost:8080/completion {kind} -d {_quoted(asked)}",
     ]
     if written.template is not None:
+        turns = [{"role": "user", "content": "YOUR TEXT"}]
         lines.append(
             f"curl localhost:8080/v1/chat/completions {kind}"
-            f' -d \'{{"id_slot": {slot}, "messages": [{{"role": "user",'
-            f' "content": "YOUR TEXT"}}]}}\''
+            f" -d {_quoted({'id_slot': slot, 'messages': turns})}"
         )
     number = written.facts["virtual_tokens"]
     lines.append(
@@ -246,3 +264,8 @@ def _how_to_use(
         "restore it again"
     )
     return "\n".join(lines)
+
+
+def _quoted(body: Any) -> str:
+    """Return a request's body as one word of a shell."""
+    return shlex.quote(json.dumps(body, ensure_ascii=False))

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 import pytest
+import typer
 
 from foreword import config as configs
 from foreword.cli import app, main
@@ -75,6 +76,8 @@ def commands() -> Iterator[tuple[str, Callable[..., Any]]]:
 def options_of(function: Callable[..., Any]) -> Iterator[tuple[str, str]]:
     """Each option of a command that takes a value, and whether it takes a number or text."""
     for parameter in inspect.signature(function).parameters.values():
+        if parameter.annotation is typer.Context:
+            continue
         kind, declared = get_args(parameter.annotation)
         kinds = set(get_args(kind) or (kind,))
         if bool in kinds or "Argument" in type(declared).__name__:
