@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from foreword.backbone import Backbone
+from foreword.data.tokenizing import token_ids
 from foreword.errors import UnsupportedError
 from foreword.export import chat_templates
 
@@ -45,7 +46,7 @@ def fields_for(
         return {}
 
     def behind(text: str) -> list[int]:
-        return list(tokenizer(token + text, add_special_tokens=False).input_ids[1:])
+        return token_ids(tokenizer, token + text, add_special_tokens=False)[1:]
 
     if tokenizer.convert_ids_to_tokens(behind("a"))[0].startswith(WORD_START):
         raise UnsupportedError(
@@ -53,7 +54,7 @@ def fields_for(
             "a SentencePiece vocabulary; update transformers, or use foreword's server"
         )
     for text in chat_templates.base_texts(backbone):
-        if list(backbone.tokenizer(text, add_special_tokens=False).input_ids) != behind(text):
+        if token_ids(backbone.tokenizer, text, add_special_tokens=False) != behind(text):
             raise UnsupportedError(
                 f"{chat_templates.BASE}: the chat template of {backbone.name} begins with text, "
                 "before which SentencePiece puts a space, and none behind a prompt's tokens: one "

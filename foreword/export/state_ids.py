@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from foreword.backbone import Backbone
+from foreword.data.tokenizing import token_ids
 from foreword.errors import InputError
 from foreword.export import chat_templates
 
@@ -134,7 +135,7 @@ def _beginnings(backbone: Backbone) -> set[int]:
     take its first token for theirs.
     """
     tokenizer = backbone.tokenizer
-    begun = {tokenizer.bos_token_id, tokenizer("a").input_ids[0]}
+    begun = {tokenizer.bos_token_id, token_ids(tokenizer, "a")[0]}
     for text in chat_templates.base_texts(backbone):
-        begun |= set(tokenizer(text, add_special_tokens=False).input_ids[:1])
+        begun |= set(token_ids(tokenizer, text, add_special_tokens=False)[:1])
     return begun
