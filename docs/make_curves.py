@@ -98,7 +98,8 @@ def section() -> str:
     lines += (
         "`python benchmarks/quality.py --budgets 20 80 320`: as many steps of 8 rows, each rate "
         "chosen anew\nby validation rows at each budget, with the first seed. One seed; where "
-        "curves cross, the mean of three\nand their deviation. What is not measured has no cell."
+        "curves cross, the mean of two\nor three and their deviation. What is not measured has no "
+        "cell."
         "\n\n"
     )
     lines += _row(["", "", *(f"{count} steps" for count in steps), "seconds"])
