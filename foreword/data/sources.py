@@ -27,11 +27,6 @@ def kind_of(value: Any) -> str:
     return _KINDS.get(type(value), type(value).__name__)
 
 
-def first_line(error: Exception) -> str:
-    """Return an error's type and the first line of what it says."""
-    return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
-
-
 def listed(names: list[str]) -> str:
     """Return names with commas between, the first ten of them."""
     return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")

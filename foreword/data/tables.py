@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from foreword.data.sources import SourcedRow, first_line, import_extra
+from foreword.compat.error_lines import typed_line
+from foreword.data.sources import SourcedRow, import_extra
 from foreword.data.text_files import other_kind
 from foreword.errors import DataError
 
@@ -53,7 +54,7 @@ def saved_dataset_rows(path: Path) -> Iterator[SourcedRow]:
         feature = dataset.features.to_dict()
     except Exception as error:  # whatever a damaged file leads the library into
         raise DataError(
-            f"{path}: the dataset is damaged, {first_line(error)}: save it again"
+            f"{path}: the dataset is damaged, {typed_line(error)}: save it again"
         ) from error
     number = 0
     try:
@@ -63,7 +64,7 @@ def saved_dataset_rows(path: Path) -> Iterator[SourcedRow]:
     except DataError:
         raise
     except Exception as error:  # also of a package that decodes its images or sounds
-        raise DataError(f"{path} row {number + 1}: cannot be read, {first_line(error)}") from error
+        raise DataError(f"{path} row {number + 1}: cannot be read, {typed_line(error)}") from error
 
 
 def _damaged(path: Path, expected: str, error: Exception) -> DataError:
@@ -74,7 +75,7 @@ def _damaged(path: Path, expected: str, error: Exception) -> DataError:
     return DataError(
         f"{path}: not {expected}, found {found}"
         if found and expected not in found
-        else f"{path}: not {expected}, {first_line(error)}: write it again"
+        else f"{path}: not {expected}, {typed_line(error)}: write it again"
     )
 
 

@@ -13,7 +13,8 @@ import zlib
 from pathlib import Path
 from typing import IO, Any
 
-from foreword.data.sources import first_line, import_extra
+from foreword.compat.error_lines import typed_line
+from foreword.data.sources import import_extra
 from foreword.errors import DataError
 
 TEXT_ENDINGS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv")
@@ -119,7 +120,7 @@ def _decompressed(data: bytes, path: Path) -> bytes:
             return _read_within(stream, len(data), path)
     except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
         raise DataError(
-            f"{path}: a damaged {found} file, {first_line(error)}: write it again"
+            f"{path}: a damaged {found} file, {typed_line(error)}: write it again"
         ) from error
 
 

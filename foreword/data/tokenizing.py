@@ -7,6 +7,7 @@ text, whatever the tokenizer raised. Adds nothing to a text and knows no row.
 from pathlib import PurePath
 from typing import Any
 
+from foreword.compat.error_lines import typed_line
 from foreword.errors import DataError, ForewordError, InputError
 
 NUM_SHOWN = 40  # characters of a text, in a message
@@ -30,11 +31,10 @@ def token_ids(tokenizer: Any, text: str, *, is_target: bool = False, **options: 
     except ForewordError:
         raise
     except Exception as error:  # of any class: tokenizers are compiled, or code of others
-        said = (str(error).strip().splitlines() or [""])[0]
         raise DataError(
-            f"the tokenizer {_name(tokenizer)} cannot read {_shown(text)} ({type(error).__name__}: "
-            f"{said}); take the tokenizer that the model came with, or give it a token for what "
-            "it does not know (unk_token)"
+            f"the tokenizer {_name(tokenizer)} cannot read {_shown(text)} ({typed_line(error)}); "
+            "take the tokenizer that the model came with, or give it a token for what it does not "
+            "know (unk_token)"
         ) from error
 
 
@@ -46,13 +46,7 @@ def check_tokenizer(tokenizer: Any) -> None:
     """
     from transformers import PreTrainedTokenizerBase
 
-    if tokenizer is None or isinstance(tokenizer, PreTrainedTokenizerBase):
-        return
-    named = repr(tokenizer) if isinstance(tokenizer, str) else "NAME"
-    raise InputError(
-        f"tokenizer: expected a tokenizer of transformers, got {_kind(tokenizer)}; give "
-        f"AutoTokenizer.from_pretrained({named:.80})"
-    )
+    _check_kind("tokenizer", tokenizer, PreTrainedTokenizerBase)
 
 
 def check_processor(processor: Any) -> None:
@@ -63,18 +57,20 @@ def check_processor(processor: Any) -> None:
     """
     from transformers import ProcessorMixin
 
-    if processor is None or isinstance(processor, ProcessorMixin):
+    _check_kind("processor", processor, ProcessorMixin)
+
+
+def _check_kind(part: str, value: Any, kind: type) -> None:
+    if value is None or isinstance(value, kind):
         return
-    named = repr(processor) if isinstance(processor, str) else "NAME"
+    found = type(value).__name__
+    if isinstance(value, str | int | float):
+        found += f" {value!r:.80}"
+    named = repr(value) if isinstance(value, str) else "NAME"
     raise InputError(
-        f"processor: expected a processor of transformers, got {_kind(processor)}; give "
-        f"AutoProcessor.from_pretrained({named:.80})"
+        f"{part}: expected a {part} of transformers, got {found}; give "
+        f"Auto{part.title()}.from_pretrained({named:.80})"
     )
-
-
-def _kind(value: Any) -> str:
-    name = type(value).__name__
-    return f"{name} {value!r:.80}" if isinstance(value, str | int | float) else name
 
 
 def _name(tokenizer: Any) -> str:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from foreword.backbone import Backbone
+from foreword.compat.error_lines import typed_line
 from foreword.doctor.finding import Finding
 from foreword.doctor.trial import Trial
 
@@ -142,5 +143,4 @@ def _logits(compute: Callable[[], Tensor]) -> tuple[Tensor | None, str]:
         with torch.no_grad():
             return compute().float(), ""
     except Exception as error:  # whatever a model raises at odd files
-        first = (str(error).strip().splitlines() or [""])[0]
-        return None, f"{type(error).__name__}: {first}"
+        return None, typed_line(error)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from foreword.backbone import Backbone
+from foreword.compat.error_lines import first_line
 from foreword.doctor.finding import Finding
 from foreword.doctor.numbers import numbers_finding, too_large
 from foreword.doctor.trial import Trial
@@ -77,7 +78,7 @@ def _finding(name: str, check: Callable[[], str]) -> Finding:
     except _Differs as error:
         return Finding(name, "wrong", str(error), REPORT)
     except torch.OutOfMemoryError as error:
-        return Finding(name, "wrong", f"memory is out: {_first_line(error)}", SMALLER)
+        return Finding(name, "wrong", f"memory is out: {first_line(error)}", SMALLER)
     except ForewordError as error:  # says itself what to do
         return Finding(name, "wrong", str(error))
     except Exception as error:
@@ -86,10 +87,6 @@ def _finding(name: str, check: Callable[[], str]) -> Finding:
 
 class _Differs(Exception):
     """The fast result differs from the slow one."""
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [""])[0]
 
 
 def _agreement(trial: Trial, rows: list[torch.Tensor], **options: Any) -> str:

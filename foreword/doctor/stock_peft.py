@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from foreword.backbone import Backbone
+from foreword.compat.error_lines import typed_line
 from foreword.compat.transformers_api import GENERATE_CACHE, code_refused
 from foreword.doctor.finding import Finding
 from foreword.doctor.numbers import logits_problem
@@ -79,8 +80,8 @@ def _finding(name: str, case: Callable[[Trial, Any], Output], trial: Trial, mode
 
 
 def _raised(name: str, error: Exception) -> Finding:
-    first = (str(error).strip().splitlines() or [""])[0].split(" (http")[0]
-    return Finding(name, "warning", f"raises {type(error).__name__}: {first}", EXACT)
+    said = typed_line(error).split(" (http")[0]
+    return Finding(name, "warning", f"raises {said}", EXACT)
 
 
 def _run(trial: Trial, model: Any, rows: list[Tensor], **options: Any) -> Output:

@@ -25,10 +25,10 @@ from transformers import (
     PretrainedConfig,
 )
 
+from foreword.compat.error_lines import telling_line
 from foreword.compat.transformers_api import code_refused
 from foreword.errors import ForewordError, InputError, UnsupportedError
 from foreword.loading import hub, processor, weights
-from foreword.loading.gguf_header import first_line
 
 OWN_CODE = (
     "code out of the model's directory, which is never run unless you say so; if you trust that "
@@ -106,7 +106,7 @@ def load_errors(name: str, part: str) -> Iterator[None]:
         if "trust_remote_code" in str(error):
             raise UnsupportedError(f"{name}: its {part} is {OWN_CODE}") from error
         raise InputError(
-            f"{name}: transformers cannot load its {part} ({first_line(error)})"
+            f"{name}: transformers cannot load its {part} ({telling_line(error)})"
         ) from error
 
 

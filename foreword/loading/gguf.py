@@ -20,7 +20,11 @@ from foreword.loading.gguf_header import (
     refuse_inexact,
     refuse_other_model,
 )
-from foreword.loading.gguf_tokenizer import load_tokenizer, unsupported_family
+from foreword.loading.gguf_tokenizer import (
+    check_tokenizer_known,
+    load_tokenizer,
+    unsupported_family,
+)
 
 ProgressCallback = Callable[[str], None]
 
@@ -33,6 +37,7 @@ def convert(gguf_path: Path, scratch: Path, progress: ProgressCallback | None) -
     alone.parent.mkdir()
     _copy(gguf_path, alone)
     header = read_header(alone, gguf_path)
+    check_tokenizer_known(header)
     refuse_inexact(header)
     import transformers  # noqa: F401  # here, as its log handler keeps the stderr that it finds
 

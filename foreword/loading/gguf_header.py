@@ -5,19 +5,16 @@ field or tensor which transformers does not take as the file means it: the model
 one. Knows no cache folder and reads no text.
 """
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from foreword.compat.error_lines import telling_line
 from foreword.errors import DependencyError, InputError, UnsupportedError
 
 ORIGINAL = "use the model's original checkpoint instead (a Hub id or a directory)"
-SPLIT_RULES = ("gpt-2", "smollm", "llama-bpe", "qwen2")
-"""Rules by which text is cut (tokenizer.ggml.pre) that were compared with the original tokenizer.
-"default" is missing: a converter writes it where it does not recognise the tokenizer."""
 
 # Fields of a family that llama.cpp computes with and transformers does not read, and the values at
 # which they change nothing. None: the field is not there.
@@ -94,30 +91,18 @@ def read_header(alone: Path, path: Path) -> Header:
         fields = {name: field.contents() for name, field in reader.fields.items()}
     except (OSError, ValueError, IndexError, KeyError, OverflowError) as error:
         raise InputError(
-            f"{path} is not a whole GGUF file ({first_line(error)}); download it again"
+            f"{path} is not a whole GGUF file ({telling_line(error)}); download it again"
         ) from error
     sizes = {tensor.name: int(tensor.n_elements) for tensor in reader.tensors}
     return Header(path, fields, sizes)
 
 
 def refuse_inexact(header: Header) -> None:
-    """Refuse the files that transformers would load as a model with other outputs.
+    """Refuse the files whose weights transformers would load as a model with other outputs.
 
     Raises:
         UnsupportedError: names what it would lose.
     """
-    kind, pre = header.of_tokenizer("model"), header.of_tokenizer("pre")
-    needed = {"gpt2": ["tokens", "token_type", "merges"], "llama": ["tokens"], "gemma4": ["tokens"]}
-    if kind not in needed or not all(header.of_tokenizer(key) for key in needed[kind]):
-        raise UnsupportedError(
-            f"{header.path} has no tokenizer of a known type (tokenizer.ggml.model is {kind!r}, "
-            f"expected {', '.join(needed)} with its tokens); {ORIGINAL}"
-        )
-    if kind == "gpt2" and pre not in SPLIT_RULES:
-        raise UnsupportedError(
-            f"{header.path} splits text by the rule {pre!r} (tokenizer.ggml.pre), which is not "
-            f"known exactly; known: {', '.join(SPLIT_RULES)}; {ORIGINAL}"
-        )
     for name, neutral in _NEUTRAL.items():
         value = header.of_family(name)
         if value not in neutral:
@@ -228,13 +213,3 @@ def _is_close(one: Any, other: Any) -> bool:
         return math.isclose(one, other, rel_tol=1e-6)
     except TypeError:
         return False
-
-
-def first_line(error: Exception) -> str:
-    """Return what an error says in one line, with its type where that says more than its text; of a
-    heading, the line below it, too.
-    """
-    kind, said = type(error).__name__, str(error).strip()
-    is_bare = isinstance(error, LookupError | TypeError | AttributeError | json.JSONDecodeError)
-    lines = (f"{kind}: {said}" if said and is_bare else said or kind).splitlines()
-    return " ".join(line.strip() for line in lines[: 2 if lines[0].rstrip().endswith(":") else 1])

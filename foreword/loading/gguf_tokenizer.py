@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from foreword.compat.error_lines import telling_line
 from foreword.errors import ForewordError, InputError, UnsupportedError
-from foreword.loading.gguf_header import ORIGINAL, Header, first_line
+from foreword.loading.gguf_header import ORIGINAL, Header
 
 _SPECIAL_TOKENS = {
     "bos_token": "bos",
@@ -22,6 +23,26 @@ _SPECIAL_TOKENS = {
     "unk_token": "unknown",
     "pad_token": "padding",
 }
+
+
+def check_tokenizer_known(header: Header) -> None:
+    """Refuse a file whose tokenizer is of no known type, or cuts text by no known rule.
+
+    Raises:
+        UnsupportedError: names the field.
+    """
+    kind, pre = header.of_tokenizer("model"), header.of_tokenizer("pre")
+    needed = {"gpt2": ["tokens", "token_type", "merges"], "llama": ["tokens"], "gemma4": ["tokens"]}
+    if kind not in needed or not all(header.of_tokenizer(key) for key in needed[kind]):
+        raise UnsupportedError(
+            f"{header.path} has no tokenizer of a known type (tokenizer.ggml.model is {kind!r}, "
+            f"expected {', '.join(needed)} with its tokens); {ORIGINAL}"
+        )
+    if kind == "gpt2" and pre not in _SPLITS:
+        raise UnsupportedError(
+            f"{header.path} splits text by the rule {pre!r} (tokenizer.ggml.pre), which is not "
+            f"known exactly; known: {', '.join(_SPLITS)}; {ORIGINAL}"
+        )
 
 
 def load_tokenizer(gguf: Path, header: Header) -> Any:
@@ -119,7 +140,7 @@ def _damaged(header: Header) -> Iterator[None]:
     except Exception as error:  # the library's own class is Exception itself
         raise InputError(
             f"{header.path}: the fields of its tokenizer do not fit together "
-            f"({first_line(error)}); download it again, or convert it anew"
+            f"({telling_line(error)}); download it again, or convert it anew"
         ) from error
 
 
@@ -137,7 +158,7 @@ def unsupported_family(header: Header) -> Iterator[None]:
     except Exception as error:  # whatever transformers, or a class of its, raises at odd files
         raise UnsupportedError(
             f"transformers cannot load {header.path}, a GGUF file of the {header.family!r} family "
-            f"({first_line(error)}); {ORIGINAL}"
+            f"({telling_line(error)}); {ORIGINAL}"
         ) from error
 
 
@@ -199,7 +220,8 @@ _LLAMA3 = (
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
-# Those of gguf_header.SPLIT_RULES.
+# Only what was compared with the original tokenizer. "default" is missing: a converter writes it
+# where it does not recognise the tokenizer.
 _SPLITS = {
     "gpt-2": _Split(),
     "smollm": _Split(is_digits_apart=True),

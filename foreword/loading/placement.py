@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
+from foreword.compat.error_lines import telling_line
 from foreword.errors import InputError, UnsupportedError
-from foreword.loading.gguf_header import first_line
 
 NOWHERE = frozenset({"disk", "meta"})
 WHOLE = "exact passes need all of it in memory; take a smaller model, or more devices"
@@ -31,7 +31,7 @@ def device_of(device: Any) -> torch.device:
     except (AssertionError, NotImplementedError, RuntimeError, TypeError) as error:
         raise InputError(
             f"device: expected 'auto', 'cpu' or an accelerator of this machine, got {device!r} "
-            f"({first_line(error)})"
+            f"({telling_line(error)})"
         ) from error
     if found.type == "meta":
         raise UnsupportedError(f"device='meta': a model there has no numbers; {WHOLE}")

@@ -15,7 +15,7 @@ import transformers
 from transformers import PROCESSOR_MAPPING, AutoImageProcessor, AutoProcessor, AutoTokenizer
 from transformers.utils import cached_file, is_torchvision_available
 
-from foreword.loading.gguf_header import first_line
+from foreword.compat.error_lines import telling_line
 
 VIDEO = "video_processor"
 # The files that may name a processor's class, in the order in which transformers looks.
@@ -48,7 +48,7 @@ def load(source: str, config: Any, revision: str | None, *, is_trusted: bool = F
         template = settings.get("chat_template") or getattr(tokenizer, "chat_template", None)
         return without_video(kind, images, tokenizer, template)
     except Exception as error:  # whatever transformers, or a class of its, raises at odd files
-        reason = first_line(error)
+        reason = telling_line(error)
         if "trust_remote_code" in str(error):
             reason = "it is code out of the model's directory, which is never run unless you say so"
         warnings.warn(f"{source}: no processor ({reason}); text alone is read", stacklevel=4)

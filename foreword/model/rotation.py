@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from foreword.compat.error_lines import typed_line
 from foreword.compat.transformers_api import DynamicCache
 from foreword.errors import UnsupportedError
 from foreword.model.decoder import Decoder
@@ -121,8 +122,7 @@ def _state_at(decoder: Decoder, position: int) -> list[tuple[Tensor, Tensor]]:
         )
     except Exception as error:  # a family's code may do anything with what it does not expect
         raise UnsupportedError(
-            f"{name}: a token cannot be tried at position {position}: "
-            f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+            f"{name}: a token cannot be tried at position {position}: {typed_line(error)}"
         ) from None
     found = list[tuple[Tensor, Tensor]]()
     for index in range(decoder.capabilities.num_layers):

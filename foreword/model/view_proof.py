@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import torch
 
+from foreword.compat.error_lines import typed_line
 from foreword.model.capabilities import Capabilities
 
 NUM_IDS = 79
@@ -21,7 +22,7 @@ def objection(difference: Callable[[], str | None]) -> str | None:
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # a family's code may do anything with what it does not expect
-        return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+        return typed_line(error)
 
 
 def text_ids(capabilities: Capabilities) -> list[int]:

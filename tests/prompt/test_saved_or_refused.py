@@ -376,12 +376,17 @@ def test_a_prompt_is_never_one_saves_values_under_another_ones_base(
     assert prompt.facts["base"]["name"] == "second/base"
 
 
+def half_replace(folder: Path) -> None:
+    """Leave `run` with the values of a later save, whose configuration still lies in `new`."""
+    a_prompt(4).save(folder / "new")
+    a_prompt(3).save(folder / "run")
+    os.replace(folder / "new" / TENSOR_FILE, folder / "run" / TENSOR_FILE)
+
+
 def test_a_reader_waits_for_the_second_file_of_a_save(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    a_prompt(4).save(tmp_path / "new")
-    a_prompt(3).save(tmp_path / "run")
-    os.replace(tmp_path / "new" / TENSOR_FILE, tmp_path / "run" / TENSOR_FILE)
+    half_replace(tmp_path)
 
     def pause(seconds: float) -> None:
         if (tmp_path / "new" / CONFIG_FILE).exists():
@@ -394,9 +399,7 @@ def test_a_reader_waits_for_the_second_file_of_a_save(
 def test_files_of_two_saves_that_stay_are_refused_soon(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    a_prompt(4).save(tmp_path / "new")
-    a_prompt(3).save(tmp_path / "run")
-    os.replace(tmp_path / "new" / TENSOR_FILE, tmp_path / "run" / TENSOR_FILE)
+    half_replace(tmp_path)
     pauses: list[float] = []
     monkeypatch.setattr(steady_files.time, "sleep", pauses.append)
     with pytest.raises(ArtifactError, match="the two files are not from one save"):
