@@ -146,7 +146,8 @@ def _overtaken(group: tuple[str, str], systems: dict[str, list[Point]]) -> str:
         return ""
     model, task = group
     own, theirs = systems[DEFAULT], systems[LORA]
-    ahead = [a.steps for a, b in zip(own, theirs, strict=False) if a.score < b.score]
+    scores = {point.steps: point.score for point in own}
+    ahead = [b.steps for b in theirs if scores.get(b.steps, 1.0) < b.score]
     said = (
         f"LoRA is ahead at {', '.join(map(str, ahead))} steps" if ahead else "LoRA is never ahead"
     )

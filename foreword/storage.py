@@ -18,6 +18,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
+from foreword.compat.error_lines import first_line
 from foreword.errors import ForewordError, InputError, StorageError
 from foreword.os_calls import directory_lock, release_and_remove
 from foreword.os_calls import sync as sync
@@ -286,5 +287,5 @@ def storage_errors(
         elif number in (errno.ENAMETOOLONG, errno.ELOOP):
             reason, kind = os.strerror(number or 0), InputError
         else:
-            reason = getattr(error, "strerror", None) or str(error).strip().partition("\n")[0]
+            reason = getattr(error, "strerror", None) or first_line(error)
         raise kind(f"{target!s:.200}: {reason}; {kept}") from None

@@ -19,6 +19,7 @@ from rich.table import Column
 from foreword.cli import options
 from foreword.cli.console import one_line
 from foreword.cli.progress_lines import ProgressLines
+from foreword.compat.error_lines import first_line
 from foreword.errors import DependencyError, InputError
 from foreword.os_calls import is_device
 from foreword.training.folders import TASKS
@@ -233,4 +234,4 @@ class Trackers:
 
 def _line(error: Exception) -> str:
     """Return what an error says in one line."""
-    return str(error).strip().partition("\n")[0] or type(error).__name__
+    return first_line(error) or type(error).__name__

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from jinja2 import TemplateError
 
+from foreword.compat.error_lines import first_line
 from foreword.config import Opening
 from foreword.data.example import message_text
 from foreword.data.json_files import STRICT
@@ -244,7 +245,7 @@ def around(probe: str, text: str) -> tuple[str, str]:
 
 def refusal(error: Exception) -> DataError:
     """Return what a template raised as one line on the messages."""
-    reason = str(error).partition("\n")[0]
+    reason = first_line(error)
     if isinstance(error, TemplateError):
         return DataError(f"the chat template refuses the messages: {reason}")
     kind = type(error).__name__

@@ -12,6 +12,7 @@ import torch
 from jinja2 import TemplateError
 from torch import Tensor
 
+from foreword.compat.error_lines import first_line
 from foreword.data import media_parts
 from foreword.data.chat_template import refusal
 from foreword.data.media_parts import Message
@@ -67,7 +68,7 @@ def read(
         raise refusal(error) from error
     except Exception as error:  # a processor meets sizes and files here that nobody tried before
         is_said = isinstance(error, ValueError | TypeError | KeyError | IndexError)
-        reason = str(error).partition("\n")[0] if is_said else type(error).__name__
+        reason = first_line(error) if is_said else type(error).__name__
         raise DataError(f"the processor cannot take the messages: {reason}") from error
     # Token types follow from the ids, and are computed from them for the forward pass.
     media = {

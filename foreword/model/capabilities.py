@@ -13,6 +13,7 @@ from typing import Any, Literal
 import torch
 
 from foreword.compat import releases, transformers_api
+from foreword.compat.error_lines import first_line
 from foreword.compat.transformers_api import (
     KEYLESS_LAYER,
     DynamicCache,
@@ -209,7 +210,7 @@ def inspect_model(model: Any) -> Capabilities:
     except (UnsupportedError, torch.OutOfMemoryError):
         raise
     except Exception as failure:  # of whatever type a class raises that names its parts otherwise
-        reason = str(failure).strip().partition("\n")[0]
+        reason = first_line(failure)
         raise UnsupportedError(
             f"{type(model).__name__}: raises {type(failure).__name__} ({reason}) where its parts "
             "are looked up as those of known families; this family cannot be made exact yet"

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from foreword.compat.error_lines import first_line
 from foreword.errors import InputError, UnsupportedError
 from foreword.model import media
 from foreword.model.capabilities import Capabilities
@@ -100,7 +101,7 @@ def run_pass(run: Any, inputs: dict[str, Any]) -> Any:
     except ValueError as error:
         if not has_media:
             raise
-        reason = str(error).strip().partition("\n")[0]
+        reason = first_line(error)
         raise InputError(
             f"the model cannot read the media of input_ids: {reason}; give what the processor "
             "returns, and let no generated token be a placeholder"

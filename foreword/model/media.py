@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from foreword.compat.error_lines import telling_line
 from foreword.errors import InputError, UnsupportedError
 from foreword.model.capabilities import Capabilities, Modality
 from foreword.model.placeholders import Item, Memory, Turn, find_items
@@ -246,7 +247,7 @@ def _shifts(decoder: Any, capabilities: Capabilities, turn: Turn, memory: Memory
         except (ValueError, RuntimeError, StopIteration) as error:
             raise InputError(
                 f"row {row}: the placeholders do not fit the sizes of its images "
-                f"({str(error).partition(chr(10))[0]}); give what the processor returns"
+                f"({telling_line(error)}); give what the processor returns"
             ) from error
         order = torch.arange(whole.shape[1])
         shifts[:, row, : len(types)] = (positions[:, 0] - order)[:, num_virtual:]

@@ -15,6 +15,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from foreword.compat.error_lines import telling_line
 from foreword.errors import InputError, TrainingError
 from foreword.training import launch
 
@@ -62,9 +63,7 @@ class Ranks:
         try:
             torch.distributed.all_reduce(flat)
         except RuntimeError as error:
-            reason = (
-                re.sub(r"^\[.*?\] *", "", str(error).strip()).partition(". ")[0].splitlines()[0]
-            )
+            reason = re.sub(r"^\[.*?\] *", "", telling_line(error)).partition(". ")[0]
             raise TrainingError(
                 f"process {self.rank} of {self.size} lost another one of them ({reason}); see "
                 "what that one said last, then go on with --resume"

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from foreword.compat.error_lines import first_line
 from foreword.errors import InputError, TrainingError
 
 PROMPTS, COMPLETIONS = "prompts", "completions"
@@ -168,6 +169,6 @@ def _shown(value: Any) -> str:
 def _said(error: BaseException) -> str:
     """Return an error in one line, with the place in the user's code that raised it."""
     frames = traceback.extract_tb(error.__traceback__)
-    line = str(error).strip().partition("\n")[0]
+    line = first_line(error)
     place = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
     return f"{type(error).__name__}{f': {line:.200}' if line else ''}{place}"

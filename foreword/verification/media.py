@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from foreword.compat.error_lines import first_line
 from foreword.errors import UnsupportedError
 from foreword.model.capabilities import Capabilities
 from foreword.model.forward import read_media
@@ -43,7 +44,7 @@ def prove(
     except torch.OutOfMemoryError:
         raise
     except Exception as failure:  # of whatever type a class raises
-        reason = str(failure).strip().partition("\n")[0] or type(failure).__name__
+        reason = first_line(failure) or type(failure).__name__
         raise UnsupportedError(
             f"{capabilities.model_type}: its media cannot be read behind a prefix as known "
             f"families do ({reason}); give it text alone"

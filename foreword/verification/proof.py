@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from foreword.compat.error_lines import first_line
 from foreword.errors import UnsupportedError
 from foreword.loading.hub import cache_folder
 from foreword.model.capabilities import AttentionPattern, Capabilities, inspect_model
@@ -188,8 +189,7 @@ def _examine(name: str, make: Callable[[], FrozenModel], place: str) -> Verdict:
 
 
 def _raised(failure: Exception) -> str:
-    first = str(failure).strip().partition("\n")[0]
-    return f"raises {type(failure).__name__} ({first})"
+    return f"raises {type(failure).__name__} ({first_line(failure)})"
 
 
 def _noise(trials: Any) -> float:

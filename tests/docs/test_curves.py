@@ -47,6 +47,14 @@ def test_the_section_says_where_lora_is_ahead_and_how_soon_its_score_is_reached(
     )
 
 
+def test_where_lora_is_ahead_is_a_matter_of_the_same_steps(two_curves: None) -> None:
+    # A point between the others, as good as LoRA's at 80 steps in half of its time.
+    between = line(make_curves.DEFAULT, 40, 20, 0.75)
+    make_curves.LINES.write_text(make_curves.LINES.read_text() + "\n" + json.dumps(between))
+    said = make_curves.section()
+    assert "LoRA is ahead at 80 steps; the default has LoRA's score of 80 steps in 0.25" in said
+
+
 def test_a_mean_over_tasks_is_said_of_each_system_that_has_them_all(two_curves: None) -> None:
     own, theirs = make_curves.DEFAULT, make_curves.LORA
     assert "| mean of" not in make_curves.section()  # of one task there is none

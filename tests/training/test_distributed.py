@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from foreword import SoftPrompt
 from foreword.cli import app
+from foreword.errors import TrainingError
 from foreword.training.distributed import Ranks
 
 ENVIRONMENT = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
@@ -92,6 +93,25 @@ def test_a_process_that_dies_ends_the_run_with_an_error(runs: Any) -> None:
     assert dead is None
     assert "process 0 of 2 lost another one of them" in survivor["error"]
     assert "go on with --resume" in survivor["error"]
+
+
+@pytest.mark.parametrize(
+    ("says", "said"),
+    [
+        ("", "(RuntimeError)"),
+        ("[gloo/pair.cc:1] Closed by peer. Aborting\nat x", "(Closed by peer)"),
+    ],
+)
+def test_an_error_of_the_other_processes_is_one_line(
+    says: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: torch.Tensor) -> None:
+        raise RuntimeError(says)
+
+    monkeypatch.setattr(torch.distributed, "all_reduce", fail)
+    with pytest.raises(TrainingError) as caught:
+        Ranks(0, 2).add_up([torch.zeros(2)])
+    assert said in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_what_a_dead_process_left_is_resumed(runs: Any) -> None:
