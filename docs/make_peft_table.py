@@ -225,7 +225,8 @@ def _unpacked(folder: Path, requirement: str, *options: str) -> Path:
 HEAD = """\
 # Stock PEFT under pairs of releases
 
-What PEFT's own `generate` does with a soft prompt, by the release of PEFT and of transformers.
+This page shows what PEFT's own `generate` does with a soft prompt, for pairs of releases of PEFT
+and transformers.
 
 **The newest failure without an exception: {newest}.**
 
@@ -240,9 +241,9 @@ a prompt, is right.
   model without the prompt.
 - **raises**: an exception, by its name.
 
-How a case fails can depend on the model and the lengths: assisted decoding of prompt tuning, wrong
-here, raises where other candidates are accepted. In models with sliding layers prefix tuning is
-wrong in left-padded batches too ([contract.md](contract.md)).
+How a case fails can depend on the model and the lengths. For example, assisted decoding of prompt
+tuning is wrong here, but raises if other candidates of the assistant are accepted. In models with
+sliding layers, prefix tuning is wrong in left-padded batches, too ([contract.md](contract.md)).
 
 foreword is right in all of these cases ([contract.md](contract.md)), and reads the same files:
 `SoftPrompt.load(directory)`. `foreword doctor` says which pair is installed, and what goes wrong
@@ -259,9 +260,10 @@ transformers 5.24 calls the cache `cache` where older releases say `past_key_val
   one argument is all that it says.
 - Prompt tuning puts its embeddings before every new token again, not only before the text.
 
-With PEFT as it is, an older transformers (`pip install 'transformers<5.24'`) gives the rows of 5.23
-above, and `use_cache=False` makes prompt tuning right, one row at a time, for the price of reading
-prompt and text again for every token; it does not help prefix tuning. Or generate with foreword.
+If you stay with PEFT, there are two partial cures. An older transformers
+(`pip install 'transformers<5.24'`) gives the rows of 5.23 above. `use_cache=False` makes prompt
+tuning right, one row at a time, but every new token then reads prompt and text again; it does not
+help prefix tuning. Or generate with foreword.
 """
 REPEAT = """
 ## Repeat it
