@@ -548,11 +548,16 @@ class Backbone:
 
 def _assistant(assistant: Any) -> Any:
     """Return a view of an assistant, whose sliding layers can then take candidates back."""
-    model = assistant.model if isinstance(assistant, Backbone) else assistant
-    try:
-        capabilities = inspect_model(model)
-    except UnsupportedError:
-        return model  # what it proposes is verified anyway
+    if isinstance(assistant, Backbone):
+        model, capabilities = assistant.model, assistant.capabilities
+    else:
+        model = assistant
+        try:
+            capabilities = inspect_model(model)
+            if not capabilities.is_tested:
+                capabilities = prove(model, capabilities, Backbone.unproved)
+        except UnsupportedError:
+            return model  # what it proposes is verified anyway
     if capabilities.encoder:
         return model
     return model_view.decoder_view(model, capabilities, no_prefixes(1))

@@ -216,9 +216,13 @@ def setting(name: str, kwargs: Mapping[str, Any], default_config: Any) -> Any:
     return own if own is not None else getattr(default_config, name, None)
 
 
+CANDIDATES = ("assistant_model", "prompt_lookup_num_tokens")
+"""Settings of strategies that propose candidates."""
+
+
 def refuse_candidates(kwargs: dict[str, Any], default_config: Any, model_type: str) -> None:
     """Refuse strategies that propose candidates, where a layer cannot forget the rejected ones."""
-    for name in ("assistant_model", "prompt_lookup_num_tokens"):
+    for name in CANDIDATES:
         if setting(name, kwargs, default_config) is not None:
             raise UnsupportedError(
                 f"generate({name}=...): the recurrent layers of {model_type} cannot forget "
@@ -249,6 +253,13 @@ def refuse_options(kwargs: dict[str, Any], default_config: Any) -> None:
             "generate(cache_implementation='paged'): the continuous batching of transformers knows "
             "no prompt; use another cache, or foreword's own engine"
         )
+    if setting("use_cache", kwargs, default_config) is False:
+        for name in CANDIDATES:
+            if setting(name, kwargs, default_config) is not None:
+                raise InputError(
+                    f"generate({name}=...): candidates are verified with the cache, and use_cache "
+                    "is False, by the call or the model's own configuration; give use_cache=True"
+                )
     ends = ids_of(setting("eos_token_id", kwargs, default_config))
     if setting("exponential_decay_length_penalty", kwargs, default_config) and not ends:
         raise InputError(

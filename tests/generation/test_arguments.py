@@ -303,6 +303,14 @@ def test_an_argument_of_another_type(backbone: Backbone, name: str) -> None:
         assert str(caught.value).isprintable()
 
 
+@pytest.mark.parametrize("options", [{"prompt_lookup_num_tokens": 2}, {"assistant_model": MODEL}])
+def test_candidates_need_the_cache(backbone: Backbone, options: dict[str, Any]) -> None:
+    (name,) = options
+    with pytest.raises(InputError, match=rf"generate\({name}=.*give use_cache=True"):
+        backbone.generate(PROMPT, ROWS[1][None], **GREEDY, **options, use_cache=False)
+    backbone.generate(PROMPT, ROWS[1][None], **GREEDY, **options, use_cache=True)
+
+
 def test_a_number_that_is_too_small_is_named(backbone: Backbone) -> None:
     for name in ("num_beams", "num_return_sequences", "prefill_chunk_size"):
         with pytest.raises(InputError, match=rf"generate\({name}=.*of at least 1, got 0"):

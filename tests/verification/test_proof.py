@@ -143,6 +143,21 @@ def test_the_engine_serves_such_a_kind(kind: str) -> None:
     assert [handle.ids for handle in handles] == wished
 
 
+@pytest.mark.parametrize("is_loaded", [False, True])
+@pytest.mark.parametrize("kind", ["bloom", "falcon with alibi", "opt"])
+def test_such_a_kind_proposes_candidates(kind: str, is_loaded: bool) -> None:
+    model = build(kind)
+    backbone, prompts = Backbone(model), prompts_for(model)
+    assistant = Backbone(build(kind)) if is_loaded else build(kind).requires_grad_()
+    for prompt, row in zip(prompts, ROWS, strict=True):
+        found = backbone.generate(
+            prompt, torch.tensor([row]), max_new_tokens=4, do_sample=False, eos_token_id=None,
+            assistant_model=assistant,
+        )  # fmt: skip
+        assert found[0, len(row) :].tolist() == greedy(model, prompt, row, 4)
+    assert is_loaded or all(one.requires_grad for one in assistant.parameters())
+
+
 @pytest.mark.parametrize("kind", ["bloom", "ctrl", "roberta"])
 def test_gradients_reach_the_prompt_and_nothing_writes_into_it(kind: str) -> None:
     model = build(kind)
