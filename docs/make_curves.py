@@ -86,6 +86,17 @@ def seconds_to(points: list[Point], score: float) -> float | None:
     return None
 
 
+def score_at(points: list[Point], seconds: float) -> float | None:
+    """Return a curve's score after some seconds, on a line between two points of it over the
+    logarithm of seconds; None: before its first point, or after its last.
+    """
+    for one, then in zip(points, points[1:], strict=False):
+        if one.seconds <= seconds <= then.seconds:
+            share = math.log(seconds / one.seconds) / math.log(then.seconds / one.seconds)
+            return one.score + share * (then.score - one.score)
+    return None
+
+
 def section() -> str:
     """Return the part of results.md on budgets; nothing where none is measured."""
     groups = curves(measured())
@@ -141,7 +152,9 @@ def _means(groups: dict[tuple[str, str], dict[str, list[Point]]], steps: list[in
 
 
 def _overtaken(group: tuple[str, str], systems: dict[str, list[Point]]) -> str:
-    """Say where LoRA overtakes the default, and how long the default takes to LoRA's best score."""
+    """Say where LoRA overtakes the default, in equal steps and in equal time, and how long the
+    default takes to LoRA's best score.
+    """
     if DEFAULT not in systems or LORA not in systems:
         return ""
     model, task = group
@@ -149,7 +162,9 @@ def _overtaken(group: tuple[str, str], systems: dict[str, list[Point]]) -> str:
     scores = {point.steps: point.score for point in own}
     ahead = [b.steps for b in theirs if scores.get(b.steps, 1.0) < b.score]
     said = (
-        f"LoRA is ahead at {', '.join(map(str, ahead))} steps" if ahead else "LoRA is never ahead"
+        f"LoRA is ahead at {', '.join(map(str, ahead))} steps"
+        if ahead
+        else "LoRA is never ahead in equal steps"
     )
     last = theirs[-1]
     needed = seconds_to(own, last.score)
@@ -159,7 +174,24 @@ def _overtaken(group: tuple[str, str], systems: dict[str, list[Point]]) -> str:
         if needed is not None
         else f"the default does not reach LoRA's score of {last.steps} steps"
     )
-    return f"- {task}, {model}: {said}; {reached}.\n"
+    return f"- {task}, {model}: {said}, and {_in_equal_time(own, theirs)}; {reached}.\n"
+
+
+def _in_equal_time(own: list[Point], theirs: list[Point]) -> str:
+    """Say at which points of both curves LoRA is ahead of the default in the same seconds."""
+    ahead = [
+        one.seconds
+        for one in own
+        if (score := score_at(theirs, one.seconds)) is not None and score > one.score
+    ]
+    ahead += [
+        one.seconds
+        for one in theirs
+        if (score := score_at(own, one.seconds)) is not None and score < one.score
+    ]
+    if not ahead:
+        return "never in equal time"
+    return f"in equal time at {', '.join(f'{seconds:.0f}' for seconds in sorted(ahead))} s"
 
 
 def _row(cells: Iterable[str]) -> str:

@@ -4,18 +4,24 @@ In: the last event of a run, and its training state. Out: files, and lines on th
 step.
 """
 
+from dataclasses import fields
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING
 
 import typer
 
 from foreword.cli import options
 from foreword.cli.progress import Stop, save
+from foreword.config import DataConfig
 
 if TYPE_CHECKING:
     from foreword.training.checkpoint import StoredState
     from foreword.training.distributed import Ranks
     from foreword.training.loop import TrainEvent
+
+BY_NAME = DataConfig()
+"""Columns that their names tell."""
 
 
 def where_it_goes_on(output: str, step: int | None) -> str:
@@ -42,8 +48,22 @@ def kept(output: str) -> str:
     return f"; {output} holds {prompt}the training state of step {stored.progress().step}"
 
 
-def conclude(last: "TrainEvent | None", output: str, stop: Stop, curves: str | None = None) -> None:
-    """Write the prompt of a run that was stopped, draw the curves, and say what came of it."""
+def conclude(
+    last: "TrainEvent | None",
+    output: str,
+    stop: Stop,
+    curves: str | None = None,
+    columns: DataConfig = BY_NAME,
+) -> None:
+    """Write the prompt of a run that was stopped, draw the curves, and say what came of it.
+
+    Args:
+        last: the run's last event, if it came to one.
+        output: the directory of the prompt.
+        stop: the signal that stopped it, if any.
+        curves: file of a picture.
+        columns: where the columns of its data are, for the commands that are named as next.
+    """
     from foreword.evaluation import plots
     from foreword.training.checkpoint import read_state
     from foreword.training.folders import STATE_FILE
@@ -54,14 +74,20 @@ def conclude(last: "TrainEvent | None", output: str, stop: Stop, curves: str | N
         return
     stored = read_state(path)
     try:
-        _keep(last, output, stop, stored)
+        _keep(last, output, stop, stored, columns)
     finally:  # after the prompt, which a picture must not cost
         if curves:
             plots.draw_history(stored.history(), Path(curves))
             options.output.print(f"curves: {curves}")
 
 
-def _keep(last: "TrainEvent | None", output: str, stop: Stop, stored: "StoredState") -> None:
+def _keep(
+    last: "TrainEvent | None",
+    output: str,
+    stop: Stop,
+    stored: "StoredState",
+    columns: DataConfig,
+) -> None:
     if stop.signal:
         prompt = stored.result()
         save(prompt, stored.task_results(), output)
@@ -72,13 +98,13 @@ def _keep(last: "TrainEvent | None", output: str, stop: Stop, stored: "StoredSta
             "goes on"
         )
     elif last is not None:
-        summarize(last, output, stored)
+        summarize(last, output, stored, columns)
 
 
-def summarize(last: "TrainEvent", output: str, stored: "StoredState") -> None:
+def summarize(
+    last: "TrainEvent", output: str, stored: "StoredState", columns: DataConfig = BY_NAME
+) -> None:
     """Say from what to what, how long, how large, and what to type next."""
-    from shlex import quote
-
     prompt, history = last.prompt, stored.history()
     assert prompt is not None
     metrics = prompt.facts["metrics"]
@@ -101,8 +127,34 @@ def summarize(last: "TrainEvent", output: str, stored: "StoredState") -> None:
         f"saved to {output}{tasks}\n\n"
         f"try it:   foreword chat --prompt {quote(output)}\n"
         f"look:     foreword show --prompt {quote(output)}\n"
-        f"measure:  foreword eval --prompt {quote(output)} --data FILE"
+        f"measure:  foreword eval --prompt {quote(output)}{_as_options(columns)} --data FILE"
     )
+    if columns.template is not None:
+        # Its columns are the file's: elsewhere a text is asked as it is.
+        options.output.print(
+            "ask:      a text is written as --template writes it, as in chat and over HTTP: "
+            f"{columns.template!r}"
+        )
+
+
+def _as_options(columns: DataConfig) -> str:
+    """Return what was said of the columns, as it is typed in a shell."""
+    said = ""
+    for field in fields(columns):
+        value = getattr(columns, field.name)
+        if value == field.default:
+            continue
+        name = f" --{field.name.replace('_', '-')}"
+        said += name if value is True else f"{name} {_quoted(value)}"
+    return said
+
+
+def _quoted(text: str) -> str:
+    """Return a text as a shell takes it, in one line."""
+    if text.isprintable():
+        return quote(text)
+    escapes = {"\\": r"\\", "'": r"\'", "\n": r"\n", "\t": r"\t", "\r": r"\r"}
+    return f"$'{''.join(escapes.get(one, one) for one in text)}'"
 
 
 def end(stop: Stop, ranks: "Ranks") -> None:

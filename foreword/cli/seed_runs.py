@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from foreword.cli import options, run_file
 from foreword.cli.conclusion import conclude, kept, where_it_goes_on
 from foreword.cli.progress import Stop, Trackers, run, save
-from foreword.config import TrainConfig
+from foreword.config import DataConfig, TrainConfig
 from foreword.errors import InputError
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ class Given:
         seeds: how many there are.
         curves: file of a picture of the only one.
         track: names of trackers.
+        columns: where the columns of their data are.
     """
 
     output: str
@@ -41,6 +42,7 @@ class Given:
     seeds: int
     curves: str | None = None
     track: str | None = None
+    columns: DataConfig = DataConfig()
 
     @property
     def clear(self) -> Callable[[], None] | None:
@@ -79,7 +81,7 @@ def follow(
         last = _attend(one.events, place, stop, ranks, trackers)
         is_stopped = last is None or last.prompt is None or bool(stop.signal)
         if ranks.is_main and (concludes or is_stopped):
-            conclude(last, place, stop, given.curves)
+            conclude(last, place, stop, given.curves, given.columns)
         if last is None or is_stopped:
             return {}
         results[one.seed] = last

@@ -100,9 +100,8 @@ def command(
 
         ranks = distributed.join()
         asked = TrainCall(model, config, encoding, goal, init_prompt)
-        run_all(
-            asked, Given(output, resume, overwrite, seeds, curves, track), examples, stop, ranks
-        )
+        given = Given(output, resume, overwrite, seeds, curves, track, columns)
+        run_all(asked, given, examples, stop, ranks)
     end(stop, ranks)
 
 

@@ -512,6 +512,25 @@ def test_the_command_is_installed() -> None:
     assert shown.stdout.startswith("foreword ")
 
 
+def test_what_to_type_next_repeats_the_columns(model: str, tmp_path: Path) -> None:
+    rows = tmp_path / "tickets.jsonl"
+    row = {"subject": "Sign-in é", "body": "It fails", "team": "login"}
+    rows.write_text("".join(json.dumps(row | {"body": f"No {n}"}) + "\n" for n in range(3)))
+    template, output = "Subject: {subject}\n'{body}'", tmp_path / "own"
+    columns = ["--template", template, "--label-column", "team", "--skip-blank"]
+    said = invoke(
+        "train", "--model", model, "--data", str(rows), "--output", str(output), *columns,
+        "--method", "prefix-tuning", "--num-steps", "1", "--validation", "0",
+    )  # fmt: skip
+    assert f"--template writes it, as in chat and over HTTP: {template!r}" in said
+    [line] = [line for line in said.splitlines() if line.startswith("measure:")]
+    words = line.removeprefix("measure:").replace("foreword", "printf '%s\\0'").rstrip()
+    shell = subprocess.run(["bash", "-c", words], capture_output=True, text=True, check=True)
+    typed = shell.stdout.split("\0")[:-1]
+    assert typed == ["eval", "--prompt", str(output), *columns, "--data", "FILE"]
+    invoke(*typed[:-1], str(rows), "--model", model)
+
+
 def test_a_chat_template_of_ones_own_is_saved_in_the_prompt(model: str, tmp_path: Path) -> None:
     template = tmp_path / "own.jinja"
     template.write_text(

@@ -37,14 +37,23 @@ def test_the_section_says_where_lora_is_ahead_and_how_soon_its_score_is_reached(
     assert (
         "| a & b, m | foreword context-tuning (default) | 50.0% | 70.0% ± 14.1 | 10 / 40 |" in said
     )
-    assert "LoRA is ahead at 80 steps; the default does not reach LoRA's score" in said
+    assert "LoRA is ahead at 80 steps, and never in equal time; the default does not reach" in said
     make_curves.LINES.write_text(
         make_curves.LINES.read_text().replace('"score": 0.75', '"score": 0.6')
     )
     # Halfway between .5 and .7 is halfway between 10 and 40 seconds over their logarithm: 20.
-    assert "LoRA is never ahead; the default has LoRA's score of 80 steps in 0.25" in (
-        make_curves.section()
+    assert "LoRA is never ahead in equal steps, and never in equal time; the default has" in (
+        said := make_curves.section()
     )
+    assert "has LoRA's score of 80 steps in 0.25 of its time" in said
+
+
+def test_equal_time_is_where_both_curves_are_measured() -> None:
+    own = [make_curves.Point(20, 10, 0.5), make_curves.Point(80, 40, 0.7)]
+    assert make_curves.score_at(own, 20) == pytest.approx(0.6)  # halfway over the logarithm
+    assert make_curves.score_at(own, 9) is make_curves.score_at(own, 41) is None
+    theirs = [make_curves.Point(20, 20, 0.65), make_curves.Point(80, 80, 0.9)]
+    assert make_curves._in_equal_time(own, theirs) == "in equal time at 20, 40 s"
 
 
 def test_where_lora_is_ahead_is_a_matter_of_the_same_steps(two_curves: None) -> None:
@@ -52,7 +61,8 @@ def test_where_lora_is_ahead_is_a_matter_of_the_same_steps(two_curves: None) -> 
     between = line(make_curves.DEFAULT, 40, 20, 0.75)
     make_curves.LINES.write_text(make_curves.LINES.read_text() + "\n" + json.dumps(between))
     said = make_curves.section()
-    assert "LoRA is ahead at 80 steps; the default has LoRA's score of 80 steps in 0.25" in said
+    assert "LoRA is ahead at 80 steps, and never in equal time; the default has LoRA's" in said
+    assert "score of 80 steps in 0.25" in said
 
 
 def test_a_mean_over_tasks_is_said_of_each_system_that_has_them_all(two_curves: None) -> None:
