@@ -22,6 +22,7 @@ from foreword.generation import encoder_decoder, generate, habits, model_view
 from foreword.loading import checkpoint, hub, placement, quantized
 from foreword.model import checks
 from foreword.model.capabilities import Capabilities, inspect_model
+from foreword.model.changed import check_settings, check_unchanged
 from foreword.model.decoder import Decoder
 from foreword.model.encoder_decoder import EncoderDecoder
 from foreword.model.fingerprint import (
@@ -212,6 +213,7 @@ class Backbone:
         Raises:
             InputError: ids for which the model has no embedding.
         """
+        check_settings(self.model, self.capabilities)
         checks.check_ids(input_ids, self.capabilities.vocab_size)
         embedded: Tensor = self.model.get_input_embeddings()(input_ids.to(self.device))
         return embedded * self._embedding_scale if self._embedding_scale != 1 else embedded
@@ -255,7 +257,7 @@ class Backbone:
     def _compile(self, prompt: SoftPrompt | Prefix) -> Prefix:
         if isinstance(prompt, Prefix):
             self._check_prefix(prompt)
-            return prompt
+            return self._in_own_dtype(prompt)
         self._check(prompt)
         state = self._noticed, self._cast
         key = prompt.content_hash
@@ -270,12 +272,26 @@ class Backbone:
         # Prompts of the same values may say different things of themselves.
         return found if found.facts == facts else replace(found, facts=facts)
 
+    def _in_own_dtype(self, prefix: Prefix) -> Prefix:
+        """Return a prefix in the dtypes that the model keeps its states in."""
+        own = [self.dtype]
+        if not isinstance(prefix.states, DeferredPrompt):
+            own = [tensor.dtype for tensor in self._probe().tensors]
+        if own == [tensor.dtype for tensor in prefix.states.tensors]:
+            return prefix
+        dtypes = iter(own)
+        return replace(
+            prefix,
+            states=prefix.states.map(lambda one: narrowed(one, next(dtypes), "the model's cache")),
+        )
+
     def prefill(self, prompt: SoftPrompt) -> PrefixStates:
         """Return what rows start from behind a prompt, with gradient to it.
 
         Raises:
             InputError: numbers that the model's dtype does not hold.
         """
+        check_unchanged(self.model, self.capabilities)
         if prompt.form == "key_values":
             own = iter(self._probe().tensors)  # of the dtypes that the model keeps them in
             return prompt.states.map(
@@ -320,6 +336,7 @@ class Backbone:
             MismatchError: a prompt of another base, or a cache started from other prompts.
             UnsupportedError: a strategy or cache that would not be exact.
         """
+        check_unchanged(self.model, self.capabilities)
         if input_ids is None and isinstance(kwargs.get("inputs"), Tensor):
             input_ids = kwargs.pop("inputs")
         if kwargs.get("assistant_model") is not None:
@@ -352,6 +369,7 @@ class Backbone:
             UnsupportedError: media that the model does not read.
             InputError: ids that the model does not have, or a mask of another shape.
         """
+        check_unchanged(self.model, self.capabilities)
         num_rows = self.passes.num_rows(input_ids, media)
         if attention_mask is not None and input_ids is not None:
             checks.check_mask(attention_mask, *input_ids.shape)
@@ -375,6 +393,7 @@ class Backbone:
             InputError: media that does not fit the placeholders, or ids that the model does not
                 have.
         """
+        check_unchanged(self.model, self.capabilities)
         if input_ids is not None:
             checks.check_ids(input_ids, self.capabilities.vocab_size)
         self._prove_media(input_ids, attention_mask, media or {})
@@ -386,6 +405,7 @@ class Backbone:
         Raises:
             InputError: ids that the model does not have.
         """
+        check_unchanged(self.model, self.capabilities)
         checks.check_ids(batch.input_ids, self.capabilities.vocab_size)
         self._prove_media(batch.input_ids, batch.attention_mask, batch.media)
         return self.passes.label_states(prefixes, batch)

@@ -21,7 +21,7 @@ from foreword.engine.kv_cache import ForwardBatch, KVCache
 from foreword.engine.limits import EngineLimits
 from foreword.engine.request_state import RequestState
 from foreword.engine.sampling import Choice
-from foreword.model.capabilities import check_attention
+from foreword.model.changed import check_settings
 from foreword.model.decoder import Decoder
 from foreword.model.masks import place_in_slots
 from foreword.model.media import split_media
@@ -189,7 +189,7 @@ class ModelRunner:
         capabilities = self.backbone.capabilities
         if not capabilities.attention_patterns:
             return {}
-        check_attention(self.backbone.model, capabilities)
+        check_settings(self.backbone.model, capabilities)
         masks = place_in_slots(
             positions, current.width, capabilities, self.backbone.dtype, is_even=current.is_even
         )

@@ -32,7 +32,8 @@ from foreword.generation import padding
 from foreword.generation.row_ends import recorded
 from foreword.model import checks, contiguous, prefixed_cache, recurrent
 from foreword.model.argument_types import ids_of
-from foreword.model.capabilities import Capabilities, check_attention
+from foreword.model.capabilities import Capabilities
+from foreword.model.changed import check_settings
 from foreword.model.encoder_decoder import EncoderDecoder
 from foreword.model.forward import model_inputs, run_pass
 from foreword.model.media import Reading
@@ -127,7 +128,7 @@ class DecoderView(GenerationMixin):
         tokens = (
             inputs["input_ids"] if inputs.get("input_ids") is not None else inputs["inputs_embeds"]
         )
-        check_attention(self._model, self._capabilities)
+        check_settings(self._model, self._capabilities)
         if inputs.get("output_attentions") and self._capabilities.attention != "eager":
             raise UnsupportedError(
                 f"output_attentions: {self._capabilities.attention} attention computes no weights; "
@@ -462,7 +463,9 @@ def _view(model: Any, base: Any, **own: Any) -> Any:
     result: Any = object.__new__(_view_class(model.__class__, base))
     # Through the dictionary: a module set as an attribute would be registered as a submodule.
     result.__dict__.update(model.__dict__)
-    result.__dict__.pop("forward", None)
+    # What would run the model's own forward pass in place of the view's.
+    for name in ("forward", "_compiled_call_impl"):
+        result.__dict__.pop(name, None)
     result.__dict__.update({name: OrderedDict() for name in HOOKS if name in model.__dict__})
     result.__dict__.update(own)
     return result

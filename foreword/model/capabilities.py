@@ -121,6 +121,7 @@ class Capabilities:
             None.
         attention: the attention implementation, "sdpa" or "eager".
         decoder: the attribute under which the model keeps its decoder, apart from its head.
+        window_sizes: what its configuration said of windows and chunks.
         virtual_id: the id of every virtual token where the model looks up more than embeddings, or
             None.
         slot_scale: slots from which on queries are scaled by their slot, not their position, or
@@ -147,6 +148,7 @@ class Capabilities:
     rope_switch: int | None
     attention: str
     decoder: str
+    window_sizes: tuple[int | None, ...] = ()
     virtual_id: int | None = None
     slot_scale: int | None = None
     cache_argument: str = "past_key_values"
@@ -217,23 +219,6 @@ def inspect_model(model: Any) -> Capabilities:
         ) from failure
 
 
-def check_attention(model: Any, capabilities: Capabilities) -> None:
-    """Refuse a pass of a model whose attention was switched after it was inspected: its masks would
-    be of the other kind.
-
-    Raises:
-        UnsupportedError: says what to do.
-    """
-    config = model.config.get_text_config(decoder=True)
-    now = getattr(config, "own_attention", config._attn_implementation)  # of a view, the model's
-    if now != capabilities.attention:
-        raise UnsupportedError(
-            f"the model's attention is {now!r} now, and was {capabilities.attention!r} when this "
-            "Backbone was made: make a new one of the same model, Backbone(model, tokenizer), or "
-            f"set it back by model.set_attn_implementation({capabilities.attention!r})"
-        )
-
-
 def _inspect(model: Any) -> Capabilities:
     config: Any = model.config.get_text_config(decoder=True)
     name = getattr(model.config, "model_type", type(model).__name__)
@@ -260,6 +245,7 @@ def _inspect(model: Any) -> Capabilities:
         rope_switch=_rope_switch(config),
         attention=config._attn_implementation,
         decoder=decoder,
+        window_sizes=window_sizes(config),
         virtual_id=_virtual_id(config),
         slot_scale=_slot_scale(config),
         cache_argument=transformers_api.cache_argument(type(model).forward),
@@ -269,6 +255,11 @@ def _inspect(model: Any) -> Capabilities:
         num_axes=_num_axes(getattr(model, decoder)),
         has_image_blocks=bool(modalities) and types == "token_type_ids",
     )
+
+
+def window_sizes(config: Any) -> tuple[int | None, ...]:
+    """Return what a configuration says of the sizes of windows and chunks."""
+    return tuple(getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size"))
 
 
 def _modalities(config: Any, arguments: set[str]) -> tuple[Modality, ...]:
@@ -340,6 +331,7 @@ def _with_encoder(model: Any, config: Any, name: str) -> Capabilities:
         rope_switch=None,
         attention=config._attn_implementation,
         decoder=encoder.head_input,
+        window_sizes=window_sizes(config),
         cache_argument=transformers_api.cache_argument(type(model).forward),
         encoder=encoder,
     )

@@ -17,7 +17,8 @@ from foreword.compat.transformers_api import Cache
 from foreword.data.batches import Batch
 from foreword.errors import InputError, UnsupportedError
 from foreword.model import cache_layers, checks, contiguous, forward, prefixed_cache, recurrent
-from foreword.model.capabilities import Capabilities, check_attention
+from foreword.model.capabilities import Capabilities
+from foreword.model.changed import check_settings
 from foreword.model.embedding_scale import decoder_scale
 from foreword.model.media import Reading, split_media
 from foreword.model.passes import LabelStates
@@ -233,7 +234,7 @@ class Decoder:
         **tokens: Tensor,
     ) -> Tensor:
         """Run one forward pass over tokens and return `[B, T, H]`."""
-        check_attention(self.model, self.capabilities)
+        check_settings(self.model, self.capabilities)
         given = tokens["input_ids"] if "input_ids" in tokens else tokens["inputs_embeds"]
         placed = forward.model_inputs(
             self.capabilities, batch, cache, given, attention_mask, 0, self.model.dtype, reading

@@ -32,6 +32,7 @@ from foreword.model.placeholders import Memory
 from foreword.prompt.prefix import PrefixBatch
 
 MARK = "_foreword"  # attribute under which a caller's cache remembers its PrefixedCache
+ROW_MOVES = ("reorder_cache", "batch_select_indices", "batch_repeat_interleave")
 
 
 class PrefixedCache(Cache):
@@ -54,6 +55,7 @@ class PrefixedCache(Cache):
         """Start, without any real token, from the prefixes that were laid into `model_cache`."""
         self.layers = self.model_cache.layers
         self.identity, self.num_slots = batch.identity, batch.num_slots
+        self.weights = batch.weights
 
     @property
     def is_compileable(self) -> bool:
@@ -109,9 +111,50 @@ class PrefixedCache(Cache):
         self.tokens.drop_last(abs(tokens_to_remove))
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
-        """Take over other beams of the same rows."""
+        """Put other rows in the rows' places, as other beams."""
         super().reorder_cache(beam_idx)
-        self.tokens.select(beam_idx)
+        self._select(beam_idx)
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep these rows, in this order.
+
+        Raises:
+            UnsupportedError: a layer cannot.
+        """
+        self._check_rows_move()
+        super().batch_select_indices(indices)
+        self._select(torch.as_tensor(indices))
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Repeat each row.
+
+        Raises:
+            UnsupportedError: a layer cannot.
+        """
+        self._check_rows_move()
+        super().batch_repeat_interleave(repeats)
+        self._select(torch.arange(len(self.identity)).repeat_interleave(repeats))
+
+    def _check_rows_move(self) -> None:
+        for layer in self.layers:
+            if not isinstance(layer, DynamicLayer) or hasattr(layer, "_quantize"):
+                raise UnsupportedError(
+                    f"the rows of a {type(layer).__name__} cannot be chosen or repeated; use the "
+                    "dynamic cache, or give the whole conversation without a cache"
+                )
+        if self.memory is not None and self.memory.has_media:
+            raise UnsupportedError(
+                "the rows of a cache that holds media cannot be chosen or repeated; give the whole "
+                "conversation without a cache"
+            )
+
+    def _select(self, rows: Tensor) -> None:
+        self.tokens.select(rows)
+        # Beams are of one row: what they stand behind is the same, and not asked of a device.
+        if len(set(self.identity)) > 1 or len(rows) != len(self.identity):
+            chosen = rows.tolist()
+            self.identity = tuple(self.identity[row] for row in chosen)
+            self.weights = tuple(self.weights[row] for row in chosen)
 
     def reset(self) -> None:
         """Forget all tokens, virtual ones included: the next turn begins as in a new cache."""
@@ -159,6 +202,11 @@ class PrefixedCache(Cache):
                     f"row {row}: past_key_values was started from another prompt "
                     f"({_short(old)}) than the call names ({_short(new)}); start a new cache"
                 )
+        if self.weights != batch.weights:
+            raise MismatchError(
+                "past_key_values was filled by another model, or by other weights than the model "
+                "has now; start a new cache"
+            )
 
 
 def known(cache: Any) -> Any:
@@ -229,6 +277,8 @@ def start(
     # memory would stay taken until the garbage collector runs.
     prefixed = PrefixedCache(copy.copy(cache), batch)
     setattr(cache, MARK, prefixed)
+    for name in ROW_MOVES:  # the rows' prompts move with them
+        setattr(cache, name, getattr(prefixed, name))
     return prefixed
 
 

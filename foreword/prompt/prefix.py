@@ -5,6 +5,7 @@ that stacks the prefixes of a batch's rows; `CompiledPrefixes`, an LRU cache by 
 know how a state was computed, nor the KV cache that starts from it.
 """
 
+import json
 import os
 import threading
 from collections import OrderedDict
@@ -69,6 +70,12 @@ class Prefix:
             raise FormError("this prefix runs with each row, beside an encoder: it has no states")
         return self.states
 
+    @property
+    def weights(self) -> str | None:
+        """What tells the weights that computed it from others, as its facts hold it."""
+        known = (self.facts.get("base") or {}).get("fingerprint")
+        return None if known is None else json.dumps(known, sort_keys=True)
+
     def save(self, directory: str | os.PathLike[str]) -> None:
         """Write the prefix as a CARTRIDGE adapter, with which stock PEFT generates right.
 
@@ -121,6 +128,12 @@ class PrefixBatch:
     def identity(self) -> tuple[str | None, ...]:
         """The content hash of each row's prompt: what a cache was started from."""
         return tuple(p.content_hash if p else None for p in self.prefixes)
+
+    @property
+    def weights(self) -> tuple[str | None, ...]:
+        """What tells the weights that computed each row's prefix from others, where it is known."""
+        known = {id(p): p.weights for p in self.prefixes if p}
+        return tuple(known.get(id(p)) for p in self.prefixes)
 
     def expanded(self, num_rows: int) -> "PrefixBatch":
         """Repeat each row for its beams or returned sequences, up to `num_rows` rows."""
@@ -175,13 +188,20 @@ def same_prefix(prefix: Prefix, num_rows: int) -> PrefixBatch:
 class CompiledPrefixes:
     """Up to `limit` prefixes by what they were computed from; the least recently used goes first.
 
-    Threads may ask at once; two that ask for the same new key may both compute it.
+    Threads may ask at once; two that ask for the same new key may both compute it. A copy, also in
+    another process, begins with none.
     """
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self._known: OrderedDict[Hashable, Prefix] = OrderedDict()
         self._lock = threading.Lock()
+
+    def __getstate__(self) -> int:
+        return self.limit
+
+    def __setstate__(self, limit: int) -> None:
+        CompiledPrefixes.__init__(self, limit)
 
     def get(self, key: Hashable, compute: Callable[[], Prefix]) -> Prefix:
         """Return the prefix under a key; compute it where it is missing."""

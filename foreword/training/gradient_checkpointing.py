@@ -87,7 +87,7 @@ class WrappedLayer(Module):
 
     def __init__(self, layer: Module) -> None:
         super().__init__()
-        self.layer = layer
+        self.layer, self.training = layer, layer.training
 
     def __getattr__(self, name: str) -> Any:
         try:

@@ -11,7 +11,7 @@ from contract import padded
 from torch import Tensor
 
 from foreword import Backbone, SoftPrompt
-from foreword.errors import InputError, MismatchError
+from foreword.errors import InputError, MismatchError, UnsupportedError
 
 GREEDY: dict[str, Any] = {"max_new_tokens": 4, "do_sample": False}
 IDS = tiny_models.ids(6)[None].clamp_min(1)
@@ -256,20 +256,84 @@ def test_a_cache_whose_layers_were_taken_away_begins_with_its_prompts_again(fami
 
 
 def test_a_cache_of_a_call_that_failed_inside_the_model(backbone: Backbone) -> None:
+    is_full = []
+
+    def fail(*_: Any) -> None:
+        if is_full:
+            raise MemoryError
+
+    # Before the prompt is read: it is read anew behind another hook.
+    hook = backbone.model.model.layers[1].register_forward_hook(fail)
     first = begun(backbone)
     whole = with_turn(first.sequences)
     again = {"past_key_values": first.past_key_values, **GREEDY}
-
-    def fail(*_: Any) -> None:
-        raise MemoryError
-
-    hook = backbone.model.model.layers[1].register_forward_hook(fail)
+    is_full.append(True)
     with pytest.raises(MemoryError):
         backbone.generate(prompt_of(backbone), whole, **again)
-    hook.remove()
+    is_full.clear()
     for ids in (whole, with_turn(whole)):
         with pytest.raises(InputError, match="half filled by a call that failed"):
             backbone.generate(prompt_of(backbone), ids, **again)
     first.past_key_values.reset()
     output = backbone.generate(prompt_of(backbone), whole, **again)
     assert output[0, whole.shape[1] :].tolist() == expected(backbone, whole[0])
+    hook.remove()
+
+
+@pytest.mark.parametrize("kind", ["returned", "given"])
+@pytest.mark.parametrize("rows", [[1, 0], [1, 1], [1], [0, 1, 1]])
+def test_the_rows_of_a_cache_are_chosen_with_their_prompts(
+    backbone: Backbone, kind: str, rows: list[int]
+) -> None:
+    """Of one text behind two prompts, so that its ids do not tell the rows apart."""
+    other = SoftPrompt.from_embeddings(tiny_models.embeddings(backbone.model, 5, seed=9))
+    prompts = [prompt_of(backbone), other]
+    mine = {"past_key_values": transformers.DynamicCache()} if kind == "given" else {}
+    first = backbone.generate(
+        prompts,
+        IDS.repeat(2, 1),
+        return_dict_in_generate=True,
+        **GREEDY | {"max_new_tokens": 1} | mine,
+    )
+    cache = mine.get("past_key_values", first.cache)
+    cache.batch_select_indices(torch.tensor(rows))
+    turn = with_turn(IDS.repeat(len(rows), 1))
+    options: dict[str, Any] = {"past_key_values": cache}
+    chosen = [prompts[row] for row in rows]
+    with pytest.raises(MismatchError, match="another prompt|the call has 2"):
+        backbone.generate(prompts, with_turn(IDS.repeat(2, 1)), **options, **GREEDY)
+    found = backbone.generate(chosen, turn, **options, **GREEDY)
+    for row, prompt in zip(found, chosen, strict=True):
+        assert row[-4:].tolist() == oracle.greedy(backbone.model, prompt, turn[0], 4)
+
+
+def test_a_cache_whose_rows_were_repeated(backbone: Backbone) -> None:
+    first = begun(backbone)
+    first.cache.batch_repeat_interleave(3)
+    turn = with_turn(first.sequences.repeat(3, 1))
+    found = backbone.generate(prompt_of(backbone), turn, past_key_values=first.cache, **GREEDY)
+    assert found[:, -4:].tolist() == [expected(backbone, turn[0])] * 3
+
+
+def test_rows_of_a_static_cache_stay(backbone: Backbone) -> None:
+    first = begun(backbone, cache_implementation="static")
+    for move in (
+        lambda: first.cache.batch_select_indices(torch.tensor([0])),
+        lambda: first.cache.batch_repeat_interleave(2),
+    ):
+        with pytest.raises(UnsupportedError, match="cannot be chosen or repeated"):
+            move()
+
+
+@pytest.mark.parametrize("is_another", [False, True])
+def test_a_cache_of_other_weights(is_another: bool) -> None:
+    model = tiny_models.build("llama")
+    backbone = Backbone(model)
+    first = begun(backbone)
+    prompt, turn = prompt_of(backbone), with_turn(first.sequences)
+    if is_another:
+        backbone = Backbone(tiny_models.build("llama", seed=5))
+    else:
+        model.model.layers[0].mlp.down_proj.weight.data.mul_(2)
+    with pytest.raises(MismatchError, match="another model, or by other weights"):
+        backbone.generate(prompt, turn, past_key_values=first.cache, **GREEDY)

@@ -22,7 +22,7 @@ from foreword.data.encoding import Row
 from foreword.model import checks, forward
 from foreword.model.attention_view import own_attention, with_attention
 from foreword.model.cache_layers import PassingLayer
-from foreword.model.capabilities import check_attention
+from foreword.model.changed import check_settings
 from foreword.model.decoder import Decoder
 from foreword.model.passes import LabelStates
 from foreword.model.view_proof import limit_of, objection, text_ids
@@ -124,7 +124,7 @@ class PackedDecoder(Decoder):
     def run(self, sequence: PackedSequence, prefix: Prefix) -> Tensor:
         """Return the last hidden states of a packed sequence, `[tokens, H]`."""
         capabilities = self.capabilities
-        check_attention(self.model, capabilities)
+        check_settings(self.model, capabilities)
         tokens = {"input_ids": sequence.input_ids[None]}
         batch = same_prefix(prefix, 1)
         if isinstance(prefix.states, DeferredPrompt):
