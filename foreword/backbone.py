@@ -515,7 +515,7 @@ class Backbone:
         cast = self._cast
         if self._one_token is None or self._one_token[0] != cast:
             with torch.no_grad():
-                token = self.embed(torch.zeros(1, dtype=torch.long))
+                token = self.embed(torch.zeros(1, dtype=torch.long, device="cpu"))
                 self._one_token = cast, self.passes.prefill(token)
         return self._one_token[1]
 

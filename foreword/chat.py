@@ -500,7 +500,7 @@ def left_padded(rows: list[list[int]], pad_id: int) -> tuple[torch.Tensor, torch
     length = max(len(row) for row in rows)
     ids = [[pad_id] * (length - len(row)) + row for row in rows]
     mask = [[0] * (length - len(row)) + [1] * len(row) for row in rows]
-    return torch.tensor(ids), torch.tensor(mask)
+    return torch.tensor(ids, device="cpu"), torch.tensor(mask, device="cpu")
 
 
 def read_answer(backbone: Backbone, row: list[int], stop_ids: list[int]) -> Answer:

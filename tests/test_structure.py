@@ -125,6 +125,24 @@ def test_transformers_own_names_are_in_the_adapter_alone() -> None:
                 assert node.arg not in names or is_own, f"{path}: {node.arg}="
 
 
+FACTORIES = (
+    "arange", "empty", "eye", "full", "linspace", "ones", "rand", "randint", "randn", "randperm",
+    "tensor", "zeros",
+)  # fmt: skip
+
+
+def test_no_tensor_is_made_where_a_user_has_set_the_default_device() -> None:
+    for path in FILES:
+        if path.parent.name == "vllm_plugin":  # vLLM itself sets it
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+                is_torch = getattr(node.func.value, "id", None) == "torch"
+                named = {one.arg for one in node.keywords} & {"device", None}
+                is_made = is_torch and node.func.attr in FACTORIES
+                assert named or not is_made, f"{path.name}:{node.lineno}: name the device"
+
+
 def test_the_public_names_are_these() -> None:
     assert foreword.__all__ == [
         "Backbone", "DistillConfig", "EncodingConfig", "Example", "ForewordError", "Prefix", "Row",

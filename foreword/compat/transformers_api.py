@@ -106,7 +106,9 @@ def set_cache(output: Any, cache: Any) -> Any:
     """Put a cache into what a forward pass of `generate` returns, and return that."""
     if GENERATE_CACHE not in {field.name for field in dataclasses.fields(output)}:
         output = CausalLMOutputWithPast(logits=output.logits)
-    output[GENERATE_CACHE] = cache  # as an attribute, None would leave what is there
+    if cache is None:  # as an attribute, None would leave what is there; as an item, be reordered
+        return type(output)(**{k: one for k, one in output.items() if k != GENERATE_CACHE})
+    output[GENERATE_CACHE] = cache
     return output
 
 

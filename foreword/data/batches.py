@@ -46,12 +46,12 @@ def collate(rows: Sequence[Row], pad_id: int) -> Batch:
     """
     rows = (*rows, *(row.rejected for row in rows if row.rejected is not None))
     shape = len(rows), max(len(row.input_ids) for row in rows)
-    input_ids = torch.full(shape, pad_id)
-    attention_mask = torch.zeros(shape, dtype=torch.int64)
-    label_mask = torch.zeros(shape, dtype=torch.bool)
+    input_ids = torch.full(shape, pad_id, device="cpu")
+    attention_mask = torch.zeros(shape, dtype=torch.int64, device="cpu")
+    label_mask = torch.zeros(shape, dtype=torch.bool, device="cpu")
     for index, row in enumerate(rows):
         length = len(row.input_ids)
-        input_ids[index, :length] = torch.tensor(row.input_ids)
+        input_ids[index, :length] = torch.tensor(row.input_ids, device="cpu")
         attention_mask[index, :length] = 1
         label_mask[index, length - row.num_labels : length] = True
     tasks = tuple(row.task for row in rows)

@@ -100,8 +100,8 @@ def certain(labels: Sequence[int]) -> Target:
     """Return the target that is certain of each label: the divergence from it is the label's cross
     entropy.
     """
-    ids = torch.tensor(labels)[:, None]
-    return Target(ids, torch.zeros(ids.shape))
+    ids = torch.tensor(labels, device="cpu")[:, None]
+    return Target(ids, torch.zeros(ids.shape, device="cpu"))
 
 
 def joined(targets: "tuple[Target, ...]", rows: Tensor) -> Target | None:
@@ -120,5 +120,5 @@ def in_order_of_labels(rows: Tensor) -> Tensor:
     """Return where, among the labels of row after row, each label of a batch stands `[N]`."""
     order = rows.cpu().argsort(stable=True)
     places = torch.empty_like(order)
-    places[order] = torch.arange(len(order))
+    places[order] = torch.arange(len(order), device="cpu")
     return places

@@ -66,7 +66,7 @@ def start_of(
     """Return the prompt that a distillation starts from; takes and raises what `begin` does."""
     check_start(start, "embeddings")
     if start == "vocabulary":
-        table = backbone.embed(torch.arange(backbone.capabilities.vocab_size))
+        table = backbone.embed(torch.arange(backbone.capabilities.vocab_size, device="cpu"))
         generator = torch.Generator().manual_seed(seed)
         values = initializers.vocabulary_embeddings(table, num_virtual, generator)
     else:
@@ -81,5 +81,9 @@ def _taken(context: SoftPrompt, num_virtual: int, start: DistillStart) -> Tensor
             f"--start {start} takes {num_virtual} embeddings of the context, and it has "
             f"{'none' if context.form != 'embeddings' else length}: use --start vocabulary"
         )
-    places = torch.arange(num_virtual) if start == "first" else even_places(length, num_virtual)
+    places = (
+        torch.arange(num_virtual, device="cpu")
+        if start == "first"
+        else even_places(length, num_virtual)
+    )
     return context.embeddings.detach()[places.to(context.embeddings.device)].float().cpu()

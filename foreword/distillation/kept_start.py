@@ -146,7 +146,7 @@ def _read(file: Path, key: str) -> tuple[dict[str, Tensor], Any] | None:
 def _tensors(row: Row) -> dict[str, Tensor]:
     assert row.target is not None
     return {
-        "input_ids": torch.tensor(row.input_ids),
+        "input_ids": torch.tensor(row.input_ids, device="cpu"),
         "ids": row.target.ids,
         "log_probabilities": row.target.log_probabilities,
     }

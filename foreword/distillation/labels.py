@@ -76,7 +76,7 @@ def toward_answer(row: Row, weight: float) -> Row:
     if not weight or row.target is None:
         return row
     ids, log_probabilities = row.target.ids, row.target.log_probabilities.double()
-    is_said = ids == torch.tensor(row.input_ids[-row.num_labels :])[:, None]
+    is_said = ids == torch.tensor(row.input_ids[-row.num_labels :], device="cpu")[:, None]
     is_said &= is_said.cumsum(-1) == 1  # where fewer are kept, the first id fills the rest
     own = weight * is_said.any(-1, keepdim=True)
     shares = log_probabilities.exp() * (1 - own) + own * is_said

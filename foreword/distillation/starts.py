@@ -108,7 +108,7 @@ def first(backbone: Backbone, text: SoftPrompt, num_virtual: int) -> States:
             "and have no keys before it; use --start vocabulary"
         )
     if text.form == "key_values" or backbone.capabilities.is_recurrent:
-        return taken(backbone.compile(text).cached, torch.arange(num_virtual))
+        return taken(backbone.compile(text).cached, torch.arange(num_virtual, device="cpu"))
     head = SoftPrompt.from_embeddings(text.tensors[0][:num_virtual], facts=text.facts)
     return backbone.compile(head).cached
 
@@ -121,12 +121,12 @@ def even(backbone: Backbone, text: SoftPrompt, num_virtual: int) -> States:
     _, rotations = movable(backbone)
     whole = backbone.compile(text).cached
     places = even_places(whole.num_virtual_tokens, num_virtual)
-    return moved(taken(whole, places), rotations, torch.arange(num_virtual) - places)
+    return moved(taken(whole, places), rotations, torch.arange(num_virtual, device="cpu") - places)
 
 
 def vocabulary(backbone: Backbone, num_virtual: int, seed: int = 0) -> States:
     """Return the state of sampled rows of the embedding table: a text of no meaning, as control."""
-    table = backbone.embed(torch.arange(backbone.capabilities.vocab_size))
+    table = backbone.embed(torch.arange(backbone.capabilities.vocab_size, device="cpu"))
     generator = torch.Generator().manual_seed(seed)
     values = initializers.vocabulary_embeddings(table, num_virtual, generator)
     return backbone.passes.prefill(backbone.placed(SoftPrompt.from_embeddings(values)))
@@ -134,7 +134,7 @@ def vocabulary(backbone: Backbone, num_virtual: int, seed: int = 0) -> States:
 
 def even_places(num_tokens: int, num_virtual: int) -> Tensor:
     """Return P different places in a text of T tokens at even distances, from 0 on, `[P]`."""
-    return torch.arange(num_virtual) * num_tokens // num_virtual
+    return torch.arange(num_virtual, device="cpu") * num_tokens // num_virtual
 
 
 def taken(states: States, places: Tensor) -> States:

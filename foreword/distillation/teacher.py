@@ -253,8 +253,8 @@ def _key(
 
 def _write(file: Path, key: str, found: Sequence[Taught]) -> None:
     tensors = {
-        "lengths": torch.tensor([len(one.ids) for one in found]),
-        "answers": torch.tensor([token for one in found for token in one.ids]),
+        "lengths": torch.tensor([len(one.ids) for one in found], device="cpu"),
+        "answers": torch.tensor([token for one in found for token in one.ids], device="cpu"),
         "ids": torch.cat([one.target.ids for one in found]),
         "log_probabilities": torch.cat([one.target.log_probabilities for one in found]),
     }

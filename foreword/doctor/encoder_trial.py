@@ -143,11 +143,14 @@ def make_encoder_trial(
     )
     room = limit - prompt.num_virtual_tokens
     num_new = max(1, min(num_new, room - 2))
-    row = torch.tensor(ids[: max(text_limit - prompt.num_virtual_tokens, 1)])
+    row = torch.tensor(ids[: max(text_limit - prompt.num_virtual_tokens, 1)], device="cpu")
     if not capabilities.encoder.reads_text:
         generator = torch.Generator().manual_seed(0)
         num_places = getattr(backbone.model.config, "max_source_positions", None) or NUM_SOUNDS
         row = torch.randn(
-            min(num_places, NUM_SOUNDS), capabilities.hidden_size, generator=generator
+            min(num_places, NUM_SOUNDS),
+            capabilities.hidden_size,
+            generator=generator,
+            device="cpu",
         ).to(backbone.dtype)
     return EncoderTrial(backbone, prompt, row.to(backbone.device), num_new)

@@ -111,7 +111,7 @@ def _largest(trial: Trial) -> tuple[float, float]:
     """Return the largest number of an embedding prompt, and of embeddings of the base."""
     size = trial.backbone.capabilities.vocab_size
     with torch.no_grad():
-        rows = trial.backbone.embed(torch.arange(0, size, max(1, size // 4096)))
+        rows = trial.backbone.embed(torch.arange(0, size, max(1, size // 4096), device="cpu"))
     return float(trial.prompt.embeddings.abs().max()), float(rows.abs().max())
 
 

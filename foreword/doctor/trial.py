@@ -173,5 +173,5 @@ def left_padded(rows: list[Tensor]) -> tuple[Tensor, Tensor]:
     """Return ids and mask `[B, T]` of rows `[T]`."""
     length = max(len(row) for row in rows)
     ids = torch.stack([torch.cat([row.new_zeros(length - len(row)), row]) for row in rows])
-    mask = torch.stack([torch.arange(length) >= length - len(row) for row in rows])
+    mask = torch.stack([torch.arange(length, device="cpu") >= length - len(row) for row in rows])
     return ids, mask.long().to(ids.device)

@@ -68,7 +68,7 @@ def _limit(backbone: Backbone) -> int:
 def random_prompt(backbone: Backbone) -> SoftPrompt:
     """Return a random embedding prompt at the scale of the model's own embeddings."""
     step = max(1, backbone.capabilities.vocab_size // NUM_TABLE_ROWS)
-    table = backbone.embed(torch.arange(0, backbone.capabilities.vocab_size, step))
+    table = backbone.embed(torch.arange(0, backbone.capabilities.vocab_size, step, device="cpu"))
     generator = torch.Generator().manual_seed(0)
     num_virtual = min(NUM_VIRTUAL, max(1, _limit(backbone) - NUM_LEFT))
     return SoftPrompt.from_embeddings(random_embeddings(table, num_virtual, generator))

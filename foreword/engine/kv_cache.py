@@ -165,7 +165,7 @@ class KVCache:
         self.kinds, self.limits = tuple(kinds), limits or EngineLimits()
         self.target = (0, 0)  # rows and slots of the layers that are made from now on
         self._make()
-        self._rows = torch.empty(0, dtype=torch.long)
+        self._rows = torch.empty(0, dtype=torch.long, device="cpu")
         self.width = self.num_before = 0
         self._source: tuple[Any, ...] = ()
         self._target: tuple[Any, ...] = ()

@@ -332,7 +332,7 @@ class LlamaEngine:
         if following:
             state.handle.prompt_logprobs += sampling.report(
                 torch.from_numpy(logits[first - before :][: len(following)]),
-                torch.tensor(following),
+                torch.tensor(following, device="cpu"),
                 request.num_prompt_logprobs or 0,
             )
 

@@ -52,7 +52,7 @@ def nearest_tokens(backbone: Backbone, prompt: SoftPrompt, count: int = 3) -> li
         raise InputError("naming tokens needs a tokenizer; give the backbone one")
     own = _embeddings(backbone, prompt)
     dots, lengths = [], []
-    for part in torch.arange(backbone.capabilities.vocab_size).split(CHUNK):
+    for part in torch.arange(backbone.capabilities.vocab_size, device="cpu").split(CHUNK):
         rows = backbone.embed(part).to(own)
         dots.append(own @ rows.T)
         lengths.append(rows.norm(dim=1))
@@ -93,11 +93,11 @@ class TokenNorms:
 def token_norms(backbone: Backbone, prompt: SoftPrompt) -> TokenNorms:
     """Return the norms of an embedding prompt's tokens within the table's own distribution."""
     own = _embeddings(backbone, prompt).norm(dim=1)
-    parts = torch.arange(backbone.capabilities.vocab_size).split(CHUNK)
+    parts = torch.arange(backbone.capabilities.vocab_size, device="cpu").split(CHUNK)
     table = torch.cat([backbone.embed(part).to(own).norm(dim=1) for part in parts])
     table = table.sort().values
     ranks = torch.searchsorted(table, own).double() / len(table)
-    at = (torch.tensor([0.05, 0.5, 0.95]) * (len(table) - 1)).round().long()
+    at = (torch.tensor([0.05, 0.5, 0.95], device="cpu") * (len(table) - 1)).round().long()
     low, middle, high = table[at.to(table.device)].tolist()
     return TokenNorms(tuple(own.tolist()), tuple(ranks.tolist()), (low, middle, high))
 

@@ -48,7 +48,7 @@ def chosen(losses: Sequence[float], choices: Sequence[str]) -> list[Chosen]:
     """
     import torch
 
-    table = -torch.tensor(losses, dtype=torch.float64).view(-1, len(choices))
+    table = -torch.tensor(losses, dtype=torch.float64, device="cpu").view(-1, len(choices))
     best = table.argmax(-1).tolist()
     shares = table.softmax(-1).tolist()
     return [Chosen(choices[i], tuple(row)) for i, row in zip(best, shares, strict=True)]

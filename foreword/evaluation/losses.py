@@ -59,7 +59,7 @@ def mixed_losses(
             ]
         losses = torch.stack([one.losses.double().cpu() for one in scores])
         mixed = math.log(len(prompts)) - (-losses).logsumexp(dim=0)
-        sums = torch.zeros(len(part), dtype=torch.float64)
+        sums = torch.zeros(len(part), dtype=torch.float64, device="cpu")
         sums.index_add_(0, scores[0].rows.cpu(), mixed)
         check_losses(backbone, sums.tolist(), [rows[index].source for index in part])
         found |= {

@@ -141,7 +141,7 @@ def _change(model: Any, plan: Plan, rows: Tensor) -> str:
         table.weight[plan.ids] = narrowed(rows, table.weight.dtype, "the checkpoint's table")
         if not plan.is_reserved and head is not None:
             # New tokens take the table's spare rows first, which the base may have trained.
-            is_new = torch.zeros(len(head.weight), dtype=torch.bool)
+            is_new = torch.zeros(len(head.weight), dtype=torch.bool, device="cpu")
             is_new[[*plan.ids, *range(num_old, len(head.weight))]] = True
             lost = vocabulary_rows.losing_row(head.weight[~is_new]).to(head.weight.dtype)
             head.weight[is_new] = lost

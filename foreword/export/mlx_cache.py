@@ -67,7 +67,7 @@ def export(prompt: SoftPrompt, model: str, output: str | os.PathLike[str]) -> di
     for index, (keys, values) in enumerate(states.key_values):
         tensors[f"{index}.0"], tensors[f"{index}.1"] = keys[None].contiguous(), values[None]
         tensors[f"{index}.1"] = tensors[f"{index}.1"].contiguous()
-        tensors[f"{index}.2"] = torch.tensor(number, dtype=torch.int32)
+        tensors[f"{index}.2"] = torch.tensor(number, dtype=torch.int32, device="cpu")
         metadata[f"1.{index}"] = "KVCache"
         metadata[f"2.{index + 1}.0"], metadata[f"2.{index + 1}.1"] = f"{index}.2", "scalar"
     with storage_errors(target, "nothing was kept"):

@@ -87,7 +87,7 @@ class Call:
                 f"inputs_embeds of new tokens alone, and {num_cached} are cached; give those of "
                 "the conversation so far and the next turn"
             )
-        held = torch.arange(num_cached).repeat(len(inputs), 1)
+        held = torch.arange(num_cached, device="cpu").repeat(len(inputs), 1)
         if isinstance(known, PrefixedCache):
             held = known.tokens.order(len(inputs), num_cached)
         columns = torch.cat([held, order + num_cached], 1)

@@ -63,7 +63,7 @@ class CachedTokens:
         Raises:
             InputError: some of these columns were dropped from the cache, and others were not.
         """
-        order = torch.arange(num_slots).repeat(num_rows, 1)
+        order = torch.arange(num_slots, device="cpu").repeat(num_rows, 1)
         if self.columns is not None:
             known = self.columns[:: max(1, len(self.columns) // num_rows), :num_slots].cpu()
             if known.numel() and int(known.max()) >= num_slots:

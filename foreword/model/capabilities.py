@@ -284,7 +284,7 @@ def _num_axes(decoder: Any) -> int:
     """Ask a decoder how many axes the positions have that it computes for images itself."""
     if not hasattr(decoder, "get_rope_index"):
         return 1
-    token = torch.zeros(1, 1, dtype=torch.long)
+    token = torch.zeros(1, 1, dtype=torch.long, device="cpu")
     try:
         positions, _ = decoder.get_rope_index(token, mm_token_type_ids=token)
     except (TypeError, ValueError):

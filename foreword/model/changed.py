@@ -40,8 +40,8 @@ def check_settings(model: Any, capabilities: Capabilities) -> None:
     ):
         if then != found:
             raise UnsupportedError(
-                f"the model's {what} has another size now, {_shown(found)}, than when this Backbone "
-                f"was made, {_shown(then)}: {ANEW}"
+                f"the model's {what} has another size now, {_shown(found)}, than when this "
+                f"Backbone was made, {_shown(then)}: {ANEW}"
             )
     if model.training:
         raise UnsupportedError(f"the model {TRAINING}")

@@ -51,7 +51,7 @@ def groups(
     `mask` is `[B, num_cached + num_new]`, or None where no row is padded.
     """
     if mask is None:
-        mask = torch.ones(num_rows, num_cached + num_new, dtype=torch.long)
+        mask = torch.ones(num_rows, num_cached + num_new, dtype=torch.long, device="cpu")
     seen = mask.bool().cpu()
     keys = [
         (num_virtual, int(row[:num_cached].sum()), int(row[num_cached:].sum()))
@@ -62,7 +62,7 @@ def groups(
         if num_given == 0:
             continue
         rows = [row for row, found in enumerate(keys) if found == key]
-        virtual = torch.arange(batch.num_slots - num_virtual, batch.num_slots)
+        virtual = torch.arange(batch.num_slots - num_virtual, batch.num_slots, device="cpu")
         held = torch.stack([seen[row, :num_cached].nonzero()[:, 0] for row in rows])
         columns = torch.stack([seen[row, num_cached:].nonzero()[:, 0] for row in rows])
         slots = torch.cat([virtual.expand(len(rows), -1), held + batch.num_slots], 1)

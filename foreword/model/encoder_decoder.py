@@ -268,7 +268,7 @@ class EncoderDecoder:
                 f"{self.capabilities.model_type} takes no {', '.join(sorted(rest))}; leave it out"
             )
         if ids is None:
-            ids = torch.full((hidden.shape[0], 1), self.encoder.start_id)
+            ids = torch.full((hidden.shape[0], 1), self.encoder.start_id, device="cpu")
         return self.decoded(batch, hidden, encoder_mask, ids, mask)
 
     def perceive(self, given: dict[str, Any]) -> Tensor:

@@ -49,7 +49,7 @@ def compute_fingerprint(
     """
     step = max(1, capabilities.vocab_size // NUM_ROWS)
     with torch.no_grad():
-        rows = embed(torch.arange(0, capabilities.vocab_size, step))
+        rows = embed(torch.arange(0, capabilities.vocab_size, step, device="cpu"))
     found: dict[str, Any] = {
         "version": VERSION,
         "model_type": capabilities.model_type,
@@ -92,7 +92,7 @@ def spread(shape: Sequence[int]) -> Tensor:
     One is in each of as many equal parts, at another place in each: no row or column is favoured.
     """
     if not shape:
-        return torch.zeros(0, 1, dtype=torch.long)
+        return torch.zeros(0, 1, dtype=torch.long, device="cpu")
     size = math.prod(shape)
     number = min(size, NUM_NUMBERS)
     borders = [part * size // number for part in range(number + 1)]
@@ -100,7 +100,7 @@ def spread(shape: Sequence[int]) -> Tensor:
         start + part * 2654435761 % (stop - start)  # Knuth's multiplicative hash
         for part, (start, stop) in enumerate(itertools.pairwise(borders))
     ]
-    return torch.stack(torch.unravel_index(torch.tensor(places), tuple(shape)))
+    return torch.stack(torch.unravel_index(torch.tensor(places, device="cpu"), tuple(shape)))
 
 
 def _hash(tensors: list[Tensor]) -> str:

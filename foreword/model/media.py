@@ -179,7 +179,9 @@ def read(
 
 
 def _check_no_media(capabilities: Capabilities, turn: Turn, ids: Tensor) -> None:
-    placeholders = torch.tensor([modality.token_id for modality in capabilities.modalities])
+    placeholders = torch.tensor(
+        [modality.token_id for modality in capabilities.modalities], device="cpu"
+    )
     if turn.num_seen == 0 or bool(torch.isin(ids[:, : turn.num_seen], placeholders).any()):
         raise UnsupportedError(
             "past_key_values was filled elsewhere, and where its images are is not known; start "
@@ -203,7 +205,11 @@ def _memory(
         )
     for row in range(len(ids)):
         num_old = int(turn.old(row).sum())
-        old = turn.memory.types[row] if turn.memory else torch.zeros(0, dtype=torch.long)
+        old = (
+            turn.memory.types[row]
+            if turn.memory
+            else torch.zeros(0, dtype=torch.long, device="cpu")
+        )
         old = torch.nn.functional.pad(old, (0, num_old))[:num_old]
         new = ids[row, turn.num_seen :][turn.new(row)]
         image = next((m.token_id for m in capabilities.modalities if m.name == "image"), -1)
@@ -233,7 +239,9 @@ def _shifts(decoder: Any, capabilities: Capabilities, turn: Turn, memory: Memory
     if capabilities.num_axes == 1 or not any(memory.grids):
         return None
     length = max(len(types) for types in memory.types)
-    shifts = torch.zeros(capabilities.num_axes, len(memory.types), length + 1, dtype=torch.long)
+    shifts = torch.zeros(
+        capabilities.num_axes, len(memory.types), length + 1, dtype=torch.long, device="cpu"
+    )
     for row, types in enumerate(memory.types):
         num_virtual = turn.num_virtual[row]
         whole = torch.nn.functional.pad(types, (num_virtual, 0))[None]
@@ -249,7 +257,7 @@ def _shifts(decoder: Any, capabilities: Capabilities, turn: Turn, memory: Memory
                 f"row {row}: the placeholders do not fit the sizes of its images "
                 f"({telling_line(error)}); give what the processor returns"
             ) from error
-        order = torch.arange(whole.shape[1])
+        order = torch.arange(whole.shape[1], device="cpu")
         shifts[:, row, : len(types)] = (positions[:, 0] - order)[:, num_virtual:]
         shifts[:, row, len(types) :] = int(delta)
     return shifts

@@ -83,14 +83,14 @@ class Turn:
     def old(self, row: int) -> Tensor:
         """Return which cached columns of a row are real."""
         if self.mask is None:
-            return torch.ones(self.num_cached, dtype=torch.bool)
+            return torch.ones(self.num_cached, dtype=torch.bool, device="cpu")
         return self.mask[row, : self.num_cached].bool().cpu()
 
     def new(self, row: int) -> Tensor:
         """Return which new columns of a row are real."""
         length = self.input_ids.shape[1] - self.num_seen
         if self.mask is None:
-            return torch.ones(length, dtype=torch.bool)
+            return torch.ones(length, dtype=torch.bool, device="cpu")
         return self.mask[row, -length:].bool().cpu()
 
 

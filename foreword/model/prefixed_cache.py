@@ -133,7 +133,7 @@ class PrefixedCache(Cache):
         """
         self._check_rows_move()
         super().batch_repeat_interleave(repeats)
-        self._select(torch.arange(len(self.identity)).repeat_interleave(repeats))
+        self._select(torch.arange(len(self.identity), device="cpu").repeat_interleave(repeats))
 
     def _check_rows_move(self) -> None:
         for layer in self.layers:

@@ -53,8 +53,9 @@ def groups(attention_mask: Tensor, num_new: int) -> Iterator[LengthGroup]:
 
 
 def part_of(batch: PrefixBatch, group: LengthGroup) -> PrefixBatch:
-    """Return the prefixes of a group's rows."""
-    return PrefixBatch(tuple(batch.prefixes[row] for row in group.rows))
+    """Return the prefixes of a group's rows, and what these do not attend to."""
+    unseen = None if batch.unseen is None else batch.unseen[group.rows]
+    return PrefixBatch(tuple(batch.prefixes[row] for row in group.rows), unseen)
 
 
 def cache_of(cache: Cache, group: LengthGroup, capabilities: Capabilities, num_empty: int) -> Cache:
@@ -68,7 +69,7 @@ def cache_of(cache: Cache, group: LengthGroup, capabilities: Capabilities, num_e
 
 
 def _state_of(layer: Any, kept: LayerKind, group: LengthGroup, num_empty: int) -> LayerState:
-    rows = torch.tensor(group.rows)
+    rows = torch.tensor(group.rows, device="cpu")
     state: tuple[Tensor, ...] = ()
     if kept.pattern is not None and layer.keys is not None:
         filled = int(layer.get_seq_length())

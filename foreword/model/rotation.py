@@ -94,7 +94,9 @@ def joined(first: States, second: States, rotations: Sequence[Rotation]) -> Stat
     the first; with gradient to both.
     """
     length = first.num_virtual_tokens
-    behind = moved(second, rotations, torch.full((second.num_virtual_tokens,), length))
+    behind = moved(
+        second, rotations, torch.full((second.num_virtual_tokens,), length, device="cpu")
+    )
     layers = tuple(
         tuple(torch.cat(pair, dim=1) for pair in zip(one, other, strict=True))
         for one, other in zip(first.layers, behind.layers, strict=True)
@@ -111,7 +113,7 @@ def _state_at(decoder: Decoder, position: int) -> list[tuple[Tensor, Tensor]]:
     name = decoder.capabilities.model_type
     cache = DynamicCache()
     generator = torch.Generator().manual_seed(0)
-    hidden = torch.randn(1, 1, decoder.capabilities.hidden_size, generator=generator)
+    hidden = torch.randn(1, 1, decoder.capabilities.hidden_size, generator=generator, device="cpu")
     hidden = hidden.to(decoder.model.device, decoder.model.dtype)
     try:
         decoder.module(
@@ -136,7 +138,7 @@ def _state_at(decoder: Decoder, position: int) -> list[tuple[Tensor, Tensor]]:
 
 def _frequencies(module: torch.nn.Module) -> Iterator[Tensor]:
     """Yield the different frequencies that a model's modules hold, and none at all."""
-    yield torch.empty(0)
+    yield torch.empty(0, device="cpu")
     seen: list[Tensor] = []
     for name, buffer in module.named_buffers():
         if not name.endswith("inv_freq") or "original" in name or buffer.ndim != 1:
@@ -156,7 +158,9 @@ def _found(
         for first in sorted({0, rest}) if rest >= 0 else ():
             for is_interleaved in (False, True):
                 one = Rotation(frequencies.to(keys[0].device), first, is_interleaved)
-                there = [one.moved(keys[0], torch.tensor([place])) for place in PROBED]
+                there = [
+                    one.moved(keys[0], torch.tensor([place], device="cpu")) for place in PROBED
+                ]
                 if all(_is_near(a, b) for a, b in zip(there, keys[1:], strict=True)):
                     return one
     raise UnsupportedError(

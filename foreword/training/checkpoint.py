@@ -102,7 +102,7 @@ class StoredState:
 
     def reference(self) -> Tensor:
         """Return what the reference model says of the run's rows; nothing where none was asked."""
-        return self.part("reference").get("labels", torch.empty(0))
+        return self.part("reference").get("labels", torch.empty(0, device="cpu"))
 
     def progress(self) -> Progress:
         """Return where the run stood."""

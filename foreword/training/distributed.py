@@ -74,7 +74,7 @@ class Ranks:
 
     def is_any(self, flag: bool) -> bool:
         """Return whether a flag is set in any process."""
-        found = torch.tensor([float(flag)])
+        found = torch.tensor([float(flag)], device="cpu")
         self.add_up([found])
         return bool(found.item())
 
@@ -88,7 +88,7 @@ class Ranks:
             InputError: they differ.
         """
         number = int(hashlib.sha256(what.encode()).hexdigest()[:6], 16)
-        total = torch.tensor([number, number**2], dtype=torch.float64)
+        total = torch.tensor([number, number**2], dtype=torch.float64, device="cpu")
         self.add_up([total])
         if total.tolist() != [self.size * number, self.size * number**2]:
             raise InputError(

@@ -20,7 +20,7 @@ def random_embeddings(table: Tensor, num_virtual: int, generator: torch.Generato
     """Draw `[P, H]` from a normal distribution with the mean and deviation of each column of the
     table.
     """
-    noise = torch.randn(num_virtual, table.shape[1], generator=generator)
+    noise = torch.randn(num_virtual, table.shape[1], generator=generator, device="cpu")
     mean, deviation = _moments(table)
     return mean.cpu() + noise * deviation.cpu()
 
@@ -35,8 +35,12 @@ def _moments(table: Tensor) -> tuple[Tensor, Tensor]:
 
 def vocabulary_embeddings(table: Tensor, num_virtual: int, generator: torch.Generator) -> Tensor:
     """Sample `[P, H]` rows of the table, without repetition while they last."""
-    order = torch.randperm(table.shape[0], generator=generator)
-    return table[order[torch.arange(num_virtual) % len(order)].to(table.device)].float().cpu()
+    order = torch.randperm(table.shape[0], generator=generator, device="cpu")
+    return (
+        table[order[torch.arange(num_virtual, device="cpu") % len(order)].to(table.device)]
+        .float()
+        .cpu()
+    )
 
 
 def label_embeddings(
@@ -58,7 +62,11 @@ def label_embeddings(
         )
     if len(different) > 1:
         different = [answer[: len(answer) - _num_shared(different)] for answer in different]
-    rows = [table[torch.tensor(answer)].float().mean(0).cpu() for answer in different if answer]
+    rows = [
+        table[torch.tensor(answer, device="cpu")].float().mean(0).cpu()
+        for answer in different
+        if answer
+    ]
     rest = vocabulary_embeddings(table, num_virtual, generator)[: num_virtual - len(rows)]
     return torch.cat([*(row[None] for row in rows), rest])
 

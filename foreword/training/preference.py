@@ -130,7 +130,9 @@ class Preference:
         """
         answers = every(rows)
         scores = score_rows(backbone, prompts, answers, batch_size, ranks)
-        known = torch.tensor([sum(row.reference) for row in answers], dtype=torch.float64)
+        known = torch.tensor(
+            [sum(row.reference) for row in answers], dtype=torch.float64, device="cpu"
+        )
         both = torch.stack([-scores.losses - known, scores.num_labels]).view(2, -1, 2)
         margins = self.margins(*both.transpose(1, 2))
         chosen = (scores.losses / scores.num_labels)[::2]

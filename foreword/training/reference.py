@@ -31,8 +31,8 @@ def log_probabilities(
     `[labels of all rows]`. Several processes share the rows; every one gets all.
     """
     counts = [row.num_labels for row in rows]
-    found = torch.zeros(sum(counts), dtype=torch.float64)
-    own = torch.arange(len(found)).split(counts)
+    found = torch.zeros(sum(counts), dtype=torch.float64, device="cpu")
+    own = torch.arange(len(found), device="cpu").split(counts)
     for places, scores in scored_batches(backbone, {"": prompt}, rows, batch_size, ranks):
         where = torch.cat([own[one] for one in places])[in_order_of_labels(scores.rows)]
         found[where] = -scores.losses.double().cpu()

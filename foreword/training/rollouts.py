@@ -98,13 +98,13 @@ class Rollouts:
         answers = dict(
             zip(mine, self._said(prefix, [whole[n] for n in mine], options), strict=True)
         )
-        rewards = torch.zeros(len(whole), dtype=torch.float64)
+        rewards = torch.zeros(len(whole), dtype=torch.float64, device="cpu")
         if mine:
             told = [self.questions[whole[number].source] for number in mine]
             texts = [self._text(answers[number]) for number in mine]
             asked = [one.asked if one.told is None else one.told for one in told]
             values = self.reward(asked, texts, [one.columns for one in told])
-            rewards[mine] = torch.tensor(values, dtype=torch.float64)
+            rewards[mine] = torch.tensor(values, dtype=torch.float64, device="cpu")
         ranks.add_up([rewards])
         answers = shared(answers, len(whole), self.config.answer_tokens, ranks)
         given = [

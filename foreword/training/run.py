@@ -133,7 +133,7 @@ class Run:
 
     @cached_property
     def _shape(self) -> Callable[[int], float]:
-        unused = torch.optim.SGD([torch.zeros(1)])
+        unused = torch.optim.SGD([torch.zeros(1, device="cpu")])
         schedule = get_cosine_schedule_with_warmup(unused, self.num_warmup, self.num_steps)
         shape: Callable[[int], float] = schedule.lr_lambdas[0]
         return shape

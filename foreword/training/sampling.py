@@ -52,10 +52,10 @@ def shared(
         longest: number of ids that one may have.
         ranks: the processes.
     """
-    table = torch.zeros(count, longest + 1, dtype=torch.float64)
+    table = torch.zeros(count, longest + 1, dtype=torch.float64, device="cpu")
     for number, ids in answers.items():
         table[number, 0] = len(ids)
-        table[number, 1 : len(ids) + 1] = torch.tensor(ids, dtype=torch.float64)
+        table[number, 1 : len(ids) + 1] = torch.tensor(ids, dtype=torch.float64, device="cpu")
     ranks.add_up([table])
     lines = [[int(value) for value in line] for line in table.tolist()]
     return {n: tuple(line[1 : line[0] + 1]) for n, line in enumerate(lines) if line[0]}

@@ -216,7 +216,7 @@ def _with_reference(
     and that, as a training state keeps it: computed once, behind the prompt of the first step.
     """
     if not run.objective.has_reference:
-        return run, torch.empty(0)
+        return run, torch.empty(0, device="cpu")
     both = (*run.rows, *run.held_out)
     if stored is not None:
         reference = stored.reference()

@@ -57,10 +57,10 @@ def initial_prompt(backbone: Backbone, config: TrainConfig, rows: Sequence[Row] 
     """
     config = config.resolved()
     generator = torch.Generator().manual_seed(config.seed)
-    table = backbone.embed(torch.arange(backbone.capabilities.vocab_size))
+    table = backbone.embed(torch.arange(backbone.capabilities.vocab_size, device="cpu"))
     if config.init == "text":
         ids = _text_ids(backbone, config)
-        values = backbone.embed(torch.tensor(ids)).float().cpu()
+        values = backbone.embed(torch.tensor(ids, device="cpu")).float().cpu()
     elif config.init == "vocabulary":
         values = initializers.vocabulary_embeddings(table, config.num_virtual, generator)
     elif config.init == "labels":
@@ -69,7 +69,7 @@ def initial_prompt(backbone: Backbone, config: TrainConfig, rows: Sequence[Row] 
     elif config.init == "demonstrations":
         places = _demonstrations(rows, config)
         ids = [rows[row].input_ids[position] for row, position in places]
-        values = backbone.embed(torch.tensor(ids)).float().cpu()
+        values = backbone.embed(torch.tensor(ids, device="cpu")).float().cpu()
     elif added := extensions.find("init", config.init):
         values = _checked(added(table, config.num_virtual, generator), table, config)
     else:
@@ -206,7 +206,7 @@ def default_rate(backbone: Backbone, config: TrainConfig) -> float:
     if method not in RELATIVE:
         return RATES[method]
     size = backbone.capabilities.vocab_size
-    ids = torch.arange(0, size, max(1, size // NUM_ROWS_OF_SCALE))
+    ids = torch.arange(0, size, max(1, size // NUM_ROWS_OF_SCALE), device="cpu")
     with torch.no_grad():
         scale = backbone.embed(ids).double().pow(2).mean().sqrt()
     return float(f"{RATES[method] * scale.item():.3g}")
@@ -325,7 +325,7 @@ def _answers(demonstration: Sequence[int], row: Row) -> bool:
 def _inputs(backbone: Backbone, config: TrainConfig) -> Tensor:
     """Draw what a projection starts from: noise at the embedding table's scale `[P, H]`."""
     generator = torch.Generator().manual_seed(config.seed)
-    table = backbone.embed(torch.arange(backbone.capabilities.vocab_size))
+    table = backbone.embed(torch.arange(backbone.capabilities.vocab_size, device="cpu"))
     return initializers.random_embeddings(table, config.num_virtual, generator)
 
 

@@ -52,7 +52,7 @@ class TrainState:
         self.history = History()
         self.best: SoftPrompt | None = None
         self.best_tasks: dict[str, SoftPrompt] = {}
-        self.reference = torch.empty(0)
+        self.reference = torch.empty(0, device="cpu")
         self.good: Point = self._point()
 
     @property
@@ -167,8 +167,12 @@ class TrainState:
         for number, prompt in enumerate(self.best_tasks.values()):
             tensors |= {f"task.{number}": prompt.tensors[0]}
         tensors |= _named("constant", {str(i): t for i, t in enumerate(self.method.constants)})
-        tensors["history.losses"] = torch.tensor(self.history.losses, dtype=torch.float64)
-        tensors["history.rates"] = torch.tensor(self.history.rates, dtype=torch.float64)
+        tensors["history.losses"] = torch.tensor(
+            self.history.losses, dtype=torch.float64, device="cpu"
+        )
+        tensors["history.rates"] = torch.tensor(
+            self.history.rates, dtype=torch.float64, device="cpu"
+        )
         facts = {
             "version": STATE_VERSION,
             "identity": identity,
@@ -234,8 +238,8 @@ def _random_state() -> dict[str, Tensor]:
     # The order of rows comes from seed and epoch; these are for models that draw numbers.
     version, numbers, gauss = random.getstate()
     found = {
-        "python": torch.tensor([version, *numbers]),
-        "gauss": torch.tensor([] if gauss is None else [gauss], dtype=torch.float64),
+        "python": torch.tensor([version, *numbers], device="cpu"),
+        "gauss": torch.tensor([] if gauss is None else [gauss], dtype=torch.float64, device="cpu"),
         "torch": torch.get_rng_state(),
     }
     if torch.cuda.is_available():

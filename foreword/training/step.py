@@ -131,7 +131,7 @@ def loss_at_good_point(run: Run, state: TrainState, rows: Sequence[Row]) -> floa
     run's objective means it; nothing moves.
     """
     backbone, method, objective = run.backbone, state.method, run.objective
-    total = torch.zeros(1, dtype=torch.float64)
+    total = torch.zeros(1, dtype=torch.float64, device="cpu")
     with state.at_good_point(), torch.no_grad():
         states = prefill(backbone, method)
         for batch in _micro_batches(run, state, rows):
@@ -175,7 +175,7 @@ def _add_up(ranks: Ranks, tensors: list[Tensor], loss: float) -> float:
         return loss
     for tensor in tensors:
         tensor.grad = torch.zeros_like(tensor) if tensor.grad is None else tensor.grad
-    total = torch.tensor([loss], dtype=tensors[0].dtype)
+    total = torch.tensor([loss], dtype=tensors[0].dtype, device="cpu")
     ranks.add_up([total, *(tensor.grad for tensor in tensors if tensor.grad is not None)])
     return total.item()
 

@@ -106,11 +106,13 @@ def score_rows(
         ranks: the processes that share the rows; every one gets all scores.
     """
     prompts = prompt if isinstance(prompt, Mapping) else {"": prompt}
-    found = torch.zeros(3, len(rows), dtype=torch.float64)  # losses, labels, labels that are best
+    found = torch.zeros(
+        3, len(rows), dtype=torch.float64, device="cpu"
+    )  # losses, labels, labels that are best
     for places, scores in scored_batches(backbone, prompts, rows, batch_size, ranks):
         assert scores.is_best is not None
         each = (scores.losses, torch.ones_like(scores.losses), scores.is_best)
-        where = torch.tensor(places)[scores.rows.cpu()]
+        where = torch.tensor(places, device="cpu")[scores.rows.cpu()]
         found.index_add_(1, where, torch.stack([one.double().cpu() for one in each]))
     ranks.add_up([found])
     return RowScores(*found)

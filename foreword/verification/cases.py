@@ -58,8 +58,8 @@ class Trials:
         taken = special_ids(self.backbone.model.config)
         size = self.backbone.capabilities.vocab_size
         ids = [number for number in range(1, size) if number not in taken]
-        order = torch.randperm(len(ids), generator=torch.Generator().manual_seed(0))
-        return torch.tensor(ids)[order].to(self.backbone.device)
+        order = torch.randperm(len(ids), generator=torch.Generator().manual_seed(0), device="cpu")
+        return torch.tensor(ids, device="cpu")[order].to(self.backbone.device)
 
     def ids(self, start: int, length: int) -> Tensor:
         """Return `[length]` ids."""
@@ -104,7 +104,10 @@ class Trials:
     def padded(self, rows: Sequence[Tensor], *, is_left: bool) -> tuple[Tensor, Tensor]:
         """Return ids and mask `[B, T]`."""
         width = max(len(row) for row in rows)
-        ids, mask = self.usable[:1].repeat(len(rows), width), torch.zeros(len(rows), width)
+        ids, mask = (
+            self.usable[:1].repeat(len(rows), width),
+            torch.zeros(len(rows), width, device="cpu"),
+        )
         for index, row in enumerate(rows):
             place = slice(width - len(row), width) if is_left else slice(0, len(row))
             ids[index, place], mask[index, place] = row, 1
@@ -188,7 +191,9 @@ class Trials:
         backbone, row = self.backbone, self.rows[0]
         start = backbone.embed(self.virtual[0]).detach()
         weight = torch.randn(
-            backbone.capabilities.vocab_size, generator=torch.Generator().manual_seed(0)
+            backbone.capabilities.vocab_size,
+            generator=torch.Generator().manual_seed(0),
+            device="cpu",
         ).to(start)
         with torch.enable_grad():
             own = start.clone().requires_grad_()

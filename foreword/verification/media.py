@@ -101,7 +101,7 @@ def _behind_prefix(backbone: FrozenModel, row: Tensor, given: Mapping[str, Tenso
     """Return the logits `[T, V]` of a row behind a prefix, beside a shorter row of text."""
     text = _text(backbone.capabilities, row.device)
     prefix = Prefix(backbone.passes.prefill(backbone.embed(text)), "self-test")
-    ids, mask = torch.stack([row, row]), torch.ones(2, len(row), dtype=torch.long)
+    ids, mask = torch.stack([row, row]), torch.ones(2, len(row), dtype=torch.long, device="cpu")
     ids[1, -1], mask[1, :-1] = text[0], 0
     states = backbone.passes.hidden(PrefixBatch((prefix, prefix)), ids, mask.to(row.device), given)
     logits: Tensor = backbone.head(states)[0]

@@ -117,7 +117,7 @@ def _takes_float64(model: Any) -> bool:
     if model.config.is_encoder_decoder:
         return True
     try:
-        model(input_ids=torch.arange(1, 4)[None], use_cache=False)
+        model(input_ids=torch.arange(1, 4, device="cpu")[None], use_cache=False)
     except RuntimeError:
         return False
     return True

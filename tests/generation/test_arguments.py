@@ -85,6 +85,12 @@ RIGHT: dict[str, dict[str, Any]] = {
     },
     "max_cache_len": {"cache_implementation": "static", "max_cache_len": 60},
     "use_cache": {"use_cache": False},
+    "use_cache, num_beams": {"use_cache": False, "num_beams": 2},
+    "use_cache, num_beams, num_return_sequences": {
+        "use_cache": False,
+        "num_beams": 3,
+        "num_return_sequences": 2,
+    },
     "use_cache, None": {"use_cache": None},
     "num_beams, num_return_sequences, None": {"num_beams": None, "num_return_sequences": None},
     "the default length": {"max_new_tokens": None},

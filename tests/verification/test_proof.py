@@ -19,6 +19,7 @@ from foreword.engine.engine import Engine
 from foreword.engine.request import PromptSource, Request
 from foreword.errors import UnsupportedError
 from foreword.model.capabilities import inspect_model
+from foreword.prompt.prefix import PrefixBatch
 from foreword.verification import proof
 
 V = 97
@@ -182,6 +183,11 @@ def test_training_on_a_model_that_counts_slots_hides_nothing() -> None:
     assert last.prompt is not None and "context-tuning" not in str(last.prompt.facts["method"])
     with pytest.raises(UnsupportedError, match="context-tuning hides a row's own demonstration"):
         list(train(backbone, rows, TrainConfig(num_steps=2, method="context-tuning")))
+    prefix = backbone.compile(SoftPrompt.from_embeddings(torch.randn(3, 32)))
+    batch = PrefixBatch((prefix, prefix), torch.tensor([[True, False, False]]).repeat(2, 1))
+    for mask in (torch.ones(2, 4).long(), torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])):
+        with pytest.raises(UnsupportedError, match="hides none of them"):
+            backbone.hidden(batch, torch.full((2, 4), 5), mask)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])

@@ -84,7 +84,9 @@ class Context:
         """Return `[B, P]`: the tokens of the demonstrations that hold a row's own answer, or None
         where none does.
         """
-        hidden = torch.zeros(len(batch.input_ids), self.shape["num_virtual_tokens"]).bool()
+        hidden = torch.zeros(
+            len(batch.input_ids), self.shape["num_virtual_tokens"], device="cpu"
+        ).bool()
         for row, (ids, mask) in enumerate(zip(batch.input_ids, batch.attention_mask, strict=True)):
             hidden[row, list(self.own.get(tuple(ids[mask.bool()].tolist()), ()))] = True
         return hidden if bool(hidden.any()) else None

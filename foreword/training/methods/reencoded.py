@@ -52,7 +52,7 @@ class Reencoded:
         self.kind, self.sizes = kind, tuple(sizes)
         self.shape, self.shapes = dict(shape), [tuple(one) for one in shapes]
         self.facts = dict(facts)
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), torch.device("cpu"):
             torch.manual_seed(seed)
             network = _network(kind, *self.sizes).to(inputs.device, inputs.dtype)
         self.network = network

@@ -104,7 +104,7 @@ class PackedDecoder(Decoder):
         is_whole = (counts > 0) & (counts < batch.attention_mask.sum(1))
         special = [modality.token_id for modality in self.capabilities.modalities]
         has_media = bool(batch.media) or bool(
-            torch.isin(batch.input_ids, torch.tensor(special, dtype=torch.long)).any()
+            torch.isin(batch.input_ids, torch.tensor(special, dtype=torch.long, device="cpu")).any()
         )
         return not has_media and bool(is_whole.all())
 
@@ -181,7 +181,7 @@ def _difference(backbone: Backbone, passes: PackedDecoder) -> str | None:
         Row(tuple(next(ids) for _ in range(length)), count, "proof") for length, count in LENGTHS
     ]
     batch = collate(rows, 0)
-    embeddings = backbone.embed(torch.tensor([next(ids) for _ in range(NUM_VIRTUAL)]))
+    embeddings = backbone.embed(torch.tensor([next(ids) for _ in range(NUM_VIRTUAL)], device="cpu"))
     with torch.no_grad():
         prefix = Prefix(backbone.passes.prefill(embeddings), "proof")
         expected = backbone.label_states(same_prefix(prefix, len(rows)), batch)

@@ -80,7 +80,9 @@ class PackedSequence:
     def rows(self) -> Tensor:
         """The batch's row of each label."""
         counts = [group.num_labels for group in self.groups for _ in range(group.count)]
-        return torch.tensor(self.order).repeat_interleave(torch.tensor(counts))
+        return torch.tensor(self.order, device="cpu").repeat_interleave(
+            torch.tensor(counts, device="cpu")
+        )
 
     def attend(
         self, run: Attention, query: Tensor, keys: Tensor, values: Tensor, pattern: int
@@ -143,9 +145,9 @@ def pack(
     groups = tuple(RowGroup(len(list(same)), *size) for size, same in groupby(sizes))
     ahead = num_virtual if is_ahead else 0
     ids = [batch.input_ids[row][batch.attention_mask[row].bool()] for row in order]
-    starts = torch.tensor([ahead, *(length for length, _ in sizes)]).cumsum(0)
+    starts = torch.tensor([ahead, *(length for length, _ in sizes)], device="cpu").cumsum(0)
     places = [
-        torch.arange(stop - count - 1, stop - 1)
+        torch.arange(stop - count - 1, stop - 1, device="cpu")
         for stop, (_, count) in zip(starts[1:].tolist(), sizes, strict=True)
     ]
     positions, masks = _placed(num_virtual, max(lengths), capabilities, dtype, device)
