@@ -4,6 +4,7 @@ In: arguments. Out: an exit code. Does not know what a command does.
 """
 
 import sys
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 import typer
@@ -27,6 +28,7 @@ from foreword.cli import (
     train,
 )
 from foreword.cli.console import one_line, warnings_on
+from foreword.compat import pydantic_errors
 from foreword.errors import ForewordError, StorageError
 
 # typer brings click, or a copy of it, and this class of it under no name of its own.
@@ -85,6 +87,10 @@ def main() -> None:
         if type(error).__name__ == "NoArgsIsHelpError":
             error.show()
         else:
+            # Behind some errors of typer stand pydantic's.
+            found: Any = getattr(error.__cause__, "errors", list)()
+            if found and isinstance(found[0], Mapping):
+                error.message = pydantic_errors.said(found[0])
             context = getattr(error, "ctx", None)
             more = f"; see {context.command_path} --help" if context else ""
             _say(" ".join(error.format_message().split()).rstrip(".") + more)

@@ -43,4 +43,7 @@ def rate(text: str) -> Rate:
     Raises:
         ValueError: neither.
     """
-    return AUTO if text == AUTO else float(text)
+    try:
+        return AUTO if text == AUTO else float(text)
+    except ValueError:
+        raise ValueError(f"expected a number or {AUTO!r}, got {text!r:.80}") from None

@@ -19,14 +19,14 @@ import foreword
 from foreword import chat
 from foreword.backbone import Backbone
 from foreword.config import ServeConfig, checked_origin
-from foreword.errors import ForewordError, ModelError
+from foreword.errors import ForewordError, ModelError, NotFoundError
 from foreword.os_calls import max_open_files
 from foreword.server import classification, routes
-from foreword.server.bodies import BodyRoute
+from foreword.server.bodies import BodyRoute, kind_of_body
+from foreword.server.body_errors import names_of, param_of
 from foreword.server.catalog import Catalog
 from foreword.server.encoding_threads import EncodingThread, apart
 from foreword.server.engine_thread import Worker
-from foreword.server.fields import place_of, problem_of
 from foreword.server.metrics import ServerMetrics
 from foreword.server.middleware import (
     LOOPBACK,
@@ -186,18 +186,23 @@ def _add_routes(app: FastAPI) -> None:
 
 
 def _add_error_handlers(app: FastAPI, state: AppState) -> None:
-    async def on_foreword(_: Request, error: Exception) -> Response:
+    async def on_foreword(http: Request, error: Exception) -> Response:
         assert isinstance(error, ForewordError)
         headers = {"retry-after": "1"} if error.http_status == 503 else {}
         state.metrics.count_error(error)
-        return JSONResponse(error_body(str(error), error.http_status), error.http_status, headers)
+        kind = kind_of_body(http)
+        param = param_of(str(error), kind)
+        if kind is not None and isinstance(error, NotFoundError):  # no such model
+            param = next((name for name in ("model", "name") if name in names_of(kind)), None)
+        body = error_body(str(error), error.http_status, param)
+        return JSONResponse(body, error.http_status, headers)
 
     async def on_invalid(_: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
         found = error.errors()
-        text = "; ".join(map(problem_of, found[:4]))
+        text = "; ".join(one["msg"] for one in found[:4])
         state.metrics.count_rejected("invalid")
-        return JSONResponse(error_body(text, 400, place_of(found[0]["loc"])), 400)
+        return JSONResponse(error_body(text, 400, found[0].get("param")), 400)
 
     async def on_http(_: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)

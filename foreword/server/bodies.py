@@ -7,7 +7,7 @@ field by name.
 
 import asyncio
 import json
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, TypeVar, get_type_hints
 
 from fastapi import Request
@@ -19,6 +19,7 @@ from pydantic_core import from_json
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
+from foreword.server.body_errors import errors_of, param_of, place_of, problem_of
 from foreword.server.state import state_of
 
 LARGE_BYTES = 16_384  # of a body that is not read on the event loop
@@ -76,13 +77,25 @@ def validated(kind: type[B], content: bytes) -> B:
         data = from_json(content, allow_inf_nan=False)
         json.loads(content, object_pairs_hook=_once)
     except ValueError as error:
-        message = f"the body is no JSON: {error}"
-        raise RequestValidationError([{"loc": ("body",), "msg": message}]) from None
+        wrong = {"msg": f"the body is no JSON: {error}", "param": None}
+        raise RequestValidationError([wrong]) from None
     try:
         return kind.model_validate(data)
     except ValidationError as error:
-        found = error.errors(include_url=False, include_context=False, include_input=False)
-    raise RequestValidationError(found)
+        found = errors_of(error)
+    raise RequestValidationError([_told(one, kind) for one in found])
+
+
+def _told(error: Mapping[str, Any], kind: type[BaseModel]) -> dict[str, Any]:
+    """Return an error's line and field, without the value that it is of."""
+    line, place = problem_of(error, kind), place_of(error["loc"])
+    return {"msg": line, "param": param_of(line, kind) if place == "body" else place}
+
+
+def kind_of_body(http: Request) -> type[BaseModel] | None:
+    """Return the model of the body that a request's route takes; None where it takes none."""
+    endpoint = getattr(http.scope.get("route"), "endpoint", None)
+    return get_type_hints(endpoint).get("body") if endpoint is not None else None
 
 
 def _once(pairs: list[tuple[str, Any]]) -> None:

@@ -4,7 +4,7 @@ In: JSON values. Out: the same values, or a few errors, however much is wrong wi
 at its first error, a map is not looked into where it is too long. Knows no field by name.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any
 
 from pydantic import (
@@ -21,6 +21,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from foreword.config import MAX_SERVED_NAME
+from foreword.server.body_errors import errors_of, said
 
 MAX_CHARACTERS = 10_000_000  # of one text; the size of a body bounds it before that
 # What stands between brackets tells the kinds of a field apart, and is no part of its name.
@@ -60,33 +61,22 @@ def _kind_of_prompt(value: Any) -> str | None:
     return IDS if is_id else text_or_list(value)
 
 
-def place_of(location: Sequence[Any]) -> str:
-    """Return a field's place in a body; what stands in brackets is its kind, not its name."""
-    names = (str(part) for part in location if part != "body")
-    return ".".join(name for name in names if not name.startswith("(")) or "body"
-
-
-def problem_of(error: Mapping[str, Any]) -> str:
-    """Return one of pydantic's errors as a line: its field, and what is wrong."""
-    where, reason = place_of(error["loc"]), str(error["msg"])
-    own = reason.removeprefix("Value error, ")
-    return own if where == "body" and own != reason else f"{where}: {own}"
-
-
 def small_map(max_length: int) -> WrapValidator:
     """Return a validator of maps that reports the first error only, the length before all else."""
 
     def check(value: Any, check_items: Callable[[Any], Any]) -> Any:
         if isinstance(value, dict) and len(value) > max_length:
             raise PydanticCustomError(
-                "too_long", "expected at most {limit} entries", {"limit": max_length}
+                "too_long",
+                "expected at most {limit} entries, got {size}",
+                {"limit": max_length, "size": len(value)},
             )
         try:
             return check_items(value)
         except ValidationError as error:
-            first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+            first = errors_of(error)[0]
             where = "".join(f"{str(part)[:80]}: " for part in first["loc"][:1])
-            raise PydanticCustomError("map", "{what}", {"what": where + first["msg"]}) from None
+            raise PydanticCustomError("map", "{what}", {"what": where + said(first)}) from None
 
     return WrapValidator(check)
 

@@ -18,6 +18,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from foreword.server.body_errors import errors_of, said
 from foreword.server.fields import (
     LIST,
     TEXT,
@@ -193,10 +194,10 @@ class ResponseRequest(Strict):
         try:
             self._chat = ChatRequest.model_validate(self._as_chat())
         except ValidationError as error:
-            first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+            first = errors_of(error)[0]
             where = str(first["loc"][0]) if first["loc"] else ""
             place = {"messages": "input: ", "": ""}.get(where, f"{where}: ")
-            raise ValueError(place + first["msg"].removeprefix("Value error, ")) from None
+            raise ValueError(place + said(first)) from None
         return self
 
     @property

@@ -63,7 +63,8 @@ async def chat_completions(body: ChatRequest, http: Request) -> Response:
     def formatter(served: ServedModel, tokenizer: Any, use: ToolUse | None) -> Formatter:
         return ChatFormatter(served.name, tokenizer, body.n, use)
 
-    return await _chat(body, http, formatter)
+    limit_field = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
+    return await _chat(body, http, formatter, limit_field)
 
 
 async def responses(body: ResponseRequest, http: Request) -> Response:
@@ -72,13 +73,14 @@ async def responses(body: ResponseRequest, http: Request) -> Response:
     def formatter(served: ServedModel, tokenizer: Any, use: ToolUse | None) -> Formatter:
         return ResponseFormatter(served.name, tokenizer, body, use)
 
-    return await _chat(body.chat, http, formatter, has_reasoning=False)
+    return await _chat(body.chat, http, formatter, "max_output_tokens", has_reasoning=False)
 
 
 async def _chat(
     body: ChatRequest,
     http: Request,
     make_formatter: Callable[[ServedModel, Any, ToolUse | None], Formatter],
+    limit_field: str,
     has_reasoning: bool = True,
 ) -> Response:
     state = state_of(http)
@@ -104,7 +106,10 @@ async def _chat(
             left = room(state, served) - len(ids)
             limit = max(1, min(left, state.config.default_max_tokens))
         grammar = use.grammar if use is not None else None
-        requests = requests_of(state, body, served, [(ids, media)], [stop_ids], limit, grammar)
+        encoded: list[Encoded] = [(ids, media)]
+        requests = requests_of(
+            state, body, served, encoded, [stop_ids], limit, grammar, limit_field
+        )
         return requests, use
 
     requests, use = await state.encode_with(encode, _is_slow(body), deadline)

@@ -45,9 +45,20 @@ def requests_of(
     stop_ids: Sequence[Sequence[int]],
     limit: int,
     grammar: str | None = None,
+    limit_field: str = "max_tokens",
 ) -> list[request.Request]:
     """Return the engine's requests: each prompt `n` times, each with the ids that end it, and held
     to a grammar or else to the schema of `response_format`, which ends at the same ids.
+
+    Args:
+        state: the application's.
+        body: the request.
+        served: the model that it names.
+        encoded: each prompt.
+        stop_ids: of each prompt: the ids that end its answer.
+        limit: new tokens of an answer.
+        grammar: what an answer is held to.
+        limit_field: of the body, where the limit stands.
 
     Raises:
         InputError: a request that the engine cannot take, or a grammar that cannot be followed.
@@ -70,6 +81,7 @@ def requests_of(
         for copy in range(body.n)
     ]
     for one in requests:
+        _check_room(one, state, limit_field)
         state.worker.engine.check(one)
     if grammar is not None:
         constraint = state.grammars.of_tools(grammar)
@@ -82,6 +94,27 @@ def requests_of(
         replace(one, constraint=constraint.copy(own))
         for one, own in zip(requests, ends, strict=True)
     ]
+
+
+def _check_room(one: request.Request, state: AppState, limit_field: str) -> None:
+    """Refuse a request that would fit with fewer new tokens; what never fits is the engine's.
+
+    Raises:
+        InputError: says how many there may be, and which option of the server bounds them.
+    """
+    engine, virtual = state.worker.engine, one.prompt.num_virtual_tokens if one.prompt else 0
+    room = engine.max_length - virtual - len(one.ids)
+    if not 1 <= room < one.max_new_tokens:
+        return
+    option = {
+        engine.limits.max_slots: ", or serve with a larger --batch-tokens",
+        state.config.max_length: ", or serve with a larger --max-length",
+    }.get(engine.max_length, "")
+    raise InputError(
+        f"{limit_field}: {len(one.ids)} tokens, {virtual} virtual ones and {one.max_new_tokens} "
+        f"new ones make {virtual + len(one.ids) + one.max_new_tokens}; at most "
+        f"{engine.max_length} are served: give at most {room}{option}"
+    )
 
 
 async def reply(

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from foreword.config import EncodingConfig
 from foreword.data.response_reader import NUM_BEFORE, Event
 from foreword.errors import InputError, UnsupportedError
-from foreword.server.fields import problem_of
+from foreword.server.body_errors import errors_of, problem_of
 from foreword.server.protocol import TokenizeRequest
 from foreword.server.tool_use import AnswerReader, ToolUse, tool_use
 
@@ -38,8 +38,7 @@ def conversation(body: Any) -> TokenizeRequest:
     try:
         return TokenizeRequest.model_validate({"model": body.model, **given})
     except ValidationError as error:
-        found = error.errors(include_url=False, include_context=False, include_input=False)
-        raise InputError(problem_of(found[0])) from None
+        raise InputError(problem_of(errors_of(error)[0], TokenizeRequest)) from None
 
 
 def tools_of(

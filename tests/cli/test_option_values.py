@@ -5,6 +5,7 @@ The table is made of the commands themselves, so that an option that is added is
 
 import dataclasses
 import inspect
+import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ from foreword.cli import app, main
 from foreword.errors import InputError
 
 HUGE = "9" * 30
+THEIRS = re.compile("Input should|Value error|Unable|could not convert")  # words of libraries
 NO_NUMBER = ("", "x", "nan", "inf", "-inf", "1e400", "-1", HUGE)
 NO_TEXT = ("", "a\0b", "a\udcffb")
 ODD_TEXT = ("n" * 5000, "{folder}", "{file}", "{link}", "{file}/x", "-", "nan", "\n")
@@ -132,6 +134,7 @@ def test_an_option_refuses_what_it_cannot_mean(  # type: ignore[no-untyped-def]
         assert len(said) == 1 and said[0].startswith("error: "), (value, said)
         assert code == 2 and option in said[0], (value, said)
         assert "none" not in said[0].split(option)[0], "before any file is looked at"
+        assert not THEIRS.search(said[0]), said
 
 
 @pytest.mark.parametrize(("name", "option", "kind"), [row for row in OPTIONS if row[2] == "text"])

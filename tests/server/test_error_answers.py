@@ -1,0 +1,79 @@
+"""Answers to wrong requests: what they say, and which field they name."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from serving import config, fill, running, tiny_backbone
+
+from foreword.prompt.store import Store
+from foreword.server.server import Server
+
+USER: dict[str, Any] = {"role": "user", "content": "say yes"}
+BODIES: dict[str, dict[str, Any]] = {
+    "/v1/chat/completions": {"model": "a", "messages": [USER]},
+    "/v1/completions": {"model": "a", "prompt": "hi"},
+    "/v1/responses": {"model": "a", "input": "hi"},
+}
+
+
+@pytest.fixture(scope="module")
+def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
+    directory: Path = tmp_path_factory.mktemp("errors")
+    backbone, store = tiny_backbone(), Store(directory / "store")
+    fill(store, backbone, directory)
+    with (
+        running(Server(backbone, store, config(max_length=100))) as address,
+        httpx.Client(base_url=address, timeout=60) as made,
+    ):
+        yield made
+
+
+def refused(found: httpx.Response, status: int = 400) -> dict[str, Any]:
+    """Return the error of an answer."""
+    assert found.status_code == status, found.text
+    error: dict[str, Any] = found.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"} and error["code"] == status
+    return error
+
+
+@pytest.mark.parametrize(
+    ("path", "field"),
+    [
+        ("/v1/chat/completions", "max_tokens"),
+        ("/v1/chat/completions", "max_completion_tokens"),
+        ("/v1/completions", "max_tokens"),
+        ("/v1/responses", "max_output_tokens"),
+    ],
+)
+def test_too_many_new_tokens_are_refused_by_their_field(
+    client: httpx.Client, path: str, field: str
+) -> None:
+    error = refused(client.post(path, json=BODIES[path] | {field: 5000}))
+    assert error["param"] == field and error["message"].startswith(f"{field}: ")
+    assert "at most 100 are served: give at most " in error["message"]
+    assert error["message"].endswith(", or serve with a larger --max-length")
+    most = int(error["message"].split("give at most ")[1].split(",")[0])
+    error = refused(client.post(path, json=BODIES[path] | {field: most + 1}))
+    assert error["param"] == field
+    if path != "/v1/responses":
+        assert client.post(path, json=BODIES[path] | {field: most}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("path", "changes", "status", "param"),
+    [
+        ("/v1/completions", {"model": "nobody"}, 404, "model"),
+        ("/v1/completions", {"logit_bias": {"99999": 1}}, 400, "logit_bias"),
+        ("/v1/chat/completions", {"top_logprobs": 3}, 400, "top_logprobs"),
+        ("/v1/chat/completions", {"max_tokens": 1, "max_completion_tokens": 2}, 400, "max_tokens"),
+        ("/v1/chat/completions", {"max_tokes": 1}, 400, "max_tokes"),
+        ("/v1/responses", {"store": True}, 400, "store"),
+    ],
+)
+def test_an_error_names_the_field_that_is_to_be_changed(
+    client: httpx.Client, path: str, changes: dict[str, Any], status: int, param: str
+) -> None:
+    assert refused(client.post(path, json=BODIES[path] | changes), status)["param"] == param
