@@ -17,6 +17,8 @@ from foreword.cli.console import one_line
 if TYPE_CHECKING:
     from foreword.doctor import Finding
 
+POINTER = "if you came for the error\n  {error}\nrun: foreword doctor --cache-error"
+
 
 def command(
     model: options.Model = None,
@@ -53,7 +55,7 @@ def command(
     elif cache_error or any(doctor.SEED_ERROR in finding.detail for finding in findings):
         options.output.print(f"\n{doctor.SEED_FAILURE}")
     else:
-        options.output.print(f"\n{doctor.SEED_ERROR}?\nforeword doctor --cache-error explains it")
+        options.output.print(f"\n{POINTER.format(error=doctor.SEED_ERROR)}")
     raise typer.Exit(doctor.exit_status(findings))
 
 
