@@ -27,6 +27,7 @@ from foreword.server.body_errors import names_of, param_of
 from foreword.server.catalog import Catalog
 from foreword.server.encoding_threads import EncodingThread, apart
 from foreword.server.engine_thread import Worker
+from foreword.server.known_routes import no_method, no_route
 from foreword.server.metrics import ServerMetrics
 from foreword.server.middleware import (
     LOOPBACK,
@@ -204,14 +205,17 @@ def _add_error_handlers(app: FastAPI, state: AppState) -> None:
         state.metrics.count_rejected("invalid")
         return JSONResponse(error_body(text, 400, found[0].get("param")), 400)
 
-    async def on_http(_: Request, error: Exception) -> Response:
+    async def on_http(http: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         if error.status_code < GONE:
             state.metrics.count_refused(error.status_code)
-        headers = dict(error.headers or {})
-        return JSONResponse(
-            error_body(str(error.detail), error.status_code), error.status_code, headers
-        )
+        headers, message = dict(error.headers or {}), str(error.detail)
+        if error.status_code == 404:
+            message = no_route(app.routes, http.method, http.scope["path"])
+        elif error.status_code == 405:
+            allowed = headers.get("Allow", "others")
+            message = no_method(http.method, http.scope["path"], allowed)
+        return JSONResponse(error_body(message, error.status_code), error.status_code, headers)
 
     async def on_failure(_: Request, error: Exception) -> Response:
         state.metrics.count_error(ModelError(failure(error)))

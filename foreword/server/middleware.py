@@ -22,6 +22,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
 from foreword.config import checked_key
+from foreword.server.known_routes import path_of
 from foreword.server.tracing import Tracing
 
 log = logging.getLogger("foreword.access")
@@ -114,7 +115,7 @@ class AccessMiddleware:
         finally:
             headers = dict(scope["headers"])
             call.fields |= {
-                "route": getattr(scope.get("route"), "path", "none"),
+                "route": self._route(scope),
                 "method": scope["method"] if scope["method"] in METHODS else "other",
                 "status": call.status,
                 "seconds": round(time.perf_counter() - started, 6),
@@ -127,6 +128,11 @@ class AccessMiddleware:
             log.log(level, "%s", _Lazy(fields), extra={"fields": fields})
             if self.tracing is not None and scope["path"] not in PROBES:
                 self.tracing.record(headers, fields)
+
+    def _route(self, scope: Any) -> str:
+        """Return the path of a request's route, also where it was refused before it got there."""
+        known = getattr(scope.get("route"), "path", None)
+        return known or path_of(getattr(self.app, "routes", ()), scope) or "none"
 
     async def _handle(self, scope: Any, receive: Receive, send: Send) -> None:
         """Refuse a request, or let it through where it is not one too many."""

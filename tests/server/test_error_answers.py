@@ -1,11 +1,14 @@
 """Answers to wrong requests: what they say, and which field they name."""
 
+import json
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from fastapi.routing import APIRoute
 from serving import config, fill, running, tiny_backbone
 
 from foreword.prompt.store import Store
@@ -77,3 +80,56 @@ def test_an_error_names_the_field_that_is_to_be_changed(
     client: httpx.Client, path: str, changes: dict[str, Any], status: int, param: str
 ) -> None:
     assert refused(client.post(path, json=BODIES[path] | changes), status)["param"] == param
+
+
+# Routes -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("path", "meant"),
+    [
+        ("/v1/chat/completion", "/v1/chat/completions"),
+        ("/chat/completions", "/v1/chat/completions"),
+        ("/v1/response", "/v1/responses"),
+        ("/v1/tokenize", "/tokenize"),
+        ("/v1/chat/completions/", "/v1/chat/completions"),
+    ],
+)
+def test_an_unknown_route_is_told_which_one_it_may_mean(
+    client: httpx.Client, path: str, meant: str
+) -> None:
+    error = refused(client.post(path, json={}), 404)
+    assert error["type"] == "NotFoundError"
+    assert error["message"] == (f"no route POST {path}; did you mean {meant}? GET /docs lists all")
+
+
+def test_an_unknown_route_like_none_is_told_where_all_are(client: httpx.Client) -> None:
+    error = refused(client.get("/" + "x" * 5000), 404)
+    assert error["message"].endswith("xxx; GET /docs lists all") and len(error["message"]) < 200
+
+
+def test_another_method_is_told_those_of_the_route(client: httpx.Client) -> None:
+    found = client.get("/v1/completions")
+    assert refused(found, 405)["message"] == (
+        "no route GET /v1/completions: it takes POST; GET /docs lists all"
+    )
+    assert found.headers["allow"] == "POST"
+    assert "it takes GET;" in refused(client.post("/v1/models", json={}), 405)["message"]
+
+
+def test_the_log_names_the_route_of_every_request_that_is_refused(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    server = Server(tiny_backbone(), Store(tmp_path / "store"), config(), api_key="secret")
+    routes = [one for one in server.config.app.app.routes if isinstance(one, APIRoute)]
+    asked = [(method, one.path) for one in routes for method in sorted(one.methods)]
+    with (
+        caplog.at_level(logging.DEBUG, "foreword.access"),
+        running(server) as address,
+        httpx.Client(base_url=address, timeout=60) as client,
+    ):
+        for method, path in [*asked, ("GET", "/no/such")]:
+            client.request(method, path.replace("{model:path}", "a"), json={})
+    lines = [json.loads(one.getMessage()) for one in caplog.records if one.name.endswith("access")]
+    assert [line["route"] for line in lines] == [*(path for _, path in asked), "none"]
+    assert {line["status"] for line in lines} >= {401, 403}
