@@ -25,8 +25,7 @@ from foreword.evaluation.evaluation import check_begun
 from foreword.evaluation.label_choice import check_different, chosen
 from foreword.server.catalog import ServedModel
 from foreword.server.protocol import ClassifyRequest
-from foreword.server.responses import usage
-from foreword.server.routes import LONG_TEXT, room
+from foreword.server.routes import LONG_TEXT, num_virtual, room
 from foreword.server.serving import collected, fields_of
 from foreword.server.state import AppState, note, state_of
 from foreword.server.streaming import Answers
@@ -52,11 +51,21 @@ async def classify(body: ClassifyRequest, http: Request) -> dict[str, Any]:
         state.worker.engine.check(one)
     told = {"model": served.name, "soft_prompt": served.label, "choices": len(requests)}
     shared = rows[0].input_ids[: num_shared(rows)]
+    first: Answers | None = None
     if len(shared) >= MIN_SHARED and state.config.cache_bytes:
         # The question is read once, and its state kept: every answer goes on from it.
-        await _read([_request(shared, served)], http, told, started, deadline)
+        first = await _read([_request(shared, served)], http, told, started, deadline)
     answers = await _read(requests, http, told, started, deadline)
-    state.metrics.count_finished(served.label, fields_of(answers, 1, started))
+    reused = [one.handle.num_reused for one in answers.answers]
+    before = first.answers[0].handle.num_reused if first is not None else reused[0]
+    counted = usage_of(rows, reused, before, num_virtual(served))
+    fields = fields_of(answers, 1, started) | {
+        "prompt_tokens": counted["prompt_tokens"],
+        "cached_tokens": counted["prompt_tokens_details"]["cached_tokens"],
+        "finish_reasons": ["stop"],  # one answer, whose end was read
+    }
+    note(http, fields)
+    state.metrics.count_finished(served.label, fields)
     losses = [
         -sum(choice.logprob or 0.0 for choice in answer.handle.prompt_logprobs)
         for answer in answers.answers
@@ -72,8 +81,33 @@ async def classify(body: ClassifyRequest, http: Request) -> dict[str, Any]:
             {"label": label, "probability": share}
             for label, share in zip(body.choices, found.probabilities, strict=True)
         ],
-        "usage": usage(answers.answers, 1),
+        "usage": counted,
         "seconds": round(time.perf_counter() - started, 4),
+    }
+
+
+def usage_of(
+    rows: Sequence[Row], reused: Sequence[int], before: int, virtual: int
+) -> dict[str, Any]:
+    """Return the tokens of a call: what all answers stand behind is counted once, and so are the
+    virtual tokens.
+
+    Args:
+        rows: the question and an answer, one for each.
+        reused: tokens of each row that were not read again.
+        before: tokens of the question that were there before the call.
+        virtual: P.
+    """
+    most = min(len(row.input_ids) - row.num_labels for row in rows)
+    columns = zip(*(row.input_ids[:most] for row in rows), strict=True)
+    question = next((place for place, ids in enumerate(columns) if len(set(ids)) > 1), most)
+    given = question + sum(len(row.input_ids) - question for row in rows)
+    cached = min(before, question) + sum(max(0, one - question) for one in reused)
+    return {
+        "prompt_tokens": given,
+        "completion_tokens": 0,
+        "total_tokens": given,
+        "prompt_tokens_details": {"cached_tokens": cached, "virtual_tokens": virtual},
     }
 
 

@@ -1,5 +1,7 @@
 """Classification over HTTP: probabilities beside evaluation, and what is refused."""
 
+import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -96,6 +98,39 @@ def test_a_question_is_read_once_for_all_answers(served: Served) -> None:
     }
     for label in CHOICES:
         assert shares[label] == pytest.approx(odds[label] / sum(odds.values()), rel=1e-4)
+
+
+def finished(served: Served) -> dict[str, float]:
+    """Return how many answers of prompt a ended, by why."""
+    text = served.http.get("/metrics").text
+    found = re.findall(r'request_success_total\{finished_reason="(\w+)".*prompt="a"\} (.+)', text)
+    return {reason: float(number) for reason, number in found}
+
+
+@pytest.mark.parametrize("is_cached", [True, False])
+def test_usage_counts_the_question_once_and_metrics_one_answer(
+    served: Served, is_cached: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    asked = [{"role": "user", "content": f"is it yes or no {is_cached} " * 5}]
+    encoding = chat.encoding_of(served.prompts["a"])
+    question = len(chat.encode(served.backbone, asked, encoding)[0])
+    state: Any = SimpleNamespace(worker=served.server.worker)
+    model = served.server.catalog.find("a")
+    choices = sum(row.num_labels for row in rows_of(served.backbone, state, model, asked, CHOICES))
+    if is_cached:
+        served.classify(messages=asked)
+    before = finished(served)
+    with caplog.at_level("INFO", "foreword.access"):
+        usage = served.classify(messages=asked).json()["usage"]
+    assert usage["prompt_tokens"] == usage["total_tokens"] == question + choices
+    details = usage["prompt_tokens_details"]
+    assert details["virtual_tokens"] == model.source.num_virtual_tokens  # type: ignore[union-attr]
+    assert details["cached_tokens"] <= question + choices
+    assert (details["cached_tokens"] > question / 2) is is_cached
+    after = finished(served)
+    assert after == before | {"stop": before.get("stop", 0) + 1} and "length" not in after
+    [line] = [json.loads(one.getMessage()) for one in caplog.records]
+    assert line["prompt_tokens"] == usage["prompt_tokens"] and line["finish_reasons"] == ["stop"]
 
 
 @pytest.mark.parametrize("is_text", [True, False])
