@@ -3,6 +3,7 @@
     ForewordError
     ├── InputError           the caller's data, file or argument is wrong
     │   ├── DataError        a row or a data file: names file and line
+    │   │   ├── ColumnError  a row without a column that is named or needed
     │   │   └── BlankError   a row without a text or without an answer
     │   ├── ArtifactError    a prompt directory: truncated, hostile, not a soft prompt
     │   ├── NotFoundError    no prompt or version of that name
@@ -49,6 +50,10 @@ class DataError(InputError):
     """
 
     problems: tuple[str, ...] = ()
+
+
+class ColumnError(DataError):
+    """A row without a column that an option names, or that rows need where none does."""
 
 
 class BlankError(DataError):

@@ -23,7 +23,7 @@ from foreword.data.turns import (
     read_turns,
     text_in,
 )
-from foreword.errors import BlankError, DataError
+from foreword.errors import BlankError, ColumnError, DataError
 
 CONVERSATIONS = ("messages", "conversations", "conversation")
 PAIRS = (
@@ -103,7 +103,7 @@ class _Columns:
     def take(self, name: str, option: str) -> Any:
         """Return what a column holds, and count it as used."""
         if name not in self.row:
-            raise DataError(
+            raise ColumnError(
                 f"expected column {name!r}, found {self.names()}: name one of these in {option}"
             )
         if not self.has(name):
@@ -204,7 +204,7 @@ def _question_column(columns: _Columns, config: DataConfig) -> str:
     null = (name for name in QUERIES if name in columns.row)
     for name in (*pairs, *filter(columns.has, QUERIES), *null):
         return name
-    raise DataError(
+    raise ColumnError(
         f"expected a column of {', '.join(map(repr, (*CONVERSATIONS, *QUERIES)))}, found "
         f"{columns.names()}: name it with --prompt-column"
     )
@@ -300,7 +300,8 @@ def _known_pair(columns: _Columns) -> tuple[str, str]:
         return whole  # one of the two is null
     if any(name in columns.row for name in PAIRS[0]):
         return PAIRS[0]
-    raise DataError(
+    is_null = any(name in columns.row for name in CONVERSATIONS)
+    raise (DataError if is_null else ColumnError)(
         f"expected column 'messages', or 'prompt' and 'completion', found {columns.names()}: name "
         "them with --messages-column or --prompt-column and --completion-column, or use --template "
         "and --label-column"

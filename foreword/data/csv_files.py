@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from foreword.data.problems import all_of
-from foreword.data.sources import SourcedRow
+from foreword.data.sources import SourcedRow, TablePlace
 from foreword.data.text_files import ending_of, read_text
 from foreword.errors import DataError
 
@@ -31,7 +31,7 @@ def csv_rows(path: Path) -> Iterator[SourcedRow]:
         elif problem := _problem(cells, len(names), source):
             wrong.append(problem)
         else:
-            yield source, dict(zip(names, cells, strict=True))
+            yield TablePlace(source, path), dict(zip(names, cells, strict=True))
     if wrong:
         raise all_of(wrong)
 

@@ -20,7 +20,7 @@ from foreword.data.example import Example as Example
 from foreword.data.example import counted
 from foreword.data.media_parts import Message
 from foreword.data.preferences import as_pair
-from foreword.data.problems import all_of
+from foreword.data.problems import all_of, of_table
 from foreword.data.readers import read_rows
 from foreword.errors import BlankError, DataError
 
@@ -81,22 +81,24 @@ def read_each(
     said: Counter[str] = Counter()
     found: list[T] = []
     wrong: list[DataError] = []
+    row_count = 0
     rows = read_rows(Path(path))
     try:
         for source, row in rows:
+            row_count += 1
             try:
-                found.append(read(row, source, said))
+                found.append(read(row, str(source), said))
             except BlankError as error:
                 if config.skip_blank:
                     said["a blank text or answer: left out"] += 1
                 else:
                     wrong.append(error)
             except DataError as error:
-                wrong.append(error)
+                wrong.append(of_table(error, source))
     except DataError as error:  # the file's own, at its end or where it cannot be read further
         wrong.append(error)
     if wrong:
-        raise all_of(wrong)
+        raise all_of(wrong, row_count)
     if not found:
         raise DataError(f"{path}: expected rows, found none: add at least one")
     for what, count in list(said.items())[:MOST_SAID]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from foreword.data.problems import all_of
-from foreword.data.sources import SourcedRow, kind_of, listed
+from foreword.data.sources import SourcedRow, TablePlace, kind_of, listed
 from foreword.data.text_files import read_text
 from foreword.errors import DataError
 
@@ -259,4 +259,5 @@ def _are_columns(whole: dict[str, dict[str, Any]]) -> bool:
 
 
 def _numbered(rows: list[dict[str, Any]], path: Path) -> Iterator[SourcedRow]:
-    return ((f"{path} row {number}", row) for number, row in enumerate(rows, 1))
+    places = (TablePlace(f"{path} row {number}", path) for number in range(1, len(rows) + 1))
+    return zip(places, rows, strict=True)

@@ -14,7 +14,7 @@ from foreword.config import DataConfig
 from foreword.data.columns import SYSTEM, TOOLS, as_examples, turns_in
 from foreword.data.example import Example, named
 from foreword.data.turns import native
-from foreword.errors import BlankError, DataError, InputError
+from foreword.errors import BlankError, ColumnError, DataError, InputError
 
 CHOSEN, REJECTED = "chosen", "rejected"
 _DEFAULT_COLUMNS = DataConfig()
@@ -44,15 +44,18 @@ def as_pair(
         columns = {str(name): native(value) for name, value in row.items()}
         columns = {name: value for name, value in columns.items() if value is not None}
         if missing := [name for name in (CHOSEN, REJECTED) if name not in columns]:
-            is_null = all(name in row for name in missing)
-            raise (BlankError if is_null else DataError)(
+            missing = [name for name in missing if name not in row] or missing
+            is_null = missing[0] in row
+            raise (BlankError if is_null else ColumnError)(
                 f"expected columns 'prompt', {CHOSEN!r} and {REJECTED!r}, found "
-                f"{', '.join(map(repr, columns)) or 'no columns'}: {missing[0]!r} is missing"
+                f"{', '.join(map(repr, columns if is_null else row)) or 'no columns'}: "
+                f"{missing[0]!r} is missing"
             )
         prompt = config.prompt_column or "prompt"
         if prompt in row and row[prompt] is None and config.skip_blank:
             raise BlankError(f"expected column {prompt!r}, found null")
-        parts = [_parts(columns, name, prompt) for name in (CHOSEN, REJECTED)]
+        wrong = DataError if prompt in row else ColumnError
+        parts = [_parts(columns, name, prompt, wrong) for name in (CHOSEN, REJECTED)]
     last = DataConfig(learn="last", skip_blank=config.skip_blank)
     better, worse = (as_examples(part, source, last)[0] for part in parts)
     with named(source):
@@ -87,14 +90,16 @@ def _check_options(config: DataConfig) -> None:
         )
 
 
-def _parts(columns: Mapping[str, Any], name: str, prompt: str) -> dict[str, Any]:
+def _parts(
+    columns: Mapping[str, Any], name: str, prompt: str, wrong: type[DataError]
+) -> dict[str, Any]:
     """Return the columns of one of the answers as those of a row that has no other."""
     parts = {key: columns[key] for key in (*SYSTEM, *TOOLS) if key in columns}
     answer, asked = turns_in(columns[name]), turns_in(columns.get(prompt))
     if isinstance(answer, list) and not _is_answer(answer):
         return parts | {"messages": answer}
     if asked is None:
-        raise DataError(
+        raise wrong(
             f"expected column {prompt!r} beside answers alone, found "
             f"{', '.join(map(repr, columns))}: name it with --prompt-column"
         )

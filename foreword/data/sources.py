@@ -1,6 +1,6 @@
 """Sourced rows: a row of columns with its place, and the words that all readers share.
 
-In: values, errors, names of modules. Out: what they are called in a message. Reads no file.
+In: values, places, names of modules. Out: what they are called in a message. Reads no file.
 """
 
 import importlib
@@ -10,6 +10,24 @@ from foreword.errors import DependencyError
 
 SourcedRow = tuple[str, dict[str, Any]]
 """Where a row stands, and its columns."""
+
+
+class TablePlace(str):
+    """Where a row of a table stands. All rows of a table have the same columns.
+
+    Attributes:
+        table: where the table stands.
+    """
+
+    __slots__ = ("table",)
+    table: str
+
+    def __new__(cls, place: str, table: object) -> "TablePlace":
+        """Return a row's place in a table."""
+        found = super().__new__(cls, place)
+        found.table = str(table)
+        return found
+
 
 _KINDS = {
     str: "text",

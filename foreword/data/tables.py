@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from foreword.compat.error_lines import typed_line
-from foreword.data.sources import SourcedRow, import_extra
+from foreword.data.sources import SourcedRow, TablePlace, import_extra
 from foreword.data.text_files import other_kind
 from foreword.errors import DataError
 
@@ -60,7 +60,7 @@ def saved_dataset_rows(path: Path) -> Iterator[SourcedRow]:
     try:
         for number, row in enumerate(dataset, 1):
             source = f"{path} row {number}"
-            yield source, _with_names(row, feature, source)
+            yield TablePlace(source, path), _with_names(row, feature, source)
     except DataError:
         raise
     except Exception as error:  # also of a package that decodes its images or sounds
@@ -88,7 +88,7 @@ def _batch_rows(batches: Any, schema: Any, path: Path) -> Iterator[SourcedRow]:
         for row in batch.to_pylist():
             number += 1
             source = f"{path} row {number}"
-            yield source, _with_names(row, feature, source)
+            yield TablePlace(source, path), _with_names(row, feature, source)
 
 
 # Names of classes ---------------------------------------------------------------------------------
