@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from foreword.data.class_names import label_of
 from foreword.data.examples import Example
 from foreword.data.several import several
 from foreword.errors import DataError, InputError
-from foreword.evaluation.metrics import label_of
 
 if TYPE_CHECKING:
     from foreword.data.row import Row
@@ -100,12 +100,20 @@ def check_expected(choices: Sequence[str], examples: Sequence[Example]) -> None:
         DataError: names it.
     """
     known = {one.strip() for one in choices}
+    labels = {label_of(one): one for one in known}
     for example in examples:
-        if example.completion.strip() not in known:
+        answer = example.completion
+        if answer.strip() in known:
+            continue
+        if (same := labels.get(label_of(answer))) is not None:
             raise DataError(
-                f"{example.source}: the answer {example.completion!r} is none of --choices: add "
-                "it, or leave the row out"
+                f"{example.source}: the answer {answer!r} is the choice {same!r} apart from case, "
+                "quotes or a final stop: write both alike"
             )
+        raise DataError(
+            f"{example.source}: the answer {answer!r} is none of --choices: add it, or leave the "
+            "row out"
+        )
 
 
 def checked_choices(given: Any, examples: Sequence[Example]) -> tuple[str, ...]:
@@ -132,7 +140,8 @@ def _checked(choices: Sequence[str], examples: Sequence[Example], what: str) -> 
         if (other := known.setdefault(label_of(one), one)) != one:
             raise InputError(
                 f"{what}: {other!r:.80} and {one!r:.80} differ in case, quotes or a final stop "
-                "alone, and accuracy takes them for one class: rename one"
+                "alone, and accuracy takes them for one class: write it in one way, also in the "
+                "data, or rename one"
             )
     check_expected(choices, examples)
     return _as_written(choices, [example.completion for example in examples])

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from foreword.data.class_names import label_of, num_classes
 from foreword.data.several import several
 from foreword.data.tool_calls import ToolCall
 from foreword.errors import DependencyError, InputError
@@ -30,11 +31,7 @@ Counts = NDArray[np.int64]
 Scores = NDArray[np.float64]
 
 INSTALL = "pip install 'foreword[eval]'"
-MAX_CLASSES = 50  # distinct answers that still count as classes
-MAX_LABEL_WORDS = 5
 IDEOGRAPHS = r"\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
-QUOTES = "\"'`“”„‘’‚«»‹›「」『』"
-STOPS = ".!。．！"
 NUM_BINS = 10  # of confidence
 MIN_LONG_WORDS = 8  # answers longer than this, in the median, are compared by overlap
 
@@ -117,17 +114,6 @@ def _mean_metric(
 def exact(answer: str, expected: str) -> bool:
     """Whether the texts are equal, but for white space around them."""
     return answer.strip() == expected.strip()
-
-
-def label_of(text: str) -> str:
-    """Return a class name as it is compared: without case, white space, quotes and final stop, of
-    any script, and composed (Unicode's NFC).
-    """
-    whole = unicodedata.normalize("NFC", text.strip().casefold())
-    name, before = whole, ""
-    while name != before:
-        name, before = name.strip().strip(QUOTES).rstrip(STOPS), name
-    return name or whole
 
 
 def same_label(answer: str, expected: str) -> bool:
@@ -385,17 +371,16 @@ def _chosen(expected: Sequence[str]) -> MetricChoice:
 
 
 def _fitting(expected: Sequence[str]) -> tuple[list[str], str]:
-    num_rows, words = len(expected), [len(text.split()) for text in expected]
+    words = [len(text.split()) for text in expected]
     if all(isinstance((read_json(text) or [None])[0], dict | list) for text in expected):
         return ["loss", "json", "exact"], "every answer is JSON"
-    classes = {label_of(text) for text in expected}
-    is_short = max(words) <= MAX_LABEL_WORDS
-    if is_short and len(classes) <= MAX_CLASSES and 2 * len(classes) <= num_rows:
-        return ["loss", "accuracy", "macro_f1"], f"{len(classes)} distinct short answers"
+    if count := num_classes(expected):
+        return ["loss", "accuracy", "macro_f1"], f"{count} distinct short answers"
     median = statistics.median(words)
     if median > MIN_LONG_WORDS:
         return ["loss", "rouge_l"], f"long answers, in words: median {median:g}"
-    return ["loss", "exact"], f"{len(classes)} distinct answers, in words: median {median:g}"
+    count = len(set(map(label_of, expected)))
+    return ["loss", "exact"], f"{count} distinct answers, in words: median {median:g}"
 
 
 def _has_extra(name: str) -> bool:

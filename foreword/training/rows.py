@@ -12,6 +12,7 @@ from typing import Any
 from foreword.backbone import Backbone
 from foreword.config import EncodingConfig, TrainConfig
 from foreword.data import encoding
+from foreword.data.class_names import written_otherwise
 from foreword.data.columns import as_examples
 from foreword.data.encoding import NO_LIMIT, EncodingReport, Row
 from foreword.data.example import Example, counted
@@ -85,7 +86,8 @@ def encode_rows(
     if texts:
         encoded, report = encode_texts(backbone, texts, config, encoding_config)
         rows += encoded
-        said += [*report.notes, *filter(None, [guards.truncation(report)])]
+        doubts = [guards.truncation(report), None if are_pairs else _classes(texts)]
+        said += [*report.notes, *filter(None, doubts)]
     for row in rows:
         if (row.rejected is not None) != are_pairs:
             expected = "two answers, one preferred" if are_pairs else "one answer"
@@ -103,6 +105,13 @@ def encode_rows(
         if backbone.reads_apart:
             _check_pair(backbone, row, config)
     return rows, said
+
+
+def _classes(examples: Sequence[Example]) -> str | None:
+    """Say which answers are one class written in several ways, where all are short texts."""
+    if any(example.is_beyond_text for example in examples):
+        return None
+    return written_otherwise([example.completion for example in examples])
 
 
 def _checked(example: Example) -> Example:

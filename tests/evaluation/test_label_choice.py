@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -73,6 +74,18 @@ def test_choices_come_from_commas_lines_or_the_data() -> None:
             choices_of(few, EXAMPLES)
     with pytest.raises(DataError, match=r"rows:3: the answer 'hello' is none of --choices"):
         choices_of("bc,a", EXAMPLES)
+
+
+@pytest.mark.parametrize("answer", ["HELLO", '"hello"', " Hello. "])
+def test_an_answer_that_is_a_choice_but_for_its_case_is_refused_with_that_choice(
+    answer: str,
+) -> None:
+    rows = [*EXAMPLES, Example("x", answer, "rows:9")]
+    same = rf"^rows:9: the answer {re.escape(repr(answer))} is the choice 'hello' apart from case"
+    with pytest.raises(DataError, match=rf"{same}, quotes or a final stop: write both alike$"):
+        choices_of("bc,a,hello", rows)
+    with pytest.raises(InputError, match="write it in one way, also in the data"):
+        choices_of("data", rows)
 
 
 def test_choices_are_written_as_the_answers_of_the_data() -> None:

@@ -21,6 +21,13 @@ ROWS = [Row.from_ids([5, 6, 7], [8]), Row.from_ids([5, 6], [9])]
 CONFIG = TrainConfig(num_virtual_tokens=2, init="vocabulary", num_steps=1, learning_rate=0.1)
 
 
+@pytest.fixture(scope="module")
+def trained_text() -> Backbone:
+    tokenizer = tiny_tokenizer("$A <|im_end|>")
+    model = tiny_models.build("llama", dtype=torch.float32, vocab_size=len(tokenizer))
+    return Backbone(model, tokenizer)
+
+
 @pytest.mark.parametrize(
     ("kind", "values", "named"),
     [
@@ -76,6 +83,15 @@ def test_rows_that_answer_the_same_in_two_ways_are_counted() -> None:
     assert said == [contradicted(rows)]
     assert said[0].startswith("2 of 4 training rows") and said[0].endswith("(r:7, r:8)")
     assert contradicted([rows[0], rows[2]]) is None
+
+
+def test_one_class_that_is_written_in_two_ways_is_said(trained_text: Backbone) -> None:
+    rows = [{"prompt": f"{n}", "completion": "No" if n == 2 else "no"} for n in range(6)]
+    (event,) = train(trained_text, rows, CONFIG, validation=rows[:3])
+    said = [notice for notice in event.notices if "differ only in case" in notice]
+    assert len(said) == 1 and "'no' (5 rows), 'No' (1): " in said[0]
+    (event,) = train(trained_text, rows[3:], CONFIG, validation=rows[:3])
+    assert not any("differ only in case" in notice for notice in event.notices)
 
 
 def test_rows_of_tasks_are_compared_with_those_of_their_own() -> None:
