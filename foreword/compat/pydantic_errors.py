@@ -69,7 +69,7 @@ def said(error: Mapping[str, Any]) -> str:
     if kind in ("literal_error", "enum") and "expected" in context:
         return f"expected {context['expected']}{_got(error, shown)}"
     if kind == "string_pattern_mismatch" and "pattern" in context:
-        return f"expected a string that matches {context['pattern']}{_got(error, shown)}"
+        return f"expected a string of the pattern {context['pattern']}{_got(error, shown)}"
     if kind not in OWN and told.startswith(SHOULD_BE):
         return f"expected {told.removeprefix(SHOULD_BE)}{got}"
     return told

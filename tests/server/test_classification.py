@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -129,6 +130,9 @@ def test_usage_counts_the_question_once_and_metrics_one_answer(
     assert (details["cached_tokens"] > question / 2) is is_cached
     after = finished(served)
     assert after == before | {"stop": before.get("stop", 0) + 1} and "length" not in after
+    deadline = time.monotonic() + 60
+    while not caplog.records and time.monotonic() < deadline:  # it is written behind the answer
+        time.sleep(0.002)
     [line] = [json.loads(one.getMessage()) for one in caplog.records]
     assert line["prompt_tokens"] == usage["prompt_tokens"] and line["finish_reasons"] == ["stop"]
 
