@@ -4,8 +4,20 @@ In: data, a model, prompts, as they were typed. Out: nothing, or the error that 
 end in. Imports no torch, reads no row and downloads nothing; a prompt's files are read as a whole.
 """
 
+import json
 import os
+import re
 from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from foreword.errors import MismatchError
+
+if TYPE_CHECKING:
+    from foreword.prompt.stored_prompt import StoredPrompt
+
+# Where a configuration names one of these, embeddings may be of another width than `hidden_size`.
+OTHER_WIDTH = re.compile(r"emb\w*_(dim|size)$")
 
 
 def check(
@@ -14,26 +26,67 @@ def check(
     prompts: Iterable[str | None] = (),
     model: str | None = None,
 ) -> None:
-    """Refuse paths that are not there, and directories that hold no prompt, or a damaged one.
+    """Refuse paths that are not there, and directories that hold no prompt, a damaged one, or one
+    of another width than the model.
 
     Raises:
         DataError: no such data. ArtifactError: no such prompt. InputError: no such model.
+        MismatchError: as `check_width` says.
     """
     from foreword.data.readers import check_is_there
     from foreword.loading.hub import check_name
 
     for one in filter(None, data):
         check_is_there(one)
-    for one in filter(None, prompts):
-        _check_prompt(one)
+    found = [_read_prompt(one) for one in filter(None, prompts)]
     if model is not None:
         check_name(model)
+        for stored in filter(None, found):
+            check_width(stored, model)
 
 
-def _check_prompt(prompt: str) -> None:
-    """Read a prompt of this machine; a Hub id is looked into when it is loaded."""
+def check_width(stored: "StoredPrompt", name: str, directory: str | None = None) -> None:
+    """Refuse a prompt of another hidden size than a model that is a directory here, by the model's
+    config.json; what that does not settle is checked where the model is loaded.
+
+    Args:
+        stored: the prompt.
+        name: the model, as it was typed.
+        directory: where it is; None where its name says so.
+
+    Raises:
+        MismatchError: names both sizes.
+    """
+    base: dict[str, Any] = stored.facts.get("base") or {}
+    found = (base.get("fingerprint") or {}).get("hidden_size")
+    if stored.form == "embeddings":
+        found = stored.arrays[0].shape[1]
+    size = _hidden_size(Path(directory or os.path.expanduser(name)))
+    if isinstance(found, int) and size is not None and found != size:
+        known = base.get("name") or "another model"
+        raise MismatchError(
+            f"the prompt has hidden size {found}, {name} has {size}; it was made for {known}"
+        )
+
+
+def _hidden_size(directory: Path) -> int | None:
+    """Return the width of a model's embeddings; None where its config.json leaves it open."""
+    try:
+        config = json.loads((directory / "config.json").read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None
+    text = config.get("text_config", config) if isinstance(config, dict) else None
+    if not isinstance(text, dict) or any(OTHER_WIDTH.search(key) for key in text):
+        return None
+    size = text.get("hidden_size")
+    return size if isinstance(size, int) else None
+
+
+def _read_prompt(prompt: str) -> "StoredPrompt | None":
+    """Return a prompt of this machine; None of a Hub id, which is looked into when it is loaded."""
     from foreword.prompt import stored_prompt
     from foreword.prompt.directories import is_prompts_name
 
     if os.path.isdir(prompt) or not is_prompts_name(prompt):
-        stored_prompt.read(prompt, say=lambda _: None)
+        return stored_prompt.read(prompt, say=lambda _: None)
+    return None

@@ -278,14 +278,18 @@ def load(
     if not name:
         raise InputError(f"{WHICH_MODEL}; the prompt's file does not name its base")
     early.check(model=name)
+    if stored is not None and model:
+        early.check_width(stored, name)
     with errors.status(f"loading {name}") as status:
         quiet()
+        resolved = hub.resolve(name, progress=status.update)
+        if stored is not None and model:
+            early.check_width(stored, name, resolved)
         from foreword import chat
         from foreword.backbone import Backbone
         from foreword.model.fingerprint import identifies
         from foreword.prompt.soft_prompt import SoftPrompt
 
-        hub.resolve(name, progress=status.update)
         backbone = Backbone.load(
             name, device=device, revision=revision if model else base.get("revision")
         )

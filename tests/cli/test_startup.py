@@ -38,6 +38,8 @@ BAD_PROMPTS = {
     "changed": "do not match their recorded hash",
 }
 
+WIDTHS = "the prompt has hidden size 8, narrow has 4; it was made for ./model"
+
 
 def of_rows(call: str) -> dict[str, tuple[int, str]]:
     """Return a call with each file whose rows are wrong."""
@@ -152,6 +154,11 @@ CASES: dict[str, tuple[int, str]] = {
     "generate a --model model --temperature -1": (2, "--temperature"),
     "generate a --prompt baseless": (2, "the prompt's file does not name its base"),
     "generate a --prompt elsewhere": (2, "'./gone' does not exist"),
+    "generate a --prompt good --model narrow": (2, WIDTHS),
+    "generate a --prompt known --model narrow": (2, WIDTHS),
+    "chat --prompt good --model narrow": (2, WIDTHS),
+    f"{EVAL} --prompt good --model narrow": (2, WIDTHS),
+    "compare good --data rows.jsonl --model narrow": (2, WIDTHS),
     **of_prompts("generate --prompt {} a"),
     **of_models("generate a"),
     "chat": (2, "which model?"),
@@ -259,8 +266,9 @@ def lay_out(folder: Path) -> None:
         "def wants(completions, color):\n    return [1.0] * len(completions)\n"
     )
     (folder / "base.gguf").write_bytes(b"GGUF")
-    for name in ("folder", "model", "broken", "taken"):
+    for name in ("folder", "model", "broken", "taken", "narrow"):
         (folder / name).mkdir()
+    (folder / "narrow" / "config.json").write_text('{"hidden_size": 4}')
     (folder / "model" / "config.json").write_text("{}")
     (folder / "broken" / "training_state.safetensors").write_bytes(b"\0" * 20)
     good = torch.arange(24.0).view(3, 8)
@@ -271,6 +279,8 @@ def lay_out(folder: Path) -> None:
     a_prompt(good, None).save(folder / "baseless")
     keys = [(torch.ones(1, 3, 4), torch.ones(1, 3, 4))]
     SoftPrompt.from_key_values(keys).save(folder / "states")
+    base = {"name": "./model", "fingerprint": {"hidden_size": 8}}
+    SoftPrompt.from_key_values(keys, facts={"base": base}).save(folder / "known")
     shutil.copytree(folder / "good", folder / "nan")
     file = folder / "nan" / "adapter_model.safetensors"
     save_file({"prompt_embeddings": good.log()}, file, read_metadata(file))
