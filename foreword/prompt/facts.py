@@ -28,6 +28,8 @@ from foreword.prompt.peft_format import (
 
 FORMAT_VERSION = 1
 METADATA_NAME = "foreword"
+STATE_FILE = "training_state.safetensors"  # of a run, beside the prompt that it saves
+SEEDS = "seeds"  # folder of several seeds of a run, with one for each
 MAX_BYTES = 1 << 30  # of one file of a prompt that is kept in a store
 MAX_CONFIG_BYTES = 1 << 20
 MAX_FACTS_BYTES = 1 << 20  # as JSON
@@ -282,7 +284,7 @@ def read_config(source: Path) -> dict[str, Any]:
     if not os.path.isdir(source):  # False, too, for a path that the system cannot even look up
         raise ArtifactError(f"{source}: no such directory; expected a soft prompt's directory")
     if not path.is_file():
-        raise ArtifactError(f"{source}: no {CONFIG_FILE}; this directory holds no soft prompt")
+        raise ArtifactError(f"{source}: {without_prompt(source)}")
     try:
         if path.stat().st_size > MAX_CONFIG_BYTES:
             raise ArtifactError(f"{path}: larger than {MAX_CONFIG_BYTES} bytes; no configuration")
@@ -291,6 +293,17 @@ def read_config(source: Path) -> dict[str, Any]:
         raise ArtifactError(f"{path}: not readable as JSON ({error})") from None
     check_whole_config(config, path)
     return config  # type: ignore[no-any-return]
+
+
+def without_prompt(source: Path) -> str:
+    """Say what a directory without a prompt's configuration is."""
+    has_run = (source / STATE_FILE).exists() or any(source.glob(f"{SEEDS}/*/{STATE_FILE}"))
+    if has_run and not (source / TENSOR_FILE).exists():
+        return (
+            f"holds a run that has not saved a prompt yet, no {CONFIG_FILE}; go on with it: the "
+            "command that began it, with --resume"
+        )
+    return f"no {CONFIG_FILE}; this directory holds no soft prompt"
 
 
 def check_whole_config(config: Any, path: Path) -> None:

@@ -10,10 +10,10 @@ from pathlib import Path
 
 from foreword.config import TrainConfig
 from foreword.errors import InputError
+from foreword.prompt.facts import SEEDS as SEEDS
+from foreword.prompt.facts import STATE_FILE as STATE_FILE
 
-STATE_FILE = "training_state.safetensors"
 MOST_SEEDS = 1000
-SEEDS = "seeds"  # folder of several seeds, with one for each
 TASKS = "tasks"  # folder of several tasks, with the prompt of each
 
 

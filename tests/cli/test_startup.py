@@ -33,6 +33,7 @@ BAD_ROWS = {
 BAD_PROMPTS = {
     "./none": "none: no such directory",
     "folder": "folder: no adapter_config.json",
+    "stopped": "stopped: holds a run that has not saved a prompt yet",
     "cut": "truncated",
     "nan": "NaN or infinite",
     "changed": "do not match their recorded hash",

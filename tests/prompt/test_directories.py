@@ -15,6 +15,7 @@ from foreword import SoftPrompt
 from foreword.cli import app
 from foreword.errors import ArtifactError
 from foreword.prompt import directories
+from foreword.prompt.facts import STATE_FILE
 from foreword.prompt.peft_format import FILES
 
 
@@ -58,6 +59,19 @@ def test_a_folders_own_prompt_comes_before_those_in_it(tmp_path: Path) -> None:
 
 def test_a_folder_without_a_prompt_is_named(tmp_path: Path) -> None:
     (tmp_path / "a" / "b" / "c").mkdir(parents=True)
+    with pytest.raises(ArtifactError, match=f"{tmp_path}: no adapter_config.json"):
+        SoftPrompt.load(tmp_path)
+
+
+@pytest.mark.parametrize("place", ["", "seeds/1"])
+def test_a_run_that_has_saved_no_prompt_is_named(place: str, tmp_path: Path) -> None:
+    (tmp_path / place).mkdir(parents=True, exist_ok=True)
+    (tmp_path / place / STATE_FILE).write_bytes(b"")
+    named = f"{tmp_path}: holds a run that has not saved a prompt yet, .* with --resume"
+    with pytest.raises(ArtifactError, match=named):
+        SoftPrompt.load(tmp_path)
+    saved(tmp_path, 1.0)
+    (tmp_path / FILES[0]).unlink()  # a damaged prompt, not one to come
     with pytest.raises(ArtifactError, match=f"{tmp_path}: no adapter_config.json"):
         SoftPrompt.load(tmp_path)
 
