@@ -7,7 +7,8 @@ processes only the main one prints and writes, and all stop at the same step. Kn
 
 import contextlib
 import signal
-from collections.abc import Iterator, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,21 +40,37 @@ COLUMNS = (
 )
 
 
+STOPPING = (
+    "stopping after this step, which is then saved for --resume; the same signal once more stops "
+    "now, and --resume goes on from what was saved before"
+)
+
+
 @dataclass
 class Stop:
-    """Whether a run was asked to stop by Ctrl-C or SIGTERM; asked again, it is cut off."""
+    """Whether a run was asked to stop by Ctrl-C or SIGTERM; asked again, it is cut off.
+
+    Attributes:
+        signal: the newest that came; None where none did.
+        say: is told at once that the first one has come.
+    """
 
     signal: int | None = None
+    say: Callable[[str], None] | None = None
 
     def ask(self, number: int, frame: Any = None) -> None:
         """Remember a signal; the same signal again interrupts the current step."""
         if self.signal == number:
             raise KeyboardInterrupt
+        if self.signal is None and self.say is not None:
+            # In a thread: the signal may have come in the middle of another line.
+            threading.Thread(target=self.say, args=(STOPPING,), daemon=True).start()
         self.signal = number  # a launcher may pass on Ctrl-C and send SIGTERM for it, too
 
     @contextlib.contextmanager
-    def listening(self) -> Iterator[None]:
-        """Take signals as requests, while the run is on."""
+    def listening(self, say: Callable[[str], None] | None = None) -> Iterator[None]:
+        """Take signals as requests, while the run is on, and tell `say` of the first."""
+        self.say = say
         numbers = (signal.SIGINT, signal.SIGTERM)
         try:
             before = [signal.signal(number, self.ask) for number in numbers]
@@ -109,7 +126,14 @@ def run(
     with Progress(*COLUMNS, console=options.errors, disable=not is_bar, expand=True) as progress:
         task = progress.add_task("training", total=None, state="")
         validated = ""
-        with stop.listening(), contextlib.suppress(KeyboardInterrupt), _closing(events):
+        say = options.errors.print if is_main else None
+        told = lines.within_steps() if is_main and not is_bar else contextlib.nullcontext()
+        with (
+            stop.listening(say),
+            told,
+            contextlib.suppress(KeyboardInterrupt),
+            _closing(events),
+        ):
             for event in events:
                 for notice in event.notices:
                     progress.console.print(f"note: {one_line(notice)}")

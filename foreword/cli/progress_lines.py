@@ -1,11 +1,13 @@
 """Progress in lines: how far a run is, where no terminal shows a bar: log files, containers, CI.
 
-In: steps as they end. Out: a line at the first step, every 30 seconds, and wherever one is due
-anyway. Knows no run.
+In: steps as they end. Out: a line at the first step, every 30 seconds, also within a step, and
+wherever one is due anyway. Knows no run.
 """
 
+import contextlib
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 SECONDS_BETWEEN = 30.0
 
@@ -29,16 +31,41 @@ class ProgressLines:
         self._say, self._clock = say, clock
         self._started = clock()
         self._said: float | None = None
+        self._ended = self._heard = self._started  # the latest step, the latest line of any kind
+        self._where = "no step yet"
         self._num_taken = 0  # by this process, those that it went back over included
 
     def step(self, step: int, num_steps: int, state: str, *, is_due: bool = False) -> None:
         """Take a step that has ended, and say so if it is time; `is_due`: in any case."""
-        now = self._clock()
+        now = self._ended = self._clock()
+        self._where = f"after step {step} of {num_steps}"
         self._num_taken += 1
         is_time = self._said is None or now - self._said >= SECONDS_BETWEEN
         if not (is_time or is_due or step == num_steps):
             return
-        self._said = now
+        self._said = self._heard = now
         each = (now - self._started) / self._num_taken
         left = duration(each * (num_steps - step))
         self._say(f"step {step} of {num_steps}, {left} left · {state}")
+
+    @contextlib.contextmanager
+    def within_steps(self) -> Iterator[None]:
+        """Say every 30 seconds, too, that a step goes on, while the context is open."""
+        is_over = threading.Event()
+
+        def say() -> None:
+            while not is_over.wait(self._heard + SECONDS_BETWEEN - self._clock()):
+                self.wait()
+
+        threading.Thread(target=say, daemon=True).start()
+        try:
+            yield
+        finally:
+            is_over.set()
+
+    def wait(self) -> None:
+        """Say how long a step takes so far, if nothing was said for 30 seconds."""
+        now = self._clock()
+        if now - self._heard >= SECONDS_BETWEEN:
+            self._heard = now
+            self._say(f"{self._where}, {duration(now - self._ended)} so far")

@@ -1,14 +1,20 @@
 """Progress: where no terminal shows a bar there are lines; on a narrow one the time left stays."""
 
 import io
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from rich.console import Console
 from rich.progress import Progress
 
-from foreword.cli.progress import COLUMNS
+from foreword.cli import progress_lines
+from foreword.cli.progress import COLUMNS, STOPPING, Stop, run
 from foreword.cli.progress_lines import SECONDS_BETWEEN, ProgressLines, duration
 
 
@@ -47,6 +53,84 @@ def test_a_run_that_goes_back_is_reckoned_by_all_that_it_took() -> None:
         now[0] += 40
         progress.step(step, 100, "")
     assert "step 41 of 100, 0:39:20 left" in lines[3]
+
+
+def test_a_long_step_is_said_to_go_on_every_thirty_seconds() -> None:
+    now, lines = [0.0], list[str]()
+    progress = ProgressLines(lines.append, lambda: now[0])
+    for second in range(1, 101):
+        now[0] = second
+        if second == 65:
+            progress.step(7, 9, "loss 1")
+        progress.wait()
+    assert lines == [
+        "no step yet, 0:00:30 so far",
+        "no step yet, 0:01:00 so far",
+        "step 7 of 9, 0:02:10 left · loss 1",
+        "after step 7 of 9, 0:00:30 so far",
+    ]
+
+
+def test_lines_within_steps_end_with_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress_lines, "SECONDS_BETWEEN", 0.05)
+    lines, before = list[str](), threading.active_count()
+    with ProgressLines(lines.append).within_steps():
+        wait_until(lambda: len(lines) > 1)
+    wait_until(lambda: threading.active_count() == before)
+    assert lines[0].startswith("no step yet, 0:00:00 so far")
+
+
+def wait_until(is_so: Callable[[], bool]) -> None:
+    end = time.monotonic() + 20
+    while not is_so() and time.monotonic() < end:
+        time.sleep(0.01)
+    assert is_so()
+
+
+def events_with(do: Callable[[], object]) -> Iterator[Any]:
+    """A run of three steps that does something within the second."""
+    for step in (1, 2, 3):
+        if step == 2:
+            do()
+        yield SimpleNamespace(
+            notices=(), validation=None, num_tokens=1, seconds=1.0, loss=1.0, reward=None,
+            num_steps=3, step=step, prompt=None,
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("is_main", [True, False])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_is_said_within_the_step(
+    number: int, is_main: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stop, said = Stop(), list[str]()
+
+    def is_said() -> bool:
+        said.append(capsys.readouterr().err)
+        return STOPPING in "".join(said)
+
+    def ask() -> None:
+        signal.raise_signal(number)
+        if is_main:  # before the step ends
+            wait_until(is_said)
+
+    ranks: Any = SimpleNamespace(is_main=is_main, is_any=bool)
+    run(events_with(ask), "unused", stop, ranks)
+    assert stop.signal == number
+    shown = "".join(said) + capsys.readouterr().err
+    assert shown.count(STOPPING) == int(is_main) and "step 3" not in shown
+
+
+def test_the_same_signal_again_stops_within_the_step(capsys: pytest.CaptureFixture[str]) -> None:
+    stop, reached = Stop(), list[str]()
+
+    def ask() -> None:
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
+        reached.append("the end of the step")
+
+    run(events_with(ask), "unused", stop)
+    assert stop.signal == signal.SIGTERM and not reached
 
 
 @pytest.mark.parametrize(
