@@ -298,10 +298,13 @@ def show_command(
     entry = store.resolve(reference)
     facts = describe(store, entry)
     known = facts.pop("history", None)
-    facts["versions"] = [one.version for one in store.versions(entry.name)]
+    added = {one.version: one.added for one in store.versions(entry.name)}
+    facts["versions"] = list(added)
     if as_json:
+        facts["added"] = {version: time.isoformat() for version, time in added.items()}
         options.output.print(strict_json(facts | ({"history": known} if known else {})))
         return
+    facts["versions"] = [f"{one} ({time:%Y-%m-%d %H:%M:%S} UTC)" for one, time in added.items()]
     facts["history"] = history.line(known) if known else "not recorded"
     width = max(len(name) for name in facts)
     for name, value in facts.items():

@@ -15,6 +15,7 @@ import re
 import shutil
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -52,6 +53,18 @@ class Entry:
 
     def __str__(self) -> str:
         return f"{self.name}@{self.version}"
+
+    @property
+    def added(self) -> datetime:
+        """When the version was added, in UTC: the last time, if more than once.
+
+        Raises:
+            NotFoundError: a writer has removed it.
+        """
+        try:
+            return datetime.fromtimestamp(int(self.path.stat().st_mtime), UTC)
+        except FileNotFoundError:
+            raise NotFoundError(f"{self} is no more in the store") from None
 
 
 class Store:
@@ -103,7 +116,7 @@ class Store:
         """
         folder = self.directory / check_name(name) / "versions"
         if not folder.is_dir() or folder.is_symlink():
-            raise NotFoundError(f"no prompt {name!r} in {self.directory}; it has {self._known()}")
+            raise self._missing(name)
         try:
             found = [path for path in folder.iterdir() if VERSION.fullmatch(path.name)]
             paths = [path for path in found if path.is_dir() and not path.is_symlink()]
@@ -134,9 +147,7 @@ class Store:
                 place = self.directory / name / "current"
                 if os.path.lexists(place):
                     raise InputError(f"{place} names no version; add the prompt again")
-                raise NotFoundError(
-                    f"no prompt {name!r} in {self.directory}; it has {self._known()}"
-                )
+                raise self._missing(name)
             return Entry(name, current, self.directory / name / "versions" / current)
         if not ASKED_VERSION.fullmatch(version):
             raise InputError(f"{version!r} is not a version; expected 4 to 16 hexadecimal digits")
@@ -391,15 +402,20 @@ class Store:
     def _every(self, folders: Iterable[Path]) -> list[str]:
         return [name for folder in folders for name in self._listed(folder)]
 
+    def _missing(self, name: str) -> NotFoundError:
+        """Return the error of a name that the store does not have, with what to do."""
+        known = self._known() or "none; add one: foreword prompts add NAME DIR"
+        return NotFoundError(f"no prompt {name!r} in {self.directory}; it has {known}")
+
     def _known(self) -> str:
         """Return the names in words, or some of them: a store may have thousands."""
         if not self.directory.is_dir():
-            return ", ".join(self.names()) or "none"
+            return ", ".join(self.names())
         with os.scandir(self.directory) as found:
             known = (one.name for one in found if NAME.fullmatch(one.name) and self.has(one.name))
             some = [*itertools.islice(known, MAX_SUGGESTED + 1)]
         more = "others, " if len(some) > MAX_SUGGESTED else ""
-        return more + ", ".join(sorted(some[:MAX_SUGGESTED])) if some else "none"
+        return more + ", ".join(sorted(some[:MAX_SUGGESTED]))
 
 
 def check_free(name: str) -> None:

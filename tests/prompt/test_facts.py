@@ -197,6 +197,21 @@ def test_a_prompt_without_facts_is_added_and_listed(tmp_path: Path) -> None:
     assert (shown["form"], shown["virtual_tokens"]) == ("PROMPT_TUNING", 3)
 
 
+def test_versions_are_shown_with_the_time_that_each_was_added(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store")
+    facts = [{"format_version": 1, "metrics": {"step": n}} for n in range(2)]
+    entries = [store.add("home", write(tmp_path / f"p{n}", one)) for n, one in enumerate(facts)]
+    for entry, seconds in zip(entries, (1_700_000_000, 1_800_000_000), strict=True):
+        os.utime(entry.path, (seconds, seconds))
+    old, new = (entry.version for entry in entries)
+    arguments = ("prompts", "show", "home", "--prompts", str(store.directory))
+    both = f"{old} (2023-11-14 22:13:20 UTC), {new} (2027-01-15 08:00:00 UTC)"
+    assert both in invoke(*arguments)
+    shown = json.loads(invoke(*arguments, "--json"))
+    assert shown["versions"] == [old, new]
+    assert shown["added"][old] == "2023-11-14T22:13:20+00:00"
+
+
 @pytest.mark.parametrize("kind", [*ALWAYS, "truncated", "gone", "changed", "current", "version"])
 def test_a_damaged_prompt_is_listed_with_its_reason_and_hides_no_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str

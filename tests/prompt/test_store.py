@@ -95,7 +95,7 @@ def test_removing_the_current_version_falls_back_to_the_newest_left(
     assert store.remove(str(new)) == [new]
     assert store.resolve("home") == old
     assert store.remove("home") == [old] and store.names() == []
-    with pytest.raises(NotFoundError, match="it has none"):
+    with pytest.raises(NotFoundError, match="it has none; add one: foreword prompts add NAME DIR"):
         store.remove("home")
 
 
