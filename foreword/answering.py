@@ -11,6 +11,7 @@ from foreword import chat
 from foreword.backbone import Backbone
 from foreword.chat import Text
 from foreword.config import SamplingConfig
+from foreword.config.checks import check_known
 from foreword.errors import InputError
 from foreword.generation.answer_options import check_batch_size
 from foreword.prompt.prefix import Prefix
@@ -83,7 +84,7 @@ def answer(
         DataError: a conversation that the chat template cannot take, or that is not what the
             prompt was trained on.
     """
-    config = SamplingConfig(**sampling)
+    config = _sampling("answer", sampling)
     check_batch_size(batch_size)
     is_one = _is_text(texts)
     given = _several([texts] if is_one else texts)
@@ -105,11 +106,21 @@ def stream(
 
     Takes what `answer` takes, and raises what it raises, before the first piece.
     """
-    config = SamplingConfig(**sampling)
+    config = _sampling("stream", sampling)
     [text] = _several([text])
     prefix = _prefix(backbone, prompt)
     asked = chat.typed(backbone, prompt, text) if isinstance(text, str) else text
     return chat.stream(backbone, prefix, asked, **config.options())
+
+
+def _sampling(call: str, given: AnswerOptions) -> SamplingConfig:
+    """Return how an answer is drawn.
+
+    Raises:
+        InputError: an option that there is not, or a value that means nothing.
+    """
+    check_known(call, given, AnswerOptions.__annotations__)
+    return SamplingConfig(**given)
 
 
 def _is_text(value: Any) -> bool:

@@ -12,11 +12,13 @@ import torch
 from small_tokenizers import BUILDERS
 from tiny_tokenizer import tiny_tokenizer
 
-from foreword import Backbone, SoftPrompt, TrainConfig, answer, stream, train
+from foreword import Backbone, Example, SoftPrompt, TrainConfig, answer, chat, stream, train
 from foreword.cli import main
 from foreword.errors import DataError, InputError, UnsupportedError
 from foreword.evaluation.ensembles import vote
+from foreword.evaluation.evaluation import Subject, evaluate
 
+BARE = Subject("bare")
 SHORT = {"max_new_tokens": 6}
 ROWS = [{"prompt": f"say {letter}", "completion": letter} for letter in "abcdefgh"]
 TURNS = [
@@ -51,6 +53,36 @@ def trained(backbone: Backbone, rows: Any) -> SoftPrompt:
     *_, last = train(backbone, rows, config)
     assert last.prompt is not None
     return last.prompt
+
+
+@pytest.mark.parametrize(
+    ("option", "meant"),
+    [("max_tokens", "; did you mean max_new_tokens?"), ("top_pp", "; did you mean top_p?"),
+     ("zzz", "")],
+)  # fmt: skip
+@pytest.mark.parametrize(
+    ("named", "call"),
+    [
+        ("answer", lambda model, **more: answer(model, None, "hi", **more)),
+        ("stream", lambda model, **more: stream(model, None, "hi", **more)),
+        ("generate", lambda model, **more: list(chat.answers(model, None, ["hi"], **more))),
+        ("generate", lambda model, **more: list(chat.stream(model, None, "hi", **more))),
+        ("generate", lambda model, **more: list(vote(model, [prefix(model)], ["hi"], **more))),
+        ("generate", lambda model, **more: evaluate(model, BARE, [Example("a", "b")], **more)),
+        ("generate", lambda model, **more: model.generate(None, torch.tensor([[3]]), **more)),
+    ],
+)
+def test_an_option_that_there_is_not_is_refused_with_the_one_meant(
+    named: str, call: Callable[..., Any], option: str, meant: str, backbone: Backbone
+) -> None:
+    with pytest.raises(InputError) as refused:
+        call(backbone, **{option: 2})
+    assert str(refused.value) == f"{named}({option}=...): no such option{meant}"
+
+
+def prefix(backbone: Backbone) -> Any:
+    values = torch.ones(2, backbone.capabilities.hidden_size)
+    return backbone.compile(SoftPrompt.from_embeddings(values))
 
 
 @pytest.mark.parametrize("rows", [TURNS, ROWS])

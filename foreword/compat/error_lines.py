@@ -4,6 +4,9 @@ In: an exception. Out: text without a line break. Imports nothing but Python's o
 """
 
 import json
+import re
+
+_UNUSED = re.compile(r"model_kwargs.{0,3} are not used by the model: (\[[^\]]*\])")
 
 
 def first_line(error: BaseException) -> str:
@@ -24,3 +27,9 @@ def telling_line(error: BaseException) -> str:
     is_bare = isinstance(error, LookupError | TypeError | AttributeError | json.JSONDecodeError)
     lines = (f"{kind}: {said}" if said and is_bare else said or kind).splitlines()
     return " ".join(line.strip() for line in lines[: 2 if lines[0].rstrip().endswith(":") else 1])
+
+
+def unused_arguments(error: BaseException) -> list[str]:
+    """Return the arguments that transformers' `generate` says are none of it or of the model."""
+    found = _UNUSED.search(str(error))
+    return re.findall(r"'([^']+)'", found[1]) if found else []

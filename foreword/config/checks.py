@@ -3,8 +3,9 @@
 In: a config object. Out: nothing, or an error that names the option, what it takes and what it got.
 """
 
+import difflib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import fields
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
@@ -23,6 +24,20 @@ LARGEST = {
     "repetition_penalty": 10**6,
 }
 """The largest number that an option takes; more of it can only be a slip."""
+
+
+def check_known(call: str, given: Iterable[str], known: Iterable[str]) -> None:
+    """Refuse the first option of a call that it does not take.
+
+    Raises:
+        InputError: names the option, and the one that may be meant.
+    """
+    names = sorted(known)
+    for name in given:
+        if name not in names:
+            near = difflib.get_close_matches(name, names, 1)
+            meant = f"; did you mean {near[0]}?" if near else ""
+            raise InputError(f"{call}({name}=...): no such option{meant}")
 
 
 def check_types(config: Any) -> None:

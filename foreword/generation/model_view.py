@@ -8,6 +8,7 @@ decoder's self-attention starts with what stands before each row's tokens. Knows
 """
 
 import functools
+import inspect
 import logging
 import weakref
 from collections import OrderedDict
@@ -17,9 +18,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import LogitsProcessorList, MinLengthLogitsProcessor, StoppingCriteriaList
+from transformers import (
+    GenerationConfig,
+    LogitsProcessorList,
+    MinLengthLogitsProcessor,
+    StoppingCriteriaList,
+)
 
 from foreword.compat import transformers_api
+from foreword.compat.error_lines import unused_arguments
 from foreword.compat.transformers_api import (
     GENERATE_CACHE,
     CausalLMOutputWithPast,
@@ -27,6 +34,7 @@ from foreword.compat.transformers_api import (
     EncoderDecoderCache,
     GenerationMixin,
 )
+from foreword.config.checks import check_known
 from foreword.errors import InputError, UnsupportedError
 from foreword.generation import padding
 from foreword.generation.row_ends import recorded
@@ -408,7 +416,14 @@ def run_generate(view: Any, **kwargs: Any) -> Any:
     try:
         return view.generate(**given)
     except ValueError as error:
+        check_known("generate", unused_arguments(error), _arguments(view))
         raise InputError(" ".join(str(error).split())) from error
+
+
+def _arguments(view: Any) -> set[str]:
+    """Return what `generate` of a view takes by name."""
+    names = {*vars(GenerationConfig()), *inspect.signature(view.generate).parameters}
+    return {name for name in names - {"kwargs"} if not name.startswith("_")}
 
 
 def is_single(batch: PrefixBatch) -> bool:
