@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from foreword.server.fields import problem_of
+from foreword.server.body_errors import problem_of
 from foreword.server.protocol import ChatRequest
 from foreword.server.response_request import ResponseRequest
 
@@ -30,7 +30,7 @@ def chat(*messages: Any, **fields: Any) -> ChatRequest:
 def refusal(*messages: Any, **fields: Any) -> str:
     with pytest.raises(ValidationError) as caught:
         chat(*messages, **fields)
-    return problem_of(caught.value.errors()[0])
+    return problem_of(caught.value.errors()[0], ChatRequest)
 
 
 @pytest.mark.parametrize(
