@@ -14,7 +14,8 @@ from safetensors.torch import save_file
 from foreword import SoftPrompt
 from foreword.cli import early
 from foreword.cli.commands import app
-from foreword.errors import StorageError
+from foreword.errors import MismatchError, StorageError
+from foreword.loading.hub import EMBEDDED
 from foreword.prompt.tensor_file import read_metadata
 from foreword.storage import locked
 
@@ -351,3 +352,15 @@ def test_a_folder_of_a_prompt_and_names_of_the_hub_pass(
         prompts=["run", "owner/name", None],
         model="owner/name",
     )
+
+
+def test_a_folder_of_the_embedded_models_name_is_not_looked_into(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path(EMBEDDED).mkdir()
+    (Path(EMBEDDED) / "config.json").write_text('{"hidden_size": 4}')
+    SoftPrompt.from_embeddings(torch.ones(2, 8)).save("prompt")
+    early.check(prompts=["prompt"], model=EMBEDDED)
+    with pytest.raises(MismatchError, match="hidden size 8"):
+        early.check(prompts=["prompt"], model=f"./{EMBEDDED}")
