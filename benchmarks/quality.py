@@ -161,9 +161,10 @@ def points(arguments: Any) -> None:
 def curves(arguments: Any) -> None:
     """Measure scores against processor seconds: some systems at several numbers of steps."""
     systems = chosen([s for s in SYSTEMS if s.name in CURVES], arguments)
+    model = Path(arguments.model).name.removesuffix(".gguf")
     fields = ("model", "task", "system", "steps", "seed")
     wanted = [
-        (arguments.model, name, system, num_steps, seed)
+        (model, name, system, num_steps, seed)
         for seed in arguments.seeds or (0,)
         for num_steps in arguments.budgets
         for name in arguments.tasks or CURVE_TASKS
@@ -172,10 +173,10 @@ def curves(arguments: Any) -> None:
     done = {tuple(d[field] for field in fields) for d in measured(BUDGETS)}
     missing = [w for w in wanted if (*w[:2], w[2].name, *w[3:]) not in done]
     say(len(wanted), len(missing), BUDGETS)
-    for model, name, system, num_steps, seed in missing:
+    for _, name, system, num_steps, seed in missing:
         key = [model, name, system.name, num_steps]
         earlier = [d for d in measured(BUDGETS) if [d[field] for field in fields[:4]] == key]
-        result = run(base(model), task_of(name), system, seed, num_steps, earlier)
+        result = run(base(arguments.model), task_of(name), system, seed, num_steps, earlier)
         write(BUDGETS, {"model": model, "steps": num_steps} | result)
         gc.collect()
 

@@ -38,6 +38,7 @@ from foreword.training.start import initial_prompt
 NUM_STEPS = 40
 BATCH_SIZE = 8
 NUM_VIRTUAL_TOKENS = 32
+FEWER_DEMONSTRATED = 96  # virtual tokens from rows: half of the default
 MAX_LENGTH = 2048
 ROWS = EncodingConfig(row_template="<|im_start|>user\n{prompt}<|im_end|>\n<|im_start|>assistant\n")
 SYSTEM_TURN = "<|im_start|>system\n{}<|im_end|>\n"
@@ -120,16 +121,14 @@ def few_shot(backbone: Backbone, task: Task, seed: int, variant: int, num_steps:
     return Trained(backbone, _text(backbone, text), num_bytes=len(text.encode()))
 
 
-def foreword(method: str) -> Run:
+def foreword(method: str, num_virtual_tokens: int = NUM_VIRTUAL_TOKENS) -> Run:
     """Train with foreword's defaults; the task's first instruction is the only choice."""
-
-    is_from_rows = method == "context-tuning"
 
     def run(backbone: Backbone, task: Task, seed: int, variant: None, num_steps: int) -> Trained:
         config = TrainConfig(
             method=method,  # type: ignore[arg-type]
-            init_text=None if is_from_rows else task.instructions[0],
-            num_virtual_tokens=NUM_DEMONSTRATED if is_from_rows else NUM_VIRTUAL_TOKENS,
+            init_text=None if method == "context-tuning" else task.instructions[0],
+            num_virtual_tokens=num_virtual_tokens,
             batch_size=BATCH_SIZE,
             num_steps=num_steps,
             eval_every=0,
@@ -162,9 +161,9 @@ def from_text(model: Any, backbone: Backbone, task: Task) -> Any:
 
 
 def from_rows(model: Any, backbone: Backbone, task: Task) -> Any:
-    """Start keys and values exactly where foreword's default starts."""
+    """Start keys and values exactly where context tuning of as many tokens starts."""
     rows, _ = encode_examples(list(task.train), backbone.tokenizer, ROWS, MAX_LENGTH)
-    config = TrainConfig(method="context-tuning", num_virtual_tokens=NUM_DEMONSTRATED)
+    config = TrainConfig(method="context-tuning", num_virtual_tokens=FEWER_DEMONSTRATED)
     with tempfile.TemporaryDirectory() as folder:
         initial_prompt(backbone, config, rows).save(folder)
         (values,) = load_file(Path(folder) / TENSOR_FILE).values()
@@ -227,8 +226,8 @@ def prefix(task: Task, num_virtual_tokens: int = NUM_VIRTUAL_TOKENS) -> Any:
     return PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=num_virtual_tokens)
 
 
-long_prefix = partial(prefix, num_virtual_tokens=NUM_DEMONSTRATED)
-"""As many virtual tokens as foreword's default."""
+long_prefix = partial(prefix, num_virtual_tokens=FEWER_DEMONSTRATED)
+"""As many virtual tokens as the context tuning that it is compared with."""
 
 
 SYSTEMS = (
@@ -261,12 +260,21 @@ SYSTEMS = (
     System("PEFT LoRA r=8, best of 2 rates", (5e-4, 2e-3), lora),
     System("foreword prompt-tuning", (None,), foreword("prompt-tuning")),
     System("foreword prefix-tuning", (None,), foreword("prefix-tuning")),
-    System("foreword context-tuning (default)", (None,), foreword("context-tuning")),
     System(
-        "foreword context-tuning, 80 steps",
+        "foreword context-tuning, 96 tokens",
         (None,),
-        foreword("context-tuning"),
+        foreword("context-tuning", FEWER_DEMONSTRATED),
+    ),
+    System(
+        "foreword context-tuning, 96 tokens, 80 steps",
+        (None,),
+        foreword("context-tuning", FEWER_DEMONSTRATED),
         num_steps=2 * NUM_STEPS,
+    ),
+    System(
+        "foreword context-tuning (default)",
+        (None,),
+        foreword("context-tuning", NUM_DEMONSTRATED),
     ),
 )
 # What is measured at several budgets; PEFT's soft prompt is its best one.

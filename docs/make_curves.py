@@ -110,7 +110,8 @@ def section() -> str:
         "`python benchmarks/quality.py --budgets 20 80 320`: as many steps of 8 rows, each rate "
         "chosen anew\nby validation rows at each budget, with the first seed. One seed; where "
         "curves cross, the mean of two\nor three and their deviation. What is not measured has no "
-        "cell."
+        "cell. A step of LoRA's takes longer, so the\nlist below compares in equal time, too: on "
+        "lines between the points over the logarithm of seconds,\nwhere both curves are measured."
         "\n\n"
     )
     lines += _row(["", "", *(f"{count} steps" for count in steps), "seconds"])

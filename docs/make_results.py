@@ -15,7 +15,7 @@ PAGE = FOLDER / "results.md"
 RESULTS = FOLDER.parent / "benchmarks" / "results"
 LINES, TEXT = RESULTS / "quality.jsonl", RESULTS / "head.md"
 DEFAULT = "foreword context-tuning (default)"
-LONGER = "foreword context-tuning, 80 steps"
+LONGER = "foreword context-tuning, 96 tokens, 80 steps"
 TEXTS = ("bare model", "best of 5 instructions in 2 places", "few-shot in context")
 CHOOSING = tuple(f"{system}, likeliest label" for system in TEXTS)  # of tasks with labels
 
@@ -81,12 +81,12 @@ def _reached(results: list[Result], tasks: list[str], systems: list[str]) -> str
             [s for s in systems if s in (*TEXTS, *CHOOSING)],
         ),
         "PEFT LoRA r=8": (DEFAULT, [s for s in systems if "LoRA" in s]),
-        "80 steps against PEFT's best soft prompt": (LONGER, soft),
+        "96 tokens, 80 steps, against PEFT's best soft prompt": (LONGER, soft),
     }
     times = {
         "seconds, beside PEFT's prompt tuning": (DEFAULT, prompts),
         "beside PEFT's prefix tuning": (DEFAULT, prefixes),
-        "80 steps beside PEFT's prompt tuning": (LONGER, prompts),
+        "96 tokens, 80 steps, beside PEFT's prompt tuning": (LONGER, prompts),
     }
     lines = _row(["foreword's default against", *tasks, "mean"])
     lines += _row(["---"] * (len(tasks) + 2))

@@ -123,6 +123,9 @@ def test_usage_counts_the_question_once_and_metrics_one_answer(
     before = finished(served)
     with caplog.at_level("INFO", "foreword.access"):
         usage = served.classify(messages=asked).json()["usage"]
+        deadline = time.monotonic() + 60
+        while not caplog.records and time.monotonic() < deadline:  # it is written behind the answer
+            time.sleep(0.002)
     assert usage["prompt_tokens"] == usage["total_tokens"] == question + choices
     details = usage["prompt_tokens_details"]
     assert details["virtual_tokens"] == model.source.num_virtual_tokens  # type: ignore[union-attr]
@@ -130,9 +133,6 @@ def test_usage_counts_the_question_once_and_metrics_one_answer(
     assert (details["cached_tokens"] > question / 2) is is_cached
     after = finished(served)
     assert after == before | {"stop": before.get("stop", 0) + 1} and "length" not in after
-    deadline = time.monotonic() + 60
-    while not caplog.records and time.monotonic() < deadline:  # it is written behind the answer
-        time.sleep(0.002)
     [line] = [json.loads(one.getMessage()) for one in caplog.records]
     assert line["prompt_tokens"] == usage["prompt_tokens"] and line["finish_reasons"] == ["stop"]
 

@@ -227,6 +227,8 @@ def _count_passes(model: Any, run: Callable[[], Tensor]) -> tuple[Tensor, int]:
     embedding = model.get_input_embeddings()
     hook = embedding.register_forward_hook(lambda *_: passes.append(1))
     try:
+        run()  # the hook is new to the model: the prompt is read anew once
+        passes.clear()
         return run(), len(passes)
     finally:
         hook.remove()
