@@ -50,11 +50,11 @@ class ProgressLines:
 
     @contextlib.contextmanager
     def within_steps(self) -> Iterator[None]:
-        """Say every 30 seconds, too, that a step goes on, while the context is open."""
+        """Say every 30 seconds of a longer step that it goes on, while the context is open."""
         is_over = threading.Event()
 
         def say() -> None:
-            while not is_over.wait(self._heard + SECONDS_BETWEEN - self._clock()):
+            while not is_over.wait(self._due() - self._clock()):
                 self.wait()
 
         threading.Thread(target=say, daemon=True).start()
@@ -64,8 +64,12 @@ class ProgressLines:
             is_over.set()
 
     def wait(self) -> None:
-        """Say how long a step takes so far, if nothing was said for 30 seconds."""
+        """Say how long a step takes so far, if it is 30 seconds old, and so is the latest line."""
         now = self._clock()
-        if now - self._heard >= SECONDS_BETWEEN:
+        if now >= self._due():
             self._heard = now
             self._say(f"{self._where}, {duration(now - self._ended)} so far")
+
+    def _due(self) -> float:
+        """Return when a step that does not end is said to go on."""
+        return max(self._heard, self._ended) + SECONDS_BETWEEN

@@ -71,6 +71,17 @@ def test_a_long_step_is_said_to_go_on_every_thirty_seconds() -> None:
     ]
 
 
+def test_short_steps_are_not_said_to_go_on() -> None:
+    now, lines = [0.0], list[str]()
+    progress = ProgressLines(lines.append, lambda: now[0])
+    for second in range(1, 121):
+        now[0] = second
+        progress.wait()  # as the timer may, right before a step ends
+        if second % 7 == 0:
+            progress.step(second // 7, 20, "")
+    assert [line.split()[:2] for line in lines] == [["step", str(n)] for n in (1, 6, 11, 16)]
+
+
 def test_lines_within_steps_end_with_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(progress_lines, "SECONDS_BETWEEN", 0.05)
     lines, before = list[str](), threading.active_count()
