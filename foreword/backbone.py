@@ -28,7 +28,6 @@ from foreword.model.encoder_decoder import EncoderDecoder
 from foreword.model.fingerprint import (
     check_fingerprint,
     check_shapes,
-    check_width,
     compute_fingerprint,
     samples_of,
     shapes_of,
@@ -37,6 +36,7 @@ from foreword.model.head import logits
 from foreword.model.media import split_media
 from foreword.model.passes import ForwardPasses, LabelStates
 from foreword.model.weights_version import WeightsVersion
+from foreword.prompt.base_facts import check_width
 from foreword.prompt.narrowing import narrowed
 from foreword.prompt.prefix import CompiledPrefixes, Prefix, PrefixBatch, no_prefixes
 from foreword.prompt.soft_prompt import SoftPrompt

@@ -20,9 +20,6 @@ if TYPE_CHECKING:
     from foreword.training.distributed import Ranks
     from foreword.training.loop import TrainEvent
 
-BY_NAME = DataConfig()
-"""Columns that their names tell."""
-
 
 def where_it_goes_on(output: str, step: int | None) -> str:
     """Say after which step a run goes on."""
@@ -52,8 +49,8 @@ def conclude(
     last: "TrainEvent | None",
     output: str,
     stop: Stop,
-    curves: str | None = None,
-    columns: DataConfig = BY_NAME,
+    curves: str | None,
+    columns: DataConfig,
 ) -> None:
     """Write the prompt of a run that was stopped, draw the curves, and say what came of it.
 
@@ -101,9 +98,7 @@ def _keep(
         summarize(last, output, stored, columns)
 
 
-def summarize(
-    last: "TrainEvent", output: str, stored: "StoredState", columns: DataConfig = BY_NAME
-) -> None:
+def summarize(last: "TrainEvent", output: str, stored: "StoredState", columns: DataConfig) -> None:
     """Say from what to what, how long, how large, and what to type next."""
     prompt, history = last.prompt, stored.history()
     assert prompt is not None

@@ -11,8 +11,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from foreword.errors import MismatchError
-
 if TYPE_CHECKING:
     from foreword.prompt.stored_prompt import StoredPrompt
 
@@ -31,7 +29,7 @@ def check(
 
     Raises:
         DataError: no such data. ArtifactError: no such prompt. InputError: no such model.
-        MismatchError: as `check_width` says.
+        MismatchError: as `check_hidden_size` says.
     """
     from foreword.data.readers import check_is_there
     from foreword.loading.hub import check_name
@@ -42,11 +40,11 @@ def check(
     if model is not None:
         check_name(model)
         for stored in filter(None, found):
-            check_width(stored, model)
+            check_hidden_size(stored, model)
 
 
-def check_width(stored: "StoredPrompt", name: str, directory: str | None = None) -> None:
-    """Refuse a prompt of another hidden size than a model that is a directory here, by the model's
+def check_hidden_size(stored: "StoredPrompt", name: str, directory: str | None = None) -> None:
+    """Refuse a prompt of another hidden size than a model of this machine, by the model's
     config.json; what that does not settle is checked where the model is loaded.
 
     Args:
@@ -58,6 +56,7 @@ def check_width(stored: "StoredPrompt", name: str, directory: str | None = None)
         MismatchError: names both sizes.
     """
     from foreword.loading.hub import EMBEDDED
+    from foreword.prompt.base_facts import check_width
 
     if directory is None and name == EMBEDDED:  # whatever lies here under that name
         return
@@ -66,11 +65,8 @@ def check_width(stored: "StoredPrompt", name: str, directory: str | None = None)
     if stored.form == "embeddings":
         found = stored.arrays[0].shape[1]
     size = _hidden_size(Path(directory or os.path.expanduser(name)))
-    if isinstance(found, int) and size is not None and found != size:
-        known = base.get("name") or "another model"
-        raise MismatchError(
-            f"the prompt has hidden size {found}, {name} has {size}; it was made for {known}"
-        )
+    if isinstance(found, int) and size is not None:
+        check_width(found, size, name, stored.facts)
 
 
 def _hidden_size(directory: Path) -> int | None:

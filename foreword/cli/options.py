@@ -279,12 +279,12 @@ def load(
         raise InputError(f"{WHICH_MODEL}; the prompt's file does not name its base")
     early.check(model=name)
     if stored is not None and model:
-        early.check_width(stored, name)
+        early.check_hidden_size(stored, name)
     with errors.status(f"loading {name}") as status:
         quiet()
         resolved = hub.resolve(name, progress=status.update)
-        if stored is not None and model:
-            early.check_width(stored, name, resolved)
+        if stored is not None and model:  # of a GGUF file once it is converted
+            early.check_hidden_size(stored, name, resolved)
         from foreword import chat
         from foreword.backbone import Backbone
         from foreword.model.fingerprint import identifies

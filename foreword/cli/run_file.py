@@ -6,7 +6,6 @@ Options that are typed, and variables of the environment, come before the file's
 by name.
 """
 
-import difflib
 import functools
 import inspect
 import os
@@ -18,6 +17,7 @@ from typing import Annotated, Any
 import typer
 
 from foreword.cli import options
+from foreword.config.checks import did_you_mean
 from foreword.errors import InputError
 from foreword.storage import replacing, storage_errors
 
@@ -140,8 +140,7 @@ def _read(path: str, known: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in found.items():
         name = str(key).replace("-", "_")
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            also = f"; did you mean {near[0].replace('_', '-')}?" if near else ""
+            also = did_you_mean(name.replace("_", "-"), (one.replace("_", "-") for one in known))
             raise InputError(f"--config: {path}: this command has no option {key!r:.80}{also}")
         parameter = known[name]
         if parameter.name in values:

@@ -35,9 +35,13 @@ def check_known(call: str, given: Iterable[str], known: Iterable[str]) -> None:
     names = sorted(known)
     for name in given:
         if name not in names:
-            near = difflib.get_close_matches(name, names, 1)
-            meant = f"; did you mean {near[0]}?" if near else ""
-            raise InputError(f"{call}({name}=...): no such option{meant}")
+            raise InputError(f"{call}({name}=...): no such option{did_you_mean(name, names)}")
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return the end of a refusal: which known name an unknown one may stand for, if any does."""
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 def check_types(config: Any) -> None:

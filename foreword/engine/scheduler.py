@@ -113,10 +113,7 @@ class Scheduler:
         virtual = request.prompt.num_virtual_tokens if request.prompt else 0
         total = virtual + len(request.ids) + request.max_new_tokens
         if total > self.max_length or request.max_new_tokens < 0:
-            raise InputError(
-                f"{len(request.ids)} tokens, {virtual} virtual ones and {request.max_new_tokens} "
-                f"new ones make {total}; at most {self.max_length} are served"
-            )
+            raise InputError(too_long(request, virtual, self.max_length))
         real = len(request.ids) + request.max_new_tokens
         checks.check_length(self.capabilities, real, virtual)
 
@@ -267,3 +264,12 @@ class Scheduler:
 def capacity_of(handle: Handle, running: Sequence[RequestState]) -> int:
     """Return the slots of a row that hold the longest of a request and those that run."""
     return max(handle.num_tokens, *(state.handle.num_tokens for state in running), 0)
+
+
+def too_long(request: Request, virtual: int, max_length: int) -> str:
+    """Say that a request's tokens, `virtual` ones and new ones are more than are served."""
+    total = virtual + len(request.ids) + request.max_new_tokens
+    return (
+        f"{len(request.ids)} tokens, {virtual} virtual ones and {request.max_new_tokens} new ones "
+        f"make {total}; at most {max_length} are served"
+    )

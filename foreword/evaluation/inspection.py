@@ -13,7 +13,8 @@ from torch import Tensor
 
 from foreword.backbone import Backbone
 from foreword.errors import InputError, MismatchError, UnsupportedError
-from foreword.model.fingerprint import base_name, check_fingerprint
+from foreword.model.fingerprint import check_fingerprint
+from foreword.prompt.base_facts import base_name
 from foreword.prompt.prefix import Prefix
 from foreword.prompt.soft_prompt import SoftPrompt
 from foreword.prompt.states import States, attention_part, recurrent_part

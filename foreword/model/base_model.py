@@ -17,12 +17,11 @@ from torch import Tensor
 
 from foreword.config import Form
 from foreword.data.tokenizer_facts import check_vocabulary
-from foreword.errors import InputError, MismatchError, UnsupportedError
+from foreword.errors import InputError, UnsupportedError
 from foreword.model.fingerprint import (
     NUM_NUMBERS,
     NUM_WEIGHTS,
     Shapes,
-    base_name,
     check_fingerprint,
     check_shapes,
     compute_fingerprint,
@@ -30,6 +29,7 @@ from foreword.model.fingerprint import (
     shapes_of,
     spread,
 )
+from foreword.prompt.base_facts import check_width
 from foreword.prompt.soft_prompt import SoftPrompt
 
 INDEX = "model.safetensors.index.json"
@@ -63,11 +63,8 @@ class Base:
         """
         if prompt.form == "key_values":
             check_shapes(shapes_of(prompt.states), self.shapes, self.name)
-        elif (found := prompt.embeddings.shape[1]) != self.hidden_size:
-            raise MismatchError(
-                f"the prompt has hidden size {found}, {self.name} has {self.hidden_size}; it was "
-                f"made for {base_name(prompt.facts)}"
-            )
+        else:
+            check_width(prompt.embeddings.shape[1], self.hidden_size, self.name, prompt.facts)
         if self.fingerprint:
             check_fingerprint(prompt.facts, self.fingerprint, self.name)
         check_vocabulary(prompt.facts, self.tokenizer, self.name)

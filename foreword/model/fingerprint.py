@@ -16,6 +16,7 @@ from torch.nn import Module
 
 from foreword.errors import MismatchError
 from foreword.model.capabilities import Capabilities
+from foreword.prompt.base_facts import base_name
 from foreword.prompt.states import States, attention_part
 
 # Of each layer, what its tensors are: "keys", "values" or "states", and their shapes without P.
@@ -146,19 +147,6 @@ def check_fingerprint(facts: Mapping[str, Any], own: dict[str, Any], name: str) 
         )
 
 
-def check_width(found: int, expected: int, name: str, facts: Mapping[str, Any]) -> None:
-    """Refuse embeddings of another hidden size.
-
-    Raises:
-        MismatchError: names both models and both sizes.
-    """
-    if found != expected:
-        raise MismatchError(
-            f"the prompt has hidden size {found}, {name} has {expected}; it was made for "
-            f"{base_name(facts)}"
-        )
-
-
 def shapes_of(states: States) -> Shapes:
     """Return heads and sizes of each layer's keys and values, shapes of its recurrent states."""
     shapes = []
@@ -199,8 +187,3 @@ def _describe(shapes: tuple[tuple[str, tuple[int, ...]], ...]) -> str:
         for name, shape in shapes
     ]
     return " and ".join(texts)
-
-
-def base_name(facts: Mapping[str, Any]) -> str:
-    """Return how a prompt's file calls its base."""
-    return (facts.get("base") or {}).get("name") or "a base that its file does not name"

@@ -4,7 +4,6 @@ In: pydantic's errors, and the model that they are of. Out: lines, and the field
 no field by name.
 """
 
-import difflib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, get_args
@@ -12,6 +11,7 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 
 from foreword.compat import pydantic_errors
+from foreword.config.checks import did_you_mean
 
 # A line that begins with a field, and goes on with what is wrong with it.
 OF_A_FIELD = re.compile(r"(\w+)([\w.\[\]]*)(?::| (?:is|needs|goes) )", re.ASCII)
@@ -75,8 +75,7 @@ def _meant(location: Sequence[Any], kind: type[BaseModel]) -> str:
         if fields:  # else a place in a list, or the kind of a field
             kinds = [inner for one in fields for inner in _models_in(one)]
     known = [name for one in kinds for name in names_of(one)]
-    near = difflib.get_close_matches(str(location[-1])[:80], known, n=1)
-    return f"; did you mean {near[0]}?" if near else "; GET /docs lists all"
+    return did_you_mean(str(location[-1])[:80], known) or "; GET /docs lists all"
 
 
 def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:

@@ -25,6 +25,7 @@ from foreword.evaluation.evaluation import check_begun
 from foreword.evaluation.label_choice import check_different, chosen
 from foreword.server.catalog import ServedModel
 from foreword.server.protocol import ClassifyRequest
+from foreword.server.responses import tokens_used
 from foreword.server.routes import LONG_TEXT, num_virtual, room
 from foreword.server.serving import collected, fields_of
 from foreword.server.state import AppState, note, state_of
@@ -103,12 +104,7 @@ def usage_of(
     question = next((place for place, ids in enumerate(columns) if len(set(ids)) > 1), most)
     given = question + sum(len(row.input_ids) - question for row in rows)
     cached = min(before, question) + sum(max(0, one - question) for one in reused)
-    return {
-        "prompt_tokens": given,
-        "completion_tokens": 0,
-        "total_tokens": given,
-        "prompt_tokens_details": {"cached_tokens": cached, "virtual_tokens": virtual},
-    }
+    return tokens_used(given, 0, cached, virtual)
 
 
 def _request(ids: tuple[int, ...], served: ServedModel, num_labels: int = 0) -> request.Request:

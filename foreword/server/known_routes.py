@@ -4,11 +4,12 @@ In: an application's routes, a request's method and path. Out: the path of a rou
 no route by name.
 """
 
-import difflib
 from collections.abc import Sequence
 from typing import Any
 
 from starlette.routing import BaseRoute, Match
+
+from foreword.config.checks import did_you_mean
 
 ALL = "GET /docs lists all"
 MOST_SHOWN = 100  # characters of a path
@@ -25,9 +26,8 @@ def path_of(routes: Sequence[BaseRoute], scope: Any) -> str | None:
 def no_route(routes: Sequence[BaseRoute], method: str, path: str) -> str:
     """Say that there is no route of a path, and which one it may mean."""
     known = [found for one in routes if "{" not in (found := getattr(one, "path", "{"))]
-    near = difflib.get_close_matches(path[: 2 * MOST_SHOWN], known, n=1)
-    meant = f"did you mean {near[0]}? " if near else ""
-    return f"no route {method} {path[:MOST_SHOWN]}; {meant}{ALL}"
+    meant = did_you_mean(path[: 2 * MOST_SHOWN], known) or ";"
+    return f"no route {method} {path[:MOST_SHOWN]}{meant} {ALL}"
 
 
 def no_method(method: str, path: str, allowed: str) -> str:

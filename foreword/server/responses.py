@@ -49,14 +49,20 @@ def usage(answers: Sequence[StreamedAnswer], copies: int) -> dict[str, Any]:
     given = sum(len(answer.handle.request.ids) for answer in once)
     new = sum(answer.num_tokens for answer in answers)
     prompts = [answer.handle.request.prompt for answer in once]
+    cached = sum(answer.handle.num_reused for answer in once)
+    virtual = sum(p.num_virtual_tokens for p in prompts if p is not None)
+    return tokens_used(given, new, cached, virtual)
+
+
+def tokens_used(given: int, new: int, cached: int, virtual: int) -> dict[str, Any]:
+    """Return `usage` as answers have it: tokens that were given, new ones, and of the given ones
+    those that were not read again; virtual tokens apart.
+    """
     return {
         "prompt_tokens": given,
         "completion_tokens": new,
         "total_tokens": given + new,
-        "prompt_tokens_details": {
-            "cached_tokens": sum(answer.handle.num_reused for answer in once),
-            "virtual_tokens": sum(p.num_virtual_tokens for p in prompts if p is not None),
-        },
+        "prompt_tokens_details": {"cached_tokens": cached, "virtual_tokens": virtual},
     }
 
 

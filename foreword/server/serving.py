@@ -17,6 +17,7 @@ from starlette.exceptions import HTTPException
 
 from foreword.data.processor import Media
 from foreword.engine import request
+from foreword.engine.scheduler import too_long
 from foreword.errors import ForewordError, InputError
 from foreword.server.catalog import ServedModel
 from foreword.server.protocol import Common, CompletionRequest
@@ -111,9 +112,7 @@ def _check_room(one: request.Request, state: AppState, limit_field: str) -> None
         state.config.max_length: ", or serve with a larger --max-length",
     }.get(engine.max_length, "")
     raise InputError(
-        f"{limit_field}: {len(one.ids)} tokens, {virtual} virtual ones and {one.max_new_tokens} "
-        f"new ones make {virtual + len(one.ids) + one.max_new_tokens}; at most "
-        f"{engine.max_length} are served: give at most {room}{option}"
+        f"{limit_field}: {too_long(one, virtual, engine.max_length)}: give at most {room}{option}"
     )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 from fastapi.routing import APIRoute
-from serving import config, fill, running, tiny_backbone
+from serving import asked, config, running, tiny_backbone
 
 from foreword.prompt.store import Store
 from foreword.server.server import Server
@@ -24,13 +24,7 @@ BODIES: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(scope="module")
 def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
-    directory: Path = tmp_path_factory.mktemp("errors")
-    backbone, store = tiny_backbone(), Store(directory / "store")
-    fill(store, backbone, directory)
-    with (
-        running(Server(backbone, store, config(max_length=100))) as address,
-        httpx.Client(base_url=address, timeout=60) as made,
-    ):
+    with asked(tmp_path_factory.mktemp("errors"), max_length=100) as made:
         yield made
 
 

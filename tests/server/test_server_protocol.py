@@ -5,7 +5,6 @@ import threading
 import types
 import typing
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -15,13 +14,11 @@ from openai.types import chat as openai_chat
 from openai.types import completion_create_params as openai_completion
 from openai.types.chat import completion_create_params as openai_chat_completion
 from pydantic import BaseModel, ValidationError
-from serving import config, fill, running, tiny_backbone
+from serving import asked
 
-from foreword.prompt.store import Store
 from foreword.server import bodies
 from foreword.server.protocol import ChatRequest, CompletionRequest, NameRequest, TokenizeRequest
 from foreword.server.response_request import ResponseRequest
-from foreword.server.server import Server
 
 USER: dict[str, Any] = {"role": "user", "content": "say yes"}
 CHAT: dict[str, Any] = {
@@ -35,13 +32,7 @@ JSON_KIND = {"content-type": "application/json"}
 
 @pytest.fixture(scope="module")
 def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
-    directory: Path = tmp_path_factory.mktemp("protocol")
-    backbone, store = tiny_backbone(), Store(directory / "store")
-    fill(store, backbone, directory)
-    with (
-        running(Server(backbone, store, config())) as address,
-        httpx.Client(base_url=address, timeout=60) as made,
-    ):
+    with asked(tmp_path_factory.mktemp("protocol")) as made:
         yield made
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import oracle
 import tiny_models
 import torch
@@ -74,6 +75,18 @@ def running(server: Server) -> Iterator[str]:
         server.end()
         thread.join(30)
         assert not thread.is_alive()
+
+
+@contextlib.contextmanager
+def asked(directory: Path, **changes: Any) -> Iterator[httpx.Client]:
+    """Serve two prompts of a tiny model with some options; yield a client."""
+    backbone, store = tiny_backbone(), Store(directory / "store")
+    fill(store, backbone, directory)
+    with (
+        running(Server(backbone, store, config(**changes))) as address,
+        httpx.Client(base_url=address, timeout=60) as made,
+    ):
+        yield made
 
 
 def config(**changes: Any) -> ServeConfig:
