@@ -1,6 +1,7 @@
 """What might make the default better: one change at a time, judged by validation rows.
 
     python benchmarks/candidates.py [--tasks NAME ...] [--changes PART ...] [--seeds 0] [--steps 80]
+                                    [--model BASE]
 
 Each result is one line of benchmarks/results/candidates.jsonl, and what is there is not measured
 again. Everything trains on the same rows in the same order with foreword's default, but for its one
@@ -15,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,6 +29,7 @@ from recorded import FOLDER, measured, write
 from foreword import Backbone, Example, SoftPrompt, TrainConfig, train
 from foreword.config import DistillConfig, EvalConfig, MethodName
 from foreword.data.encoding import encode_examples
+from foreword.data.target import Target
 from foreword.demo.home_commands import FEW_INTENTS, home_commands
 from foreword.distillation.starts import start_of
 from foreword.distillation.unrelated import written_rows
@@ -125,7 +128,13 @@ def unrelated(backbone: Backbone, rows: Sequence[Example], config: TrainConfig) 
     encoded, _ = encode_examples(list(rows), backbone.tokenizer, ROWS, MAX_LENGTH)
     written = written_rows(backbone, 60, DistillConfig(), config.seed)
     repeated = [written[index % 60] for index in range(len(rows) // BATCH_SIZE)]
-    return plain(backbone, [*encoded, *repeated], replace(config, batch_size=BATCH_SIZE + 1))
+    told = [replace(row, target=_certain(row.input_ids[-row.num_labels :])) for row in encoded]
+    return plain(backbone, [*told, *repeated], replace(config, batch_size=BATCH_SIZE + 1))
+
+
+def _certain(labels: Sequence[int]) -> Target:
+    """Return the target of a teacher that is sure of the labels: its loss is theirs."""
+    return Target(torch.tensor(labels)[:, None], torch.zeros(len(labels), 1))
 
 
 def hiding(draw: Callable[[Context, random.Random], set[int]]) -> Trained:
@@ -248,18 +257,24 @@ def main() -> None:
     parser.add_argument("--changes", nargs="+", default=[""], help="parts of their names")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--steps", nargs="+", type=int, default=[80])
+    parser.add_argument("--model", default=MODEL)
     arguments = parser.parse_args()
     quiet()
-    backbone = Backbone.load(MODEL)
-    fields = ("task", "change", "steps", "seed")
+    backbone = Backbone.load(arguments.model)
+    model = Path(arguments.model).name.removesuffix(".gguf")
+    fields = ("model", "task", "change", "steps", "seed")
     for seed in arguments.seeds:
         for num_steps in arguments.steps:
             for change in CHANGES:
                 for name in arguments.tasks:
                     is_wanted = any(part in change for part in arguments.changes)
-                    known = [tuple(one[field] for field in fields) for one in measured(RESULTS)]
-                    if is_wanted and (name, change, num_steps, seed) not in known:
-                        write(RESULTS, run(backbone, name, change, num_steps, seed))
+                    known = [
+                        tuple(({"model": MODEL} | one)[field] for field in fields)
+                        for one in measured(RESULTS)
+                    ]
+                    if is_wanted and (model, name, change, num_steps, seed) not in known:
+                        result = run(backbone, name, change, num_steps, seed)
+                        write(RESULTS, {"model": model} | result)
 
 
 if __name__ == "__main__":
