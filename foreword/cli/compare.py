@@ -110,8 +110,7 @@ def _show(
     results: "list[Evaluation]", choice: "MetricChoice", resampling: ResamplingConfig, as_json: bool
 ) -> None:
     if as_json:
-        found = [comparison.as_dict(result, results[0], resampling) for result in results]
-        options.output.print(strict_json({"results": found}))
+        options.output.print(strict_json(comparison.as_dict(results, resampling)))
         return
     options.output.print(comparison.scores_table(results, choice.metrics, resampling))
     options.output.print(comparison.differences_table(results, choice.metrics, resampling))

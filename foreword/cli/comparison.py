@@ -160,10 +160,19 @@ def scores_table(
     count, share = len(results[0].outcomes), resampling.confidence
     title = f"{count} examples; in brackets {100 * share:g}% bootstrap intervals"
     table = Table("subject", *(metric.name for metric in metrics), "seconds", title=title)
+    if (commonest := _commonest(results)) is not None:
+        table.caption = one_line(f"who always answers {commonest[0]!r}: {commonest[1]:.1%} right")
     for result in results:
         scores = [_cell(result.scores, metric) for metric in metrics]
         table.add_row(one_line(result.subject.name), *scores, f"{result.seconds:.1f}")
     return table
+
+
+def _commonest(results: "Sequence[Evaluation]") -> tuple[str, float] | None:
+    """Return the class that most examples are of, and their share; None without classes."""
+    from foreword.data.class_names import commonest
+
+    return commonest([outcome.expected for outcome in results[0].outcomes])
 
 
 def differences_table(
@@ -192,10 +201,19 @@ def differences(
     }
 
 
-def as_dict(
+def as_dict(results: "Sequence[Evaluation]", resampling: ResamplingConfig) -> dict[str, Any]:
+    """Return results, ready for JSON, and the class that most examples are of."""
+    said: dict[str, Any] = {
+        "results": [_as_dict(result, results[0], resampling) for result in results]
+    }
+    if results and (commonest := _commonest(results)) is not None:
+        said["commonest"] = dict(zip(("answer", "share"), commonest, strict=True))
+    return said
+
+
+def _as_dict(
     result: "Evaluation", first: "Evaluation", resampling: ResamplingConfig
 ) -> dict[str, Any]:
-    """Return a result, ready for JSON."""
     found: dict[str, Any] = {
         "subject": result.subject.name,
         "num_examples": len(result.outcomes),

@@ -165,8 +165,7 @@ def _show(
     num_queries: int = 0,
 ) -> None:
     if as_json:
-        found = [comparison.as_dict(result, results[0], resampling) for result in results]
-        said: dict[str, Any] = {"results": found, "forgetting": _as_dict(forgot)}
+        said = comparison.as_dict(results, resampling) | {"forgetting": _as_dict(forgot)}
         if beside is not None:
             said["agreement"] = agreement.as_dict(beside)
         options.output.print(strict_json(said))

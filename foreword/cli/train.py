@@ -157,7 +157,32 @@ def run_all(
         objective=objective,
         clear=given.clear,
     )
-    follow(runs, given, stop, ranks)
+    results = follow(runs, given, stop, ranks)
+    if ranks.is_main and results and asked.goal.objective == "likelihood":
+        metrics = [event.prompt.facts["metrics"] for event in results.values() if event.prompt]
+        exact = max(one.get("validation", {}).get("exact", 1.0) for one in metrics)
+        if (said := no_better([one.completion for one in examples[1]], exact)) is not None:
+            options.note(said)
+
+
+def no_better(answers: Sequence[str], exact: float) -> str | None:
+    """Say that one answer, given every time, would be right for as many held-out rows as a prompt;
+    None where it would not, or where answers name no classes.
+
+    Args:
+        answers: of the held-out rows.
+        exact: the share of them that the prompt answers.
+    """
+    from foreword.data.class_names import commonest
+
+    found = commonest(answers)
+    if found is None or exact > found[1]:
+        return None
+    return (
+        f"who always answers {found[0]!r} is right for {found[1]:.0%} of the held-out rows, and "
+        f"the prompt for {exact:.0%}: it has not learned to tell the classes apart; train longer "
+        "(--num-steps) or on more rows, or read its answers (foreword eval --predictions FILE)"
+    )
 
 
 def read(

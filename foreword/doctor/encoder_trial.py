@@ -55,10 +55,15 @@ class EncoderTrial(Trial):
 
     def bare_logits(self) -> Tensor:
         """Return the logits `[1, V]` of the answer's first token, of the model alone."""
-        given: dict[str, Any] = {"encoder_outputs": BaseModelOutput(self.row[None])}
+        return self._bare_steps(self.row, self._start)
+
+    def _bare_steps(self, row: Tensor, tokens: Tensor) -> Tensor:
+        """Return the logits `[N, V]` that the model alone chooses tokens `[N]` from."""
+        given: dict[str, Any] = {"encoder_outputs": BaseModelOutput(row[None])}
         if self.encoder.reads_text:
-            given = {"input_ids": self.row[None]}
-        output = self.backbone.model(**given, decoder_input_ids=self._start[None], use_cache=False)
+            given = {"input_ids": row[None]}
+        ids = torch.cat([self._start, tokens[:-1]])
+        output = self.backbone.model(**given, decoder_input_ids=ids[None], use_cache=False)
         return output.logits[0]  # type: ignore[no-any-return]
 
     def prompted_logits(self) -> Tensor:

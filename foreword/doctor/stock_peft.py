@@ -67,11 +67,15 @@ def weights_shared(model: Any) -> Any:
 
 def _finding(name: str, case: Callable[[Trial, Any], Output], trial: Trial, model: Any) -> Finding:
     try:
-        found = trial.distance(*case(trial, model))
+        rows, output = case(trial, model)
+        found = trial.distance(rows, output)
     except Exception as raised:
         return _raised(name, raised)
     if found.error <= trial.tolerance:
         return Finding(name, "ok", "right: equal to the slow computation")
+    if trial.is_bare(rows, output):
+        detail = "silently wrong: no exception, and the answer is the bare model's, no prompt"
+        return Finding(name, "warning", detail, EXACT)
     detail = (
         f"silently wrong: no exception, and {found.num_same} of {found.num_tokens} tokens are the "
         f"slow computation's; logits differ by {found.error:.1e} of their spread"

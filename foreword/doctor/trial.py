@@ -6,6 +6,7 @@ steps, everything computed again. Knows nothing of findings or of PEFT.
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -91,7 +92,11 @@ class Trial:
 
     def bare_logits(self) -> Tensor:
         """Return the row's logits `[T, V]` of the model alone."""
-        output = self.backbone.model(input_ids=self.row[None], use_cache=False)
+        return self._bare(self.row)
+
+    def _bare(self, ids: Tensor) -> Tensor:
+        """Return the logits `[T, V]` of ids `[T]` of the model alone."""
+        output = self.backbone.model(input_ids=ids[None], use_cache=False)
         return output.logits[0]  # type: ignore[no-any-return]
 
     def prompted_logits(self) -> Tensor:
@@ -108,15 +113,23 @@ class Trial:
 
     def distance(self, rows: list[Tensor], output: Any) -> Distance:
         """Compare what was generated from rows `[T]` with the slow computation of each row."""
-        width = output.sequences.shape[1] - len(output.logits)
-        steps = torch.stack(output.logits, 1)
-        return sum(
-            (
-                self._row_distance(row, output.sequences[i, width:], steps[i])
-                for i, row in enumerate(rows)
-            ),
-            Distance(0.0, 0, 0),
-        )
+        found = (self._row_distance(row, *answer) for row, *answer in _answers(rows, output))
+        return sum(found, Distance(0.0, 0, 0))
+
+    @torch.no_grad()
+    def is_bare(self, rows: list[Tensor], output: Any) -> bool:
+        """Whether what was generated from rows `[T]` is what the model alone says: no trace of the
+        prompt is left.
+        """
+        errors = []
+        for row, tokens, steps in _answers(rows, output):
+            bare = self._bare_steps(row, tokens).double()
+            errors.append(((steps.double() - bare).std(-1) / bare.std(-1)).max().item())
+        return max(errors) <= self.tolerance
+
+    def _bare_steps(self, row: Tensor, tokens: Tensor) -> Tensor:
+        """Return the logits `[N, V]` that the model alone chooses tokens `[N]` from."""
+        return self._bare(torch.cat([row, tokens[:-1]]))[-len(tokens) :]
 
     def _row_distance(self, row: Tensor, tokens: Tensor, steps: Tensor) -> Distance:
         """Compare tokens `[N]` and the logits `[N, V]` that they were chosen from."""
@@ -132,6 +145,12 @@ class Trial:
     def tolerance(self) -> float:
         """The largest error that is rounding."""
         return TOLERANCE.get(self.backbone.dtype, max(TOLERANCE.values()))
+
+
+def _answers(rows: list[Tensor], output: Any) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Yield each row, its answer's tokens `[N]` and the logits `[N, V]` they were chosen from."""
+    width = output.sequences.shape[1] - len(output.logits)
+    return zip(rows, output.sequences[:, width:], torch.stack(output.logits, 1), strict=True)
 
 
 @torch.no_grad()

@@ -36,6 +36,7 @@ MAX_FACTS_BYTES = 1 << 20  # as JSON
 MAX_HEADER_BYTES = 1 << 24  # of the tensor file
 MAX_DEPTH = 32
 LARGEST_INTEGER = 1 << 64
+SHOWN = 200  # characters of a template in a list
 
 # The facts that code relies on, with their types; each may be missing, and others are free.
 FACT_TYPES: dict[str, Any] = {
@@ -351,10 +352,31 @@ def summary(directory: Path, where: Path | None = None) -> dict[str, Any]:
         "virtual_tokens": num_virtual,
         "num_bytes": num_bytes,
         "created": facts.get("created"),
+        "asked_as": asked_as(facts),
         "metrics": facts.get("metrics"),
         "history": facts.get("history"),
     }
     return {name: value for name, value in known.items() if value is not None}
+
+
+def asked_as(facts: Mapping[str, Any]) -> str | None:
+    """Return how a question is written before the model reads it, in words; None where a prompt
+    does not record how the rows of its training were written.
+    """
+    saved = facts.get("encoding") or {}
+    if (template := saved.get("row_template")) is not None:
+        return f"the row template {template[:SHOWN]!r}{' …' * (len(template) > SHOWN)}"
+    if "is_text" not in saved:
+        return None
+    if saved["is_text"] is None:
+        return "plain text or a turn, as it is given: rows of both kinds were trained on"
+    if saved["is_text"]:
+        return "plain text, without a template"
+    if saved.get("chat_template") is not None:
+        return "one turn of a chat template that the prompt holds"
+    if (facts.get("tokenizer") or {}).get("chat_template") is None:
+        return "a turn, or a text whose template was filled already, as it is given"
+    return "one turn of the chat template"
 
 
 def is_own(directory: Path) -> bool:

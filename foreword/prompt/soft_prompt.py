@@ -18,7 +18,7 @@ from foreword.config import Form
 from foreword.errors import FormError, InputError
 from foreword.prompt import artifact, history, peft_format, stored_prompt
 from foreword.prompt.artifact import Artifact
-from foreword.prompt.facts import check_before_saving
+from foreword.prompt.facts import asked_as, check_before_saving
 from foreword.prompt.layout import hash_with, layout_of
 from foreword.prompt.narrowing import narrowed
 from foreword.prompt.peft_format import Parts
@@ -280,6 +280,7 @@ class SoftPrompt:
             "revision": base.get("revision"),
             "form": self.form,
             "virtual tokens": self.num_virtual_tokens,
+            "asked as": asked_as(known),
             "numbers": f"{self.num_parameters:,}",
             "size": f"{self.num_bytes / 1e6:.2f} MB",
             "method": known.get("method"),

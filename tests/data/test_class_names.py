@@ -2,7 +2,7 @@
 
 import pytest
 
-from foreword.data.class_names import MAX_CLASSES, num_classes, written_otherwise
+from foreword.data.class_names import MAX_CLASSES, commonest, num_classes, written_otherwise
 
 ALIKE = ["billing"] * 8 + ["login"] * 4
 
@@ -39,3 +39,13 @@ def test_of_many_the_first_are_said() -> None:
 def test_classes_are_few_and_short() -> None:
     assert num_classes([*ALIKE, "Billing"]) == 2
     assert num_classes(["a", "b", "c"]) == num_classes([]) == 0
+
+
+def test_the_commonest_class_is_counted_however_it_is_written() -> None:
+    assert commonest([*ALIKE, "login.", "Login", "LOGIN"]) == ("billing", 8 / 15)
+    assert commonest([*ALIKE, *["Login."] * 5]) == ("login", 9 / 17)
+
+
+@pytest.mark.parametrize("answers", [[], ["yes"] * 4, ["a", "b", "c"], ["a b c d e f", "g"] * 4])
+def test_what_names_no_two_classes_has_no_commonest(answers: list[str]) -> None:
+    assert commonest(answers) is None

@@ -21,7 +21,13 @@ from foreword.cli import app
 from foreword.errors import ArtifactError, InputError
 from foreword.prompt import artifact
 from foreword.prompt import facts as facts_module
-from foreword.prompt.facts import FACT_TYPES, MAX_FACTS_BYTES, MAX_HEADER_BYTES, summary
+from foreword.prompt.facts import (
+    FACT_TYPES,
+    MAX_FACTS_BYTES,
+    MAX_HEADER_BYTES,
+    asked_as,
+    summary,
+)
 from foreword.prompt.peft_format import CONFIG_FILE, TENSOR_FILE, TENSOR_NAME
 from foreword.prompt.store import Store
 
@@ -257,3 +263,24 @@ def test_long_facts_of_ones_own_are_saved_and_read(tmp_path: Path) -> None:
 def test_summaries_import_no_torch() -> None:
     code = f"import sys, {facts_module.__name__}; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    ("encoding", "tokenizer", "said"),
+    [
+        ({"row_template": "Q: {prompt}\nA:"}, {}, "the row template 'Q: {prompt}\\nA:'"),
+        ({"row_template": "Q" * 300 + "{prompt}"}, {}, f"the row template {'Q' * 200!r} …"),
+        ({"is_text": True}, {"chat_template": "hash"}, "plain text, without a template"),
+        ({"is_text": False}, {"chat_template": "hash"}, "one turn of the chat template"),
+        ({"is_text": False}, None, "as it is given"),
+        ({"is_text": None}, {"chat_template": "hash"}, "as it is given: rows of both kinds"),
+        ({"is_text": False, "chat_template": "{{ x }}"}, {}, "that the prompt holds"),
+        ({}, {"chat_template": "hash"}, None),
+        (None, None, None),
+    ],
+)
+def test_how_a_question_is_asked_is_said_where_it_is_recorded(
+    encoding: Any, tokenizer: Any, said: str | None
+) -> None:
+    found = asked_as({"encoding": encoding, "tokenizer": tokenizer})
+    assert (found is None) if said is None else (found is not None and said in found)
