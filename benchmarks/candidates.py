@@ -36,6 +36,7 @@ from foreword.distillation.unrelated import written_rows
 from foreword.evaluation.evaluation import Subject, evaluate
 from foreword.evaluation.metrics import METRICS
 from foreword.training.methods.context import Context
+from foreword.training.state import TrainState
 
 RESULTS = FOLDER / "candidates.jsonl"
 NUM_VALIDATION, BATCH_SIZE, MAX_LENGTH = 150, 8, 2048
@@ -166,6 +167,31 @@ def _hidden(draw: Callable[[Context, random.Random], set[int]], seed: int) -> It
         Context.unseen = own  # type: ignore[method-assign]
 
 
+KEYS, VALUES = 2.13, 0.69  # root mean squares of SmolLM2-135M's, the median of its layers
+
+
+def scaled(backbone: Backbone, rows: Sequence[Example], config: TrainConfig) -> SoftPrompt:
+    """Train each layer's keys, and its values, at a rate that is a share of their own scale."""
+    own, seen = TrainState.set_rate, set[int]()
+
+    def set_rate(self: TrainState, rate: float) -> None:
+        if id(self) not in seen:
+            seen.add(id(self))
+            (group,) = self.optimizer.param_groups
+            self.optimizer.param_groups = [
+                {**group, "params": [tensor], "share": tensor.detach().pow(2).mean().sqrt().item()}
+                for tensor in group["params"]
+            ]
+        for index, group in enumerate(self.optimizer.param_groups):
+            group["lr"] = rate * group["share"] / (VALUES if index % 2 else KEYS)
+
+    TrainState.set_rate = set_rate  # type: ignore[method-assign]
+    try:
+        return plain(backbone, rows, config)
+    finally:
+        TrainState.set_rate = own  # type: ignore[method-assign]
+
+
 def tokens(share: float) -> Callable[[Context, random.Random], set[int]]:
     """Draw tokens one by one, never the first."""
 
@@ -195,6 +221,7 @@ CHANGES: dict[str, Trained] = {
     "192 virtual tokens at a rate of 1.5e-2": at_rate(1.5e-2),
     "192 virtual tokens at a rate of 6e-2": at_rate(6e-2),
     "192 virtual tokens, covering demonstrations": wide(192, covering),
+    "192 tokens, each layer's rate by its scale": wide(192, scaled),
     "8 times the demonstrations, matched": matched,
     "questions with words left out": leaving_out,
     "dropout of tokens, 0.05": hiding(tokens(0.05)),

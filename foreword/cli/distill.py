@@ -42,9 +42,10 @@ TOLD = {
     "num_virtual_tokens": "P, the number of virtual tokens; a multiple of 16 serves best; default: "
     "64, or as many as a --context prompt of keys and values has, with --form embeddings",
     "learning_rate": "peak learning rate of AdamW, or auto: a short probe of four rates decides; "
-    "default: 5e-3 for prefix-tuning and context-tuning, which start close to the text, and "
-    "the method's own for others: 5e-3 for residual, 3e-3 for p-tuning, 1e-3 for "
-    "prefix-projection, 0.11 times the embedding table's root mean square for prompt-tuning",
+    "default: 5e-3 for prefix-tuning and context-tuning, which start close to the text, and half "
+    "to twice that by the scale of the base's values, the method's own for others: 5e-3 for "
+    "residual, 3e-3 for p-tuning, 1e-3 for prefix-projection, 0.11 times the embedding "
+    "table's root mean square for prompt-tuning",
 }
 WITHOUT_EFFECT = ("init", "init_text", "task_column", "learn")
 

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from foreword.config.training import FORMS as FORMS
     from foreword.config.training import NUM_DEMONSTRATED as NUM_DEMONSTRATED
     from foreword.config.training import NUM_VIRTUAL_TOKENS as NUM_VIRTUAL_TOKENS
+    from foreword.config.training import OF_VALUES as OF_VALUES
     from foreword.config.training import RATES as RATES
     from foreword.config.training import RELATIVE as RELATIVE
     from foreword.config.training import Form as Form
@@ -59,7 +60,7 @@ __getattr__, __dir__ = lazy_names(
     addresses="checked_key checked_origin is_http",
     data="Learn TEMPLATE_FIELD DataConfig",
     encoding="Opening BEFORE EncodingConfig",
-    training="Form Initialization MethodName FORMS RATES RELATIVE NUM_VIRTUAL_TOKENS "
+    training="Form Initialization MethodName FORMS RATES OF_VALUES RELATIVE NUM_VIRTUAL_TOKENS "
     "NUM_DEMONSTRATED DEMONSTRATED_LENGTH TrainConfig",
     objective="ObjectiveName ObjectiveConfig RewardConfig check_for_pairs",
     distillation="DistillStart DistillConfig",

@@ -43,6 +43,8 @@ DEMONSTRATED_LENGTH = 96
 """The longest median row, in tokens, of which several fit into the prompt."""
 RELATIVE: tuple[MethodName, ...] = ("prompt-tuning",)
 """Methods whose rate is relative: it is multiplied by the embedding table's root mean square."""
+OF_VALUES: tuple[MethodName, ...] = ("prefix-tuning", "context-tuning")
+"""Methods whose rate rises and falls with the scale of the base's values."""
 
 
 @dataclass(frozen=True)
@@ -90,10 +92,11 @@ class TrainConfig:
     )
     learning_rate: Rate | None = rate_option(
         None,
-        "peak learning rate of AdamW, or auto: a short probe of four rates decides; default: 3e-2 "
-        "for prefix-tuning and context-tuning, 5e-2 for multitask, 5e-3 for residual, 3e-3 for "
-        "p-tuning, 1e-3 for prefix-projection, 0.11 times the embedding table's root mean square "
-        "for prompt-tuning, and a tenth of that with --objective dpo and dpo-norm; docs/methods.md "
+        "peak learning rate of AdamW, or auto: a short probe of four rates decides; default: "
+        "3e-2 for prefix-tuning and context-tuning, and half to twice that by the scale of the "
+        "base's values, 5e-2 for multitask, 5e-3 for residual, 3e-3 for p-tuning, 1e-3 for "
+        "prefix-projection, 0.11 times the embedding table's root mean square for "
+        "prompt-tuning, and a tenth of that with --objective dpo and dpo-norm; docs/methods.md "
         "says what they rest on",
     )
     batch_size: int = option(16, "rows per optimizer step")

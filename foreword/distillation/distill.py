@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from foreword.backbone import Backbone
-from foreword.config import RATES, MethodName, TrainConfig
+from foreword.config import OF_VALUES, RATES, TrainConfig
 from foreword.distillation import distractors
 from foreword.distillation.lesson import Lesson as Lesson
 from foreword.distillation.lesson import prepare as prepare
@@ -23,7 +23,6 @@ from foreword.training.seeds import SeedRun, train_seeds
 from foreword.training.start import settled
 
 RATE = 5e-3  # peak, of keys and values that start close to the text: a sixth of that of labels
-OF_RATE: tuple[MethodName, ...] = ("prefix-tuning", "context-tuning")
 """Methods that train these keys and values themselves, without a network."""
 
 
@@ -78,7 +77,7 @@ def distill_seeds(
 def _objective(start: SoftPrompt, config: TrainConfig) -> Likelihood:
     """Return the objective: that of labels, at a lower rate where the start is near its end."""
     method = settled(config, start)[0].method
-    if start.form != "key_values" or method not in OF_RATE:
+    if start.form != "key_values" or method not in OF_VALUES:
         return LIKELIHOOD
     return Likelihood(rate_share=RATE / RATES[method])
 

@@ -17,6 +17,7 @@ from foreword.config import (
     AUTO,
     DEMONSTRATED_LENGTH,
     NUM_DEMONSTRATED,
+    OF_VALUES,
     RATES,
     RELATIVE,
     TrainConfig,
@@ -30,6 +31,7 @@ from foreword.data.tokenizing import token_ids
 from foreword.errors import InputError, UnsupportedError
 from foreword.model import checks
 from foreword.prompt.soft_prompt import SoftPrompt
+from foreword.prompt.states import attention_part
 from foreword.training import initializers
 from foreword.training.methods.context import Context
 from foreword.training.methods.direct import Direct
@@ -46,6 +48,9 @@ PROJECTION_SIZE = 512  # Li and Liang 2021, table to text
 MOST_CLOSING = 4  # tokens that a chat template writes behind an answer
 MIN_DIFFERENT = 16  # rows, for a prompt that starts from some of them without being told to
 NUM_ROWS_OF_SCALE = 1024  # of the embedding table, evenly spaced; more say the same to three digits
+NUM_VALUES_OF_SCALE = 64  # rows whose values tell their scale
+MEASURED_VALUES = 0.695  # that scale of SmolLM2-135M, on which the rates of keys and values rest
+MOST = 2.0  # by which a rate differs from that base's at most
 
 
 def initial_prompt(backbone: Backbone, config: TrainConfig, rows: Sequence[Row] = ()) -> SoftPrompt:
@@ -203,13 +208,33 @@ def default_rate(backbone: Backbone, config: TrainConfig) -> float:
     """Return the learning rate that a method takes on a base where nobody says one."""
     method = config.resolved().method
     assert method is not None
+    if method in OF_VALUES:
+        ratio = value_scale(backbone) / MEASURED_VALUES
+        return float(f"{RATES[method] * min(max(ratio, 1 / MOST), MOST):.2g}")
     if method not in RELATIVE:
         return RATES[method]
-    size = backbone.capabilities.vocab_size
-    ids = torch.arange(0, size, max(1, size // NUM_ROWS_OF_SCALE), device="cpu")
     with torch.no_grad():
-        scale = backbone.embed(ids).double().pow(2).mean().sqrt()
+        scale = _spread_rows(backbone, NUM_ROWS_OF_SCALE).double().pow(2).mean().sqrt()
     return float(f"{RATES[method] * scale.item():.3g}")
+
+
+def value_scale(backbone: Backbone) -> float:
+    """Return the root mean square of the values that a base keeps of rows of its table, the median
+    over its layers; that of the base on which rates were measured, where no layer attends.
+    """
+    count = min(NUM_VALUES_OF_SCALE, backbone.capabilities.context_length or NUM_VALUES_OF_SCALE)
+    prompt = SoftPrompt.from_embeddings(_spread_rows(backbone, count)[:count])
+    with torch.no_grad():
+        states = backbone.passes.prefill(backbone.placed(prompt))
+    attending = [part for layer in states if (part := attention_part(layer))]
+    scales = [values.double().pow(2).mean().sqrt().item() for _, values in attending]
+    return statistics.median(scales) if scales else MEASURED_VALUES
+
+
+def _spread_rows(backbone: Backbone, count: int) -> Tensor:
+    """Return rows `[>= count, H]` of the embedding table, evenly spaced; all where it has fewer."""
+    size = backbone.capabilities.vocab_size
+    return backbone.embed(torch.arange(0, size, max(1, size // count), device="cpu"))
 
 
 def begin(

@@ -7,9 +7,9 @@ import pytest
 from test_cli import invoke
 
 from foreword.cli import distill, reward
-from foreword.config import RATES
+from foreword.config import OF_VALUES, RATES
 from foreword.distillation.contexts import NUM_VIRTUAL
-from foreword.distillation.distill import OF_RATE, RATE
+from foreword.distillation.distill import RATE
 from foreword.training.policy import PolicyGradient
 
 
@@ -27,7 +27,7 @@ def test_options_without_effect_are_left_out(command: str, module: Any) -> None:
 
 def test_defaults_are_those_of_the_command() -> None:
     assert f"default: {NUM_VIRTUAL}," in distill.TOLD["num_virtual_tokens"]
-    rates = {method: RATE if method in OF_RATE else rate for method, rate in RATES.items()}
+    rates = {method: RATE if method in OF_VALUES else rate for method, rate in RATES.items()}
     check_rates(distill.TOLD["learning_rate"], rates, 1.0)
     check_rates(reward.TOLD["learning_rate"], RATES, PolicyGradient.rate_share)
     assert "auto" not in reward.TOLD["learning_rate"] and "auto" in distill.TOLD["learning_rate"]

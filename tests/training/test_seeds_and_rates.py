@@ -74,6 +74,37 @@ def test_the_rate_of_embeddings_is_a_share_of_the_tables_scale(backbone: Backbon
     )
 
 
+@pytest.mark.parametrize("method", ["prefix-tuning", "context-tuning"])
+@pytest.mark.parametrize(
+    "factor, expected", [(1, 0.03), (1.5, 0.045), (100, 0.06), (0.75, 0.022), (0.01, 0.015)]
+)
+def test_the_rate_of_keys_and_values_follows_the_scale_of_the_bases_values(
+    method: Any, factor: float, expected: float
+) -> None:
+    """Values times c, and what is read of them by c: the same model, whose values move c as far."""
+    model = tiny_models.build("llama", dtype=torch.float64)
+    backbone, config = Backbone(model), dataclasses.replace(CONFIG, method=method)
+    factor *= start.MEASURED_VALUES / start.value_scale(backbone)
+    logits = backbone.logits(None, tiny_models.ids(5)[None])
+    with torch.no_grad():
+        for layer in model.model.layers:
+            layer.self_attn.v_proj.weight *= factor
+            layer.self_attn.o_proj.weight /= factor
+    scaled = Backbone(model)
+    torch.testing.assert_close(scaled.logits(None, tiny_models.ids(5)[None]), logits)
+    assert start.default_rate(scaled, config) == expected
+    given = dataclasses.replace(config, learning_rate=0.5)
+    assert start.with_rate(scaled, given).learning_rate == 0.5
+
+
+def test_the_rate_is_found_where_the_context_is_short_or_nothing_attends() -> None:
+    config = dataclasses.replace(CONFIG, method="prefix-tuning")
+    short = Backbone(tiny_models.build("gpt2", n_positions=8))
+    assert 0.015 <= start.default_rate(short, config) <= 0.06
+    recurrent = Backbone(tiny_models.build("mamba2"))
+    assert start.default_rate(recurrent, config) == 0.03
+
+
 @pytest.mark.parametrize("num_rows, batch_size, steps", [(5, 16, 3), (4, 3, 6), (4, 4, 3)])
 def test_epochs_are_passes_over_all_rows(
     backbone: Backbone, num_rows: int, batch_size: int, steps: int
