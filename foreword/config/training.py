@@ -45,6 +45,7 @@ RELATIVE: tuple[MethodName, ...] = ("prompt-tuning",)
 """Methods whose rate is relative: it is multiplied by the embedding table's root mean square."""
 OF_VALUES: tuple[MethodName, ...] = ("prefix-tuning", "context-tuning")
 """Methods whose rate rises and falls with the scale of the base's values."""
+OF_BASE = (*RELATIVE, *OF_VALUES)
 
 
 @dataclass(frozen=True)
@@ -197,14 +198,14 @@ class TrainConfig:
     def resolved(self) -> "TrainConfig":
         """Return the configuration with every default that depends on another option filled in.
 
-        A relative learning rate stays None: it depends on the base.
+        A learning rate that depends on the base stays None.
         """
         plain: MethodName = "prompt-tuning" if self.form == "embeddings" else "prefix-tuning"
         method = self.method or plain
         init = self.init
         if init == "text" and not self.init_text:
             init = "demonstrations" if method == "context-tuning" else "vocabulary"
-        rate = self.learning_rate or (None if method in RELATIVE else RATES[method])
+        rate = self.learning_rate or (RATES[method] if method not in OF_BASE else None)
         num_virtual = self.num_virtual_tokens or _num_virtual(method)
         return replace(
             self, method=method, form=FORMS[method], learning_rate=rate, init=init,

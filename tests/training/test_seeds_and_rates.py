@@ -93,6 +93,10 @@ def test_the_rate_of_keys_and_values_follows_the_scale_of_the_bases_values(
     scaled = Backbone(model)
     torch.testing.assert_close(scaled.logits(None, tiny_models.ids(5)[None]), logits)
     assert start.default_rate(scaled, config) == expected
+    short = dataclasses.replace(
+        config, learning_rate=None, num_steps=1, warmup_share=0.0, num_virtual_tokens=8
+    )
+    assert next(iter(train(scaled, ROWS, short))).learning_rate == expected
     given = dataclasses.replace(config, learning_rate=0.5)
     assert start.with_rate(scaled, given).learning_rate == 0.5
 
