@@ -200,7 +200,7 @@ def candidates(logits: Tensor, settings: Sequence[Sampling]) -> tuple[Tensor, Te
     size = min(num_ids, max(NUM_CANDIDATES, *(2 * one.top_k for one in settings)))
     total = scaled.logsumexp(-1, keepdim=True)
     while True:
-        values, ids = scaled.topk(size, dim=-1)
+        values, ids = likeliest(scaled, size)
         border = values.gather(1, top_k.clamp(max=size) - 1)
         is_kept = values >= border
         probabilities = (values - total).exp() * is_kept
@@ -215,6 +215,26 @@ def candidates(logits: Tensor, settings: Sequence[Sampling]) -> tuple[Tensor, Te
             probabilities = probabilities * is_kept
             return ids, probabilities / probabilities.sum(-1, keepdim=True)
         size = num_ids
+
+
+def likeliest(scores: Tensor, num: int) -> tuple[Tensor, Tensor]:
+    """Return the `num` largest scores of each row `[B, K]` and their ids, the largest first and of
+    equal ones the lowest id: so the first of them are the same however many a neighbour needs.
+    `topk` leaves the order of equal ones open, and in half precision many are equal.
+    """
+    if num >= scores.shape[-1]:
+        return scores.sort(dim=-1, descending=True, stable=True)
+    values, ids = scores.topk(num + 1, dim=-1)
+    following, values, ids = values[:, num:], values[:, :num], ids[:, :num]
+    is_cut = (values[:, -1:] == following).any(-1)
+    if bool(is_cut.any()):  # some of those that equal the last one are left out: the highest ids
+        is_last = (values == values[:, -1:]) & is_cut[:, None]
+        rows, equal = (scores[is_cut] == values[is_cut, -1:]).nonzero(as_tuple=True)
+        place = torch.arange(len(rows), device=rows.device) - torch.searchsorted(rows, rows)
+        ids[is_last] = equal[place < is_last[is_cut].sum(-1)[rows]]
+    ids = ids.sort(dim=-1).values
+    values, order = scores.gather(1, ids).sort(dim=-1, descending=True, stable=True)
+    return values, ids.gather(1, order)
 
 
 def _draw(logits: Tensor, samplers: Sequence[Sampler], rows: list[int]) -> list[int]:
@@ -247,7 +267,7 @@ def _logprobs(logits: Tensor, samplers: Sequence[Sampler], ids: Sequence[int]) -
 def report(logits: Tensor, chosen: Tensor, num_top: int) -> list[Choice]:
     """Return the log-probabilities of chosen ids `[T]`, and the likeliest, by logits `[T, V]`."""
     logprobs = logits.float().log_softmax(-1)
-    values, top_ids = logprobs.topk(min(num_top, logits.shape[-1]), dim=-1)
+    values, top_ids = likeliest(logprobs, num_top)
     own = logprobs.gather(1, chosen[:, None])[:, 0].tolist()
     return [
         Choice(one, value, tuple(zip(ids, tops, strict=True)))

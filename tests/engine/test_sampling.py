@@ -113,6 +113,37 @@ def test_a_seed_gives_the_same_ids_whatever_the_neighbours() -> None:
     assert len(set(drawn_ids(0))) > 5
 
 
+def halves(seed: int, size: int = 6000) -> Tensor:
+    """Return logits as a model in bfloat16 gives them: many are equal."""
+    return logits(seed=seed, size=size).bfloat16()
+
+
+@pytest.mark.parametrize(
+    "neighbour", [{"top_p": 0.9}, {"top_k": 2400}, {"min_p": 1e-9}, {"num_logprobs": 40}]
+)
+def test_equal_logits_are_drawn_and_told_alike_whatever_the_neighbours(
+    neighbour: dict[str, Any],
+) -> None:
+    flat = torch.zeros(1, 6000).bfloat16()
+    other = Sampler(Sampling(temperature=1.0, **neighbour))
+    for seed in range(20):
+        own = Sampling(temperature=0.8, top_p=0.9, seed=seed, num_logprobs=seed)
+        alone = choose(halves(seed), [Sampler(own)])[0]
+        assert choose(torch.cat([halves(seed), flat]), [Sampler(own), other])[0] == alone
+
+
+@pytest.mark.parametrize("num", [0, 1, 5, 64, 200, 256, 300])
+def test_of_equal_scores_the_lowest_ids_are_the_likeliest(num: int) -> None:
+    scores = (4 * torch.rand(5, 256, generator=torch.Generator().manual_seed(num))).round()
+    scores[1] = -math.inf
+    scores[2, 100:] = -math.inf
+    scores[3] = torch.arange(256)
+    values, ids = sampling.likeliest(scores, num)
+    whole = scores.sort(descending=True, stable=True)
+    assert ids.tolist() == whole.indices[:, :num].tolist()
+    assert values.tolist() == whole.values[:, :num].tolist()
+
+
 def test_draws_follow_the_probabilities() -> None:
     scores = torch.tensor([[0.0, math.log(3.0), -math.inf, math.log(4.0)]])
     for settings in (Sampling(temperature=1.0, seed=1), Sampling(temperature=1, top_k=4, seed=1)):
