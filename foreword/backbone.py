@@ -20,7 +20,7 @@ from foreword.data.tokenizing import check_processor, check_tokenizer
 from foreword.errors import InputError, MismatchError, UnsupportedError
 from foreword.generation import encoder_decoder, generate, habits, model_view
 from foreword.loading import checkpoint, hub, placement, quantized
-from foreword.model import checks
+from foreword.model import autocast, checks
 from foreword.model.capabilities import Capabilities, inspect_model
 from foreword.model.changed import check_settings, check_unchanged
 from foreword.model.decoder import Decoder
@@ -522,10 +522,7 @@ class Backbone:
     @property
     def _cast(self) -> torch.dtype | None:
         """The precision that an autocast around the call asks for."""
-        kind = self.device.type
-        if not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):
-            return None
-        return torch.get_autocast_dtype(kind)
+        return autocast.precision(self.device.type)
 
     def pin_weights(self) -> None:
         """Take the weights for unchanged from now on: their tensors are only spread."""

@@ -6,7 +6,7 @@ as the prompt's training encoded them. Knows no files and prints nothing.
 
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -29,6 +29,7 @@ from foreword.generation.answer_options import check_texts, settings
 from foreword.generation.context_watch import ContextWatch
 from foreword.generation.row_ends import RowEnds
 from foreword.generation.token_stream import TokenStream
+from foreword.model import autocast
 from foreword.model.argument_types import ids_of
 from foreword.prompt.prefix import Prefix
 from foreword.prompt.soft_prompt import SoftPrompt
@@ -315,12 +316,26 @@ def stream(
 ) -> Iterator[str]:
     """Answer one text piece by piece: together the text of `answers`, as a server decodes it, but
     of up to 512 tokens where nothing else is said. Closing the iterator stops at the next token.
-    Tokens past what the model was made for are said, once.
+    Tokens past what the model was made for are said, once. An autocast around the call holds for
+    all pieces.
 
     Raises:
         InputError: an option that is none of an answer, or that would change nothing.
         MismatchError: a prompt of another chat template.
     """
+    cast = autocast.carried(backbone.device.type)
+    return _stream(backbone, prompt, text, config, cast, max_new_tokens, options)
+
+
+def _stream(
+    backbone: Backbone,
+    prompt: SoftPrompt | Prefix | None,
+    text: Text,
+    config: EncodingConfig | None,
+    cast: AbstractContextManager[Any],
+    max_new_tokens: int | None,
+    options: dict[str, Any],
+) -> Iterator[str]:
     more = limited(backbone, options, max_new_tokens, 512, is_streamed=True)
     check_template(backbone, prompt)
     config = config or encoding_of(prompt)
@@ -334,17 +349,18 @@ def stream(
 
     def run() -> None:
         try:
-            backbone.without_habits().generate(
-                prompt,
-                ids,
-                torch.ones_like(ids),
-                eos_token_id=ends,
-                pad_token_id=backbone.padding_id,
-                streamer=streamer,
-                stopping_criteria=[stop],
-                **batches.collate_media([row]),
-                **chosen(more),
-            )
+            with cast:
+                backbone.without_habits().generate(
+                    prompt,
+                    ids,
+                    torch.ones_like(ids),
+                    eos_token_id=ends,
+                    pad_token_id=backbone.padding_id,
+                    streamer=streamer,
+                    stopping_criteria=[stop],
+                    **batches.collate_media([row]),
+                    **chosen(more),
+                )
         except BaseException as error:
             failures.append(error)
             streamer.end()

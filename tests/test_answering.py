@@ -117,6 +117,16 @@ def test_one_text_a_list_and_a_stream_say_the_same(rows: Any, backbone: Backbone
     assert answer(backbone, prompt, [], **SHORT) == []
 
 
+def test_a_stream_computes_in_the_precision_of_its_call(backbone: Backbone) -> None:
+    prompt = trained(backbone, ROWS)
+    texts = [f"say {number}" for number in range(8)]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        expected = answer(backbone, prompt, texts, max_new_tokens=30, batch_size=1)
+        begun = [stream(backbone, prompt, text, max_new_tokens=30) for text in texts]
+    assert expected != answer(backbone, prompt, texts, max_new_tokens=30, batch_size=1)
+    assert ["".join(pieces) for pieces in begun] == expected
+
+
 def test_a_conversation_is_one_text_and_so_is_each_of_a_list(backbone: Backbone) -> None:
     prompt = trained(backbone, TURNS)
     asked = [{"role": "user", "content": "say a"}]

@@ -22,6 +22,7 @@ from foreword.backbone import Backbone
 from foreword.engine import sampling
 from foreword.engine.request import Handle
 from foreword.engine.sampling import Sampler
+from foreword.model import autocast
 from foreword.model.capabilities import Capabilities
 
 # What lies in the slot of its position and is masked by position.
@@ -58,6 +59,7 @@ class UnbatchedRequest:
         self.backbone, self.handle = backbone, handle
         self.is_over = False
         self._go, self._rest = threading.Semaphore(0), threading.Semaphore(0)
+        self._cast = autocast.carried(backbone.device.type)  # of the thread that steps the engine
         self._thread = threading.Thread(target=self._run, name="alone", daemon=True)
 
     def advance(self) -> None:
@@ -77,7 +79,7 @@ class UnbatchedRequest:
     def _run(self) -> None:
         self._go.acquire()
         try:
-            with torch.no_grad():
+            with torch.no_grad(), self._cast:
                 serve(self.backbone, self.handle, self._pause)
         except Exception as error:
             self.handle.fail(error)

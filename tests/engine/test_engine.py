@@ -707,6 +707,25 @@ def test_what_cannot_be_batched_is_served_alone_and_said_once(
     assert len(cancelled.ids) == 1 and cancelled.finish_reason == "cancelled"
 
 
+def test_what_is_served_alone_is_computed_in_the_precision_of_the_engines_thread() -> None:
+    model = tiny_models.build("llama4", floor_scale=8, dtype=torch.float32)
+    backbone = Backbone(model)
+    prompt = SoftPrompt.from_embeddings(tiny_models.embeddings(model, 6))
+    rows = [ids_of(9, seed) for seed in range(8)]
+
+    def generated() -> list[list[int]]:
+        given = [torch.tensor([row]) for row in rows]
+        found = [backbone.generate(prompt, one, max_new_tokens=20) for one in given]
+        return [one[0, 9:].tolist() for one in found]
+
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        engine, expected = Engine(backbone), generated()
+        handles = [engine.submit(request(prompt, row, 20)) for row in rows]
+        engine.run()
+    assert expected != generated()
+    assert [handle.ids for handle in handles] == expected
+
+
 def test_what_is_served_alone_goes_on_by_a_token_and_holds_up_nobody() -> None:
     model = tiny_models.build("llama4", floor_scale=8)
     engine = Engine(Backbone(model))
