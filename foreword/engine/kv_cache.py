@@ -18,7 +18,7 @@ from torch import Tensor
 from foreword.compat.transformers_api import Cache, CacheLayerMixin
 from foreword.engine.limits import EngineLimits
 from foreword.engine.recurrent_rows import RecurrentRows
-from foreword.model.cache_layers import stateless_layer
+from foreword.model.cache_layers import LASTING, stateless_layer
 from foreword.model.capabilities import LayerKind
 
 BLOCK = 64  # slots by which the capacity grows
@@ -328,7 +328,8 @@ class KVCache:
 
 def _empty(like: Tensor, num_rows: int, capacity: int) -> Tensor:
     # Zeros: what a masked slot holds is multiplied by zero, which NaN would survive.
-    return like.new_zeros(num_rows, like.shape[1], capacity, like.shape[3])
+    with LASTING():
+        return like.new_zeros(num_rows, like.shape[1], capacity, like.shape[3])
 
 
 def _pair(layer: KVCacheLayer) -> tuple[Tensor, Tensor]:

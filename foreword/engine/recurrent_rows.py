@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from foreword.compat.transformers_api import LinearAttentionLayer
-from foreword.model.cache_layers import RecurrentStates
+from foreword.model.cache_layers import LASTING, RecurrentStates
 from foreword.prompt.states import LayerState
 
 
@@ -61,7 +61,8 @@ class RecurrentRows(RecurrentStates, LinearAttentionLayer):
         """Take another number of rows, and keep those that are in both."""
         made = []
         for old in self.rows:
-            new = old.new_zeros(num_rows, *old.shape[1:])
+            with LASTING():
+                new = old.new_zeros(num_rows, *old.shape[1:])
             new[: len(old)] = old[:num_rows]
             made.append(new)
         self.rows = made
@@ -69,4 +70,5 @@ class RecurrentRows(RecurrentStates, LinearAttentionLayer):
     def _make(self, like: LayerState) -> None:
         if not self.rows:
             num_rows = self.kv_cache.target[0]
-            self.rows = [tensor.new_zeros(num_rows, *tensor.shape) for tensor in like]
+            with LASTING():
+                self.rows = [tensor.new_zeros(num_rows, *tensor.shape) for tensor in like]

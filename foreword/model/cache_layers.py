@@ -6,6 +6,7 @@ length, also where attention is sliding: the masks, computed by position, do the
 states are replaced, never written into. Knows no cache as a whole and no prompt.
 """
 
+import functools
 from typing import Any
 
 import torch
@@ -25,6 +26,8 @@ from foreword.model.capabilities import LayerKind
 from foreword.prompt.states import LayerState
 
 ROOM = 64  # tokens that a growing layer reserves ahead
+LASTING = functools.partial(torch.inference_mode, False)
+"""Around the making of what later calls write into, which torch refuses of its inference mode."""
 
 
 class GrowingLayer(DynamicLayer):
@@ -76,7 +79,8 @@ class GrowingLayer(DynamicLayer):
         rooms = []
         for old, new in ((self.keys, key_states), (self.values, value_states)):
             rows, heads, _, size = new.shape
-            room = new.new_empty(rows, heads, length + max(ROOM, length // 2), size)
+            with LASTING():
+                room = new.new_empty(rows, heads, length + max(ROOM, length // 2), size)
             room[:, :, : old.shape[2]] = old
             rooms.append(room)
         self._room = (rooms[0], rooms[1])

@@ -726,6 +726,24 @@ def test_what_is_served_alone_is_computed_in_the_precision_of_the_engines_thread
     assert [handle.ids for handle in handles] == expected
 
 
+@pytest.mark.parametrize("family", ["llama", "mamba2", "bamba"])
+@pytest.mark.parametrize("modes", [(True, False), (False, True)])
+def test_steps_in_and_out_of_inference_mode_go_on_from_each_other(
+    family: str, modes: tuple[bool, bool]
+) -> None:
+    prompt, engine = prompt_of(family, "embeddings", 4), engine_of(family)
+    handles = [engine.submit(request(prompt, ids_of(5, seed), 9)) for seed in (1, 2)]
+    with torch.inference_mode(modes[0]):
+        for _ in range(3):
+            engine.step()
+    with torch.inference_mode(modes[1]):
+        handles.append(engine.submit(request(prompt, ids_of(20), 6)))
+        engine.run()
+    for handle in handles:
+        ids, num_new = handle.request.ids, handle.request.max_new_tokens
+        assert handle.ids == expected(family, prompt, ids, num_new)
+
+
 def test_what_is_served_alone_goes_on_by_a_token_and_holds_up_nobody() -> None:
     model = tiny_models.build("llama4", floor_scale=8)
     engine = Engine(Backbone(model))

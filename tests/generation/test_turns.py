@@ -112,6 +112,20 @@ def test_a_conversation_that_the_cache_does_not_begin(backbone: Backbone, is_mas
         )
 
 
+@pytest.mark.parametrize("family", [*FAMILIES, "mamba2", "qwen3_5"])
+@pytest.mark.parametrize("modes", [(True, False), (False, True)])
+def test_a_turn_goes_on_in_and_out_of_inference_mode(family: str, modes: tuple[bool, bool]) -> None:
+    backbone = Backbone(tiny_models.shared(family))
+    with torch.inference_mode(modes[0]):
+        first = begun(backbone)
+    ids = with_turn(first.sequences)
+    with torch.inference_mode(modes[1]):
+        found = backbone.generate(
+            prompt_of(backbone), ids, past_key_values=first.past_key_values, **GREEDY
+        )
+    assert found[0, ids.shape[1] :].tolist() == expected(backbone, ids[0])
+
+
 def test_a_cache_of_other_beams_than_were_returned(backbone: Backbone) -> None:
     first = begun(backbone, num_beams=3)
     with pytest.raises(MismatchError, match="or by other beams"):
