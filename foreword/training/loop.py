@@ -175,11 +175,11 @@ def _steps(run: Run, state: TrainState, notices: list[str]) -> Generator[TrainEv
                 state.record(loss, rate, time.perf_counter() - started)
                 if run.objective.has_floor:
                     _check_rise(run, state, rows)
+                state.keep(point)  # before what may end the process
             result = _validate_if_due(run, state)  # 2. what it came to
         except DivergedError as error:
             notices.append(_go_back(state, error))
             continue
-        state.keep(point)
         notices += _remarks(run, state, result)
         is_due = run.is_due(state.progress.step) or state.progress.is_finished
         prompt = state.result() if is_due else None

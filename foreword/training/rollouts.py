@@ -17,7 +17,6 @@ import torch
 from foreword import chat
 from foreword.backbone import Backbone
 from foreword.config import EncodingConfig, RewardConfig
-from foreword.data.encoding import decode
 from foreword.data.row import Row
 from foreword.prompt.prefix import Prefix
 from foreword.prompt.soft_prompt import SoftPrompt
@@ -95,18 +94,17 @@ class Rollouts:
         mine = [
             number for number in range(len(whole)) if number // group % ranks.size == ranks.rank
         ]
-        answers = dict(
-            zip(mine, self._said(prefix, [whole[n] for n in mine], options), strict=True)
-        )
+        said = dict(zip(mine, self._said(prefix, [whole[n] for n in mine], options), strict=True))
         rewards = torch.zeros(len(whole), dtype=torch.float64, device="cpu")
         if mine:
             told = [self.questions[whole[number].source] for number in mine]
-            texts = [self._text(answers[number]) for number in mine]
+            texts = [said[number].text for number in mine]  # an end of no special token is none
             asked = [one.asked if one.told is None else one.told for one in told]
             values = self.reward(asked, texts, [one.columns for one in told])
             rewards[mine] = torch.tensor(values, dtype=torch.float64, device="cpu")
         ranks.add_up([rewards])
-        answers = shared(answers, len(whole), self.config.answer_tokens, ranks)
+        own = {number: answer.ids for number, answer in said.items()}
+        answers = shared(own, len(whole), self.config.answer_tokens, ranks)
         given = [
             replace(row, input_ids=(*row.input_ids, *ids), num_labels=len(ids))
             for row, ids in zip(
@@ -117,14 +115,14 @@ class Rollouts:
 
     def _said(
         self, prefix: Prefix, rows: Sequence[Row], options: Mapping[str, Any]
-    ) -> Iterator[tuple[int, ...]]:
-        """Yield the ids of an answer to each question."""
+    ) -> Iterator[chat.Answer]:
+        """Yield an answer to each question."""
         size = self.config.answer_batch
         for start in range(0, len(rows), size):
             part = rows[start : start + size]
             asked = [self.questions[row.source].asked for row in part]
             ends = [chat.end_tokens(self.backbone, one, self.encoding) for one in asked]
-            found = chat.answer_rows(
+            yield from chat.answer_rows(
                 self.backbone,
                 prefix,
                 part,
@@ -132,10 +130,6 @@ class Rollouts:
                 max_new_tokens=self.config.answer_tokens,
                 **options,
             )
-            yield from (answer.ids for answer in found)
-
-    def _text(self, ids: Sequence[int]) -> str:
-        return decode(ids, self.backbone.tokenizer)
 
 
 def _plain(value: Any) -> str:

@@ -15,6 +15,7 @@ import torch
 from stopped_runs import events_until
 from test_preference import said
 from tiny_tokenizer import CHATML, tiny_tokenizer
+from tokenizers import AddedToken
 from torch import Tensor
 from transformers.utils import chat_template_utils
 
@@ -23,6 +24,7 @@ from foreword.chat import answers
 from foreword.config import RewardConfig
 from foreword.data import template_dates
 from foreword.data.batches import collate
+from foreword.data.encoding import decode
 from foreword.data.row import Row
 from foreword.errors import InputError, TrainingError
 from foreword.training import guards, setup
@@ -139,7 +141,7 @@ def test_a_group_is_drawn_to_each_question_and_rewarded_by_its_row() -> None:
         question = next(one for one in asked if one.source == row.source)
         given = len(question.input_ids)
         assert row.input_ids[:given] == question.input_ids
-        text = rollouts._text(row.input_ids[given:])
+        text = decode(row.input_ids[given:], model.tokenizer)
         assert value == of_even([text], ["?"])[0]
     assert len({row.input_ids for row in drawn}) > 2
     torch.manual_seed(5)
@@ -147,6 +149,30 @@ def test_a_group_is_drawn_to_each_question_and_rewarded_by_its_row() -> None:
     other, _ = rollouts.draw(start, asked, 0, 4, ALONE)
     ids = [[row.input_ids for row in part] for part in (drawn, again, other)]
     assert ids[0] == ids[1] != ids[2]
+
+
+def test_a_function_is_told_answers_without_the_token_that_ends_them() -> None:
+    model = backbone()
+    added = AddedToken("<end>", special=False, normalized=False)  # ends answers, and is text
+    model.tokenizer.add_tokens([added])
+    model.tokenizer.chat_template = CHATML.replace("<|im_end|>", "<end>")
+    model.tokenizer.eos_token = "<end>"
+    network = tiny_models.build("llama", dtype=torch.float64, vocab_size=len(model.tokenizer))
+    with torch.no_grad():
+        network.lm_head.weight[-1] *= 3  # likely in some places
+    model = Backbone(network, model.tokenizer)
+    told: list[str] = []
+
+    def lengths(completions: list[str]) -> list[float]:
+        told.extend(completions)
+        return [float(len(one)) for one in completions]
+
+    rollouts = replace(rollouts_of(model), reward=RewardFunction("lengths", lengths))
+    asked = rollouts.rows(list(rollouts.questions.values()))
+    drawn, _ = rollouts.draw(start_of(model), asked, 0, 0, ALONE)
+    end = len(model.tokenizer) - 1
+    assert any(end in row.input_ids[-row.num_labels :] for row in drawn)  # and is learned
+    assert not any("<end>" in one for one in told)
 
 
 def run(
@@ -228,19 +254,23 @@ def test_a_reward_that_fails_loses_nothing(tmp_path: Path) -> None:
     assert curves(rest) == curves(whole)[3:]
 
 
-def test_a_validation_that_fails_leaves_the_good_point_as_it_was(tmp_path: Path) -> None:
-    events = run(tmp_path / "calm", save_every=1)
+@pytest.mark.parametrize("every", [1, 2])
+def test_a_validation_that_fails_leaves_the_good_point_as_it_was(
+    tmp_path: Path, every: int
+) -> None:
+    changes: dict[str, Any] = {"save_every": 1, "eval_every": every}
+    events = run(tmp_path / "calm", **changes)
     calls: list[int] = []
 
     def failing(completions: list[str], letter: list[str]) -> list[float]:
         calls.append(1)
-        if len(calls) == 3:  # the validation of step 2
+        if len(calls) == every + 1:  # the first validation, right behind a good point or later
             raise ValueError("away")
         return of_even(completions, letter)
 
     with pytest.raises(TrainingError):
-        run(tmp_path / "left", function=RewardFunction("test:of_even", failing), save_every=1)
-    run(tmp_path / "left", save_every=1)
+        run(tmp_path / "left", function=RewardFunction("test:of_even", failing), **changes)
+    run(tmp_path / "left", **changes)
     states = [read_state(tmp_path / name / STATE_FILE) for name in ("calm", "left")]
     whole, resumed = (one.progress() for one in states)
     assert events and resumed.good_step == whole.good_step
