@@ -93,6 +93,9 @@ def encode_rows(
             expected = "two answers, one preferred" if are_pairs else "one answer"
             found = "one" if are_pairs else "two: --objective dpo learns from both"
             raise InputError(f"{row.source}: expected {expected}, found {found}")
+        if row.rejected is not None:
+            _check_answers(row, row.rejected)
+    _check_targets(rows)
     context = _context(backbone, config)
     for row in every(rows):
         backbone.check_row(row)
@@ -128,6 +131,39 @@ def _checked(example: Example) -> Example:
             f"{type(wrong).__name__}"
         )
     return example
+
+
+def _check_answers(row: Row, rejected: Row) -> None:
+    """Refuse a pair with more than two answers to the same, of which one is preferred.
+
+    Raises:
+        InputError: they are to different texts, or the same, or hold what no pair counts by.
+    """
+    if row.input_ids[: -row.num_labels] != rejected.input_ids[: -rejected.num_labels]:
+        raise InputError(
+            f"{row.source}: expected two answers to the same, found different ids before them: "
+            "drop the row"
+        )
+    if row.input_ids == rejected.input_ids and row.media is None:
+        raise InputError(f"{row.source}: its two answers are the same ids: drop the row")
+    for one in (row, rejected):
+        if one.weight != 1 or one.target is not None:
+            what = f"a weight of {one.weight:g}" if one.target is None else "a teacher's target"
+            raise InputError(
+                f"{row.source}: expected two answers, one preferred, found {what} beside them: "
+                "pairs count alike, by their labels; leave it out"
+            )
+
+
+def _check_targets(rows: Sequence[Row]) -> None:
+    """Refuse rows some of which have a teacher's target: their losses are not of one kind.
+
+    Raises:
+        DataError: names the first without one.
+    """
+    bare = [row for row in rows if row.target is None]
+    if 0 < len(bare) < len(rows):
+        raise DataError(f"{bare[0].source}: has no teacher's target, and other rows have one")
 
 
 def encode_texts(

@@ -11,6 +11,7 @@ from tiny_tokenizer import tiny_tokenizer
 
 from foreword import Backbone, Example, Row, SoftPrompt, TrainConfig, train
 from foreword.config import RewardConfig
+from foreword.data.target import certain
 from foreword.errors import ForewordError
 from foreword.training.preference import Preference
 from foreword.training.questions import Question
@@ -48,6 +49,43 @@ def test_examples_that_can_be_read_once_are_all_trained_on() -> None:
     [once] = train(made, iter(rows), CONFIG, validation=iter(rows))
     assert (once.loss, once.validation) == (whole.loss, whole.validation)
     assert once.validation is not None
+
+
+ASKED = Row.from_ids([3, 4], [5], "row 1")
+OTHER = Row.from_ids([3, 4], [6, 7])
+TAUGHT = replace(ASKED, target=certain([5]))
+PAIR = replace(ASKED, rejected=OTHER)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (replace(PAIR, weight=2.0), "a weight of 2"),
+        (replace(ASKED, rejected=replace(OTHER, weight=0.5)), "a weight of 0.5"),
+        (replace(TAUGHT, rejected=replace(OTHER, target=certain([6, 7]))), "a teacher's target"),
+        (replace(ASKED, rejected=Row.from_ids([4, 4], [6])), "different ids before them"),
+        (replace(ASKED, rejected=ASKED), "are the same ids"),
+    ],
+    ids=["weight", "weight of the other", "targets", "other texts", "same answers"],
+)
+@pytest.mark.parametrize("is_held_out", [False, True])
+def test_pairs_of_rows_hold_what_pairs_of_texts_hold(
+    wrong: Row, said: str, is_held_out: bool
+) -> None:
+    rows = [PAIR] if is_held_out else [PAIR, wrong]
+    given = {"validation": [wrong]} if is_held_out else {}
+    with pytest.raises(ForewordError, match=f"^row 1: .*{said}"):
+        train(backbone(), rows, CONFIG, objective=Preference(), **given)
+
+
+@pytest.mark.parametrize("size", [1, 2])
+@pytest.mark.parametrize("is_held_out", [False, True])
+def test_rows_of_labels_and_of_a_teacher_mix_in_no_batch(size: int, is_held_out: bool) -> None:
+    config = replace(CONFIG, micro_batch_size=size)
+    mixed = [TAUGHT, replace(OTHER, source="bare")]
+    with pytest.raises(ForewordError, match="^bare: has no teacher's target"):
+        train(backbone(), [TAUGHT] if is_held_out else mixed, config,
+              validation=mixed if is_held_out else ())  # fmt: skip
 
 
 @pytest.mark.parametrize("name", ["config", "encoding_config"])
