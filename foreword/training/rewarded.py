@@ -131,9 +131,19 @@ def reward_seeds(
 def _check_room(
     backbone: Backbone, start: SoftPrompt, rows: Sequence[Row], config: RewardConfig
 ) -> None:
-    """Refuse questions beside which an answer does not fit into the model's context."""
+    """Refuse questions beside which an answer does not fit into the model's context, and answers
+    that do not fit into the decoder behind an encoder.
+    """
     context = backbone.capabilities.context_length
-    if context is None or backbone.reads_apart:
+    if context is None:
+        return
+    if backbone.reads_apart:  # the decoder reads its start token, and keys and values before it
+        room = context - 1 - (start.num_virtual_tokens if start.form == "key_values" else 0)
+        if config.answer_tokens > room:
+            raise InputError(
+                f"--answer-tokens {config.answer_tokens}: the model's decoder has room for {room}: "
+                "lower it"
+            )
         return
     room = context - start.num_virtual_tokens - config.answer_tokens
     for row in rows:

@@ -58,12 +58,14 @@ def encode_rows(
     encoding_config: EncodingConfig,
     *,
     are_pairs: bool = False,
+    has_answers: bool = True,
 ) -> tuple[list[Row], list[str]]:
     """Return examples as rows of ids that fit behind the prompt, and what there is to say of them;
     rows pass as they are.
 
     Args:
         are_pairs: whether each has two answers, of which one is preferred.
+        has_answers: whether the labels of rows are their answers; else a row is all that is asked.
     """
     counts: Counter[str] = Counter()
     texts: list[Example] = []
@@ -99,14 +101,14 @@ def encode_rows(
     context = _context(backbone, config)
     for row in every(rows):
         backbone.check_row(row)
-        if row.num_labels >= len(row.input_ids):
+        if has_answers and row.num_labels >= len(row.input_ids):
             raise InputError(
                 f"{row.source}: every token is a label; a row needs one token before its answer"
             )
         if len(row.input_ids) > context:
             raise InputError(f"{row.source}: {len(row.input_ids)} tokens, at most {context} fit")
         if backbone.reads_apart:
-            _check_pair(backbone, row, config)
+            _check_apart(backbone, row, row.num_labels if has_answers else 0, config)
     return rows, said
 
 
@@ -241,9 +243,9 @@ def _context(backbone: Backbone, config: TrainConfig) -> int:
     return left
 
 
-def _check_pair(backbone: Backbone, row: Row, config: TrainConfig) -> None:
+def _check_apart(backbone: Backbone, row: Row, num_labels: int, config: TrainConfig) -> None:
     """Refuse a row whose text does not fit into the encoder, or its labels into the decoder."""
-    counts = (len(row.input_ids) - row.num_labels, row.num_labels)
+    counts = (len(row.input_ids) - num_labels, num_labels)
     rooms = _pair_rooms(backbone, config)
     for what, count, room in zip(("text", "labels"), counts, rooms, strict=True):
         if count > room:

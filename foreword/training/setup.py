@@ -85,9 +85,17 @@ def prepare(
     stored = read_state(file) if resume and file is not None and file.exists() else None
     encoding_config = start_rows.written(backbone, encoding_config, initial, objective, stored)
     ranks = distributed.join()
-    is_paired = objective.has_pairs
-    rows, cut = encode_rows(backbone, examples, config, encoding_config, are_pairs=is_paired)
-    held_out, _ = encode_rows(backbone, validation, config, encoding_config, are_pairs=is_paired)
+    (rows, cut), (held_out, _) = (
+        encode_rows(
+            backbone,
+            part,
+            config,
+            encoding_config,
+            are_pairs=objective.has_pairs,
+            has_answers=objective.has_answers,
+        )
+        for part in (examples, validation)
+    )
     _check_rows(rows, held_out, config)
     if is_open:
         config, said = start.with_start(backbone, config, rows, held_out)

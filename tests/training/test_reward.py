@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy
 import pytest
+import seq2seq_models
 import tiny_models
 import torch
 from stopped_runs import events_until
@@ -19,7 +20,7 @@ from tokenizers import AddedToken
 from torch import Tensor
 from transformers.utils import chat_template_utils
 
-from foreword import Backbone, SoftPrompt, TrainConfig, TrainEvent
+from foreword import Backbone, SoftPrompt, TrainConfig, TrainEvent, train
 from foreword.chat import answers
 from foreword.config import RewardConfig
 from foreword.data import template_dates
@@ -511,6 +512,41 @@ def test_options_of_labels_are_refused(changes: dict[str, Any], named: str) -> N
 def test_a_question_beside_which_no_answer_fits_is_refused() -> None:
     with pytest.raises(InputError, match="question 1: .* lower --answer-tokens"):
         run(config=replace(CONFIG, answer_tokens=250))
+
+
+def test_a_question_may_be_one_token() -> None:
+    made = backbone(torch.float32)
+    made.tokenizer.chat_template = None
+    start = SoftPrompt.from_embeddings(tiny_models.embeddings(made.model, 4))
+    function = RewardFunction("even", lambda completions: [len(one) % 2 for one in completions])
+    short = replace(TRAIN, num_steps=1)
+    asked = [{"prompt": "a"}, {"prompt": "b"}]
+    (event,) = reward(made, start, function, asked, CONFIG, short, validation=asked)
+    assert event.reward is not None and event.validation is not None
+
+
+@pytest.mark.parametrize("form", ["embeddings", "key_values"])
+def test_behind_an_encoder_questions_are_as_long_as_its_positions(form: Any) -> None:
+    tokenizer = tiny_tokenizer(chat_template=None)
+    made = Backbone(seq2seq_models.build("bart", vocab_size=len(tokenizer)), tokenizer)
+    start = SoftPrompt.from_embeddings(tiny_models.embeddings(made.model, 4))
+    if form == "key_values":
+        config = TrainConfig(form=form, num_virtual_tokens=4, init="vocabulary", num_steps=1)
+        *_, last = train(made, [Row.from_ids([3, 4], [5])], config)
+        start = last.prompt
+    text, answer = (36, 39) if form == "embeddings" else (40, 35)  # of 40 positions each
+    function = RewardFunction("even", lambda completions: [len(one) % 2 for one in completions])
+
+    def asked(num_tokens: int, answer_tokens: int) -> None:
+        config = replace(CONFIG, group=2, answer_tokens=answer_tokens)
+        rows = [{"prompt": "b"}, {"prompt": "a" * num_tokens}]
+        list(reward(made, start, function, rows, config, replace(TRAIN, num_steps=2)))
+
+    asked(text, answer)
+    with pytest.raises(InputError, match=f"^question 2: text of {text + 1} tokens, at most {text}"):
+        asked(text + 1, answer)
+    with pytest.raises(InputError, match=f"^--answer-tokens {answer + 1}: .* room for {answer}:"):
+        asked(text, answer + 1)
 
 
 def test_questions_are_compared_whole_and_tell_nothing_of_answers() -> None:
