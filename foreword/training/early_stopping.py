@@ -1,25 +1,24 @@
 """Early stopping (`--patience`): whether a run ends since validations find nothing better."""
 
-import math
 from collections.abc import Sequence
 
 NUM_WORSE = 3  # validations in a row without a better one, of which the run speaks
 
 
 def worsening(
-    validations: Sequence[tuple[int, float]], best_step: int, patience: int
+    validations: Sequence[tuple[int, float]], best: tuple[int, float], patience: int
 ) -> tuple[str | None, bool]:
     """Return what to say of validations since the best one, and whether to stop.
 
     Args:
         validations: step and loss of each, in order.
-        best_step: that of the best.
+        best: step and loss of the best, which may be of before the run went back.
         patience: validations without a better one after which the run ends; 0: never.
     """
+    best_step, least = best
     worse = [loss for step, loss in validations if step > best_step]
-    best = next((loss for step, loss in validations if step == best_step), math.nan)
     seen = (
-        f"the validation loss was {best:.3g} at step {best_step} and is {worse[-1]:.3g} now"
+        f"the validation loss was {least:.3g} at step {best_step} and is {worse[-1]:.3g} now"
         if worse
         else ""
     )

@@ -278,7 +278,7 @@ def _remarks(run: Run, state: TrainState, result: Validation | None) -> list[str
     validations = [(one.step, one.loss) for one in state.history.validations]
     is_over = False
     if result is not None:
-        said, is_over = early_stopping.worsening(validations, state.best_step, run.config.patience)
+        said, is_over = early_stopping.worsening(validations, state.best_point, run.config.patience)
         found.append(said)
     state.progress.is_finished = is_over or state.progress.step >= run.num_steps
     return [sentence for sentence in found if sentence]

@@ -8,6 +8,7 @@ no model and computes no gradient.
 
 import contextlib
 import json
+import math
 import random
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -61,9 +62,14 @@ class TrainState:
         return self.method.prompt()
 
     @property
-    def best_step(self) -> int:
-        """The step of the best prompt by validation; 0 where nothing was validated."""
-        return self.best.facts["metrics"]["step"] if self.best else 0
+    def best_point(self) -> tuple[int, float]:
+        """The step of the best prompt by validation, and its loss; 0 where nothing was
+        validated.
+        """
+        if self.best is None:
+            return 0, math.nan
+        metrics = self.best.facts["metrics"]
+        return metrics["step"], metrics["validation"]["loss"]
 
     def latest(self) -> tuple[int, float, float, float]:
         """Return the number, loss and learning rate of the latest step, and its seconds."""
@@ -92,7 +98,7 @@ class TrainState:
         """Count a validation, as plain data, and keep the prompt if it is the best."""
         step, loss = self.progress.step, self.history.losses[-1]
         self.history.validations.append(ValidationPoint(step, **result))
-        if self.best is None or result["loss"] < self.best.facts["metrics"]["validation"]["loss"]:
+        if self.best is None or result["loss"] < self.best_point[1]:
             metrics = {"step": step, "validation": result, "training_loss": loss}
             self.best, self.best_tasks = self.snapshot(metrics), self.task_snapshots(metrics)
 

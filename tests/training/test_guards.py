@@ -12,11 +12,13 @@ from tiny_tokenizer import tiny_tokenizer
 
 from foreword import Backbone, EncodingConfig, Row, SoftPrompt, TrainConfig, TrainEvent, train
 from foreword.errors import DivergedError, TrainingError
-from foreword.training import guards, out_of_memory, step
+from foreword.training import guards, loop, out_of_memory, step
 from foreword.training.checkpoint import STATE_FILE, read_state
 from foreword.training.early_stopping import worsening
 from foreword.training.guards import standstill
-from foreword.training.validation import score_rows
+from foreword.training.objective import Likelihood
+from foreword.training.out_of_memory import step_that_fits
+from foreword.training.validation import Validation, score_rows
 
 ROWS = [
     Row.from_ids(tiny_models.ids(length).tolist(), tiny_models.ids(2, seed=5).tolist())
@@ -258,10 +260,33 @@ def test_an_early_end_stays_an_end(backbone: Backbone, tmp_path: Path) -> None:
 
 def test_validations_that_worsen_are_spoken_of_once() -> None:
     worse = [(1, 2.0), (2, 1.0), (3, 1.1), (4, 1.2), (5, 1.3)]
-    assert worsening(worse[:4], 2, 0) == (None, False)
-    sentence, is_over = worsening(worse, 2, 0)
+    assert worsening(worse[:4], (2, 1.0), 0) == (None, False)
+    sentence, is_over = worsening(worse, (2, 1.0), 0)
     assert "was 1 at step 2 and is 1.3 now" in str(sentence) and not is_over
-    assert worsening([*worse, (6, 1.4)], 2, 0) == (None, False)
+    assert worsening([*worse, (6, 1.4)], (2, 1.0), 0) == (None, False)
+
+
+def test_the_best_is_spoken_of_as_it_was_though_the_run_went_back(
+    backbone: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses = iter([3.0, 1.0, 3.0, 2.0, 2.5, 2.6])  # the third step diverges, once
+    steps = iter(range(1, 9))
+
+    class Told(Likelihood):
+        def validate(self, *_: Any) -> Validation:
+            return Validation(next(losses), 0.0)
+
+    def once_diverging(*given: Any) -> tuple[float, float]:
+        if next(steps) == 3:
+            raise DivergedError("the loss is nan")
+        return step_that_fits(*given)
+
+    monkeypatch.setattr(loop, "step_that_fits", once_diverging)
+    config = dataclasses.replace(CONFIG, eval_every=1, patience=2)
+    *_, last = train(backbone, ROWS, config, validation=ROWS, objective=Told())
+    assert last.step == 4 and last.prompt is not None
+    assert last.notices[-1].startswith("the validation loss was 1 at step 2 and is 2.6 now, with")
+    assert last.prompt.facts["metrics"]["validation"]["loss"] == 1
 
 
 def test_a_loss_that_does_not_move_is_spoken_of_once() -> None:
