@@ -24,6 +24,7 @@ from foreword.data.row import Row as Row
 from foreword.data.row_text import RowText
 from foreword.data.special_tokens import shown
 from foreword.data.tokenizing import token_ids
+from foreword.data.unsaid_answers import unsaid
 from foreword.errors import DataError, InputError
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ NO_LIMIT = truncation.NO_LIMIT
 @dataclass(frozen=True)
 class EncodingReport:
     """What became of the examples; lengths in tokens, virtual tokens not counted. `notes` name what
-    of the messages the chat template does not read.
+    of the messages the chat template does not read, and answers that the labels do not hold.
     """
 
     num_rows: int
@@ -236,7 +237,7 @@ def encode_examples(
         num_truncated=sum(row.is_truncated for row in rows),
         num_tokens=sum(len(row.input_ids) for row in rows),
         num_label_tokens=sum(row.num_labels for row in rows),
-        notes=_unused(examples, tokenizer, config),
+        notes=(*_unused(examples, tokenizer, config), *unsaid(examples, rows, tokenizer)),
     )
 
 

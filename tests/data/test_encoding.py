@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import small_tokenizers
 import torch
 from tiny_tokenizer import CHATML, tiny_tokenizer
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -276,3 +277,40 @@ def test_whatever_a_tokenizer_puts_behind_a_text_is_not_before_the_answer(adds: 
     assert tokenizer.decode(row.input_ids) == "<|bos|>ab<|im_end|>"
     closed = encode_prompt("a", tokenizer, PLAIN, is_closed=True)
     assert tokenizer.decode(closed) == adds.replace("$A", "a").replace(" ", "")
+
+
+@pytest.mark.parametrize(
+    ("name", "answer", "becomes"),
+    [
+        ("metaspace", 'a {"b": 1}', "a <unk>"),  # as T5 knows no braces
+        ("metaspace", "a\nb", "a<unk"),  # nor line breaks
+        ("word pieces", "a\nb", "a b"),
+        ("word pieces", "hello x b", "hello <unk> b"),
+    ],
+)
+def test_answers_that_a_tokenizer_cannot_say_are_told(name: str, answer: str, becomes: str) -> None:
+    tokenizer = small_tokenizers.BUILDERS[name]()
+    examples = [Example("a", "b", "rows.csv:2"), Example("a", answer, "rows.csv:3")]
+    _, report = encode_examples(examples, tokenizer, PLAIN, 99)
+    [said] = report.notes
+    assert "(1 row)" in said and f"{answer!r} of rows.csv:3 becomes" in said
+    assert becomes[:4] in said.partition("becomes")[2]
+
+
+@pytest.mark.parametrize("name", sorted({*small_tokenizers.BUILDERS} - {"word ends"}))
+@pytest.mark.parametrize("answer", ["hello", " a", "b ", "é", "a b", "日本 s"])
+def test_answers_that_a_tokenizer_says_as_they_are_written_need_no_word(
+    name: str, answer: str
+) -> None:
+    tokenizer = small_tokenizers.BUILDERS[name]()
+    _, report = encode_examples([Example("a", answer)], tokenizer, PLAIN, 99)
+    assert report.notes == ()
+
+
+@pytest.mark.parametrize(
+    "answer", ["e\u0301", "x<|im_end|>", "<|im_start|>", "\n\nyes", "a\nb", "  a  b "]
+)
+@pytest.mark.parametrize("prompt", ["a", CHAT], ids=["plain", "chat"])
+def test_answers_of_bytes_are_said_whatever_they_spell(prompt: Any, answer: str) -> None:
+    _, report = encode_examples([Example(prompt, answer)], tiny_tokenizer(), PLAIN, 99)
+    assert report.notes == ()
