@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -45,6 +46,13 @@ class Rollouts:
     encoding: EncodingConfig
     reward: RewardFunction
     config: RewardConfig
+
+    @cached_property
+    def _blank(self) -> dict[str, Any]:
+        """Every column that some question has, empty: what a step's own questions have of them
+        does not tell which there are.
+        """
+        return dict.fromkeys(name for one in self.questions.values() for name in one.columns)
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -100,7 +108,7 @@ class Rollouts:
             told = [self.questions[whole[number].source] for number in mine]
             texts = [said[number].text for number in mine]  # an end of no special token is none
             asked = [one.asked if one.told is None else one.told for one in told]
-            values = self.reward(asked, texts, [one.columns for one in told])
+            values = self.reward(asked, texts, [self._blank | one.columns for one in told])
             rewards[mine] = torch.tensor(values, dtype=torch.float64, device="cpu")
         ranks.add_up([rewards])
         own = {number: answer.ids for number, answer in said.items()}

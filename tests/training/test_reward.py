@@ -361,6 +361,22 @@ def test_a_function_is_given_what_it_names() -> None:
         RewardFunction("f", lambda a, /: a).check(["a"])
 
 
+def test_a_column_of_some_rows_is_given_in_every_step() -> None:
+    seen: list[Any] = []
+
+    def hinted(completions: list[str], hint: Any = "none", **columns: Any) -> list[float]:
+        seen.append((hint, set(columns)))
+        return [float(len(one)) for one in completions]
+
+    made, config = backbone(), replace(TRAIN, batch_size=1, num_steps=2, eval_every=0)
+    rows = [{"prompt": "say a", "hint": "x"}, {"prompt": "say b", "letter": "b"}]
+    function, asked = RewardFunction("hinted", hinted), [{"prompt": "say c"}]
+    list(reward(made, start_of(made), function, rows, CONFIG, config, validation=asked))
+    hints = [hint[0] if isinstance(hint, list) else hint for hint, _ in seen]
+    assert sorted(map(str, hints)) == ["None", "None", "x"]  # the last one of the validation
+    assert all(names == {"prompts", "prompt", "letter"} for _, names in seen)
+
+
 def test_a_function_is_found_in_a_file_or_a_module(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
