@@ -9,7 +9,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from foreword import notebook
 from foreword.backbone import Backbone
 from foreword.config import EncodingConfig, TrainConfig
 from foreword.data.row import Row
-from foreword.errors import DivergedError, ForewordError
+from foreword.errors import DivergedError
 from foreword.prompt.soft_prompt import SoftPrompt
 from foreword.training import distributed, early_stopping, guards
 from foreword.training.folders import STATE_FILE
@@ -205,9 +205,18 @@ def _is_unvalidated(run: Run, state: TrainState) -> bool:
 
 def _rows(run: Run, state: TrainState) -> list[Row]:
     """Return the rows of the next step; where they cannot be made, write the state first."""
-    try:
+    with _nothing_lost(run, state):
         return run.rows_behind(state.prompt, state.progress.step)
-    except ForewordError:
+
+
+@contextmanager
+def _nothing_lost(run: Run, state: TrainState) -> Iterator[None]:
+    """Write the state where what is done between two steps fails, of whatever kind, or is cut off:
+    the user's own function, the memory, an interrupt.
+    """
+    try:
+        yield
+    except BaseException:
         state.save_for(run)
         raise
 
@@ -256,11 +265,8 @@ def _validate_if_due(run: Run, state: TrainState) -> Validation | None:
         return None
     size = state.progress.micro_batch_size
     prompts = task_prompts(state.method) or state.prompt
-    try:
+    with _nothing_lost(run, state):
         result = run.objective.validate(run.backbone, prompts, run.held_out, size, run.ranks)
-    except ForewordError:  # the step is not lost
-        state.save_for(run)
-        raise
     if not math.isfinite(result.loss):
         raise DivergedError(f"the validation loss is {result.loss:.4g}; lower --learning-rate")
     state.validated(result.facts)

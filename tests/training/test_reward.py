@@ -255,6 +255,35 @@ def test_a_reward_that_fails_loses_nothing(tmp_path: Path) -> None:
     assert curves(rest) == curves(whole)[3:]
 
 
+@pytest.mark.parametrize("error", [RuntimeError, torch.OutOfMemoryError, KeyboardInterrupt])
+@pytest.mark.parametrize(("call", "step"), [(3, 2), (5, 3)], ids=["validation", "answers"])
+def test_what_fails_between_steps_loses_none(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    error: type[BaseException],
+    call: int,
+    step: int,
+) -> None:
+    whole = run(tmp_path / "calm", save_every=9)
+    drawn, calls = Rollouts._answered, []
+
+    def failing(self: Rollouts, *given: Any, **options: Any) -> Any:
+        calls.append(1)
+        if len(calls) == call:
+            raise error("not enough memory")
+        return drawn(self, *given, **options)
+
+    with monkeypatch.context() as patch, pytest.raises(error):
+        patch.setattr(Rollouts, "_answered", failing)
+        run(tmp_path / "left", save_every=9)
+    assert read_state(tmp_path / "left" / STATE_FILE).progress().step == step
+    rest = run(tmp_path / "left", save_every=9)
+    same = [[(e.step, e.loss, e.validation) for e in one] for one in (rest, whole)]
+    assert same[0] == same[1][-len(rest) :]
+    assert rest[-1].prompt is not None and whole[-1].prompt is not None
+    assert rest[-1].prompt.content_hash == whole[-1].prompt.content_hash
+
+
 @pytest.mark.parametrize("every", [1, 2])
 def test_a_validation_that_fails_leaves_the_good_point_as_it_was(
     tmp_path: Path, every: int
