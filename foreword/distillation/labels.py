@@ -70,15 +70,16 @@ def toward_answer(row: Row, weight: float) -> Row:
     not among the kept ids stays as it is.
 
     Args:
-        row: with the teacher's answer and its target.
+        row: with the teacher's answer and its target. One whose target is certain of its own answer
+            is returned as it is.
         weight: in [0, 1); 0 returns the row itself.
     """
-    if not weight or row.target is None:
+    if not weight or row.target is None or row.target.is_certain:
         return row
     ids, log_probabilities = row.target.ids, row.target.log_probabilities.double()
     is_said = ids == torch.tensor(row.input_ids[-row.num_labels :], device="cpu")[:, None]
     is_said &= is_said.cumsum(-1) == 1  # where fewer are kept, the first id fills the rest
-    own = weight * is_said.any(-1, keepdim=True)
+    own = weight * is_said.any(-1, keepdim=True).double()
     shares = log_probabilities.exp() * (1 - own) + own * is_said
     target = replace(row.target, log_probabilities=shares.log().float())
     return replace(row, target=target)

@@ -108,7 +108,7 @@ class Rollouts:
             told = [self.questions[whole[number].source] for number in mine]
             texts = [said[number].text for number in mine]  # an end of no special token is none
             asked = [one.asked if one.told is None else one.told for one in told]
-            values = self.reward(asked, texts, [self._blank | one.columns for one in told])
+            values = self.reward(asked, texts, [{**self._blank, **one.columns} for one in told])
             rewards[mine] = torch.tensor(values, dtype=torch.float64, device="cpu")
         ranks.add_up([rewards])
         own = {number: answer.ids for number, answer in said.items()}

@@ -16,7 +16,7 @@ from foreword import Backbone, Row, SoftPrompt, TrainConfig
 from foreword.config import EncodingConfig
 from foreword.data.example import Example
 from foreword.data.target import Target, certain
-from foreword.distillation.distill import distill
+from foreword.distillation.distill import _on_policy, distill
 from foreword.distillation.labels import label_rows, toward_answer
 from foreword.distillation.lesson import prepare
 from foreword.distillation.queries import Query
@@ -173,6 +173,21 @@ def test_a_target_toward_the_answer_is_both_losses_at_their_weights(weight: floa
         [other] = torch.autograd.grad(slow, logits, retain_graph=True)
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-7)
     assert toward_answer(row, 0.0) is row
+
+
+@pytest.mark.parametrize("weight", [0.1, 0.2, 0.3, 0.7, 0.9])
+def test_own_answers_stay_labels_where_the_student_answers_the_others(weight: float) -> None:
+    model = backbone()
+    config = replace(NONE_ASIDE, labels=0.4, answer_weight=weight, on_policy=0.999)
+    lesson = prepare(model, TEXT, SOME, 8, config)
+    own = [row for row in lesson.rows if row.weight == 0.4]
+    assert len(own) == 3
+    assert all(row.target == certain(row.input_ids[-row.num_labels :]) for row in own)
+    source = _on_policy(model, lesson, 0)
+    assert source is not None
+    made = source.rows(lesson.start, lesson.rows, 0, ALONE)
+    kept = [new for new, old in zip(made, lesson.rows, strict=True) if new is old]
+    assert kept == own and len(made) == len(lesson.rows) > 3
 
 
 def test_answers_weigh_in_what_is_learned_and_not_in_what_is_held_out() -> None:
