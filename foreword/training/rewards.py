@@ -12,6 +12,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
+from numbers import Complex, Real
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from foreword.compat.error_lines import first_line
 from foreword.errors import InputError, TrainingError
 
 PROMPTS, COMPLETIONS = "prompts", "completions"
-NO_LIST = (str, bytes, Mapping, Set)
+NO_LIST = (str, bytes, bytearray, Mapping, Set)
 LARGEST = 1e30  # beyond which sums of squares are no float32 numbers
 ANY = inspect.Parameter.VAR_KEYWORD
 
@@ -86,7 +87,7 @@ class RewardFunction:
 
     def _checked(self, found: Any, count: int) -> list[float]:
         try:
-            if isinstance(found, NO_LIST):
+            if isinstance(found, NO_LIST) or hasattr(found, "columns"):  # a table gives their names
                 raise TypeError("in no order, or no numbers")
             values = [_number(value) for value in found]
         except Exception as error:  # what is returned is the user's code, too
@@ -139,9 +140,13 @@ def load_reward(spec: str) -> RewardFunction:
 
 
 def _number(value: Any) -> float:
-    """Return a number of any kind; a text is none, whatever it spells."""
+    """Return a number of any kind; a text is none, whatever it spells, and neither is what float
+    would cut down to its real part.
+    """
     if isinstance(value, str | bytes):
         raise TypeError(f"{value!r} is text")
+    if isinstance(value, Complex) and not isinstance(value, Real):
+        raise TypeError(f"{value!r} has two parts")
     return float(value)
 
 

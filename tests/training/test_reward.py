@@ -3,6 +3,7 @@
 import hashlib
 import json
 import statistics
+from collections.abc import Iterator
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
@@ -322,6 +323,15 @@ def test_a_function_that_changes_what_it_is_given_changes_nothing_else() -> None
     assert rows[0]["keys"] == ["x", "y"] and prompts[0] == [{"role": "user"}]
 
 
+class Table:
+    """As a DataFrame: what is read of it one after another is its columns' names."""
+
+    columns = range(12)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.columns)
+
+
 @pytest.mark.parametrize(
     ("found", "named"),
     [
@@ -335,6 +345,9 @@ def test_a_function_that_changes_what_it_is_given_changes_nothing_else() -> None
         ({str(number): 1.0 for number in range(12)}, "expected a list of 12 numbers"),
         ([10**400] * 12, "expected a list of 12 numbers"),
         (torch.zeros(12, 2), "expected a list of 12 numbers"),
+        (bytearray(12), "expected a list of 12 numbers"),
+        (numpy.full(12, 1 + 2j), "expected a list of 12 numbers"),
+        (Table(), "expected a list of 12 numbers"),
     ],
 )
 def test_what_is_no_reward_is_said_in_one_line(found: Any, named: str) -> None:
