@@ -80,7 +80,7 @@ class OnPolicy:
         mine = [
             index
             for index in range(ranks.rank, len(rows), ranks.size)
-            if question(rows[index]) in self.questions and not _is_own(rows[index])
+            if question(rows[index]) in self.questions and not self._is_own(rows[index])
         ]
         found: dict[int, Row] = {}
         prefix = self.backbone.compile(prompt.detached())
@@ -92,6 +92,11 @@ class OnPolicy:
         if ranks.size > 1:
             found = self._shared(found, rows, ranks)
         return [found.get(index, row) for index, row in enumerate(rows)]
+
+    def _is_own(self, row: Row) -> bool:
+        """Return whether a row's answer is that of the data; a teacher may be as certain of one."""
+        is_certain = row.target is not None and row.target.is_certain
+        return is_certain and row.weight == self.config.labels
 
     def _answered(self, prefix: Prefix, rows: Sequence[Row]) -> list[Row]:
         """Return questions with answers that are drawn behind a prefix, and their targets."""
@@ -150,7 +155,3 @@ def questions_of(
         )
         for query, part in zip(queries, places, strict=True)
     }
-
-
-def _is_own(row: Row) -> bool:
-    return row.target is not None and row.target.is_certain

@@ -14,7 +14,7 @@ from torch import Tensor
 from foreword import Backbone, chat
 from foreword.data.batches import collate
 from foreword.data.encoding import Row
-from foreword.data.target import Target, together
+from foreword.data.target import Target, certain, together
 from foreword.distillation import distill as distillation
 from foreword.distillation.distill import distill
 from foreword.distillation.lesson import Lesson, prepare
@@ -144,6 +144,18 @@ def labels(target: Target | None) -> list[tuple[Tensor, Tensor, Tensor]]:
         is_kept = values > -torch.inf
         found.append((ids[is_kept], values[is_kept].exp(), rest.exp()))
     return found
+
+
+def test_an_answer_of_which_the_teacher_is_certain_is_sampled_too() -> None:
+    model = backbone()
+    lesson = lesson_of(model)
+    rows = [
+        replace(row, target=certain(row.input_ids[-row.num_labels :]))  # as of --top-k 1
+        for row in lesson.rows
+        if row.source != "unrelated text"
+    ]
+    made = source_of(model, lesson).rows(lesson.start, rows, 4, ALONE)
+    assert rows and not [new for new, old in zip(made, rows, strict=True) if new is old]
 
 
 def test_the_last_share_of_the_steps_is_the_students_own(monkeypatch: pytest.MonkeyPatch) -> None:
