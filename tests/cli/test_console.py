@@ -24,7 +24,7 @@ from foreword.cli import app, commands, comparison, console, counted, main, opti
 from foreword.cli.chat import Session
 from foreword.cli.console import VisibleLog, strict_json, visible
 from foreword.config import ResamplingConfig, SamplingConfig
-from foreword.evaluation.metrics import METRICS
+from foreword.evaluation.metrics import METRICS, Outcome
 
 NASTY = (
     ":key: a:b:c\t[bold]x[/bold] [/] \\[y] \r\f\v\a\b\x1b[31mred\x1b]0;title\x07 \x9b2J \x7f "
@@ -103,13 +103,13 @@ def test_a_table_in_a_pipe_is_as_wide_as_its_cells(capsys: pytest.CaptureFixture
 
 def evaluation(name: str) -> Any:
     score = SimpleNamespace(has_interval=False, value=0.5, excludes_zero=False)
-    subject, outcome = SimpleNamespace(name=name), SimpleNamespace(expected_calls=())
+    outcomes = [Outcome(expected) for expected in [":key: [b]\x1b", ":key: [b]\x1b", "no"] * 2]
     return SimpleNamespace(
-        subject=subject, outcomes=[outcome], scores={"exact": score}, seconds=1.0
+        subject=SimpleNamespace(name=name), outcomes=outcomes, scores={"exact": score}, seconds=1.0
     )
 
 
-def test_names_of_subjects_are_shown_as_they_are(
+def test_names_of_subjects_and_classes_are_shown_as_they_are(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     results, metrics = [evaluation("a"), evaluation(":key: [bold]\x1b[31m")], [METRICS["exact"]]
@@ -118,6 +118,7 @@ def test_names_of_subjects_are_shown_as_they_are(
     options.output.print(comparison.differences_table(results[::-1], metrics, ResamplingConfig()))
     said = capsys.readouterr().out
     assert said.count(":key: [bold]\\x1b[31m") == 2 and "\x1b" not in said
+    assert "always answers ':key: [b]\\x1b': 66.7% right" in said
 
 
 @pytest.mark.parametrize("columns", [progress.COLUMNS, counted.COLUMNS])
