@@ -12,24 +12,23 @@ templates that are not in training. Test rows are not touched.
 import argparse
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
-from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from defaults import quiet
 from quality import CURVE_TASKS, MODEL
 from quality_data import TASKS, Task
 from quality_systems import ROWS
-from recorded import FOLDER, measured, write
+from recorded import FOLDER, measured, name_of, write
 
 from foreword import Backbone, Example, SoftPrompt, TrainConfig, train
 from foreword.config import DistillConfig, EvalConfig, MethodName
 from foreword.data.encoding import encode_examples
-from foreword.data.target import Target
+from foreword.data.target import certain
 from foreword.demo.home_commands import FEW_INTENTS, home_commands
 from foreword.distillation.starts import start_of
 from foreword.distillation.unrelated import written_rows
@@ -129,42 +128,28 @@ def unrelated(backbone: Backbone, rows: Sequence[Example], config: TrainConfig) 
     encoded, _ = encode_examples(list(rows), backbone.tokenizer, ROWS, MAX_LENGTH)
     written = written_rows(backbone, 60, DistillConfig(), config.seed)
     repeated = [written[index % 60] for index in range(len(rows) // BATCH_SIZE)]
-    told = [replace(row, target=_certain(row.input_ids[-row.num_labels :])) for row in encoded]
+    told = [replace(row, target=certain(row.input_ids[-row.num_labels :])) for row in encoded]
     return plain(backbone, [*told, *repeated], replace(config, batch_size=BATCH_SIZE + 1))
-
-
-def _certain(labels: Sequence[int]) -> Target:
-    """Return the target of a teacher that is sure of the labels: its loss is theirs."""
-    return Target(torch.tensor(labels)[:, None], torch.zeros(len(labels), 1))
 
 
 def hiding(draw: Callable[[Context, random.Random], set[int]]) -> Trained:
     """Hide virtual tokens that are drawn for each row and step from that row."""
 
     def run(backbone: Backbone, rows: Sequence[Example], config: TrainConfig) -> SoftPrompt:
-        with _hidden(draw, config.seed):
+        own, chance = Context.unseen, random.Random(config.seed)
+
+        def unseen(self: Context, batch: Any) -> Any:
+            found = own(self, batch)
+            if found is None:
+                found = torch.zeros(len(batch.input_ids), self.shape["num_virtual_tokens"]).bool()
+            for row in found:
+                row[[*draw(self, chance)]] = True
+            return found
+
+        with patch.object(Context, "unseen", unseen):
             return plain(backbone, rows, config)
 
     return run
-
-
-@contextmanager
-def _hidden(draw: Callable[[Context, random.Random], set[int]], seed: int) -> Iterator[None]:
-    own, chance = Context.unseen, random.Random(seed)
-
-    def unseen(self: Context, batch: Any) -> Any:
-        found = own(self, batch)
-        if found is None:
-            found = torch.zeros(len(batch.input_ids), self.shape["num_virtual_tokens"]).bool()
-        for row in found:
-            row[[*draw(self, chance)]] = True
-        return found
-
-    Context.unseen = unseen  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        Context.unseen = own  # type: ignore[method-assign]
 
 
 KEYS, VALUES = 2.13, 0.69  # root mean squares of SmolLM2-135M's, the median of its layers
@@ -172,7 +157,7 @@ KEYS, VALUES = 2.13, 0.69  # root mean squares of SmolLM2-135M's, the median of 
 
 def scaled(backbone: Backbone, rows: Sequence[Example], config: TrainConfig) -> SoftPrompt:
     """Train each layer's keys, and its values, at a rate that is a share of their own scale."""
-    own, seen = TrainState.set_rate, set[int]()
+    seen = set[int]()
 
     def set_rate(self: TrainState, rate: float) -> None:
         if id(self) not in seen:
@@ -185,11 +170,8 @@ def scaled(backbone: Backbone, rows: Sequence[Example], config: TrainConfig) -> 
         for index, group in enumerate(self.optimizer.param_groups):
             group["lr"] = rate * group["share"] / (VALUES if index % 2 else KEYS)
 
-    TrainState.set_rate = set_rate  # type: ignore[method-assign]
-    try:
+    with patch.object(TrainState, "set_rate", set_rate):
         return plain(backbone, rows, config)
-    finally:
-        TrainState.set_rate = own  # type: ignore[method-assign]
 
 
 def tokens(share: float) -> Callable[[Context, random.Random], set[int]]:
@@ -288,7 +270,7 @@ def main() -> None:
     arguments = parser.parse_args()
     quiet()
     backbone = Backbone.load(arguments.model)
-    model = Path(arguments.model).name.removesuffix(".gguf")
+    model = name_of(arguments.model)
     fields = ("model", "task", "change", "steps", "seed")
     for seed in arguments.seeds:
         for num_steps in arguments.steps:

@@ -24,7 +24,7 @@ import stock
 import torch
 from quality_data import TASKS, Task
 from quality_systems import CURVES, ROWS, SYSTEMS, System, Trained
-from recorded import FOLDER, measured, write
+from recorded import FOLDER, measured, name_of, write
 from transformers.utils import logging
 
 from foreword import Backbone, Example
@@ -161,7 +161,7 @@ def points(arguments: Any) -> None:
 def curves(arguments: Any) -> None:
     """Measure scores against processor seconds: some systems at several numbers of steps."""
     systems = chosen([s for s in SYSTEMS if s.name in CURVES], arguments)
-    model = Path(arguments.model).name.removesuffix(".gguf")
+    model = name_of(arguments.model)
     fields = ("model", "task", "system", "steps", "seed")
     wanted = [
         (model, name, system, num_steps, seed)

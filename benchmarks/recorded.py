@@ -11,6 +11,11 @@ from typing import Any
 FOLDER = Path(__file__).parent / "results"
 
 
+def name_of(model: str) -> str:
+    """Return what results call a base: a Hub id's or a file's own name."""
+    return Path(model).name.removesuffix(".gguf")
+
+
 def measured(file: Path) -> list[dict[str, Any]]:
     """Return every result so far."""
     lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []

@@ -56,15 +56,15 @@ def collate(rows: Sequence[Row], pad_id: int) -> Batch:
         label_mask[index, length - row.num_labels : length] = True
     tasks = tuple(row.task for row in rows)
     weights = tuple(row.weight for row in rows) if any(row.weight != 1 for row in rows) else ()
-    media, targets = collate_media(rows), _targets(rows)
+    media, targets = collate_media(rows), row_targets(rows)
     return Batch(input_ids, attention_mask, label_mask, media, tasks, targets, weights, rows)
 
 
-def _targets(rows: Sequence[Row]) -> tuple[Target, ...]:
-    """Return the targets of rows.
+def row_targets(rows: Sequence[Row]) -> tuple[Target, ...]:
+    """Return the targets of rows; nothing where none has one.
 
     Raises:
-        DataError: some have none.
+        DataError: some have none, so that their losses are not of one kind.
     """
     found = tuple(row.target for row in rows if row.target is not None)
     if found and len(found) < len(rows):

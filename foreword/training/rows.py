@@ -11,7 +11,7 @@ from typing import Any
 
 from foreword.backbone import Backbone
 from foreword.config import EncodingConfig, TrainConfig
-from foreword.data import encoding
+from foreword.data import batches, encoding
 from foreword.data.class_names import written_otherwise
 from foreword.data.columns import as_examples
 from foreword.data.encoding import NO_LIMIT, EncodingReport, Row
@@ -97,7 +97,7 @@ def encode_rows(
             raise InputError(f"{row.source}: expected {expected}, found {found}")
         if row.rejected is not None:
             _check_answers(row, row.rejected)
-    _check_targets(rows)
+    batches.row_targets(rows)  # all have one, or none
     context = _context(backbone, config)
     for row in every(rows):
         backbone.check_row(row)
@@ -155,17 +155,6 @@ def _check_answers(row: Row, rejected: Row) -> None:
                 f"{row.source}: expected two answers, one preferred, found {what} beside them: "
                 "pairs count alike, by their labels; leave it out"
             )
-
-
-def _check_targets(rows: Sequence[Row]) -> None:
-    """Refuse rows some of which have a teacher's target: their losses are not of one kind.
-
-    Raises:
-        DataError: names the first without one.
-    """
-    bare = [row for row in rows if row.target is None]
-    if 0 < len(bare) < len(rows):
-        raise DataError(f"{bare[0].source}: has no teacher's target, and other rows have one")
 
 
 def encode_texts(
